@@ -1,0 +1,1 @@
+"""INT8 post-training quantization: statistics, placement, parameters, Q/DQ graphs."""

@@ -1,0 +1,82 @@
+"""What a target is: a runtime on a kind of device. One file of this package is one target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolkit.core import plugins
+from toolkit.core.quant import FloatArray, QuantScheme
+from toolkit.core.results import LayerAudit, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a compilation left in its folder; kept as JSON beside the engine.
+
+    Attributes:
+        file: Name of the engine, or of the checked graph where no engine can be built here.
+        runs_here: Whether `Target.open` can run it on this machine.
+        note: What was built and checked, in words, for the report.
+        audit: Layers as the runtime executes them (empty where it cannot be known here).
+        warnings: What a reader of the report must know.
+    """
+
+    file: str
+    runs_here: bool
+    note: str
+    audit: tuple[LayerAudit, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Session(Protocol):
+    """A loaded engine."""
+
+    def infer(self, images: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W) that are preprocessed already."""
+        ...
+
+
+class Target(Protocol):
+    """A runtime: what it wants of a graph, and how it compiles and runs one."""
+
+    scheme: QuantScheme
+
+    def versions(self) -> Mapping[str, str]:
+        """SDK name -> version.
+
+        Raises:
+            TargetError: The SDK is absent; the hint says how to install it.
+        """
+        ...
+
+    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+        """Compile an ONNX file into the folder `out`.
+
+        Raises:
+            TargetError: The SDK is absent or refuses the graph.
+        """
+        ...
+
+    def open(self, engine: Path, *, threads: int | None = None) -> AbstractContextManager[Session]:
+        """Load a compiled engine; `threads` CPU threads (None: all)."""
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """Every target, by the name of its file or folder."""
+    return tuple(name for name in plugins.names("targets") if name != "runner")  # runs on devices, not here
+
+
+def get(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        RecipeError: There is none; the hint gives the nearest one.
+    """
+    target: Any = plugins.get("targets", name, "TARGET")
+    found: Target = target
+    return found

@@ -1,0 +1,1 @@
+"""edgeship: ResNets pruned, quantized to INT8, compiled, deployed and reported honestly."""

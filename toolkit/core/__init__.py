@@ -1,0 +1,1 @@
+"""Types, errors and small pure functions that every other package may use."""

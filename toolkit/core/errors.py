@@ -1,0 +1,77 @@
+"""Every error that a user can cause.
+
+ToolkitError                   exit 1
+  RecipeError                  exit 2   recipe file or option
+  DataError                             images, manifests, checkpoints
+  ModelError                            a graph we cannot prune, export or fold
+  QuantizationError                     a tensor that cannot be quantized as asked
+  TargetError                           driver or SDK
+  DeviceError                           a device that cannot be reached, or refuses
+  GateError                    exit 3   finished, but a gate was missed (the report is written)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolkitError(Exception):
+    """A failure that the user can act on.
+
+    Args:
+        message: What is wrong, naming the file, tensor or option.
+        hint: What to do next; printed on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), str(self), self.hint)  # keyword-only arguments do not pickle
+
+
+class RecipeError(ToolkitError):
+    """A recipe file or option that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(ToolkitError):
+    """Images, manifests or checkpoints that cannot be used."""
+
+
+class ModelError(ToolkitError):
+    """A model or graph that cannot be pruned, exported or folded."""
+
+
+class QuantizationError(ToolkitError):
+    """A tensor that cannot be quantized as asked."""
+
+
+class TargetError(ToolkitError):
+    """A runtime, driver or SDK that is missing or refuses the graph."""
+
+
+class DeviceError(ToolkitError):
+    """A device that cannot be reached, or refuses."""
+
+
+class GateError(ToolkitError):
+    """The run finished and its report is written, but a gate was missed."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint for a misspelt name: the nearest known one, or the whole list."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+
+
+def _rebuild(kind: type[ToolkitError], message: str, hint: str) -> ToolkitError:
+    return kind(message, hint=hint)

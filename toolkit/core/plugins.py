@@ -1,0 +1,28 @@
+"""One file is one plug-in; the file's name is the plug-in's name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+from toolkit.core.errors import RecipeError, nearest
+
+
+def names(package: str) -> tuple[str, ...]:
+    """The plug-ins of a package: its public modules, sorted; none of them is imported."""
+    path = importlib.import_module(package).__path__
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")))
+
+
+def get(package: str, name: str, attribute: str) -> Any:
+    """Import one plug-in and return its attribute.
+
+    Raises:
+        RecipeError: No file of that name; the hint gives the nearest one.
+    """
+    known = names(package)
+    if name not in known:
+        kind = package.rsplit(".", 1)[-1].rstrip("s")
+        raise RecipeError(f"no {kind} named '{name}'", hint=nearest(name, known))
+    return getattr(importlib.import_module(f"{package}.{name}"), attribute)

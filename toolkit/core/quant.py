@@ -1,0 +1,79 @@
+"""The vocabulary of quantization: what a tensor becomes, and what a target wants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """How one kind of tensor is quantized.
+
+    Attributes:
+        dtype: Stored integer type.
+        symmetric: Zero point fixed at 0, range the same on both sides (narrow: -127..127).
+        axis: Channel axis of per-channel scales; None is per-tensor.
+        bits: Bits of the type that are used; 7 leaves head room for `vpmaddubsw` pair sums.
+    """
+
+    dtype: Literal["int8", "uint8"]
+    symmetric: bool
+    axis: int | None = None
+    bits: int = 8
+
+    @property
+    def quant_min(self) -> int:
+        """Lowest integer used."""
+        if self.dtype == "uint8":
+            return 0
+        return -self.quant_max if self.symmetric else int(-(2 ** (self.bits - 1)))
+
+    @property
+    def quant_max(self) -> int:
+        """Highest integer used."""
+        return int(2 ** (self.bits - (self.dtype == "int8")) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantScheme:
+    """What a target wants of a graph: the quantizer follows it, so targets differ by value only.
+
+    Attributes:
+        name: Short name, used in file names and snapshots.
+        weight: Spec of convolution and fully connected weights.
+        activation: Spec of an activation that can be negative.
+        unsigned_activation: Spec of an activation that is never negative; None uses `activation`.
+        add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
+            convolution fuses with the Add; "both": every input is.
+        quantize_pool_output: Whether the output of the global average pool is quantized apart.
+    """
+
+    name: str
+    weight: QuantSpec
+    activation: QuantSpec
+    unsigned_activation: QuantSpec | None
+    add_inputs: Literal["skip", "both"]
+    quantize_pool_output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """C lowest and C highest values of a tensor, in its own units; C = 1 is per-tensor."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QParams:
+    """C scales (tensor units per integer step, > 0) and C zero points (integer steps)."""
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    spec: QuantSpec

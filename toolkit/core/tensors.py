@@ -1,0 +1,46 @@
+"""Shapes of what flows through a graph, and how an image becomes its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named tensor; a dimension of None is dynamic."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeProfile:
+    """The shapes a dynamic input may take: smallest, most frequent, largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How a decoded image becomes a network input; stored with the checkpoint.
+
+    Attributes:
+        resize: Length of the shorter side after resizing, in pixels; None keeps the image's size.
+        crop: Side of the centre crop, in pixels: the network's input height and width.
+        mean: Per-channel mean of pixels in [0, 1], RGB.
+        std: Per-channel standard deviation of pixels in [0, 1], RGB.
+        interpolation: Resampling filter of the resize.
+    """
+
+    resize: int | None = 256
+    crop: int = 224
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: Interpolation = "bilinear"

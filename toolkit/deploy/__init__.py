@@ -1,0 +1,1 @@
+"""Shipping engines to devices."""

@@ -1,0 +1,1 @@
+"""ONNX graphs: in and out, edits, reference run, cost."""

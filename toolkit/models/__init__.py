@@ -1,0 +1,1 @@
+"""The ResNet family: definition, checkpoints, export, training."""

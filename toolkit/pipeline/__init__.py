@@ -1,0 +1,1 @@
+"""The main path: recipe, stages, runner and store."""
