@@ -1,0 +1,36 @@
+"""The device runner: modules here are joined into the one file that runs on a device."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+VERSION = "1"
+FILE_NAME = "edgeship_runner.pyz"  # `python3 edgeship_runner.pyz probe`: Python 3.8+, nothing to install
+
+# Written for any Python, so that a too old one gets an answer instead of a SyntaxError.
+_MAIN = """\
+import json, sys
+if sys.version_info < (3, 8):
+    cause = "Python %d.%d is too old for the runner" % sys.version_info[:2]
+    cure = "run it with Python 3.8 or later (JetPack 5.0 and later bring one)"
+    print(json.dumps({"event": "result", "ok": False, "error":
+          {"code": "python-too-old", "message": cause, "cause": cause, "cure": cure}}))
+    sys.exit(1)
+from edgeship_runner.cli import main
+sys.exit(main())
+"""
+
+
+def source() -> bytes:
+    """The runner as one file, a zip archive that Python runs; the same bytes on every machine."""
+    folder = Path(__file__).parent
+    members = {f"edgeship_runner/{path.name}": path.read_bytes() for path in sorted(folder.glob("*.py"))}
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # stored: no zlib version in the bytes
+        for name, data in {"__main__.py": _MAIN.encode(), **members}.items():
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.create_system, info.external_attr = 3, 0o100644 << 16
+            archive.writestr(info, data)
+    return b"#!/usr/bin/env python3\n" + stream.getvalue()
