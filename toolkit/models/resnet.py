@@ -1,0 +1,355 @@
+"""Every ResNet from one description: depth, unit, shortcut, activation order, stem and widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.core.errors import ModelError, RecipeError, nearest
+
+Unit = Literal["basic", "bottleneck"]
+Shortcut = Literal["A", "B", "C", "none"]
+Stem = Literal["imagenet", "cifar"]
+
+EXPANSION = 4  # a bottleneck's output is four times its inner width
+IMAGENET_BLOCKS: dict[int, tuple[Unit, tuple[int, ...]]] = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+PREFIXES = ("", "preact_", "plain_")
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """The channel counts that rebuild a (pruned) network.
+
+    Attributes:
+        stem: Output channels of the first convolution.
+        streams: Output channels of each stage: what its residual additions carry.
+        inner: Stage -> block -> channels inside the block: (w,) in a basic unit, (w1, w2) in a
+            bottleneck, () where the block was dropped.
+    """
+
+    stem: int
+    streams: tuple[int, ...]
+    inner: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What a ResNet is, apart from its weights.
+
+    Attributes:
+        name: Name of the family member it is, or was pruned from.
+        unit: Two 3x3 convolutions, or 1x1, 3x3, 1x1.
+        shortcut: A: strided, zero-padded identity; B: projection where the shape changes; C: projection
+            everywhere; none: a plain net.
+        preactivation: BatchNorm and ReLU before the convolutions of a unit (v2), not after (v1).
+        stem: imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1.
+        classes: Outputs.
+        channels: Colour channels of the input.
+        widths: Channel counts.
+
+    Source:
+        He et al. 2015, arXiv:1512.03385, sec. 3.3 and 4.2; He et al. 2016, arXiv:1603.05027, fig. 4e.
+        Stride 2 of a bottleneck lies in its 3x3 convolution, as in torchvision.
+    """
+
+    name: str
+    unit: Unit
+    shortcut: Shortcut
+    preactivation: bool
+    stem: Stem
+    classes: int
+    channels: int
+    widths: Widths
+
+    def stride(self, stage: int, block: int) -> int:
+        """Stride of a block: the first one of every later stage halves height and width."""
+        return 2 if stage > 0 and block == 0 else 1
+
+    def width_in(self, stage: int, block: int) -> int:
+        """Channels that enter a block."""
+        if block > 0:
+            return self.widths.streams[stage]
+        return self.widths.streams[stage - 1] if stage > 0 else self.widths.stem
+
+    def projects(self, stage: int, block: int) -> bool:
+        """Whether the block's shortcut is a convolution."""
+        changes = block == 0 and (stage > 0 or self.unit == "bottleneck")
+        return self.shortcut == "C" or (self.shortcut == "B" and changes)
+
+    def keeps_shape(self, stage: int, block: int) -> bool:
+        """Whether the block's shortcut is the plain identity, so that the block may be dropped."""
+        if self.shortcut == "none" or self.projects(stage, block):
+            return False
+        return self.stride(stage, block) == 1 and self.width_in(stage, block) == self.widths.streams[stage]
+
+
+def names() -> tuple[str, ...]:
+    """Every named member of the family."""
+    depths = (*IMAGENET_BLOCKS, *CIFAR_DEPTHS)
+    return tuple(f"{prefix}resnet{depth}" for prefix in PREFIXES for depth in depths)
+
+
+def architecture(
+    name: str,
+    *,
+    classes: int | None = None,
+    channels: int = 3,
+    shortcut: Shortcut | None = None,
+    stem: Stem | None = None,
+    width: int | None = None,
+) -> Architecture:
+    """The description of a named member, unpruned.
+
+    Args:
+        name: One of `names()`.
+        classes: Outputs; 1000 or, of the CIFAR depths, 10.
+        channels: Colour channels of the input.
+        shortcut: Instead of the usual one: B, A of the CIFAR depths, none of the plain nets.
+        stem: Instead of the usual one, e.g. the CIFAR stem on ResNet-18 for small images.
+        width: Inner channels of the first stage, doubled by each later one; 64, of the CIFAR depths 16.
+
+    Raises:
+        RecipeError: No member has that name.
+    """
+    if name not in names():
+        raise RecipeError(f"no model named '{name}'", hint=nearest(name, names()))
+    prefix, _, digits = name.partition("resnet")
+    depth = int(digits)
+    small = depth in CIFAR_DEPTHS
+    unit, blocks = ("basic", ((depth - 2) // 6,) * 3) if small else IMAGENET_BLOCKS[depth]
+    base = width or (16 if small else 64)
+    inner_width = tuple(base * 2**stage for stage in range(len(blocks)))
+    expansion = EXPANSION if unit == "bottleneck" else 1
+    inner = tuple(
+        ((w,) if unit == "basic" else (w, w),) * count for w, count in zip(inner_width, blocks, strict=True)
+    )
+    return Architecture(
+        name=name,
+        unit=unit,
+        shortcut=shortcut or ("none" if prefix == "plain_" else "A" if small else "B"),
+        preactivation=prefix == "preact_",
+        stem=stem or ("cifar" if small else "imagenet"),
+        classes=classes or (10 if small else 1000),
+        channels=channels,
+        widths=Widths(base, tuple(w * expansion for w in inner_width), inner),
+    )
+
+
+class PadShortcut(nn.Module):
+    """Option A: every second row and column, and zero channels split between front and back."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.front = (width_out - width_in) // 2
+        self.back = width_out - width_in - self.front
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.front, self.back))
+
+
+class Block(nn.Module):
+    """One unit: two or three convolutions and a shortcut around them."""
+
+    downsample: nn.Module | None
+
+    def __init__(self, arch: Architecture, stage: int, block: int) -> None:
+        super().__init__()
+        self.preactivation = arch.preactivation
+        self.plain = arch.shortcut == "none"
+        stride, width_in = arch.stride(stage, block), arch.width_in(stage, block)
+        width_out = arch.widths.streams[stage]
+        inner = arch.widths.inner[stage][block]
+        kernels = (3, 3) if arch.unit == "basic" else (1, 3, 1)
+        strided = 0 if arch.unit == "basic" else 1
+        shape = (width_in, *inner, width_out)
+        self.depth = len(kernels)
+        for i, kernel in enumerate(kernels):
+            step = stride if i == strided else 1
+            conv = nn.Conv2d(shape[i], shape[i + 1], kernel, step, kernel // 2, bias=False)
+            setattr(self, f"conv{i + 1}", conv)
+            setattr(self, f"bn{i + 1}", nn.BatchNorm2d(shape[i] if self.preactivation else shape[i + 1]))
+        self.downsample = None
+        if arch.projects(stage, block):
+            projection: list[nn.Module] = [nn.Conv2d(width_in, width_out, 1, stride, bias=False)]
+            if not self.preactivation:
+                projection.append(nn.BatchNorm2d(width_out))
+            self.downsample = nn.Sequential(*projection)
+        elif not self.plain and not arch.keeps_shape(stage, block):
+            self.downsample = PadShortcut(width_in, width_out, stride)
+
+    def conv(self, index: int) -> nn.Conv2d:
+        """Convolution number `index`, from 1."""
+        return cast("nn.Conv2d", getattr(self, f"conv{index}"))
+
+    def bn(self, index: int) -> nn.BatchNorm2d:
+        """BatchNorm number `index`, from 1."""
+        return cast("nn.BatchNorm2d", getattr(self, f"bn{index}"))
+
+    @property
+    def projection(self) -> nn.Sequential | None:
+        """The shortcut, where it is a convolution."""
+        return self.downsample if isinstance(self.downsample, nn.Sequential) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        out = x
+        for i in range(1, self.depth + 1):
+            if self.preactivation:
+                out = F.relu(self.bn(i)(out))
+                if i == 1 and self.projection is not None:
+                    x = out  # a projection sees what the first convolution sees
+                out = self.conv(i)(out)
+            else:
+                out = self.bn(i)(self.conv(i)(out))
+                if i < self.depth:
+                    out = F.relu(out)
+        if not self.plain:
+            out = out + (x if self.downsample is None else self.downsample(x))
+        return out if self.preactivation else F.relu(out)
+
+
+class ResNet(nn.Module):
+    """A network built from its description; parameter names are torchvision's.
+
+    The one name torchvision has not: `bn`, the last BatchNorm of a pre-activation network. A dropped
+    block leaves a hole in the numbering, so that names still say which block they belong to.
+
+    Raises:
+        ModelError: The widths do not fit together.
+    """
+
+    conv1: nn.Conv2d
+    fc: nn.Linear
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        arch = self.architecture = architecture
+        _check(arch)
+        large = arch.stem == "imagenet"
+        kernel, stride = (7, 2) if large else (3, 1)
+        self.conv1 = nn.Conv2d(arch.channels, arch.widths.stem, kernel, stride, kernel // 2, bias=False)
+        if not arch.preactivation:
+            self.bn1 = nn.BatchNorm2d(arch.widths.stem)
+        for stage, inner in enumerate(arch.widths.inner):
+            blocks = (Block(arch, stage, b) if widths else nn.Identity() for b, widths in enumerate(inner))
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        if arch.preactivation:
+            self.bn = nn.BatchNorm2d(arch.widths.streams[-1])
+        self.fc = nn.Linear(arch.widths.streams[-1], arch.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def blocks(self) -> Iterator[tuple[str, int, int, Block]]:
+        """(name, stage, block, module) of every block that was not dropped, in order."""
+        for stage in range(len(self.architecture.widths.streams)):
+            for block, module in enumerate(cast("nn.Sequential", getattr(self, f"layer{stage + 1}"))):
+                if isinstance(module, Block):
+                    yield f"layer{stage + 1}.{block}", stage, block, module
+
+    def enter(self, images: Tensor) -> Tensor:
+        """The stem: images (N, C, H, W) -> input of the first block."""
+        out = self.conv1(images)
+        if not self.architecture.preactivation:
+            out = F.relu(self.bn1(out))
+        return F.max_pool2d(out, 3, 2, 1) if self.architecture.stem == "imagenet" else out
+
+    def leave(self, stream: Tensor) -> Tensor:
+        """The head: output of the last block -> logits (N, classes)."""
+        if self.architecture.preactivation:
+            stream = F.relu(self.bn(stream))
+        logits: Tensor = self.fc(stream.mean((2, 3)))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W), preprocessed -> logits (N, classes)."""
+        out = self.enter(images)
+        for _, _, _, block in self.blocks():
+            out = block(out)
+        return self.leave(out)
+
+
+def build(arch: Architecture, *, seed: int | None = None) -> ResNet:
+    """A freshly initialized network; the same seed gives the same weights."""
+    if seed is None:
+        return ResNet(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ResNet(arch)
+
+
+def resize(arch: Architecture, widths: Widths) -> Architecture:
+    """The same network with other widths."""
+    return replace(arch, widths=widths)
+
+
+def macs(arch: Architecture, size: int) -> int:
+    """Multiply-accumulates of one image of `size` x `size` pixels: convolutions and the last layer."""
+    side = math.ceil(size / 2) if arch.stem == "imagenet" else size
+    kernel = 49 if arch.stem == "imagenet" else 9
+    total = side**2 * kernel * arch.channels * arch.widths.stem
+    side = math.ceil(side / 2) if arch.stem == "imagenet" else side
+    for stage, blocks in enumerate(arch.widths.inner):
+        for block, inner in enumerate(blocks):
+            if inner:
+                total += block_macs(arch, stage, block, side)
+            side = math.ceil(side / arch.stride(stage, block))
+    return total + arch.widths.streams[-1] * arch.classes
+
+
+def block_macs(arch: Architecture, stage: int, block: int, side: int) -> int:
+    """Multiply-accumulates of one block whose input is `side` x `side`."""
+    stride, width_in = arch.stride(stage, block), arch.width_in(stage, block)
+    inner, width_out = arch.widths.inner[stage][block], arch.widths.streams[stage]
+    out = math.ceil(side / stride)
+    projection = width_in * width_out * out**2 if arch.projects(stage, block) else 0
+    if arch.unit == "basic":
+        (w,) = inner
+        return 9 * (width_in * w + w * width_out) * out**2 + projection
+    first, second = inner
+    return width_in * first * side**2 + (9 * first * second + second * width_out) * out**2 + projection
+
+
+def _check(arch: Architecture) -> None:
+    widths = arch.widths
+    counts = (widths.stem, *widths.streams, *(w for stage in widths.inner for inner in stage for w in inner))
+    if min(counts) < 1 or len(widths.streams) != len(widths.inner):
+        raise ModelError(f"widths do not fit together: {widths}", hint="every count must be at least 1")
+    per_block = 1 if arch.unit == "basic" else 2
+    for stage, blocks in enumerate(widths.inner):
+        for block, inner in enumerate(blocks):
+            where = f"layer{stage + 1}.{block}"
+            if not inner and not arch.keeps_shape(stage, block):
+                raise ModelError(
+                    f"{where} cannot be dropped: its shortcut is not the identity",
+                    hint="only blocks that keep the shape, in networks with shortcuts, can be dropped",
+                )
+            if inner and len(inner) != per_block:
+                raise ModelError(
+                    f"{where} has {len(inner)} inner widths, a {arch.unit} unit has {per_block}",
+                    hint="the widths belong to a network of the other unit",
+                )
+            grows = widths.streams[stage] >= arch.width_in(stage, block)
+            pads = arch.shortcut in ("A", "B") and not arch.projects(stage, block)
+            changes = widths.streams[stage] != arch.width_in(stage, block)
+            if pads and (not grows or (changes and (arch.shortcut == "B" or block > 0))):
+                raise ModelError(
+                    f"{where}: {arch.width_in(stage, block)} channels cannot be added to "
+                    f"{widths.streams[stage]} through its shortcut",
+                    hint="the stem and the stage it feeds directly must keep the same channels",
+                )
