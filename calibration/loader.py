@@ -1,0 +1,162 @@
+"""Stream decoded, preprocessed batches; memory does not depend on the number of images.
+
+Work runs in threads: Pillow releases the interpreter lock while it decodes and resizes, and threads start
+at once, share the open archive, and never outlive the loop that reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from calibration.datasets import Dataset
+from calibration.preprocess import apply, check
+from toolkit.core import progress
+from toolkit.core.errors import DataError, RecipeError
+from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.tensors import Preprocess
+
+Result = TypeVar("Result")
+
+_CHUNK = 8  # images a task: enough to hide its cost, few enough to bound the memory
+_AHEAD = 2  # tasks for each worker beyond the one that is waited for
+_MAX_WORKERS = 8  # beyond, threads mostly wait for the interpreter lock
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Preprocessed images, in the order asked for.
+
+    Attributes:
+        images: (N, C, H, W) float32.
+        labels: N class indices; -1 is unknown.
+        indices: N positions in the data set.
+    """
+
+    images: FloatArray
+    labels: IntArray
+    indices: IntArray
+
+
+class Batches(Iterator[Batch]):
+    """An iterator of batches; `skipped` names the images that could not be decoded so far."""
+
+    def __init__(self, batches: Iterator[Batch], skipped: list[str]) -> None:
+        self.skipped = skipped
+        self._batches = batches
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+
+def batches(
+    dataset: Dataset,
+    indices: Sequence[int],
+    preprocess: Preprocess,
+    *,
+    batch: int,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    label: str = "",
+) -> Batches:
+    """Decode and preprocess images in worker threads, in order.
+
+    Args:
+        dataset: Where the images are.
+        indices: Which of them, in which order.
+        preprocess: How an image becomes an input.
+        batch: Images a batch; the last one may be smaller.
+        workers: Threads; None is one for each core this process may use, at most 8.
+        skip_bad: Leave out images that cannot be decoded (`Batches.skipped` names them) instead of stopping.
+        label: What the images are for, told as progress; empty tells nothing.
+
+    Raises:
+        DataError: An image cannot be decoded (or, with `skip_bad`, none can), or is smaller than the crop.
+        RecipeError: The batch is below 1.
+    """
+    if batch < 1:
+        raise RecipeError(f"a batch of {batch} images is impossible", hint="give 1 or more")
+    check(preprocess)
+    skipped: list[str] = []
+
+    def load(index: int) -> FloatArray | None:
+        try:
+            image = dataset.image(index)
+        except DataError:
+            if skip_bad:
+                return None
+            raise
+        return apply(image, preprocess, dataset.items[index].name)
+
+    def assemble() -> Iterator[Batch]:
+        waiting: list[FloatArray] = []
+        kept: list[int] = []
+        with closing(ordered_map(load, indices, workers=workers)) as results:
+            for done, (index, image) in enumerate(zip(indices, results, strict=True), 1):
+                if image is None:
+                    skipped.append(dataset.items[index].name)
+                else:
+                    waiting.append(image)
+                    kept.append(index)
+                if len(kept) == batch or (kept and done == len(indices)):
+                    yield _batch(dataset, waiting, kept)
+                    waiting, kept = [], []
+                    if label:
+                        progress.tell(label, done, len(indices))
+        if skipped and len(skipped) == len(indices):
+            raise DataError(
+                f"none of the {len(indices)} images of {dataset.name} can be decoded (first: {skipped[0]})",
+                hint="check that the files are images, and copy them again",
+            )
+
+    return Batches(assemble(), skipped)
+
+
+def ordered_map(
+    work: Callable[[int], Result], indices: Sequence[int], *, workers: int | None = None
+) -> Generator[Result, None, None]:
+    """Apply a function to every index in worker threads; yield the results in order.
+
+    Only a few results wait at a time, however many indices there are. When the loop is left, by its end, an
+    error or Ctrl-C, what has not begun is dropped and the threads are gone.
+
+    Args:
+        work: What is done with an index; must release the interpreter lock to run side by side.
+        indices: What it is done with.
+        workers: Threads; None is one for each core this process may use, at most 8.
+    """
+    count = workers or min(available_cores(), _MAX_WORKERS)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-data")
+    try:
+        tasks = (
+            pool.submit(lambda part: [work(index) for index in part], indices[start : start + _CHUNK])
+            for start in range(0, len(indices), _CHUNK)
+        )
+        pending: deque[Future[list[Result]]] = deque(islice(tasks, 1 + count * _AHEAD))
+        while pending:
+            results = pending.popleft().result()
+            pending.extend(islice(tasks, 1))
+            yield from results
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _batch(dataset: Dataset, images: list[FloatArray], indices: list[int]) -> Batch:
+    labels = [dataset.items[index].label for index in indices]
+    known = np.array([-1 if label is None else label for label in labels], np.int64)
+    return Batch(np.stack(images), known, np.array(indices, np.int64))
