@@ -65,6 +65,12 @@ class Target(Protocol):
         """Load a compiled engine; `threads` CPU threads (None: all)."""
         ...
 
+    def throughput_ips(
+        self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
+    ) -> float:
+        """Images a second when only throughput counts; `images` is one batch (N, C, H, W)."""
+        ...
+
 
 def names() -> tuple[str, ...]:
     """Every target, by the name of its file or folder."""

@@ -1,0 +1,107 @@
+"""This machine: what a latency measured here is bound to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+
+from toolkit.core.results import Device
+
+# Linux's flag -> our name, for the instruction sets that decide the speed of INT8
+INSTRUCTION_SETS = {
+    "sse4_2": "sse4_2",
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx512_vnni": "avx512_vnni",
+    "avx_vnni": "avx_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",
+    "amx_bf16": "amx_bf16",
+    "asimd": "neon",
+    "asimddp": "asimddp",
+    "i8mm": "i8mm",
+    "sve": "sve",
+}
+SDKS = ("openvino", "onnxruntime", "onnx", "torch", "numpy", "tensorrt", "tensorrt-rtx-cu12")
+
+
+def this_device() -> Device:
+    """The machine the process runs on, as far as the system tells without root."""
+    cpuinfo = _text("/proc/cpuinfo")
+    return Device(
+        name=_board() or _cpu_name(cpuinfo),
+        arch=platform.machine(),
+        instruction_sets=instruction_sets(cpuinfo),
+        cores=granted_cores(),
+        memory_bytes=_memory_bytes(),
+        power_mode=_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        clocks_mhz=_clock_mhz(cpuinfo),
+        versions={sdk: version for sdk in SDKS if (version := _version(sdk))},
+    )
+
+
+def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
+    """Those that matter for INT8, from the text of /proc/cpuinfo (x86 "flags", ARM "Features")."""
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
+    flags = set(line.group(1).split()) if line else set()
+    return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
+
+
+def granted_cores() -> int:
+    """Cores this process may use: its affinity, and below that a container's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota = cgroup_cores(
+        _text("/sys/fs/cgroup/cpu.max"),
+        _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+        _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    )
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cgroup_cores(cpu_max: str, quota_us: str = "", period_us: str = "") -> float | None:
+    """Cores a control group grants: version 2 ("200000 100000", "max 100000") or version 1; None is all."""
+    parts = cpu_max.split() or [quota_us.strip(), period_us.strip()]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[1]) == 0:
+        return None
+    return int(parts[0]) / int(parts[1])
+
+
+def _cpu_name(cpuinfo: str) -> str:
+    line = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return " ".join(line.group(1).split()) if line else platform.processor() or platform.machine()
+
+
+def _board() -> str:
+    """Name of a board with a device tree (Jetson, Raspberry Pi); empty on a PC."""
+    return _text("/proc/device-tree/model").strip("\0 \n")
+
+
+def _clock_mhz(cpuinfo: str) -> float | None:
+    current = _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq").strip()
+    if current.isdecimal():
+        return int(current) / 1000  # kHz
+    line = re.search(r"^cpu MHz\s*:\s*([\d.]+)$", cpuinfo, re.MULTILINE)
+    return float(line.group(1)) if line else None
+
+
+def _memory_bytes() -> int:
+    line = re.search(r"^MemTotal:\s*(\d+) kB$", _text("/proc/meminfo"), re.MULTILINE)
+    return int(line.group(1)) * 1024 if line else 0
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _text(path: str) -> str:
+    """Content of a system file; empty where it does not exist or may not be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,116 @@
+"""Which layers OpenVINO executes in INT8, read from its runtime model and matched to the ONNX nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.core.results import LayerAudit, Precision
+
+PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16"}
+KINDS = {
+    "Convolution": "Convolution",
+    "FullyConnected": "FullyConnected",
+    "MatMul": "FullyConnected",
+    "Pooling": "Pooling",
+    "AdaptivePooling": "Pooling",
+    "Reduce": "Pooling",  # the global average pool
+}
+WEIGHTED = ("Convolution", "FullyConnected")
+PROFILED_RUNS = 5
+
+
+def audit(compiled: Any, model: Path, precision: Precision) -> tuple[LayerAudit, ...]:
+    """What every convolution, Add, pooling and fully connected layer executes in.
+
+    The runtime's own precision is that of a layer's inputs, so a convolution can compute in INT8 and still
+    write floats, which the next layer has to quantize again: that is a warning too, and an Add that is
+    fused into such a convolution is not counted as INT8.
+
+    Args:
+        compiled: A compiled model with PERF_COUNT on.
+        model: The ONNX file it was made of.
+        precision: What was asked for; only "int8" gives warnings.
+    """
+    import onnx
+
+    _profile(compiled)
+    graph = onnx.load(str(model), load_external_data=False).graph
+    names = {
+        alias: node.name or node.output[0] for node in graph.node for alias in (node.output[0], node.name)
+    }
+    adds = {node.name or node.output[0] for node in graph.node if node.op_type == "Add"}
+    layers: list[LayerAudit] = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = {key: str(_value(item)) for key, item in node.get_rt_info().items()}
+        originals = _onnx_names(facts, names)
+        kind = KINDS.get(facts.get("layerType", ""))
+        if kind is not None:
+            layers.append(_layer(originals, kind, facts, precision))
+        for add in originals:
+            if add in adds:
+                layers.append(_add(add, kind, facts, precision))
+    return tuple(layers)
+
+
+def _layer(originals: list[str], kind: str, facts: Mapping[str, str], wanted: Precision) -> LayerAudit:
+    computes, writes = _precisions(facts)
+    warning = ""
+    if wanted == "int8" and kind == "Convolution":
+        if computes != "int8":
+            warning = f"runs in {computes}: an input without Q/DQ, or no INT8 kernel for its shape"
+        elif writes != "int8":
+            warning = (
+                f"computes in int8 but writes {writes}: nothing quantizes its output where it could fuse"
+            )
+    name = originals[0] if originals else facts.get("originalLayersNames", kind)
+    return LayerAudit(name, kind, computes, kind in WEIGHTED, warning, _milliseconds(facts))
+
+
+def _add(name: str, host: str | None, facts: Mapping[str, str], wanted: Precision) -> LayerAudit:
+    """An Add is INT8 when it is fused into a convolution that reads and writes INT8."""
+    computes, writes = _precisions(facts)
+    fused = host == "Convolution"
+    precision = writes if computes == "int8" else computes
+    warning = ""
+    if wanted == "int8" and not (fused and precision == "int8"):
+        where = "fused, but its convolution writes" if fused else "not fused with a convolution: runs in"
+        warning = f"{where} {precision}; both of its inputs need Q/DQ, and so does its output"
+    return LayerAudit(name, "Add", precision, False, warning, None if fused else _milliseconds(facts))
+
+
+def _precisions(facts: Mapping[str, str]) -> tuple[str, str]:
+    computes = facts.get("runtimePrecision", "")
+    writes = facts.get("outputPrecisions", "").split(",")[0]
+    return PRECISIONS.get(computes, computes), PRECISIONS.get(writes, writes)
+
+
+def _onnx_names(facts: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
+    """The ONNX nodes a runtime layer stands for, in order; the plug-in adds nodes of its own."""
+    found = (
+        names.get(part.removesuffix("/WithoutBiases")) for part in facts["originalLayersNames"].split(",")
+    )
+    return list(dict.fromkeys(name for name in found if name is not None))
+
+
+def _milliseconds(facts: Mapping[str, str]) -> float | None:
+    microseconds = facts.get("execTimeMcs", "")
+    return int(microseconds) / 1000 if microseconds.isdecimal() else None
+
+
+def _profile(compiled: Any) -> None:
+    """Fill the performance counters; an input with a dynamic height or width cannot be made up."""
+    shape = compiled.input(0).get_partial_shape()
+    if any(dimension.is_dynamic for dimension in list(shape)[1:]):
+        return
+    lengths = [1 if dimension.is_dynamic else dimension.get_length() for dimension in shape]
+    request = compiled.create_infer_request()
+    for _ in range(PROFILED_RUNS):
+        request.infer([np.zeros(lengths, np.float32)])
+
+
+def _value(item: Any) -> Any:
+    return getattr(item, "value", item)

@@ -1,0 +1,134 @@
+"""OpenVINO on Intel and AMD CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from targets import Compiled, Session, Target
+from targets._device import granted_cores
+from targets._openvino_audit import audit
+from targets._sessions import in_batches
+from targets._timing import count_until
+from toolkit.core.errors import TargetError
+from toolkit.core.quant import FloatArray, QuantScheme, QuantSpec
+from toolkit.core.results import Precision
+
+ENGINE = "model.xml"
+
+
+class OpenVINO:
+    """Unsigned activations after a ReLU and both inputs of an Add quantized: what its kernels fuse."""
+
+    scheme = QuantScheme(
+        name="openvino",
+        weight=QuantSpec("int8", symmetric=True, axis=0),
+        activation=QuantSpec("int8", symmetric=True),
+        unsigned_activation=QuantSpec("uint8", symmetric=True),
+        add_inputs="both",
+        quantize_pool_output=True,
+    )
+
+    def versions(self) -> Mapping[str, str]:
+        """The installed OpenVINO."""
+        return {"openvino": str(_sdk().__version__).split("-", maxsplit=1)[0]}
+
+    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+        """Convert to OpenVINO's own format (`model.xml`, `model.bin`) and audit what the CPU executes.
+
+        The weights keep their type: `save_model` would otherwise halve float weights to FP16. "fp16" asks
+        for just that; the CPU still computes in FP32.
+        """
+        ov = _sdk()
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            network = ov.Core().read_model(str(model))
+            ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
+            layers = audit(_compiled(ov, out / ENGINE, 1, {"PERF_COUNT": True}), model, precision)
+        except RuntimeError as error:
+            raise _refused(model, error) from error
+        return Compiled(
+            file=ENGINE,
+            runs_here=True,
+            note=f"built for this CPU by OpenVINO {self.versions()['openvino']}",
+            audit=layers,
+            warnings=tuple(f"{layer.name}: {layer.warning}" for layer in layers if layer.warning),
+        )
+
+    @contextmanager
+    def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
+        """Load an engine for the lowest latency: one stream, `threads` threads."""
+        ov = _sdk()
+        try:
+            compiled = _compiled(ov, engine, threads, {"PERFORMANCE_HINT": "LATENCY"})
+        except RuntimeError as error:
+            raise _refused(engine, error) from error
+        yield _Session(compiled)
+
+    def throughput_ips(
+        self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
+    ) -> float:
+        """Images a second with several requests in flight (OpenVINO's THROUGHPUT hint)."""
+        ov = _sdk()
+        try:
+            compiled = _compiled(ov, engine, threads, {"PERFORMANCE_HINT": "THROUGHPUT"})
+        except RuntimeError as error:
+            raise _refused(engine, error) from error
+        queue = ov.AsyncInferQueue(compiled)  # as many requests as the plug-in asks for
+        for _ in range(len(queue)):
+            queue.start_async([images], share_inputs=True)
+        queue.wait_all()
+
+        count, seconds = count_until(
+            lambda: queue.start_async([images], share_inputs=True), duration_s, finish=queue.wait_all
+        )
+        return count * len(images) / seconds
+
+
+class _Session:
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        first = compiled.input(0).get_partial_shape()[0]
+        self._batch = None if first.is_dynamic else first.get_length()
+
+    def infer(self, images: FloatArray) -> FloatArray:
+        return in_batches(self._run, images, self._batch)
+
+    def _run(self, images: FloatArray) -> FloatArray:
+        self._request.infer([images], share_inputs=True)
+        logits: FloatArray = self._request.get_output_tensor(0).data.copy()
+        return logits
+
+
+def _compiled(ov: Any, engine: Path, threads: int | None, options: Mapping[str, Any]) -> Any:
+    """A compiled model; floats stay FP32, so that bfloat16 is never used unasked on a CPU that has it."""
+    return ov.Core().compile_model(
+        str(engine),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads or granted_cores(),
+            **options,
+        },
+    )
+
+
+def _refused(file: Path, error: Exception) -> TargetError:
+    reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+    return TargetError(
+        f"OpenVINO cannot use {file}: {reason}",
+        hint="check that the file exists and is complete; `edgeship inspect` tells what is in it",
+    )
+
+
+def _sdk() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise TargetError("openvino is not installed", hint="pip install openvino") from error
+    return openvino
+
+
+TARGET: Target = OpenVINO()  # annotated, so mypy checks it against the protocol

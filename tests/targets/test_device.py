@@ -1,0 +1,41 @@
+"""This machine, read from system files; their texts by hand."""
+
+import platform
+
+import pytest
+
+from targets._device import cgroup_cores, instruction_sets, this_device
+
+X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni amx_int8\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp atomics i8mm\n"
+
+
+def test_instruction_sets():
+    assert instruction_sets(X86) == ("sse4_2", "avx2", "avx512f", "avx512_vnni", "amx_int8")
+    assert instruction_sets(ARM) == ("neon", "asimddp", "i8mm")
+    assert instruction_sets("") == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        (("200000 100000\n",), 2.0),
+        (("150000 100000\n",), 1.5),
+        (("max 100000\n",), None),
+        (("", "50000\n", "100000\n"), 0.5),
+        (("", "-1\n", "100000\n"), None),
+        (("", "", ""), None),
+        (("1 0",), None),
+    ],
+)
+def test_container_quota(files, cores):
+    assert cgroup_cores(*files) == cores
+
+
+def test_this_machine():
+    device = this_device()
+    assert device.arch == platform.machine()
+    assert device.name
+    assert device.cores >= 1
+    assert device.memory_bytes > 1e8
+    assert "openvino" in device.versions

@@ -1,0 +1,94 @@
+"""NVIDIA's parser and builder accept the TensorRT placement, and refuse what they must."""
+
+import numpy as np
+import pytest
+from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
+
+from targets.tensorrt import TARGET, gate
+from toolkit.core.errors import TargetError
+
+pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+
+
+@pytest.mark.parametrize("batch", [1, "batch"], ids=["static", "dynamic"])
+def test_a_legal_graph_is_accepted_and_every_weighted_layer_reads_int8(batch, tmp_path):
+    compiled = TARGET.compile(
+        save(residual_net(TENSORRT, batch=batch), tmp_path / "net.onnx"), tmp_path / "out", "int8"
+    )
+    assert compiled.note.startswith("accepted by TensorRT-RTX")
+    assert not compiled.runs_here
+    assert (tmp_path / "out" / compiled.file).is_file()
+    assert {layer.name for layer in compiled.audit} >= {
+        "conv1",
+        "layer1.conv1",
+        "layer2.downsample",
+        "logits",
+    }
+    assert {layer.precision for layer in compiled.audit} == {"int8"}
+
+
+def test_a_float_graph_is_accepted_as_float(tmp_path):
+    compiled = TARGET.compile(save(residual_net(FLOAT), tmp_path / "net.onnx"), tmp_path / "out", "fp32")
+    assert {layer.precision for layer in compiled.audit if layer.kind == "Convolution"} == {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("placement", "says"),
+    [
+        pytest.param(OPENVINO, "UINT8", id="uint8 is only a warning of the parser, and an error here"),
+        pytest.param(Placement(zero_point=3), "zero", id="asymmetric"),
+        pytest.param(Placement(axis=None), "scales", id="per channel without an axis"),
+    ],
+)
+def test_illegal_graphs_are_refused(placement, says, tmp_path):
+    with pytest.raises(TargetError, match=says) as caught:
+        TARGET.compile(save(residual_net(placement), tmp_path / "net.onnx"), tmp_path / "out", "int8")
+    assert "edgeship audit" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_onnxruntimes_default_is_refused_for_its_int32_bias(tmp_path):
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self._left = [{"images": images()}]
+
+        def get_next(self):
+            return self._left.pop() if self._left else None
+
+    model = save(residual_net(FLOAT), tmp_path / "float.onnx")
+    quantize_static(model, tmp_path / "ort.onnx", Reader())
+    verdict = gate.check(tmp_path / "ort.onnx")
+    assert not verdict.accepted
+    assert "Int32" in " ".join(verdict.errors)
+
+
+def test_without_the_sdk_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
+    with pytest.raises(TargetError, match="not installed") as caught:
+        gate.sdk()
+    assert "edgeship[tensorrt-rtx]" in caught.value.hint
+
+
+def test_opening_says_where_it_runs(tmp_path):
+    with pytest.raises(TargetError, match="no NVIDIA GPU") as caught:
+        TARGET.open(tmp_path / "model.plan")
+    assert "device" in caught.value.hint
+
+
+def test_the_listing_by_hand():
+    listing = (
+        "Layers:\n"
+        "Name: __myl_Mul_myl0_0, LayerType: kgen, Inputs: [ { Name: a, Datatype: Float }], Constants: [ ]\n"
+        "Name: layer1.0.conv1_U43_myl0_1, LayerType: correlation, "
+        "Inputs: [ { Name: b, Dimensions: [1,3], Datatype: Int8 }], Outputs: []\n"
+        "Name: fc_U7_myl0_13, LayerType: gemm, Inputs: [ { Name: c, Datatype: Half }], Constants: [ ]\n"
+    )
+    found = gate.layers(listing, ["layer1.0.conv1", "fc"])
+    assert [(layer.name, layer.kind, layer.precision) for layer in found] == [
+        ("layer1.0.conv1", "Convolution", "int8"),
+        ("fc", "FullyConnected", "fp16"),
+    ]
+    assert gate.layers("", []) == ()
+    assert np.all([layer.weighted for layer in found])
