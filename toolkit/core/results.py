@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -78,3 +78,228 @@ class LayerAudit:
     weighted: bool
     warning: str = ""
     time_ms: float | None = None
+
+
+# The report (schema 1). Fields above a line `# beside schema 1` are public; those below it may change.
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """Latency of one batch, in milliseconds.
+
+    Attributes:
+        batch: Images an inference.
+        p50: Median; p90, p99 and mean likewise.
+        runs: Timed inferences.
+        threads: CPU threads the session could use; None where it does not apply.
+        cv: Coefficient of variation: standard deviation over mean.
+        p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock).
+        included: What the time holds, in words.
+        measured_on: The device.
+        samples: At most 512 of the samples, evenly spaced, in order.
+    """
+
+    batch: int
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    runs: int
+    # beside schema 1
+    threads: int | None = None
+    cv: float | None = None
+    p50_ci95: tuple[float, float] | None = None
+    included: str | None = None
+    measured_on: str | None = None
+    samples: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAccuracy:
+    """Top-1 accuracy on the images of one class, as an index into the class names."""
+
+    label: int
+    images: int
+    top1_reference: float
+    top1: float
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Images of class `label` that the reference called `was` and the variant calls `now`."""
+
+    label: int | None
+    was: int
+    now: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One image whose first class changed; confidences are softmax probabilities."""
+
+    image: int
+    name: str | None
+    label: int | None
+    was: int
+    was_confidence: float
+    now: int
+    now_confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """A variant against the reference, image by image.
+
+    Attributes:
+        reference: Name of the reference variant.
+        images: Images both were run on.
+        lost: Images that only the reference gets right; None without labels, as all below down to `classes`.
+        won: Images that only the variant gets right.
+        mcnemar_p: Two-sided exact p-value of "both err equally often".
+        ece_reference: Expected calibration error of the reference, 15 bins.
+        ece: That of the variant.
+        classes: Per-class accuracy, classes with images only.
+        changed: Images whose first class changed.
+        confusions: The commonest changes, most images first.
+        flips: The changed images the reference was surest of, surest first.
+    """
+
+    reference: str
+    images: int
+    lost: int | None
+    won: int | None
+    mcnemar_p: float | None
+    ece_reference: float | None
+    ece: float | None
+    classes: tuple[ClassAccuracy, ...]
+    changed: int
+    confusions: tuple[Confusion, ...]
+    flips: tuple[Flip, ...]
+
+
+Kind = Literal["measured", "simulated", "published", "not run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the report: one network on one target; a figure that does not exist is None.
+
+    Attributes:
+        measured_on: What ran it for the accuracy: this machine, a named device, or a simulation.
+        drop_pp: Top-1 of the reference minus this one's, in percentage points.
+        drop_ci95_pp: 95 % interval of the drop, for paired outcomes.
+        agreement: Fraction of images with the reference's first class.
+        sqnr_db: Signal to quantization noise ratio of the logits.
+        int8_layers: Weighted layers that execute in INT8, of `weighted_layers`.
+        kind: Where the accuracy came from.
+        speedup: Median latency of `speedup_over` divided by this one's.
+        note: What was compiled and checked.
+        error: Why it was not run; `hint` says what to do.
+        batch_throughput: Batch size -> images a second, where measured.
+        memory_bytes: Peak memory of the session; energy_mj: millijoules an image; end_to_end_ms: from
+            the decoded image, median. Each None where not measured.
+    """
+
+    name: str
+    target: str
+    precision: str
+    pruned: bool
+    top1: float | None = None
+    top5: float | None = None
+    images: int | None = None
+    measured_on: str | None = None
+    drop_pp: float | None = None
+    drop_ci95_pp: tuple[float, float] | None = None
+    agreement: float | None = None
+    sqnr_db: float | None = None
+    latency_ms: LatencySummary | None = None
+    throughput_ips: float | None = None
+    size_bytes: int | None = None
+    macs: int | None = None
+    parameters: int | None = None
+    int8_layers: int | None = None
+    weighted_layers: int | None = None
+    audit: tuple[LayerAudit, ...] = ()
+    # beside schema 1
+    kind: Kind = "not run"
+    runs_here: bool = False
+    speedup: float | None = None
+    speedup_over: str | None = None
+    note: str | None = None
+    error: str | None = None
+    hint: str | None = None
+    warnings: tuple[str, ...] = ()
+    batch_throughput: dict[str, float] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    energy_mj: float | None = None
+    end_to_end_ms: float | None = None
+    paired: Paired | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A limit that a variant must keep.
+
+    Attributes:
+        name: The recipe's key: max_drop_pp, min_speedup, max_latency_ms.
+        limit: The limit, in the unit of the name.
+        value: The variant's figure; None when there is none.
+        passed: True kept; False missed; None not judged, since the variant does not run on this machine.
+        variant: Which row it judges; None when no row could be judged.
+        reason: The outcome in words.
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool | None
+    # beside schema 1
+    variant: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """One stage of the run."""
+
+    name: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Everything the report says: what report.json holds.
+
+    Attributes:
+        recipe: The recipe as it was run, or its name.
+        model: name, weights_sha256, parameters, macs.
+        data: name, eval_images, calibration_images; then classes and eval_digest.
+        environment: cpu, instruction_sets, cores, versions; then the rest of `Device`.
+        command: What reproduces the run.
+        created: UTC, ISO 8601.
+        missing: What this report should hold and does not, in words.
+        findings: severity, what, hint: what the data check found.
+        details: JSON of single stages that only experts read: export, quantization, pruning, training.
+    """
+
+    schema: int
+    recipe: dict[str, Any] | str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    variants: tuple[Variant, ...]
+    gates: tuple[Gate, ...]
+    stages: tuple[StageRun, ...]
+    # beside schema 1
+    command: str | None = None
+    created: str | None = None
+    missing: tuple[str, ...] = ()
+    findings: tuple[dict[str, str], ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> tuple[Gate, ...]:
+        """Gates that were missed: not empty means exit code 3."""
+        return tuple(gate for gate in self.gates if gate.passed is False)

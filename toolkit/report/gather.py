@@ -1,0 +1,335 @@
+"""One report out of the folders that the stages leave; what is absent stays absent, and is named.
+
+Beside the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...) these
+are read where they exist, so that a stage may leave more and the report shows more:
+
+evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
+bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes",
+                        "energy_mj" (an image), "end_to_end_ms" [samples], "measured_on"
+bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes]
+quantize/sensitivity.json   {target: {"layers": [{"name", "kind", "sqnr_db", "drop", "reverted", "why"}]}}
+                        sqnr_db: of the layer's output, whole graph quantized; drop: fall of the logits'
+                        SQNR in dB when this layer alone is quantized; reverted: left in float, why in words
+quantize/ranges.json    {"activations": [{"name", "kind", "min", "max", "low", "high", "counts": [...]}],
+                         "weights": [{"name", "channels", "smallest", "median", "largest"}]}
+                        counts: histogram over [min, max] in equal bins; low, high: where it is clipped;
+                        smallest, median, largest: of the channels' largest absolute weights
+prune/plan.json         {"method", "macs_before", "macs_after", "parameters_before", "parameters_after",
+                         "groups": [{"name", "before", "after"}],
+                         "frontier": [{"macs" or "latency_ms", "top1", "chosen"}]}
+finetune/history.json   {"epochs": [{"loss", "top1"}]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.core import statistics
+from toolkit.core.artifact import read_json
+from toolkit.core.errors import DataError
+from toolkit.core.quant import IntArray
+from toolkit.core.results import Kind, LatencySummary, LayerAudit, RunReport, StageRun, Variant
+from toolkit.report import analysis, gates
+
+SCHEMA = 1
+REFERENCE = "onnxruntime-fp32"
+KEPT_SAMPLES = 512
+
+
+def gather(
+    folders: Mapping[str, Path],
+    *,
+    recipe: Mapping[str, Any] | str,
+    stages: Iterable[Mapping[str, Any]],
+    max_drop_pp: float | None = None,
+    min_speedup: float | None = None,
+    max_latency_ms: float | None = None,
+    command: str | None = None,
+) -> RunReport:
+    """Read what the stages left and judge the gates.
+
+    Args:
+        folders: Stage name -> its folder; a stage that was not run is absent.
+        recipe: The recipe as it was run, or its name.
+        stages: name, seconds, cached of every stage, in order.
+        max_drop_pp: Largest allowed top-1 drop, in percentage points; None: no such gate.
+        min_speedup: Smallest allowed ratio of FP32 latency to the variant's.
+        max_latency_ms: Largest allowed median latency.
+        command: What reproduces the run.
+    """
+    run = _Run(folders)
+    variants = run.variants()
+    report = RunReport(
+        schema=SCHEMA,
+        recipe=recipe if isinstance(recipe, str) else dict(recipe),
+        model=run.model(),
+        data=run.data(),
+        environment=run.environment(),
+        variants=variants,
+        gates=gates.judge(variants, max_drop_pp, min_speedup, max_latency_ms),
+        stages=tuple(
+            StageRun(str(s["name"]), round(float(s["seconds"]), 3), bool(s["cached"])) for s in stages
+        ),
+        command=command,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        missing=(),
+        findings=tuple(run.read("select", "findings.json", []) or ()),
+        details=run.details(),
+    )
+    object.__setattr__(report, "missing", tuple(dict.fromkeys(run.missing)))
+    return report
+
+
+class _Run:
+    """The folders of a run, and the list of what was looked for in vain."""
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.folders = folders
+        self.missing: list[str] = []
+        self.accuracy: dict[str, Any] = self.read("evaluate", "accuracy.json", {})
+        self.latency: dict[str, Any] = self.read("bench", "latency.json", {})
+        self.graphs: dict[str, Any] = self.read("export", "graphs.json", {})
+        self.compiled: dict[str, Any] = self.read("compile", "compiled.json", {})
+        self.loaded: dict[str, Any] = self.read("load", "model.json", {})
+        self.device: dict[str, Any] = self.read("bench", "device.json", {})
+        self.images: dict[str, Any] = self.read("evaluate", "images.json", {}, expected=False)
+
+    def read(self, stage: str, name: str, default: Any, *, expected: bool = True) -> Any:
+        """A stage's JSON file; `default`, and a line in `missing`, where there is none."""
+        folder = self.folders.get(stage)
+        if folder is not None and (folder / name).is_file():
+            try:
+                return read_json(folder / name)
+            except DataError as error:
+                self.missing.append(f"{stage}: {error}")
+                return default
+        if expected:
+            self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: left no {name}")
+        return default
+
+    def model(self) -> dict[str, Any]:
+        graph = self.graphs.get("float") or {}
+        parameters = self.loaded.get("parameters", graph.get("parameters"))
+        return {
+            "name": self.loaded.get("name"),
+            "weights_sha256": self.loaded.get("weights_sha256"),
+            "parameters": parameters,
+            "macs": graph.get("macs"),
+            "input_px": self.graphs.get("size"),
+            "preprocess": self.loaded.get("preprocess") or self.graphs.get("preprocess"),
+        }
+
+    def data(self) -> dict[str, Any]:
+        data = self.accuracy.get("data") or {}
+        manifest = self.read("select", "manifest.json", {})
+        entries = manifest.get("entries")
+        classes = data.get("classes") or self.loaded.get("classes") or []
+        return {
+            "name": data.get("name"),
+            "eval_images": data.get("images"),
+            "calibration_images": len(entries) if entries is not None else None,
+            "calibration_source": manifest.get("source"),
+            "classes": list(classes) if isinstance(classes, (list, tuple)) else [],
+            "eval_source": self.images.get("source"),
+            "eval_digest": self.images.get("digest"),
+        }
+
+    def environment(self) -> dict[str, Any]:
+        device = dict(self.device)
+        return {
+            "cpu": device.pop("name", None),
+            "instruction_sets": device.pop("instruction_sets", None),
+            "cores": device.pop("cores", None),
+            "versions": device.pop("versions", {}),
+            **device,
+        }
+
+    def details(self) -> dict[str, Any]:
+        plan = self.read("prune", "plan.json", {}, expected=False)
+        found = {
+            "export": {key: self.graphs[key] for key in ("parity", "size", "batch") if key in self.graphs},
+            "pruning": plan if plan.get("method", "none") != "none" else None,
+            "training": self.read("finetune", "history.json", None, expected=False),
+            "quantize": self.read("quantize", "quantize.json", None, expected="quantize" in self.folders),
+            "sensitivity": self.read("quantize", "sensitivity.json", None, expected=False),
+            "ranges": self.read("quantize", "ranges.json", None, expected=False),
+        }
+        return {key: _finite(value) for key, value in found.items() if value}
+
+    def variants(self) -> tuple[Variant, ...]:
+        accuracy, latency = self.accuracy.get("variants") or {}, self.latency.get("variants") or {}
+        names = list(dict.fromkeys([*self.compiled, *accuracy, *latency]))
+        paired = self._paired(names)
+        summaries = {name: self._latency(latency.get(name)) for name in names}
+        return tuple(
+            self._variant(name, accuracy.get(name) or {}, latency.get(name) or {}, summaries, paired)
+            for name in names
+        )
+
+    def _variant(
+        self,
+        name: str,
+        accuracy: Mapping[str, Any],
+        timing: Mapping[str, Any],
+        summaries: Mapping[str, LatencySummary | None],
+        paired: Mapping[str, Any],
+    ) -> Variant:
+        compiled = self.compiled.get(name) or {}
+        target, precision, pruned = _parts(name)
+        target, precision = compiled.get("target", target), compiled.get("precision", precision)
+        pruned = bool(compiled.get("pruned", pruned))
+        audit = tuple(_layer(layer) for layer in compiled.get("audit") or ())
+        weighted = [layer for layer in audit if layer.weighted]
+        graph = self.graphs.get("pruned" if pruned else "float") or {}
+        kind = _kind(accuracy, summaries[name])
+        over = next(
+            (n for n in (f"{target}-fp32", REFERENCE) if n != name and summaries.get(n) is not None), None
+        )
+        base, own = summaries.get(over) if over else None, summaries[name]
+        if kind != "not run" and own is None:
+            why = "" if compiled.get("runs_here", True) else ": it does not run on this machine"
+            self.missing.append(f"latency of {name}{why}")
+        if kind == "not run":
+            self.missing.append(
+                f"{name}: not run" + (f" ({compiled['error']})" if compiled.get("error") else "")
+            )
+        elif accuracy.get("top1") is None:
+            why = " (the images have no labels)" if accuracy.get("images") else ""
+            self.missing.append(f"accuracy of {name}{why}")
+        interval = accuracy.get("drop_ci95_pp")
+        reference = name == REFERENCE
+        return Variant(
+            name=name,
+            target=target,
+            precision=precision,
+            pruned=pruned,
+            top1=_finite(accuracy.get("top1")),
+            top5=_finite(accuracy.get("top5")),
+            images=accuracy.get("images"),
+            measured_on=accuracy.get("measured_on"),
+            drop_pp=None if reference else _finite(accuracy.get("drop_pp")),
+            drop_ci95_pp=(interval[0], interval[1]) if interval and not reference else None,
+            agreement=None if reference else _finite(accuracy.get("agreement")),
+            sqnr_db=None if reference else _finite(accuracy.get("sqnr_db")),
+            latency_ms=own,
+            throughput_ips=_finite(timing.get("throughput_ips")),
+            size_bytes=compiled.get("size_bytes"),
+            macs=graph.get("macs"),
+            parameters=graph.get("parameters"),
+            int8_layers=sum(layer.precision == "int8" for layer in weighted) if audit else None,
+            weighted_layers=len(weighted) if audit else None,
+            audit=audit,
+            kind=kind,
+            runs_here=bool(compiled.get("runs_here", own is not None)),
+            speedup=base.p50 / own.p50 if base and own and own.p50 > 0 else None,
+            speedup_over=over if base and own else None,
+            note=compiled.get("note") or None,
+            error=compiled.get("error") or None,
+            hint=compiled.get("hint") or None,
+            warnings=tuple(compiled.get("warnings") or ()),
+            batch_throughput={str(k): float(v) for k, v in (timing.get("throughput") or {}).items()},
+            memory_bytes=timing.get("memory_bytes"),
+            energy_mj=_finite(timing.get("energy_mj")),
+            end_to_end_ms=_median(timing.get("end_to_end_ms")),
+            paired=paired.get(name),
+        )
+
+    def _latency(self, timing: Mapping[str, Any] | None) -> LatencySummary | None:
+        samples = [float(sample) for sample in (timing or {}).get("samples_ms") or ()]
+        if timing is None or not samples:
+            return None
+        mean = math.fsum(samples) / len(samples)
+        step = -(-len(samples) // KEPT_SAMPLES)
+        return LatencySummary(
+            batch=int(timing.get("batch", self.latency.get("batch", 1))),
+            p50=statistics.percentile(samples, 50),
+            p90=statistics.percentile(samples, 90),
+            p99=statistics.percentile(samples, 99),
+            mean=mean,
+            runs=len(samples),
+            threads=timing.get("threads", self.latency.get("threads")),
+            cv=float(np.std(samples)) / mean if mean > 0 else None,
+            p50_ci95=statistics.median_interval(samples),
+            included=timing.get("included", self.latency.get("included")),
+            measured_on=timing.get("measured_on", self.device.get("name")),
+            samples=tuple(round(sample, 5) for sample in samples[::step]),
+        )
+
+    def _paired(self, names: Iterable[str]) -> dict[str, Any]:
+        folder = self.folders.get("evaluate")
+        reference = self._predictions(REFERENCE)
+        if folder is None or reference is None:
+            return {}
+        labels: IntArray | None = None
+        if (folder / "labels.npy").is_file():
+            labels = np.load(folder / "labels.npy", allow_pickle=False).astype(np.int64)
+        if labels is None or len(labels) != len(reference.first):
+            self.missing.append("evaluate: left no labels.npy that fits the logits")
+            labels = None
+        files = self.images.get("names")
+        files = files if files and len(files) == len(reference.first) else None
+        paired = {}
+        for name in names:
+            other = self._predictions(name) if name != REFERENCE else None
+            if other is not None and len(other.first) == len(reference.first):
+                paired[name] = analysis.compare(REFERENCE, reference, other, labels, files)
+        return paired
+
+    def _predictions(self, name: str) -> analysis.Predictions | None:
+        folder = self.folders.get("evaluate")
+        path = folder / "logits" / f"{name}.npy" if folder else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            return analysis.predictions(path)
+        except (OSError, ValueError) as error:
+            self.missing.append(f"evaluate: logits of {name} cannot be read ({error})")
+            return None
+
+
+def _parts(name: str) -> tuple[str, str, bool]:
+    """Target, precision and whether pruned, of a variant's name."""
+    bare = name.removesuffix("-pruned")
+    target, _, precision = bare.rpartition("-")
+    return target, precision, bare != name
+
+
+def _kind(accuracy: Mapping[str, Any], latency: LatencySummary | None) -> Kind:
+    where = str(accuracy.get("measured_on") or "").lower()
+    if accuracy.get("images") and "simulat" in where:
+        return "simulated"
+    if accuracy.get("images") and "published" in where:
+        return "published"
+    return "measured" if accuracy.get("images") or latency else "not run"
+
+
+def _layer(layer: Mapping[str, Any]) -> LayerAudit:
+    return LayerAudit(
+        name=str(layer["name"]),
+        kind=str(layer.get("kind", "")),
+        precision=str(layer.get("precision", "")),
+        weighted=bool(layer.get("weighted", False)),
+        warning=str(layer.get("warning") or ""),
+        time_ms=_finite(layer.get("time_ms")),
+    )
+
+
+def _median(samples: Any) -> float | None:
+    return float(np.median(samples)) if samples else None
+
+
+def _finite(value: Any) -> Any:
+    """The same JSON with infinities and NaN as None: they have no place in JSON, nor in a report."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

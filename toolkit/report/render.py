@@ -1,0 +1,204 @@
+"""The report as JSON, Markdown, HTML, JUnit XML and a terminal table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any
+
+from toolkit.core.artifact import plain, read_json, write_json, write_text
+from toolkit.core.errors import DataError
+from toolkit.core.results import RunReport
+from toolkit.report import gather, words
+from toolkit.report.verdict import Verdict, verdicts, warnings
+
+if TYPE_CHECKING:
+    import jinja2
+
+FORMATS = ("md", "json", "junit", "html")
+Thumbnails = Callable[[int], bytes]
+
+
+def write(report: RunReport, out: Path, *, thumbnails: Thumbnails | None = None) -> None:
+    """Write report.json, report.md, report.html and junit.xml into a folder.
+
+    Args:
+        report: What `gather` returned.
+        out: The folder; made where absent.
+        thumbnails: The encoded image file of an evaluation image, by its index; None: no gallery pictures.
+    """
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", markdown(report))
+    write_text(out / "report.html", html(report, thumbnails=thumbnails))
+    write_text(out / "junit.xml", junit(report))
+
+
+def load(path: Path) -> RunReport:
+    """Read report.json, or the one in or below a run's folder.
+
+    Raises:
+        DataError: There is none, it is cut off, or it has another schema version.
+    """
+    for candidate in (path / "report" / "report.json", path / "report.json") if path.is_dir() else (path,):
+        if candidate.is_file():
+            break
+    else:
+        raise DataError(f"no report.json in {path}", hint="give the folder that `edgeship run --out` wrote")
+    content = read_json(candidate)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != gather.SCHEMA:
+        raise DataError(
+            f"{candidate} has schema {schema}, this edgeship reads schema {gather.SCHEMA}",
+            hint="read it with the edgeship version that wrote it, or run the recipe again with this one",
+        )
+    try:
+        return typing.cast(RunReport, _build(RunReport, content))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{candidate} is not a report: {error!r}", hint="it was edited or cut off; run the recipe again"
+        ) from error
+
+
+def markdown(report: RunReport) -> str:
+    """The report for a pull request."""
+    text: str = _environment().get_template("report.md.j2").render(_context(report))
+    return text
+
+
+def html(report: RunReport, *, thumbnails: Thumbnails | None = None) -> str:
+    """The report as one page that needs no other file and no network."""
+    from toolkit.report.page import page
+
+    return page(report, _environment(), _context(report), thumbnails)
+
+
+def text_json(report: RunReport) -> str:
+    """The report as JSON text."""
+    return json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
+
+
+def junit(report: RunReport) -> str:
+    """The gates as JUnit XML: a missed gate is a failure, one that was not judged is skipped."""
+    text: str = _environment().get_template("junit.xml.j2").render(_context(report))
+    return text
+
+
+def terminal(report: RunReport) -> None:
+    """Print the table of variants, the verdicts and the gates to stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a file or pipe has no width to keep
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in (
+        "variant",
+        "top-1",
+        "drop [95 %]",
+        "agree",
+        "p50",
+        "speed-up",
+        "INT8 layers",
+        "size",
+        "MACs",
+    ):
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
+    table.add_column("accuracy")
+    for v in report.variants:
+        table.add_row(
+            v.name,
+            _short(words.percent(v.top1)),
+            _short(words.points(v.drop_pp, v.drop_ci95_pp)),
+            _short(words.percent(v.agreement)),
+            _short(words.milliseconds(v.latency_ms.p50 if v.latency_ms else None)),
+            _short(words.times(v.speedup)),
+            _short(words.coverage(v)),
+            _short(words.size(v.size_bytes)),
+            _short(words.count(v.macs)),
+            v.kind,
+            style=None if v.kind == "measured" else "italic",
+        )
+    console.print(table)
+    for kind, where in dict.fromkeys((v.kind, v.measured_on) for v in report.variants if v.measured_on):
+        console.print(Text(f"{kind}: {where}"))
+    latency = next((v.latency_ms for v in report.variants if v.latency_ms), None)
+    if latency:
+        console.print(
+            Text(f"latency: {latency.measured_on or 'unknown device'}, {words.conditions(latency)}")
+        )
+    console.print()
+    marks: dict[str, tuple[str, str]] = {
+        "good": ("✓", "green"),
+        "look": ("!", "yellow"),
+        "bad": ("✗", "red"),
+        "open": ("○", "cyan"),
+    }
+    for verdict in verdicts(report):
+        mark, style = marks[verdict.level]
+        console.print(Text(mark, style=style), Text(verdict.sentence))
+    for gate in report.gates:
+        mark, style = {True: ("passed", "green"), False: ("MISSED", "red"), None: ("open  ", "cyan")}[
+            gate.passed
+        ]
+        console.print(Text(mark, style=style), Text(f"{gate.name} {gate.variant or ''}: {gate.reason}"))
+    for warning in warnings(report):
+        console.print(Text("note  ", style="yellow"), Text(warning))
+
+
+def _short(text: str) -> str:
+    return "–" if text in (words.NONE, "not known") else text
+
+
+def _context(report: RunReport) -> dict[str, Any]:
+    found: tuple[Verdict, ...] = verdicts(report)
+    return {
+        "report": report,
+        "words": words,
+        "verdicts": found,
+        "warnings": warnings(report),
+        "reference": gather.REFERENCE,
+    }
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("toolkit.report", "templates"),
+        autoescape=jinja2.select_autoescape(["html.j2", "xml.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["cell"] = lambda text: (
+        str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    )
+    return environment
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """JSON as the dataclass, tuple or plain value that a type hint asks for; unknown keys are ignored."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (UnionType, typing.Union):
+        if value is None:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return typing.cast(Any, kind)(
+            **{
+                f.name: _build(hints[f.name], value[f.name])
+                for f in dataclasses.fields(kind)
+                if f.name in value
+            }
+        )
+    if origin is tuple:
+        return tuple(_build(arguments[0], item) for item in value)
+    return value

@@ -1,0 +1,146 @@
+"""The verdict on each target, in words that a decision can rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.core.results import RunReport, Variant
+from toolkit.report import words
+
+NOISY = 0.05  # coefficient of variation above which a latency is called noisy
+LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
+
+Level = Literal["good", "look", "bad", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to think of one target.
+
+    Attributes:
+        target: Its name.
+        level: good: ship; look: decide with care; bad: do not; open: it cannot be said from this run.
+        sentence: The verdict.
+        steps: What to do next, each a sentence.
+    """
+
+    target: str
+    level: Level
+    sentence: str
+    steps: tuple[str, ...] = ()
+
+
+def verdicts(report: RunReport) -> tuple[Verdict, ...]:
+    """One verdict per target that an INT8 variant was asked of, best first as the report lists them."""
+    targets = dict.fromkeys(v.target for v in report.variants if v.precision == "int8")
+    return tuple(_verdict(report, name) for name in targets)
+
+
+def warnings(report: RunReport) -> tuple[str, ...]:
+    """What a reader must know before trusting a figure."""
+    found = []
+    noisy = [
+        f"{v.name} {100 * v.latency_ms.cv:.0f} %"
+        for v in report.variants
+        if v.latency_ms and v.latency_ms.cv is not None and v.latency_ms.cv > NOISY
+    ]
+    if noisy:
+        found.append(
+            f"Noisy latency: the coefficient of variation is above 5 % ({', '.join(noisy)}). "
+            "Other work ran, or the clock changed: trust the median, and measure again on a quiet machine."
+        )
+    load, cores = report.environment.get("load_average"), report.environment.get("cores")
+    if load and cores and load[0] > cores:
+        found.append(f"The machine was busy: a load of {load[0]:.1f} on {cores} cores.")
+    found += [f"{v.name}: {warning}" for v in report.variants for warning in v.warnings]
+    return tuple(found)
+
+
+def _verdict(report: RunReport, target: str) -> Verdict:
+    rows = [v for v in report.variants if v.target == target and v.precision == "int8"]
+    ran = [v for v in rows if v.kind != "not run"]
+    name = words.target(target)
+    if not ran:
+        error = next((v.error for v in rows if v.error), "it was not run")
+        hint = next((v.hint for v in rows if v.hint), None)
+        return Verdict(
+            target, "open", f"{name} was not run: {error}.".replace("..", "."), (hint,) if hint else ()
+        )
+    best = _best(ran, report)
+    missed = [gate for gate in report.missed if gate.variant == best.name]
+    facts = _facts(best)
+    if missed:
+        why = "; ".join(gate.reason for gate in missed)
+        return Verdict(target, "bad", f"{facts}: do not ship it. {_capital(why)}.", _steps(best))
+    if best.drop_pp is None:
+        return Verdict(
+            target, "open", f"{facts}: its accuracy is unknown.", ("Evaluate on labelled images.",)
+        )
+    if best.speedup is None:
+        where = "in simulation" if best.kind == "simulated" else "here"
+        return Verdict(
+            target,
+            "open",
+            f"{facts} {where}; its speed was not measured: decide after measuring on the device.",
+            _steps(best),
+        )
+    gated = any(gate.variant == best.name and gate.passed for gate in report.gates)
+    possible = best.drop_ci95_pp[1] if best.drop_ci95_pp else best.drop_pp
+    if best.speedup <= 1.0:
+        return Verdict(target, "look", f"{facts}: it is not worth it on this machine.", _steps(best))
+    if not gated and possible > LOSS_PP:
+        return Verdict(target, "look", f"{facts}: decide whether that loss is acceptable.", _steps(best))
+    return Verdict(target, "good", f"{facts}: ship it.", _steps(best))
+
+
+def _best(rows: Sequence[Variant], report: RunReport) -> Variant:
+    """The row to judge: fewest missed gates, then the fastest, then the most accurate."""
+    missed = {v.name: sum(gate.variant == v.name for gate in report.missed) for v in rows}
+    return min(
+        rows,
+        key=lambda v: (
+            missed[v.name],
+            v.latency_ms.p50 if v.latency_ms else float("inf"),
+            -(v.top1 or 0.0),
+        ),
+    )
+
+
+def _facts(v: Variant) -> str:
+    if v.speedup is None:
+        speed = ""
+    elif v.speedup >= 1:
+        speed = f"is {v.speedup:.1f}× faster"
+    else:
+        speed = f"is slower ({v.speedup:.2f}× the speed)"
+    if v.drop_pp is None:
+        loss = ""
+    else:
+        verb = "gains" if v.drop_pp < 0 else "loses"
+        interval = f" {words.bracket(v.drop_ci95_pp, 1)}" if v.drop_ci95_pp else ""
+        if v.drop_pp < 0 and v.drop_ci95_pp:
+            interval = f" {words.bracket((-v.drop_ci95_pp[1], -v.drop_ci95_pp[0]), 1)}"
+        loss = f"{verb} {abs(v.drop_pp):.1f} pp{interval}"
+    middle = " and ".join(part for part in (speed, loss) if part) or "ran"
+    return f"{words.title(v)} {middle}"
+
+
+def _steps(v: Variant) -> tuple[str, ...]:
+    steps = []
+    if v.drop_ci95_pp and v.drop_ci95_pp[0] > 0 and v.drop_pp is not None and v.drop_pp > 0.3:
+        steps.append("Spend more effort on accuracy: --set quantize.effort=max, or more calibration images.")
+    floating = [layer for layer in v.audit if layer.weighted and layer.precision != "int8"]
+    if floating:
+        shown = ", ".join(layer.name for layer in floating[:3]) + ("…" if len(floating) > 3 else "")
+        steps.append(f"{len(floating)} of {v.weighted_layers} layers with weights run in float: {shown}.")
+    if v.latency_ms is None and v.kind == "simulated":
+        steps.append("Build and measure it on the device: the accuracy is a simulation of its arithmetic.")
+    elif v.speedup is not None and v.speedup <= 1:
+        steps.append("Look at the time per layer below: a processor without VNNI gains little from INT8.")
+    return tuple(steps)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,138 @@
+"""Figures as people read them: percent and units appear here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.core.results import LatencySummary, Variant
+
+NONE = "not measured"
+MINUS = "−"
+
+TARGETS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+GATES = {
+    "max_drop_pp": "Top-1 drop at most",
+    "min_speedup": "Speed-up at least",
+    "max_latency_ms": "Median latency at most",
+}
+
+
+def target(name: str) -> str:
+    """A target as its makers write it."""
+    return TARGETS.get(name, name)
+
+
+def title(variant: Variant) -> str:
+    """A variant in words: OpenVINO INT8, pruned."""
+    return f"{target(variant.target)} {variant.precision.upper()}" + (", pruned" if variant.pruned else "")
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction in percent."""
+    return NONE if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with a real minus sign, and no minus zero."""
+    text = f"{abs(value):.{digits}f}"
+    return MINUS + text if value < 0 and float(text) else text
+
+
+def points(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """Percentage points, with their 95 % interval where there is one."""
+    if value is None:
+        return NONE
+    return f"{signed(value)} pp" + (f" {bracket(interval)}" if interval else "")
+
+
+def bracket(interval: Sequence[float], digits: int = 2) -> str:
+    """An interval: [low, high]."""
+    return f"[{signed(interval[0], digits)}, {signed(interval[1], digits)}]"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time in ms, three significant digits."""
+    return NONE if value is None else f"{three(value)} ms"
+
+
+def three(value: float) -> str:
+    """Three significant digits without an exponent."""
+    size = abs(value)
+    return (
+        f"{value:.0f}"
+        if size >= 100
+        else f"{value:.1f}"
+        if size >= 10
+        else f"{value:.2f}"
+        if size >= 1
+        else f"{value:.3f}"
+    )
+
+
+def times(ratio: float | None) -> str:
+    """A ratio: 3.42×."""
+    return NONE if ratio is None else f"{ratio:.2f}×"
+
+
+def decibel(value: float | None) -> str:
+    """A ratio of powers in dB."""
+    return NONE if value is None else f"{signed(value, 1)} dB"
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units."""
+    return NONE if count is None else _scaled(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def count(number: float | None) -> str:
+    """MACs and parameters: 1.81 G, 11.7 M."""
+    return NONE if number is None else _scaled(number, (("G", 1e9), ("M", 1e6), ("k", 1e3)), "").rstrip()
+
+
+def whole(number: float | None) -> str:
+    """A whole number with thin spaces between thousands."""
+    return NONE if number is None else f"{number:,.0f}".replace(",", "\u202f")
+
+
+def coverage(variant: Variant) -> str:
+    """Weighted layers in INT8 of all weighted layers."""
+    if variant.int8_layers is None or variant.weighted_layers is None:
+        return "not known"
+    return f"{variant.int8_layers} of {variant.weighted_layers}"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value, never shown as zero."""
+    if p is None:
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def conditions(latency: LatencySummary | None) -> str:
+    """What a latency was measured under."""
+    if latency is None:
+        return ""
+    threads = "" if latency.threads is None else f", {latency.threads} thread{'s' * (latency.threads != 1)}"
+    return f"batch {latency.batch}{threads}, {latency.runs} runs" + (
+        f", {latency.included}" if latency.included else ""
+    )
+
+
+def label(classes: Sequence[str], index: int | None) -> str:
+    """The name of a class, or its number."""
+    if index is None:
+        return "unknown"
+    return str(classes[index]) if index < len(classes) else f"class {index}"
+
+
+def recipe_name(recipe: Any) -> str:
+    """The name of a recipe, which is its text or its `name`."""
+    return recipe if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
+
+
+def _scaled(number: float, units: Sequence[tuple[str, float]], smallest: str) -> str:
+    for unit, factor in units:
+        if number >= factor:
+            return f"{three(number / factor)} {unit}"
+    return f"{number:.0f} {smallest}"
