@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from calibration.datasets import Dataset
 from calibration.preprocess import apply, check
@@ -87,20 +88,15 @@ def batches(
     check(preprocess)
     skipped: list[str] = []
 
-    def load(index: int) -> FloatArray | None:
-        try:
-            image = dataset.image(index)
-        except DataError:
-            if skip_bad:
-                return None
-            raise
-        return apply(image, preprocess, dataset.items[index].name)
+    def prepare(image: Image.Image, name: str) -> FloatArray:
+        return apply(image, preprocess, name)
 
     def assemble() -> Iterator[Batch]:
         waiting: list[FloatArray] = []
         kept: list[int] = []
-        with closing(ordered_map(load, indices, workers=workers)) as results:
-            for done, (index, image) in enumerate(zip(indices, results, strict=True), 1):
+        decoded = decode_each(dataset, indices, prepare, workers=workers, skip_bad=skip_bad)
+        with closing(decoded):
+            for done, (index, image) in enumerate(decoded, 1):
                 if image is None:
                     skipped.append(dataset.items[index].name)
                 else:
@@ -111,13 +107,50 @@ def batches(
                     waiting, kept = [], []
                     if label:
                         progress.tell(label, done, len(indices))
-        if skipped and len(skipped) == len(indices):
-            raise DataError(
-                f"none of the {len(indices)} images of {dataset.name} can be decoded (first: {skipped[0]})",
-                hint="check that the files are images, and copy them again",
-            )
 
     return Batches(assemble(), skipped)
+
+
+def decode_each(
+    dataset: Dataset,
+    indices: Sequence[int],
+    work: Callable[[Image.Image, str], Result],
+    *,
+    workers: int | None = None,
+    skip_bad: bool = False,
+) -> Generator[tuple[int, Result | None], None, None]:
+    """Decode images in worker threads and apply a function there; yield the results in order.
+
+    Args:
+        dataset: Where the images are.
+        indices: Which of them, in which order.
+        work: Turns a decoded RGB image and its name into the result.
+        workers: Threads; None is one for each core this process may use, at most 8.
+        skip_bad: Yield None for images that cannot be decoded, instead of stopping.
+
+    Raises:
+        DataError: An image cannot be decoded (or, with `skip_bad`, none can).
+    """
+
+    def load(index: int) -> Result | None:
+        try:
+            image = dataset.image(index)
+        except DataError:
+            if skip_bad:
+                return None
+            raise
+        return work(image, dataset.items[index].name)
+
+    bad = 0
+    with closing(ordered_map(load, indices, workers=workers)) as results:
+        for index, result in zip(indices, results, strict=True):
+            bad += result is None
+            yield index, result
+    if bad and bad == len(indices):
+        raise DataError(
+            f"none of the {bad} images of {dataset.name} can be decoded",
+            hint="check that the files are images, and copy them again",
+        )
 
 
 def ordered_map(

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from calibration.datasets import Dataset
-from calibration.loader import ordered_map
+from calibration.loader import decode_each, ordered_map
 from toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
 from toolkit.core.errors import DataError
 
@@ -180,17 +180,8 @@ def _line(dataset: Dataset, seed: int) -> list[int]:
 
 def _decodable(dataset: Dataset, line: Sequence[int], count: int) -> Iterator[int]:
     """The first images of the line that can be decoded."""
-
-    def opens(index: int) -> bool:
-        try:
-            dataset.image(index)
-        except DataError:
-            return False
-        return True
-
-    with closing(ordered_map(opens, line)) as results:
-        good = (index for index, fine in zip(line, results, strict=False) if fine)
-        yield from islice(good, count)
+    with closing(decode_each(dataset, line, lambda *_: True, skip_bad=True)) as decoded:
+        yield from islice((index for index, opened in decoded if opened), count)
 
 
 def _too_few(dataset: Dataset, count: int, there: int) -> DataError:
