@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -21,7 +21,7 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
         label: What is done, as a person would say it ("calibrating").
         total: Number of items; taken from `len` when it can be.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     tell(label, 0, total)
     for done, item in enumerate(items, 1):

@@ -1,0 +1,156 @@
+"""Recipes: typed values from TOML and the command line, and errors that name what is wrong."""
+
+import pytest
+
+from toolkit.core.errors import RecipeError
+from toolkit.pipeline.recipe import Recipe, check_required, names
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(text: str):
+        path = tmp_path / "own.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_values_have_the_type_of_the_option(recipe):
+    path = recipe(
+        """
+        [load]
+        model = "resnet18"
+        preprocess = {resize = 64, mean = [0.5, 0.5, 1]}
+        [export]
+        batch = "dynamic"
+        [compile]
+        targets = ["openvino"]
+        [report]
+        max_drop_pp = 1
+        """
+    )
+    got = Recipe.read(path)
+    assert got.load.preprocess.resize == 64
+    assert got.load.preprocess.mean == (0.5, 0.5, 1.0)
+    assert got.load.preprocess.std is None
+    assert got.export.batch == "dynamic"
+    assert got.compile.targets == ("openvino",)
+    assert got.report.max_drop_pp == 1.0 and isinstance(got.report.max_drop_pp, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("load.model=resnet50", lambda r: r.load.model == "resnet50"),
+        ("load.weights=2024", lambda r: r.load.weights == "2024"),
+        ("load.weights='a b.pth'", lambda r: r.load.weights == "a b.pth"),
+        ("load.weights=with=sign.pth", lambda r: r.load.weights == "with=sign.pth"),
+        ("load.preprocess.resize=64", lambda r: r.load.preprocess.resize == 64),
+        ("load.preprocess={crop=32,std=[1,1,1]}", lambda r: r.load.preprocess.std == (1.0, 1.0, 1.0)),
+        ("load.preprocess.mean=0.5,0.4,0.3", lambda r: r.load.preprocess.mean == (0.5, 0.4, 0.3)),
+        ("compile.targets=openvino,onnxruntime", lambda r: r.compile.targets == ("openvino", "onnxruntime")),
+        ('compile.targets=["openvino"]', lambda r: r.compile.targets == ("openvino",)),
+        ("export.batch=4", lambda r: r.export.batch == 4),
+        ("export.batch=dynamic", lambda r: r.export.batch == "dynamic"),
+        ("evaluate.images=all", lambda r: r.evaluate.images == "all"),
+        ("evaluate.images=50", lambda r: r.evaluate.images == 50),
+        ("select.skip_bad=true", lambda r: r.select.skip_bad is True),
+        ("report.max_drop_pp=none", lambda r: r.report.max_drop_pp is None),
+    ],
+)
+def test_overrides_need_no_quotes(recipe, override, value):
+    base = recipe("[evaluate]\nimages = 7\n[report]\nmax_drop_pp = 0.5\n")
+    assert value(Recipe.read(base, [override]))
+
+
+def test_an_override_keeps_its_neighbours(recipe):
+    path = recipe("[load]\npreprocess = {resize = 64, crop = 60}\n")
+    got = Recipe.read(path, ["load.preprocess.crop=56"])
+    assert (got.load.preprocess.resize, got.load.preprocess.crop) == (64, 56)
+
+
+def test_overrides_may_be_a_mapping(recipe):
+    got = Recipe.read(recipe(""), {"select.images": 5, "compile.targets": ["openvino"]})
+    assert got.select.images == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message", "hint"),
+    [
+        ("selekt.images=3", "unknown section 'selekt'", "did you mean 'select'"),
+        ("select.image=3", "unknown 'select.image'", "did you mean 'images'"),
+        ("load.preprocess.rezise=3", "unknown 'load.preprocess.rezise'", "did you mean 'resize'"),
+        ("select.images=many", "select.images cannot be 'many'", "a whole number"),
+        ("select.images=2.5", "select.images cannot be 2.5", "a whole number"),
+        ("select.images=true", "select.images cannot be True", "a whole number"),
+        ("select.skip_bad=maybe", "select.skip_bad cannot be 'maybe'", "true or false"),
+        ("select.images=0", "select.images = 0 must be at least 1", "How many"),
+        ("prune.keep=1.5", "prune.keep = 1.5 must be at most 1.0", "Fraction"),
+        ("prune.keep=0", "prune.keep = 0.0 must be above 0.0", "Fraction"),
+        ("report.max_drop_pp=nan", "report.max_drop_pp is not a number", "number"),
+        ("quantize.effort=fats", "quantize.effort cannot be 'fats'", "did you mean 'fast'"),
+        ("compile.targets=openvin", "compile.targets cannot be 'openvin'", "did you mean 'openvino'"),
+        ("load.preprocess=64", "load.preprocess must be a section", "[load.preprocess]"),
+        ("select.exclude=x", "unknown 'select.exclude'", "known"),
+        ("images=3", "cannot read 'images=3'", "section.key=value"),
+        ("select.images", "cannot read 'select.images'", "section.key=value"),
+    ],
+)
+def test_what_is_wrong_is_named(recipe, override, message, hint):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.read(recipe(""), [override])
+    assert message in str(caught.value)
+    assert hint in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_toml_errors_have_a_line(recipe):
+    with pytest.raises(RecipeError, match=r"is not TOML: .*line 2"):
+        Recipe.read(recipe("[load]\nmodel = resnet18\n"))
+
+
+def test_missing_files_and_names():
+    with pytest.raises(RecipeError, match=r"no recipe file nowhere/x\.toml"):
+        Recipe.read("nowhere/x.toml")
+    with pytest.raises(RecipeError, match="no recipe named 'quikstart'") as caught:
+        Recipe.read("quikstart")
+    assert "quickstart" in caught.value.hint
+
+
+def test_paths_in_a_file_are_relative_to_it_and_words_are_not_paths(recipe, tmp_path):
+    (tmp_path / "net.pth").write_bytes(b"x")
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "resnet18").mkdir()
+    got = Recipe.read(
+        recipe('[load]\nmodel = "resnet18"\nweights = "net.pth"\n[select]\nsource = "digits:train"\n')
+    )
+    assert got.load.weights == str(tmp_path / "net.pth")
+    assert got.load.model == "resnet18"
+    assert got.select.source == "digits:train"
+
+
+def test_other_sections_fill_in_what_follows_from_them(recipe):
+    got = Recipe.read(
+        recipe('[export]\nsize = 64\n[select]\nsource = "digits:train"\n[evaluate]\nsource = "digits:test"\n')
+    ).resolved()
+    assert got.load.size == 64
+    assert got.prune.source == "digits:train"
+    assert got.select.exclude == "digits:test"
+
+
+def test_required_options_are_asked_for_only_where_needed(recipe):
+    got = Recipe.read(recipe('[select]\nsource = "digits"\n'))
+    check_required(got, ["select", "quantize"])
+    with pytest.raises(RecipeError, match=r"evaluate\.source is not set") as caught:
+        check_required(got, ["select", "evaluate"])
+    assert "--set evaluate.source=" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_recipe_that_comes_along_is_valid_and_explains_itself(name):
+    recipe = Recipe.read(name)
+    assert recipe.name == name
+    from toolkit.pipeline.recipe import find
+
+    assert find(name).read_text(encoding="utf-8").startswith("# ")

@@ -1,0 +1,206 @@
+"""The runner: order, caching, and failures that leave nothing, shown on two made-up stages."""
+
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+
+from toolkit.core.artifact import write_json
+from toolkit.core.errors import DataError, RecipeError, ToolkitError
+from toolkit.pipeline.output import command, read_run
+from toolkit.pipeline.recipe import Recipe, SelectOptions
+from toolkit.pipeline.runner import run
+from toolkit.pipeline.stage import Stage
+from toolkit.pipeline.store import Store
+
+CALLS = []
+
+
+def load(options, inputs, out):
+    CALLS.append("load")
+    (out / "model").write_text(options.model)
+
+
+def select(options, inputs, out):
+    CALLS.append("select")
+    write_json(out / "manifest.json", [(inputs["load"] / "model").read_text(), options.seed // 10])
+
+
+def calibrate(options, inputs, out):
+    CALLS.append("calibrate")
+    (out / "ranges").write_text((inputs["select"] / "manifest.json").read_text())
+
+
+def report(options, inputs, out):
+    CALLS.append("report")
+    write_json(out / "report.json", json.loads((inputs["run"] / "run.json").read_text()))
+
+
+STAGES = (
+    Stage("load", load),
+    Stage("select", select, needs=("load",), code=("toolkit.core.errors",)),
+    Stage("calibrate", calibrate, needs=("select",)),
+    Stage("report", report, needs=("calibrate",), on_run=True),
+)
+RECIPE = Recipe.build({"select": {"source": "digits"}})
+
+
+@pytest.fixture
+def start(tmp_path):
+    store = Store(tmp_path / "store")
+
+    def start(recipe=RECIPE, stages=STAGES, **options):
+        CALLS.clear()
+        result = run(recipe, store=store, stages=stages, **options)
+        return CALLS[:], result
+
+    return start
+
+
+def test_a_second_run_does_nothing(start):
+    calls, first = start()
+    assert calls == ["load", "select", "calibrate", "report"]
+    calls, second = start()
+    assert calls == []
+    assert all(stage.cached for stage in second.stages)
+    assert [stage.folder for stage in first.stages] == [stage.folder for stage in second.stages]
+
+
+def test_only_what_depends_on_an_option_runs_again(start):
+    start()
+    calls, _ = start(replace(RECIPE, select=SelectOptions(source="digits", seed=10)))
+    assert calls == ["select", "calibrate", "report"]
+
+
+def test_equal_results_stop_the_rerun(start):
+    start(stages=STAGES[:3])
+    calls, _ = start(replace(RECIPE, select=SelectOptions(source="digits", seed=9)), stages=STAGES[:3])
+    assert calls == ["select"]  # its manifest is the same, so nothing after it changes
+
+
+def test_until_and_redo(start):
+    assert start(until="select")[0] == ["load", "select"]
+    assert start(until="calibrate", redo=["load"])[0] == ["load", "calibrate"]
+    with pytest.raises(RecipeError, match="no stage named 'calibrat'") as caught:
+        start(until="calibrat")
+    assert caught.value.hint == "did you mean 'calibrate'?"
+
+
+def test_another_source_of_the_stage_runs_it_again(start, monkeypatch):
+    start()
+    monkeypatch.setattr("toolkit.pipeline.stage._source_digest", lambda name: "changed")
+    assert start()[0] == ["select"]
+
+
+def test_paths_count_by_content(start, tmp_path):
+    def recipe(name, content):
+        path = tmp_path / name
+        path.write_bytes(content)
+        return Recipe.build({"load": {"weights": str(path)}, "select": {"source": "digits"}})
+
+    start(recipe("a.pth", b"one"))
+    assert start(recipe("b.pth", b"one"), until="calibrate")[0] == []
+    assert "load" in start(recipe("b.pth", b"two"))[0]
+
+
+def test_a_device_stage_belongs_to_the_device_but_not_to_its_clock(start, monkeypatch):
+    import targets._device as device
+
+    here = device.this_device()
+    stages = (replace(STAGES[0], on_device=True),)
+    start(stages=stages)
+    monkeypatch.setattr(device, "this_device", lambda: replace(here, clocks_mhz=1.0))
+    assert start(stages=stages)[0] == []
+    monkeypatch.setattr(device, "this_device", lambda: replace(here, instruction_sets=("other",)))
+    assert start(stages=stages)[0] == ["load"]
+
+
+def test_what_is_watched(start):
+    seen = []
+    start(until="select", watch=lambda stage, state, seconds: seen.append((stage, state)))
+    start(until="calibrate", watch=lambda stage, state, seconds: seen.append((stage, state)))
+    assert seen == [
+        ("load", "started"),
+        ("load", "done"),
+        ("select", "started"),
+        ("select", "done"),
+        ("load", "cached"),
+        ("select", "cached"),
+        ("calibrate", "started"),
+        ("calibrate", "done"),
+    ]
+
+
+def test_a_missing_option_is_told_before_any_work(start):
+    with pytest.raises(RecipeError, match=r"select\.source is not set"):
+        start(Recipe())
+    assert CALLS == []
+
+
+def failing(failure):
+    def select(options, inputs, out):
+        (out / "half").write_text("x")
+        raise failure
+
+    return (STAGES[0], Stage("select", select, needs=("load",)))
+
+
+def test_a_failed_stage_leaves_nothing_and_the_next_run_resumes(start, tmp_path):
+    with pytest.raises(DataError, match="corrupt"):
+        start(stages=failing(DataError("corrupt", hint="x")))
+    assert not list((tmp_path / "store" / "tmp").iterdir())
+    calls, _ = start(until="select")
+    assert calls == ["select"]
+
+
+def test_an_interrupt_names_the_stage(start):
+    with pytest.raises(KeyboardInterrupt, match="interrupted in stage 'select'"):
+        start(stages=failing(KeyboardInterrupt()))
+
+
+class SafetensorError(Exception):
+    """Libraries tell a full disk in their own words."""
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError(errno.EFBIG, "File too large"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_told_as_one(start, failure):
+    with pytest.raises(ToolkitError, match="no room left to write") as caught:
+        start(stages=failing(failure))
+    assert "edgeship store gc" in caught.value.hint and "EDGESHIP_STORE" not in str(caught.value)
+
+
+def test_other_failures_keep_their_traceback(start):
+    with pytest.raises(ZeroDivisionError):
+        start(stages=failing(ZeroDivisionError("our bug")))
+
+
+def test_out_gets_the_report_and_where_everything_is(start, tmp_path):
+    out = tmp_path / "out"
+    _, result = start(out=out)
+    told = read_run(out)
+    assert [stage["name"] for stage in told["stages"]] == ["load", "select", "calibrate", "report"]
+    assert told["stages"][1]["folder"] == str(result.folder("select"))
+    assert told["recipe"]["select"]["source"] == "digits"
+    inside = json.loads((out / "report.json").read_text())
+    assert [stage["name"] for stage in inside["stages"]] == ["load", "select", "calibrate"]
+    assert (out / "report.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_command_that_repeats_a_run():
+    recipe = Recipe.read(
+        "quickstart", ["select.images=7", "compile.targets=openvino", "load.weights=a b.pth"]
+    )
+    assert command(recipe) == (
+        "edgeship run quickstart --set 'load.weights=a b.pth' --set select.images=7 "
+        "--set 'compile.targets=[\"openvino\"]'"
+    )
+    assert command(Recipe()) is None

@@ -1,0 +1,274 @@
+"""The store: complete or absent, shared without harm, and content decides."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from toolkit.core.errors import ToolkitError
+from toolkit.pipeline.outside import existing, fingerprint
+from toolkit.pipeline.stage import resumable
+from toolkit.pipeline.store import Store, default_root, key_of
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "store")
+    with store.in_use():
+        yield store
+
+
+def write(text):
+    return lambda out: (out / "a.txt").write_text(text, encoding="utf-8")
+
+
+def test_made_once_then_found(store):
+    entry, made = store.make("load", "k1", write("one"))
+    assert made and (entry.folder / "a.txt").read_text() == "one"
+    again, made = store.make("load", "k1", write("never called"))
+    assert not made and again.folder == entry.folder and again.digest == entry.digest
+    assert entry.files == {"a.txt": 3} and entry.size_bytes == 3
+
+
+def test_equal_content_is_kept_once_and_has_one_digest(store):
+    first, _ = store.make("load", "k1", write("same"))
+    second, _ = store.make("load", "k2", write("same"))
+    other, _ = store.make("load", "k3", write("other"))
+    assert first.folder == second.folder != other.folder
+    assert first.digest == second.digest != other.digest
+
+
+def test_redo_replaces_the_result_and_keeps_the_old_folder_for_its_readers(store):
+    old, _ = store.make("bench", "k", write("1"))
+    new, made = store.make("bench", "k", write("2"), redo=True)
+    assert made and (old.folder / "a.txt").read_text() == "1"
+    assert store.find("bench", "k").digest == new.digest != old.digest
+
+
+@pytest.mark.parametrize("failure", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_failure_leaves_nothing(store, failure):
+    def work(out):
+        (out / "half").write_text("x")
+        raise failure
+
+    with pytest.raises(type(failure)):
+        store.make("load", "k", work)
+    assert store.find("load", "k") is None
+    assert not list((store.root / "tmp").iterdir())
+    assert not list((store.root / "objects").iterdir())
+    _, made = store.make("load", "k", write("whole"))
+    assert made
+
+
+def test_long_work_goes_on_where_it_failed(store):
+    def work(out):
+        state = resumable(out) / "state"
+        if not state.exists():
+            state.write_text("half")
+            raise ValueError("cut off")
+        (out / "a.txt").write_text(state.read_text())
+
+    with pytest.raises(ValueError, match="cut off"):
+        store.make("load", "k", work)
+    entry, _ = store.make("load", "k", work)
+    assert (entry.folder / "a.txt").read_text() == "half"
+    assert not list((store.root / "partial").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "extra"])
+def test_a_damaged_entry_counts_as_absent_and_is_made_again(store, damage):
+    entry, _ = store.make("load", "k", write("whole"))
+    file = entry.folder / "a.txt"
+    if damage == "cut":
+        file.write_text("who")
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (entry.folder / "b.txt").write_text("")
+    assert store.find("load", "k") is None
+    again, made = store.make("load", "k", write("whole"))
+    assert made and again.folder == entry.folder and (again.folder / "a.txt").read_text() == "whole"
+    assert not (again.folder / "b.txt").exists()
+
+
+def test_a_garbled_record_counts_as_absent(store):
+    store.make("load", "k", write("x"))
+    (store.root / "keys" / "load-k.json").write_text("{")
+    assert store.find("load", "k") is None
+    assert store.entries() == []
+    assert store.make("load", "k", write("x"))[1]
+
+
+def _make_slowly(root, counter, started):
+    store = Store(root)
+    with store.in_use():
+
+        def work(out):
+            started.set()
+            with counter.get_lock():
+                counter.value += 1
+            time.sleep(0.5)
+            (out / "a.txt").write_text("x")
+
+        store.make("load", "k", work)
+
+
+def test_two_processes_do_the_work_once(store):
+    context = multiprocessing.get_context("fork")
+    counter, started = context.Value("i", 0), context.Event()
+    workers = [context.Process(target=_make_slowly, args=(store.root, counter, started)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    started.wait(10)
+    told = []
+    entry, made = store.make("load", "k", write("not called"), waiting=lambda: told.append(True))
+    for worker in workers:
+        worker.join(10)
+    assert counter.value == 1 and not made and told == [True]
+    assert (entry.folder / "a.txt").read_text() == "x"
+
+
+KILLED = """
+    import sys, time
+    from pathlib import Path
+    from toolkit.pipeline.stage import resumable
+from toolkit.pipeline.store import Store
+    store = Store(Path(sys.argv[1]))
+    with store.in_use():
+        def work(out):
+            (out / "half").write_text("x")
+            print("working", flush=True)
+            time.sleep(60)
+        store.make("load", sys.argv[2], work)
+"""
+
+
+def test_what_a_killed_run_left_is_removed_but_not_what_a_living_one_works_on(tmp_path):
+    root = tmp_path / "store"
+    run = [sys.executable, "-c", textwrap.dedent(KILLED), str(root)]
+    with (
+        subprocess.Popen([*run, "dead"], stdout=subprocess.PIPE) as dead,
+        subprocess.Popen([*run, "alive"], stdout=subprocess.PIPE) as alive,
+    ):
+        assert dead.stdout.readline() == alive.stdout.readline() == b"working\n"
+        os.kill(dead.pid, signal.SIGKILL)
+        dead.wait()
+        assert (root / "tmp" / "dead").is_dir()
+        store = Store(root)
+        with store.in_use():
+            assert not (root / "tmp" / "dead").exists()
+            assert (root / "tmp" / "alive" / "half").is_file()
+            assert store.make("load", "dead", write("now"))[1]
+        with pytest.raises(ToolkitError, match="a run is using"):
+            store.clear()
+        alive.kill()
+    assert store.clear() > 0 and store.entries() == []
+
+
+def test_gc_removes_what_nothing_leads_to_and_what_is_old(tmp_path):
+    store = Store(tmp_path)
+    with store.in_use():
+        store.make("bench", "k", write("old"))
+        kept, _ = store.make("bench", "k", write("newer"), redo=True)
+    assert store.gc() == 3
+    assert [entry.digest for entry in store.entries()] == [kept.digest]
+    assert store.gc(older_than_days=1) == 0
+    assert store.gc(older_than_days=-1) > 0
+    assert store.entries() == []
+
+
+def test_only_a_store_is_cleared(tmp_path):
+    (tmp_path / "thesis.doc").write_text("x")
+    with pytest.raises(ToolkitError, match="is not a store"):
+        Store(tmp_path).clear()
+    assert (tmp_path / "thesis.doc").exists()
+
+
+def test_a_place_that_cannot_be_a_store_is_a_clear_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(ToolkitError, match="cannot keep results in") as caught,
+        Store(tmp_path / "file").in_use(),
+    ):
+        pass
+    assert "--store" in caught.value.hint
+
+
+def test_where_the_store_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGESHIP_STORE", "/own")
+    assert str(default_root()) == "/own"
+    monkeypatch.delenv("EDGESHIP_STORE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "edgeship" / "store"
+
+
+def test_keys_depend_on_every_part():
+    keys = {
+        key_of(stage="a", options={"x": 1}),
+        key_of(stage="a", options={"x": 2}),
+        key_of(stage="b", options={}),
+    }
+    assert len(keys) == 3
+    assert key_of(stage="a", options={"x": 1, "y": 2}) == key_of(options={"y": 2, "x": 1}, stage="a")
+
+
+class TestFingerprint:
+    def tree(self, root):
+        (root / "cat").mkdir(parents=True)
+        (root / "cat" / "1.png").write_bytes(b"one")
+        (root / "2.png").write_bytes(b"two")
+        return root
+
+    def test_the_place_does_not_matter_but_names_and_contents_below_do(self, tmp_path):
+        first, second = self.tree(tmp_path / "a"), self.tree(tmp_path / "b")
+        memory = tmp_path / "memory"
+        print_ = fingerprint(first, memory)
+        assert print_ == fingerprint(second, memory) == fingerprint(first, memory)
+        (second / "cat" / "1.png").write_bytes(b"eno")
+        assert fingerprint(second, memory) != print_
+        (first / "2.png").rename(first / "3.png")
+        assert fingerprint(first, memory) != print_
+
+    def test_an_unchanged_file_is_not_read_again(self, tmp_path, monkeypatch):
+        file = tmp_path / "big.zip"
+        file.write_bytes(b"content")
+        os.utime(file, (1, 1))
+        before = fingerprint(file, tmp_path / "memory")
+        monkeypatch.setattr("toolkit.pipeline.outside.sha256_file", lambda path: pytest.fail("read again"))
+        assert fingerprint(file, tmp_path / "memory") == before
+
+    def test_a_file_that_changes_within_its_clock_tick_is_noticed(self, tmp_path):
+        file = tmp_path / "a.bin"
+        file.write_bytes(b"one")
+        status = file.stat()
+        before = fingerprint(file, tmp_path / "memory")
+        file.write_bytes(b"two")
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert fingerprint(file, tmp_path / "memory") != before
+
+    def test_the_images_a_csv_lists_count(self, tmp_path):
+        (tmp_path / "1.png").write_bytes(b"one")
+        (tmp_path / "other.png").write_bytes(b"x")
+        (tmp_path / "list.csv").write_text("file,label\n1.png,3\n")
+        before = fingerprint(tmp_path / "list.csv", tmp_path / "memory")
+        (tmp_path / "other.png").write_bytes(b"y")
+        assert fingerprint(tmp_path / "list.csv", tmp_path / "memory") == before
+        (tmp_path / "1.png").write_bytes(b"two")
+        assert fingerprint(tmp_path / "list.csv", tmp_path / "memory") != before
+
+    def test_links_that_lead_back_up_end(self, tmp_path):
+        root = self.tree(tmp_path / "a")
+        (root / "cat" / "up").symlink_to(root)
+        assert fingerprint(root, tmp_path / "memory")
+
+    def test_what_a_text_names(self, tmp_path):
+        (tmp_path / "data.zip").write_bytes(b"")
+        (tmp_path / "folder").mkdir()
+        assert existing(f"{tmp_path}/data.zip/test") == (tmp_path / "data.zip", "test")
+        assert existing(f"{tmp_path}/folder") == (tmp_path / "folder", ".")
+        assert existing(f"{tmp_path}/folder/nothing") is None

@@ -1,0 +1,132 @@
+"""What a run leaves for people: the folder of `--out`, and run.json that says where everything is.
+
+report.json, report.md, report.html, junit.xml     copies of the report stage
+engines/<target>/<variant>/                        engines, and the Q/DQ graph each was built from
+run.json    schema, recipe (all options), command, stages [{name, folder, digest, seconds, cached}]
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.artifact import canonical_json, plain, read_json, replacing, write_json
+from toolkit.core.errors import DataError, ToolkitError
+from toolkit.pipeline.recipe import Recipe
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage of a run: where its files are, and what it cost.
+
+    Attributes:
+        name: Name of the stage.
+        folder: Its files in the store; never to be written to.
+        digest: Content digest of the folder.
+        seconds: How long the work took when it was done.
+        cached: Whether it had been done before this run.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    seconds: float
+    cached: bool
+
+
+def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> dict[str, Any]:
+    """The content of run.json."""
+    return {
+        "schema": SCHEMA,
+        "recipe": plain(recipe.resolved()),
+        "command": command(recipe),
+        "stages": [{**plain(stage), "folder": str(stage.folder)} for stage in stages],
+    }
+
+
+def command(recipe: Recipe) -> str | None:
+    """The command line that runs a recipe again; None of a recipe that was made in Python."""
+    if not recipe.name:
+        return None
+    changed = _differences(recipe, Recipe.read(recipe.name))
+    return shlex.join(
+        ["edgeship", "run", recipe.name, *(part for text in changed for part in ("--set", text))]
+    )
+
+
+def _differences(options: Any, default: Any, section: str = "") -> list[str]:
+    """`section.key=value` of every option that is not as the default has it."""
+    found = []
+    for each in fields(options):
+        value, usual = getattr(options, each.name), getattr(default, each.name)
+        if is_dataclass(value):
+            found += _differences(value, usual, f"{section}{each.name}.")
+        elif value != usual:
+            text = value if isinstance(value, str) else "none" if value is None else canonical_json(value)
+            found.append(f"{section}{each.name}={text}")
+    return found
+
+
+def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
+    """Copy what people want of a run into a folder; each file appears complete, stale engines go.
+
+    Raises:
+        ToolkitError: The folder cannot be written to.
+    """
+    folders = {stage.name: stage.folder for stage in stages}
+    wanted: dict[Path, Path] = {}  # place in `out` -> file in the store
+    if report := folders.get("report"):
+        wanted |= {file.relative_to(report): file for file in report.rglob("*") if file.is_file()}
+    if compiled := folders.get("compile"):
+        for name, variant in read_json(compiled / "compiled.json").items():
+            place = Path("engines") / variant["target"] / name
+            if variant.get("folder"):
+                folder = compiled / variant["folder"]
+                wanted |= {
+                    place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()
+                }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for place, file in wanted.items():
+            _copy(file, out / place)
+        for old in sorted((out / "engines").rglob("*"), reverse=True):
+            if old.is_dir():
+                if not any(old.iterdir()):
+                    old.rmdir()
+            elif old.relative_to(out) not in wanted:
+                old.unlink()
+        write_json(out / "run.json", describe(recipe, stages))
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise ToolkitError(
+            f"cannot write to {error.filename or out}: {error.strerror}",
+            hint="name another folder with --out",
+        ) from error
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Read the run.json of an `--out` folder.
+
+    Raises:
+        DataError: There is none, or it is of another version.
+    """
+    found: dict[str, Any] = read_json(out / "run.json")
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{out / 'run.json'} has schema {found.get('schema')}, not {SCHEMA}", hint="run the recipe again"
+        )
+    return found
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file unless the same is there already."""
+    there = target.stat() if target.is_file() else None
+    here = source.stat()
+    if there and (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):
+        return
+    with replacing(target) as temporary:
+        shutil.copy2(source, temporary)

@@ -1,0 +1,57 @@
+"""Which preprocessing a run uses: the recipe's, the checkpoint's own, or what its input size suggests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from toolkit.core.artifact import plain
+from toolkit.core.errors import RecipeError
+from toolkit.core.tensors import Preprocess
+from toolkit.pipeline.recipe import PreprocessOptions
+
+SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop
+
+
+def resolve(options: PreprocessOptions, own: Preprocess | None, size: int | None) -> Preprocess:
+    """Settle how images are prepared.
+
+    Args:
+        options: What the recipe says; it wins, key by key.
+        own: What is stored with the checkpoint, if anything.
+        size: Input side in pixels that the recipe or the graph asks for; None: what the rest gives.
+
+    Raises:
+        RecipeError: `size` contradicts the recipe's own crop.
+    """
+    if options.crop and size and options.crop != size:
+        raise RecipeError(
+            f"load.preprocess.crop = {options.crop} contradicts the input size of {size} pixels",
+            hint="leave one of load.preprocess.crop and export.size out; an ONNX file has its own size",
+        )
+    crop = options.crop or size or (own or Preprocess()).crop
+    base = own or Preprocess()
+    if own is None and crop < SMALL:
+        resize: int | None = crop
+    elif base.resize is None:
+        resize = None
+    else:
+        resize = round(base.resize * crop / base.crop)  # the same margin at another size
+    if options.resize is not None:
+        resize = options.resize or None
+    given = {
+        key: value for key in ("mean", "std", "interpolation") if (value := getattr(options, key)) is not None
+    }
+    return replace(base, crop=crop, resize=resize, **given)
+
+
+def from_json(stored: dict[str, Any]) -> Preprocess:
+    """A preprocessing that was written as JSON."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return Preprocess(**values)
+
+
+def as_json(preprocess: Preprocess) -> dict[str, Any]:
+    """A preprocessing as plain values."""
+    values: dict[str, Any] = plain(preprocess)
+    return values

@@ -1,0 +1,287 @@
+"""The recipe: one frozen options class per stage, read from TOML and `section.key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from toolkit.core import plugins
+from toolkit.core.errors import RecipeError, nearest
+from toolkit.core.tensors import Interpolation
+from toolkit.pipeline.outside import existing, names_path
+from toolkit.pipeline.values import convert, merge, parse_override, read_toml
+
+T = TypeVar("T")
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def option(default: T, explanation: str, **rules: Any) -> T:
+    """A field with its default, a line of help and the rules its value obeys.
+
+    Args:
+        default: The value if a recipe says nothing.
+        explanation: What it is, with its unit.
+        **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
+            `required`: may not stay empty; `above`, `least`, `most`: bounds; `known`: gives the names it
+            may have; `derived`: filled from another section, so that a recipe does not set it.
+    """
+    return field(default=default, metadata={"help": explanation, **rules})
+
+
+def _observers() -> tuple[str, ...]:
+    return plugins.names("quantize.observers")
+
+
+def _targets() -> tuple[str, ...]:
+    import targets
+
+    return targets.names()
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessOptions:
+    """How a decoded image becomes the network's input; what is not given is the checkpoint's own."""
+
+    resize: int | None = option(None, "Shorter side after resizing, in pixels; 0 keeps the size.", least=0)
+    crop: int | None = option(None, "Side of the centre crop, in pixels.", least=1)
+    mean: tuple[float, ...] | None = option(None, "Mean of each channel (RGB, pixels in 0..1).")
+    std: tuple[float, ...] | None = option(None, "Standard deviation of each channel.")
+    interpolation: Interpolation | None = option(None, "Resampling filter.")  # noqa: RUF009
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """Training of `load.weights = "train"` and of `edgeship train`."""
+
+    source: str = option("", "Labelled training images: folder, archive, CSV or digits:train.", path=True)
+    epochs: int = option(10, "Passes over the images.", least=1)
+    batch: int = option(64, "Images a step.", least=2)
+    learning_rate: float = option(0.1, "Peak of the one-cycle schedule.", above=0.0)
+    seed: int = option(0, "Seed of weights, order and augmentation.", least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Where the network comes from."""
+
+    model: str = option("auto", "auto (from the tensors), resnet18, ..., or a file.onnx.", path=".onnx")
+    weights: str = option("", "A checkpoint file, torchvision:IMAGENET1K_V1, or train.", path=True)
+    preprocess: PreprocessOptions = option(PreprocessOptions(), "Resize, crop, mean, std, ...")  # noqa: RUF009
+    train: TrainingOptions = option(TrainingOptions(), "Options of training.")  # noqa: RUF009
+    size: int | None = option(None, "Same as export.size.", derived=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneOptions:
+    """What to remove from the network before quantization."""
+
+    method: str = option("none", "none, or an importance: obs, magnitude, ...")
+    keep: float | None = option(None, "Fraction of inner channels to keep.", above=0.0, most=1.0)
+    macs: float | None = option(None, "Fraction of multiply-accumulates to keep.", above=0.0, most=1.0)
+    target_latency: float | None = option(
+        None, "Latency to reach, as a fraction of the unpruned INT8 model's.", above=0.0, most=1.0
+    )
+    source: str = option("", "Unlabelled images; default: select.source.", path=True)
+    images: int = option(1000, "How many of them.", least=1)
+    seed: int = option(0, "Seed of their choice.", least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneOptions:
+    """Training of the pruned network to follow the unpruned one."""
+
+    epochs: int = option(0, "Passes over the images; 0 = none.", least=0)
+    source: str = option("", "Images (labels are not used); default: select.source.", path=True)
+    learning_rate: float = option(0.01, "Peak of the one-cycle schedule.", above=0.0)
+    seed: int = option(0, "Seed of the order.", least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """The ONNX graph."""
+
+    size: int | None = option(None, "Input height and width in pixels; default: the crop.", least=1)
+    batch: int | Literal["dynamic"] = option(1, "Images of one inference, or dynamic.", least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectOptions:
+    """The calibration images."""
+
+    source: str = option("", "Folder, archive, CSV or digits:train.", path=True, required=True)
+    images: int = option(300, "How many calibration images.", least=1)
+    seed: int = option(0, "Seed of the choice.", least=0)
+    skip_bad: bool = option(False, "Leave unreadable images out and count them.")
+    exclude: str = option("", "Same as evaluate.source: its images never calibrate.", path=True, derived=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateOptions:
+    """The pass over the calibration images."""
+
+    batch: int = option(8, "Images at once; more is faster and takes more memory.", least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """From ranges to graphs with Q/DQ nodes."""
+
+    observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
+    effort: Literal["fast", "balanced", "max"] = option("balanced", "fast, balanced or max.")
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """What is built."""
+
+    targets: tuple[str, ...] = option(
+        ("openvino", "onnxruntime", "tensorrt"), "Runtimes to build for.", known=_targets, required=True
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """The images accuracy is measured on."""
+
+    source: str = option("", "Folder, archive, CSV or digits:test.", path=True, required=True)
+    images: int | Literal["all"] = option("all", "How many, or all.", least=1)
+    batch: int = option(32, "Images decoded and run at once.", least=1)
+    skip_bad: bool = option(False, "Leave unreadable images out and count them.")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """How latency is measured."""
+
+    batch: int = option(1, "Images of one inference.", least=1)
+    threads: int = option(1, "CPU threads a session may use.", least=1)
+    runs: int = option(100, "Timed inferences of each variant.", least=1)
+    warmup: int = option(10, "Inferences before the clock starts.", least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """The limits a run must keep (exit code 3 if it does not); None: no limit."""
+
+    max_drop_pp: float | None = option(None, "Largest loss of top-1, in percentage points.")
+    min_speedup: float | None = option(None, "Smallest speed-up over FP32 on the same target.", above=0.0)
+    max_latency_ms: float | None = option(None, "Largest median latency, in milliseconds.", above=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides a run; a section is a stage."""
+
+    name: str = option("", "What the recipe was read from.", derived=True)
+    load: LoadOptions = LoadOptions()
+    prune: PruneOptions = PruneOptions()
+    finetune: FinetuneOptions = FinetuneOptions()
+    export: ExportOptions = ExportOptions()
+    select: SelectOptions = SelectOptions()
+    calibrate: CalibrateOptions = CalibrateOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
+    compile: CompileOptions = CompileOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
+    bench: BenchOptions = BenchOptions()
+    report: ReportOptions = ReportOptions()
+
+    @classmethod
+    def read(cls, recipe: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+        """Read a recipe.
+
+        Args:
+            recipe: A TOML file, or the name of one that comes with the toolkit ("quickstart").
+            overrides: `section.key=value` texts, or a mapping from `section.key` to a value.
+
+        Raises:
+            RecipeError: The file, a key or a value cannot be used; the hint gives the nearest name.
+        """
+        path = find(recipe)
+        table = _with_paths_beside(path, read_toml(path))
+        if isinstance(overrides, Mapping):
+            for name, value in overrides.items():
+                merge(table, name, value)
+        else:
+            for text in overrides:
+                parse_override(table, text, cls)
+        return replace(cls.build(table), name=path.stem if path.parent == RECIPES else str(path))
+
+    @classmethod
+    def build(cls, table: Mapping[str, Any]) -> Recipe:
+        """Make a recipe of a table of sections.
+
+        Raises:
+            RecipeError: A key or value cannot be used.
+        """
+        return cast("Recipe", convert(dict(table), cls, ""))
+
+    def resolved(self) -> Recipe:
+        """The recipe with everything filled in that follows from another section."""
+        return replace(
+            self,
+            load=replace(self.load, size=self.export.size),
+            prune=replace(self.prune, source=self.prune.source or self.select.source),
+            finetune=replace(self.finetune, source=self.finetune.source or self.select.source),
+            select=replace(self.select, exclude=self.evaluate.source),
+        )
+
+
+def names() -> tuple[str, ...]:
+    """The recipes that come with the toolkit."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
+
+
+def find(recipe: str | Path) -> Path:
+    """The file of a recipe, given by path or by name.
+
+    Raises:
+        RecipeError: There is none; the hint gives the nearest name.
+    """
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) != 1:
+        raise RecipeError(
+            f"no recipe file {path}", hint=f"check the path, or name one of {', '.join(names())}"
+        )
+    if path.name not in names():
+        raise RecipeError(f"no recipe named '{path}'", hint=nearest(path.name, names()))
+    return RECIPES / f"{path.name}.toml"
+
+
+def check_required(recipe: Recipe, stages: Iterable[str]) -> None:
+    """Check that every option these stages cannot do without is set.
+
+    Raises:
+        RecipeError: One is not; the hint shows how to set it.
+    """
+    for stage in stages:
+        options = getattr(recipe, stage, None)
+        for each in fields(options) if options is not None else ():
+            if each.metadata.get("required") and not getattr(options, each.name):
+                raise RecipeError(
+                    f"{stage}.{each.name} is not set",
+                    hint=f"--set {stage}.{each.name}=... : {each.metadata['help']}",
+                )
+
+
+def _with_paths_beside(recipe: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """Relative paths of a recipe file are relative to the file."""
+
+    def visit(values: dict[str, Any], options: Any) -> dict[str, Any]:
+        known = {each.name: each for each in fields(options)}
+        result = dict(values)
+        for key, value in values.items():
+            each = known.get(key)
+            if each is None:
+                continue
+            if names_path(each.metadata, value):
+                beside = str(recipe.absolute().parent / value)
+                result[key] = beside if existing(beside) else value
+            elif isinstance(value, dict) and each.default is not MISSING:
+                result[key] = visit(value, each.default)
+        return result
+
+    return visit(table, Recipe)

@@ -1,0 +1,204 @@
+"""Runs the stages of a recipe in order, doing only what is not in the store."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from toolkit.core.artifact import plain, read_json, write_json
+from toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
+from toolkit.pipeline.output import StageResult, describe, publish
+from toolkit.pipeline.outside import fingerprint, outside_files
+from toolkit.pipeline.recipe import Recipe, check_required
+from toolkit.pipeline.stage import Stage
+from toolkit.pipeline.stages import STAGES
+from toolkit.pipeline.store import Store, key_of
+
+State: TypeAlias = Literal["started", "waiting", "done", "cached"]
+Watcher: TypeAlias = Callable[[str, State, float], None]  # stage, state, seconds it took
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM_WORDS = ("no space left", "os error 28", "disk quota", "file too large", "os error 27")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        recipe: What was run.
+        stages: Its stages, in order.
+    """
+
+    recipe: Recipe
+    stages: tuple[StageResult, ...]
+
+    def folder(self, stage: str) -> Path:
+        """Where a stage left its files."""
+        return next(each.folder for each in self.stages if each.name == stage)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The content of report.json."""
+        report: dict[str, Any] = read_json(self.folder("report") / "report.json")
+        return report
+
+    def check_gates(self) -> None:
+        """Compare with the limits of the recipe's report section.
+
+        Raises:
+            GateError: A limit was missed.
+        """
+        missed = [gate for gate in self.report["gates"] if gate["passed"] is False]
+        if missed:
+            raise GateError(
+                "; ".join(f"{gate['variant']} misses {gate['name']}: {gate['reason']}" for gate in missed),
+                hint="the report is written and shows what costs accuracy or time",
+            )
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path | str | None = None,
+    until: str | None = None,
+    redo: Collection[str] = (),
+    store: Store | None = None,
+    watch: Watcher = lambda _stage, _state, _seconds: None,
+    stages: Sequence[Stage] = STAGES,
+) -> Run:
+    """Run a recipe.
+
+    Args:
+        recipe: What to do.
+        out: Folder that gets the report, the engines and `run.json`; None leaves all in the store.
+        until: Last stage to run; None runs all.
+        redo: Stages to work through again even if the store has their result.
+        store: Where results are kept; None is the user's store.
+        watch: Told as each stage starts, waits for another run, or is done.
+        stages: The main path.
+
+    Returns:
+        The stages and their folders. Gates are not judged: see `Run.check_gates`.
+
+    Raises:
+        RecipeError: An option or a stage name cannot be used.
+        ToolkitError: A stage failed; what was finished before it is kept.
+    """
+    chosen = _chosen(stages, until, redo)
+    check_required(recipe, [stage.name for stage in chosen])
+    store = store or Store()
+    with _no_room_explained(store.root), store.in_use():
+        done: dict[str, StageResult] = {}
+        for stage in chosen:
+            done[stage.name] = _run_stage(stage, recipe, done, store, redo=stage.name in redo, watch=watch)
+        finished = Run(recipe, tuple(done.values()))
+        if out is not None:
+            with _no_room_explained(Path(out)):
+                publish(recipe, finished.stages, Path(out))
+        return finished
+
+
+def _chosen(stages: Sequence[Stage], until: str | None, redo: Collection[str]) -> list[Stage]:
+    known = [stage.name for stage in stages]
+    for name in (*redo, *([until] if until else [])):
+        if name not in known:
+            raise RecipeError(f"no stage named '{name}'", hint=nearest(name, known))
+    return list(stages[: known.index(until) + 1 if until else None])
+
+
+def _run_stage(
+    stage: Stage,
+    recipe: Recipe,
+    done: dict[str, StageResult],
+    store: Store,
+    *,
+    redo: bool,
+    watch: Watcher,
+) -> StageResult:
+    options = getattr(recipe.resolved(), stage.name)
+    key = _key(stage, options, recipe, done, store)
+    inputs = {name: done[name].folder for name in stage.needs}
+
+    def work(out: Path) -> None:
+        watch(stage.name, "started", 0.0)
+        if not stage.on_run:
+            stage.work(options, inputs, out)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write_json(Path(folder) / "run.json", describe(recipe, tuple(done.values())))
+            stage.work(options, {**inputs, "run": Path(folder)}, out)
+
+    try:
+        entry, made = store.make(
+            stage.name,
+            key,
+            work,
+            redo=redo,
+            waiting=lambda: watch(stage.name, "waiting", 0.0),
+        )
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"interrupted in stage '{stage.name}'") from interrupt
+    watch(stage.name, "done" if made else "cached", entry.seconds)
+    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not made)
+
+
+def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult], store: Store) -> str:
+    """What the result of a stage depends on; paths count by what lies there, not by name."""
+    values, outside = outside_files(options)
+    return key_of(
+        stage=stage.name,
+        code=stage.code_digest(),
+        options=plain(values),
+        outside={name: fingerprint(path, store.root / "digests") for name, path in outside.items()},
+        inputs={name: done[name].digest for name in stage.needs},
+        device=_this_device() if stage.on_device else None,
+        recipe=plain(recipe.resolved()) if stage.on_run else None,
+    )
+
+
+def _this_device() -> Any:
+    """This machine, without what changes from minute to minute."""
+    from targets._device import this_device
+
+    return plain(replace(this_device(), clocks_mhz=None))
+
+
+@contextmanager
+def _no_room_explained(folder: Path) -> Iterator[None]:
+    """Translate the many ways libraries say that a disk is full."""
+    try:
+        yield
+    except ToolkitError as error:
+        if _is_no_room(error):
+            raise _no_room(folder) from error
+        raise
+    except Exception as error:
+        if _is_no_room(error):
+            raise _no_room(folder) from error
+        raise
+
+
+def _is_no_room(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return True
+        if not isinstance(error, ToolkitError) and any(
+            words in str(error).lower() for words in NO_ROOM_WORDS
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _no_room(folder: Path) -> ToolkitError:
+    return ToolkitError(
+        f"no room left to write below {folder}",
+        hint="free some space (`edgeship store gc`), or name another disk with --store; "
+        "finished stages are kept, so the same command goes on from there",
+    )

@@ -1,0 +1,277 @@
+"""The store: what a stage made, found again by what it was made from.
+
+    objects/<stage>-<digest>/      the files a stage wrote, named by their content; never changed
+    keys/<stage>-<key>.json        which object the inputs of a stage lead to, and how long it took
+    tmp/<key>/, partial/<key>/     work in progress; the state with which interrupted work goes on
+    digests/, locks/               digests of outside files; one lock a key
+
+An object appears by rename and a key by replacement, so both are complete or absent. Whoever holds the lock
+of a key owns `tmp/<key>`; whoever runs holds the store's own lock shared, and cleaning takes it alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
+from toolkit.core.errors import DataError, ToolkitError
+
+DIGEST_LENGTH = 24  # hexadecimal digits in a name: 96 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished stage.
+
+    Attributes:
+        stage: Name of the stage.
+        key: What it was made from.
+        digest: Content digest of the folder.
+        seconds: How long it took to make.
+        made_at: When it was made, seconds since 1970.
+        files: Relative file name -> size in bytes.
+        folder: Where the files are; never to be written to.
+    """
+
+    stage: str
+    key: str
+    digest: str
+    seconds: float
+    made_at: float
+    files: dict[str, int]
+    folder: Path
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files."""
+        return sum(self.files.values())
+
+
+def default_root() -> Path:
+    """`$EDGESHIP_STORE`, else `edgeship/store` in the user's cache folder."""
+    if own := os.environ.get("EDGESHIP_STORE"):
+        return Path(own).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "edgeship" / "store"
+
+
+class Store:
+    """A folder of finished stages that any number of runs may share."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = (root or default_root()).absolute()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the store for a run: nothing in it is cleared meanwhile, and left-overs are removed.
+
+        Raises:
+            ToolkitError: The folder cannot be written to.
+        """
+        try:
+            for name in ("objects", "keys", "digests", "locks", "partial", "tmp"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            tag = self.root / "CACHEDIR.TAG"  # back-up programs leave such folders out
+            if not tag.exists():
+                tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n", encoding="ascii")
+            whole = (self.root / "locks" / "store").open("a")
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise ToolkitError(
+                f"cannot keep results in {self.root}: {error.strerror}",
+                hint="name another folder with --store or EDGESHIP_STORE",
+            ) from error
+        with whole:
+            fcntl.flock(whole, fcntl.LOCK_SH)
+            self._remove_left_overs()
+            yield
+
+    def find(self, stage: str, key: str) -> Entry | None:
+        """The finished stage of that key; None if there is none, or its files are no longer whole."""
+        try:
+            record = read_json(self._record(stage, key))
+            entry = Entry(**record, folder=self._object(stage, record["digest"]))
+        except (DataError, TypeError, KeyError):
+            return None  # absent, or written by another version
+        return entry if _sizes(entry.folder) == entry.files else None
+
+    def make(
+        self,
+        stage: str,
+        key: str,
+        work: Callable[[Path], None],
+        *,
+        redo: bool = False,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> tuple[Entry, bool]:
+        """Find a stage, or do its work in a temporary folder and keep the result.
+
+        Args:
+            stage: Name of the stage.
+            key: What its result depends on.
+            work: Writes the result into the empty folder it is given.
+            redo: Work even where there is a result already.
+            waiting: Called once if another run is at the same work; its result is then used.
+
+        Returns:
+            The entry, and whether it was made now.
+        """
+        if not redo and (found := self.find(stage, key)):
+            return found, False
+        with self._locked(key, waiting):
+            if not redo and (found := self.find(stage, key)):
+                return found, False
+            temporary = self.root / "tmp" / key
+            _remove(temporary)  # of a run that was killed: we hold its lock
+            temporary.mkdir()
+            try:
+                started = time.perf_counter()
+                work(temporary)
+                entry = self._keep(stage, key, temporary, time.perf_counter() - started)
+                _remove(self.root / "partial" / key)
+                return entry, True
+            finally:
+                _remove(temporary)
+
+    def entries(self) -> list[Entry]:
+        """Every finished stage, newest first."""
+        found = []
+        for path in (self.root / "keys").glob("*.json"):
+            stage, _, key = path.stem.rpartition("-")
+            if entry := self.find(stage, key):
+                found.append(entry)
+        return sorted(found, key=lambda entry: -entry.made_at)
+
+    def gc(self, *, older_than_days: float | None = None) -> int:
+        """Remove what nothing leads to any more, and stages older than that.
+
+        Returns:
+            Bytes that were freed.
+
+        Raises:
+            ToolkitError: A run is using the store.
+        """
+        oldest = time.time() - older_than_days * 86_400 if older_than_days is not None else 0.0
+        with self._alone():
+            before = self.size_bytes()
+            kept = [entry for entry in self.entries() if entry.made_at >= oldest]
+            named = {entry.folder for entry in kept} | {
+                self._record(entry.stage, entry.key) for entry in kept
+            }
+            for folder in ("keys", "objects", "partial", "tmp"):
+                for path in (self.root / folder).iterdir():
+                    if path not in named:
+                        _remove(path)
+            return before - self.size_bytes()
+
+    def clear(self) -> int:
+        """Remove everything.
+
+        Returns:
+            Bytes that were freed.
+
+        Raises:
+            ToolkitError: A run is using the store, or the folder is not a store.
+        """
+        with self._alone():
+            freed = self.size_bytes()
+            for name in ("keys", "objects", "partial", "tmp", "digests"):
+                _remove(self.root / name)
+                (self.root / name).mkdir()
+        return freed
+
+    def size_bytes(self) -> int:
+        """Size of everything in the store."""
+        return sum(_sizes(self.root).values()) if self.root.is_dir() else 0
+
+    def _keep(self, stage: str, key: str, temporary: Path, seconds: float) -> Entry:
+        files = _sizes(temporary)
+        digest = sha256_tree(temporary)
+        folder = self._object(stage, digest)
+        if _sizes(folder) != files:  # absent, or damaged since
+            _remove(folder)
+            with contextlib.suppress(FileExistsError):  # another key just led to the same content
+                temporary.rename(folder)
+        record = {
+            "stage": stage,
+            "key": key,
+            "digest": digest,
+            "seconds": round(seconds, 3),
+            "made_at": round(time.time(), 3),
+            "files": files,
+        }
+        write_json(self._record(stage, key), record)
+        return Entry(**record, folder=folder)  # type: ignore[arg-type]
+
+    def _record(self, stage: str, key: str) -> Path:
+        return self.root / "keys" / f"{stage}-{key}.json"
+
+    def _object(self, stage: str, digest: str) -> Path:
+        return self.root / "objects" / f"{stage}-{digest[:DIGEST_LENGTH]}"
+
+    @contextmanager
+    def _locked(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
+        with (self.root / "locks" / key).open("a") as stream:
+            if not _try_lock(stream):
+                waiting()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def _remove_left_overs(self) -> None:
+        """Remove temporary folders whose run is gone: nobody holds their key."""
+        for path in (self.root / "tmp").iterdir():
+            with (self.root / "locks" / path.name).open("a") as stream:
+                if _try_lock(stream):
+                    _remove(path)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not (self.root / "keys").is_dir():
+            raise ToolkitError(
+                f"{self.root} is not a store", hint="name the folder with --store or EDGESHIP_STORE"
+            )
+        with (self.root / "locks" / "store").open("a") as stream:
+            if not _try_lock(stream):
+                raise ToolkitError(f"a run is using {self.root}", hint="wait until it has finished")
+            yield
+
+
+def key_of(**parts: object) -> str:
+    """A short digest of what a stage's result depends on."""
+    return sha256_bytes(canonical_json(parts).encode())[:DIGEST_LENGTH]
+
+
+def as_json(entry: Entry) -> dict[str, object]:
+    """An entry as plain values, with its size."""
+    return {**asdict(entry), "folder": str(entry.folder), "size_bytes": entry.size_bytes}
+
+
+def _try_lock(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
