@@ -1,27 +1,26 @@
-r"""Evaluation images as one file that a device reads with the standard library only (targets/runner).
+"""Evaluation images as one file that a device reads with the standard library only (targets/runner).
 
 Layout; integers are little-endian:
 
-    offset  0   8 bytes   magic: b"ESPACK1\n"
-    offset  8   uint32    H, the length of the header
-    offset 12   H bytes   header: JSON, filled up with spaces so that the pixels start at a multiple of 64
-    12 + H                labels: int32 (count,), a class index or -1 for unknown
-    after these           pixels: uint8 (count, height, width, channels), resized and cropped already
+    offset  0   8 bytes   magic: b"EDGESET1"
+    offset  8   uint64    H, the length of the header, padding included
+    offset 16   H bytes   header: UTF-8 JSON, filled up with spaces; 16 + H is a multiple of 64
+    16 + H                images: uint8 (images, height, width, channels), resized and cropped already
+    after these           labels: int32 (images,), a class index or -1 for unknown
 
-Header: count, height, width, channels (3: RGB, 1: grey), mean and std (per channel, of pixels / 255), sha256
-(hexadecimal, of all after the header); and for people: name, classes (names in the order of the labels, empty
-without labels), resize, interpolation, source_digest, skipped (images left out, as they cannot be decoded).
+Header: schema (1), name, classes [name of class 0, ...] (empty without labels), images, height, width,
+channels (3: RGB, 1: grey), preprocess {resize, crop, mean, std, interpolation}, source_digest, skipped
+(how many images were left out, as they could not be decoded), sha256 (hexadecimal, of all after the header).
 
-The network's input is (pixel / 255 - mean) / std per channel, computed in double precision and rounded to
-float32 once, as `calibration.preprocess` does it, so a device sees exactly the numbers seen in calibration.
-With NumPy:
+The network's input, each step rounded to float32: (pixel / 255 - mean) / std per channel, then NHWC -> NCHW. With it
+a device computes on exactly the numbers that calibration and evaluation computed on:
 
     with open(path, "rb") as stream:
-        magic, length = stream.read(8), int.from_bytes(stream.read(4), "little")
+        magic, length = stream.read(8), int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
-    shape = tuple(header[key] for key in ("count", "height", "width", "channels"))
-    labels = numpy.fromfile(path, "<i4", header["count"], offset=12 + length)
-    pixels = numpy.memmap(path, numpy.uint8, "r", 12 + length + labels.nbytes, shape)
+    shape = tuple(header[key] for key in ("images", "height", "width", "channels"))
+    images = numpy.memmap(path, numpy.uint8, "r", 16 + length, shape)
+    labels = numpy.fromfile(path, "<i4", header["images"], offset=16 + length + images.size)
 
 Equal inputs give equal files, byte for byte.
 """
@@ -34,7 +33,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,10 +47,10 @@ from toolkit.core.errors import DataError
 from toolkit.core.quant import IntArray
 from toolkit.core.tensors import Preprocess
 
-MAGIC = b"ESPACK1\n"
-_ALIGN = 64  # bytes of a cache line
-_PREFIX = 12  # bytes of magic and length
-_LABEL = 4  # bytes of a label
+MAGIC = b"EDGESET1"
+_SCHEMA = 1
+_ALIGN = 64  # bytes; images then start on a cache line
+_PREFIX = 16  # bytes of magic and length
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,47 +100,44 @@ def pack(
     check(preprocess)
 
     header: dict[str, Any] = {
+        "schema": _SCHEMA,
         "name": dataset.name,
         "classes": dataset.classes,
-        "count": len(indices),
+        "images": len(indices),
         "height": preprocess.crop,
         "width": preprocess.crop,
         "channels": len(preprocess.mean),
-        "mean": preprocess.mean,
-        "std": preprocess.std,
-        "resize": preprocess.resize,
-        "interpolation": preprocess.interpolation,
+        "preprocess": preprocess,
         "source_digest": dataset.listing_digest(),
         "skipped": len(indices),
         "sha256": "0" * 64,
     }
     kept: list[int] = []
     skipped: list[str] = []
+    digest = hashlib.sha256()
 
     def crop(image: Image.Image, name: str) -> PixelArray:
         return pixels(image, preprocess, name)
 
-    with replacing(out) as temporary, temporary.open("w+b") as stream:
-        # How many images can be decoded is known at the end only: the pixels come first, behind the most
-        # room that header and labels can need, and the header's padding takes up what is left.
-        room = _PREFIX + len(canonical_json(header).encode()) + _LABEL * len(indices)
-        start = -(-room // _ALIGN) * _ALIGN
-        stream.seek(start)
+    with replacing(out) as temporary, temporary.open("wb") as stream:
+        # The counts and the digest are known at the end only: the header's place is kept until then.
+        length = _header_bytes(header)
+        stream.seek(_PREFIX + length)
         decoded = decode_each(dataset, indices, crop, workers=workers, skip_bad=skip_bad)
         with closing(decoded):
             for index, image in progress.track(decoded, "packing images", len(indices)):
                 if image is None:
                     skipped.append(dataset.items[index].name)
-                else:
-                    stream.write(image.tobytes())
-                    kept.append(index)
+                    continue
+                stream.write(image.tobytes())
+                digest.update(image.tobytes())
+                kept.append(index)
         labels = dataset.labels[kept].astype("<i4").tobytes()
-        stream.seek(start)
-        header |= {"count": len(kept), "skipped": len(skipped), "sha256": _digest(labels, stream)}
-        length = start - len(labels) - _PREFIX
-        stream.seek(0)
-        stream.write(MAGIC + length.to_bytes(4, "little") + canonical_json(header).encode().ljust(length))
         stream.write(labels)
+        digest.update(labels)
+        header |= {"images": len(kept), "skipped": len(skipped), "sha256": digest.hexdigest()}
+        stream.seek(0)
+        stream.write(MAGIC + length.to_bytes(8, "little") + canonical_json(header).encode().ljust(length))
     return tuple(skipped)
 
 
@@ -149,39 +145,35 @@ def read(path: Path) -> PackedSet:
     """Open a packed evaluation set and verify its digest.
 
     Raises:
-        DataError: The file is absent, damaged, or of another kind.
+        DataError: The file is absent, damaged, or of another kind or schema.
     """
     try:
         with path.open("rb") as stream:
             if stream.read(len(MAGIC)) != MAGIC:
                 raise _damaged(path, "it is no packed evaluation set")
-            length = int.from_bytes(stream.read(_PREFIX - len(MAGIC)), "little")
-            header = json.loads(stream.read(min(length, path.stat().st_size)))
-            if _digest(b"", stream) != header["sha256"]:
-                raise _damaged(path, "its content does not fit its digest")
-        shape = tuple(header[key] for key in ("count", "height", "width", "channels"))
-        labels = np.fromfile(path, "<i4", header["count"], offset=_PREFIX + length)
-        images = np.memmap(path, np.uint8, "r", _PREFIX + length + labels.nbytes, shape)
-        preprocess = Preprocess(
-            resize=header["resize"],
-            crop=header["height"],
-            mean=tuple(header["mean"]),
-            std=tuple(header["std"]),
-            interpolation=header["interpolation"],
-        )
+            start = _PREFIX + int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(start, path.stat().st_size) - _PREFIX))
+            digest = hashlib.sha256()
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        if header["schema"] != _SCHEMA:
+            raise _damaged(path, f"its schema is {header['schema']}, not {_SCHEMA}")
+        if digest.hexdigest() != header["sha256"]:
+            raise _damaged(path, "its content does not fit its digest")
+        shape = tuple(header[key] for key in ("images", "height", "width", "channels"))
+        images = np.memmap(path, np.uint8, "r", start, shape)
+        labels = np.fromfile(path, "<i4", header["images"], offset=start + images.size).astype(np.int64)
+        stored = header["preprocess"] | {key: tuple(header["preprocess"][key]) for key in ("mean", "std")}
+        return PackedSet(header["name"], tuple(header["classes"]), Preprocess(**stored), images, labels)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"its header is broken ({error})") from error
-    return PackedSet(header["name"], tuple(header["classes"]), preprocess, images, labels.astype(np.int64))
 
 
-def _digest(first: bytes, rest: IO[bytes]) -> str:
-    """SHA-256 of some bytes and all that a stream still holds."""
-    digest = hashlib.sha256(first)
-    while block := rest.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+def _header_bytes(header: dict[str, Any]) -> int:
+    """Room for a header, padding included; the first images of a file then lie on a cache line."""
+    return -(-(_PREFIX + len(canonical_json(header).encode())) // _ALIGN) * _ALIGN - _PREFIX
 
 
 def _damaged(path: Path, problem: str) -> DataError:
