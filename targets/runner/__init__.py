@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 VERSION = "1"
 FILE_NAME = "edgeship_runner.pyz"  # `python3 edgeship_runner.pyz probe`: Python 3.8+, nothing to install
@@ -34,3 +37,25 @@ def source() -> bytes:
             info.create_system, info.external_attr = 3, 0o100644 << 16
             archive.writestr(info, data)
     return b"#!/usr/bin/env python3\n" + stream.getvalue()
+
+
+def write_golden(folder: Path, images: Any, logits: Any) -> None:
+    """Write golden inputs and the logits they must give, as the runner's `selftest` reads them.
+
+    Args:
+        folder: Where golden.json, inputs.f32 and logits.f32 go; made if absent.
+        images: (N, C, H, W) array, preprocessed.
+        logits: (N, classes) array.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"inputs.f32": images.astype("<f4").tobytes(), "logits.f32": logits.astype("<f4").tobytes()}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    record = {
+        "shape": list(images.shape),
+        "classes": logits.shape[-1],
+        "inputs": "inputs.f32",
+        "logits": "logits.f32",
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+    }
+    (folder / "golden.json").write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,30 +15,418 @@ probe     [--root DIR] [--disk DIR] [--sdk MODULE]
              "thermal", "memory", "disk", "sdk"}, "backends": {"tensorrt"|"openvino"|"onnxruntime":
              {"available", "version", "precisions", "cause", "cure"}}, "best": backend name or null,
              "problems": [{"code", "cause", "cure"}]
-build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32] [--cache DIR] [--shape N,C,H,W]
+build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32] [--cache DIR]
           [--profile MIN:OPT:MAX (batches)] [--workspace-mib M] [--optimization-level 0..5] [--strongly-typed]
-          [--threads T] [--lock-timeout-s S] [--timeout-s S] [--force]
+          [--lock-timeout-s S] [--timeout-s S] [--force]
           Writes ENGINE and ENGINE.json (the sidecar) atomically; the same key is reused, never built twice.
+          Without --backend: the probe's best.
           -> "engine", "sidecar", "key", "reused", "build_s", "size_bytes", "engine_sha256", "graph_sha256",
              "backend", "version", "warnings": [...]
-selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.99] [--latency-max-ms L] [--threads T]
+selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
           DIR holds golden.json {"shape": [N,C,H,W], "classes": K, "inputs": "inputs.f32", "logits": "logits.f32",
           "sha256": {file: digest}}, raw little-endian float32 (targets.runner.write_golden writes it).
           -> "verdict": "pass"|"fail", "images", "cosine_min", "cosine_mean", "top1_agreement",
              "largest_difference", "latency_ms" (median wall), "reasons": [...]
 time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [--duration-s 3] [--iterations 10]
           [--rounds 3] [--threads T] [--cuda-graph] [--no-transfers] [--samples]
-          Several engines are interleaved (A B C A B C). -> "timings": one per engine: {"engine", "batch", "runs",
+          --duration-s and --iterations are totals of all rounds. Several engines are interleaved (A B C A B C). -> "timings": one per engine: {"engine", "batch", "runs",
           "wall_ms"|"gpu_ms"|"h2d_ms"|"d2h_ms"|"enqueue_ms"|"latency_ms": {"min","mean","median","p90","p95","p99",
-          "max","cv"} or null, "throughput_ips", "included", "energy_mj" (an inference), "samples_ms" with
-          --samples}, "before"/"after": clocks, temperatures, counters; "power_mw"; "throttled": true|false|null,
+          "max","cv"} or null, "throughput_ips", "included", "power_mw", "power_of", "energy_mj" (an image; both
+          null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with --samples}, "before"/"after": clocks, temperatures, counters; "throttled": true|false|null,
           "marks": why the run should not be trusted (throttled, clocks changed, spread above 5 %)
-evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--logits-out F] [--top1-min T] [--threads T]
-          SET is one packed file (magic ESPACK1, see evaluate.py). -> "images", "labelled", "top1", "top5",
+evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--batch N] [--logits-out F] [--top1-min T]
+          [--threads T]
+          SET is one packed file (magic EDGESET1). -> "images", "labelled", "top1", "top5",
           "agreement" (top-1 with the reference logits), "sqnr_db", "seconds"
 infer     --engine ENGINE --input x.f32 --out y.f32 [--threads T] -> "images", "shape"
-inspect   --engine ENGINE [--out FILE] -> "layers" (or "file"), "bindings", "versions"; as the runtime tells it
+inspect   --engine ENGINE [--profile] -> "layers", "bindings", as the runtime tells them, and "times_ms"
+          {layer: mean of a run} with --profile
 
 --root DIR reads the device's files below DIR instead of / (a mounted image, or a test). --sdk MODULE imports
 MODULE in place of `tensorrt`. Nothing runs as root and nothing is changed outside the named files.
 """
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from typing import Any, Callable, NoReturn
+
+from . import VERSION, backend, engines, failures, images, system, timing
+from .failures import Failure
+from .output import Output, log
+
+_USAGE, _NEGATIVE = 2, 3
+_SELFTEST_RUNS = 10
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong command lines are answered in JSON as well."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Failure("usage", message, "the command line is wrong", f"see `{self.prog} --help`", _USAGE)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and give the exit code."""
+    if any(word in ("-h", "--help") for word in (sys.argv[1:] if arguments is None else arguments)):
+        print(__doc__)
+        return 0
+    output = Output()
+    signal.signal(signal.SIGTERM, _terminate)  # as Ctrl-C: locks are freed, temporary files removed
+    result: dict[str, Any] = {"event": "result", "command": None, "ok": False, "runner": VERSION}
+    status = 0
+    try:
+        options = _parser().parse_args(arguments)
+        result["command"] = options.command
+        found = options.run(options, output)
+        result.update(found)
+        negative = found.get("verdict") == "fail"
+        result["ok"], status = not negative, _NEGATIVE if negative else 0
+    except Exception as error:
+        failure = failures.from_error(error)
+        if failure.code == "unknown":
+            log(_traceback(error))
+        result["error"], status = failure.to_json(), failure.exit_code
+    except KeyboardInterrupt:
+        stopped = Failure("stopped", "stopped by a signal", "the runner was told to stop", "start it again")
+        result["error"], status = stopped.to_json(), 1
+    output.line(result)
+    return status
+
+
+def _probe(options: Any, output: Output) -> dict[str, Any]:
+    tree = system.Tree(options.root)
+    found = system.gather(tree, options.disk)
+    found["python"]["numpy"] = _numpy_version()
+    offers, fake = {}, False
+    for name in backend.NAMES:
+        output.progress("probe", backend=name)
+        try:
+            sdk = backend.load(name, options.sdk)
+            offers[name] = {"available": True, "version": sdk.version, "precisions": sdk.precisions(tree),
+                            "identity": sdk.identity(tree), "fake": sdk.fake, "cause": None, "cure": None}  # fmt: skip
+            fake = fake or sdk.fake
+        except Exception as error:
+            failure = failures.from_error(error)
+            offers[name] = {"available": False, "version": None, "precisions": [], "identity": None, "fake": False,
+                            "code": failure.code, "cause": failure.cause, "cure": failure.cure}  # fmt: skip
+    return {"facts": found, "backends": offers, "best": _best(offers, found), "problems": _problems(found, offers),
+            **_faked(fake)}  # fmt: skip
+
+
+def _best(offers: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """TensorRT where a GPU can run it, OpenVINO on x86, ONNX Runtime anywhere else."""
+    wanted = ["tensorrt"] if (offers["tensorrt"]["identity"] or {}).get("sm") else []
+    wanted += ["openvino"] if found["arch"] in ("x86_64", "AMD64") else []
+    wanted += ["onnxruntime", "openvino"]
+    return next((name for name in wanted if offers[name]["available"]), None)
+
+
+def _problems(found: dict[str, Any], offers: dict[str, Any]) -> list[dict[str, Any]]:
+    """What stands between this device and its best, each with a cure."""
+    problems = []
+    board = found["jetson"]
+    if board is not None:
+        if not offers["tensorrt"]["available"]:
+            problems.append({key: offers["tensorrt"][key] for key in ("code", "cause", "cure")})
+        if board["gpu_int8"] is False:
+            problems.append({"code": "no-int8", "cause": f"the GPU (SM {board['sm']}) has no INT8 arithmetic",
+                             "cure": "deploy FP16 instead"})  # fmt: skip
+        mode, modes = found["power"]["mode"], found["power"]["modes"]
+        if mode and any(name.startswith("MAXN") for name in modes) and not mode.startswith("MAXN"):
+            problems.append({"code": "power-mode", "cause": f"power mode {mode} caps the clocks",
+                             "cure": f"one of {', '.join(modes)}: sudo nvpmodel -m N; or measure in this mode"})  # fmt: skip
+        clock = found["clocks"]["gpu"]
+        if clock and clock["locked"] is False:
+            problems.append({"code": "clocks-free", "cause": "GPU clocks are not locked, so latencies will spread",
+                             "cure": "sudo jetson_clocks --store FILE, then sudo jetson_clocks"})  # fmt: skip
+        counters = found["thermal"]["throttle_counters"]
+        events = {name: count for name, count in counters.items() if "oc" in os.path.basename(name) and count > 0}
+        if events:
+            problems.append({"code": "over-current", "cause": f"over-current events since boot: {events}",
+                             "cure": "use a stronger supply or a lower power mode"})  # fmt: skip
+    if not any(offer["available"] for offer in offers.values()):
+        problems.append({"code": "no-backend", "cause": "no SDK can be imported",
+                         "cure": "; ".join(f"{name}: {offer['cure']}" for name, offer in offers.items())})  # fmt: skip
+    available = found["memory"]["available_bytes"]
+    if available is not None and available < 2**30:
+        problems.append({**failures.problem("out-of-memory"), "code": "memory-low",
+                         "cause": f"{available >> 20} MiB of memory are free; a build may want 1 GiB"})  # fmt: skip
+    return problems
+
+
+def _build(options: Any, output: Output) -> dict[str, Any]:
+    name = options.backend or _probe_best(options, output)
+    sdk = backend.load(name, options.sdk)
+    settings = backend.BuildOptions(
+        options.precision, options.profile, options.workspace_mib, options.optimization_level, options.strongly_typed
+    )
+    result = engines.build(
+        sdk, options.graph, options.out, settings, system.Tree(options.root), output,
+        options.cache, options.lock_timeout_s, options.timeout_s, options.force,
+    )  # fmt: skip
+    return {**result, **_faked(result.pop("fake"))}
+
+
+def _probe_best(options: Any, output: Output) -> str:
+    options.disk = "/"
+    best = _probe(options, output)["best"]
+    if best is None:
+        raise Failure("no-backend", "no SDK can be imported", "TensorRT, OpenVINO and ONNX Runtime are all absent",
+                      "run `probe`: it tells what each needs")  # fmt: skip
+    return str(best)
+
+
+class _Opened:
+    """An engine in use: loaded, and closed whatever happens."""
+
+    def __init__(self, options: Any, engine: str, profile: bool = False) -> None:
+        self.session, self.sdk, self.record = engines.open_engine(engine, options.sdk, options.threads, profile)
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.session.close()
+
+    def ready(self, batch: int) -> int:
+        """Prepare plain inference of about `batch` images at a time; the batch that it became."""
+        batch = images.batch_for(self.session, batch)
+        self.session.prepare(batch, True, False)
+        return batch
+
+    def origin(self) -> dict[str, Any]:
+        """Which engine of which SDK the figures belong to."""
+        keys = ("backend", "version", "precision", "engine_sha256", "key")
+        return {**{key: self.record[key] for key in keys}, **_faked(self.sdk.fake)}
+
+
+def _selftest(options: Any, output: Output) -> dict[str, Any]:
+    expected = images.golden(options.golden)
+    with _Opened(options, options.engine) as opened:
+        images.same_shape(opened.session, expected.image_shape, "the golden set")
+        _same_classes(opened.session, len(expected.logits[0]), "the golden set")
+        batch = opened.ready(expected.count)
+        got = images.rows(images.run(opened.session, expected.images, expected.count, batch), opened.session.classes)
+        walls = sorted(opened.session.step()["wall_ms"] for _ in range(_SELFTEST_RUNS))
+        near = images.compare(got, expected.logits)
+        origin = opened.origin()
+    latency_ms = timing.percentile(walls, 50)
+    reasons = []
+    if not images.finite(got):
+        reasons.append("the engine gives logits that are no numbers")
+    elif not near["cosine_min"] >= options.cosine_min:
+        reasons.append(f"lowest cosine {near['cosine_min']:.5f} is below {options.cosine_min}")
+    if near["top1_agreement"] < options.top1_min:
+        reasons.append(f"top-1 agreement {near['top1_agreement']:.4f} is below {options.top1_min}")
+    if options.latency_max_ms is not None and latency_ms > options.latency_max_ms:
+        reasons.append(f"median latency {latency_ms:.3f} ms is above {options.latency_max_ms} ms")
+    return {"verdict": "fail" if reasons else "pass", "reasons": reasons, "images": expected.count, **near,
+            "batch": batch, "latency_ms": latency_ms, **origin}  # fmt: skip
+
+
+def _time(options: Any, output: Output) -> dict[str, Any]:
+    tree = system.Tree(options.root)
+    opened: list[_Opened] = []
+    try:
+        subjects = []
+        for engine in options.engine:
+            opened.append(_Opened(options, engine))
+            session = opened[-1].session
+            batch = images.batch_for(session, options.batch)
+            session.prepare(batch, not options.no_transfers, options.cuda_graph)
+            floats = batch * math.prod(session.image_shape)
+            session.load(bytes(4 * floats))
+            subjects.append(timing.Subject(engine, session, opened[-1].record, batch))
+        around = timing.interleave(
+            subjects, options.rounds, options.warmup_ms / 1e3, options.duration_s, options.iterations, tree, output
+        )
+        transfers = not options.no_transfers
+        return {"timings": [subject.result(options.samples, transfers) for subject in subjects], **around,
+                "cuda_graph": options.cuda_graph, "threads": options.threads,
+                **_faked(any(one.sdk.fake for one in opened))}  # fmt: skip
+    finally:
+        for one in opened:
+            one.session.close()
+
+
+def _evaluate(options: Any, output: Output) -> dict[str, Any]:
+    packed = images.Packed(options.images)
+    limit = min(packed.count, options.limit or packed.count)
+    reference = _read(options.reference) if options.reference else None
+    started = time.perf_counter()
+    with _Opened(options, options.engine) as opened:
+        images.same_shape(opened.session, packed.image_shape, "the image set")
+        classes = opened.session.classes
+        if reference is not None and len(reference) != packed.count * classes * 4:
+            raise Failure("shape-mismatch", f"{options.reference} does not hold {packed.count} x {classes} logits",
+                          "reference and images come from different runs", "bundle both from one run")  # fmt: skip
+        batch, logits = opened.ready(options.batch), []
+        for part, count in packed.batches(batch, limit):
+            logits.append(images.run(opened.session, part, count, batch))
+            output.progress("evaluate", done=min(len(logits) * batch, limit), total=limit)
+        origin = opened.origin()
+    data = b"".join(logits)
+    got = images.rows(data, classes)
+    if not images.finite(got):
+        raise Failure("not-numbers", "the engine gives logits that are no numbers", "the engine overflows",
+                      "build with --precision fp32; then compare layer by layer")  # fmt: skip
+    result = {"images": limit, **images.accuracy(got, packed.labels[:limit]), "agreement": None, "sqnr_db": None}
+    if reference is not None:
+        expected = images.rows(reference, classes)[:limit]
+        result["agreement"] = images.compare(got, expected)["top1_agreement"]
+        result["sqnr_db"] = images.sqnr_db(got, expected)
+    if options.logits_out:
+        _write(options.logits_out, data)
+    if options.top1_min is not None:
+        if result["top1"] is None:
+            raise Failure("no-labels", f"{options.images} has no labels", "--top1-min needs labelled images",
+                          "pack a labelled set, or leave --top1-min out")  # fmt: skip
+        result["verdict"] = "pass" if result["top1"] >= options.top1_min else "fail"
+    return {**result, "seconds": round(time.perf_counter() - started, 3), "batch": batch, **origin}
+
+
+def _infer(options: Any, output: Output) -> dict[str, Any]:
+    with _Opened(options, options.engine) as opened:
+        data, size = _read(options.input), 4 * math.prod(opened.session.image_shape)
+        if not data or len(data) % size:
+            raise Failure("shape-mismatch", f"{options.input} has {len(data)} bytes, an image has {size}",
+                          "the input holds no whole number of float32 images",
+                          f"write images of {opened.session.image_shape} as float32")  # fmt: skip
+        count = len(data) // size
+        _write(options.out, images.run(opened.session, data, count, opened.ready(count)))
+        return {"images": count, "shape": [count, opened.session.classes], "out": options.out, **opened.origin()}
+
+
+def _inspect(options: Any, output: Output) -> dict[str, Any]:
+    with _Opened(options, options.engine, profile=True) as opened:
+        opened.ready(1)
+        return {**opened.session.layers(options.profile), **opened.origin()}
+
+
+def _same_classes(session: Any, classes: int, what: str) -> None:
+    if session.classes != classes:
+        raise Failure("shape-mismatch", f"{what} has {classes} classes, the engine {session.classes}",
+                      "engine and images come from different exports", "bundle both from one run")  # fmt: skip
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def _write(path: str, data: bytes) -> None:
+    engines.write_atomically(path, data)
+
+
+def _faked(fake: bool) -> dict[str, bool]:
+    return {"fake": True} if fake else {}
+
+
+def _numpy_version() -> str | None:
+    try:
+        import numpy
+    except Exception:  # absent or broken: the runner does without
+        return None
+    return str(numpy.__version__)
+
+
+def _traceback(error: BaseException) -> str:
+    import traceback
+
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _terminate(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not value > 0:  # also refuses nan
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return parse
+
+
+def _batches(text: str) -> tuple[int, int, int]:
+    try:
+        low, usual, high = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not MIN:OPT:MAX, as in 1:8:32") from None
+    if not 0 < low <= usual <= high:
+        raise argparse.ArgumentTypeError(f"{text}: wanted 0 < MIN <= OPT <= MAX")
+    return low, usual, high
+
+
+def _parser() -> argparse.ArgumentParser:
+    whole, real = _positive(int), _positive(float)
+    parser = _Parser(prog="edgeship_runner.pyz", add_help=False)
+    commands = parser.add_subparsers(dest="command", parser_class=_Parser)
+    commands.required = True
+
+    def command(name: str, run: Callable[[Any, Output], dict[str, Any]], *, engine: bool) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, add_help=False)
+        added.set_defaults(run=run)
+        added.add_argument("--root", default="/")
+        added.add_argument("--sdk")
+        if engine:
+            added.add_argument("--engine", required=True, action="append" if name == "time" else "store")
+            added.add_argument("--threads", type=whole)
+        return added
+
+    probe = command("probe", _probe, engine=False)
+    probe.add_argument("--disk", default=".")
+
+    build = command("build", _build, engine=False)
+    build.add_argument("--graph", required=True)
+    build.add_argument("--out", required=True)
+    build.add_argument("--backend", choices=backend.NAMES)
+    build.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    build.add_argument("--cache")
+    build.add_argument("--profile", type=_batches)
+    build.add_argument("--workspace-mib", type=whole, default=1024)
+    build.add_argument("--optimization-level", type=int, choices=range(6))
+    build.add_argument("--strongly-typed", action="store_true")
+    build.add_argument("--lock-timeout-s", type=float, default=600.0)
+    build.add_argument("--timeout-s", type=real)
+    build.add_argument("--force", action="store_true")
+
+    selftest = command("selftest", _selftest, engine=True)
+    selftest.add_argument("--golden", required=True)
+    selftest.add_argument("--cosine-min", type=float, default=0.99)
+    selftest.add_argument("--top1-min", type=float, default=0.9)
+    selftest.add_argument("--latency-max-ms", type=real)
+
+    timed = command("time", _time, engine=True)
+    timed.add_argument("--batch", type=whole, default=1)
+    timed.add_argument("--warmup-ms", type=float, default=200.0)
+    timed.add_argument("--duration-s", type=float, default=3.0)
+    timed.add_argument("--iterations", type=whole, default=10)
+    timed.add_argument("--rounds", type=whole, default=3)
+    timed.add_argument("--cuda-graph", action="store_true")
+    timed.add_argument("--no-transfers", action="store_true")
+    timed.add_argument("--samples", action="store_true")
+
+    evaluate = command("evaluate", _evaluate, engine=True)
+    evaluate.add_argument("--images", required=True)
+    evaluate.add_argument("--reference")
+    evaluate.add_argument("--limit", type=whole)
+    evaluate.add_argument("--batch", type=whole, default=8)
+    evaluate.add_argument("--logits-out")
+    evaluate.add_argument("--top1-min", type=float)
+
+    infer = command("infer", _infer, engine=True)
+    infer.add_argument("--input", required=True)
+    infer.add_argument("--out", required=True)
+
+    inspect = command("inspect", _inspect, engine=True)
+    inspect.add_argument("--profile", action="store_true")
+    return parser

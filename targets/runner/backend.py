@@ -1,0 +1,120 @@
+"""What every backend offers, so that commands need not know which SDK runs below."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple, Protocol
+
+from . import system
+from .failures import Failure
+
+
+class BuildOptions(NamedTuple):
+    """What a build may be told; everything here is part of the engine's key."""
+
+    precision: str = "fp32"  # int8, fp16, fp32
+    profile: tuple[int, int, int] | None = None  # batch: lowest, usual, highest
+    workspace_mib: int = 1024
+    optimization_level: int | None = None  # 0..5; None: the SDK's own
+    strongly_typed: bool = False
+
+
+class Built(NamedTuple):
+    """An engine and what was said while it was built."""
+
+    engine: bytes
+    warnings: list[str]
+    timing_cache: bytes | None = None
+
+
+class Session(Protocol):
+    """A loaded engine; images and logits are raw little-endian float32.
+
+    Attributes:
+        image_shape: (C, H, W) of one image.
+        classes: Logits an image.
+        batch: Images an inference when that is fixed; None when it can be chosen.
+        batch_max: The most images an inference takes; None when there is no limit.
+    """
+
+    image_shape: tuple[int, ...]
+    classes: int
+    batch: int | None
+    batch_max: int | None
+
+    def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
+        """Make ready for inferences of `batch` images."""
+        ...
+
+    def load(self, images: bytes) -> None:
+        """Set the images of the next `step`: exactly the batch that was prepared."""
+        ...
+
+    def step(self) -> dict[str, float]:
+        """One inference, in milliseconds: wall_ms, and on a GPU gpu_ms, h2d_ms, d2h_ms, enqueue_ms."""
+        ...
+
+    def logits(self) -> bytes:
+        """Logits of the last step."""
+        ...
+
+    def layers(self, profile: bool) -> dict[str, Any]:
+        """What the runtime tells of the engine: "layers", "bindings"."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Backend(Protocol):
+    """One SDK.
+
+    Attributes:
+        name: tensorrt, openvino or onnxruntime.
+        version: Version of the SDK, in full.
+        fake: Whether the SDK is a fake for tests.
+        suffix: Of engine files.
+    """
+
+    name: str
+    version: str
+    fake: bool
+    suffix: str
+
+    def identity(self, tree: system.Tree) -> dict[str, Any]:
+        """What an engine is bound to besides the graph and the options."""
+        ...
+
+    def precisions(self, tree: system.Tree) -> list[str]:
+        """What this machine can run."""
+        ...
+
+    def build(self, graph: str, options: BuildOptions, timing_cache: bytes) -> Built:
+        """Compile an ONNX file."""
+        ...
+
+    def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> Session:
+        """Load an engine."""
+        ...
+
+
+_MODULES = {"tensorrt": "trt", "openvino": "ov", "onnxruntime": "ort"}
+NAMES = tuple(_MODULES)
+
+
+def load(name: str, sdk: str | None = None) -> Backend:
+    """The backend of that name, its SDK imported.
+
+    Args:
+        name: One of NAMES.
+        sdk: Module to import in place of `tensorrt`.
+
+    Raises:
+        ImportError, Failure: The SDK is absent or too old.
+    """
+    if name not in _MODULES:
+        raise Failure("backend-unknown", f"no backend named {name}", "the name is misspelt", ", ".join(NAMES))
+    module: Any = importlib.import_module(f".{_MODULES[name]}", __package__)
+    backend: Backend = module.load(sdk or name) if name == "tensorrt" else module.load()
+    return backend

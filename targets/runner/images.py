@@ -1,0 +1,235 @@
+"""Images in, figures out: the packed evaluation set, golden inputs, and how logits are compared.
+
+Packed set, one file: magic b"EDGESET1"; uint64 little-endian H; H bytes of JSON with "schema" 1, "images",
+"height", "width", "channels", "preprocess" {"mean", "std", ...} and "sha256" of the rest; then
+images x height x width x channels uint8 pixels; then an int32 little-endian label an image (-1: unknown).
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import json
+import math
+import os
+import struct
+import sys
+from typing import Any, Iterator, NamedTuple
+
+from .backend import Session
+from .failures import Failure
+
+MAGIC = b"EDGESET1"
+_FLOAT_BYTES = _LABEL_BYTES = 4
+
+
+class Packed:
+    """A packed set, checked as a whole before the first image is used.
+
+    Raises:
+        Failure: It is no packed set, cut off, or its digest differs.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        size = os.path.getsize(path)
+        with open(path, "rb") as stream:
+            magic, header_bytes = stream.read(8), int.from_bytes(stream.read(8), "little")
+            self._start = 16 + header_bytes
+            if magic != MAGIC or self._start > size:
+                raise _bad(path, "is no packed image set")
+            try:
+                header = json.loads(stream.read(header_bytes))
+                sizes = (_natural(header[key]) for key in ("images", "height", "width", "channels"))
+                self.count, height, width, channels = sizes
+                mean, std = ([_float32(value) for value in header["preprocess"][key]] for key in ("mean", "std"))
+                schema, expected = header["schema"], header["sha256"]
+            except (ValueError, KeyError, TypeError, OverflowError, struct.error, RecursionError) as error:
+                raise _bad(path, f"has a damaged header ({error})") from error
+            if schema != 1:
+                raise _bad(path, f"has schema {schema}; this runner reads schema 1")
+            if len(mean) != channels or len(std) != channels or not all(map(math.isfinite, mean)) or min(std) <= 0:
+                raise _bad(path, "has no usable mean and deviation for each channel")
+            self._pixels = height * width * channels
+            length = self._start + self.count * (self._pixels + _LABEL_BYTES)
+            if size != length:
+                raise _bad(path, f"has {size} bytes instead of {length}")
+            digest = hashlib.sha256()
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+            if digest.hexdigest() != expected:
+                raise _bad(path, "has another digest than its header says")
+            stream.seek(self._start + self.count * self._pixels)
+            self.labels = list(struct.unpack(f"<{self.count}i", stream.read()))
+        self.image_shape = (channels, height, width)
+        # A pixel has 256 values, so a table does it, fast without numpy. Every step is rounded to float32,
+        # as on the host: the device then computes on exactly the numbers calibration computed on.
+        self._tables = [
+            array.array("f", [_float32(_float32(_float32(pixel / 255) - m) / s) for pixel in range(256)])
+            for m, s in zip(mean, std)
+        ]
+
+    def batches(self, size: int, limit: int) -> Iterator[tuple[bytes, int]]:
+        """Batches of float32 NCHW images and how many there are in each; the last may be smaller."""
+        with open(self._path, "rb") as stream:
+            stream.seek(self._start)
+            for first in range(0, limit, size):
+                count = min(size, limit - first)
+                yield b"".join(self._image(stream.read(self._pixels)) for _ in range(count)), count
+
+    def _image(self, pixels: bytes) -> bytes:
+        channels = len(self._tables)
+        planes = (
+            array.array("f", map(table.__getitem__, pixels[number::channels]))
+            for number, table in enumerate(self._tables)
+        )
+        return b"".join(_little(plane).tobytes() for plane in planes)
+
+
+class Golden(NamedTuple):
+    """Inputs with the logits they must give."""
+
+    images: bytes
+    logits: list[array.array[float]]
+    count: int
+    image_shape: tuple[int, ...]
+
+
+def golden(folder: str) -> Golden:
+    """Read golden inputs and logits, digests checked.
+
+    Raises:
+        Failure: A file is absent, or is not what golden.json says.
+    """
+    path = os.path.join(folder, "golden.json")
+    try:
+        with open(path, encoding="utf-8") as stream:
+            record = json.load(stream)
+        count, *image_shape = (_natural(size) for size in record["shape"])
+        classes, names, digests = _natural(record["classes"]), (record["inputs"], record["logits"]), record["sha256"]
+        contents = []
+        for name, floats in zip(names, (count * math.prod(image_shape), count * classes)):
+            with open(os.path.join(folder, os.path.basename(name)), "rb") as stream:
+                data = stream.read()
+            if hashlib.sha256(data).hexdigest() != digests[name] or len(data) != floats * _FLOAT_BYTES:
+                raise _bad(name, "is not the file golden.json describes")
+            contents.append(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _bad(path, f"is damaged ({error})") from error
+    return Golden(contents[0], rows(contents[1], classes), count, tuple(image_shape))
+
+
+def rows(data: bytes, classes: int) -> list[array.array[float]]:
+    """Logits of each image from raw float32."""
+    values = array.array("f")
+    values.frombytes(data)
+    _little(values)
+    return [values[start : start + classes] for start in range(0, len(values), classes)]
+
+
+def run(session: Session, images: bytes, count: int, batch: int) -> bytes:
+    """Logits of `count` images; a last batch that is too small is filled up with zeros."""
+    size = math.prod(session.image_shape) * _FLOAT_BYTES
+    found = b""
+    for first in range(0, count, batch):
+        part = images[first * size : (first + batch) * size]
+        session.load(part + bytes(batch * size - len(part)))
+        session.step()
+        found += session.logits()
+    return found[: count * session.classes * _FLOAT_BYTES]
+
+
+def batch_for(session: Session, wanted: int) -> int:
+    """The batch a session runs: its own when that is fixed, else what is wanted within its limit."""
+    if session.batch is not None:
+        return session.batch
+    return min(wanted, session.batch_max or wanted)
+
+
+def same_shape(session: Session, shape: tuple[int, ...], what: str) -> None:
+    """Refuse images the engine does not take.
+
+    Raises:
+        Failure: The shapes differ.
+    """
+    if session.image_shape != tuple(shape):
+        raise Failure(
+            "shape-mismatch", f"{what} has images of {tuple(shape)}, the engine takes {session.image_shape}",
+            "engine and images come from different exports", "bundle both from one run",
+        )  # fmt: skip
+
+
+def cosine(a: array.array[float], b: array.array[float]) -> float:
+    """Cosine of the angle between two rows; NaN where one is zero or not finite."""
+    norm = math.sqrt(math.fsum(x * x for x in a) * math.fsum(x * x for x in b))
+    return math.fsum(x * y for x, y in zip(a, b)) / norm if norm > 0 else math.nan
+
+
+def best(row: array.array[float], count: int = 1) -> list[int]:
+    """Classes of the highest logits, the lower class first among equals."""
+    return sorted(range(len(row)), key=lambda index: (-row[index], index))[:count]
+
+
+def finite(values: list[array.array[float]]) -> bool:
+    """Whether every logit is a finite number."""
+    return all(math.isfinite(value) for row in values for value in row)
+
+
+def compare(got: list[array.array[float]], expected: list[array.array[float]]) -> dict[str, float]:
+    """How near logits are to those expected.
+
+    Returns:
+        Lowest and mean cosine over the images, share of images with the same best class, and the
+        largest difference of any logit.
+    """
+    cosines = [cosine(a, b) for a, b in zip(got, expected)]
+    same = [best(a) == best(b) for a, b in zip(got, expected)]
+    return {
+        "cosine_min": min(cosines),
+        "cosine_mean": math.fsum(cosines) / len(cosines),
+        "top1_agreement": sum(same) / len(same),
+        "largest_difference": max(abs(x - y) for a, b in zip(got, expected) for x, y in zip(a, b)),
+    }
+
+
+def sqnr_db(got: list[array.array[float]], expected: list[array.array[float]]) -> float | None:
+    """Signal over difference of all logits together, in decibel; None when they are equal or zero."""
+    signal = math.fsum(y * y for row in expected for y in row)
+    noise = math.fsum((x - y) ** 2 for a, b in zip(got, expected) for x, y in zip(a, b))
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def accuracy(got: list[array.array[float]], labels: list[int]) -> dict[str, Any]:
+    """Top-1 and top-5 as fractions of the labelled images; None without labels."""
+    labelled = [(row, label) for row, label in zip(got, labels) if label >= 0]
+    hits = [best(row, 5) for row, _ in labelled]
+    total = len(labelled)
+    return {
+        "labelled": total,
+        "top1": sum(hit[0] == label for hit, (_, label) in zip(hits, labelled)) / total if total else None,
+        "top5": sum(label in hit for hit, (_, label) in zip(hits, labelled)) / total if total else None,
+    }
+
+
+def _little(values: array.array[float]) -> array.array[float]:
+    """Swap in place between this machine's order of bytes and little-endian."""
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
+def _float32(value: float) -> float:
+    """The nearest float32."""
+    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return rounded
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"{value!r} is no positive whole number")
+    return value
+
+
+def _bad(path: str, what: str) -> Failure:
+    return Failure("data-damaged", f"{path} {what}", "the file is damaged, or is something else",
+                   "upload the bundle again; make the set again if that does not help")  # fmt: skip

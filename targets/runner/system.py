@@ -1,0 +1,264 @@
+"""What the machine says about itself, read without root: versions, modes, clocks, rails, heat, memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import re
+import subprocess
+import sys
+from typing import Any
+
+from . import facts
+
+_TOOL_LIMIT_S = 5.0
+_GPU_NAMES = ("gpu", "gv11b", "gp10b", "ga10b", "gb10b")
+
+
+class Tree:
+    """The file tree the facts are read from; `root` is "/" on the device itself."""
+
+    def __init__(self, root: str = "/") -> None:
+        self.root = root
+
+    def path(self, name: str) -> str:
+        """Where a file of the device lies."""
+        return os.path.join(self.root, name.lstrip("/"))
+
+    def data(self, name: str) -> bytes | None:
+        """Bytes of a file; None when it is absent or may not be read."""
+        try:
+            with open(self.path(name), "rb") as stream:
+                return stream.read()
+        except OSError:
+            return None
+
+    def text(self, name: str) -> str | None:
+        """Text of a file; None when it is absent or may not be read."""
+        data = self.data(name)
+        return None if data is None else data.decode("utf-8", "replace")
+
+    def number(self, name: str) -> int | None:
+        """The number a file holds."""
+        return facts.whole_number(self.text(name))
+
+    def word(self, name: str) -> str | None:
+        """The word a file holds."""
+        return facts.word(self.text(name))
+
+    def find(self, pattern: str) -> list[str]:
+        """Names (as the device knows them) that match a pattern, sorted."""
+        base = glob.escape(self.root.rstrip("/"))
+        return sorted(name[len(self.root.rstrip("/")) :] for name in glob.glob(base + pattern))
+
+    def tool(self, name: str, *arguments: str, limit_s: float = _TOOL_LIMIT_S) -> str:
+        """What a tool of the device prints until it ends or the time is over; empty when it is absent."""
+        path = self.path(name)
+        if not os.access(path, os.X_OK):
+            return ""
+        try:
+            done = subprocess.run(
+                [path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL, timeout=limit_s, check=False,
+            )  # fmt: skip
+            output = done.stdout
+        except subprocess.TimeoutExpired as ended:  # tegrastats prints for ever
+            output = ended.stdout or b""
+        except OSError:
+            return ""
+        return output.decode("utf-8", "replace")
+
+
+def jetson(tree: Tree) -> dict[str, Any] | None:
+    """Module, SM, L4T and JetPack; None on a machine that is no Jetson."""
+    status = tree.text("/var/lib/dpkg/status") or ""
+    release = tree.text("/etc/nv_tegra_release") or ""
+    core = facts.installed_version(status, "nvidia-l4t-core")
+    l4t = facts.l4t_of_release(release) or facts.l4t_of_package(core)
+    chip = facts.chip_of(facts.device_tree_words(tree.data("/proc/device-tree/compatible") or b""))
+    if l4t is None and chip is None:
+        return None
+    package = facts.jetpack_of_package(facts.installed_version(status, "nvidia-jetpack"))
+    model = facts.device_tree_words(tree.data("/proc/device-tree/model") or b"")
+    module = model[0] if model else None
+    return {
+        "module": module,
+        "chip": chip[0] if chip else None,
+        "sm": chip[1] if chip else None,
+        "l4t": l4t,
+        "jetpack": package or facts.jetpack_of_l4t(l4t),
+        "jetpack_from": "package" if package else "table of L4T versions",
+        "dla_cores": facts.dla_cores_of(module, memory(tree)["total_bytes"]),
+        "gpu_int8": None if chip is None else chip[1] not in facts.NO_INT8,
+    }
+
+
+def cpu(tree: Tree) -> dict[str, Any]:
+    """Name, instruction sets, cores, governor and clock of the processor."""
+    found = facts.cpu_info(tree.text("/proc/cpuinfo") or "")
+    base = "/sys/devices/system/cpu/cpu0/cpufreq/"
+    clocks = {
+        f"{key}_hz": None if khz is None else khz * 1000
+        for key in ("min", "max", "cur")
+        for khz in [tree.number(f"{base}scaling_{key}_freq")]
+    }
+    return {
+        **found,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "governor": tree.word(base + "scaling_governor"),
+        **clocks,
+    }
+
+
+def power(tree: Tree) -> dict[str, Any]:
+    """Name of the power mode (ids differ per module) and the modes there are."""
+    mode = facts.power_mode(tree.tool("/usr/sbin/nvpmodel", "-q"))
+    modes = facts.power_modes(tree.text("/etc/nvpmodel.conf") or "")
+    return {"mode": mode[0] if mode else None, "mode_id": mode[1] if mode else None, "modes": sorted(modes)}
+
+
+def gpu_clock(tree: Tree) -> dict[str, Any] | None:
+    """Clock range, current clock and load of the GPU; `locked` when the range is one clock."""
+    for device in tree.find("/sys/class/devfreq/*"):
+        name = facts.device_tree_words(tree.data(device + "/device/of_node/name") or b"")
+        if name and name[0] in _GPU_NAMES:
+            low, high, now = (tree.number(f"{device}/{key}_freq") for key in ("min", "max", "cur"))
+            load = tree.number(device + "/device/load")
+            return {
+                "device": os.path.basename(device),
+                "min_hz": low,
+                "max_hz": high,
+                "current_hz": now,
+                "governor": tree.word(device + "/governor"),
+                "locked": None if low is None or high is None else low == high,
+                "load_percent": None if load is None else load / 10,
+            }
+    return None
+
+
+def rails(tree: Tree) -> dict[str, int]:
+    """Power of each rail in mW, from the INA3221 sensors."""
+    found: dict[str, int] = {}
+    for folder in tree.find("/sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"):
+        for label_file in tree.find(f"{glob.escape(folder)}/in*_label"):
+            channel = re.sub(r"\D", "", os.path.basename(label_file))
+            volts = tree.number(f"{folder}/in{channel}_input")
+            amperes = tree.number(f"{folder}/curr{channel}_input")
+            _add_rail(found, tree.word(label_file), volts, amperes)
+    for folder in tree.find("/sys/bus/i2c/drivers/ina3221x/*/iio:device*"):  # JetPack 4
+        for label_file in tree.find(f"{glob.escape(folder)}/rail_name_*"):
+            channel = label_file.rsplit("_", 1)[1]
+            label, milliwatts = tree.word(label_file), tree.number(f"{folder}/in_power{channel}_input")
+            _add_rail(found, label, milliwatts, 1000)
+    return found
+
+
+def _add_rail(found: dict[str, int], label: str | None, millivolts: int | None, milliamperes: int | None) -> None:
+    if label and label != "NC" and "sum of shunt" not in label.lower():  # neither is a rail
+        if millivolts is not None and milliamperes is not None:
+            found[label] = round(millivolts * milliamperes / 1000)
+
+
+def heat(tree: Tree) -> dict[str, float]:
+    """Temperatures in degrees Celsius by zone type; sensors that are off are left out."""
+    zones = {}
+    for zone in tree.find("/sys/devices/virtual/thermal/thermal_zone*"):
+        name, milli = tree.word(zone + "/type"), tree.number(zone + "/temp")
+        if name and milli is not None and milli / 1000 != facts.SENSOR_OFF_C:
+            zones[name] = milli / 1000
+    return zones
+
+
+def throttle_counters(tree: Tree) -> dict[str, int]:
+    """Everything that counts or shows throttling: over-current events, alarms, cooling devices at work."""
+    counters = {}
+    for folder in tree.find("/sys/class/hwmon/hwmon*"):
+        if tree.word(folder + "/name") == "soctherm_oc":
+            names = [f"{folder}/oc{number}_event_cnt" for number in (1, 2, 3)]
+        else:
+            names = tree.find(f"{glob.escape(folder)}/curr*_crit_alarm")
+        for name in names:
+            count = tree.number(name)
+            if count is not None:
+                counters[f"{os.path.basename(folder)}/{os.path.basename(name)}"] = count
+    for folder in tree.find("/sys/class/thermal/cooling_device*"):
+        kind, state = tree.word(folder + "/type"), tree.number(folder + "/cur_state")
+        if state is not None and "fan" not in (kind or "").lower():  # a turning fan slows nothing
+            counters[f"{os.path.basename(folder)}/{kind}"] = state
+    return counters
+
+
+def memory(tree: Tree) -> dict[str, int | None]:
+    """Bytes of memory and swap."""
+    return facts.memory_info(tree.text("/proc/meminfo") or "")
+
+
+def cuda_version(tree: Tree) -> str | None:
+    """CUDA's version from its version file, else from nvcc."""
+    for name in ("/usr/local/cuda/version.json", "/usr/local/cuda/version.txt"):
+        version = facts.cuda_version(tree.text(name) or "")
+        if version:
+            return version
+    return facts.cuda_version(tree.tool("/usr/local/cuda/bin/nvcc", "--version"))
+
+
+def tensorrt_library(tree: Tree) -> str | None:
+    """TensorRT's version from the name of its library, without loading it."""
+    for name in tree.find("/usr/lib/*-linux-gnu/libnvinfer.so.*"):
+        match = re.search(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$", name, re.ASCII)
+        if match:
+            return match.group(1)
+    return None
+
+
+def snapshot(tree: Tree) -> dict[str, Any]:
+    """What may change while something is timed."""
+    processor = cpu(tree)
+    return {
+        "gpu_clock": gpu_clock(tree),
+        "cpu_clock_hz": processor["cur_hz"],
+        "cpu_governor": processor["governor"],
+        "power_mode": power(tree)["mode"],
+        "temperatures_c": heat(tree),
+        "throttle_counters": throttle_counters(tree),
+    }
+
+
+def gather(tree: Tree, disk: str) -> dict[str, Any]:
+    """Every fact that needs no SDK."""
+    release = re.search(r'^PRETTY_NAME="?([^"\n]*)"?\n', tree.text("/etc/os-release") or "", re.MULTILINE)
+    measured, source = rails(tree), "ina3221"
+    stats = None if measured else facts.tegrastats(tree.tool("/usr/bin/tegrastats", "--interval", "200", limit_s=1))
+    if stats and stats["rails_mw"]:
+        measured, source = stats["rails_mw"], "tegrastats"
+    total = facts.board_power(measured)
+    show = facts.jetson_clocks(tree.tool("/usr/bin/jetson_clocks", "--show")) if os.geteuid() == 0 else {}
+    try:
+        space = os.statvfs(disk)
+        free = space.f_bavail * space.f_frsize
+    except OSError:
+        free = None
+    return {
+        "arch": platform.machine(),
+        "os": release.group(1) if release else None,
+        "kernel": platform.release(),
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "cpu": cpu(tree),
+        "jetson": jetson(tree),
+        "power": power(tree),
+        "clocks": {"gpu": gpu_clock(tree), "memory_hz": show.get("EMC", {}).get("current_hz")},
+        "rails": {
+            "source": source if measured else None,
+            "rails_mw": measured,
+            "total_mw": total[0] if total else None,
+            "total_from": total[1] if total else None,
+            "gpu_rail": next((name for name in facts.GPU_RAILS if name in measured), None),
+        },
+        "thermal": {"temperatures_c": heat(tree), "throttle_counters": throttle_counters(tree)},
+        "memory": memory(tree),
+        "disk": {"path": disk, "free_bytes": free},
+        "cuda": cuda_version(tree),
+        "tensorrt_library": tensorrt_library(tree),
+        "trtexec": next(iter(tree.find("/usr/src/tensorrt/bin/trtexec")), None),
+    }
