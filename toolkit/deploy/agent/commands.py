@@ -1,0 +1,266 @@
+"""Every command a client can give.
+
+When the client goes away, so does the agent: what it was running is killed, what it was staging is removed,
+its lock is released.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from toolkit.deploy.agent import programs
+from toolkit.deploy.agent.objects import Objects
+from toolkit.deploy.agent.releases import Releases, now
+from toolkit.deploy.agent.wire import Client, GoneError, RefusedError, disk_refusal
+
+COMMANDS = (
+    "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
+)  # fmt: skip
+NAMESPACE = "edgeship"  # of signatures
+_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # one part of a path inside a bundle
+
+
+class Agent:
+    """The commands: the methods named in COMMANDS. All that change anything need `lock` first."""
+
+    def __init__(self, client: Client, root: str) -> None:
+        self._client = client
+        self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111 (raises where HOME is unknown)
+        self._objects = Objects(self.root / "objects")
+        self._releases = Releases(self.root)
+        self._lock_file = self.root / "lock"
+        self._lock: int | None = None
+
+    def status(self) -> dict[str, Any]:
+        """What is installed, what is live, who is at work."""
+        existing = next(p for p in [self.root, *self.root.parents] if p.exists())
+        return {
+            "root": str(self.root),
+            "hostname": socket.gethostname(),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "free_bytes": shutil.disk_usage(str(existing)).free,
+            "takes_signed_only": self._signers().exists(),
+            "locked_by": self._locked_by(),
+            **self._releases.describe(),
+        }
+
+    def have(self, digests: list[str]) -> dict[str, Any]:
+        """Which uploads are there: {"whole": [digests], "part": {digest: bytes}}."""
+        return self._objects.have(digests)
+
+    def lock(self, wait_s: float, who: str) -> dict[str, Any]:
+        """Keep everyone else out until this connection ends, and clean up after whoever was cut off."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(str(self._lock_file), os.O_RDWR | os.O_CREAT, 0o644)
+        give_up = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    os.close(descriptor)
+                    raise RefusedError(
+                        f"another deployment is at work: {self._lock_file.read_text() or 'unknown'}",
+                        "try again when it has finished, or wait longer for it with --wait",
+                        "locked",
+                    ) from None
+                self._client.say({"event": {"waiting_for": self._lock_file.read_text()}})
+                self._client.idle(min(1.0, wait_s))
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{who}, since {now()}".encode(), 0)
+        self._lock = descriptor
+        return {"recovered": self._releases.recover()}
+
+    def upload(self, digest: str, size: int, offset: int) -> dict[str, Any]:
+        """Take bytes offset..size of a file from the connection."""
+        self._need_lock()
+        self._objects.receive(self._client, digest, size, offset)
+        return {}
+
+    def stage(self, release: str, manifest: str, signature: str | None, paths: list[str]) -> dict[str, Any]:
+        """Lay a release out of uploads, trusting nothing: the signature, then the digest of every file."""
+        self._need_lock()
+        folder = self._releases.staging(release)
+        folder.mkdir(parents=True)
+        self._objects.link(manifest, folder / "manifest.json")
+        if signature is not None:
+            self._objects.link(signature, folder / "manifest.json.sig")
+        self._check_signature(folder)
+        listed = json.loads((folder / "manifest.json").read_text())["files"]
+        for path in paths:
+            if path not in listed or not all(_PART.match(part) for part in path.split("/")):
+                raise RefusedError(f"{path!r} is no file of this bundle", "make the bundle again")
+            self._objects.link(listed[path]["sha256"], folder / path)
+        return {"folder": str(folder)}
+
+    def run(self, argv: list[str], limit_s: float, payload: int = 0) -> dict[str, Any]:
+        """Run a program, passing on its JSON lines; `payload` bytes become the file "{payload}" of argv."""
+        with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+            if payload:
+                file = Path(scratch) / "payload"
+                file.write_bytes(b"".join(self._client.exactly(payload)))
+                argv = [str(file) if part == "{payload}" else part for part in argv]
+            code, log = programs.run(
+                self._client,
+                argv,
+                limit_s,
+                cwd=scratch,
+                variables={},
+                tell=lambda event: self._client.say({"event": event}),
+            )
+        return {"exit": code, "log": log}
+
+    def commit(self, release: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Make the staged release a release, with what was measured of it."""
+        self._need_lock()
+        self._releases.commit(release, record)
+        return {}
+
+    def discard(self) -> dict[str, Any]:
+        """Forget the staged release."""
+        self._need_lock()
+        self._releases.clear_staging()
+        return {}
+
+    def activate(self, release: str, health: list[str], limit_s: float, who: str, why: str) -> dict[str, Any]:
+        """Switch `current` to a release, check health, and switch back unless the check passes.
+
+        "{current}" in `health` is the folder of the live release, in which it runs.
+        """
+        self._need_lock()
+        if not (self._releases.folder(release) / "release.json").exists():
+            raise RefusedError(f"there is no release {release}", "see `edgeship status`")
+        before = self._releases.current()
+        failure = self._releases.activate(release, lambda: self._health(health, limit_s, release), who, why)
+        if failure is not None:
+            if before is not None:  # whatever the command restarted, it now restarts on the old release
+                self._health(health, limit_s, before)
+            raise RefusedError(
+                f"the health check failed: {failure}",
+                f"{before or 'no release'} is live, as before; see what the health command reports",
+                "health",
+            )
+        return {}
+
+    def prune(self, keep: int, dry_run: bool) -> dict[str, Any]:
+        """Remove old releases."""
+        self._need_lock()
+        return self._releases.prune(keep, dry_run)
+
+    def trust(self, signers: str) -> dict[str, Any]:
+        """From now on take only bundles signed by one of these (`ssh-keygen` allowed signers)."""
+        self._need_lock()
+        temporary = self.root / ".allowed_signers"
+        temporary.write_text(signers)
+        temporary.replace(self._signers())
+        return {}
+
+    def close(self) -> None:
+        """Remove what was being staged when the connection ended."""
+        if self._lock is not None:
+            self._releases.clear_staging()
+
+    def _need_lock(self) -> None:
+        assert self._lock is not None, "this command needs the lock"  # noqa: S101 (a bug of ours)
+
+    def _signers(self) -> Path:
+        return self.root / "allowed_signers"
+
+    def _locked_by(self) -> str | None:
+        """Who else holds the lock."""
+        if self._lock is not None or not self._lock_file.exists():
+            return None
+        descriptor = os.open(str(self._lock_file), os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._lock_file.read_text() or "unknown"
+        finally:
+            os.close(descriptor)
+        return None
+
+    def _health(self, argv: list[str], limit_s: float, release: str) -> str | None:
+        """Why the live release is not well, or None."""
+        current = str(self.root / "current")
+        argv = [part.replace("{current}", current) for part in argv]
+        variables = {"EDGESHIP_ROOT": str(self.root), "EDGESHIP_RELEASE": release}
+        try:
+            code, log = programs.run(
+                self._client, argv, limit_s, cwd=current, variables=variables, tell=lambda _: None
+            )
+        except RefusedError as error:
+            return str(error)
+        return None if code == 0 else f"exit code {code}: {log.strip()[-500:] or 'it printed nothing'}"
+
+    def _check_signature(self, folder: Path) -> None:
+        """Accept a staged manifest only if a trusted signer signed it, where the device asks for that."""
+        signers, signature = self._signers(), folder / "manifest.json.sig"
+        if not signers.exists():
+            return
+        if not signature.exists():
+            raise RefusedError(
+                "this device takes signed bundles only, and this one is not signed",
+                "sign it: `edgeship bundle RUN --sign KEY`",
+                "signature",
+            )
+        files = ["-f", str(signers), "-s", str(signature)]
+        find = ["ssh-keygen", "-Y", "find-principals", *files]
+        try:
+            for principal in _output(find).split():
+                verify = ["ssh-keygen", "-Y", "verify", "-n", NAMESPACE, "-I", principal, *files]
+                with (folder / "manifest.json").open("rb") as manifest:
+                    if subprocess.run(verify, stdin=manifest, stdout=2, check=False).returncode == 0:
+                        return
+        except OSError as error:
+            message = f"cannot check the signature: ssh-keygen: {error.strerror}"
+            raise RefusedError(message, "install openssh-client on the device", "signature") from error
+        raise RefusedError(
+            "the bundle's signature is not from a signer this device trusts",
+            f"see {signers} on the device; sign with one of its keys",
+            "signature",
+        )
+
+
+def main() -> int:
+    """Serve one client until it leaves."""
+    client = Client()
+    agent: Agent | None = None
+    try:
+        agent = Agent(client, client.request()["root"])
+        client.say({"ok": {}})
+        while True:
+            request = client.request()
+            do = request.pop("do")
+            assert do in COMMANDS, do  # noqa: S101 (a bug of ours)
+            try:
+                client.say({"ok": getattr(agent, do)(**request)})
+            except RefusedError as error:
+                client.say({"error": str(error), "hint": error.hint, "code": error.code})
+                if error.fatal:
+                    return 1
+            except OSError as error:
+                refusal = disk_refusal(error, f"during {do}")
+                client.say({"error": str(refusal), "hint": refusal.hint, "code": refusal.code})
+    except GoneError:
+        return 0
+    finally:
+        if agent is not None:
+            agent.close()
+
+
+def _output(command: list[str]) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    return done.stdout.decode()

@@ -1,0 +1,217 @@
+"""Releases on the device, which of them is live, and the switch that is never half done.
+
+<root>/releases/<name>/          bundle files (hard links to objects), engine, release.json
+<root>/releases/.staging-<name>/ one that has not proved itself yet
+<root>/current -> releases/...   replaced by rename only
+<root>/pending.json              exists from before a switch until its health check has passed
+<root>/state.json                history of switches, releases marked bad
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Callable  # noqa: UP035 (Python 3.8)
+
+from toolkit.deploy.agent.objects import read_json, sync_folder, write_json
+from toolkit.deploy.agent.wire import RefusedError
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
+CUT_OFF = "cut off before its health check had passed"
+
+
+class Releases:
+    """The releases below a root folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._pending = root / "pending.json"
+
+    def folder(self, name: str) -> Path:
+        """Folder of a release."""
+        if not NAME.match(name):
+            raise RefusedError(f"{name!r} is no name of a release", "see `edgeship status`")
+        return self.root / "releases" / name
+
+    def staging(self, name: str) -> Path:
+        """Folder of a release that has not proved itself yet."""
+        return self.folder(name).with_name(f".staging-{name}")
+
+    def installed(self) -> list[Path]:
+        """Folders of all releases."""
+        folder = self.root / "releases"
+        return sorted(p for p in folder.iterdir() if NAME.match(p.name)) if folder.exists() else []
+
+    def current(self) -> str | None:
+        """Name of the live release."""
+        try:
+            name = Path(os.readlink(str(self.root / "current"))).name  # noqa: PTH115 (Python 3.8)
+        except OSError:
+            return None
+        return name if (self.root / "releases" / name).exists() else None
+
+    def previous(self) -> str | None:
+        """The release to roll back to: the last one that was live before this and is still good."""
+        state, current = self._state(), self.current()
+        installed = {folder.name for folder in self.installed()}
+        for entry in reversed(state["history"]):
+            name: str = entry["release"]
+            if name != current and name in installed and name not in state["bad"]:
+                return name
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """All of the above, and what was measured of each release."""
+        return {
+            "current": self.current(),
+            "previous": self.previous(),
+            "pending": read_json(self._pending),
+            "releases": {f.name: read_json(f / "release.json") for f in self.installed()},
+            **self._state(),
+        }
+
+    def commit(self, name: str, record: dict[str, Any]) -> None:
+        """Make a staged release a release, with what was measured of it."""
+        staging, folder = self.staging(name), self.folder(name)
+        if self.current() == name:
+            raise RefusedError(f"{name} is live already", "nothing is left to do")
+        write_json(staging / "release.json", record)
+        for path in staging.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        shutil.rmtree(str(folder), ignore_errors=True)  # a bad or abandoned release of the same name
+        staging.replace(folder)
+        sync_folder(folder.parent)
+
+    def activate(self, name: str, check: Callable[[], str | None], who: str, why: str) -> str | None:
+        """Switch `current`, and back again unless the check passes.
+
+        A guard process watches this one: should it be killed between the switch and the end of the check,
+        the guard switches back at once; after a power cut, the next `recover` does.
+
+        Args:
+            name: The release.
+            check: Says why the live release is not well, or None.
+            who: For the history.
+            why: For the history.
+
+        Returns:
+            What was wrong; None if the release is live.
+        """
+        before = self.current()
+        write_json(self._pending, {"from": before, "to": name})
+        disarm = self._guard(before, name)
+        failure: str | None = CUT_OFF
+        try:
+            self._point(name)
+            failure = check()
+        finally:
+            if failure is None:
+                self._pending.unlink()
+            else:
+                self._fall_back(before, name, failure)
+            disarm()
+        if failure is None:
+            state = self._state()
+            state["history"].append({"release": name, "at": now(), "who": who, "why": why})
+            state["bad"].pop(name, None)
+            write_json(self.root / "state.json", state)
+        return failure
+
+    def recover(self) -> str | None:
+        """Clean up after whoever was cut off; the release that was live unproved, and no longer is."""
+        self.clear_staging()
+        pending = read_json(self._pending)
+        if pending is None:
+            return None
+        self._fall_back(pending["from"], pending["to"], CUT_OFF)
+        name: str = pending["to"]
+        return name
+
+    def clear_staging(self) -> None:
+        """Remove what was being staged."""
+        for folder in (self.root / "releases").glob(".staging-*"):
+            shutil.rmtree(str(folder), ignore_errors=True)
+
+    def prune(self, keep: int, dry_run: bool) -> dict[str, Any]:
+        """Remove all but the last `keep` releases, the live one and the one to go back to.
+
+        What only the removed ones used goes with them: uploaded files and built engines.
+        """
+        order = [entry["release"] for entry in reversed(self._state()["history"])]
+        folders = sorted(
+            self.installed(), key=lambda f: order.index(f.name) if f.name in order else len(order)
+        )
+        kept = {folder.name for folder in folders[:keep]} | {self.current(), self.previous()}
+        removed = [folder for folder in folders if folder.name not in kept]
+        going = [path for folder in removed for path in folder.rglob("*") if path.is_file()]
+        links = Counter(path.stat().st_ino for path in going)
+        for name in ("objects", "engines"):  # no link left but its own: no release has it
+            found = (path for path in (self.root / name).rglob("*") if path.is_file())
+            going += [p for p in found if p.stat().st_nlink - links[p.stat().st_ino] == 1]
+        sizes = {path.stat().st_ino: path.stat().st_size for path in going}
+        if not dry_run:
+            for path in going:
+                path.unlink()
+            for folder in removed:
+                shutil.rmtree(str(folder))
+        return {"removed": [folder.name for folder in removed], "freed_bytes": sum(sizes.values())}
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = read_json(self.root / "state.json") or {"history": [], "bad": {}}
+        return state
+
+    def _fall_back(self, before: str | None, name: str, reason: str) -> None:
+        """Make the release of before live again; safe to repeat, should the power fail here too."""
+        state = self._state()
+        state["bad"][name] = reason
+        write_json(self.root / "state.json", state)
+        self._point(before)
+        if self._pending.exists():
+            self._pending.unlink()
+
+    def _point(self, name: str | None) -> None:
+        """Make `current` lead to a release: a rename, so that a reader sees the old one or the new one."""
+        link, temporary = self.root / "current", self.root / ".current"
+        if temporary.is_symlink():
+            temporary.unlink()
+        if name is not None:
+            temporary.symlink_to(f"releases/{name}")
+            temporary.replace(link)
+        elif link.is_symlink():
+            link.unlink()
+        sync_folder(self.root)
+
+    def _guard(self, before: str | None, name: str) -> Callable[[], None]:
+        """Start the process that switches back if this one dies; the result calls it off."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:  # the guard: it holds the lock too, so nobody deploys until it is done
+            try:
+                os.setsid()
+                os.close(writer)
+                null = os.open(os.devnull, os.O_RDWR)
+                for descriptor in (0, 1, 2):
+                    os.dup2(null, descriptor)
+                if not os.read(reader, 1):
+                    self._fall_back(before, name, CUT_OFF)
+            finally:
+                os._exit(0)
+        os.close(reader)
+
+        def disarm() -> None:
+            os.write(writer, b".")
+            os.close(writer)
+            os.waitpid(pid, 0)
+
+        return disarm
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

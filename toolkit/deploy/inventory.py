@@ -1,0 +1,216 @@
+"""The devices a user has: `devices.toml`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.artifact import write_text
+from toolkit.core.errors import DeviceError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LOCAL = "local"  # the host name that means this machine
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+_HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:%\[\]-]{0,252}\Z")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\Z")
+# ssh puts the words of a jump host into a shell command, so they are held to what a host name needs.
+_JUMP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:\[\]-]*(,[A-Za-z0-9_][A-Za-z0-9._@:\[\]-]*)*\Z")
+
+_HEADER = """\
+# Devices of edgeship. `edgeship device add` writes here; so may you.
+# [defaults] gives values to every device that does not set them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One device, as the inventory describes it.
+
+    Attributes:
+        name: What commands call it.
+        host: Host name, address or ssh_config alias; "local" is this machine.
+        target: Runtime on it: a name of `targets`.
+        user: Login; empty lets ssh decide, as do port 0, and empty key, jump and ssh_config.
+        port: Port of its sshd.
+        key: File of the private key.
+        jump: Jump hosts, as `ssh -J` takes them.
+        tags: Words to choose devices by.
+        root: Folder on the device; ~ is the login's home.
+        health: Shell command that must succeed in the new release's folder; empty is a self-test.
+        python: Python 3.8+ on the device that can import its runtime.
+        ssh_config: Configuration file in place of ~/.ssh/config.
+    """
+
+    name: str
+    host: str
+    target: str
+    user: str = ""
+    port: int = 0
+    key: str = ""
+    jump: str = ""
+    tags: tuple[str, ...] = ()
+    root: str = "~/edgeship"
+    health: str = ""
+    python: str = "python3"
+    ssh_config: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether the device is this machine."""
+        return self.host == LOCAL
+
+
+def default_path() -> Path:
+    """`edgeship/devices.toml` in the user's configuration folder."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "edgeship" / "devices.toml"
+
+
+def load(path: Path) -> dict[str, Entry]:
+    """Read an inventory; one that does not exist is empty.
+
+    Raises:
+        DeviceError: It is not TOML, or describes a device that cannot be.
+    """
+    if not path.exists():
+        return {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"cannot read {path}: {error}", hint="mend it, or give --inventory FILE") from error
+    defaults = document.get("defaults", {})
+    devices = document.get("devices", {})
+    unknown = set(document) - {"defaults", "devices"}
+    if unknown or not isinstance(devices, dict) or not all(isinstance(d, dict) for d in devices.values()):
+        raise DeviceError(
+            f"{path} is not an inventory", hint="it has [defaults] and one [devices.NAME] for each device"
+        )
+    return {name: parse(name, {**defaults, **fields}) for name, fields in devices.items()}
+
+
+def parse(name: str, fields: Mapping[str, Any]) -> Entry:
+    """Check what the inventory says of one device.
+
+    Raises:
+        DeviceError: A field is unknown, of the wrong kind, or a value no shell should ever see.
+    """
+    known = {f.name: f for f in dataclasses.fields(Entry) if f.name != "name"}
+    for key, value in fields.items():
+        if key not in known:
+            raise DeviceError(f"device {name!r}: no field {key!r}", hint=nearest(key, known))
+        if not isinstance(value, _KINDS.get(key, (str,))) or isinstance(value, bool):
+            raise DeviceError(f"device {name!r}: {key} = {value!r} is of the wrong kind", hint=_EXAMPLES)
+    for key in ("host", "target"):
+        if not fields.get(key):
+            raise DeviceError(f"device {name!r} has no {key}", hint=_EXAMPLES)
+    tags = fields.get("tags", ())
+    checks: list[tuple[str, str, re.Pattern[str]]] = [
+        ("name", name, _NAME),
+        ("host", fields["host"], _HOST),
+        ("target", fields["target"], _NAME),
+        *(("tag", str(tag), _NAME) for tag in tags),
+        *((key, fields[key], pattern) for key, pattern in _OPTIONAL if fields.get(key)),
+    ]
+    for what, value, pattern in checks:
+        if not pattern.match(value):
+            raise DeviceError(
+                f"device {name!r}: {value!r} cannot be a {what}", hint="letters, digits, '.', '_' and '-' can"
+            )
+    if not 0 <= fields.get("port", 0) < 65536:
+        raise DeviceError(f"device {name!r}: no port {fields['port']}", hint="1 to 65535")
+    for key in ("root", "health", "python", "key", "ssh_config"):
+        if "\0" in fields.get(key, "") or "\n" in fields.get(key, ""):
+            raise DeviceError(f"device {name!r}: {key} has a line break in it", hint="write it on one line")
+    return Entry(name, **{**fields, "tags": tuple(tags)})
+
+
+def choose(entries: Mapping[str, Entry], names: Iterable[str], tags: Iterable[str]) -> list[Entry]:
+    """The devices of these names, and those that have one of these tags; in the inventory's order.
+
+    Raises:
+        DeviceError: No device of that name, none with that tag, or neither is given.
+    """
+    names, tags = list(names), list(tags)
+    for name in names:
+        if name not in entries:
+            hint = nearest(name, entries) if entries else "the inventory is empty: `edgeship device add`"
+            raise DeviceError(f"no device named '{name}'", hint=hint)
+    for tag in tags:
+        every = {t for entry in entries.values() for t in entry.tags}
+        if tag not in every:
+            hint = nearest(tag, every) if every else "no device has a tag: see `edgeship device list`"
+            raise DeviceError(f"no device has the tag '{tag}'", hint=hint)
+    chosen = [e for e in entries.values() if e.name in names or set(tags) & set(e.tags)]
+    if not chosen:
+        raise DeviceError("no device is chosen", hint="give --device NAME or --tag TAG")
+    return chosen
+
+
+def add(path: Path, entry: Entry) -> None:
+    """Append a device to an inventory, leaving what stands there as it is.
+
+    Raises:
+        DeviceError: The name is taken, or the entry cannot be.
+    """
+    if entry.name in load(path):
+        raise DeviceError(
+            f"{path} has a device '{entry.name}' already", hint=f"`edgeship device remove {entry.name}` first"
+        )
+    defaults = {f.name: f.default for f in dataclasses.fields(Entry)}
+    fields = {
+        key: value
+        for key, value in dataclasses.asdict(entry).items()
+        if key != "name" and value != defaults[key]
+    }
+    parse(entry.name, fields)
+    lines = [f"{key} = {_toml(value)}" for key, value in fields.items()]
+    before = path.read_text(encoding="utf-8") if path.exists() else _HEADER
+    block = "\n".join([f"[devices.{_toml(entry.name)}]", *lines])
+    write_text(path, f"{before.rstrip()}\n\n{block}\n")
+
+
+def remove(path: Path, name: str) -> None:
+    """Take a device's table out of an inventory.
+
+    Raises:
+        DeviceError: There is no such device, or its table is not written as `add` writes it.
+    """
+    entries = load(path)
+    if name not in entries:
+        raise DeviceError(f"no device named '{name}'", hint=nearest(name, entries) if entries else str(path))
+    headers = {f"[devices.{name}]", f"[devices.{_toml(name)}]"}
+    kept, inside = [], False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            inside = line.split("#")[0].strip() in headers
+        if not inside:
+            kept.append(line)
+    text = "\n".join(kept).rstrip() + "\n"
+    rest = tomllib.loads(text).get("devices", {})
+    if set(rest) != set(entries) - {name}:
+        raise DeviceError(f"'{name}' is not a table of its own in {path}", hint="remove it by hand")
+    write_text(path, text)
+
+
+_EXAMPLES = 'for example: host = "10.0.0.5", target = "tensorrt", port = 22, tags = ["lab"]'
+_KINDS: dict[str, tuple[type, ...]] = {"port": (int,), "tags": (list, tuple)}
+_OPTIONAL = (("user", _USER), ("jump", _JUMP))
+
+
+def _toml(value: Any) -> str:
+    """A string, number or list as TOML; JSON writes these three the same way."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )
