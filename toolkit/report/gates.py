@@ -68,7 +68,8 @@ def _gate(
 
 def _sentence(name: str, limit: float, value: float) -> str:
     if name == "max_drop_pp":
-        return f"loses {value:.2f} pp of top-1, allowed {limit:g} pp"
+        verb = "gains" if value < 0 else "loses"
+        return f"{verb} {abs(value):.2f} pp of top-1, allowed {limit:g} pp"
     if name == "min_speedup":
         return f"{value:.2f}× as fast as FP32, required {limit:g}×"
     return f"{value:.3g} ms median latency, allowed {limit:g} ms"

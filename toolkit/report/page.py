@@ -1,19 +1,27 @@
-"""One HTML page that holds everything it needs."""
+"""One HTML page that holds everything it needs: style, script, charts and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import io
+import json
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jinja2
 
+from toolkit.core.errors import ToolkitError
 from toolkit.core.results import RunReport
+from toolkit.report.charts import charts
+
+SIDE = 96  # of a thumbnail, in pixels
 
 
 def page(
     report: RunReport,
     environment: jinja2.Environment,
-    context: dict[str, Any],
+    context: Mapping[str, Any],
     thumbnails: Callable[[int], bytes] | None,
 ) -> str:
     """Render the page.
@@ -24,4 +32,48 @@ def page(
         context: What every template gets.
         thumbnails: The encoded image file of an evaluation image, by its index.
     """
-    return environment.get_template("report.html.j2").render(context)
+    import plotly
+
+    pictures: dict[int, str] = {}
+    if thumbnails is not None:
+        wanted = {flip.image for v in report.variants if v.paired for flip in v.paired.flips}
+        pictures = {i: uri for i in sorted(wanted) if (uri := _thumbnail(thumbnails, i))}
+    shown = charts(report)
+    return environment.get_template("report.html.j2").render(
+        **context,
+        charts=shown,
+        figures={
+            name: {"data": c.data, "layout": c.layout, "choices": c.choices} for name, c in shown.items()
+        },
+        pictures=pictures,
+        options=list(_flat(report.recipe)),
+        plotly=(pkgutil.get_data(plotly.__name__, "package_data/plotly.min.js") or b"").decode(),
+    )
+
+
+def _thumbnail(read: Callable[[int], bytes], index: int) -> str | None:
+    """A small copy of an image as a data address; None where the image cannot be read any more."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(read(index))) as image:
+            small = image.convert("RGB")
+    except (OSError, ValueError, ToolkitError):
+        return None
+    tiny = max(small.size) <= SIDE
+    small.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    small.save(stream, "PNG" if tiny and max(small.size) <= SIDE // 2 else "JPEG", quality=85)
+    kind = "png" if stream.getvalue().startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _flat(recipe: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of a recipe as `section.key` and its value as text."""
+    if not isinstance(recipe, Mapping):
+        return
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,7 +14,7 @@ from toolkit.core.artifact import plain, read_json, write_json, write_text
 from toolkit.core.errors import DataError
 from toolkit.core.results import RunReport
 from toolkit.report import gather, words
-from toolkit.report.verdict import Verdict, verdicts, warnings
+from toolkit.report.verdict import NOISY, verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2
@@ -126,13 +126,10 @@ def terminal(report: RunReport) -> None:
             style=None if v.kind == "measured" else "italic",
         )
     console.print(table)
-    for kind, where in dict.fromkeys((v.kind, v.measured_on) for v in report.variants if v.measured_on):
+    for kind, where in words.sources(report.variants):
         console.print(Text(f"{kind}: {where}"))
-    latency = next((v.latency_ms for v in report.variants if v.latency_ms), None)
-    if latency:
-        console.print(
-            Text(f"latency: {latency.measured_on or 'unknown device'}, {words.conditions(latency)}")
-        )
+    for where in words.latency_sources(report.variants):
+        console.print(Text(f"latency: {where}"))
     console.print()
     marks: dict[str, tuple[str, str]] = {
         "good": ("✓", "green"),
@@ -157,13 +154,18 @@ def _short(text: str) -> str:
 
 
 def _context(report: RunReport) -> dict[str, Any]:
-    found: tuple[Verdict, ...] = verdicts(report)
     return {
         "report": report,
         "words": words,
-        "verdicts": found,
+        "verdicts": verdicts(report),
         "warnings": warnings(report),
         "reference": gather.REFERENCE,
+        "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
+        "titles": {v.name: words.title(v) for v in report.variants},
+        "noisy": NOISY,
+        "sources": words.sources(report.variants),
+        "latency_sources": words.latency_sources(report.variants),
+        "has_inside": any(key in report.details for key in ("sensitivity", "ranges", "quantize")),
     }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from toolkit.core.results import LatencySummary, Variant
+from toolkit.core.results import LatencySummary, LayerAudit, Variant
 
 NONE = "not measured"
 MINUS = "−"
@@ -70,6 +70,11 @@ def three(value: float) -> str:
     )
 
 
+def millijoule(value: float | None) -> str:
+    """An energy in mJ."""
+    return NONE if value is None else f"{three(value)} mJ"
+
+
 def times(ratio: float | None) -> str:
     """A ratio: 3.42×."""
     return NONE if ratio is None else f"{ratio:.2f}×"
@@ -102,6 +107,11 @@ def coverage(variant: Variant) -> str:
     return f"{variant.int8_layers} of {variant.weighted_layers}"
 
 
+def odd(layer: LayerAudit, variant: Variant) -> bool:
+    """Whether a layer is one to look at: warned of, or with weights and not in the variant's precision."""
+    return bool(layer.warning) or (layer.weighted and layer.precision != variant.precision)
+
+
 def p_value(p: float | None) -> str:
     """A p-value, never shown as zero."""
     if p is None:
@@ -116,6 +126,22 @@ def conditions(latency: LatencySummary | None) -> str:
     threads = "" if latency.threads is None else f", {latency.threads} thread{'s' * (latency.threads != 1)}"
     return f"batch {latency.batch}{threads}, {latency.runs} runs" + (
         f", {latency.included}" if latency.included else ""
+    )
+
+
+def sources(variants: Iterable[Variant]) -> list[tuple[str, str]]:
+    """Every place an accuracy came from: kind, and where."""
+    return list(dict.fromkeys((v.kind, v.measured_on) for v in variants if v.measured_on))
+
+
+def latency_sources(variants: Iterable[Variant]) -> list[str]:
+    """Every place and way a latency was measured."""
+    return list(
+        dict.fromkeys(
+            f"{v.latency_ms.measured_on or 'unknown device'}, {conditions(v.latency_ms)}"
+            for v in variants
+            if v.latency_ms
+        )
     )
 
 

@@ -1,0 +1,316 @@
+"""Charts of accuracy and speed, and the list of all charts of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from toolkit.core.results import RunReport, Variant
+from toolkit.report import inside, words
+from toolkit.report.figure import COLOURS, WORST, Chart, text
+
+SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
+
+
+def charts(report: RunReport) -> dict[str, Chart]:
+    """Every chart there are figures for, by its place in the page."""
+    found: dict[str, Chart | None] = {
+        "tradeoff": _tradeoff(report),
+        "drop": _drop(report),
+        "latency": _latency(report.variants),
+        "throughput": _throughput(report.variants),
+        "sqnr": inside.sqnr(report.details.get("sensitivity")),
+        "sensitivity": inside.sensitivity(report.details.get("sensitivity")),
+        "activations": inside.activations(report.details.get("ranges")),
+        "weights": inside.weights(report.details.get("ranges")),
+        "widths": inside.widths(report.details.get("pruning")),
+        "frontier": inside.frontier(report.details.get("pruning")),
+    }
+    for variant in report.variants:
+        found[f"classes-{variant.name}"] = _classes(variant, report.data.get("classes") or [])
+    for target in dict.fromkeys(v.target for v in report.variants):
+        found[f"layers-{target}"] = _layers([v for v in report.variants if v.target == target], target)
+    return {name: chart for name, chart in found.items() if chart is not None}
+
+
+def _colour(variant: Variant) -> str:
+    return COLOURS.get(variant.target, "@orange")
+
+
+def _open(variant: Variant) -> str:
+    """Marker symbol: hollow where the accuracy is not a measurement."""
+    symbol = "star" if variant.pruned else SYMBOLS.get(variant.precision, "circle")
+    return symbol if variant.kind == "measured" else f"{symbol}-open"
+
+
+def _tradeoff(report: RunReport) -> Chart | None:
+    shown = [v for v in report.variants if v.latency_ms and v.top1 is not None]
+    if not shown:
+        return None
+    data = []
+    slowest = max(v.latency_ms.p99 for v in shown if v.latency_ms)
+    shown.sort(key=lambda v: v.latency_ms.p50 if v.latency_ms else 0.0)
+    for rank, v in enumerate(shown):  # labels alternate above and below, so that neighbours stay readable
+        latency, top1 = v.latency_ms, v.top1
+        if latency is None or top1 is None:
+            continue
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers+text",
+            "name": text(words.title(v)),
+            "x": [latency.p50],
+            "y": [100 * top1],
+            "text": [text(words.title(v))],
+            "textposition": "bottom right" if rank % 2 else "top right",
+            "cliponaxis": False,
+            "marker": {"size": 12, "color": _colour(v), "symbol": _open(v)},
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [latency.p99 - latency.p50],
+                "arrayminus": [0],
+                "thickness": 1,
+                "width": 3,
+                "color": _colour(v),
+            },
+            "hovertemplate": f"%{{y:.2f}} % top-1<br>%{{x:.3g}} ms median<extra>{v.kind}</extra>",
+        }
+        if v.drop_ci95_pp and v.drop_pp is not None:
+            low, high = v.drop_ci95_pp
+            trace["error_y"] = {
+                "type": "data",
+                "symmetric": False,
+                "array": [v.drop_pp - low],
+                "arrayminus": [high - v.drop_pp],
+                "thickness": 1,
+                "width": 3,
+                "color": _colour(v),
+            }
+        data.append(trace)
+    return Chart(
+        "Accuracy against latency",
+        "Median latency and top-1 accuracy of "
+        + "; ".join(
+            f"{words.title(v)}: {words.milliseconds(v.latency_ms.p50 if v.latency_ms else None)}, "
+            f"{words.percent(v.top1)}"
+            for v in shown
+        ),
+        data,
+        {
+            "xaxis": {"title": "median latency, ms (to p99)", "range": [0, 1.4 * slowest]},
+            "yaxis": {"title": "top-1, % (95 % of the drop)"},
+            "height": 340,
+        },
+    )
+
+
+def _drop(report: RunReport) -> Chart | None:
+    shown = [v for v in report.variants if v.drop_pp is not None and v.drop_ci95_pp]
+    if not shown:
+        return None
+    limit = next((gate.limit for gate in report.gates if gate.name == "max_drop_pp"), None)
+    shapes = [_line(0.0, "@ink", "solid")] + ([_line(limit, "@red", "dash")] if limit is not None else [])
+    notes = (
+        []
+        if limit is None
+        else [
+            {
+                "x": limit,
+                "y": 1,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "text": "allowed",
+                "font": {"color": "@red"},
+            }
+        ]
+    )
+    data = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": text(words.title(v)),
+            "x": [v.drop_pp],
+            "y": [text(words.title(v))],
+            "marker": {"size": 10, "color": _colour(v), "symbol": _open(v)},
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "color": _colour(v),
+                "thickness": 1.5,
+                "width": 4,
+                "array": [v.drop_ci95_pp[1] - v.drop_pp],
+                "arrayminus": [v.drop_pp - v.drop_ci95_pp[0]],
+            },
+            "hovertemplate": f"{words.points(v.drop_pp, v.drop_ci95_pp)}<extra>{v.kind}</extra>",
+        }
+        for v in shown
+        if v.drop_ci95_pp and v.drop_pp is not None
+    ]
+    return Chart(
+        "Drop of top-1 against the reference",
+        "; ".join(f"{words.title(v)} {words.points(v.drop_pp, v.drop_ci95_pp)}" for v in shown),
+        data,
+        {
+            "xaxis": {"title": "pp lost, paired 95 % interval"},
+            "yaxis": {"autorange": "reversed"},
+            "shapes": shapes,
+            "annotations": notes,
+            "height": 110 + 38 * len(shown),
+        },
+    )
+
+
+def _line(x: float, colour: str, dash: str) -> dict[str, Any]:
+    return {
+        "type": "line",
+        "x0": x,
+        "x1": x,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"color": colour, "width": 1, "dash": dash},
+    }
+
+
+def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
+    if variant.paired is None or not variant.paired.classes:
+        return None
+    by_drop = sorted(variant.paired.classes, key=lambda c: c.top1 - c.top1_reference)[:WORST]
+    labels = [text(words.label(names, c.label)) for c in by_drop]
+    drops = [100 * (c.top1_reference - c.top1) for c in by_drop]
+    which = f"the {WORST} classes that lose most" if len(variant.paired.classes) > WORST else "every class"
+    return Chart(
+        f"Drop per class: {which}",
+        f"Worst: {words.label(names, by_drop[0].label)}, {words.points(drops[0])}",
+        [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "x": drops,
+                "y": labels,
+                "marker": {"color": ["@red" if drop > 0 else "@green" for drop in drops]},
+                "customdata": [c.images for c in by_drop],
+                "hovertemplate": "%{y}: %{x:.2f} pp of %{customdata} images<extra></extra>",
+            }
+        ],
+        {
+            "xaxis": {"title": "percentage points lost"},
+            "yaxis": {"autorange": "reversed", "type": "category"},
+            "height": 90 + 20 * len(by_drop),
+        },
+    )
+
+
+def _latency(variants: Iterable[Variant]) -> Chart | None:
+    shown = [(v, v.latency_ms) for v in variants if v.latency_ms]
+    if not shown:
+        return None
+    return Chart(
+        "Distribution of latency",
+        "; ".join(
+            f"{words.title(v)}: median {words.milliseconds(ms.p50)}, p99 {words.milliseconds(ms.p99)}"
+            for v, ms in shown
+        ),
+        [
+            {
+                "type": "box",
+                "orientation": "h",
+                "name": text(words.title(v)),
+                "x": list(ms.samples),
+                "marker": {"color": _colour(v), "size": 3, "opacity": 0.5},
+                "line": {"width": 1.2},
+                "boxpoints": "outliers",
+                "hoverinfo": "x+name",
+            }
+            for v, ms in shown
+        ],
+        {
+            "xaxis": {"title": "ms (logarithmic)", "type": "log", "dtick": "D2"},
+            "yaxis": {"autorange": "reversed"},
+            "height": 110 + 44 * len(shown),
+        },
+    )
+
+
+def _throughput(variants: Iterable[Variant]) -> Chart | None:
+    shown = [v for v in variants if len(v.batch_throughput) > 1]
+    if not shown:
+        return None
+    points = {v.name: sorted((int(b), ips) for b, ips in v.batch_throughput.items()) for v in shown}
+    return Chart(
+        "Throughput against batch",
+        "; ".join(
+            f"{words.title(v)}: best {words.whole(max(v.batch_throughput.values()))} images a second"
+            for v in shown
+        ),
+        [
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": text(words.title(v)),
+                "x": [b for b, _ in points[v.name]],
+                "y": [ips for _, ips in points[v.name]],
+                "marker": {"color": _colour(v), "symbol": _open(v), "size": 8},
+                "line": {"color": _colour(v), "dash": "dot" if v.precision == "fp32" else "solid"},
+            }
+            for v in shown
+        ],
+        {
+            "xaxis": {"title": "batch", "type": "category"},
+            "yaxis": {"title": "images a second", "rangemode": "tozero"},
+            "showlegend": True,
+            "height": 340,
+        },
+    )
+
+
+def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
+    """Time per layer: one trace per variant; in the INT8 ones a layer that runs in float stands out."""
+    timed = [v for v in variants if any(layer.time_ms is not None for layer in v.audit)]
+    if not timed:
+        return None
+    order = list(dict.fromkeys(text(layer.name) for v in reversed(timed) for layer in v.audit))
+    data = []
+    for v in timed:
+        layers = [layer for layer in v.audit if layer.time_ms is not None]
+        whole = "@pale" if v.precision == "fp32" else "@blue" if not v.pruned else "@purple"
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": text(words.title(v)),
+                "x": [layer.time_ms for layer in layers],
+                "y": [text(layer.name) for layer in layers],
+                "customdata": [layer.precision for layer in layers],
+                "marker": {
+                    "color": [
+                        "@orange" if v.precision == "int8" and layer.precision != "int8" else whole
+                        for layer in layers
+                    ]
+                },
+                "hovertemplate": "%{y}: %{x:.3f} ms in %{customdata}<extra></extra>",
+            }
+        )
+    return Chart(
+        f"Time per layer on {words.target(target)}",
+        "; ".join(
+            f"{words.title(v)}: {words.milliseconds(sum(layer.time_ms or 0.0 for layer in v.audit))} in all"
+            for v in timed
+        ),
+        data,
+        {
+            "barmode": "group",
+            "bargap": 0.25,
+            "bargroupgap": 0,
+            "xaxis": {"title": "ms (orange: runs in float)"},
+            "yaxis": {
+                "type": "category",
+                "categoryorder": "array",
+                "categoryarray": order,
+                "autorange": "reversed",
+            },
+            "showlegend": len(timed) > 1,
+            "height": 110 + 12 * len(order) * max(len(timed), 2),
+        },
+    )
