@@ -136,8 +136,7 @@ def test_two_processes_do_the_work_once(store):
 KILLED = """
     import sys, time
     from pathlib import Path
-    from toolkit.pipeline.stage import resumable
-from toolkit.pipeline.store import Store
+    from toolkit.pipeline.store import Store
     store = Store(Path(sys.argv[1]))
     with store.in_use():
         def work(out):

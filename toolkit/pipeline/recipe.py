@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from toolkit.core import plugins
+from toolkit.core.artifact import canonical_json
 from toolkit.core.errors import RecipeError, nearest
 from toolkit.core.tensors import Interpolation
 from toolkit.pipeline.outside import existing, names_path
@@ -56,9 +57,12 @@ class TrainingOptions:
     """Training of `load.weights = "train"` and of `edgeship train`."""
 
     source: str = option("", "Labelled training images: folder, archive, CSV or digits:train.", path=True)
-    epochs: int = option(10, "Passes over the images.", least=1)
+    epochs: int = option(12, "Passes over the images.", least=1)
     batch: int = option(64, "Images a step.", least=2)
-    learning_rate: float = option(0.1, "Peak of the one-cycle schedule.", above=0.0)
+    learning_rate: float = option(0.05, "Highest rate of the one-cycle schedule.", above=0.0)
+    weight_decay: float = option(5e-4, "Decay of the weights.", least=0.0)
+    flip: bool = option(True, "Mirror half of the images.")
+    crop_px: int = option(4, "Random shift, in pixels.", least=0)
     seed: int = option(0, "Seed of weights, order and augmentation.", least=0)
 
 
@@ -122,6 +126,7 @@ class CalibrateOptions:
     """The pass over the calibration images."""
 
     batch: int = option(8, "Images at once; more is faster and takes more memory.", least=1)
+    source: str = option("", "Same as select.source.", path=True, derived=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class QuantizeOptions:
 
     observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
     effort: Literal["fast", "balanced", "max"] = option("balanced", "fast, balanced or max.")
+    targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +161,12 @@ class EvaluateOptions:
 class BenchOptions:
     """How latency is measured."""
 
-    batch: int = option(1, "Images of one inference.", least=1)
-    threads: int = option(1, "CPU threads a session may use.", least=1)
-    runs: int = option(100, "Timed inferences of each variant.", least=1)
-    warmup: int = option(10, "Inferences before the clock starts.", least=0)
+    batch: int | None = option(None, "Images of one inference; default: the graph's, else 1.", least=1)
+    threads: int = option(1, "CPU threads of one session.", least=1)
+    duration_s: float = option(2.0, "Seconds of timed inferences for each variant.", above=0.0)
+    runs: int | None = option(None, "Timed inferences of each variant, instead of a duration.", least=1)
+    warmup_s: float = option(0.5, "Seconds of inferences before, for each variant.", least=0.0)
+    throughput_s: float = option(1.0, "Seconds to measure throughput for; 0 leaves it out.", least=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +233,8 @@ class Recipe:
             prune=replace(self.prune, source=self.prune.source or self.select.source),
             finetune=replace(self.finetune, source=self.finetune.source or self.select.source),
             select=replace(self.select, exclude=self.evaluate.source),
+            calibrate=replace(self.calibrate, source=self.select.source),
+            quantize=replace(self.quantize, targets=self.compile.targets),
         )
 
 
@@ -249,6 +259,18 @@ def find(recipe: str | Path) -> Path:
     if path.name not in names():
         raise RecipeError(f"no recipe named '{path}'", hint=nearest(path.name, names()))
     return RECIPES / f"{path.name}.toml"
+
+
+def explained(options: Any = None, section: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every option a recipe may set: dotted name, default as TOML, and its line of help."""
+    for each in fields(Recipe() if options is None else options):
+        if each.metadata.get("derived"):
+            continue
+        if hasattr(each.default, "__dataclass_fields__"):
+            yield from explained(each.default, f"{section}{each.name}.")
+        else:
+            default = "" if each.default is None else canonical_json(each.default)
+            yield f"{section}{each.name}", default, str(each.metadata["help"])
 
 
 def check_required(recipe: Recipe, stages: Iterable[str]) -> None:

@@ -1,7 +1,269 @@
-"""The main path of the product: what happens in which order."""
+"""The main path of the product: what happens in which order, read from top to bottom.
+
+Every stage is a function of its options and the folders of the stages before it; it writes files into the
+empty folder it is given and returns nothing.
+"""
 
 from __future__ import annotations
 
-from toolkit.pipeline.stage import Stage
+from dataclasses import asdict
+from pathlib import Path
 
-STAGES: tuple[Stage, ...] = ()
+import numpy as np
+
+from toolkit.core.artifact import read_json, write_json
+from toolkit.core.errors import ToolkitError
+from toolkit.pipeline import images, network, variants
+from toolkit.pipeline.preprocessing import from_json
+from toolkit.pipeline.recipe import (
+    BenchOptions,
+    CalibrateOptions,
+    CompileOptions,
+    EvaluateOptions,
+    ExportOptions,
+    FinetuneOptions,
+    LoadOptions,
+    PruneOptions,
+    QuantizeOptions,
+    ReportOptions,
+    SelectOptions,
+)
+from toolkit.pipeline.stage import Inputs, Stage, resumable
+
+
+def load(options: LoadOptions, inputs: Inputs, out: Path) -> None:  # noqa: ARG001
+    """Bring in the network: from a checkpoint, by training it, or as an ONNX file.
+
+    Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
+    parameters, classes, preprocess}.
+    """
+    if options.model.endswith(".onnx"):
+        network.take_onnx(options, out)
+    elif options.weights == "train":
+        network.train(options, out, checkpoint=resumable(out) / "checkpoint.pt")
+    else:
+        network.load_checkpoint(options, out)
+
+
+def prune(options: PruneOptions, inputs: Inputs, out: Path) -> None:
+    """Make the network smaller, or pass it on. Writes the network and plan.json {method, ...}."""
+    if options.method == "none":
+        network.pass_on(inputs["load"], out)
+        write_json(out / "plan.json", {"method": "none"})
+
+
+def finetune(options: FinetuneOptions, inputs: Inputs, out: Path) -> None:
+    """Train the pruned network to follow the unpruned one, or pass it on. Writes it and history.json."""
+    if options.epochs == 0:
+        network.pass_on(inputs["prune"], out)
+        write_json(out / "history.json", {})
+
+
+def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
+    """Write the ONNX graphs: float.onnx, and pruned.onnx if there is something pruned.
+
+    Also graphs.json {float, pruned: {file, macs, parameters}, parity, size, batch, preprocess}; a batch of
+    null is dynamic.
+    """
+    described = read_json(inputs["load"] / "model.json")
+    found = {"float": network.export(options, inputs["load"], described, out / "float.onnx")}
+    if read_json(inputs["prune"] / "plan.json")["method"] != "none":
+        found["pruned"] = network.export(options, inputs["finetune"], described, out / "pruned.onnx")
+    graphs = {
+        name: {"file": graph.file.name, "macs": graph.macs, "parameters": graph.parameters}
+        for name, graph in found.items()
+    }
+    first = found["float"]
+    write_json(
+        out / "graphs.json",
+        {
+            **graphs,
+            "parity": max(graph.parity for graph in found.values()),
+            "size": described["preprocess"]["crop"],
+            "batch": first.batch,
+            "classes": first.classes,
+            "preprocess": described["preprocess"],
+        },
+    )
+
+
+def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
+    """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
+    from calibration import manifest
+    from calibration.datasets import open_dataset
+
+    graphs = read_json(inputs["export"] / "graphs.json")
+    dataset = open_dataset(options.source)
+    evaluation = images.open_evaluation(options.exclude, graphs["classes"]) if options.exclude else None
+    chosen = manifest.select(
+        dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
+    )
+    manifest.write(out / "manifest.json", chosen)
+    write_json(out / "findings.json", [])
+
+
+def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
+    """Run the calibration images through the float graphs; write the statistics of every activation."""
+    import quantize as quantization
+
+    graphs = read_json(inputs["export"] / "graphs.json")
+    preprocess = from_json(graphs["preprocess"])
+    dataset, indices = images.calibration(options.source, inputs["select"])
+    for name in variants.graph_names(graphs):
+        stream = images.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
+        quantization.collect(inputs["export"] / graphs[name]["file"], stream).save(out / name)
+
+
+def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
+    """Write a graph with Q/DQ nodes per target, each by the target's own scheme, from one calibration.
+
+    Writes <target>.onnx, <target>-pruned.onnx, and quantize.json {target: summary}.
+    """
+    import quantize as quantization
+    import targets
+
+    graphs = read_json(inputs["export"] / "graphs.json")
+    summary = {}
+    for name in variants.graph_names(graphs):
+        statistics = quantization.Statistics.load(inputs["calibrate"] / name)
+        for target in options.targets:
+            variant = variants.quantized_name(target, pruned=name == "pruned")
+            summary[variant] = quantization.quantize(
+                inputs["export"] / graphs[name]["file"],
+                statistics,
+                targets.get(target).scheme,
+                quantization.QuantizeOptions(observer=options.observer, effort=options.effort),
+                out / f"{variant}.onnx",
+            )
+    write_json(out / "quantize.json", summary)
+
+
+def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
+    """Build every variant, and ask the runtime what really runs in INT8.
+
+    Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, graph, folder,
+    file, runs_here, note, audit, warnings, size_bytes, error, hint}}. A target that is absent or refuses is
+    recorded with its error, and the others go on.
+    """
+    import targets
+
+    graphs = read_json(inputs["export"] / "graphs.json")
+    compiled = {}
+    for variant in variants.planned(options.targets, graphs):
+        graph = variant.graph(inputs)
+        record = {**asdict(variant), "folder": None, "file": None, "size_bytes": None, "runs_here": False}
+        try:
+            built = targets.get(variant.target).compile(graph, out / variant.name, variant.precision)
+            record |= {**asdict(built), "folder": variant.name}
+            record["size_bytes"] = variants.size_bytes(out / variant.name)
+        except ToolkitError as error:
+            record |= {"error": str(error), "hint": error.hint}
+        compiled[variant.name] = record
+    write_json(out / "compiled.json", compiled)
+
+
+def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
+    """Run the evaluation images through every variant; compare each with the float reference, in pairs.
+
+    Writes accuracy.json, logits/<variant>.npy, labels.npy and images.json.
+    """
+    from calibration.loader import batches
+
+    graphs = read_json(inputs["export"] / "graphs.json")
+    dataset = images.open_evaluation(options.source, graphs["classes"])
+    indices = images.subset(dataset, options.images)
+    stream = batches(
+        dataset,
+        indices,
+        from_json(graphs["preprocess"]),
+        batch=options.batch,
+        skip_bad=options.skip_bad,
+        label="evaluating",
+    )
+    planned = variants.runnable(inputs)
+    with variants.sessions(planned, inputs) as sessions:
+        outcome = variants.infer(sessions, stream)
+    np.save(out / "labels.npy", outcome.labels)
+    (out / "logits").mkdir()
+    for name, logits in outcome.logits.items():
+        np.save(out / "logits" / f"{name}.npy", logits)
+    write_json(out / "images.json", images.identity(dataset, outcome.indices))
+    write_json(
+        out / "accuracy.json",
+        {
+            "data": {
+                "name": dataset.name,
+                "images": len(outcome.labels),
+                "classes": dataset.classes,
+                "skipped": stream.skipped,
+            },
+            "variants": variants.accuracies(outcome, planned),
+        },
+    )
+
+
+def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
+    """Time every variant that runs here, interleaved in one process; throughput apart.
+
+    Writes latency.json and device.json.
+    """
+    graphs = read_json(inputs["export"] / "graphs.json")
+    batch = variants.bench_batch(options, graphs)
+    shape = (batch, 3, graphs["size"], graphs["size"])
+    pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    write_json(out / "device.json", variants.device())
+    write_json(out / "latency.json", variants.time_all(options, inputs["compile"], pixels))
+
+
+def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
+    """Gather what the stages left into report.json, report.md and report.html, and judge the limits."""
+    from toolkit.report import gather, render
+
+    run = read_json(inputs["run"] / "run.json")
+    gathered = gather.gather(
+        inputs,
+        recipe=run["recipe"],
+        stages=run["stages"],
+        command=run["command"],
+        max_drop_pp=options.max_drop_pp,
+        min_speedup=options.min_speedup,
+        max_latency_ms=options.max_latency_ms,
+    )
+    thumbnails = images.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
+    render.write(gathered, out, thumbnails=thumbnails)
+
+
+NETWORK = ("toolkit.models", "toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
+IMAGES = ("calibration", "toolkit.pipeline.images")
+VARIANTS = ("targets", "toolkit.pipeline.variants")
+
+STAGES = (
+    Stage("load", load, code=(*NETWORK, *IMAGES)),
+    Stage("prune", prune, needs=("load",), code=("toolkit.prune", *NETWORK)),
+    Stage("finetune", finetune, needs=("load", "prune"), code=("toolkit.prune", *NETWORK)),
+    Stage("export", export, needs=("load", "prune", "finetune"), code=("toolkit.graph", *NETWORK)),
+    Stage("select", select, needs=("export",), code=IMAGES),
+    Stage("calibrate", calibrate, needs=("export", "select"), code=("quantize", "toolkit.graph", *IMAGES)),
+    Stage(
+        "quantize",
+        quantize,
+        needs=("export", "calibrate"),
+        code=("quantize", "toolkit.graph", *VARIANTS),
+    ),
+    Stage("compile", compile, needs=("export", "quantize"), code=VARIANTS, on_device=True),
+    Stage(
+        "evaluate",
+        evaluate,
+        needs=("export", "quantize", "compile"),
+        code=(*VARIANTS, *IMAGES, "toolkit.core.statistics"),
+        on_device=True,
+    ),
+    Stage("bench", bench, needs=("export", "compile"), code=VARIANTS, on_device=True),
+    Stage(
+        "report",
+        report,
+        needs=("load", "prune", "finetune", "export", "select", "quantize", "compile", "evaluate", "bench"),
+        code=("toolkit.report", "toolkit.core"),
+        on_run=True,
+    ),
+)

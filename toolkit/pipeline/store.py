@@ -249,7 +249,7 @@ def key_of(**parts: object) -> str:
     return sha256_bytes(canonical_json(parts).encode())[:DIGEST_LENGTH]
 
 
-def as_json(entry: Entry) -> dict[str, object]:
+def as_dict(entry: Entry) -> dict[str, object]:
     """An entry as plain values, with its size."""
     return {**asdict(entry), "folder": str(entry.folder), "size_bytes": entry.size_bytes}
 

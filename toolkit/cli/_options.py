@@ -1,0 +1,15 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+STORE = click.option(
+    "--store",
+    "store_root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder that keeps finished stages.  [default: $EDGESHIP_STORE, else ~/.cache/edgeship/store]",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")

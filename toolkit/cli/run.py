@@ -1,0 +1,89 @@
+"""`edgeship run`: the whole path, from weights to the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toolkit.cli._options import JSON, STORE
+
+
+def _list_options(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        from toolkit.pipeline.recipe import explained
+
+        for name, default, explanation in explained():
+            click.echo(f"{name:<34} {default:<22} {explanation}")
+        context.exit()
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeship run quickstart --out runs/quickstart
+  edgeship run resnet50-imagenet --set select.source=train/ --set evaluate.source=val.csv
+  edgeship run my.toml --until quantize --redo calibrate
+"""
+)
+@click.argument("recipe")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Change an option; --options lists them.",
+)
+@click.option(
+    "--options",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_options,
+    help="List every option of a recipe with its default.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report and engines."
+)
+@click.option("--until", metavar="STAGE", help="Last stage to run.")
+@click.option("--redo", multiple=True, metavar="STAGE", help="Work through a stage again.")
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and count them.")
+@JSON
+@STORE
+def command(
+    *,
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    until: str | None,
+    redo: tuple[str, ...],
+    skip_bad: bool,
+    as_json: bool,
+    store_root: Path | None,
+) -> None:
+    """Run RECIPE, a TOML file or the name of one that comes along.
+
+    Finished stages are kept in the store: running again resumes, and a changed option reruns only what
+    depends on it. The stages are load, prune, finetune, export, select, calibrate, quantize, compile,
+    evaluate, bench and report. Exit code 3: a limit of the recipe's report section was missed.
+    """
+    from toolkit.cli._progress import shown
+    from toolkit.pipeline import Recipe, Store, run
+
+    if skip_bad:
+        overrides = (*overrides, "select.skip_bad=true", "evaluate.skip_bad=true")
+    chosen = Recipe.read(recipe, overrides)
+    with shown() as progress:
+        finished = run(chosen, out=out, until=until, redo=redo, store=Store(store_root), watch=progress.stage)
+    if finished.stages[-1].name != "report":
+        last = finished.stages[-1]
+        click.echo(last.folder)
+        return
+    if as_json:
+        click.echo((finished.folder("report") / "report.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        from toolkit.report import render
+
+        render.terminal(render.load(finished.folder("report") / "report.json"))
+        click.echo(f"\nreport: {(out or finished.folder('report')) / 'report.html'}")
+    finished.check_gates()

@@ -1,0 +1,89 @@
+"""The images of a run: for calibration, for evaluation, and small ones for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from toolkit.core.artifact import canonical_json, read_json, sha256_bytes
+from toolkit.core.errors import DataError
+from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.tensors import Preprocess
+
+if TYPE_CHECKING:
+    from calibration.datasets import Dataset
+
+
+def open_evaluation(source: str, classes: int) -> Dataset:
+    """Open images for evaluation; without labels they only tell how well variants agree.
+
+    Args:
+        source: As in the recipe.
+        classes: Outputs of the network.
+
+    Raises:
+        DataError: One class only, or labels that the network's outputs cannot mean.
+    """
+    from calibration.datasets import open_dataset
+
+    dataset = open_dataset(source)
+    if not dataset.labelled:
+        return dataset
+    dataset = open_dataset(source, labelled=True)
+    numbered = all(name.isdecimal() for name in dataset.classes)  # of a CSV: labels are output indices
+    if len(dataset.classes) > classes or (len(dataset.classes) < classes and not numbered):
+        raise DataError(
+            f"{source} has {len(dataset.classes)} classes, the network {classes} outputs",
+            hint="give images of all the classes it was trained on, or a .csv of file,label with its numbers",
+        )
+    return dataset
+
+
+def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
+    """The images that were selected: their data set and positions in it."""
+    from calibration import manifest
+    from calibration.datasets import open_dataset
+
+    dataset = open_dataset(source)
+    return dataset, manifest.locate(manifest.read(selected / "manifest.json"), dataset)
+
+
+def stream(
+    dataset: Dataset, indices: list[int], preprocess: Preprocess, batch: int, label: str
+) -> Iterator[FloatArray]:
+    """Preprocessed images (N, C, H, W), batch by batch."""
+    from calibration.loader import batches
+
+    for part in batches(dataset, indices, preprocess, batch=batch, label=label):
+        yield part.images
+
+
+def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
+    """Positions of the images to evaluate: all, or some, balanced by class and always the same."""
+    from calibration import manifest
+
+    if images == "all":
+        return list(range(len(dataset)))
+    return sorted(manifest.locate(manifest.select(dataset, images, seed=0), dataset))
+
+
+def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
+    """Which images were evaluated: names, and one digest over names and contents."""
+    names = [dataset.items[index].name for index in indices]
+    contents = [dataset.digest(index) for index in indices]
+    digest = sha256_bytes(canonical_json(list(zip(names, contents, strict=True))).encode())
+    return {"source": dataset.name, "digest": digest, "names": names}
+
+
+def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
+    """The file of an evaluated image by its place in the logits; None if the images are gone."""
+    from calibration.datasets import open_dataset
+
+    try:
+        dataset = open_dataset(source)
+    except DataError:
+        return None
+    places = {item.name: index for index, item in enumerate(dataset.items)}
+    names = read_json(evaluated / "images.json")["names"]
+    return lambda index: dataset.read(places[names[index]])

@@ -1,0 +1,178 @@
+"""The network on its way through the stages: taken in, passed on, exported."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.core.artifact import sha256_file, write_json
+from toolkit.core.errors import ModelError, RecipeError
+from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.tensors import Preprocess
+from toolkit.pipeline import preprocessing
+from toolkit.pipeline.recipe import ExportOptions, LoadOptions
+
+if TYPE_CHECKING:
+    from toolkit.models.resnet import ResNet
+
+ONNX = "float.onnx"
+MAX_PARITY = 1e-4  # relative to the largest logit
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An ONNX graph and what it costs.
+
+    Attributes:
+        file: Where it is.
+        macs: Multiply-accumulates of one image.
+        parameters: Number of weights.
+        parity: Largest difference of its logits from the network's, relative to the largest logit.
+        batch: Images of one inference; None is dynamic.
+        classes: Outputs.
+    """
+
+    file: Path
+    macs: int
+    parameters: int
+    parity: float
+    batch: int | None
+    classes: int
+
+
+def load_checkpoint(options: LoadOptions, out: Path) -> None:
+    """Read a checkpoint file, a folder, or published weights, and write it as one of ours."""
+    from toolkit.models import weights
+
+    if not options.weights:
+        raise RecipeError(
+            "load.weights is not set",
+            hint="--set load.weights=FILE, torchvision:IMAGENET1K_V1 or train; an ONNX file is a load.model",
+        )
+    source = Path(options.weights).expanduser()
+    if options.weights.startswith("torchvision:"):
+        source = weights.download(options.weights, options.model)
+    loaded = weights.load(source, options.model)
+    prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
+    weights.save(loaded.model, out, prepared)
+    _describe(loaded.model, loaded.sha256, prepared, out)
+
+
+def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
+    """Train the named network on `load.train`.
+
+    Args:
+        options: The network, its preprocessing and how to train.
+        out: Gets the network, model.json and history.json.
+        checkpoint: State after each epoch; training goes on from it if it is there.
+    """
+    import numpy as np
+    import torch
+
+    from calibration.datasets import open_dataset
+    from calibration.loader import batches
+    from toolkit.models import resnet, trainer
+
+    how = options.train
+    if options.model == "auto":
+        raise RecipeError("load.model is auto", hint="training needs a name, e.g. --set load.model=resnet18")
+    if not how.source:
+        raise RecipeError(
+            "load.train.source is not set", hint="--set load.train.source=FOLDER (labelled images)"
+        )
+    prepared = preprocessing.resolve(options.preprocess, None, options.size)
+    dataset = open_dataset(how.source, labelled=True)
+    torch.manual_seed(how.seed)  # of the first weights
+    model = resnet.ResNet(resnet.architecture(options.model, classes=len(dataset.classes)))
+
+    def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
+        order = np.random.default_rng((how.seed, epoch)).permutation(len(dataset)).tolist()
+        for batch in batches(dataset, order, prepared, batch=how.batch):
+            if len(batch.images) > 1:  # BatchNorm cannot learn from one
+                yield batch.images, batch.labels
+
+    chosen = {each.name: getattr(how, each.name) for each in fields(trainer.TrainOptions)}
+    trainer.train(
+        model,
+        epoch_batches,
+        trainer.TrainOptions(**chosen),
+        out,
+        images=len(dataset),
+        preprocess=prepared,
+        checkpoint=checkpoint,
+    )
+    _describe(model, sha256_file(out / "model.safetensors"), prepared, out)
+
+
+def take_onnx(options: LoadOptions, out: Path) -> None:
+    """Take in a float ONNX classifier as it is; its input shape decides the size of the images."""
+    from toolkit.graph import io
+
+    source = Path(options.model).expanduser()
+    graph = io.read_classifier(source)
+    prepared = preprocessing.resolve(options.preprocess, graph.preprocess, graph.size or options.size)
+    shutil.copyfile(source, out / ONNX)
+    content = {
+        "name": source.stem,
+        "weights_sha256": sha256_file(source),
+        "parameters": graph.parameters,
+        "classes": graph.classes,
+        "preprocess": prepared,
+    }
+    write_json(out / "model.json", content)
+
+
+def pass_on(folder: Path, out: Path) -> None:
+    """Hand a network to the next stage unchanged: links, since nothing in the store is ever written to."""
+    for name in ("model.safetensors", "widths.json", ONNX):
+        if (folder / name).is_file():
+            try:
+                os.link(folder / name, out / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(folder / name, out / name)
+
+
+def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], file: Path) -> Exported:
+    """Write the network of a folder as ONNX and say what it costs.
+
+    Raises:
+        ModelError: The ONNX file does not compute what the network does.
+    """
+    from toolkit.graph.cost import cost
+
+    batch = None if options.batch == "dynamic" else options.batch
+    if (folder / ONNX).is_file():
+        shutil.copyfile(folder / ONNX, file)
+        parity = 0.0
+    else:
+        from toolkit.models import export as exporter
+        from toolkit.models import weights
+
+        model = weights.load(folder).model
+        prepared = preprocessing.from_json(described["preprocess"])
+        exporter.export(model, file, size=prepared.crop, batch=batch, preprocess=prepared)
+        parity = exporter.parity(model, file, size=prepared.crop)
+        if not parity <= MAX_PARITY:
+            raise ModelError(
+                f"the exported graph differs from the network by {parity:.1e} of the largest logit",
+                hint=f"at most {MAX_PARITY:.0e} is rounding; please report the checkpoint",
+            )
+    found = cost(file)
+    return Exported(file, found.macs, found.parameters, parity, batch, described["classes"])
+
+
+def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    arch = model.architecture
+    content = {
+        "name": arch.name,
+        "weights_sha256": digest,
+        "parameters": parameters,
+        "classes": arch.classes,
+        "preprocess": prepared,
+    }
+    write_json(out / "model.json", content)

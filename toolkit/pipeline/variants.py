@@ -1,0 +1,236 @@
+"""The rows of the report: which there are, how each is run, compared and timed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import targets
+from toolkit.core import statistics
+from toolkit.core.artifact import plain, read_json
+from toolkit.core.errors import RecipeError
+from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.results import Precision
+from toolkit.pipeline.recipe import BenchOptions
+from toolkit.pipeline.stage import Inputs
+
+if TYPE_CHECKING:
+    from calibration.loader import Batches
+
+REFERENCE = "onnxruntime-fp32"
+REFERENCE_TARGET = "onnxruntime"
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One network in one precision on one target."""
+
+    name: str
+    target: str
+    precision: Precision
+    pruned: bool
+
+    def graph(self, inputs: Inputs) -> Path:
+        """The ONNX file it is built from."""
+        if self.precision == "int8":
+            return inputs["quantize"] / f"{quantized_name(self.target, pruned=self.pruned)}.onnx"
+        return inputs["export"] / ("pruned.onnx" if self.pruned else "float.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the variants said of N images.
+
+    Attributes:
+        logits: Variant -> (N, classes).
+        labels: N class indices; -1 is unknown.
+        indices: N positions in the data set.
+    """
+
+    logits: dict[str, FloatArray]
+    labels: IntArray
+    indices: IntArray
+
+
+def graph_names(graphs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The float graphs there are: float, and pruned if anything was pruned."""
+    return tuple(name for name in ("float", "pruned") if name in graphs)
+
+
+def quantized_name(target: str, *, pruned: bool) -> str:
+    """Name of a quantized graph, without the ending."""
+    return f"{target}-pruned" if pruned else target
+
+
+def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, ...]:
+    """Every variant of these targets: unpruned and pruned, FP32 and INT8; the reference always."""
+    found = [Variant(REFERENCE, REFERENCE_TARGET, "fp32", pruned=False)]
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    for target in names:
+        for precision in precisions:
+            for graph in graph_names(graphs):
+                name = quantized_name(f"{target}-{precision}", pruned=graph == "pruned")
+                found.append(Variant(name, target, precision, graph == "pruned"))
+    return tuple(dict.fromkeys(found))
+
+
+def size_bytes(folder: Path) -> int:
+    """Size of the files of an engine."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def runnable(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Records of the variants that were built, the reference first."""
+    compiled: dict[str, dict[str, Any]] = read_json(inputs["compile"] / "compiled.json")
+    return {name: record for name, record in compiled.items() if record["file"]}
+
+
+@contextmanager
+def sessions(
+    records: Mapping[str, Mapping[str, Any]], inputs: Inputs
+) -> Iterator[dict[str, targets.Session]]:
+    """Load every variant at once; what cannot run here is simulated by ONNX Runtime, exactly as written."""
+    from targets.onnxruntime import simulate
+
+    with ExitStack() as stack:
+        opened = {}
+        for name, record in records.items():
+            if record["runs_here"]:
+                engine = inputs["compile"] / record["folder"] / record["file"]
+                opened[name] = stack.enter_context(targets.get(record["target"]).open(engine))
+            else:
+                graph = Variant(name, record["target"], record["precision"], record["pruned"]).graph(inputs)
+                opened[name] = stack.enter_context(simulate(graph))
+        yield opened
+
+
+def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
+    """Feed every decoded batch to every session."""
+    logits: dict[str, list[FloatArray]] = {name: [] for name in opened}
+    labels, indices = [], []
+    for batch in stream:
+        for name, session in opened.items():
+            logits[name].append(session.infer(batch.images))
+        labels.append(batch.labels)
+        indices.append(batch.indices)
+    joined = {name: np.concatenate(parts) for name, parts in logits.items()}
+    return Outcome(joined, np.concatenate(labels), np.concatenate(indices))
+
+
+def accuracies(outcome: Outcome, records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Accuracy of every variant, and how it differs from the reference on the same images."""
+    from targets._device import this_device
+
+    here = f"this machine ({this_device().name})"
+    reference = outcome.logits[REFERENCE]
+    known = bool((outcome.labels >= 0).all())
+    rows: dict[str, dict[str, Any]] = {}
+    for name, logits in outcome.logits.items():
+        runs_here = records[name]["runs_here"]
+        row: dict[str, Any] = {
+            "images": len(logits),
+            "measured_on": here if runs_here else "simulation (ONNX Runtime)",
+            "top1": None,
+            "top5": None,
+            "drop_pp": None,
+            "drop_ci95_pp": None,
+            "agreement": statistics.agreement(reference, logits),
+            "sqnr_db": _finite(statistics.sqnr_db(reference, logits)),
+        }
+        if known:
+            right = logits.argmax(1) == outcome.labels
+            row["top1"] = float(right.mean())
+            row["top5"] = _top5(logits, outcome.labels)
+            drop, interval = statistics.paired_drop(reference.argmax(1) == outcome.labels, right)
+            row["drop_pp"], row["drop_ci95_pp"] = drop, interval
+        rows[name] = row
+    return rows
+
+
+def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
+    """Images of one timed inference.
+
+    Raises:
+        RecipeError: The graph has a fixed batch of another size.
+    """
+    if options.batch and graphs["batch"] and options.batch != graphs["batch"]:
+        raise RecipeError(
+            f"bench.batch = {options.batch}, but the graph takes {graphs['batch']}",
+            hint=f"set export.batch={options.batch}, or export.batch=dynamic",
+        )
+    return options.batch or graphs["batch"] or 1
+
+
+def time_all(options: BenchOptions, compiled: Path, images: FloatArray) -> dict[str, Any]:
+    """Time every variant that runs here; nothing is claimed of those that do not.
+
+    Args:
+        options: How.
+        compiled: Folder of the compile stage.
+        images: One batch (N, C, H, W).
+    """
+    from targets._timing import interleave, noise_warning
+
+    records = {name: r for name, r in runnable({"compile": compiled}).items() if r["runs_here"]}
+    engines = {name: compiled / record["folder"] / record["file"] for name, record in records.items()}
+    with ExitStack() as stack:
+        runs = {}
+        for name, record in records.items():
+            target = targets.get(record["target"])
+            session = stack.enter_context(target.open(engines[name], threads=options.threads))
+            runs[name] = _inference(session, images)
+        samples = interleave(
+            runs,
+            warmup_s=options.warmup_s,
+            duration_s=None if options.runs else options.duration_s,
+            count=options.runs,
+        )
+    rows = {}
+    for name, record in records.items():
+        throughput = None
+        if options.throughput_s:
+            throughput = targets.get(record["target"]).throughput_ips(
+                engines[name], images, threads=options.threads, duration_s=options.throughput_s
+            )
+        rows[name] = {
+            "samples_ms": samples[name],
+            "throughput_ips": throughput,
+            "warning": noise_warning(samples[name]),
+        }
+    return {
+        "included": "one call: input copied in, inference, output copied out",
+        "threads": options.threads,
+        "batch": len(images),
+        "variants": rows,
+    }
+
+
+def device() -> dict[str, Any]:
+    """This machine, and how busy it was."""
+    from targets._device import this_device
+
+    described: dict[str, Any] = plain(this_device())
+    return {**described, "load_average": os.getloadavg()}
+
+
+def _inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:
+    return lambda: session.infer(images)
+
+
+def _top5(logits: FloatArray, labels: IntArray) -> float | None:
+    """None where there are no more than five classes: it would say nothing."""
+    if logits.shape[1] <= TOP:
+        return None
+    best = np.argpartition(logits, -TOP, axis=1)[:, -TOP:]
+    return float((best == labels[:, None]).any(1).mean())
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
