@@ -7,9 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from calibration.images import SUFFIXES
+from calibration.words import some
 from toolkit.core.errors import DataError
-
-_SHOWN = 3  # examples in a message
 
 
 def read(path: Path) -> tuple[tuple[str, ...], list[tuple[str, int | None]]]:
@@ -30,7 +29,7 @@ def read(path: Path) -> tuple[tuple[str, ...], list[tuple[str, int | None]]]:
     labels = [label for _, label in rows]
     unlabelled = [file for file, label in rows if not label]
     if unlabelled and len(unlabelled) < len(rows):
-        raise DataError(f"{path}: no label for {_some(unlabelled)}", hint="give every file a label, or none")
+        raise DataError(f"{path}: no label for {some(unlabelled)}", hint="give every file a label, or none")
     _check_files(path, [file for file, _ in rows])
     classes: tuple[str, ...] = ()
     values: list[int | None] = [None] * len(rows)
@@ -71,13 +70,8 @@ def _check_files(path: Path, files: list[str]) -> None:
     unknown = [file for file in files if not (path.parent / file).is_file()]
     if unknown:
         raise DataError(
-            f"{path} lists {len(unknown)} unknown file(s): {_some(unknown)}",
+            f"{path} lists {len(unknown)} unknown file(s): {some(unknown)}",
             hint=f"files are relative to {path.parent}; correct the list or bring the files",
         )
     if twice := [file for file, times in Counter(files).items() if times > 1]:
-        raise DataError(f"{path} lists {_some(twice)} twice", hint="keep one line a file")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        raise DataError(f"{path} lists {some(twice)} twice", hint="keep one line a file")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from calibration.datasets import Dataset
 from calibration.loader import decode_each, ordered_map
+from calibration.words import some
 from toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
 from toolkit.core.errors import DataError
 
 _SCHEMA = 1
-_SHOWN = 3  # examples in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,12 @@ def check_disjoint(manifest: Manifest, evaluation: Dataset) -> None:
         for index, digest in zip(alike, ordered_map(evaluation.digest, alike), strict=True)
     }
     shared = [
-        (entry.file, evaluated[entry.digest]) for entry in manifest.entries if entry.digest in evaluated
+        f"{entry.file} = {evaluated[entry.digest]}" for entry in manifest.entries if entry.digest in evaluated
     ]
     if shared:
-        examples = ", ".join(f"{file} = {other}" for file, other in shared[:_SHOWN])
         raise DataError(
             f"{len(shared)} of {len(manifest.entries)} calibration images from {manifest.source} are "
-            f"evaluation images of {evaluation.name} too: {examples}",
+            f"evaluation images of {evaluation.name} too: {some(shared)}",
             hint="calibrate with images that are not evaluated on, as accuracy would flatter otherwise: "
             "give select.source the training images",
         )
@@ -126,7 +125,7 @@ def locate(manifest: Manifest, dataset: Dataset) -> list[int]:
     missing = [entry.file for entry in manifest.entries if entry.file not in places]
     if missing:
         raise DataError(
-            f"{dataset.name} lacks {len(missing)} image(s) of the manifest: {', '.join(missing[:_SHOWN])}",
+            f"{dataset.name} lacks {len(missing)} image(s) of the manifest: {some(missing)}",
             hint=f"they were chosen from '{manifest.source}'; bring them back, or choose again",
         )
     found = [places[entry.file] for entry in manifest.entries]

@@ -12,8 +12,8 @@ Header: schema (1), name, classes [name of class 0, ...] (empty without labels),
 channels (3: RGB, 1: grey), preprocess {resize, crop, mean, std, interpolation}, source_digest, skipped
 (how many images were left out, as they could not be decoded), sha256 (hexadecimal, of all after the header).
 
-The network's input, each step rounded to float32: (pixel / 255 - mean) / std per channel, then NHWC -> NCHW. With it
-a device computes on exactly the numbers that calibration and evaluation computed on:
+The network's input is (pixel / 255 - mean) / std per channel, each step rounded to float32, as NCHW: exactly
+the numbers that calibration and evaluation computed on. With NumPy:
 
     with open(path, "rb") as stream:
         magic, length = stream.read(8), int.from_bytes(stream.read(8), "little")

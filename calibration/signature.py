@@ -1,0 +1,149 @@
+"""Whether images, as they are preprocessed, look like what a checkpoint was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from calibration.finding import Finding
+from calibration.preprocess import PixelArray, normalize
+from toolkit.core.quant import FloatArray
+from toolkit.core.tensors import Preprocess
+
+_BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's
+_NOISE = 0.02  # nats that the choice of some dozens of images alone can make
+_FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
+_POSITIONS = 64  # places an image at which the first convolution is computed, along each side
+_EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
+
+
+_KNOWN = (  # what networks are usually trained with: name, mean, std
+    ("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ("CIFAR-10's mean and std", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ("pixels in 0..1", (0.0,) * 3, (1.0,) * 3),
+    ("pixels in -1..1", (0.5,) * 3, (0.5,) * 3),
+    ("pixels in 0..255", (0.0,) * 3, (1 / 255,) * 3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """The first convolution of a network and the batch normalization after it, which remembers training.
+
+    Attributes:
+        weight: (O, C, kh, kw) float32.
+        mean: O running means of the convolution's output.
+        variance: O running variances of it.
+        stride: Step of the convolution.
+    """
+
+    weight: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    stride: int
+
+
+def stem_divergence(stem: Stem, inputs: FloatArray) -> float:
+    """How far the first convolution's output is from what it was in training.
+
+    Args:
+        stem: First convolution and its normalization.
+        inputs: (N, C, H, W) preprocessed images.
+
+    Returns:
+        Mean over the O channels of KL(N(seen) || N(training)), in nats; 0 is the same, above 1 is foreign.
+    """
+    height, width = stem.weight.shape[2:]
+    windows = np.lib.stride_tricks.sliding_window_view(inputs, (height, width), (2, 3))
+    rows, columns = windows.shape[2:4]
+    step_y, step_x = (stem.stride * max(1, size // (stem.stride * _POSITIONS)) for size in (rows, columns))
+    places = windows[:, :, ::step_y, ::step_x].transpose(0, 2, 3, 1, 4, 5)
+    out = places.reshape(-1, stem.weight[0].size) @ stem.weight.reshape(len(stem.weight), -1).T
+    alive = stem.variance > _EPSILON
+    mean, variance = out.mean(0, dtype=np.float64)[alive], out.var(0, dtype=np.float64)[alive]
+    spread = np.maximum(variance, _EPSILON) / stem.variance[alive]
+    shift = (mean - stem.mean[alive]) ** 2 / stem.variance[alive]
+    return float(0.5 * (spread - np.log(spread) - 1 + shift).mean())
+
+
+def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[Finding]:
+    """Compare the stated preprocessing, by the checkpoint's own memory, with the usual ones and with BGR.
+
+    Args:
+        stem: First convolution and its normalization.
+        images: (N, H, W, 3) uint8, resized and cropped; some dozens of different ones.
+        preprocess: What is stated.
+    """
+    stated = stem_divergence(stem, normalize(images, preprocess))
+    tried = {}
+    for order, seen in (("", images), (" in BGR order", images[..., ::-1])):
+        for name, mean, std in (("the stated mean and std", preprocess.mean, preprocess.std), *_KNOWN):
+            other = replace(preprocess, mean=mean, std=std)
+            tried[name + order] = stem_divergence(stem, normalize(seen, other))
+    best = min(tried, key=lambda name: tried[name])
+    if tried[best] < _BETTER * stated and stated - tried[best] > _NOISE:
+        return [
+            Finding(
+                "error" if stated > _FOREIGN else "warning",
+                f"the checkpoint seems to be trained with {best}: so its first layer's statistics are "
+                f"{tried[best]:.3g} nats from those of training, with the stated mean and std {stated:.3g}",
+                "correct load.preprocess (mean, std), or the order of the channels in the files",
+            )
+        ]
+    if stated > _FOREIGN:
+        return [
+            Finding(
+                "warning",
+                f"the first layer's statistics are {stated:.3g} nats from those of training: the images or "
+                "their preprocessing are unlike the training images",
+                "compare resize, crop, mean and std in load.preprocess with the checkpoint's training",
+            )
+        ]
+    return []
+
+
+def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> list[Finding]:
+    """Compare the images' colours with the stated mean and std.
+
+    Args:
+        mean: C mean values of the pixels, in [0, 1].
+        std: C standard deviations of the pixels, in [0, 1].
+        preprocess: Mean and std of the checkpoint.
+    """
+    stated_mean, stated_std = np.array(preprocess.mean), np.array(preprocess.std)
+    if stated_mean.max() > 1 or stated_std.max() > 1:
+        return [
+            Finding(
+                "error",
+                f"mean {preprocess.mean} and std {preprocess.std} look like units of 0..255",
+                "divide them by 255: pixels are taken in [0, 1]",
+            )
+        ]
+    findings = []
+    shift, spread = (mean - stated_mean) / stated_std, std / stated_std
+    if np.abs(shift).max() > 1 or spread.min() < 0.5 or spread.max() > 2:
+        findings.append(
+            Finding(
+                "warning",
+                f"after preprocessing the channels have mean {_text(shift)} and std {_text(spread)}; "
+                "near 0 and 1 is usual",
+                "compare mean and std in load.preprocess with the checkpoint's training",
+            )
+        )
+    swapped = (mean[::-1] - stated_mean) / stated_std
+    fit, fit_swapped = float(np.abs(shift).mean()), float(np.abs(swapped).mean())
+    if fit_swapped < _BETTER * fit and fit - fit_swapped > 0.1:
+        findings.append(
+            Finding(
+                "warning",
+                f"the images' mean colour {_text(mean)} fits the stated mean {_text(stated_mean)} better "
+                "with red and blue exchanged",
+                "mean and std are for RGB: turn them round if the checkpoint states BGR",
+            )
+        )
+    return findings
+
+
+def _text(values: FloatArray) -> str:
+    return "(" + ", ".join(f"{value:.2f}" for value in values) + ")"
