@@ -1,19 +1,24 @@
-"""TensorRT on Jetson GPUs: checked here by NVIDIA's own parser and builder, built on the device."""
+"""TensorRT on Jetson GPUs: checked by NVIDIA's own parser and builder, run where there is a GPU."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from targets import Compiled, Session, Target
-from targets.tensorrt import gate
+from targets._timing import loop_ips
+from targets.tensorrt import gate, live
+from targets.tensorrt.lint import Finding, lint
+from toolkit.core.artifact import write_bytes
 from toolkit.core.errors import TargetError
 from toolkit.core.quant import FloatArray, QuantScheme, QuantSpec
-from toolkit.core.results import Precision
+from toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
+ENGINE = "model.plan"
+PORTABLE = "8.5"  # what this version reads is read by every later one; an engine is built on the device
 
 
 class TensorRT:
@@ -29,46 +34,79 @@ class TensorRT:
     )
 
     def versions(self) -> Mapping[str, str]:
-        """The installed TensorRT-RTX."""
-        return {"tensorrt-rtx": str(gate.sdk().__version__)}
+        """TensorRT where it can run, and TensorRT-RTX that checks graphs without a GPU."""
+        found = {"tensorrt": live.version()} if live.available() else {}
+        try:
+            return {**found, "tensorrt-rtx": str(gate.sdk().__version__)}
+        except TargetError:
+            if found:
+                return found
+            raise
 
     def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
-        """Check the graph, and keep it: a TensorRT engine runs only on the kind of device it was built on."""
-        del precision  # of the build on the device; the graph is checked as it is
-        verdict = gate.check(model)
-        if not verdict.accepted:
-            raise TargetError(
-                f"TensorRT's parser and builder refuse {model}: {verdict.errors[0]}",
-                hint=f"`edgeship audit {model} --target tensorrt` names the node, the rule and the fix",
-            )
+        """Lint the graph, then build it: for this GPU if there is one, else only ahead of time as a check.
+
+        Raises:
+            TargetError: The linter, the parser or the builder refuses the graph.
+        """
+        findings = lint(model, PORTABLE)
+        refused = [finding for finding in findings if finding.severity == "error"]
+        if refused:
+            raise TargetError(_told(model, refused), hint=_audit_hint(model))
+        warnings = tuple(f"{finding.node}: {finding.message}" for finding in findings)
+        if live.available():
+            engine, said = live.build(model, precision)
+            write_bytes(out / ENGINE, engine)
+            with live.opened(out / ENGINE) as session:
+                audit = session.audit(model)
+            note = f"built for this GPU by TensorRT {live.version()}"
+            return Compiled(ENGINE, runs_here=True, note=note, audit=audit, warnings=(*warnings, *said))
+        note, audit, said = _checked(model)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model, out / GRAPH)
-        return Compiled(
-            file=GRAPH,
-            runs_here=False,
-            note=f"accepted by TensorRT-RTX {verdict.version} parser and builder, not built for a Jetson",
-            audit=verdict.layers,
-            warnings=verdict.warnings,
-        )
+        return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=(*warnings, *said))
 
-    def open(self, engine: Path, *, threads: int | None = None) -> AbstractContextManager[Session]:
-        """Refuse: an engine runs on its device, and there is no GPU here."""
+    @contextmanager
+    def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
+        """Load an engine on this machine's GPU.
+
+        Raises:
+            TargetError: There is no GPU with TensorRT here.
+        """
         del threads  # of a CPU; a GPU has none
-        raise _no_gpu(engine)
+        with live.opened(engine) as session:
+            yield session
 
     def throughput_ips(
         self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
     ) -> float:
-        """Refuse, like `open`."""
-        del images, threads, duration_s
-        raise _no_gpu(engine)
+        """Images a second, one batch after the other: a batch of 8 or more fills the GPU."""
+        with self.open(engine, threads=threads) as session:
+            return loop_ips(session, images, duration_s)
 
 
-def _no_gpu(engine: Path) -> TargetError:
-    return TargetError(
-        f"{engine} cannot run on this machine: no NVIDIA GPU with TensorRT",
-        hint="build and run it on the device: `edgeship deploy --help`",
-    )
+def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
+    """Note, layers and warnings of a graph that cannot be built for a device here."""
+    try:
+        verdict = gate.check(model)
+    except TargetError as absent:
+        note = "passed the linter only, not read by NVIDIA's parser, not built for a Jetson"
+        return note, (), (f"{absent}: {absent.hint}",)
+    if not verdict.accepted:
+        message = f"TensorRT's parser and builder refuse {model}: {verdict.errors[0]}"
+        raise TargetError(message, hint=_audit_hint(model))
+    note = f"accepted by TensorRT-RTX {verdict.version} parser and builder, not built for a Jetson"
+    return note, verdict.layers, verdict.warnings
+
+
+def _told(model: Path, refused: list[Finding]) -> str:
+    first = refused[0]
+    more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+    return f"TensorRT would refuse or misread {model}: {first.node}: {first.message} ({first.rule}{more})"
+
+
+def _audit_hint(model: Path) -> str:
+    return f"`edgeship audit {model} --target tensorrt` names node, rule and fix; --fix repairs what it can"
 
 
 TARGET: Target = TensorRT()  # annotated, so mypy checks it against the protocol

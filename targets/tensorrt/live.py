@@ -1,0 +1,109 @@
+"""TensorRT on a GPU of this machine, through the code that also runs on devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from targets._sessions import in_batches
+from targets.runner import backend
+from targets.runner.failures import Failure
+from targets.tensorrt import explain
+from toolkit.core.errors import TargetError
+from toolkit.core.quant import FloatArray
+from toolkit.core.results import LayerAudit, Precision
+
+
+@cache
+def available() -> bool:
+    """Whether TensorRT is installed and finds a GPU."""
+    try:
+        from targets.runner.cuda import Cuda
+
+        Cuda().sm()
+        backend.load("tensorrt")
+    except (ImportError, Failure):
+        return False
+    return True
+
+
+def version() -> str:
+    """Version of TensorRT."""
+    return str(backend.load("tensorrt").version)
+
+
+def build(model: Path, precision: Precision) -> tuple[bytes, tuple[str, ...]]:
+    """The plan, and what the parser and builder warned of.
+
+    Raises:
+        TargetError: TensorRT refuses the graph, with the cause and the cure.
+    """
+    try:
+        built = backend.load("tensorrt").build(str(model), backend.BuildOptions(precision=precision), b"")
+    except Failure as failure:
+        raise _error(failure) from failure
+    return built.engine, tuple(built.warnings)
+
+
+@contextmanager
+def opened(engine: Path) -> Iterator[LiveSession]:
+    """A plan loaded on the GPU.
+
+    Raises:
+        TargetError: No GPU, or a plan of another version or GPU, with the cause and the cure.
+    """
+    if not available():
+        raise TargetError(
+            f"{engine} cannot run on this machine: no NVIDIA GPU with TensorRT",
+            hint="build and run it on the device: `edgeship deploy --help`",
+        )
+    try:
+        session = backend.load("tensorrt").open(engine.read_bytes(), "int8", None, True)
+    except Failure as failure:
+        raise _error(failure) from failure
+    try:
+        yield LiveSession(session)
+    finally:
+        session.close()
+
+
+class LiveSession:
+    """A loaded plan; raw bytes go in and out below."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._prepared = 0
+
+    def infer(self, images: FloatArray) -> FloatArray:
+        """Logits (N, classes) of images (N, C, H, W)."""
+        limit = self._session.batch or min(self._session.batch_max or len(images), len(images))
+        return in_batches(self._run, images, limit)
+
+    def audit(self, model: Path) -> tuple[LayerAudit, ...]:
+        """The layers as the engine executes them, with their times."""
+        self._prepare(self._session.batch or 1)
+        return explain.layers(self._session.layers(True), explain.onnx_nodes(model))
+
+    def _run(self, images: FloatArray) -> FloatArray:
+        self._prepare(len(images))
+        try:
+            self._session.load(np.ascontiguousarray(images, np.float32).tobytes())
+            self._session.step()
+        except Failure as failure:
+            raise _error(failure) from failure
+        logits: FloatArray = np.frombuffer(self._session.logits(), np.float32).reshape(len(images), -1)
+        return logits
+
+    def _prepare(self, batch: int) -> None:
+        if self._prepared != batch:
+            self._session.prepare(batch, True, False)
+            self._prepared = batch
+
+
+def _error(failure: Failure) -> TargetError:
+    return TargetError(f"{failure} ({failure.cause})", hint=failure.cure)

@@ -1,0 +1,124 @@
+"""What each TensorRT in the field accepts and how it is driven: data, with its sources."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.core.errors import RecipeError
+
+HEADERS = "NVIDIA/TensorRT include/NvInfer*.h and python/src of the release branch"
+OPTIONS = "NVIDIA/TensorRT samples/common/sampleOptions.cpp of the release branch"
+PARSER = "onnx/onnx-tensorrt, QuantDequantLinearHelper in onnxOpImporters.cpp of the release branch"
+OPSETS = "onnx/onnx-tensorrt docs/operators.md of the release branch"
+MIGRATION = "docs.nvidia.com/deeplearning/tensorrt, migration guides to 10 and 11"
+CPU_PARSER = "TensorRT-RTX 1.7.1, whose parser is onnx-tensorrt's current code, run without a GPU"
+
+Group = Literal["8.2", "8.4", "10", "11"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """One TensorRT release, or several that behave alike.
+
+    Attributes:
+        version: First release with this behaviour, (major, minor).
+        group: Releases that are driven by the same API.
+        max_opset: Newest ONNX opset its parser reads.
+        needs_zero_point: Q and DQ must have their third input.
+        half_scales: Scales may be FP16; older parsers read the buffer as 32-bit floats.
+        int8_weights: An INT8 weight with only a DQ is fine; before, weights are FP32 with Q and DQ.
+        optimization_level: Has builder_optimization_level and --builderOptimizationLevel.
+        strongly_typed: "no", "possible", "recommended" (the precision flags are deprecated) or "always".
+        dla: How a DLA gets INT8: from implicit scales, not at all, or from Q/DQ.
+        sources: Where this is written.
+    """
+
+    version: tuple[int, int]
+    group: Group
+    max_opset: int
+    needs_zero_point: bool
+    half_scales: bool
+    int8_weights: bool
+    optimization_level: bool
+    strongly_typed: Literal["no", "possible", "recommended", "always"]
+    dla: Literal["implicit", "none", "explicit"]
+    sources: tuple[str, ...] = (HEADERS, OPTIONS, PARSER, OPSETS, MIGRATION)
+
+    @property
+    def name(self) -> str:
+        """As people write it: "8.5"."""
+        return f"{self.version[0]}.{self.version[1]}"
+
+
+def _rules(
+    version: tuple[int, int],
+    group: Group,
+    max_opset: int,
+    *,
+    strongly_typed: Literal["no", "possible", "recommended", "always"],
+    dla: Literal["implicit", "none", "explicit"],
+    optimization_level: bool = True,
+) -> Rules:
+    modern = version >= (10, 0)
+    return Rules(
+        version=version,
+        group=group,
+        max_opset=max_opset,
+        needs_zero_point=not modern,
+        half_scales=modern,
+        int8_weights=modern,
+        optimization_level=optimization_level,
+        strongly_typed=strongly_typed,
+        dla=dla,
+    )
+
+
+RELEASES = (  # in order; a version in between behaves like the one before it
+    _rules((8, 2), "8.2", 13, strongly_typed="no", dla="implicit", optimization_level=False),
+    _rules((8, 4), "8.4", 17, strongly_typed="no", dla="implicit", optimization_level=False),
+    _rules((8, 5), "8.4", 17, strongly_typed="no", dla="implicit", optimization_level=False),
+    _rules((8, 6), "8.4", 17, strongly_typed="no", dla="implicit"),
+    _rules((10, 0), "10", 20, strongly_typed="possible", dla="implicit"),
+    _rules((10, 3), "10", 20, strongly_typed="possible", dla="implicit"),
+    _rules((10, 7), "10", 20, strongly_typed="possible", dla="implicit"),
+    _rules((10, 8), "10", 20, strongly_typed="possible", dla="none"),  # 10.7 was the last 10.x with a DLA
+    _rules((10, 9), "10", 22, strongly_typed="possible", dla="none"),
+    _rules((10, 12), "10", 22, strongly_typed="recommended", dla="none"),
+    _rules((10, 13), "10", 24, strongly_typed="recommended", dla="none"),
+    _rules((10, 16), "10", 24, strongly_typed="recommended", dla="none"),
+    _rules((11, 0), "11", 24, strongly_typed="always", dla="none"),
+    _rules((11, 4), "11", 24, strongly_typed="always", dla="explicit"),
+)
+IN_THE_FIELD = ("8.2", "8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.4")  # what JetPacks bring
+
+
+def parse(version: str) -> tuple[int, ...]:
+    """Numbers of a version text: "10.13.3.9" -> (10, 13, 3, 9); never compared as text.
+
+    Raises:
+        RecipeError: It is not a version.
+    """
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4}){0,4}", version.strip()):
+        raise RecipeError(
+            f"'{version}' is not a TensorRT version", hint=f"for example one of {', '.join(IN_THE_FIELD)}"
+        )
+    return tuple(int(part) for part in version.strip().split("."))
+
+
+def rules(version: str) -> Rules:
+    """The rules of a TensorRT version ("8.5", "8.5.2.2", "10").
+
+    Raises:
+        RecipeError: It is not a version, older than 8.2, or a major version nobody has seen.
+    """
+    numbers = parse(version)
+    wanted = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
+    same_major = [item for item in RELEASES if item.version[0] == wanted[0] and item.version <= wanted]
+    if not same_major:
+        raise RecipeError(
+            f"no rules for TensorRT {version}",
+            hint=f"JetPacks bring {', '.join(IN_THE_FIELD)}; take the one `edgeship device probe` reports",
+        )
+    return same_major[-1]
