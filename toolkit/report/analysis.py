@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core import statistics
+from toolkit.core.artifact import replacing
 from toolkit.core.quant import FloatArray, IntArray
 from toolkit.core.results import ClassAccuracy, Confusion, Flip, Paired
 
 CHUNK = 4096  # images at a time: 1,000 classes of logits stay under 40 MB
 FLIPS = 48  # images kept for the gallery
 CONFUSIONS = 20
+PREDICTIONS = "predictions.npz"
 
 
 class Predictions(NamedTuple):
@@ -44,6 +47,39 @@ def predictions(path: Path) -> Predictions:
         first[start : start + CHUNK] = part.argmax(1)
         confidence[start : start + CHUNK] = 1 / np.exp(part - top).sum(1)
     return Predictions(first, confidence)
+
+
+class Kept(NamedTuple):
+    """What `keep` wrote: N labels (-1 unknown) and the N first classes of every variant."""
+
+    labels: IntArray
+    first: dict[str, IntArray]
+
+
+def keep(evaluated: Path, out: Path) -> None:
+    """Write labels and first classes beside the report, so that two runs can be compared image by image.
+
+    Args:
+        evaluated: Folder of the evaluate stage.
+        out: Folder of the report; gets predictions.npz, about two bytes an image and variant.
+    """
+    if not (evaluated / "labels.npy").is_file():
+        return
+    arrays = {path.stem: predictions(path).first for path in sorted((evaluated / "logits").glob("*.npy"))}
+    arrays["labels"] = np.load(evaluated / "labels.npy", allow_pickle=False)
+    with replacing(out / PREDICTIONS) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **{k: v.astype(np.int16) for k, v in arrays.items()})
+
+
+def kept(folder: Path) -> Kept | None:
+    """Read what `keep` wrote; None where there is nothing that can be read."""
+    try:
+        with np.load(folder / PREDICTIONS, allow_pickle=False) as stored:
+            arrays = {name: stored[name].astype(np.int64) for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    labels = arrays.pop("labels", None)
+    return None if labels is None else Kept(labels, arrays)
 
 
 def compare(

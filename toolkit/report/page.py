@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.results import RunReport
+from toolkit.report import words
 from toolkit.report.charts import charts
 
 SIDE = 96  # of a thumbnail, in pixels
@@ -46,7 +46,7 @@ def page(
             name: {"data": c.data, "layout": c.layout, "choices": c.choices} for name, c in shown.items()
         },
         pictures=pictures,
-        options=list(_flat(report.recipe)),
+        options=list(words.flat(report.recipe)),
         plotly=(pkgutil.get_data(plotly.__name__, "package_data/plotly.min.js") or b"").decode(),
     )
 
@@ -66,14 +66,3 @@ def _thumbnail(read: Callable[[int], bytes], index: int) -> str | None:
     small.save(stream, "PNG" if tiny and max(small.size) <= SIDE // 2 else "JPEG", quality=85)
     kind = "png" if stream.getvalue().startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _flat(recipe: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every option of a recipe as `section.key` and its value as text."""
-    if not isinstance(recipe, Mapping):
-        return
-    for key, value in recipe.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

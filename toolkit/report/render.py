@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
@@ -13,53 +13,69 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifact import plain, read_json, write_json, write_text
 from toolkit.core.errors import DataError
 from toolkit.core.results import RunReport
-from toolkit.report import gather, words
+from toolkit.report import analysis, gather, words
 from toolkit.report.verdict import NOISY, verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2
+    from rich.console import Console
 
-FORMATS = ("md", "json", "junit", "html")
+WIDE = 160  # columns in a file or pipe, which has no width of its own
+VERDICTS = {"good": ("✓", "green"), "look": ("!", "yellow"), "bad": ("✗", "red"), "open": ("○", "cyan")}
+GATES = {True: ("passed", "green"), False: ("MISSED", "red"), None: ("open  ", "cyan")}
 Thumbnails = Callable[[int], bytes]
 
 
-def write(report: RunReport, out: Path, *, thumbnails: Thumbnails | None = None) -> None:
+def write(
+    report: RunReport, out: Path, *, thumbnails: Thumbnails | None = None, evaluated: Path | None = None
+) -> None:
     """Write report.json, report.md, report.html and junit.xml into a folder.
 
     Args:
         report: What `gather` returned.
         out: The folder; made where absent.
         thumbnails: The encoded image file of an evaluation image, by its index; None: no gallery pictures.
+        evaluated: Folder of the evaluate stage; its predictions are kept beside the report.
     """
     write_json(out / "report.json", report)
     write_text(out / "report.md", markdown(report))
     write_text(out / "report.html", html(report, thumbnails=thumbnails))
     write_text(out / "junit.xml", junit(report))
+    if evaluated is not None:
+        analysis.keep(evaluated, out)
 
 
-def load(path: Path) -> RunReport:
-    """Read report.json, or the one in or below a run's folder.
+def find(run: Path) -> Path:
+    """The report.json of a run: the file itself, or in the run's folder.
+
+    Raises:
+        DataError: There is none.
+    """
+    for path in (run / "report.json", run / "report" / "report.json") if run.is_dir() else (run,):
+        if path.is_file():
+            return path
+    raise DataError(f"no report.json in {run}", hint="give the folder that `edgeship run --out` wrote")
+
+
+def load(run: Path) -> RunReport:
+    """Read the report of a run's folder.
 
     Raises:
         DataError: There is none, it is cut off, or it has another schema version.
     """
-    for candidate in (path / "report" / "report.json", path / "report.json") if path.is_dir() else (path,):
-        if candidate.is_file():
-            break
-    else:
-        raise DataError(f"no report.json in {path}", hint="give the folder that `edgeship run --out` wrote")
-    content = read_json(candidate)
+    path = find(run)
+    content = read_json(path)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != gather.SCHEMA:
         raise DataError(
-            f"{candidate} has schema {schema}, this edgeship reads schema {gather.SCHEMA}",
+            f"{path} has schema {schema}, this edgeship reads schema {gather.SCHEMA}",
             hint="read it with the edgeship version that wrote it, or run the recipe again with this one",
         )
     try:
-        return typing.cast(RunReport, _build(RunReport, content))
+        return typing.cast("RunReport", _build(RunReport, content))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{candidate} is not a report: {error!r}", hint="it was edited or cut off; run the recipe again"
+            f"{path} is not a report: {error!r}", hint="it was edited or cut off; run the recipe again"
         ) from error
 
 
@@ -89,68 +105,74 @@ def junit(report: RunReport) -> str:
 
 def terminal(report: RunReport) -> None:
     """Print the table of variants, the verdicts and the gates to stdout."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140  # a file or pipe has no width to keep
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in (
-        "variant",
-        "top-1",
-        "drop [95 %]",
-        "agree",
-        "p50",
-        "speed-up",
-        "INT8 layers",
-        "size",
-        "MACs",
-    ):
-        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
-    table.add_column("accuracy")
-    for v in report.variants:
-        table.add_row(
-            v.name,
-            _short(words.percent(v.top1)),
-            _short(words.points(v.drop_pp, v.drop_ci95_pp)),
-            _short(words.percent(v.agreement)),
-            _short(words.milliseconds(v.latency_ms.p50 if v.latency_ms else None)),
-            _short(words.times(v.speedup)),
-            _short(words.coverage(v)),
-            _short(words.size(v.size_bytes)),
-            _short(words.count(v.macs)),
-            v.kind,
-            style=None if v.kind == "measured" else "italic",
-        )
-    console.print(table)
+    print_table(
+        (
+            "variant",
+            "top-1",
+            "drop [95 %]",
+            "agree",
+            "p50",
+            "speed-up",
+            "INT8 layers",
+            "size",
+            "MACs",
+            "accuracy",
+        ),
+        [
+            (
+                v.name,
+                words.percent(v.top1),
+                words.points(v.drop_pp, v.drop_ci95_pp),
+                words.percent(v.agreement),
+                words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
+                words.times(v.speedup),
+                words.coverage(v),
+                words.size(v.size_bytes),
+                words.count(v.macs),
+                v.kind,
+            )
+            for v in report.variants
+        ],
+    )
+    console = _console()
     for kind, where in words.sources(report.variants):
-        console.print(Text(f"{kind}: {where}"))
+        console.print(Text(f"{kind}: {where}", style="dim"))
     for where in words.latency_sources(report.variants):
-        console.print(Text(f"latency: {where}"))
+        console.print(Text(f"latency: {where}", style="dim"))
     console.print()
-    marks: dict[str, tuple[str, str]] = {
-        "good": ("✓", "green"),
-        "look": ("!", "yellow"),
-        "bad": ("✗", "red"),
-        "open": ("○", "cyan"),
-    }
     for verdict in verdicts(report):
-        mark, style = marks[verdict.level]
+        mark, style = VERDICTS[verdict.level]
         console.print(Text(mark, style=style), Text(verdict.sentence))
     for gate in report.gates:
-        mark, style = {True: ("passed", "green"), False: ("MISSED", "red"), None: ("open  ", "cyan")}[
-            gate.passed
-        ]
+        mark, style = GATES[gate.passed]
         console.print(Text(mark, style=style), Text(f"{gate.name} {gate.variant or ''}: {gate.reason}"))
     for warning in warnings(report):
         console.print(Text("note  ", style="yellow"), Text(warning))
 
 
-def _short(text: str) -> str:
-    return "–" if text in (words.NONE, "not known") else text
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to stdout: names left, figures right, a dash where there is no figure."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        wordy = column in ("run", "variant", "remarks", "accuracy", "speed")
+        table.add_column(column, justify="left" if wordy else "right", no_wrap=column != "remarks")
+    for row in rows:
+        table.add_row(*("–" if cell in (words.NONE, words.UNKNOWN) else cell for cell in row))
+    _console().print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
 
 
 def _context(report: RunReport) -> dict[str, Any]:
@@ -177,6 +199,7 @@ def _environment() -> jinja2.Environment:
         autoescape=jinja2.select_autoescape(["html.j2", "xml.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["cell"] = lambda text: (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,8 @@ from toolkit.report import words
 NOISY = 0.05  # coefficient of variation above which a latency is called noisy
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
 
-Level = Literal["good", "look", "bad", "open"]
+Level = Literal["good", "look", "open", "bad"]
+ORDER = ("good", "look", "open", "bad")  # which of several variants speaks for a target
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Verdict:
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
-    """One verdict per target that an INT8 variant was asked of, best first as the report lists them."""
+    """One verdict per target that an INT8 variant was asked of: on its best variant, the others in a line."""
     targets = dict.fromkeys(v.target for v in report.variants if v.precision == "int8")
     return tuple(_verdict(report, name) for name in targets)
 
@@ -61,51 +62,43 @@ def warnings(report: RunReport) -> tuple[str, ...]:
 def _verdict(report: RunReport, target: str) -> Verdict:
     rows = [v for v in report.variants if v.target == target and v.precision == "int8"]
     ran = [v for v in rows if v.kind != "not run"]
-    name = words.target(target)
     if not ran:
-        error = next((v.error for v in rows if v.error), "it was not run")
+        error = next((v.error for v in rows if v.error), "no engine was made").rstrip(".")
         hint = next((v.hint for v in rows if v.hint), None)
         return Verdict(
-            target, "open", f"{name} was not run: {error}.".replace("..", "."), (hint,) if hint else ()
+            target, "open", f"{words.target(target)} was not run: {error}.", (hint,) if hint else ()
         )
-    best = _best(ran, report)
-    missed = [gate for gate in report.missed if gate.variant == best.name]
-    facts = _facts(best)
-    if missed:
-        why = "; ".join(gate.reason for gate in missed)
-        return Verdict(target, "bad", f"{facts}: do not ship it. {_capital(why)}.", _steps(best))
-    if best.drop_pp is None:
-        return Verdict(
-            target, "open", f"{facts}: its accuracy is unknown.", ("Evaluate on labelled images.",)
-        )
-    if best.speedup is None:
-        where = "in simulation" if best.kind == "simulated" else "here"
-        return Verdict(
-            target,
-            "open",
-            f"{facts} {where}; its speed was not measured: decide after measuring on the device.",
-            _steps(best),
-        )
-    gated = any(gate.variant == best.name and gate.passed for gate in report.gates)
-    possible = best.drop_ci95_pp[1] if best.drop_ci95_pp else best.drop_pp
-    if best.speedup <= 1.0:
-        return Verdict(target, "look", f"{facts}: it is not worth it on this machine.", _steps(best))
-    if not gated and possible > LOSS_PP:
-        return Verdict(target, "look", f"{facts}: decide whether that loss is acceptable.", _steps(best))
-    return Verdict(target, "good", f"{facts}: ship it.", _steps(best))
-
-
-def _best(rows: Sequence[Variant], report: RunReport) -> Variant:
-    """The row to judge: fewest missed gates, then the fastest, then the most accurate."""
-    missed = {v.name: sum(gate.variant == v.name for gate in report.missed) for v in rows}
-    return min(
-        rows,
-        key=lambda v: (
-            missed[v.name],
-            v.latency_ms.p50 if v.latency_ms else float("inf"),
-            -(v.top1 or 0.0),
+    judged = sorted(
+        ((*_judge(v, report), v) for v in ran),
+        key=lambda found: (
+            ORDER.index(found[0]),
+            found[2].latency_ms.p50 if found[2].latency_ms else math.inf,
+            -(found[2].top1 or 0.0),
         ),
     )
+    level, sentence, best = judged[0]
+    others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
+    return Verdict(target, level, sentence, (*_steps(best), *others))
+
+
+def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
+    """What to think of one variant, and why."""
+    facts = _facts(v)
+    missed = [gate for gate in report.missed if gate.variant == v.name]
+    if missed:
+        return "bad", f"{facts}: do not ship it, it misses {', '.join(gate.name for gate in missed)}."
+    if v.drop_pp is None:
+        return "open", f"{facts}: its accuracy is unknown, evaluate it on labelled images."
+    if v.speedup is None:
+        where = " in simulation" if v.kind == "simulated" else ""
+        return "open", f"{facts}{where}; its speed was not measured: decide after measuring on the device."
+    if v.speedup <= 1.0:
+        return "look", f"{facts}: it is not worth it on this machine."
+    gated = any(gate.variant == v.name and gate.name == "max_drop_pp" for gate in report.gates)
+    possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
+    if not gated and possible > LOSS_PP:
+        return "look", f"{facts}: decide whether that loss is acceptable."
+    return "good", f"{facts}: ship it."
 
 
 def _facts(v: Variant) -> str:
@@ -140,7 +133,3 @@ def _steps(v: Variant) -> tuple[str, ...]:
     elif v.speedup is not None and v.speedup <= 1:
         steps.append("Look at the time per layer below: a processor without VNNI gains little from INT8.")
     return tuple(steps)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

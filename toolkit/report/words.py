@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from toolkit.core.results import LatencySummary, LayerAudit, Variant
 
 NONE = "not measured"
+UNKNOWN = "not known"
 MINUS = "−"
 
 TARGETS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
@@ -103,7 +105,7 @@ def whole(number: float | None) -> str:
 def coverage(variant: Variant) -> str:
     """Weighted layers in INT8 of all weighted layers."""
     if variant.int8_layers is None or variant.weighted_layers is None:
-        return "not known"
+        return UNKNOWN
     return f"{variant.int8_layers} of {variant.weighted_layers}"
 
 
@@ -155,6 +157,17 @@ def label(classes: Sequence[str], index: int | None) -> str:
 def recipe_name(recipe: Any) -> str:
     """The name of a recipe, which is its text or its `name`."""
     return recipe if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
+
+
+def flat(recipe: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of a recipe as `section.key`, and its value as text."""
+    if not isinstance(recipe, Mapping):
+        return
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _scaled(number: float, units: Sequence[tuple[str, float]], smallest: str) -> str:

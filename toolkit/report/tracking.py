@@ -1,0 +1,70 @@
+"""A run logged to MLflow, where a team's other runs are."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.core.results import RunReport
+from toolkit.report import words
+
+LONGEST = 500  # characters of a parameter that every MLflow server takes
+
+
+def log(report: RunReport, folder: Path) -> str:
+    """Log parameters, figures and the report's files; where to is MLflow's own setting.
+
+    Args:
+        report: The report.
+        folder: Where its files are.
+
+    Returns:
+        The identity of the MLflow run.
+
+    Raises:
+        ToolkitError: MLflow is not installed, or its server cannot be reached.
+    """
+    try:
+        mlflow: Any = importlib.import_module("mlflow")
+    except ImportError as error:
+        raise ToolkitError("mlflow is not installed", hint="pip install 'edgeship[mlflow]'") from error
+    try:
+        with mlflow.start_run(
+            run_name=f"{report.model.get('name')} {words.recipe_name(report.recipe)}"
+        ) as run:
+            mlflow.log_params({key: value[:LONGEST] for key, value in words.flat(report.recipe)})
+            mlflow.log_metrics(metrics(report))
+            mlflow.set_tags({"edgeship.command": report.command or "", "edgeship.schema": str(report.schema)})
+            for name in ("report.html", "report.json", "report.md", "junit.xml"):
+                if (folder / name).is_file():
+                    mlflow.log_artifact(str(folder / name))
+            identity: str = run.info.run_id
+            return identity
+    except mlflow.exceptions.MlflowException as error:
+        raise ToolkitError(
+            f"MLflow refused the run: {error}", hint="set MLFLOW_TRACKING_URI to a server that answers"
+        ) from error
+
+
+def metrics(report: RunReport) -> dict[str, float]:
+    """Every figure that exists, by `variant/figure`, and one of 1 or 0 per gate that was judged."""
+    found: dict[str, float] = {}
+    for v in report.variants:
+        figures = {
+            "top1": v.top1,
+            "top5": v.top5,
+            "drop_pp": v.drop_pp,
+            "agreement": v.agreement,
+            "sqnr_db": v.sqnr_db,
+            "latency_p50_ms": v.latency_ms.p50 if v.latency_ms else None,
+            "latency_p99_ms": v.latency_ms.p99 if v.latency_ms else None,
+            "speedup": v.speedup,
+            "size_bytes": v.size_bytes,
+        }
+        found |= {f"{v.name}/{name}": float(value) for name, value in figures.items() if value is not None}
+    for gate in report.gates:
+        if gate.passed is not None:
+            found[f"gate/{gate.name}/{gate.variant or 'run'}"] = float(gate.passed)
+    return found
