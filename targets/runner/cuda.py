@@ -154,8 +154,9 @@ class Cuda:
 
     def end_capture(self, stream: int) -> tuple[int, int]:
         """The captured graph and its executable."""
-        graph = self._handle("cudaStreamEndCapture", stream)
-        return graph, self._handle("cudaGraphInstantiateWithFlags", graph, 0)
+        graph = ctypes.c_void_p()
+        self.call("cudaStreamEndCapture", stream, ctypes.byref(graph))  # the only one that gives its handle last
+        return graph.value or 0, self._handle("cudaGraphInstantiateWithFlags", graph.value, 0)
 
 
 def _load() -> Any:

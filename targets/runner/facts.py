@@ -203,14 +203,6 @@ def cuda_version(text: str) -> str | None:
     return None
 
 
-def tensorrt_version(number: int) -> str | None:
-    """The version that `getInferLibVersion()` packs: 8502 -> "8.5.2", 100300 -> "10.3.0"."""
-    if not 4000 <= number < 1000000:
-        return None
-    big = 1000 if number < 10000 else 10000
-    return f"{number // big}.{number % big // 100}.{number % 100}"
-
-
 def cpu_info(text: str) -> dict[str, Any]:
     """Name and INT8-relevant instruction sets of the processor from /proc/cpuinfo."""
     fields: dict[str, str] = {}

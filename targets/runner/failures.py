@@ -111,6 +111,8 @@ TABLE = (
         r"|ModelProto does not have a graph|Model.*is not valid ONNX|not a(n)? valid (ONNX|model)"
         r"|Unable to read the model|Failed to load model",
         "the graph file is cut off, or is no ONNX file", "upload it again and compare its sha256"),
+    Row("int8-flag-missing", r"int8 is not configured in the builder|[Ii]nt8 precision has been set",
+        "a Q/DQ graph was built without INT8", "build it with --precision int8"),
     Row("network-dynamic", r"optimization profile|dynamic (or shape )?inputs?.*profile",
         "the graph has a dynamic batch and no range for it", "build with --profile MIN:OPT:MAX"),
     # Files.

@@ -95,20 +95,18 @@ def jetson(tree: Tree) -> dict[str, Any] | None:
 
 
 def cpu(tree: Tree) -> dict[str, Any]:
-    """Name, instruction sets, cores, governor and clock of the processor."""
-    found = facts.cpu_info(tree.text("/proc/cpuinfo") or "")
-    base = "/sys/devices/system/cpu/cpu0/cpufreq/"
-    clocks = {
-        f"{key}_hz": None if khz is None else khz * 1000
-        for key in ("min", "max", "cur")
-        for khz in [tree.number(f"{base}scaling_{key}_freq")]
-    }
-    return {
-        **found,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "governor": tree.word(base + "scaling_governor"),
-        **clocks,
-    }
+    """Name, instruction sets and cores of the processor: what does not change."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {**facts.cpu_info(tree.text("/proc/cpuinfo") or ""), "cores": cores}
+
+
+def cpu_clock(tree: Tree) -> dict[str, Any]:
+    """Clock range, current clock and governor of the first core."""
+    base = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_"
+    khz = {"min_hz": "min_freq", "max_hz": "max_freq", "current_hz": "cur_freq"}
+    values = {key: tree.number(base + name) for key, name in khz.items()}
+    clocks = {key: None if value is None else value * 1000 for key, value in values.items()}
+    return {**clocks, "governor": tree.word(base + "governor")}
 
 
 def power(tree: Tree) -> dict[str, Any]:
@@ -214,11 +212,9 @@ def tensorrt_library(tree: Tree) -> str | None:
 
 def snapshot(tree: Tree) -> dict[str, Any]:
     """What may change while something is timed."""
-    processor = cpu(tree)
     return {
         "gpu_clock": gpu_clock(tree),
-        "cpu_clock_hz": processor["cur_hz"],
-        "cpu_governor": processor["governor"],
+        "cpu_clock": cpu_clock(tree),
         "power_mode": power(tree)["mode"],
         "temperatures_c": heat(tree),
         "throttle_counters": throttle_counters(tree),
@@ -247,7 +243,7 @@ def gather(tree: Tree, disk: str) -> dict[str, Any]:
         "cpu": cpu(tree),
         "jetson": jetson(tree),
         "power": power(tree),
-        "clocks": {"gpu": gpu_clock(tree), "memory_hz": show.get("EMC", {}).get("current_hz")},
+        "clocks": {"gpu": gpu_clock(tree), "cpu": cpu_clock(tree), "memory_hz": show.get("EMC", {}).get("current_hz")},
         "rails": {
             "source": source if measured else None,
             "rails_mw": measured,
@@ -258,7 +254,9 @@ def gather(tree: Tree, disk: str) -> dict[str, Any]:
         "thermal": {"temperatures_c": heat(tree), "throttle_counters": throttle_counters(tree)},
         "memory": memory(tree),
         "disk": {"path": disk, "free_bytes": free},
-        "cuda": cuda_version(tree),
-        "tensorrt_library": tensorrt_library(tree),
-        "trtexec": next(iter(tree.find("/usr/src/tensorrt/bin/trtexec")), None),
+        "sdk": {
+            "cuda": cuda_version(tree),
+            "tensorrt_library": tensorrt_library(tree),
+            "trtexec": next(iter(tree.find("/usr/src/tensorrt/bin/trtexec")), None),
+        },
     }

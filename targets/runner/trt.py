@@ -97,7 +97,10 @@ class TensorRT:
         cache = self._timing_cache(config, timing_cache)
         plan = _made(builder.build_serialized_network(network, config), log, "building the engine")
         saved = None if cache is None else bytes(config.get_timing_cache().serialize())
-        return Built(bytes(plan), log.warnings(), saved)
+        warnings = log.warnings()
+        if options.precision == "fp16" and (options.strongly_typed or not typed_by_flags):
+            warnings.append("strongly typed: layers run in FP16 only where the graph itself is FP16")
+        return Built(bytes(plan), warnings, saved)
 
     def _timing_cache(self, config: Any, stored: bytes) -> Any:
         try:
@@ -121,9 +124,25 @@ class _TensorRTSession:
         log.forget()
         self._cuda = Cuda()
         self._cuda.use_first_device()
-        self._runtime = _made(sdk.Runtime(log), log, "creating the runtime")  # held: the engine needs it
-        self._engine = _made(self._runtime.deserialize_cuda_engine(plan), log, "loading the engine")
-        self._context = _made(self._engine.create_execution_context(), log, "making room for the engine: out of memory?")
+        self._runtime = self._engine = self._context = None
+        try:
+            self._runtime = _made(sdk.Runtime(log), log, "creating the runtime")  # held: the engine needs it
+            self._engine = _made(self._runtime.deserialize_cuda_engine(plan), log, "loading the engine")
+            self._context = _made(self._engine.create_execution_context(), log, "making room to run: out of memory?")
+            self._describe()
+        except BaseException:
+            self._forget()
+            raise
+        self._stream = self._cuda.stream()
+        self._events = [self._cuda.event() for _ in range(4)]
+        self._buffers: list[tuple[int, int]] = []  # (host, device) of input and output
+        self._sizes = (0, 0)
+        self._graph: tuple[int, int] | None = None
+        self._transfers = True
+
+    def _describe(self) -> None:
+        """Names, shapes and types of input and output."""
+        sdk = self._sdk
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == sdk.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
@@ -145,12 +164,6 @@ class _TensorRTSession:
         if self.batch is None:
             self.batch_max = tuple(self._engine.get_tensor_profile_shape(self._input, 0)[2])[0]
         self.classes = tuple(self._engine.get_tensor_shape(self._output))[-1]
-        self._stream = self._cuda.stream()
-        self._events = [self._cuda.event() for _ in range(4)]
-        self._buffers: list[tuple[int, int]] = []  # (host, device) of input and output
-        self._sizes = (0, 0)
-        self._graph: tuple[int, int] | None = None
-        self._transfers = True
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
         """Allocate for this batch, bind, and capture the CUDA graph if one is wanted."""
@@ -256,12 +269,18 @@ class _TensorRTSession:
         self._buffers = []
 
     def close(self) -> None:
-        """Free memory, then destroy context, engine and runtime in this order."""
+        """Free memory, then everything made with it."""
         self._release()
         for event in self._events:
             self._cuda.call("cudaEventDestroy", event)
         self._cuda.call("cudaStreamDestroy", self._stream)
-        del self._context, self._engine, self._runtime
+        self._forget()
+
+    def _forget(self) -> None:
+        # In this order: an engine must not outlive its runtime, nor a context its engine.
+        self._context = None
+        self._engine = None
+        self._runtime = None
 
 
 def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, int, int] | None) -> None:
