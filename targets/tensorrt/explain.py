@@ -259,10 +259,8 @@ def _cause(view: _View, layer: Layer, source: str, target: str) -> tuple[str, bo
         if _is_residual_problem(view, made):
             return f"{view.short(made)} writes {source}, because the shortcut of its Add has no Q/DQ", True
         if skip:
-            return (
-                f"{view.short(made)} writes {source} for the shortcut of {view.short(skip[0])}, which has no Q/DQ",
-                True,
-            )
+            wanted = f"for the shortcut of {view.short(skip[0])}, which has no Q/DQ"
+            return f"{view.short(made)} writes {source} {wanted}", True
         return f"{view.short(made)} ({view.role(made)}) writes {source}", True
     if source == "int8":
         return f"{reader} computes or writes floats", True

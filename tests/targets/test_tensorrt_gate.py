@@ -40,11 +40,26 @@ def test_a_float_graph_is_accepted_as_float(tmp_path):
         pytest.param(Placement(axis=None), "scales", id="per channel without an axis"),
     ],
 )
-def test_illegal_graphs_are_refused(placement, says, tmp_path):
-    with pytest.raises(TargetError, match=says) as caught:
-        TARGET.compile(save(residual_net(placement), tmp_path / "net.onnx"), tmp_path / "out", "int8")
+def test_illegal_graphs_are_refused_by_the_parser_and_before_it_by_the_linter(placement, says, tmp_path):
+    path = save(residual_net(placement), tmp_path / "net.onnx")
+    assert says in gate.check(path).errors[0]
+    with pytest.raises(TargetError, match="refuse or misread") as caught:
+        TARGET.compile(path, tmp_path / "out", "int8")
     assert "edgeship audit" in caught.value.hint
     assert not (tmp_path / "out").exists()
+
+
+def test_residual_placement_is_a_warning(tmp_path):
+    path = save(residual_net(Placement(add_inputs="none")), tmp_path / "net.onnx")
+    compiled = TARGET.compile(path, tmp_path / "out", "int8")
+    assert any(warning.startswith("layer1.add: its shortcut") for warning in compiled.warnings)
+
+
+def test_without_the_sdk_the_linter_alone_decides(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt_rtx", None)
+    compiled = TARGET.compile(save(residual_net(TENSORRT), tmp_path / "net.onnx"), tmp_path / "out", "int8")
+    assert compiled.note.startswith("passed the linter only")
+    assert "edgeship[tensorrt-rtx]" in compiled.warnings[-1]
 
 
 def test_onnxruntimes_default_is_refused_for_its_int32_bias(tmp_path):
@@ -72,8 +87,11 @@ def test_without_the_sdk_the_error_says_how_to_get_it(monkeypatch):
 
 
 def test_opening_says_where_it_runs(tmp_path):
-    with pytest.raises(TargetError, match="no NVIDIA GPU") as caught:
-        TARGET.open(tmp_path / "model.plan")
+    with (
+        pytest.raises(TargetError, match="no NVIDIA GPU") as caught,
+        TARGET.open(tmp_path / "model.plan"),
+    ):
+        pass
     assert "device" in caught.value.hint
 
 

@@ -435,3 +435,22 @@ def test_versions_are_numbers_not_text():
 )
 def test_newest_opset(version, opset):
     assert versions.rules(version).max_opset == opset
+
+
+REFUSED_TODAY = (
+    *(asymmetric_weights, int32_bias, no_axis, too_few_scales, one_zero_point_for_all),
+    *(scale_zero, scale_negative, half_bias, integer_conv),
+)
+
+
+@pytest.mark.parametrize("change", REFUSED_TODAY, ids=lambda change: change.__name__)
+def test_the_current_parser_refuses_what_is_no_matter_of_an_old_version(change, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
+    from targets.tensorrt import gate
+
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx", change)
+    assert not gate.check(path).accepted
+    repairable = {item.repairable for item in lint(path, "11.4") if item.severity == "error"}
+    if repairable == {True}:
+        repair.fix(path, "11.4", path)
+        assert gate.check(path).accepted
