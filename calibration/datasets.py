@@ -107,6 +107,8 @@ def open_dataset(source: str | Path, *, labelled: bool = False) -> Dataset:
         DataError: The source is missing, empty, ambiguous or unsafe, or lacks the labels.
     """
     text = str(source)
+    if not text:
+        raise DataError("no images are given", hint="name a folder, an archive, a .csv or 'digits'")
     if isinstance(source, str) and text.split(":", maxsplit=1)[0] == "digits":
         dataset = _open_digits(text)
     else:
@@ -142,11 +144,14 @@ def _need_labels(dataset: Dataset) -> None:
 
 def _split(path: Path) -> tuple[Path, str]:
     """The path that exists, and what follows it inside an archive."""
-    for known in (path, *path.parents):
-        if known.is_dir() and known != path:
-            break
-        if known.exists():
-            return known, path.relative_to(known).as_posix().removeprefix(".")
+    try:
+        if path.exists():
+            return path, ""
+        for parent in path.parents:
+            if is_archive(parent) and parent.is_file():
+                return parent, path.relative_to(parent).as_posix()
+    except OSError as error:
+        raise DataError(f"cannot open {path}: {error.strerror}", hint="check the path") from error
     near = path.parent
     hint = "check the path"
     if near.is_dir():
@@ -185,26 +190,26 @@ def _arrange(path: Path, store: Store, inside: str) -> Dataset:
         raise DataError(
             f"{where} holds no images", hint=f"looked for files ending in {', '.join(images.SUFFIXES)}"
         )
-    depth, wrapper = prefix.count("/"), inside.rpartition("/")[2] or archive_stem(path)
+    depth = prefix.count("/")
+    stem = archive_stem(path.resolve())
     while True:
         folders = {_part(name, depth) for name in names}
         if len(folders) != 1 or "" in folders:
             break
         (folder,) = folders
         deeper = any(_part(name, depth + 1) for name in names)
-        if not deeper and folder.lower() not in _SPLITS and folder != wrapper:
+        if not deeper and folder.lower() not in _SPLITS and folder != stem:
             break  # images lie right below: a single class
         depth += 1
-        wrapper = folder
-    name = f"{archive_stem(path)}/{inside}" if inside else archive_stem(path)
+    title = f"{stem}/{inside}" if inside else stem
     if folders == {""}:
-        return Dataset(name, (), tuple(Item(name, None) for name in names), store)
+        return Dataset(title, (), tuple(Item(name, None) for name in names), store)
     _check_layout(where, names, folders, depth)
     classes = tuple(sorted(folders))
     index = {folder: label for label, folder in enumerate(classes)}
     items = [Item(name, index[_part(name, depth)]) for name in names]
     items.sort(key=lambda item: (classes[item.label or 0], item.name))
-    return Dataset(name, classes, tuple(items), store)
+    return Dataset(title, classes, tuple(items), store)
 
 
 def _check_layout(where: str, names: Sequence[str], folders: Iterable[str], depth: int) -> None:

@@ -50,12 +50,16 @@ class Batch:
 class Batches(Iterator[Batch]):
     """An iterator of batches; `skipped` names the images that could not be decoded so far."""
 
-    def __init__(self, batches: Iterator[Batch], skipped: list[str]) -> None:
+    def __init__(self, batches: Generator[Batch, None, None], skipped: list[str]) -> None:
         self.skipped = skipped
         self._batches = batches
 
     def __next__(self) -> Batch:
         return next(self._batches)
+
+    def close(self) -> None:
+        """End the threads before the last batch; `contextlib.closing` calls it."""
+        self._batches.close()
 
 
 def batches(
@@ -91,7 +95,7 @@ def batches(
     def prepare(image: Image.Image, name: str) -> FloatArray:
         return apply(image, preprocess, name)
 
-    def assemble() -> Iterator[Batch]:
+    def assemble() -> Generator[Batch, None, None]:
         waiting: list[FloatArray] = []
         kept: list[int] = []
         decoded = decode_each(dataset, indices, prepare, workers=workers, skip_bad=skip_bad)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -11,6 +13,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -118,6 +121,9 @@ class ZipStore:
                 _check_member(path, info.filename, regular=not stat.S_ISLNK(info.external_attr >> 16))
                 _add(self._members, info.filename, info, path)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._path,)  # another process opens the archive itself
+
     def names(self) -> Iterable[str]:
         """Names of the members that are files."""
         return self._members
@@ -160,30 +166,28 @@ class TarStore:
         self._lock = threading.Lock()
         self._members: dict[str, tarfile.TarInfo] = {}
         try:
-            self._stream = self._plain_stream(path)
+            self._stream = _plain_stream(path)
             with tarfile.open(fileobj=self._stream, mode="r:") as archive:
                 for info in archive:
                     if not info.isdir():
                         _check_member(path, info.name, regular=info.isreg() and not info.issparse())
                         _add(self._members, info.name.removeprefix("./"), info, path)
+                self._stream.seek(
+                    archive.offset
+                )  # where the reader stopped: at the end mark, or for want of more
+                if self._stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise _damaged(path, tarfile.ReadError("it ends without an end mark"))
         except OSError as error:
             raise _unreadable(path, error) from error
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise _damaged(path, error) from error
 
-    @staticmethod
-    def _plain_stream(path: Path) -> IO[bytes]:
-        stream = path.open("rb")
-        if stream.read(2) != b"\x1f\x8b":
-            stream.seek(0)
-            return stream
-        import gzip
-        import shutil
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._path,)
 
-        plain = tempfile.TemporaryFile(prefix="edgeship-")  # noqa: SIM115  # lives as long as the store
-        with stream, gzip.open(path) as packed:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        return plain
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self._stream.close()
 
     def names(self) -> Iterable[str]:
         """Names of the members that are files."""
@@ -262,6 +266,22 @@ def is_archive(path: Path) -> bool:
 def open_archive(path: Path) -> ZipStore | TarStore:
     """Open a zip or tar by its name's extension."""
     return ZipStore(path) if path.name.lower().endswith(".zip") else TarStore(path)
+
+
+def _plain_stream(path: Path) -> IO[bytes]:
+    with ExitStack() as closing:
+        stream: IO[bytes] = closing.enter_context(path.open("rb"))
+        packed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        if packed:
+            plain = closing.enter_context(tempfile.TemporaryFile(prefix="edgeship-"))
+            with gzip.open(stream) as unpacked:
+                shutil.copyfileobj(unpacked, plain, 1 << 20)
+            stream.close()
+            stream = plain
+            stream.seek(0)
+        closing.pop_all()  # the store closes what is left
+    return stream
 
 
 def _check_member(archive: Path, name: str, *, regular: bool) -> None:

@@ -1,0 +1,124 @@
+"""Archives that lie, leave their folder, or are damaged."""
+
+import io
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from calibration import stores
+from calibration.datasets import open_dataset
+from toolkit.core.errors import DataError
+
+
+def zip_with(path, name, data=b"x", mode=0):
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        archive.writestr(info, data)
+    return path
+
+
+def tar_with(path, name, kind=tarfile.REGTYPE, target=""):
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, target, 1 if kind == tarfile.REGTYPE else 0
+        archive.addfile(info, io.BytesIO(b"x"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/a.jpg", "../a.jpg", "cat/../../a.jpg", "..\\a.jpg", "C:/a.jpg", "\\a.jpg"]
+)
+@pytest.mark.parametrize("pack", [zip_with, tar_with])
+def test_members_outside_are_refused(tmp_path, name, pack):
+    path = pack(tmp_path / ("a.zip" if pack is zip_with else "a.tar"), name)
+    with pytest.raises(DataError, match="lies outside the archive's folder") as caught:
+        open_dataset(path)
+    assert "do not trust" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_special_files_in_a_tar_are_refused(tmp_path, kind):
+    with pytest.raises(DataError, match=r"member 'cat/a\.jpg' is a link or special file"):
+        open_dataset(tar_with(tmp_path / "a.tar", "cat/a.jpg", kind, "/etc/passwd"))
+
+
+def test_links_in_a_zip_are_refused(tmp_path):
+    path = zip_with(tmp_path / "a.zip", "cat/a.jpg", b"/etc/passwd", stat.S_IFLNK | 0o777)
+    with pytest.raises(DataError, match="is a link"):
+        open_dataset(path)
+
+
+def test_a_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jpg", b"\0" * 5000)
+    monkeypatch.setattr(stores, "MAX_FILE_BYTES", 4999)
+    with pytest.raises(DataError, match="more than any image may"):
+        open_dataset(path).read(0)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jpg", b"1")
+        archive.writestr("a.jpg", b"2")
+    with pytest.raises(DataError, match=r"holds 'a.jpg' twice"):
+        open_dataset(tmp_path / "a.zip")
+
+
+def test_encrypted_member(tmp_path):
+    path = zip_with(tmp_path / "a.zip", "a.jpg")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flag in the member's own header
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="encrypted"):
+        open_dataset(path).read(0)
+
+
+def test_changed_byte_in_a_zip_is_noticed(tmp_path):
+    path = zip_with(tmp_path / "a.zip", "a.jpg", b"content")
+    path.write_bytes(path.read_bytes().replace(b"content", b"cOntent"))
+    with pytest.raises(DataError, match=r"cannot read a.jpg in .*CRC"):
+        open_dataset(path).read(0)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz"])
+@pytest.mark.parametrize("content", [b"", b"no archive at all" * 100, b"\x1f\x8b" + b"\0" * 50])
+def test_what_is_no_archive_says_so(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}"):
+        open_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_a_tar_that_was_cut_off(tmp_path, class_folder, mode, part):
+    whole = tmp_path / "whole.tar"
+    with tarfile.open(whole, mode) as archive:
+        archive.add(class_folder({"a": 4, "b": 4}), ".")
+    cut = tmp_path / "cut.tar"
+    cut.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * part)])
+    with pytest.raises(DataError, match=r"cut\.tar") as caught:
+        dataset = open_dataset(cut)
+        for index in range(len(dataset)):
+            dataset.read(index)
+        assert len(dataset) == 8
+    assert "copy it again" in caught.value.hint
+
+
+def test_a_full_temporary_disk(tmp_path, class_folder, monkeypatch):
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(class_folder({"a": 1, "b": 1}), ".")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stores.shutil, "copyfileobj", full)
+    with pytest.raises(DataError, match="No space left") as caught:
+        open_dataset(path)
+    assert "TMPDIR" in caught.value.hint
