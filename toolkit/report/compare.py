@@ -155,8 +155,8 @@ def _unlike(a: LatencySummary | None, b: LatencySummary | None) -> str:
 
 
 COLUMNS = (
-    "run",
     "variant",
+    "run",
     "top-1",
     "change [95 %]",
     "accuracy",
@@ -169,9 +169,16 @@ COLUMNS = (
 
 
 def table(runs: Sequence[Run], differences: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """The comparison as rows of text, under COLUMNS: the first run's variants, then the others'."""
+    """The comparison as rows of text, under COLUMNS: variant by variant, the first run's row first."""
     found = {(d.run, d.variant): d for d in differences}
-    return [_row(run, v, found.get((run.name, v.name))) for run in runs for v in run.report.variants]
+    names = dict.fromkeys(v.name for run in runs for v in run.report.variants)
+    return [
+        _row(run, v, found.get((run.name, v.name)) if run is not runs[0] else None)
+        for name in names
+        for run in runs
+        for v in run.report.variants
+        if v.name == name
+    ]
 
 
 def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
@@ -183,8 +190,8 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
         ratio = words.times(d.latency_ratio)
         speed = {True: "significant", False: "within noise", None: "not comparable"}[d.latency_significant]
     return (
-        run.name,
         v.name,
+        run.name,
         words.percent(v.top1),
         change,
         accuracy,

@@ -147,6 +147,7 @@ class _Run:
             "instruction_sets": device.pop("instruction_sets", None),
             "cores": device.pop("cores", None),
             "versions": device.pop("versions", {}),
+            **dict.fromkeys(("arch", "memory_bytes", "power_mode", "clocks_mhz", "load_average")),
             **device,
         }
 
@@ -160,7 +161,7 @@ class _Run:
             "sensitivity": self.read("quantize", "sensitivity.json", None, expected=False),
             "ranges": self.read("quantize", "ranges.json", None, expected=False),
         }
-        return {key: _finite(value) for key, value in found.items() if value}
+        return {key: _finite(value) or None for key, value in found.items()}
 
     def variants(self) -> tuple[Variant, ...]:
         accuracy, latency = self.accuracy.get("variants") or {}, self.latency.get("variants") or {}

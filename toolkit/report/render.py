@@ -160,7 +160,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         wordy = column in ("run", "variant", "remarks", "accuracy", "speed")
-        table.add_column(column, justify="left" if wordy else "right", no_wrap=column != "remarks")
+        folds = column in ("run", "remarks")
+        table.add_column(
+            column,
+            justify="left" if wordy else "right",
+            no_wrap=not folds,
+            overflow="fold" if folds else "ellipsis",
+        )
     for row in rows:
         table.add_row(*("–" if cell in (words.NONE, words.UNKNOWN) else cell for cell in row))
     _console().print(table)
@@ -187,7 +193,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "noisy": NOISY,
         "sources": words.sources(report.variants),
         "latency_sources": words.latency_sources(report.variants),
-        "has_inside": any(key in report.details for key in ("sensitivity", "ranges", "quantize")),
+        "has_inside": any(report.details.get(key) for key in ("sensitivity", "ranges", "quantize")),
     }
 
 

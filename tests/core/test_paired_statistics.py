@@ -1,0 +1,115 @@
+"""Paired outcomes: published examples, agreement with SciPy and statsmodels, and the laws they obey."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, t
+from scipy.stats import norm as normal
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.proportion import confint_proportions_2indep
+
+from toolkit.core import statistics
+
+
+def outcomes(both, lost, won, neither):
+    was = np.repeat([True, True, False, False], [both, lost, won, neither])
+    now = np.repeat([True, False, True, False], [both, lost, won, neither])
+    return was, now
+
+
+counts = st.integers(0, 60)
+
+
+def test_tango_interval_of_the_published_example():
+    # Airway reactivity before and after transplantation: Fagerland et al. 2014, table III.
+    drop, (low, high) = statistics.paired_drop(*outcomes(1, 1, 7, 12))
+    assert drop == pytest.approx(-100 * 6 / 21)
+    assert (low, high) == (pytest.approx(-51.7, abs=0.05), pytest.approx(-2.6, abs=0.05))
+
+
+def test_no_discordant_image_still_leaves_room_for_a_drop():
+    drop, (low, high) = statistics.paired_drop(*outcomes(9000, 0, 0, 1000))
+    bound = 100 * statistics.Z95**2 / (10_000 + statistics.Z95**2)  # closed form of Tango's interval here
+    assert drop == 0
+    assert (-low, high) == (pytest.approx(bound), pytest.approx(bound))
+
+
+@given(counts, counts, counts, counts)
+def test_interval_holds_the_drop_mirrors_and_agrees_with_mcnemars_chi_squared(both, lost, won, neither):
+    n = both + lost + won + neither
+    if n == 0:
+        return
+    drop, (low, high) = statistics.paired_drop(*outcomes(both, lost, won, neither))
+    _, (mirror_low, mirror_high) = statistics.paired_drop(*outcomes(both, won, lost, neither))
+    assert -100 <= low <= drop <= high <= 100
+    assert (low, high) == (pytest.approx(-mirror_high, abs=1e-6), pytest.approx(-mirror_low, abs=1e-6))
+    if lost + won:
+        chi = abs(lost - won) / math.sqrt(lost + won)
+        if abs(chi - statistics.Z95) > 1e-6:
+            assert (low > 0 or high < 0) == (chi > statistics.Z95)
+
+
+def test_interval_covers_the_true_drop_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    n, p_lost, p_won, runs = 2000, 0.006, 0.003, 1500
+    lost, won = rng.multinomial(n, [p_lost, p_won, 1 - p_lost - p_won], runs)[:, :2].T
+    held = 0
+    for a, b in zip(lost.tolist(), won.tolist(), strict=True):
+        _, (low, high) = statistics.paired_drop(*outcomes(n - a - b, a, b, 0))
+        held += low <= 100 * (p_lost - p_won) <= high
+    assert 0.935 < held / runs < 0.97
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_mcnemar_is_the_exact_binomial_test(lost, won):
+    p = statistics.mcnemar(lost, won)
+    assert p == pytest.approx(
+        reference_mcnemar([[5, lost], [won, 5]], exact=True).pvalue if lost + won else 1.0
+    )
+    if lost + won:
+        assert p == pytest.approx(binomtest(lost, lost + won).pvalue)
+
+
+def test_mcnemar_of_many_images_neither_overflows_nor_vanishes():
+    assert statistics.mcnemar(20_000, 20_000) == 1.0
+    assert statistics.mcnemar(12_000, 12_600) == pytest.approx(binomtest(12_000, 24_600).pvalue, rel=1e-6)
+
+
+@pytest.mark.parametrize(("a", "n_a", "b", "n_b"), [(56, 70, 48, 80), (9, 10, 3, 10), (830, 1000, 840, 1000)])
+def test_unpaired_difference_agrees_with_statsmodels(a, n_a, b, n_b):
+    difference, interval = statistics.unpaired_difference(a, n_a, b, n_b)
+    expected = confint_proportions_2indep(a, n_a, b, n_b, method="newcomb", compare="diff")
+    assert difference == pytest.approx(100 * (a / n_a - b / n_b))
+    assert interval == pytest.approx([100 * bound for bound in expected])
+
+
+def test_calibration_error_by_hand():
+    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
+    right = np.array([True, True, True, False, True, False])
+    # Bin of 0.95: |0.75 - 0.95| over 4 of 6 images; bin of 0.55: |0.5 - 0.55| over 2 of 6.
+    assert statistics.expected_calibration_error(confidence, right, bins=10) == pytest.approx(
+        (4 * 0.20 + 2 * 0.05) / 6
+    )
+
+
+def test_confident_and_always_right_is_perfectly_calibrated():
+    assert statistics.expected_calibration_error(np.ones(7), np.ones(7, bool)) == 0
+
+
+def test_quantiles_are_those_of_the_distributions():
+    assert pytest.approx(normal.ppf(0.975)) == statistics.Z95
+    assert pytest.approx(t.ppf(0.975, 9)) == statistics.T95_9
+
+
+def test_median_interval_widens_with_drift_and_needs_fifty_samples():
+    rng = np.random.default_rng(1)
+    steady = 5 + 0.1 * rng.normal(size=500)
+    drifting = steady + np.linspace(0, 1, 500)
+    narrow, wide = statistics.median_interval(steady.tolist()), statistics.median_interval(drifting.tolist())
+    assert narrow[0] < 5 < narrow[1]
+    assert wide[1] - wide[0] > 10 * (narrow[1] - narrow[0])
+    assert statistics.median_interval([1.0] * 49) is None
+    assert statistics.median_interval([2.0] * 50) == (2.0, 2.0)

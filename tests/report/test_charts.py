@@ -1,0 +1,83 @@
+"""Charts: figures that Plotly accepts, with the report's numbers in them."""
+
+import pytest
+from synthetic import STAGES
+
+from toolkit.report.charts import charts
+from toolkit.report.gather import gather
+from toolkit.report.inside import frontier
+
+
+@pytest.fixture
+def report(run):
+    return gather(run, recipe="synthetic", stages=STAGES, max_drop_pp=1.0)
+
+
+def coloured(value, key=""):
+    """The figure with real colours in place of the theme's names."""
+    if key == "color":
+        return ["#123456"] * len(value) if isinstance(value, list) else "#123456"
+    if isinstance(value, dict):
+        return {name: coloured(item, name) for name, item in value.items()}
+    return [coloured(item) for item in value] if isinstance(value, list) else value
+
+
+def test_plotly_accepts_every_figure(report):
+    import plotly.graph_objects as go
+
+    for name, chart in charts(report).items():
+        for traces in (chart.data, *chart.choices.values()):
+            go.Figure(coloured(traces), coloured(chart.layout))  # raises on an unknown property
+        assert chart.alt, name
+
+
+def test_every_part_of_the_run_has_its_chart(report):
+    assert set(charts(report)) == {
+        "tradeoff", "drop", "latency", "throughput", "sqnr", "sensitivity", "activations", "weights",
+        "widths", "frontier", "classes-openvino-fp32", "classes-openvino-int8",
+        "classes-openvino-int8-pruned", "classes-tensorrt-int8", "layers-openvino", "layers-onnxruntime",
+    }  # fmt: skip
+
+
+def test_no_figures_no_charts():
+    assert charts(gather({}, recipe="nothing", stages=[])) == {}
+
+
+def test_tradeoff_and_drop_hold_the_reports_numbers(report):
+    found = charts(report)
+    points = {(trace["x"][0], trace["y"][0]) for trace in found["tradeoff"].data}
+    assert points == {(v.latency_ms.p50, 100 * v.top1) for v in report.variants if v.latency_ms}
+    for trace, v in zip(found["drop"].data, report.variants[1:], strict=True):
+        low, high = v.drop_ci95_pp
+        assert trace["x"] == [v.drop_pp]
+        assert v.drop_pp - trace["error_x"]["arrayminus"][0] == pytest.approx(low)
+        assert v.drop_pp + trace["error_x"]["array"][0] == pytest.approx(high)
+
+
+def test_what_is_simulated_is_hollow(report):
+    symbols = {t["name"]: t["marker"]["symbol"] for t in charts(report)["drop"].data}
+    assert symbols["TensorRT INT8"] == "diamond-open"
+    assert symbols["OpenVINO INT8"] == "diamond"
+
+
+def test_a_layer_that_runs_in_float_stands_out(report):
+    trace = next(t for t in charts(report)["layers-openvino"].data if t["name"] == "OpenVINO INT8")
+    colours = dict(zip(trace["y"], trace["marker"]["color"], strict=True))
+    assert [name for name, colour in colours.items() if colour == "@orange"] == ["layer2.0.conv1"]
+
+
+def test_histogram_bins_are_merged_without_losing_a_count(report):
+    row = report.details["ranges"]["activations"][0]
+    bars, low, high = charts(report)["activations"].choices[row["name"]]
+    assert len(bars["y"]) == 64
+    assert sum(bars["y"]) == sum(row["counts"])
+    assert (low["x"][0], high["x"][0]) == (row["low"], row["high"])
+    assert bars["x"][0] - bars["width"] / 2 == pytest.approx(row["min"])
+    assert bars["x"][-1] + bars["width"] / 2 == pytest.approx(row["max"])
+
+
+def test_the_knee_is_where_accuracy_stops_paying():
+    rows = [{"macs": m, "top1": t} for m, t in [(1, 0.50), (2, 0.78), (3, 0.80), (4, 0.81), (5, 0.82)]]
+    knee = next(trace for trace in frontier({"frontier": rows}).data if trace["name"] == "knee")
+    assert (knee["x"], knee["y"]) == ([2], [78.0])
+    assert frontier({"frontier": rows[:1]}) is None

@@ -1,0 +1,97 @@
+"""Runs side by side: paired where the images are the same, honest where they are not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from synthetic import STAGES, synthetic_run
+
+from toolkit.core import statistics
+from toolkit.report import render
+from toolkit.report.compare import Run, compare, markdown
+from toolkit.report.gather import gather
+
+
+def make(root, **options):
+    folders = synthetic_run(root / "stages", **options)
+    report = gather(folders, recipe="synthetic", stages=STAGES)
+    render.write(report, root, evaluated=folders["evaluate"])
+    return Run.read(root)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return make(tmp_path / "rough", noise=0.6), make(tmp_path / "fine", noise=0.02)
+
+
+def find(differences, name):
+    return next(d for d in differences if d.variant == name)
+
+
+def test_same_images_are_compared_pairwise(runs, tmp_path):
+    rough, fine = (
+        np.load(tmp_path / n / "stages/evaluate/logits/openvino-int8-pruned.npy") for n in ("rough", "fine")
+    )
+    labels = np.load(tmp_path / "fine/stages/evaluate/labels.npy")
+    drop, (low, high) = statistics.paired_drop(rough.argmax(1) == labels, fine.argmax(1) == labels)
+    found = find(compare(runs), "openvino-int8-pruned")
+    assert found.paired
+    assert found.top1_pp == -drop > 0
+    assert found.top1_ci95_pp == (-high, -low)
+    assert found.top1_significant
+    assert found.p < 0.001
+
+
+def test_the_same_run_twice_differs_in_nothing(runs):
+    for found in compare((runs[0], runs[0])):
+        assert found.top1_pp == 0
+        assert not found.top1_significant
+        assert found.size_ratio == 1
+        assert found.latency_significant in (False, None)
+
+
+def test_other_images_are_not_paired(tmp_path):
+    a, b = make(tmp_path / "a", seed=0), make(tmp_path / "b", seed=1)
+    found = find(compare((a, b)), "openvino-int8")
+    assert not found.paired
+    assert found.remarks[0] == "other images"
+    v, w = (next(v for v in r.report.variants if v.name == "openvino-int8") for r in (a, b))
+    assert found.top1_pp == pytest.approx(100 * (w.top1 - v.top1))
+
+
+def test_predictions_that_were_not_kept_widen_the_interval(runs):
+    paired = find(compare(runs), "openvino-int8-pruned").top1_ci95_pp
+    alone = find(compare((replace(runs[0], kept=None), runs[1])), "openvino-int8-pruned")
+    assert not alone.paired
+    assert alone.top1_ci95_pp[1] - alone.top1_ci95_pp[0] > paired[1] - paired[0]
+    assert "predictions were not kept" in alone.remarks[0]
+
+
+def slower(run, factor, **changes):
+    def slow(ms):
+        low, high = ms.p50_ci95
+        return replace(ms, p50=factor * ms.p50, p50_ci95=(factor * low, factor * high), **changes)
+
+    variants = tuple(
+        replace(v, latency_ms=slow(v.latency_ms)) if v.latency_ms else v for v in run.report.variants
+    )
+    return replace(run, report=replace(run.report, variants=variants))
+
+
+def test_latency_beyond_the_noise_is_significant(runs):
+    found = find(compare((runs[0], slower(runs[0], 1.5))), "openvino-int8")
+    assert found.latency_ratio == pytest.approx(1 / 1.5)
+    assert found.latency_significant is True
+    assert find(compare((runs[0], slower(runs[0], 1.0005))), "openvino-int8").latency_significant is False
+
+
+def test_latency_of_another_device_is_not_judged(runs):
+    found = find(compare((runs[0], slower(runs[0], 1.5, measured_on="another"))), "openvino-int8")
+    assert found.latency_significant is None
+    assert "against another" in found.remarks[0]
+
+
+def test_markdown_has_a_row_per_variant_and_run(runs):
+    text = markdown(runs, compare(runs))
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + 2 * 5
+    assert "significant" in text

@@ -1,0 +1,128 @@
+"""Gates: kept, missed, not judged; and the verdict in words that follows."""
+
+from dataclasses import replace
+
+import pytest
+from synthetic import STAGES
+
+from toolkit.core.results import LatencySummary, Variant
+from toolkit.report import gates
+from toolkit.report.gather import gather
+from toolkit.report.verdict import verdicts, warnings
+
+
+def latency(p50):
+    return LatencySummary(batch=1, p50=p50, p90=p50, p99=p50, mean=p50, runs=100)
+
+
+FP32 = Variant(
+    "openvino-fp32", "openvino", "fp32", False, kind="measured", runs_here=True, latency_ms=latency(6.0)
+)
+INT8 = replace(
+    FP32, name="openvino-int8", precision="int8", drop_pp=0.4, drop_ci95_pp=(0.1, 0.8), speedup=3.0,
+    latency_ms=latency(2.0),
+)  # fmt: skip
+SIMULATED = Variant(
+    "tensorrt-int8", "tensorrt", "int8", False, kind="simulated", drop_pp=0.1, drop_ci95_pp=(-0.2, 0.4)
+)
+
+
+@pytest.mark.parametrize(
+    ("limits", "passed", "value"),
+    [
+        ((0.4, None, None), True, 0.4),
+        ((0.39, None, None), False, 0.4),
+        ((None, 3.0, None), True, 3.0),
+        ((None, 3.01, None), False, 3.0),
+        ((None, None, 2.0), True, 2.0),
+        ((None, None, 1.9), False, 2.0),
+    ],
+)
+def test_the_limit_itself_is_kept(limits, passed, value):
+    (gate,) = gates.judge((FP32, INT8), *limits)
+    assert (gate.passed, gate.value, gate.variant) == (passed, value, "openvino-int8")
+
+
+def test_fp32_is_not_judged():
+    assert {gate.variant for gate in gates.judge((FP32, INT8, SIMULATED), 1.0, 1.0, 9.0)} == {
+        INT8.name,
+        SIMULATED.name,
+    }
+
+
+def test_what_does_not_run_here_is_not_judged_on_speed_and_fails_nothing():
+    gate = gates.judge((FP32, INT8, SIMULATED), None, 2.0, None)[1]
+    assert (gate.passed, gate.value) == (None, None)
+    assert "does not run on this machine" in gate.reason
+
+
+def test_what_runs_here_but_has_no_figure_is_missed():
+    (gate,) = gates.judge((FP32, replace(INT8, drop_pp=None)), 1.0, None, None)
+    assert (gate.passed, gate.value, gate.reason) == (False, None, "not measured")
+
+
+def test_a_graph_that_a_working_sdk_refuses_is_missed_but_an_absent_sdk_is_not():
+    refused = Variant("openvino-int8", "openvino", "int8", False, error="unsupported node")
+    absent = Variant("tensorrt-int8", "tensorrt", "int8", False, error="tensorrt is not installed")
+    first, second = gates.judge((FP32, refused, absent), 1.0, None, None)[:2]
+    assert (first.passed, second.passed) == (False, None)
+
+
+def test_a_gate_that_finds_nothing_to_judge_is_missed():
+    found = gates.judge((SIMULATED,), None, 2.0, None)
+    assert [gate.passed for gate in found] == [None, False]
+    assert found[-1].reason == "nothing could be judged"
+    assert gates.judge((), 1.0, None, None)[0].passed is False
+
+
+def report(*variants, **limits):
+    return replace(
+        gather({}, recipe="r", stages=STAGES),
+        variants=variants,
+        gates=gates.judge(variants, limits.get("drop"), limits.get("speed"), None),
+    )
+
+
+@pytest.mark.parametrize(
+    ("int8", "limits", "level", "sentence"),
+    [
+        (INT8, {}, "good", "OpenVINO INT8 is 3.0× faster and loses 0.4 pp [0.1, 0.8]: ship it."),
+        (INT8, {"drop": 0.1}, "bad", "do not ship it, it misses max_drop_pp."),
+        (replace(INT8, drop_ci95_pp=(0.1, 1.4)), {}, "look", "decide whether that loss is acceptable"),
+        (replace(INT8, drop_ci95_pp=(0.1, 1.4)), {"drop": 0.5}, "good", "ship it"),
+        (replace(INT8, drop_pp=-0.4, drop_ci95_pp=(-0.8, 0.1)), {}, "good", "gains 0.4 pp [−0.1, 0.8]"),
+        (replace(INT8, speedup=0.8), {}, "look", "is slower (0.80× the speed)"),
+        (replace(INT8, drop_pp=None, drop_ci95_pp=None), {}, "open", "its accuracy is unknown"),
+        (SIMULATED, {}, "open", "loses 0.1 pp [−0.2, 0.4] in simulation; its speed was not measured"),
+        (
+            Variant(
+                "tensorrt-int8", "tensorrt", "int8", False, error="tensorrt is not installed", hint="pip it"
+            ),
+            {},
+            "open",
+            "TensorRT was not run: tensorrt is not installed.",
+        ),
+    ],
+)
+def test_verdict_in_words(int8, limits, level, sentence):
+    (verdict,) = verdicts(report(FP32, int8, **limits))
+    assert verdict.level == level
+    assert sentence in verdict.sentence
+
+
+def test_the_best_variant_speaks_for_its_target_and_the_others_are_mentioned():
+    pruned = replace(
+        INT8, name="openvino-int8-pruned", pruned=True, drop_pp=5.0, drop_ci95_pp=(4.0, 6.0), speedup=5.0
+    )
+    (verdict,) = verdicts(report(FP32, pruned, INT8))
+    assert verdict.sentence.startswith("OpenVINO INT8 is 3.0× faster")
+    assert any("OpenVINO INT8, pruned is 5.0× faster and loses 5.0 pp" in step for step in verdict.steps)
+
+
+def test_noise_and_load_are_warned_of():
+    noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.12))
+    busy = replace(report(FP32, noisy), environment={"cores": 2, "load_average": [5.0, 1.0, 1.0]})
+    first, second = warnings(busy)
+    assert "openvino-int8 12 %" in first
+    assert "load of 5.0 on 2 cores" in second
+    assert warnings(report(FP32, INT8)) == ()

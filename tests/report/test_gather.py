@@ -1,0 +1,160 @@
+"""What the stages left becomes a report: the figures as they are, and what is missing by name."""
+
+import json
+
+import numpy as np
+import pytest
+from synthetic import COMMAND, HERE, SIMULATED, STAGES, synthetic_run
+
+from toolkit.core.artifact import plain
+from toolkit.report.gather import gather
+
+PUBLIC = """
+    name target precision pruned top1 top5 images measured_on drop_pp drop_ci95_pp agreement sqnr_db
+    latency_ms throughput_ips size_bytes macs parameters int8_layers weighted_layers audit
+""".split()  # noqa: SIM905 - a list of words reads better than a list of quotes
+
+
+def report_of(folders, **gates):
+    return gather(folders, recipe={"name": "synthetic"}, stages=STAGES, command=COMMAND, **gates)
+
+
+def by_name(report):
+    return {v.name: v for v in report.variants}
+
+
+def edit(folders, stage, name, change):
+    path = folders[stage] / name
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_schema_1_has_its_public_keys_in_order(run):
+    report = plain(report_of(run, max_drop_pp=1.0))
+    top = ["schema", "recipe", "model", "data", "environment", "variants", "gates", "stages"]
+    assert list(report)[: len(top)] == top
+    assert list(report["model"])[:4] == ["name", "weights_sha256", "parameters", "macs"]
+    assert list(report["data"])[:3] == ["name", "eval_images", "calibration_images"]
+    assert list(report["environment"])[:4] == ["cpu", "instruction_sets", "cores", "versions"]
+    assert list(report["variants"][0])[: len(PUBLIC)] == PUBLIC
+    assert list(report["variants"][0]["latency_ms"])[:6] == ["batch", "p50", "p90", "p99", "mean", "runs"]
+    assert list(report["gates"][0])[:4] == ["name", "limit", "value", "passed"]
+    assert list(report["stages"][0]) == ["name", "seconds", "cached"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_figures_are_those_of_the_stages(run):
+    report = report_of(run)
+    accuracy = json.loads((run["evaluate"] / "accuracy.json").read_text())["variants"]
+    samples = json.loads((run["bench"] / "latency.json").read_text())["variants"]
+    for name, variant in by_name(report).items():
+        assert variant.top1 == accuracy[name]["top1"]
+        if name in samples:
+            ordered = sorted(samples[name]["samples_ms"])
+            assert variant.latency_ms.p50 == ordered[149]  # trtexec's rule: index N - 1 - int(0.5 N)
+            assert variant.latency_ms.p99 == ordered[296]
+            assert variant.latency_ms.mean == pytest.approx(np.mean(ordered))
+    int8 = by_name(report)["openvino-int8"]
+    assert int8.drop_pp == accuracy["openvino-int8"]["drop_pp"]
+    assert (int8.int8_layers, int8.weighted_layers) == (17, 18)
+    assert int8.speedup == by_name(report)["openvino-fp32"].latency_ms.p50 / int8.latency_ms.p50
+    assert int8.speedup_over == "openvino-fp32"
+    assert by_name(report)["openvino-int8-pruned"].macs == 90_000_000
+    assert report.data["calibration_images"] == 300
+    assert report.environment["cpu"] == "Synthetic CPU @ 2.0 GHz"
+
+
+def test_the_reference_is_not_compared_with_itself(run):
+    reference = by_name(report_of(run))["onnxruntime-fp32"]
+    assert reference.drop_pp is reference.drop_ci95_pp is reference.agreement is reference.sqnr_db is None
+    assert reference.speedup is None
+
+
+def test_a_simulation_is_never_a_measurement(run):
+    report = report_of(run)
+    simulated = by_name(report)["tensorrt-int8"]
+    assert (simulated.kind, simulated.measured_on) == ("simulated", SIMULATED)
+    assert simulated.latency_ms is simulated.speedup is simulated.throughput_ips is None
+    assert (by_name(report)["openvino-int8"].kind, by_name(report)["openvino-int8"].measured_on) == (
+        "measured",
+        HERE,
+    )
+    assert "latency of tensorrt-int8: it does not run on this machine" in report.missing
+
+
+def test_infinite_sqnr_is_no_figure(run):
+    edit(
+        run,
+        "evaluate",
+        "accuracy.json",
+        lambda c: c["variants"]["openvino-int8"].update(sqnr_db=float("inf")),
+    )
+    assert by_name(report_of(run))["openvino-int8"].sqnr_db is None
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"),
+    [
+        ("bench", "bench: not run"),
+        ("evaluate", "evaluate: not run"),
+        ("select", "select: not run"),
+        ("compile", "compile: not run"),
+        ("export", "export: not run"),
+        ("load", "load: not run"),
+    ],
+)
+def test_every_part_may_be_missing_and_is_named(run, absent, words):
+    del run[absent]
+    assert words in report_of(run, max_drop_pp=1.0).missing
+
+
+def test_nothing_at_all_is_still_a_report():
+    report = gather({}, recipe="nothing", stages=[])
+    assert report.variants == ()
+    assert report.model["macs"] is None
+    assert "evaluate: not run" in report.missing
+
+
+def test_a_cut_off_file_is_named(run):
+    path = run["bench"] / "latency.json"
+    path.write_text(path.read_text()[:100])
+    report = report_of(run)
+    assert any("latency.json is not valid JSON" in line for line in report.missing)
+    assert by_name(report)["openvino-int8"].latency_ms is None
+
+
+def test_cut_off_logits_are_named_and_the_rest_goes_on(run):
+    path = run["evaluate"] / "logits" / "openvino-int8.npy"
+    path.write_bytes(path.read_bytes()[:500])
+    report = report_of(run)
+    assert any(line.startswith("evaluate: logits of openvino-int8 cannot be read") for line in report.missing)
+    assert by_name(report)["openvino-int8"].paired is None
+    assert by_name(report)["openvino-int8-pruned"].paired is not None
+
+
+def test_a_target_that_failed_keeps_its_reason(run):
+    def fail(compiled):
+        compiled["tensorrt-int8"].update(
+            error="tensorrt is not installed", hint="pip install tensorrt", audit=[]
+        )
+
+    edit(run, "compile", "compiled.json", fail)
+    edit(run, "evaluate", "accuracy.json", lambda c: c["variants"].pop("tensorrt-int8"))
+    report = report_of(run)
+    failed = by_name(report)["tensorrt-int8"]
+    assert (failed.kind, failed.error, failed.hint) == (
+        "not run",
+        "tensorrt is not installed",
+        "pip install tensorrt",
+    )
+    assert "tensorrt-int8: not run (tensorrt is not installed)" in report.missing
+
+
+def test_without_labels_agreement_remains_and_accuracy_is_null(tmp_path):
+    report = report_of(synthetic_run(tmp_path / "run", labelled=False))
+    int8 = by_name(report)["openvino-int8"]
+    assert int8.top1 is int8.drop_pp is int8.paired.lost is int8.paired.ece is None
+    assert 0.9 < int8.agreement < 1
+    assert int8.paired.changed == round((1 - int8.agreement) * 600)
+    assert "accuracy of openvino-int8 (the images have no labels)" in report.missing

@@ -1,0 +1,211 @@
+"""Rendered reports: they say what the data says, escape what they must, and load nothing."""
+
+import json
+import re
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic import CLASSES, COMMAND, STAGES, synthetic_run, thumbnail
+
+from toolkit.core.errors import DataError
+from toolkit.report import analysis, render, words
+from toolkit.report.gather import gather
+
+EVIL = [
+    "<script>alert(1)</script>",
+    "a|b",
+    "</script><img src=x>",
+    "@blue",
+    "{{ 7 * 7 }}",
+    '"quoted"',
+    "&amp;",
+]
+
+
+def report_of(folders, **gates):
+    return gather(folders, recipe={"name": "synthetic", "quantize": {"effort": "max"}}, stages=STAGES,
+                  command=COMMAND, **gates)  # fmt: skip
+
+
+@pytest.fixture
+def report(run):
+    return report_of(run, max_drop_pp=1.0, min_speedup=1.5)
+
+
+def test_what_is_written_reads_back_equal(run, report, tmp_path):
+    render.write(report, tmp_path / "out", thumbnails=thumbnail, evaluated=run["evaluate"])
+    assert render.load(tmp_path / "out") == report
+    assert render.load(tmp_path / "out" / "report.json") == report
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "report.json", "report.md", "report.html", "junit.xml", "predictions.npz",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_another_schema_is_refused_with_a_hint(report, tmp_path, schema):
+    render.write(report, tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({**content, "schema": schema}))
+    with pytest.raises(DataError, match=rf"has schema {schema}, this edgeship reads schema 1") as caught:
+        render.load(tmp_path)
+    assert "run the recipe again" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 1, "variants": 3}', '{"schema": 1']
+)
+def test_a_file_that_is_no_report_is_refused(tmp_path, text):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(DataError):
+        render.load(tmp_path)
+
+
+def test_a_folder_without_a_report_is_refused_with_a_hint(tmp_path):
+    with pytest.raises(DataError, match=r"no report\.json") as caught:
+        render.load(tmp_path)
+    assert "--out" in caught.value.hint
+
+
+def test_a_field_of_a_later_version_is_no_obstacle(report, tmp_path):
+    render.write(report, tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text())
+    content["variants"][0]["from_the_future"] = 1
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    assert render.load(tmp_path) == report
+
+
+def test_markdown_has_one_row_per_variant_and_the_outcome_of_every_gate(report):
+    text = render.markdown(report)
+    for v in report.variants:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {v.name} |")]
+        assert row.count("|") == 12
+        assert words.percent(v.top1) in row
+    assert "| tensorrt-int8 |" in text
+    assert "not measured | not measured | not measured" in text
+    assert text.count("✅ passed") + text.count("❌ missed") + text.count("➖ open") == len(report.gates)
+    assert COMMAND in text
+
+
+def test_junit_fails_skips_and_passes_as_the_gates_do(report):
+    suite = ElementTree.fromstring(render.junit(report)).find("testsuite")
+    outcome = {(c.get("classname"), c.get("name")): [child.tag for child in c] for c in suite}
+    assert len(outcome) == int(suite.get("tests")) == len(report.gates) == 6
+    assert int(suite.get("failures")) == len(report.missed)
+    for gate in report.gates:
+        expected = {True: [], False: ["failure"], None: ["skipped"]}[gate.passed]
+        assert outcome[gate.variant, gate.name] == expected
+
+
+def test_the_terminal_table_goes_to_stdout_with_every_variant_and_gate(report, capsys):
+    render.terminal(report)
+    out, err = capsys.readouterr()
+    assert err == ""
+    for v in report.variants:
+        (row,) = [line for line in out.splitlines() if line.split()[:1] == [v.name]]
+        assert words.percent(v.top1) in row
+    assert "simulated: simulation" in out
+    assert out.count("passed") + out.count("MISSED") + out.count("open  ") == len(report.gates)
+
+
+def test_the_page_asks_no_network_for_anything(report):
+    page = render.html(report)
+    own = page.replace(page[page.index("/**\n* plotly.js") : page.rindex("<script>")], "")
+    assert re.findall(r"(?:src|href)=[\"'](?!#|data:)", own) == []
+    assert "url(" not in own
+    assert "default-src 'none'" in page
+
+
+def test_names_from_data_are_escaped_everywhere(tmp_path):
+    report = report_of(synthetic_run(tmp_path / "run", classes=EVIL), max_drop_pp=1.0)
+    evil = replace(
+        report,
+        missing=("<script>alert(2)</script>",),
+        findings=({"severity": "warning", "what": "<b>bold</b>", "hint": "<i>"},),
+        command="edgeship run '<script>alert(3)</script>'",
+        variants=tuple(replace(v, note="<script>alert(4)</script>") for v in report.variants),
+    )
+    page = render.html(evil)
+    assert not re.search(r"<script>alert|<img src=x>|<b>bold", page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "{{ 7 * 7 }}" in page
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    labels = figures["classes-openvino-int8"]["data"][0]["y"]
+    assert set(labels) == {
+        name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for name in EVIL
+    }
+    assert "<script>" not in render.markdown(evil).split("```")[0]  # a fenced command stays as it is
+    ElementTree.fromstring(render.junit(evil))
+
+
+def test_pictures_are_those_of_the_flipped_images_and_small(run, report):
+    asked = []
+
+    def large(index):
+        asked.append(index)
+        return thumbnail(index)
+
+    page = render.html(report, thumbnails=large)
+    wanted = {f.image for v in report.variants if v.paired for f in v.paired.flips}
+    assert sorted(asked) == sorted(wanted)
+    assert page.count("data:image/") >= len(wanted)
+
+
+def test_an_image_that_cannot_be_read_leaves_its_place_empty(report):
+    def broken(index):
+        raise DataError(f"image {index} is gone", hint="")
+
+    assert "no picture" in render.html(report, thumbnails=broken)
+    assert "no picture" in render.html(report, thumbnails=lambda _: b"no image")
+
+
+def test_without_any_figure_the_page_still_says_so():
+    page = render.html(gather({}, recipe="nothing", stages=[]))
+    assert "This run holds no INT8 variant to judge" in page
+    assert "No latency was measured" in page
+    assert "Missing: evaluate: not run" in page
+
+
+def test_a_thousand_classes_and_fifty_thousand_images_stay_under_15_mb(run, report):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 1000, 50_000)
+
+    def guess():
+        wrong = rng.random(50_000) < 0.3
+        return analysis.Predictions(
+            np.where(wrong, rng.integers(0, 1000, 50_000), labels), rng.random(50_000)
+        )
+
+    names = [f"n{i:08d}/ILSVRC2012_val_{i:08d}.JPEG" for i in range(50_000)]
+    paired = analysis.compare("onnxruntime-fp32", guess(), guess(), labels, names)
+    photo = np.asarray(Image.effect_noise((256, 256), 90))  # noise: the worst a picture compresses
+
+    def noise(index):
+        import io
+
+        stream = io.BytesIO()
+        Image.fromarray(np.roll(photo, index, 0)).convert("RGB").save(stream, "PNG")
+        return stream.getvalue()
+
+    large = replace(
+        report,
+        data={**report.data, "classes": [f"a class of the thousand, number {i}" for i in range(1000)]},
+        variants=tuple(replace(v, paired=paired if v.paired else None) for v in report.variants),
+    )
+    assert len(paired.classes) == 1000
+    assert len(render.html(large, thumbnails=noise).encode()) < 15e6
+
+
+def test_numbers_are_rendered_as_people_read_them():
+    assert words.percent(0.83842) == "83.84 %"
+    assert words.points(-0.004) == "0.00 pp"
+    assert words.points(0.2, (-0.1, 0.5)) == "0.20 pp [−0.10, 0.50]"
+    assert [words.three(x) for x in (0.0123, 1.234, 12.34, 123.4)] == ["0.012", "1.23", "12.3", "123"]
+    assert (words.size(11_300_000), words.count(1_814_000_000)) == ("11.3 MB", "1.81 G")
+    assert words.whole(50_000) == "50\u202f000"
+    assert (words.p_value(1e-9), words.p_value(0.25)) == ("< 0.001", "0.250")
+    assert words.percent(None) == words.milliseconds(None) == words.times(None) == "not measured"
+    assert words.label(CLASSES, 3) == "cat"
+    assert words.label(CLASSES, 99) == "class 99"

@@ -1,0 +1,79 @@
+"""Logging to MLflow, with a recorder in its place: the calls are MLflow's documented ones."""
+
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from synthetic import COMMAND, STAGES
+
+from toolkit.core.errors import ToolkitError
+from toolkit.report import render, tracking
+from toolkit.report.gather import gather
+
+
+class Refused(Exception):
+    pass
+
+
+def recorder(monkeypatch, *, refuse=False):
+    seen = {"artifacts": []}
+
+    @contextmanager
+    def start_run(run_name):
+        if refuse:
+            raise Refused("no server at that address")
+        seen["name"] = run_name
+        yield SimpleNamespace(info=SimpleNamespace(run_id="run-7"))
+
+    fake = SimpleNamespace(
+        start_run=start_run,
+        log_params=lambda params: seen.update(params=params),
+        log_metrics=lambda metrics: seen.update(metrics=metrics),
+        set_tags=lambda tags: seen.update(tags=tags),
+        log_artifact=lambda path: seen["artifacts"].append(path.rsplit("/", 1)[-1]),
+        exceptions=SimpleNamespace(MlflowException=Refused),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    return seen
+
+
+@pytest.fixture
+def report(run):
+    recipe = {"name": "synthetic", "quantize": {"observer": "mse", "long": "x" * 900}}
+    return gather(run, recipe=recipe, stages=STAGES, command=COMMAND, max_drop_pp=50.0, min_speedup=1.0)
+
+
+def test_parameters_figures_and_files_are_logged(report, tmp_path, monkeypatch):
+    seen = recorder(monkeypatch)
+    render.write(report, tmp_path)
+    assert tracking.log(report, tmp_path) == "run-7"
+    int8 = next(v for v in report.variants if v.name == "openvino-int8")
+    assert seen["params"]["quantize.observer"] == "mse"
+    assert len(seen["params"]["quantize.long"]) == 500
+    assert seen["metrics"]["openvino-int8/top1"] == int8.top1
+    assert seen["metrics"]["openvino-int8/latency_p50_ms"] == int8.latency_ms.p50
+    assert seen["metrics"]["gate/max_drop_pp/openvino-int8"] == 1.0
+    assert seen["tags"]["edgeship.command"] == COMMAND
+    assert sorted(seen["artifacts"]) == ["junit.xml", "report.html", "report.json", "report.md"]
+
+
+def test_a_figure_that_does_not_exist_is_not_logged(report):
+    found = tracking.metrics(report)
+    assert "tensorrt-int8/top1" in found
+    assert "tensorrt-int8/latency_p50_ms" not in found
+    assert "gate/min_speedup/tensorrt-int8" not in found
+
+
+def test_a_refusal_is_an_error_with_a_hint(report, tmp_path, monkeypatch):
+    recorder(monkeypatch, refuse=True)
+    with pytest.raises(ToolkitError, match="no server at that address") as caught:
+        tracking.log(report, tmp_path)
+    assert "MLFLOW_TRACKING_URI" in caught.value.hint
+
+
+def test_without_mlflow_the_hint_says_how_to_get_it(report, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ToolkitError, match="not installed") as caught:
+        tracking.log(report, tmp_path)
+    assert "edgeship[mlflow]" in caught.value.hint
