@@ -45,7 +45,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
-    except (SyntaxError, ValueError, struct.error, OSError, UserWarning):
+    except (SyntaxError, ValueError, struct.error, OSError):
         return image  # broken metadata does not make a broken picture
     return ImageOps.exif_transpose(image) if turned else image
 

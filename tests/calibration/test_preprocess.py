@@ -1,0 +1,129 @@
+"""Resize, crop and normalization against hand-worked sizes and an independent computation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.preprocess import apply, check, normalize, pixels
+from toolkit.core.errors import DataError
+from toolkit.core.tensors import Preprocess
+
+PLAIN = Preprocess(resize=None, crop=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def coordinates(width, height):
+    """An image whose red is x and whose green is y."""
+    y, x = np.mgrid[:height, :width].astype(np.uint8)
+    return Image.fromarray(np.stack([x, y, 0 * x], -1))
+
+
+@pytest.mark.parametrize(
+    ("size", "left", "top"),
+    [
+        pytest.param((4, 4), 0, 0, id="nothing to cut"),
+        pytest.param((10, 8), 3, 2, id="even"),
+        pytest.param((9, 7), 2, 2, id="halves go to even: 2.5 and 1.5 are both 2"),
+        pytest.param((5, 4), 0, 0, id="0.5 is 0"),
+    ],
+)
+def test_crop_is_the_centre(size, left, top):
+    got = pixels(coordinates(*size), PLAIN)
+    assert got[0, 0].tolist() == [left, top, 0]
+    assert got[-1, -1].tolist() == [left + 3, top + 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((500, 375), (341, 256)),  # 256 * 500 / 375 = 341.33
+        ((375, 500), (256, 341)),
+        ((333, 500), (256, 384)),  # 384.38
+        ((256, 300), (256, 300)),
+        ((32, 32), (256, 256)),
+    ],
+)
+def test_shorter_side_is_resized_and_the_longer_cut_to_a_whole_number(size, resized, picture):
+    image = picture(0, size)
+    whole = image.resize(resized, Image.Resampling.BILINEAR) if size != resized else image
+    left, top = round((resized[0] - 224) / 2), round((resized[1] - 224) / 2)
+    expected = np.asarray(whole)[top : top + 224, left : left + 224]
+    assert (pixels(image, Preprocess()) == expected).all()
+
+
+def test_shrinking_is_antialiased():
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32))).convert("RGB")
+    got = pixels(stripes, replace(PLAIN, resize=8, crop=8))
+    assert np.abs(got[:, 1:-1].astype(int) - 127).max() <= 8  # without it, all 0 or all 255
+    assert set(pixels(stripes, replace(PLAIN, resize=8, crop=8, interpolation="nearest")).ravel()) <= {0, 255}
+
+
+def doubled(values, axis):
+    """Twice as many values by bilinear interpolation between pixel centres: weights 1/4 and 3/4."""
+    last = values.shape[axis] - 1
+    at = np.arange(last + 1)
+    before, after = values.take(np.maximum(at - 1, 0), axis), values.take(np.minimum(at + 1, last), axis)
+    pair = np.stack([0.25 * before + 0.75 * values, 0.75 * values + 0.25 * after], axis + 1)
+    return pair.reshape(*values.shape[:axis], -1, *values.shape[axis + 1 :])
+
+
+def test_enlarging_is_bilinear_between_pixel_centres(picture):
+    image = picture(3, (32, 32))
+    expected = doubled(doubled(np.asarray(image).astype(float), 0), 1)
+    got = pixels(image, replace(PLAIN, resize=64, crop=64))
+    assert np.abs(got - expected).max() <= 1  # Pillow rounds to 8 bits after rows and after columns
+    assert np.abs(got - expected).mean() < 0.3
+
+
+def test_normalization_is_float32_step_by_step():
+    stated = Preprocess(resize=None, crop=4)
+    levels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3) * 5
+    got = normalize(levels, stated)
+    assert got.shape == (1, 3, 4, 4) and got.dtype == np.float32 and got.flags.c_contiguous
+    for channel in range(3):
+        mean, std = np.float32(stated.mean[channel]), np.float32(stated.std[channel])
+        one = (np.float32(levels[0, 1, 2, channel]) / np.float32(255) - mean) / std
+        assert got[0, channel, 1, 2] == one
+    assert (apply(Image.fromarray(levels[0]), stated) == got[0]).all()
+    assert apply(Image.new("RGB", (4, 4), (255, 0, 128)), PLAIN)[:, 0, 0].tolist() == [
+        1.0,
+        0.0,
+        np.float32(128) / np.float32(255),
+    ]
+
+
+def test_one_channel_is_luma():
+    grey = replace(PLAIN, mean=(0.5,), std=(0.25,))
+    got = apply(Image.new("RGB", (4, 4), (255, 0, 0)), grey)
+    assert got.shape == (1, 4, 4)
+    assert got[0, 0, 0] == (np.float32(76) / np.float32(255) - np.float32(0.5)) / np.float32(
+        0.25
+    )  # 0.299 * 255
+
+
+@pytest.mark.parametrize("size", [(3, 9), (9, 3), (1, 1)])
+def test_an_image_smaller_than_the_crop_is_named(size):
+    with pytest.raises(
+        DataError, match=r"cat/1\.jpg is \d x \d, smaller than the crop of 4 pixels"
+    ) as caught:
+        apply(Image.new("RGB", size), PLAIN, "cat/1.jpg")
+    assert "resize" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop": 0}, "crop is 0"),
+        ({"resize": 3}, r"resize \(3\) is smaller than crop \(4\)"),
+        ({"mean": (0.0, 0.0)}, "3 channels"),
+        ({"std": (1.0,)}, "3 channels"),
+        ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
+        ({"mean": (float("nan"),) * 3}, "finite"),
+        ({"interpolation": "cubic"}, "no interpolation named 'cubic'"),
+    ],
+)
+def test_impossible_descriptions(change, message):
+    check(PLAIN)
+    with pytest.raises(DataError, match=message):
+        check(replace(PLAIN, **change))
