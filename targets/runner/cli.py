@@ -170,7 +170,8 @@ def _build(options: Any, output: Output) -> dict[str, Any]:
         sdk, options.graph, options.out, settings, system.Tree(options.root), output,
         options.cache, options.lock_timeout_s, options.timeout_s, options.force,
     )  # fmt: skip
-    return {**result, **_faked(result.pop("fake"))}
+    fake = result.pop("fake")
+    return {**result, **_faked(fake)}
 
 
 def _probe_best(options: Any, output: Output) -> str:
@@ -211,8 +212,8 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
     with _Opened(options, options.engine) as opened:
         images.same_shape(opened.session, expected.image_shape, "the golden set")
         _same_classes(opened.session, len(expected.logits[0]), "the golden set")
-        batch = opened.ready(expected.count)
-        got = images.rows(images.run(opened.session, expected.images, expected.count, batch), opened.session.classes)
+        batch = opened.ready(expected.total)
+        got = images.rows(images.run(opened.session, expected.images, expected.total, batch), opened.session.classes)
         walls = sorted(opened.session.step()["wall_ms"] for _ in range(_SELFTEST_RUNS))
         near = images.compare(got, expected.logits)
         origin = opened.origin()
@@ -226,7 +227,7 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
         reasons.append(f"top-1 agreement {near['top1_agreement']:.4f} is below {options.top1_min}")
     if options.latency_max_ms is not None and latency_ms > options.latency_max_ms:
         reasons.append(f"median latency {latency_ms:.3f} ms is above {options.latency_max_ms} ms")
-    return {"verdict": "fail" if reasons else "pass", "reasons": reasons, "images": expected.count, **near,
+    return {"verdict": "fail" if reasons else "pass", "reasons": reasons, "images": expected.total, **near,
             "batch": batch, "latency_ms": latency_ms, **origin}  # fmt: skip
 
 

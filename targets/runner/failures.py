@@ -108,7 +108,7 @@ TABLE = (
         r"|Unsupported model IR version",
         "the graph is newer than this runtime", "export with opset 17 (13 for TensorRT 8.2), or upgrade"),
     Row("graph-damaged", r"[Pp]rotobuf parsing failed|INVALID_PROTOBUF|[Ff]ailed to parse (the )?(ONNX|model)"
-        r"|ModelProto does not have a graph|Model.*is not valid ONNX|not a(n)? valid (ONNX|model)"
+        r"|ModelProto does not have a graph|No graph was found|Model.*is not valid ONNX|not a(n)? valid (ONNX|model)"
         r"|Unable to read the model|Failed to load model",
         "the graph file is cut off, or is no ONNX file", "upload it again and compare its sha256"),
     Row("int8-flag-missing", r"int8 is not configured in the builder|[Ii]nt8 precision has been set",

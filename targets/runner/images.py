@@ -91,7 +91,7 @@ class Golden(NamedTuple):
 
     images: bytes
     logits: list[array.array[float]]
-    count: int
+    total: int
     image_shape: tuple[int, ...]
 
 

@@ -40,10 +40,16 @@ def runner_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_file(runner_file: Path, *arguments: object, python: tuple[str, ...] = (sys.executable,), **variables: str) -> Answer:
+def run_file(
+    runner_file: Path, *arguments: object, python: tuple[str, ...] = (sys.executable,), **variables: str
+) -> Answer:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     done = subprocess.run(
-        [*python, str(runner_file), *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment
+        [*python, str(runner_file), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
     )
     assert done.stdout, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]  # every line is JSON
@@ -65,10 +71,17 @@ def run(runner_file: Path) -> Callable[..., Answer]:
 def run_fake(runner_file: Path, tmp_path: Path) -> Callable[..., Answer]:
     """Run a command against the fake TensorRT, by default on a Python without NumPy or anything installed."""
 
-    def call(version: str, *arguments: object, python: tuple[str, ...] = (sys.executable, "-S"), **more: str) -> Answer:
+    def call(
+        version: str, *arguments: object, python: tuple[str, ...] = (sys.executable, "-S"), **more: str
+    ) -> Answer:
         log = tmp_path / "calls.jsonl"
         log.unlink(missing_ok=True)
-        variables = {"PYTHONPATH": str(FAKES), "EDGESHIP_FAKE_TENSORRT": version, "EDGESHIP_FAKE_LOG": str(log), **more}
+        variables = {
+            "PYTHONPATH": str(FAKES),
+            "EDGESHIP_FAKE_TENSORRT": version,
+            "EDGESHIP_FAKE_LOG": str(log),
+            **more,
+        }
         answer = run_file(runner_file, *arguments, python=python, **variables)
         answer.calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         assert [call for call in answer.calls if call[0] == "MISTAKE"] == []
@@ -80,9 +93,14 @@ def run_fake(runner_file: Path, tmp_path: Path) -> Callable[..., Answer]:
 @pytest.fixture(scope="session")
 def python38() -> str:
     """A Python 3.8, the oldest the runner supports."""
-    candidates = [shutil.which("python3.8"), *map(str, Path.home().glob(".pyenv/versions/3.8*/bin/python3.8"))]
+    candidates = [
+        shutil.which("python3.8"),
+        *map(str, Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")),
+    ]
     for candidate in filter(None, candidates):
-        done = subprocess.run([candidate, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True)
+        done = subprocess.run(
+            [candidate, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
+        )
         if done.stdout.strip() == "(3, 8)":
             return candidate
     pytest.skip("no Python 3.8 here; the syntax is checked by ast.parse(feature_version=(3, 8))")

@@ -1,5 +1,7 @@
 """File trees of Jetsons for the tests, laid from the sample lines of public records: fakes, not devices."""
 
+# ruff: noqa: E501 (file contents stay on one line)
+
 from __future__ import annotations
 
 from pathlib import Path

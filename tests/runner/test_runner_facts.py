@@ -27,7 +27,8 @@ TOTALS = {
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed\n"
 NVPMODEL = "NVPM WARN: fan mode is not set!\nNV Power Mode: MAXN\n0\n"
 CLOCKS = (
-    "SOC family:tegra234  Machine:Orin\ncpu0: Online=1 Governor=schedutil MinFreq=729600 MaxFreq=1510400 CurrentFreq=1510400\n"
+    "SOC family:tegra234  Machine:Orin\ncpu0: Online=1 Governor=schedutil MinFreq=729600 MaxFreq=1510400 "
+    "CurrentFreq=1510400\n"
     "GPU MinFreq=306000000 MaxFreq=1300500000 CurrentFreq=1300500000\n"
     "EMC MinFreq=204000000 MaxFreq=3199000000 CurrentFreq=2133000000 FreqOverride=0\nNV Power Mode: MAXN\n"
 )
@@ -36,8 +37,13 @@ STATUS = (
     "Package: nvidia-l4t-core\nStatus: install ok installed\nVersion: 36.4.3-20250107174145\n\n"
     "Package: nvidia-old\nStatus: deinstall ok config-files\nVersion: 1.0\n\n"
 )
-CPU = "processor\t: 0\nmodel name\t: Intel(R) Core(TM) i5\nflags\t\t: fpu avx2 avx_vnni sse\n\nprocessor\t: 1\n"
-MEMORY = "MemTotal:        7802696 kB\nMemFree:          200000 kB\nMemAvailable:    6000000 kB\nSwapTotal:       3901340 kB\n"
+CPU = (
+    "processor\t: 0\nmodel name\t: Intel(R) Core(TM) i5\nflags\t\t: fpu avx2 avx_vnni sse\n\nprocessor\t: 1\n"
+)
+MEMORY = (
+    "MemTotal:        7802696 kB\nMemFree:          200000 kB\n"
+    "MemAvailable:    6000000 kB\nSwapTotal:       3901340 kB\n"
+)
 
 
 @pytest.mark.parametrize("name", TOTALS)
@@ -68,20 +74,47 @@ def test_versions():
 @pytest.mark.parametrize(
     ("l4t", "jetpack"),
     [
-        ("32.4.4", "4.4.1"), ("32.6.1", "4.6"), ("32.7.1", "4.6.1"), ("32.7.6", "4.6.6"), ("35.1.0", "5.0.2"),
-        ("35.2.1", "5.1"), ("35.3.1", "5.1.1"), ("35.4.1", "5.1.2"), ("35.5.0", "5.1.3"), ("35.6.0", "5.1.4"),
-        ("35.6.3", "5.1.5"), ("35.6.4", "5.1.6"), ("36.3.0", "6.0"), ("36.3", "6.0"), ("36.4.0", "6.1"),
-        ("36.4.3", "6.2"), ("36.4.4", "6.2.1"), ("36.4.7", "6.2.1"), ("36.5.0", "6.2.2"), ("38.2.1", "7.0"),
-        ("38.4.0", "7.1"), ("39.2.0", "7.2"), ("39.2.1", "7.2.1"), ("32.5.1", None), ("99.1.0", None), (None, None),
+        ("32.4.4", "4.4.1"),
+        ("32.6.1", "4.6"),
+        ("32.7.1", "4.6.1"),
+        ("32.7.6", "4.6.6"),
+        ("35.1.0", "5.0.2"),
+        ("35.2.1", "5.1"),
+        ("35.3.1", "5.1.1"),
+        ("35.4.1", "5.1.2"),
+        ("35.5.0", "5.1.3"),
+        ("35.6.0", "5.1.4"),
+        ("35.6.3", "5.1.5"),
+        ("35.6.4", "5.1.6"),
+        ("36.3.0", "6.0"),
+        ("36.3", "6.0"),
+        ("36.4.0", "6.1"),
+        ("36.4.3", "6.2"),
+        ("36.4.4", "6.2.1"),
+        ("36.4.7", "6.2.1"),
+        ("36.5.0", "6.2.2"),
+        ("38.2.1", "7.0"),
+        ("38.4.0", "7.1"),
+        ("39.2.0", "7.2"),
+        ("39.2.1", "7.2.1"),
+        ("32.5.1", None),
+        ("99.1.0", None),
+        (None, None),
     ],
-)  # fmt: skip
+)
 def test_jetpack_of_every_listed_l4t_and_of_no_other(l4t, jetpack):
     assert facts.jetpack_of_l4t(l4t) == jetpack
 
 
 @pytest.mark.parametrize(
     ("chip", "sm", "int8"),
-    [("210", "5.3", False), ("186", "6.2", False), ("194", "7.2", True), ("234", "8.7", True), ("264", "11.0", True)],
+    [
+        ("210", "5.3", False),
+        ("186", "6.2", False),
+        ("194", "7.2", True),
+        ("234", "8.7", True),
+        ("264", "11.0", True),
+    ],
 )
 def test_sm_of_every_chip(chip, sm, int8):
     words = facts.device_tree_words(f"nvidia,p3768\0nvidia,tegra{chip}\0".encode())
@@ -92,11 +125,17 @@ def test_sm_of_every_chip(chip, sm, int8):
 @pytest.mark.parametrize(
     ("module", "gib", "cores"),
     [
-        ("NVIDIA Jetson Orin Nano Developer Kit", 8, 0), ("NVIDIA Jetson AGX Orin", 64, 2),
-        ("NVIDIA Jetson Orin NX", 16, 2), ("NVIDIA Jetson Orin NX", 8, 1), ("NVIDIA Jetson AGX Thor", 128, 0),
-        ("NVIDIA Jetson Xavier NX", 8, 2), ("NVIDIA Jetson Nano Developer Kit", 4, 0), ("PC", 8, None), (None, None, None),
+        ("NVIDIA Jetson Orin Nano Developer Kit", 8, 0),
+        ("NVIDIA Jetson AGX Orin", 64, 2),
+        ("NVIDIA Jetson Orin NX", 16, 2),
+        ("NVIDIA Jetson Orin NX", 8, 1),
+        ("NVIDIA Jetson AGX Thor", 128, 0),
+        ("NVIDIA Jetson Xavier NX", 8, 2),
+        ("NVIDIA Jetson Nano Developer Kit", 4, 0),
+        ("PC", 8, None),
+        (None, None, None),
     ],
-)  # fmt: skip
+)
 def test_dla_cores_of_modules(module, gib, cores):
     assert facts.dla_cores_of(module, gib and int(gib * 0.95 * 2**30)) == cores
 
@@ -104,7 +143,10 @@ def test_dla_cores_of_modules(module, gib, cores):
 def test_power_mode_and_the_modes_there_are():
     assert facts.power_mode(NVPMODEL) == ("MAXN", 0)
     assert facts.power_mode("NV Power Mode: MAXN_SUPER\n2\n") == ("MAXN_SUPER", 2)
-    assert facts.power_modes("< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=1 NAME=15W >\n") == {"MAXN": 0, "15W": 1}
+    assert facts.power_modes("< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=1 NAME=15W >\n") == {
+        "MAXN": 0,
+        "15W": 1,
+    }
 
 
 def test_clocks_in_hertz_whatever_the_unit_of_the_line():
@@ -142,7 +184,10 @@ PARSERS = {
     "meminfo": (facts.memory_info, MEMORY),
     "whole number": (facts.whole_number, "1300500000\n"),
     "word": (facts.word, "VDD_CPU_GPU_CV\n"),
-    "compatible": (lambda text: facts.chip_of(facts.device_tree_words(text.encode())), "nvidia,p3768\0nvidia,tegra234\0"),
+    "compatible": (
+        lambda text: facts.chip_of(facts.device_tree_words(text.encode())),
+        "nvidia,p3768\0nvidia,tegra234\0",
+    ),
     **{f"tegrastats {name}": (facts.tegrastats, line) for name, line in TEGRASTATS.items()},
 }
 
@@ -152,7 +197,11 @@ def _leaves(value):
     if isinstance(value, dict):
         return {(key, *place): leaf for key, item in value.items() for place, leaf in _leaves(item).items()}
     if isinstance(value, (list, tuple)):
-        return {(number, *place): leaf for number, item in enumerate(value) for place, leaf in _leaves(item).items()}
+        return {
+            (number, *place): leaf
+            for number, item in enumerate(value)
+            for place, leaf in _leaves(item).items()
+        }
     return {} if value is None else {(): value}
 
 
@@ -180,4 +229,3 @@ def test_a_damaged_byte_never_changes_a_number_into_a_fact_with_sign_or_fraction
     damaged = line[:place] + data.draw(st.sampled_from("x-+.,/ ")) + line[place + 1 :]
     found = facts.tegrastats(damaged) or {"rails_mw": {}}
     assert all(isinstance(power, int) and 0 <= power < 10**7 for power in found["rails_mw"].values())
-

@@ -1,31 +1,60 @@
 """Every row of the reference's table of failures, in its own words and in looser ones."""
 
+# ruff: noqa: E501 (messages stay as they were printed)
+
 import pytest
 
 from targets.runner import failures
 
 ROWS = [
-    ("engine-other-version", "The engine plan file is not compatible with this version of TensorRT, expecting library version 8.5.2 got 10.3.0"),
-    ("engine-other-version", "[E] 1: [stdArchiveReader.cpp::StdArchiveReader::32] Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match)"),
-    ("engine-other-version", "Serialization assertion stdVersionRead == serializationVersion failed. Version tag does not match"),
-    ("engine-other-gpu", "The engine plan file is generated on an incompatible device, expecting compute 8.7 got compute 8.6, please rebuild."),
+    (
+        "engine-other-version",
+        "The engine plan file is not compatible with this version of TensorRT, expecting library version 8.5.2 got 10.3.0",
+    ),
+    (
+        "engine-other-version",
+        "[E] 1: [stdArchiveReader.cpp::StdArchiveReader::32] Error Code 1: Serialization (Serialization assertion magicTagRead == kMAGIC_TAG failed.Magic tag does not match)",
+    ),
+    (
+        "engine-other-version",
+        "Serialization assertion stdVersionRead == serializationVersion failed. Version tag does not match",
+    ),
+    (
+        "engine-other-gpu",
+        "The engine plan file is generated on an incompatible device, expecting compute 8.7 got compute 8.6, please rebuild.",
+    ),
     ("numpy-too-new", "module 'numpy' has no attribute 'bool'."),
     ("tensorrt-missing", "No module named 'tensorrt'"),
     ("tensorrt-wrong-wheel", "libnvinfer.so.10: cannot open shared object file: No such file or directory"),
     ("tensorrt-wrong-wheel", "ERROR: No matching distribution found for tensorrt-cu12"),
     ("tensorrt-too-old", "'tensorrt.tensorrt.ICudaEngine' object has no attribute 'num_io_tensors'"),
-    ("tensorrt-strongly-typed", "type object 'tensorrt_bindings.tensorrt.BuilderFlag' has no attribute 'INT8'"),
+    (
+        "tensorrt-strongly-typed",
+        "type object 'tensorrt_bindings.tensorrt.BuilderFlag' has no attribute 'INT8'",
+    ),
     ("out-of-memory", "Killed"),
     ("out-of-memory", "Cuda Runtime (cudaErrorMemoryAllocation): out of memory"),
-    ("out-of-memory", "[E] 2: [virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (no further information)"),
+    (
+        "out-of-memory",
+        "[E] 2: [virtualMemoryBuffer.cpp::resizePhysical::145] Error Code 2: OutOfMemory (no further information)",
+    ),
     ("crashed", "Segmentation fault (core dumped)"),
-    ("first-run-slow", "CUDA lazy loading is not enabled. Enabling it can significantly reduce device memory usage."),
+    (
+        "first-run-slow",
+        "CUDA lazy loading is not enabled. Enabling it can significantly reduce device memory usage.",
+    ),
     ("dla-missing", "Cannot create DLA engine, 0 not available"),
     ("cuda-driver", "Cuda failure: 35"),
     ("cuda-driver", "CUDA initialization failure with error: 35"),
     ("cudart-missing", "libcudart.so.12: cannot open shared object file: No such file or directory"),
-    ("graph-missing-zero-point", "This version of TensorRT requires 3 inputs for the DequantizeLinear operator."),
-    ("graph-missing-zero-point", "TensorRT requires 3 inputs for the INT8 QuantizeLinear/DequantizeLinear operator"),
+    (
+        "graph-missing-zero-point",
+        "This version of TensorRT requires 3 inputs for the DequantizeLinear operator.",
+    ),
+    (
+        "graph-missing-zero-point",
+        "TensorRT requires 3 inputs for the INT8 QuantizeLinear/DequantizeLinear operator",
+    ),
     ("graph-asymmetric", "TRT only supports symmetric quantization - zeroPt must be all zeros"),
     ("graph-asymmetric", "shiftIsAllZeros(zeroPoint): Non-zero zero point is not supported"),
     ("graph-unsigned", "Found unsupported input type of UINT8: notInvalidType"),
@@ -36,7 +65,7 @@ ROWS = [
     ("graph-operator", "No importer registered for op: QLinearConv"),
     ("network-dynamic", "Network has dynamic or shape inputs, but no optimization profile has been defined."),
     ("disk-full", "[Errno 28] No space left on device"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("code", "message"), ROWS, ids=[f"{code}-{i}" for i, (code, _) in enumerate(ROWS)])

@@ -1,4 +1,4 @@
-"""The file that is shipped: one, reproducible, in Python 3.8, of small modules, with its commands documented."""
+"""The file that is shipped: one, reproducible, in Python 3.8, of small modules, its commands documented."""
 
 import ast
 import json
@@ -23,7 +23,10 @@ def test_the_same_bytes_every_time_and_nothing_of_this_machine_in_them():
 def test_the_archive_holds_every_module(runner_file):
     with zipfile.ZipFile(runner_file) as archive:
         assert archive.testzip() is None
-        assert set(archive.namelist()) == {"__main__.py", *(f"edgeship_runner/{path.name}" for path in MODULES)}
+        assert set(archive.namelist()) == {
+            "__main__.py",
+            *(f"edgeship_runner/{path.name}" for path in MODULES),
+        }
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 

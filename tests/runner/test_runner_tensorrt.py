@@ -36,7 +36,12 @@ def golden(folder, images=3, wrong=0.0):
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    record = {"shape": [images, *SHAPE[1:]], "classes": CLASSES, "inputs": "inputs.f32", "logits": "logits.f32"}
+    record = {
+        "shape": [images, *SHAPE[1:]],
+        "classes": CLASSES,
+        "inputs": "inputs.f32",
+        "logits": "logits.f32",
+    }
     (folder / "golden.json").write_text(json.dumps({**record, "sha256": digests}))
     return folder
 
@@ -48,9 +53,18 @@ def built(run_fake, tmp_path):
     def build(version, *arguments, **more):
         engine = tmp_path / "model.plan"
         answer = run_fake(
-            version, "build", "--graph", graph(tmp_path / "g.json", **more), "--out", engine,
-            "--backend", "tensorrt", "--precision", "int8", *arguments,
-        )  # fmt: skip
+            version,
+            "build",
+            "--graph",
+            graph(tmp_path / "g.json", **more),
+            "--out",
+            engine,
+            "--backend",
+            "tensorrt",
+            "--precision",
+            "int8",
+            *arguments,
+        )
         assert answer.exit_code == 0, answer.result
         return engine, answer
 
@@ -88,7 +102,9 @@ def test_build_prove_and_time_on_every_interface(version, built, run_fake, tmp_p
 
 def test_without_transfers_only_the_computation_is_timed(built, run_fake):
     engine, _ = built("10.3")
-    timed = run_fake("10.3", "time", "--engine", engine, "--no-transfers", "--warmup-ms", 0, "--duration-s", 0.01)
+    timed = run_fake(
+        "10.3", "time", "--engine", engine, "--no-transfers", "--warmup-ms", 0, "--duration-s", 0.01
+    )
     timing = timed.result["timings"][0]
     assert timing["gpu_ms"]["median"] == pytest.approx(0.5)
     assert (timing["h2d_ms"], timing["d2h_ms"], timing["latency_ms"]) == (None, None, None)
@@ -98,16 +114,22 @@ def test_without_transfers_only_the_computation_is_timed(built, run_fake):
 @pytest.mark.parametrize("version", ["8.5", "11"])
 def test_a_cuda_graph_is_captured_once_and_launched(version, built, run_fake):
     engine, _ = built(version)
-    timed = run_fake(version, "time", "--engine", engine, "--cuda-graph", "--warmup-ms", 0, "--duration-s", 0.01)
+    timed = run_fake(
+        version, "time", "--engine", engine, "--cuda-graph", "--warmup-ms", 0, "--duration-s", 0.01
+    )
     names = [call[0] for call in timed.calls]
     assert names.count("execute_async_v3") == 2  # the first run and the capture
-    assert names.count("cudaGraphLaunch") == timed.result["timings"][0]["runs"] + 3 * 10  # warm-up of three rounds
+    assert (
+        names.count("cudaGraphLaunch") == timed.result["timings"][0]["runs"] + 3 * 10
+    )  # warm-up of three rounds
     assert timed.result["timings"][0]["gpu_ms"]["median"] == pytest.approx(0.5)
 
 
 def test_a_wrong_engine_is_refused_by_the_self_test(built, run_fake, tmp_path):
     engine, _ = built("10.3")
-    tested = run_fake("10.3", "selftest", "--engine", engine, "--golden", golden(tmp_path / "golden", wrong=500.0))
+    tested = run_fake(
+        "10.3", "selftest", "--engine", engine, "--golden", golden(tmp_path / "golden", wrong=500.0)
+    )
     assert tested.exit_code == 3
     assert (tested.result["ok"], tested.result["verdict"]) == (False, "fail")
     assert tested.result["largest_difference"] == pytest.approx(500.0)
@@ -128,7 +150,9 @@ def test_a_dynamic_batch_needs_its_range_and_keeps_to_it(built, run_fake, tmp_pa
     assert timed.result["timings"][0]["batch"] == 3
     more = run_fake("8.6", "time", "--engine", engine, "--batch", 64, "--warmup-ms", 0, "--duration-s", 0.01)
     assert more.result["timings"][0]["batch"] == 4  # the most the profile allows
-    tested = run_fake("8.6", "selftest", "--engine", engine, "--golden", golden(tmp_path / "golden", images=6))
+    tested = run_fake(
+        "8.6", "selftest", "--engine", engine, "--golden", golden(tmp_path / "golden", images=6)
+    )
     assert (tested.result["verdict"], tested.result["batch"]) == ("pass", 4)
 
 
@@ -169,12 +193,16 @@ def test_int8_is_refused_on_gpus_without_it_and_fp16_named(sm, module, run_fake,
 @pytest.mark.parametrize(
     ("fault", "message", "code"),
     [
-        ("parse", "This version of TensorRT requires 3 inputs for the DequantizeLinear operator.", "graph-missing-zero-point"),
+        (
+            "parse",
+            "This version of TensorRT requires 3 inputs for the DequantizeLinear operator.",
+            "graph-missing-zero-point",
+        ),
         ("parse", "shiftIsAllZeros(zeroPoint): Non-zero zero point is not supported", "graph-asymmetric"),
         ("build", "Error Code 2: OutOfMemory (Requested size was 1073741824 bytes.)", "out-of-memory"),
         ("build", "Error Code 4: Internal Error (wording never seen before)", "unknown"),
     ],
-)  # fmt: skip
+)
 def test_what_the_sdk_refuses_is_translated(fault, message, code, run_fake, tmp_path):
     path = graph(tmp_path / "g", fault=fault, message=message)
     answer = run_fake("10.3", "build", "--graph", path, "--out", tmp_path / "e", "--backend", "tensorrt")
@@ -256,7 +284,10 @@ def test_the_timing_cache_is_kept_and_a_foreign_one_refused(run_fake, tmp_path):
     assert cache.read_bytes() == b"FAKE-TIMING 10.3.0.30 8.7"
     cache.write_bytes(b"FAKE-TIMING 8.6.2 7.2")
     second = run_fake("10.3", *arguments, "--cache", tmp_path / "c")
-    assert [call[1] for call in second.calls if call[0] == "set_timing_cache"] == [False, True]  # then a new one
+    assert [call[1] for call in second.calls if call[0] == "set_timing_cache"] == [
+        False,
+        True,
+    ]  # then a new one
     assert cache.read_bytes() == b"FAKE-TIMING 10.3.0.30 8.7"
 
 
@@ -274,12 +305,16 @@ def test_infer_writes_the_logits_of_every_image(built, run_fake, tmp_path):
     engine, _ = built("10.3")
     pixels = [float(i % 13) for i in range(5 * 48)]  # 5 images through batches of 2
     (tmp_path / "x.f32").write_bytes(floats(pixels))
-    answer = run_fake("10.3", "infer", "--engine", engine, "--input", tmp_path / "x.f32", "--out", tmp_path / "y.f32")
+    answer = run_fake(
+        "10.3", "infer", "--engine", engine, "--input", tmp_path / "x.f32", "--out", tmp_path / "y.f32"
+    )
     assert answer.result["shape"] == [5, CLASSES]
     got = array.array("f", (tmp_path / "y.f32").read_bytes())
     assert list(got) == expected_logits(pixels, 5)
     (tmp_path / "x.f32").write_bytes(floats(pixels[:-1]))
-    answer = run_fake("10.3", "infer", "--engine", engine, "--input", tmp_path / "x.f32", "--out", tmp_path / "y.f32")
+    answer = run_fake(
+        "10.3", "infer", "--engine", engine, "--input", tmp_path / "x.f32", "--out", tmp_path / "y.f32"
+    )
     assert answer.result["error"]["code"] == "shape-mismatch"
 
 
@@ -297,7 +332,9 @@ def test_python_3_8_without_numpy_drives_it_all(run_fake, python38, tmp_path):
     path = graph(tmp_path / "g")
     built = run_fake("8.5", "build", "--graph", path, "--out", engine, "--precision", "int8", python=python)
     assert built.result["backend"] == "tensorrt"
-    tested = run_fake("8.5", "selftest", "--engine", engine, "--golden", golden(tmp_path / "golden"), python=python)
+    tested = run_fake(
+        "8.5", "selftest", "--engine", engine, "--golden", golden(tmp_path / "golden"), python=python
+    )
     assert tested.result["verdict"] == "pass"
     timed = run_fake("8.5", "time", "--engine", engine, "--duration-s", 0.01, "--cuda-graph", python=python)
     assert timed.exit_code == 0

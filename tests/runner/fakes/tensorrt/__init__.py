@@ -1,8 +1,8 @@
-"""A FAKE of TensorRT's Python interface: it checks argument types and call order, and computes nothing on a GPU.
+"""A FAKE of TensorRT's Python interface: it checks argument types and call order; it uses no GPU.
 
-EDGESHIP_FAKE_TENSORRT chooses the recorded interface (8.2, 8.5, 8.6, 10.3, 10.13, 11), EDGESHIP_FAKE_SM the GPU,
-EDGESHIP_FAKE_LOG a file that receives every call. Importing it also puts a fake libcudart in place. What exists in
-which version follows python/src/infer of NVIDIA's open source branches.
+EDGESHIP_FAKE_TENSORRT chooses the recorded interface (8.2, 8.5, 8.6, 10.3, 10.13, 11), EDGESHIP_FAKE_SM
+the GPU, EDGESHIP_FAKE_LOG a file that receives every call. Importing it also puts a fake libcudart in
+place. What exists in which version follows python/src/infer of NVIDIA's open source branches.
 """
 
 import json
@@ -15,8 +15,13 @@ from tensorrt import _cudart, _graph
 __fake__ = True
 _API = os.environ.get("EDGESHIP_FAKE_TENSORRT", "10.3")
 __version__ = {
-    "8.2": "8.2.1", "8.5": "8.5.2", "8.6": "8.6.2", "10.3": "10.3.0.30", "10.13": "10.13.3.9", "11": "11.4.1",
-}[_API]  # fmt: skip
+    "8.2": "8.2.1",
+    "8.5": "8.5.2",
+    "8.6": "8.6.2",
+    "10.3": "10.3.0.30",
+    "10.13": "10.13.3.9",
+    "11": "11.4.1",
+}[_API]
 _AT = tuple(int(part) for part in _API.split("."))
 _SM = os.environ.get("EDGESHIP_FAKE_SM", "8.7")
 _MAGIC = b"FAKE-PLAN"
@@ -129,7 +134,11 @@ class ParserError:
 
 class OnnxParser:
     def __init__(self, network, logger):
-        self._network, self._log, self._errors = _take(network, INetworkDefinition, "network"), _logger(logger), []
+        self._network, self._log, self._errors = (
+            _take(network, INetworkDefinition, "network"),
+            _logger(logger),
+            [],
+        )
 
     def parse(self, model):
         _take(model, bytes, "parse")
@@ -155,7 +164,7 @@ class IOptimizationProfile:
     def __init__(self):
         self.shapes = {}
 
-    def set_shape(self, input, min, opt, max):  # noqa: A002 (TensorRT's own names)
+    def set_shape(self, input, min, opt, max):
         self.shapes[_take(input, str, "set_shape")] = [tuple(min), tuple(opt), tuple(max)]
 
 
@@ -245,9 +254,17 @@ class Builder:
         if strong and _AT < (11,) and config._flags:
             return _say(self._log, error, "precision flags are not allowed in strongly typed networks")
         if graph.quantized and not strong and BuilderFlag.INT8 not in config._flags:
-            return _say(self._log, error, "Int8 precision has been set for a layer but int8 is not configured in the builder")
+            return _say(
+                self._log,
+                error,
+                "Int8 precision has been set for a layer but int8 is not configured in the builder",
+            )
         if graph.shape[0] < 0 and not config.profiles:
-            return _say(self._log, error, "Network has dynamic or shape inputs, but no optimization profile has been defined.")
+            return _say(
+                self._log,
+                error,
+                "Network has dynamic or shape inputs, but no optimization profile has been defined.",
+            )
         batches = [shape[0] for shape in config.profiles[0].shapes["images"]] if config.profiles else None
         detailed = config._verbosity == ProfilingVerbosity.DETAILED
         header = {"version": __version__, "sm": _SM, "batches": batches, "detailed": detailed}
@@ -264,14 +281,26 @@ class Runtime:
         head, line, graph = plan[len(_MAGIC) :].partition(b"\n")
         error = ILogger.Severity.ERROR
         if not plan.startswith(_MAGIC) or not line:
-            return _say(self._log, error, "Assertion magicTag failed: the engine plan file is corrupt or truncated")
+            return _say(
+                self._log, error, "Assertion magicTag failed: the engine plan file is corrupt or truncated"
+            )
         header = json.loads(head)
         if header["version"] != __version__:
-            return _say(self._log, error, "The engine plan file is not compatible with this version of TensorRT, "
-                        f"expecting library version {header['version']} got {__version__}")  # fmt: skip
+            return _say(
+                self._log,
+                error,
+                "The engine plan file is not compatible with this version of "
+                "TensorRT, "
+                f"expecting library version {header['version']} got {__version__}",
+            )
         if header["sm"] != _SM:
-            return _say(self._log, error, "The engine plan file is generated on an incompatible device, expecting "
-                        f"compute {_SM} got compute {header['sm']}, please rebuild.")  # fmt: skip
+            return _say(
+                self._log,
+                error,
+                "The engine plan file is generated on an "
+                "incompatible device, expecting "
+                f"compute {_SM} got compute {header['sm']}, please rebuild.",
+            )
         engine = ICudaEngine(self, _graph.read(graph), header)
         self.engines.add(engine)
         return engine
@@ -332,12 +361,16 @@ class EngineInspector:
     def __init__(self, header):
         self._header = header
 
-    def get_engine_information(self, format):  # noqa: A002 (TensorRT's own name)
+    def get_engine_information(self, format):
         _take(format, LayerInformationFormat, "format")
         layers = ["fake conv"]
         if self._header["detailed"]:
-            layers = [{"Name": "fake conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}]}]
-        return json.dumps({"Layers": layers, "I/O Tensors" if _AT >= (11,) else "Bindings": ["images", "logits"]})
+            layers = [
+                {"Name": "fake conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}]}
+            ]
+        return json.dumps(
+            {"Layers": layers, "I/O Tensors" if _AT >= (11,) else "Bindings": ["images", "logits"]}
+        )
 
 
 class IProfiler:
@@ -375,7 +408,11 @@ class IExecutionContext:
             _take(name, str, "name")
             low, _, high = engine._header["batches"] or [self._batch] * 3
             if tuple(shape[1:]) != tuple(engine.graph.shape[1:]) or not low <= shape[0] <= high:
-                _say(engine._runtime()._log, ILogger.Severity.ERROR, f"shape {shape} is outside the optimization profile")
+                _say(
+                    engine._runtime()._log,
+                    ILogger.Severity.ERROR,
+                    f"shape {shape} is outside the optimization profile",
+                )
                 return False
             self._batch = _take(shape[0], int, "shape")
             return True
@@ -390,7 +427,11 @@ class IExecutionContext:
             engine = self._graph()
             _take(stream_handle, int, "stream_handle")
             if self._batch is None or set(self._addresses) != {"images", "logits"}:
-                _say(engine._runtime()._log, ILogger.Severity.ERROR, "not all input shapes and tensor addresses are set")
+                _say(
+                    engine._runtime()._log,
+                    ILogger.Severity.ERROR,
+                    "not all input shapes and tensor addresses are set",
+                )
                 return False
             _cudart.note("execute_async_v3")
             graph, batch, profiler = engine.graph, self._batch, self._profiler

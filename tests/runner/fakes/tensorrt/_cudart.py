@@ -1,27 +1,51 @@
-"""A FAKE of libcudart behind ctypes.CDLL: the declared C types, handles, memory bounds and call order are checked.
+"""A FAKE of libcudart behind ctypes.CDLL: declared C types, handles, memory bounds, call order are checked.
 
-Time is made up: a stream's clock advances by COMPUTE_MS for every inference and by COPY_MS_PER_BYTE for copies.
+Time is made up: a stream's clock advances by COMPUTE_MS for an inference, by COPY_MS_PER_BYTE for copies.
 """
 
 import atexit
 import ctypes
 import json
 import os
+from pathlib import Path
 
 COMPUTE_MS, COPY_MS_PER_BYTE = 0.5, 1e-6
 _INVALID_VALUE, _INVALID_HANDLE, _NOT_READY, _CAPTURING = 1, 400, 600, 900
 _TYPES = {
-    "p": ctypes.c_void_p, "z": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_uint, "L": ctypes.c_ulonglong,
-    "P": ctypes.POINTER(ctypes.c_void_p), "I": ctypes.POINTER(ctypes.c_int), "F": ctypes.POINTER(ctypes.c_float),
-}  # fmt: skip
+    "p": ctypes.c_void_p,
+    "z": ctypes.c_size_t,
+    "i": ctypes.c_int,
+    "u": ctypes.c_uint,
+    "L": ctypes.c_ulonglong,
+    "P": ctypes.POINTER(ctypes.c_void_p),
+    "I": ctypes.POINTER(ctypes.c_int),
+    "F": ctypes.POINTER(ctypes.c_float),
+}
 _HEADER = {  # cuda_runtime_api.h
-    "cudaGetDeviceCount": "I", "cudaDeviceGetAttribute": "Iii", "cudaRuntimeGetVersion": "I", "cudaSetDevice": "i",
-    "cudaMalloc": "Pz", "cudaFree": "p", "cudaHostAlloc": "Pzu", "cudaFreeHost": "p", "cudaMemcpyAsync": "ppzip",
-    "cudaStreamCreateWithFlags": "Pu", "cudaStreamSynchronize": "p", "cudaStreamDestroy": "p",
-    "cudaEventCreateWithFlags": "Pu", "cudaEventRecord": "pp", "cudaEventElapsedTime": "Fpp", "cudaEventDestroy": "p",
-    "cudaStreamBeginCapture": "pi", "cudaStreamEndCapture": "pP", "cudaGraphInstantiateWithFlags": "PpL",
-    "cudaGraphLaunch": "pp", "cudaGraphExecDestroy": "p", "cudaGraphDestroy": "p", "cudaGetErrorString": "i",
-}  # fmt: skip
+    "cudaGetDeviceCount": "I",
+    "cudaDeviceGetAttribute": "Iii",
+    "cudaRuntimeGetVersion": "I",
+    "cudaSetDevice": "i",
+    "cudaMalloc": "Pz",
+    "cudaFree": "p",
+    "cudaHostAlloc": "Pzu",
+    "cudaFreeHost": "p",
+    "cudaMemcpyAsync": "ppzip",
+    "cudaStreamCreateWithFlags": "Pu",
+    "cudaStreamSynchronize": "p",
+    "cudaStreamDestroy": "p",
+    "cudaEventCreateWithFlags": "Pu",
+    "cudaEventRecord": "pp",
+    "cudaEventElapsedTime": "Fpp",
+    "cudaEventDestroy": "p",
+    "cudaStreamBeginCapture": "pi",
+    "cudaStreamEndCapture": "pP",
+    "cudaGraphInstantiateWithFlags": "PpL",
+    "cudaGraphLaunch": "pp",
+    "cudaGraphExecDestroy": "p",
+    "cudaGraphDestroy": "p",
+    "cudaGetErrorString": "i",
+}
 _handles = {}  # handle -> object; what is left at the end has leaked
 _log = os.environ.get("EDGESHIP_FAKE_LOG")
 
@@ -29,7 +53,7 @@ _log = os.environ.get("EDGESHIP_FAKE_LOG")
 def note(name, *values):
     """Append a call to the log that tests read."""
     if _log:
-        with open(_log, "a") as stream:
+        with Path(_log).open("a") as stream:
             stream.write(json.dumps([name, *values]) + "\n")
 
 
@@ -57,7 +81,11 @@ class _Work(list):
 
 
 def _add(thing):
-    handle = ctypes.addressof(thing.buffer) if isinstance(thing, _Memory) else 0x5000 + 16 * (len(_handles) + next(_serial))
+    handle = (
+        ctypes.addressof(thing.buffer)
+        if isinstance(thing, _Memory)
+        else 0x5000 + 16 * (len(_handles) + next(_serial))
+    )
     _handles[handle] = thing
     return handle
 
@@ -78,11 +106,11 @@ def _get(handle, kind):
 
 
 def _inside(pointer, size, on_device):
-    for handle, thing in _handles.items():
-        if isinstance(thing, _Memory) and thing.on_device == on_device and handle <= pointer:
-            if pointer + size <= handle + thing.size:
-                return True
-    return False
+    return any(
+        handle <= pointer and pointer + size <= handle + thing.size
+        for handle, thing in _handles.items()
+        if isinstance(thing, _Memory) and thing.on_device == on_device
+    )
 
 
 def device_read(pointer, size):
@@ -231,21 +259,39 @@ def _launch(executable, handle):
     work = _get(executable, _Work)
     if work is None:
         return _INVALID_HANDLE
-    return 0 if all(enqueue(handle, function, duration_ms) for function, duration_ms in work) else _INVALID_HANDLE
+    return (
+        0
+        if all(enqueue(handle, function, duration_ms) for function, duration_ms in work)
+        else _INVALID_HANDLE
+    )
 
 
 _WORDS = {2: b"out of memory", _NOT_READY: b"device not ready"}
 _DO = {
-    "cudaGetDeviceCount": _number(1), "cudaDeviceGetAttribute": _attribute, "cudaRuntimeGetVersion": _number(12060),
-    "cudaSetDevice": lambda device: 0 if device == 0 else _INVALID_VALUE, "cudaMalloc": _allocate(True),
-    "cudaFree": _free(True), "cudaHostAlloc": _allocate(False), "cudaFreeHost": _free(False), "cudaMemcpyAsync": _copy,
-    "cudaStreamCreateWithFlags": _create(_Stream), "cudaStreamSynchronize": _synchronize,
-    "cudaStreamDestroy": _destroy(_Stream), "cudaEventCreateWithFlags": _create(_Event), "cudaEventRecord": _record,
-    "cudaEventElapsedTime": _elapsed, "cudaEventDestroy": _destroy(_Event), "cudaStreamBeginCapture": _begin,
-    "cudaStreamEndCapture": _end, "cudaGraphInstantiateWithFlags": _instantiate, "cudaGraphLaunch": _launch,
-    "cudaGraphExecDestroy": _destroy(_Work), "cudaGraphDestroy": _destroy(_Work),
+    "cudaGetDeviceCount": _number(1),
+    "cudaDeviceGetAttribute": _attribute,
+    "cudaRuntimeGetVersion": _number(12060),
+    "cudaSetDevice": lambda device: 0 if device == 0 else _INVALID_VALUE,
+    "cudaMalloc": _allocate(True),
+    "cudaFree": _free(True),
+    "cudaHostAlloc": _allocate(False),
+    "cudaFreeHost": _free(False),
+    "cudaMemcpyAsync": _copy,
+    "cudaStreamCreateWithFlags": _create(_Stream),
+    "cudaStreamSynchronize": _synchronize,
+    "cudaStreamDestroy": _destroy(_Stream),
+    "cudaEventCreateWithFlags": _create(_Event),
+    "cudaEventRecord": _record,
+    "cudaEventElapsedTime": _elapsed,
+    "cudaEventDestroy": _destroy(_Event),
+    "cudaStreamBeginCapture": _begin,
+    "cudaStreamEndCapture": _end,
+    "cudaGraphInstantiateWithFlags": _instantiate,
+    "cudaGraphLaunch": _launch,
+    "cudaGraphExecDestroy": _destroy(_Work),
+    "cudaGraphDestroy": _destroy(_Work),
     "cudaGetErrorString": lambda status: _WORDS.get(status, b"fake CUDA error"),
-}  # fmt: skip
+}
 
 
 class _Function:
@@ -260,10 +306,12 @@ class _Function:
         wanted = [_TYPES[letter] for letter in _HEADER[self._name]]
         result = ctypes.c_char_p if self._name == "cudaGetErrorString" else ctypes.c_int
         if self.argtypes != wanted or self.restype is not result:
-            raise TypeError(f"{self._name}: declared {self.argtypes} -> {self.restype}, the header has {wanted}")
+            raise TypeError(
+                f"{self._name}: declared {self.argtypes} -> {self.restype}, the header has {wanted}"
+            )
         if len(arguments) != len(wanted):
             raise TypeError(f"{self._name} takes {len(wanted)} arguments ({len(arguments)} given)")
-        for value, kind in zip(arguments, wanted):
+        for value, kind in zip(arguments, wanted):  # noqa: B905 (also runs on Python 3.8)
             kind.from_param(value)  # TypeError (ArgumentError in ctypes) where C would read nonsense
         return _DO[self._name](*arguments)
 
