@@ -9,8 +9,7 @@ from pathlib import Path
 
 from targets import Compiled, Session, Target
 from targets._timing import loop_ips
-from targets.tensorrt import gate, live
-from targets.tensorrt.lint import Finding, lint
+from targets.tensorrt import gate, lint, live
 from toolkit.core.artifact import write_bytes
 from toolkit.core.errors import TargetError
 from toolkit.core.quant import FloatArray, QuantScheme, QuantSpec
@@ -49,7 +48,7 @@ class TensorRT:
         Raises:
             TargetError: The linter, the parser or the builder refuses the graph.
         """
-        findings = lint(model, PORTABLE)
+        findings = lint.lint(model, PORTABLE)
         refused = [finding for finding in findings if finding.severity == "error"]
         if refused:
             raise TargetError(_told(model, refused), hint=_audit_hint(model))
@@ -99,7 +98,7 @@ def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]
     return note, verdict.layers, verdict.warnings
 
 
-def _told(model: Path, refused: list[Finding]) -> str:
+def _told(model: Path, refused: list[lint.Finding]) -> str:
     first = refused[0]
     more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
     return f"TensorRT would refuse or misread {model}: {first.node}: {first.message} ({first.rule}{more})"

@@ -1,0 +1,118 @@
+"""The FP16-typed form of a graph: what strongly typed builds (TensorRT 10.12 and later) want."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.tensorrt._index import QUANTIZE, Index, label, load
+from targets.tensorrt.lint import weight_axis
+from toolkit.core.artifact import replacing
+from toolkit.core.errors import ModelError
+
+OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
+HALF_MAX = float(np.finfo(np.float16).max)
+HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
+
+
+def to_half(model: Path, out: Path) -> None:
+    """Write the graph with FP16 weights, biases, scales and activations; inputs and outputs stay FP32.
+
+    The integers of quantized weights do not change: each weight is stored as its integer times the FP16
+    scale, which is within 1/16 of a step after rounding, so the Q finds the same integer again.
+
+    Args:
+        model: An FP32-typed ONNX file, with or without Q/DQ.
+        out: Where the FP16-typed one goes.
+
+    Raises:
+        ModelError: The file is no ONNX model, or a value does not fit into FP16.
+    """
+    import onnx
+
+    graph = load(model)
+    _snap_weights(graph)
+    for tensor in graph.graph.initializer:
+        _halve(tensor)
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                _halve(attribute.t)
+    _cast_ends(graph)
+    del graph.graph.value_info[:]
+    for item in graph.opset_import:
+        if item.domain in ("", "ai.onnx"):
+            item.version = max(item.version, OPSET)
+    graph.ir_version = max(graph.ir_version, 9)  # of ONNX 1.14, which brought opset 19
+    onnx.checker.check_model(graph)
+    with replacing(out) as temporary:
+        onnx.save(graph, str(temporary))
+
+
+def _snap_weights(graph: Any) -> None:
+    """Quantized weights become integer times FP16 scale."""
+    from onnx import numpy_helper
+
+    index = Index(graph)
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in index.nodes:
+        weight, scale = index.constant(node.input[0]), None
+        if node.op_type == QUANTIZE and weight is not None and weight.dtype == np.float32:
+            scale = index.constant(node.input[1])
+        if weight is None or scale is None or node.input[0] not in tensors:
+            continue
+        shape = [1] * weight.ndim
+        if scale.size > 1:
+            shape[weight_axis(index, node) or 0] = scale.size
+        steps = np.clip(np.round(weight / scale.reshape(shape)), -128, 127)
+        snapped = (steps * _half(scale, label(node)).astype(np.float64).reshape(shape)).astype(np.float32)
+        tensors[node.input[0]].CopyFrom(numpy_helper.from_array(snapped, node.input[0]))
+
+
+def _halve(tensor: Any) -> None:
+    from onnx import numpy_helper
+
+    value = numpy_helper.to_array(tensor)
+    if value.dtype == np.float32:
+        tensor.CopyFrom(numpy_helper.from_array(_half(value, tensor.name), tensor.name))
+
+
+def _half(value: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
+    """FP16 values; a positive one is never rounded to 0, because it may be a scale."""
+    if not (np.abs(value) <= HALF_MAX).all():
+        raise ModelError(
+            f"'{name}' holds {np.abs(value).max():g}, which FP16 (up to {HALF_MAX:g}) cannot",
+            hint="keep the FP32-typed graph for this model",
+        )
+    return np.where((value > 0) & (value < HALF_TINY), HALF_TINY, value).astype(np.float16)
+
+
+def _cast_ends(graph: Any) -> None:
+    """FP32 at the network's inputs and outputs, so that its users see no difference."""
+    from onnx import TensorProto, helper
+
+    body = graph.graph
+    inner = {item.name: f"{item.name}_half" for item in (*body.input, *body.output) if _is_float(item)}
+    for node in body.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = inner.get(name, name)
+        if node.op_type == "Cast":
+            for attribute in node.attribute:
+                if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.FLOAT16
+    for item in reversed(body.input):
+        if item.name in inner:
+            cast = helper.make_node("Cast", [item.name], [inner[item.name]], f"{item.name}_to_half", to=10)
+            body.node.insert(0, cast)
+    for item in body.output:
+        if item.name in inner:
+            cast = helper.make_node("Cast", [inner[item.name]], [item.name], f"{item.name}_to_float", to=1)
+            body.node.append(cast)
+
+
+def _is_float(item: Any) -> bool:
+    return bool(item.type.tensor_type.elem_type == 1)

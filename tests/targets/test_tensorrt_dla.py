@@ -1,0 +1,174 @@
+"""DLA bundles: the cache's text to the byte, scales through the graph, refusals by name."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
+
+from targets import onnxruntime
+from targets.tensorrt import dla
+from targets.tensorrt.dla import Cache, read_cache, write_cache
+from toolkit.core.errors import DataError, DeviceError, ModelError, RecipeError, ToolkitError
+
+PUBLISHED = "TRT-8600-EntropyCalibration2\ninput.1: 3ca94044\n123: 3c010204\noutput: 3f800000\n"
+
+
+def test_the_published_text():
+    cache = read_cache(PUBLISHED)
+    assert cache.version == (8, 6, 0)
+    assert cache.scales["output"] == 1.0
+    assert cache.scales["123"] == pytest.approx(1 / 127, rel=1e-7)
+    assert write_cache(cache) == PUBLISHED
+
+
+@pytest.mark.parametrize(
+    ("version", "header"),
+    [
+        ((8, 5, 1), "TRT-8501-"),
+        ((8, 6, 0), "TRT-8600-"),
+        ((8, 2, 1), "TRT-8201-"),
+        ((10, 9, 0), "TRT-100900-"),
+    ],
+)
+def test_headers(version, header):
+    text = write_cache(Cache(version, dla.ALGORITHM, {"a": 1.0}))
+    assert text.startswith(header)
+    assert read_cache(text).version == version
+
+
+names = st.text(
+    st.characters(
+        blacklist_characters="\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029", blacklist_categories=["Cs"]
+    ),
+    min_size=1,
+)
+positive = st.floats(2.0**-140, 2.0**100, width=32)
+
+
+@given(scales=st.dictionaries(names, positive, max_size=5))
+def test_what_is_written_is_read_back_exactly(scales):
+    cache = Cache((8, 5, 2), dla.ALGORITHM, scales)
+    assert read_cache(write_cache(cache)) == cache
+
+
+@pytest.mark.parametrize("name", ["layer:0", "a: b", "x: 3f800000", " spaced "])
+def test_names_with_colons(name):
+    cache = Cache((8, 5, 2), dla.ALGORITHM, {name: 0.5})
+    assert read_cache(write_cache(cache)) == cache
+
+
+@given(cut=st.integers(0, len(PUBLISHED) - 1))
+def test_a_truncated_cache_is_refused_or_ends_at_a_line(cut):
+    text = PUBLISHED[:cut]
+    try:
+        cache = read_cache(text)
+    except DataError as error:
+        assert error.hint
+    else:
+        assert text.endswith("\n")
+        assert all(read_cache(PUBLISHED).scales[name] == scale for name, scale in cache.scales.items())
+
+
+@given(
+    text=st.text(max_size=60) | st.text(max_size=40).map(lambda tail: "TRT-8501-EntropyCalibration2\n" + tail)
+)
+def test_garbage_is_refused(text):
+    try:
+        cache = read_cache(text)
+    except DataError:
+        return
+    assert all(np.isfinite(scale) and scale > 0 for scale in cache.scales.values())
+
+
+@pytest.mark.parametrize("digits", ["7f800000", "7fc00000", "bf800000", "00000000", "3f8000", "3f8000000"])
+def test_scales_that_are_none(digits):
+    with pytest.raises(DataError, match="line 2"):
+        read_cache(f"TRT-8501-EntropyCalibration2\nx: {digits}\n")
+    with pytest.raises(DataError):
+        write_cache(Cache((8, 5, 0), dla.ALGORITHM, {"x": float("nan")}))
+
+
+def test_a_bundle_is_the_float_network_with_the_scales_of_its_graph(tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    bundle = dla.write(path, tmp_path / "dla", module="AGX Orin", version="8.5.2")
+    stripped = onnx.load(bundle.folder / dla.GRAPH)
+    assert not {node.op_type for node in stripped.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    float_path = save(residual_net(FLOAT), tmp_path / "float.onnx")
+    with onnxruntime.simulate(float_path) as one, onnxruntime.simulate(bundle.folder / dla.GRAPH) as two:
+        np.testing.assert_allclose(one.infer(images()), two.infer(images()), atol=1e-4)
+    cache = read_cache((bundle.folder / dla.CACHE).read_text())
+    assert cache.version == (8, 5, 2)
+    assert cache.scales["images"] == pytest.approx(0.03)
+    assert cache.scales["maxpool"] == cache.scales["relu1"] == cache.scales["conv1"]  # through ReLU and pool
+    assert bundle.half_layers == (
+        "layer1.conv2",
+        "layer1.add",
+        "layer2.conv2",
+        "layer2.add",
+    )  # no scale between
+    assert (bundle.folder / dla.PRECISIONS).read_text() == ",".join(
+        f"{n}:fp16" for n in bundle.half_layers
+    ) + "\n"
+    assert {"--useDLACore=0", "--calib=calib.cache", "--allowGPUFallback"} <= set(bundle.trtexec)
+
+
+def test_calibrated_ranges_fill_the_gaps(tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    ranges = {"layer1.conv2": 2.54, "layer2.conv2": 1.27}
+    bundle = dla.write(path, tmp_path / "dla", module="Orin NX 16GB", version="8.5.2", ranges=ranges)
+    assert bundle.half_layers == ()
+    assert read_cache((bundle.folder / dla.CACHE).read_text()).scales["layer1.conv2"] == pytest.approx(0.02)
+    assert not any(argument.startswith("--layerPrecisions") for argument in bundle.trtexec)
+
+
+def test_the_pool_becomes_one_that_every_dla_has(tmp_path):
+    model = residual_net(FLOAT)
+    assert dla.global_pools_to_average(model) == 1
+    pool = next(node for node in model.graph.node if node.op_type == "AveragePool")
+    assert list(pool.attribute[0].ints) == [8, 8]
+
+
+@pytest.mark.parametrize("module", ["Orin Nano", "orin-nano", "Thor", "Jetson Nano", "TX2"])
+def test_modules_without_a_dla_are_refused(module, tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    with pytest.raises(DeviceError, match="no DLA core") as caught:
+        dla.write(path, tmp_path / "dla", module=module, version="8.5.2")
+    assert "GPU" in caught.value.hint
+    assert not (tmp_path / "dla").exists()
+
+
+def test_the_second_core_of_a_module_with_one_is_refused(tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    with pytest.raises(DeviceError, match="has 1 DLA core"):
+        dla.write(path, tmp_path / "dla", module="Orin NX 8GB", version="8.5.2", core=1)
+
+
+@pytest.mark.parametrize(
+    ("placement", "batch", "version", "error"),
+    [
+        (TENSORRT, "batch", "8.5.2", ModelError),
+        (FLOAT, 1, "8.5.2", ModelError),
+        (OPENVINO, 1, "8.5.2", ModelError),
+        (Placement(zero_point=3), 1, "8.5.2", ModelError),
+        (TENSORRT, 1, "10.13", RecipeError),
+        (TENSORRT, 1, "11.4", RecipeError),
+    ],
+    ids=["dynamic batch", "no Q/DQ", "uint8", "asymmetric", "no DLA in 10.13", "explicit in 11.4"],
+)
+def test_what_cannot_be_bundled_is_refused(placement, batch, version, error, tmp_path):
+    path = save(residual_net(placement, batch=batch), tmp_path / "net.onnx")
+    with pytest.raises(error) as caught:
+        dla.write(path, tmp_path / "dla", module="AGX Orin", version=version)
+    assert isinstance(caught.value, ToolkitError)
+    assert caught.value.hint
+    assert not (tmp_path / "dla").exists()
+
+
+def test_what_the_dla_cannot_run_is_listed():
+    model = residual_net(TENSORRT)
+    next(node for node in model.graph.node if node.name == "flatten").op_type = "Erf"
+    assert [(item.rule, item.node) for item in dla.unsupported(model)] == [("dla-operator", "flatten")]
+    assert dla.unsupported(residual_net(FLOAT)) == []
+    assert dla.unsupported(residual_net(FLOAT, batch="batch"))[0].rule == "dla-dynamic-batch"
