@@ -39,13 +39,10 @@ def probe(session: Session) -> dict[str, Any]:
 
 
 def environment(target: str, probed: Mapping[str, Any]) -> str:
-    """Digest of what an engine on this device depends on: processor, module, versions of its runtime."""
-    facts = probed["facts"]
-    parts = {key: facts.get(key) for key in ("arch", "cpu", "jetson", "sdk")}
-    backend = probed["backends"].get(target) or {}
-    return sha256_bytes(
-        canonical_json({"target": target, "version": backend.get("version"), **parts}).encode()
-    )
+    """Digest of what an engine on this device depends on: runtime, its version, processor or GPU."""
+    offer = probed["backends"].get(target) or {}
+    parts = {key: offer.get(key) for key in ("version", "identity", "fake")}
+    return sha256_bytes(canonical_json({"target": target, **parts}).encode())
 
 
 def refuse_early(entry: Entry, bundle: Bundle, probed: Mapping[str, Any]) -> None:
@@ -114,7 +111,6 @@ def prove(
     built = step(
         "building", "build", "--graph", f"{folder}/{bundles.graph_path(entry.target)}", "--out", engine,
         "--backend", entry.target, "--precision", wanted["precision"], "--cache", f"{folder}/../../engines",
-        "--timeout-s", f"{limit_s:g}",
     )  # fmt: skip
     tested = step("self-test", *selftest(entry.target, folder, gates))
     evaluated = None

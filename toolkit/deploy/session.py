@@ -66,6 +66,8 @@ class Session:
             RefusedError: The agent refuses.
             DeviceError: The connection was lost.
         """
+        if payload:
+            arguments["payload"] = len(payload)
         self._write(json.dumps({"do": do, **arguments}).encode() + b"\n" + payload)
         return self._answer(on_event, answer_s)
 

@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toolkit.deploy.agent import programs
 from toolkit.deploy.agent.objects import Objects
+from toolkit.deploy.agent.programs import run_program
 from toolkit.deploy.agent.releases import Releases, now
 from toolkit.deploy.agent.wire import Client, GoneError, RefusedError, disk_refusal
 
@@ -113,7 +113,7 @@ class Agent:
                 file = Path(scratch) / "payload"
                 file.write_bytes(b"".join(self._client.exactly(payload)))
                 argv = [str(file) if part == "{payload}" else part for part in argv]
-            code, log = programs.run(
+            code, log = run_program(
                 self._client,
                 argv,
                 limit_s,
@@ -198,7 +198,7 @@ class Agent:
         argv = [part.replace("{current}", current) for part in argv]
         variables = {"EDGESHIP_ROOT": str(self.root), "EDGESHIP_RELEASE": release}
         try:
-            code, log = programs.run(
+            code, log = run_program(
                 self._client, argv, limit_s, cwd=current, variables=variables, tell=lambda _: None
             )
         except RefusedError as error:

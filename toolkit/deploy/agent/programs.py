@@ -22,7 +22,7 @@ _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-def run(
+def run_program(
     client: Client,
     argv: list[str],
     limit_s: float,

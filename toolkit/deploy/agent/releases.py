@@ -21,6 +21,7 @@ from toolkit.deploy.agent.objects import read_json, sync_folder, write_json
 from toolkit.deploy.agent.wire import RefusedError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
+KEYED = re.compile(r"[0-9a-f]{32}")  # how the names of uploads and of built engines begin
 CUT_OFF = "cut off before its health check had passed"
 
 
@@ -152,7 +153,7 @@ class Releases:
         going = [path for folder in removed for path in folder.rglob("*") if path.is_file()]
         links = Counter(path.stat().st_ino for path in going)
         for name in ("objects", "engines"):  # no link left but its own: no release has it
-            found = (path for path in (self.root / name).rglob("*") if path.is_file())
+            found = (path for path in (self.root / name).rglob("*") if KEYED.match(path.name))
             going += [p for p in found if p.stat().st_nlink - links[p.stat().st_ino] == 1]
         sizes = {path.stat().st_ino: path.stat().st_size for path in going}
         if not dry_run:

@@ -1,0 +1,52 @@
+"""Fixtures: devices on loopback, and bundles for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from loopback import SSHD, Park, Server, make_key, need, scripted
+
+from toolkit.deploy.bundle import Bundle
+from toolkit.deploy.inventory import Entry
+
+
+@pytest.fixture
+def park(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
+    need(SSHD, "openssh-server")
+    need(shutil.which("ssh"), "openssh-client")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
+    sockets = tempfile.mkdtemp(prefix="es-")  # paths of sockets must be short
+    monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
+    park = Park(tmp_path / "park")
+    park.folder.mkdir()
+    make_key(park.client_key)
+    park.client_config.write_text(
+        f"Host *\n IdentityFile {park.client_key}\n IdentitiesOnly yes\n LogLevel ERROR\n"
+        f" UserKnownHostsFile {park.folder}/known_hosts\n GlobalKnownHostsFile /dev/null\n"
+    )
+    yield park
+    for server in park.servers:
+        server.stop()
+    shutil.rmtree(sockets)
+
+
+@pytest.fixture
+def device(park: Park) -> tuple[Server, Entry]:
+    """A server, and its entry in the inventory."""
+    server = park.server("device")
+    return server, park.entry(server)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Callable[..., Bundle]:
+    """Makes scripted bundles in a folder of their own."""
+    folder = tmp_path / "bundles"
+    folder.mkdir()
+    made = iter(range(1000))
+    return lambda **options: scripted(folder / f"{next(made)}.tar", **options)

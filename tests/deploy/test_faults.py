@@ -1,0 +1,387 @@
+"""What goes wrong in the field, done for real: the old release stays live, nothing is half-installed, and the
+next deployment succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loopback import QUICK, Server, live, make_key, need, processes, quiet
+
+from toolkit.core.errors import DeviceError
+from toolkit.deploy import agent, bundle as bundles, release
+from toolkit.deploy.session import RefusedError, connect
+
+BIG = 8 << 20  # bytes: more than fits into the buffers on the way
+
+
+@contextlib.contextmanager
+def reader(server: Server) -> Iterator[list[str]]:
+    """An application that looks at the live release all the time; every look must find a complete one."""
+    seen: list[str] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            record = (server.root / "current/release.json").read_bytes()
+            seen.append("whole" if record.endswith(b"}") else f"torn: {record!r}")
+            time.sleep(0.0005)
+
+    def guarded() -> None:
+        try:
+            look()
+        except OSError as error:
+            seen.append(repr(error))
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        thread.join()
+    assert len(seen) > 100 and set(seen) == {"whole"}
+
+
+def still(server: Server, name: str) -> None:
+    """The release is live, and nothing else has begun to exist."""
+    assert live(server) == name
+    assert not list((server.root / "releases").glob(".*"))
+
+
+def soon(condition: Any, seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def settled(device, bundle) -> tuple[Server, Any, str]:
+    """A device with a live release."""
+    server, entry = device
+    return server, entry, release.deploy(entry, bundle(), QUICK, quiet).release
+
+
+@pytest.mark.parametrize("percent", [10, 90])
+@pytest.mark.parametrize("fault", ["connection cut", "server killed"])
+def test_upload_is_cut_and_goes_on_where_it_stopped(settled, bundle, percent, fault):
+    server, entry, first = settled
+    second = bundle(version=2, size=BIG)
+    planned = release.deploy(entry, second, dataclasses.replace(QUICK, dry_run=True), quiet).uploaded_bytes
+
+    def cut(state: str, detail: str) -> None:
+        if state == "uploading" and int(detail.split()[0]) >= percent and server.process:
+            if fault == "connection cut":
+                server.cut()
+            else:
+                server.stop()
+
+    with reader(server):
+        with pytest.raises(DeviceError, match="connection was lost") as caught:
+            release.deploy(entry, second, QUICK, cut)
+        assert "deploy again" in caught.value.hint
+        still(server, first)
+        if fault == "server killed":
+            with pytest.raises(DeviceError, match="nothing listens"):
+                release.status(entry)
+            server.start()
+        assert soon(lambda: release.status(entry)["locked_by"] is None)
+        again = release.deploy(entry, second, QUICK, quiet)
+    assert again.state == "live" and live(server) == again.release
+    if percent == 90:  # what arrived is not sent again; a few MiB may have been under way
+        assert again.uploaded_bytes < planned / 2
+
+
+@pytest.mark.parametrize("fault", ["connection cut", "server killed"])
+def test_connection_is_lost_during_the_build(settled, bundle, fault):
+    server, entry, first = settled
+    hanging = bundle(version=2, build="hang")
+
+    def cut(state: str, detail: str) -> None:
+        if (state, detail) == ("building", "build"):
+            if fault == "connection cut":
+                server.cut()
+            else:
+                server.stop()
+
+    with pytest.raises(DeviceError, match="connection was lost"):
+        release.deploy(entry, hanging, QUICK, cut)
+    assert soon(lambda: not processes(f"{server.root}/releases/.staging"))  # the build does not go on unseen
+    if fault == "server killed":
+        server.start()
+    assert soon(lambda: release.status(entry)["locked_by"] is None)
+    if fault == "connection cut":
+        still(server, first)  # the agent cleaned up itself
+    assert release.deploy(entry, bundle(version=2), QUICK, quiet).release == live(server)
+    assert not list((server.root / "releases").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        pytest.param({"build": "fail"}, "build failed: scripted failure", id="build fails"),
+        pytest.param({"build": "kill"}, "build was killed by signal 9", id="build is killed"),
+        pytest.param({"build": "crash"}, "build failed: .*scripted crash", id="runner crashes"),
+        pytest.param({"build": "hang"}, "stopped after the time limit", id="build hangs"),
+        pytest.param(
+            {"selftest": "negative"}, "selftest says no: lowest cosine 0.5", id="self-test mismatch"
+        ),
+        pytest.param({"evaluate": "kill"}, "evaluate was killed by signal 9", id="evaluation is killed"),
+        pytest.param({"time": "crash"}, "time failed: .*scripted crash", id="timing crashes"),
+    ],
+)
+def test_a_release_that_does_not_prove_itself(settled, bundle, script, message):
+    server, entry, first = settled
+    with pytest.raises(RefusedError, match=f"(?s)device: .*{message}"):
+        release.deploy(entry, bundle(version=2, **script), dataclasses.replace(QUICK, limit_s=2.0), quiet)
+    still(server, first)
+    assert release.status(entry)["history"][-1]["release"] == first
+
+
+def test_health_check_fails_and_the_old_release_is_back(settled, bundle):
+    server, entry, first = settled
+    # Fails on the new release and notes every release it was called for.
+    health = f"echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/seen; case $EDGESHIP_RELEASE in {first}) ;; *) echo sick; exit 7;; esac"
+    sick = dataclasses.replace(entry, health=health)
+    with reader(server), pytest.raises(RefusedError, match="health check failed: exit code 7: sick"):
+        release.deploy(sick, bundle(version=2), QUICK, quiet)
+    still(server, first)
+    seen = (server.root / "seen").read_text().split()
+    assert len(seen) == 2 and seen[1] == first  # so that what it restarts runs the old release again
+    status = release.status(entry)
+    assert status["previous"] is None and list(status["bad"]) == [seen[0]] and status["pending"] is None
+    well = release.deploy(entry, bundle(version=2), QUICK, quiet)
+    assert well.state == "live" and release.status(entry)["bad"] == {}
+
+
+def test_client_leaves_during_the_health_check(settled, bundle):
+    server, entry, first = settled
+    slow = dataclasses.replace(entry, health="touch $EDGESHIP_ROOT/started; sleep 60")
+
+    def cut() -> None:
+        assert soon(lambda: (server.root / "started").exists(), 30)
+        server.cut()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    with reader(server), pytest.raises(DeviceError, match="connection was lost"):
+        release.deploy(slow, bundle(version=2), QUICK, quiet)
+    thread.join()
+    assert soon(lambda: live(server) == first)
+    assert release.deploy(entry, bundle(version=2), QUICK, quiet).release == live(server)
+
+
+SWITCH = {  # where in the switch the power fails: text of the agent before which it does
+    "before the intent is noted": "        write_json(self._pending,",
+    "after the intent is noted": "        failure: str | None = CUT_OFF",
+    "between the two links": "            temporary.replace(link)",
+    "after the switch": "            failure = check()",
+    "after the check": "            if failure is None:\n                self._pending.unlink()",
+    "when it is settled, but not called off": "            disarm()\n        if failure",
+}
+
+
+@pytest.mark.parametrize("where", SWITCH)
+@pytest.mark.parametrize("power", ["killed", "power cut"])
+def test_kill_9_in_the_middle_of_the_switch(settled, bundle, monkeypatch, where, power):
+    server, entry, first = settled
+    line = SWITCH[where]
+    indent = " " * (len(line) - len(line.lstrip()))
+    original = agent.source
+
+    def fatal() -> bytes:
+        text = original().decode()
+        for change in [(line, f"{indent}os.kill(os.getpid(), 9)\n{line}")] + [
+            (
+                "        pid = os.fork()",
+                "        pid = os.fork()\n        if pid == 0:\n            os._exit(0)",
+            )
+        ] * (power == "power cut"):  # a power cut takes the guard as well
+            before, after = (repr(part)[1:-1].replace("\\'", "'").replace('"', '\\"') for part in change)
+            assert text.count(before) == 1, change
+            text = text.replace(before, after)
+        return text.encode()
+
+    second = bundle(version=2)
+    with reader(server):
+        monkeypatch.setattr(agent, "source", fatal)
+        with pytest.raises(DeviceError, match="connection was lost"):
+            release.deploy(entry, second, QUICK, quiet)
+        monkeypatch.setattr(agent, "source", original)
+        if power == "killed":
+            assert soon(lambda: release.status(entry)["locked_by"] is None)
+            assert live(server) == first
+        unproved = release.status(entry)["pending"]
+        again = release.deploy(entry, second, QUICK, quiet)
+    if power == "power cut" and where == "after the switch":
+        assert unproved is not None and again.before == first  # taken back before anything else
+    assert again.state in {"live", "unchanged"} and live(server) == again.release
+    status = release.status(entry)
+    assert status["pending"] is None and status["bad"] == {} and status["previous"] == first
+
+
+def test_two_deployments_to_one_device_at_once(settled, bundle):
+    server, entry, first = settled
+    second, third = bundle(version=2), bundle(version=3)
+    at_work, go_on = threading.Event(), threading.Event()
+    outcomes: list[Any] = []
+
+    def hold(state: str, _: str) -> None:
+        if state == "building":
+            at_work.set()
+            assert go_on.wait(30)
+
+    thread = threading.Thread(target=lambda: outcomes.append(release.deploy(entry, second, QUICK, hold)))
+    thread.start()
+    assert at_work.wait(30)
+    with pytest.raises(RefusedError, match="another deployment is at work: .+@.+, since 20") as caught:
+        release.deploy(entry, third, QUICK, quiet)
+    assert caught.value.code == "locked" and "--wait" in caught.value.hint
+    assert release.status(entry)["locked_by"]
+    patient = dataclasses.replace(QUICK, wait_s=30.0)
+    told: list[str] = []
+
+    def listen(state: str, detail: str) -> None:
+        told.append(state)
+        if state == "waiting":
+            go_on.set()
+
+    same = release.deploy(entry, second, patient, listen)  # waits, then finds its work done
+    thread.join()
+    assert (
+        "waiting" in told
+        and same.state == "unchanged"
+        and same.release == outcomes[0].release == live(server)
+    )
+    assert release.status(entry)["previous"] == first
+
+
+def test_corrupt_files_are_noticed_wherever_they_lie(settled, bundle):
+    server, entry, first = settled
+    second = bundle(version=2, size=BIG)
+    data = second.files[bundles.EVALUATION]
+    # A piece left by an earlier attempt is damaged: the file is sent again in whole.
+    (server.root / "objects" / f"{data.sha256}.part").write_bytes(bytes(1000))
+    assert release.deploy(entry, second, QUICK, quiet).state == "live"
+    first = live(server)
+    # A file rots on the device's disk: noticed before anything runs, replaced by the next deployment.
+    third = bundle(version=3)
+    runner = next(f for f in third.files.values() if f.path == bundles.RUNNER)
+    (server.root / "objects" / runner.sha256).write_bytes(b"rotten")
+    with pytest.raises(RefusedError, match="copy of .* is damaged"):
+        release.deploy(entry, third, QUICK, quiet)
+    still(server, first)
+    assert release.deploy(entry, third, QUICK, quiet).release == live(server)
+
+
+def test_corruption_on_the_way(settled, bundle, monkeypatch):
+    server, entry, first = settled
+    second = bundle(version=2, size=BIG)
+    before = second.path.read_bytes()
+    middle = before.index(second.read(bundles.EVALUATION)[:64]) + BIG // 2
+    second.path.write_bytes(before[:middle] + b"corrupt" + before[middle + 7 :])
+    with pytest.raises(RefusedError, match="corrupted on the way"):
+        release.deploy(entry, second, QUICK, quiet)
+    still(server, first)
+    second.path.write_bytes(before)
+    assert release.deploy(entry, second, QUICK, quiet).release == live(server)
+
+
+def test_host_keys_are_checked(park, bundle, tmp_path):
+    server = park.server("device")
+    entry = park.entry(server)
+    known = park.folder / "known_hosts"
+    right = known.read_text()
+    known.write_text("")
+    with pytest.raises(DeviceError, match="host key of 127.0.0.1 is not known"):
+        release.deploy(entry, bundle(), QUICK, quiet)
+    make_key(tmp_path / "other")
+    known.write_text(f"[127.0.0.1]:{server.port} {(tmp_path / 'other.pub').read_text()}")
+    park.client_config.write_text(park.client_config.read_text() + " StrictHostKeyChecking no\n")  # not heard
+    with pytest.raises(DeviceError, match="host key of 127.0.0.1 has changed") as caught:
+        release.deploy(entry, bundle(), QUICK, quiet)
+    assert "ssh-keygen -R" in caught.value.hint
+    assert not server.root.exists()
+    known.write_text(right)
+    assert release.deploy(entry, bundle(), QUICK, quiet).state == "live"
+
+
+def test_only_trusted_signatures_run(settled, bundle, tmp_path):
+    server, entry, first = settled
+    keys = {name: tmp_path / name for name in ("ours", "other")}
+    for path in keys.values():
+        make_key(path)
+    release.trust(entry, f"builds@example.org {keys['ours'].with_suffix('.pub').read_text()}", QUICK)
+    with pytest.raises(RefusedError, match="this one is not signed"):
+        release.deploy(entry, bundle(version=2), QUICK, quiet)
+    with pytest.raises(RefusedError, match="not from a signer this device trusts"):
+        release.deploy(entry, bundles.sign(bundle(version=2), keys["other"]), QUICK, quiet)
+    signed = bundles.sign(bundle(version=2), keys["ours"])
+    stolen = bundles.sign(bundle(version=3), keys["ours"])  # its signature under another manifest
+    forged = dataclasses.replace(signed, signature_file=stolen.signature_file)
+    with pytest.raises((RefusedError, DeviceError)):
+        release.deploy(entry, forged, QUICK, quiet)
+    still(server, first)
+    outcome = release.deploy(entry, signed, QUICK, quiet)
+    assert live(server) == outcome.release and outcome.record["signed"] is True
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 48 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "none", str(folder)], capture_output=True
+    )
+    need(mounted.returncode == 0, "the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_disk_is_full(park, bundle, small_disk):
+    server = park.server("device")
+    entry = park.entry(server, root=str(small_disk / "root"))
+    server_on_disk = dataclasses.replace(server, folder=small_disk)
+    first = release.deploy(entry, bundle(), QUICK, quiet).release
+    with pytest.raises(RefusedError, match="MiB are free") as caught:  # known beforehand
+        release.deploy(entry, bundle(version=2, size=40 << 20), QUICK, quiet)
+    assert "prune-releases" in caught.value.hint
+    filler = small_disk / "filler"
+
+    def fill(state: str, _: str) -> None:  # someone else fills the disk meanwhile
+        if state == "uploading" and not filler.exists():
+            with contextlib.suppress(OSError), filler.open("wb") as stream:
+                for _ in itertools.count():
+                    stream.write(bytes(1 << 20))
+                    stream.flush()
+                    if os.statvfs(small_disk).f_bavail * 4096 < 3 << 20:
+                        break
+
+    with reader(server_on_disk), pytest.raises(RefusedError, match="disk is full"):
+        release.deploy(entry, bundle(version=2, size=BIG), QUICK, fill)
+    still(server_on_disk, first)
+    assert not list((small_disk / "root/objects").glob("*.part"))  # the space is given back
+    filler.unlink()
+    assert release.deploy(entry, bundle(version=2, size=BIG), QUICK, quiet).release == live(server_on_disk)
+
+
+def test_a_silent_client_loses_the_lock(settled, monkeypatch):
+    server, entry, _ = settled
+    original = agent.source
+    monkeypatch.setattr(agent, "source", lambda: original().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 0.3"))
+    with connect(entry) as gone:
+        gone.call("lock", wait_s=0.0, who="a laptop that was closed")
+        assert soon(lambda: release.status(entry)["locked_by"] is None)

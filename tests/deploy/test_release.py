@@ -1,0 +1,177 @@
+"""One device, a real sshd on loopback with a scripted runner: the order of things, and the ways back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from loopback import QUICK, live, processes, quiet
+
+from toolkit.core.errors import DeviceError
+from toolkit.deploy import release
+from toolkit.deploy.inventory import Entry
+from toolkit.deploy.session import RefusedError, connect
+
+
+def test_a_release_is_uploaded_proved_and_live(device, bundle):
+    server, entry = device
+    states: list[str] = []
+    first = bundle()
+    outcome = release.deploy(entry, first, QUICK, lambda state, _: states.append(state))
+    assert list(dict.fromkeys(states)) == [
+        "connecting", "probing", "uploading", "checking", "building", "self-test", "accuracy", "latency", "switching",
+    ]  # fmt: skip
+    assert outcome.state == "live" and outcome.before is None and outcome.release == live(server)
+    assert outcome.release.startswith(f"{first.id}.")
+    record = json.loads((server.root / "current/release.json").read_text())
+    assert record == outcome.record
+    assert record["accuracy"]["measured_on"] == "device device" and record["accuracy"]["gap_pp"] == 0
+    assert record["latency_ms"]["p50"] == 2.0 and record["fake"] is True
+    assert record["facts"]["arch"]
+    assert not (server.root / "current/graphs/onnxruntime.onnx").exists()  # another target's
+
+
+def test_the_same_release_again_does_nothing_quickly(device, bundle):
+    server, entry = device
+    release.deploy(entry, bundle(), QUICK, quiet)
+    before = (server.root / "state.json").read_text()
+    started = time.monotonic()
+    again = release.deploy(entry, bundle(), QUICK, quiet)  # made anew: equal bytes
+    assert time.monotonic() - started <= 3.0
+    assert (again.state, again.uploaded_bytes) == ("unchanged", 0) and again.record[
+        "variant"
+    ] == "openvino-int8"
+    assert (server.root / "state.json").read_text() == before
+
+
+def test_upgrade_rollback_and_forward_again_upload_only_what_is_new(device, bundle):
+    server, entry = device
+    first = release.deploy(entry, bundle(version=1), QUICK, quiet)
+    second = release.deploy(entry, bundle(version=2), QUICK, quiet)
+    assert second.before == first.release and live(server) == second.release
+    assert second.uploaded_bytes < first.uploaded_bytes  # the runner and the golden inputs are there
+    back = release.rollback(entry, None, QUICK, quiet)
+    assert (back.release, back.before) == (first.release, second.release) and live(server) == first.release
+    forward = release.deploy(entry, bundle(version=2), QUICK, quiet)
+    assert (forward.state, forward.uploaded_bytes) == ("live", 0) and live(server) == second.release
+    status = release.status(entry)
+    assert [entry["why"] for entry in status["history"]] == ["deploy", "deploy", "rollback", "deploy"]
+    assert status["previous"] == first.release and status["pending"] is None and status["locked_by"] is None
+
+
+def test_rollback_by_name_and_its_errors(device, bundle):
+    server, entry = device
+    with pytest.raises(DeviceError, match="no release to go back to"):
+        release.rollback(entry, None, QUICK, quiet)
+    names = [release.deploy(entry, bundle(version=v), QUICK, quiet).release for v in (1, 2, 3)]
+    assert release.rollback(entry, names[0][:-3], QUICK, quiet).release == names[0] == live(server)
+    assert release.rollback(entry, names[0], QUICK, quiet).state == "unchanged"
+    with pytest.raises(DeviceError, match="several releases begin with 'scripted'"):
+        release.rollback(entry, "scripted", QUICK, quiet)
+    with pytest.raises(DeviceError, match="no good release begins with '../../etc'"):
+        release.rollback(entry, "../../etc", QUICK, quiet)
+
+
+def test_dry_run_changes_nothing(device, bundle):
+    server, entry = device
+    planned = release.deploy(entry, bundle(), dataclasses.replace(QUICK, dry_run=True), quiet)
+    assert planned.state == "planned" and planned.uploaded_bytes > 4096
+    assert any("upload" in step for step in planned.steps) and planned.steps[-1] == "check health: self-test"
+    assert not server.root.exists()
+
+
+def test_prune_keeps_the_live_one_and_the_way_back(device, bundle):
+    server, entry = device
+    made = [release.deploy(entry, bundle(version=v), QUICK, quiet).release for v in (1, 2, 3, 4)]
+    release.rollback(entry, made[0], QUICK, quiet)
+    would = release.prune(entry, 1, dataclasses.replace(QUICK, dry_run=True))
+    assert would["removed"] == [made[2], made[1]] and (server.root / "releases" / made[1]).exists()
+    assert release.prune(entry, 1, QUICK) == would and would["freed_bytes"] >= 2 * 4096
+    status = release.status(entry)
+    assert set(status["releases"]) == {made[0], made[3]} and status["previous"] == made[3]
+    held = {path.name for path in (server.root / "objects").iterdir()}
+    used = {
+        entry["sha256"]
+        for name in status["releases"]
+        for path, entry in json.loads((server.root / "releases" / name / "manifest.json").read_text())[
+            "files"
+        ].items()
+        if (server.root / "releases" / name / path).exists()
+    }
+    assert used < held and len(held) == len(used) + 2  # and two manifests
+    assert release.deploy(entry, bundle(version=2), QUICK, quiet).state == "live"
+
+
+def test_records_of_the_device_tell_which_is_live(device, bundle):
+    _, entry = device
+    made = [release.deploy(entry, bundle(version=v, ms=v), QUICK, quiet).release for v in (1, 2)]
+    found = release.records(entry)
+    assert [(r["release"], r["live"], r["latency_ms"]["p50"]) for r in found] == [
+        (made[1], True, 2), (made[0], False, 1),
+    ]  # fmt: skip
+
+
+def test_another_environment_is_another_release(device, bundle):
+    server, entry = device
+    first = release.deploy(entry, bundle(), QUICK, quiet).release
+    second = release.deploy(dataclasses.replace(entry, target="onnxruntime"), bundle(), QUICK, quiet).release
+    assert first.split(".")[0] == second.split(".")[0] and first != second == live(server)
+
+
+def test_health_command_of_the_user_runs_in_the_release(device, bundle):
+    server, entry = device
+    health = "test -f release.json && echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/seen"
+    made = release.deploy(dataclasses.replace(entry, health=health), bundle(), QUICK, quiet)
+    assert (server.root / "seen").read_text().split() == [made.release]
+
+
+def test_refusals_before_anything_is_sent(device, bundle, tmp_path):
+    server, entry = device
+    with pytest.raises(DeviceError, match="no graph for the target tensorrt"):
+        release.deploy(dataclasses.replace(entry, target="tensorrt"), bundle(), QUICK, quiet)
+    with pytest.raises(DeviceError, match="cannot run /nowhere/python"):
+        release.deploy(dataclasses.replace(entry, python="/nowhere/python"), bundle(), QUICK, quiet)
+    assert not server.root.exists()
+
+
+def test_this_machine_is_a_device_too(tmp_path, bundle):
+    root = tmp_path / 'it\'s a "root" $(touch /tmp/never)'
+    entry = Entry("here", "local", "openvino", root=str(root), python=shutil.which("python3") or "python3")
+    probed = release.facts(entry)
+    assert probed["facts"]["arch"] and probed["status"]["releases"] == {} and not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        pytest.param(
+            {"gates": {"max_latency_ms": 1.5}}, "takes 2 ms there, 1.5 ms are allowed", id="too slow"
+        ),
+        pytest.param({"top1": 0.88}, "2.00 pp below the simulation; 1.00 pp are allowed", id="less accurate"),
+    ],
+)
+def test_gates_decide_on_what_the_device_measured(device, bundle, fault, message):
+    server, entry = device
+    first = release.deploy(entry, bundle(), QUICK, quiet).release
+    with pytest.raises(RefusedError, match=message):
+        release.deploy(entry, bundle(version=2, **fault), QUICK, quiet)
+    assert live(server) == first and len(list((server.root / "releases").iterdir())) == 1
+
+
+def test_nothing_of_a_bundle_is_in_the_process_list(device):
+    _, entry = device
+    with connect(dataclasses.replace(entry, root=f"{entry.root}/SECRET")) as session:
+        session.call("status")
+        lines = processes("json.loads(text.decode())")
+    assert len(lines) >= 2 and not any("SECRET" in line for line in lines)  # here and there
+
+
+def test_the_agent_is_python_3_8():
+    import ast
+
+    for path in Path(release.__file__).with_name("agent").glob("*.py"):
+        ast.parse(path.read_text(), feature_version=(3, 8))
