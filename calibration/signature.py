@@ -13,8 +13,9 @@ from toolkit.core.tensors import Preprocess
 
 _BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's
 _NOISE = 0.02  # nats that the choice of some dozens of images alone can make
+_TINT = 0.1  # standard deviations of colour that the choice of images alone can make
 _FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
-_POSITIONS = 64  # places an image at which the first convolution is computed, along each side
+_POSITIONS = 32  # places an image at which the first convolution is computed, along each side
 _EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
 
 
@@ -77,10 +78,12 @@ def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[F
     """
     stated = stem_divergence(stem, normalize(images, preprocess))
     tried = {}
-    for order, seen in (("", images), (" in BGR order", images[..., ::-1])):
-        for name, mean, std in (("the stated mean and std", preprocess.mean, preprocess.std), *_KNOWN):
-            other = replace(preprocess, mean=mean, std=std)
-            tried[name + order] = stem_divergence(stem, normalize(seen, other))
+    for name, mean, std in (("the stated mean and std", preprocess.mean, preprocess.std), *_KNOWN):
+        other = replace(preprocess, mean=mean, std=std)
+        inputs, exchanged = normalize(images, other), normalize(images[..., ::-1], other)
+        tried[name] = stem_divergence(stem, inputs)
+        tried[f"{name}, then BGR order"] = stem_divergence(stem, inputs[:, ::-1])
+        tried[f"{name}, and files without red and blue exchanged"] = stem_divergence(stem, exchanged)
     best = min(tried, key=lambda name: tried[name])
     if tried[best] < _BETTER * stated and stated - tried[best] > _NOISE:
         return [
@@ -88,7 +91,7 @@ def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[F
                 "error" if stated > _FOREIGN else "warning",
                 f"the checkpoint seems to be trained with {best}: so its first layer's statistics are "
                 f"{tried[best]:.3g} nats from those of training, with the stated mean and std {stated:.3g}",
-                "correct load.preprocess (mean, std), or the order of the channels in the files",
+                "correct mean and std in load.preprocess, or the order of the channels",
             )
         ]
     if stated > _FOREIGN:
@@ -120,29 +123,28 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
                 "divide them by 255: pixels are taken in [0, 1]",
             )
         ]
-    findings = []
     shift, spread = (mean - stated_mean) / stated_std, std / stated_std
-    if np.abs(shift).max() > 1 or spread.min() < 0.5 or spread.max() > 2:
-        findings.append(
-            Finding(
-                "warning",
-                f"after preprocessing the channels have mean {_text(shift)} and std {_text(spread)}; "
-                "near 0 and 1 is usual",
-                "compare mean and std in load.preprocess with the checkpoint's training",
-            )
-        )
     swapped = (mean[::-1] - stated_mean) / stated_std
     fit, fit_swapped = float(np.abs(shift).mean()), float(np.abs(swapped).mean())
-    if fit_swapped < _BETTER * fit and fit - fit_swapped > 0.1:
-        findings.append(
+    if fit_swapped < _BETTER * fit and fit - fit_swapped > _TINT:
+        return [
             Finding(
                 "warning",
                 f"the images' mean colour {_text(mean)} fits the stated mean {_text(stated_mean)} better "
                 "with red and blue exchanged",
                 "mean and std are for RGB: turn them round if the checkpoint states BGR",
             )
-        )
-    return findings
+        ]
+    if np.abs(shift).max() > 1 or spread.min() < 0.5 or spread.max() > 2:
+        return [
+            Finding(
+                "warning",
+                f"after preprocessing the channels have mean {_text(shift)} and std {_text(spread)}; "
+                "near 0 and 1 is usual",
+                "compare mean and std in load.preprocess with the checkpoint's training",
+            )
+        ]
+    return []
 
 
 def _text(values: FloatArray) -> str:

@@ -73,7 +73,7 @@ def test_enlarging_is_bilinear_between_pixel_centres(picture):
     expected = doubled(doubled(np.asarray(image).astype(float), 0), 1)
     got = pixels(image, replace(PLAIN, resize=64, crop=64))
     assert np.abs(got - expected).max() <= 1  # Pillow rounds to 8 bits after rows and after columns
-    assert np.abs(got - expected).mean() < 0.3
+    assert np.abs(got - expected).mean() < 0.4
 
 
 def test_normalization_is_float32_step_by_step():

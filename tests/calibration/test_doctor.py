@@ -1,0 +1,208 @@
+"""The doctor finds what was planted, names it, and is silent about healthy images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.datasets import open_dataset
+from calibration.doctor import examine
+from calibration.duplicates import look, pairs
+from calibration.preprocess import normalize, pixels
+from calibration.signature import Stem, stem_divergence
+from toolkit.core.errors import DataError
+from toolkit.core.tensors import Preprocess
+
+# The generated pictures are uniform grain: mean 0.5 in every channel.
+PREPROCESS = Preprocess(resize=32, crop=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+COUNTS = {"a": 12, "b": 12}
+
+
+def whats(dataset, preprocess=PREPROCESS, **options):
+    return [
+        (found.severity, found.what) for found in examine(dataset, range(len(dataset)), preprocess, **options)
+    ]
+
+
+def test_healthy_images_have_no_findings(class_folder):
+    train = open_dataset(class_folder(COUNTS, "train"))
+    test = open_dataset(class_folder(COUNTS, "test", first_seed=500))
+    assert examine(train, range(24), PREPROCESS, evaluation=test, classes=2) == []
+
+
+def test_exact_copies(class_folder, jpeg):
+    folder = class_folder(COUNTS)
+    (folder / "b" / "copy.jpg").write_bytes(jpeg(3))
+    assert whats(open_dataset(folder)) == [
+        ("warning", "1 image(s) are exact copies of others: a/003.jpg = b/copy.jpg")
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda image: (image, {"quality": 40}), id="compressed again"),
+        pytest.param(lambda image: (image.resize((60, 45)), {"quality": 90}), id="enlarged"),
+        pytest.param(lambda image: (image.point(lambda x: x * 0.8 + 20), {"quality": 90}), id="dimmed"),
+        pytest.param(lambda image: (image.convert("L"), {"quality": 90}), id="without colour"),
+    ],
+)
+def test_near_copies(class_folder, picture, encode, change):
+    folder = class_folder(COUNTS)
+    image, options = change(picture(3))
+    (folder / "b" / "copy.jpg").write_bytes(encode(image, **options))
+    assert whats(open_dataset(folder)) == [
+        ("warning", "1 pair(s) of images look alike: a/003.jpg ~ b/copy.jpg")
+    ]
+
+
+def test_pairs_agree_with_comparing_one_by_one(picture):
+    rng = np.random.default_rng(0)
+    images = [picture(seed, (48, 48)) for seed in range(40)]
+    for index in rng.integers(0, 40, 15):  # noisy copies, from faint to strong
+        noise = rng.normal(0, rng.uniform(2, 60), (48, 48, 3))
+        images.append(Image.fromarray((np.asarray(images[index]) + noise).clip(0, 255).astype(np.uint8)))
+    looks = [look(image) for image in images]
+    slow = [
+        (i, j)
+        for i in range(len(looks))
+        for j in range(i + 1, len(looks))
+        if (looks[i].bits != looks[j].bits).sum() <= 8 and looks[i].picture @ looks[j].picture >= 0.985
+    ]
+    assert pairs(looks) == slow
+    assert 2 <= len(slow) <= 40
+    assert pairs(looks[:30], looks[30:]) == [(i, j - 30) for i, j in slow if i < 30 <= j]
+    assert pairs([]) == pairs(looks, []) == []
+
+
+def test_what_shows_nothing_is_alike_to_nothing():
+    assert pairs([look(Image.new("RGB", (40, 40), (grey,) * 3)) for grey in (9, 9, 200)]) == []
+    assert pairs([look(Image.new("RGB", (8, 8), "red"))] * 2) == []
+
+
+def test_overlap_with_evaluation(class_folder, jpeg, picture, encode):
+    train = open_dataset(class_folder(COUNTS, "train"))
+    folder = class_folder(COUNTS, "test", first_seed=500)
+    (folder / "a" / "same.jpg").write_bytes(jpeg(2))
+    (folder / "a" / "alike.jpg").write_bytes(encode(picture(5), quality=50))
+    test = open_dataset(folder)
+    assert whats(train, evaluation=test) == [
+        ("error", "1 image(s) are evaluated on too: a/002.jpg = a/same.jpg"),
+        ("warning", "1 pair(s) look like evaluation images: a/005.jpg ~ a/alike.jpg"),
+    ]
+    names = [item.name for item in test.items]
+    only = [names.index("a/000.jpg"), names.index("b/001.jpg")]
+    assert examine(train, range(24), PREPROCESS, evaluation=test, evaluation_indices=only) == []
+
+
+def test_missing_and_uneven_classes(class_folder):
+    dataset = open_dataset(class_folder({"a": 9, "b": 2, "c": 1}))
+    found = [what.what for what in examine(dataset, range(11), PREPROCESS, classes=10)]
+    assert found == [
+        "data has 3 classes, the model 10",
+        "1 of 3 classes have no image: c",
+        "classes are uneven: 9 images of a, 2 of b",
+    ]
+
+
+def test_no_labels_is_said(tmp_path, jpeg):
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    (severity, what), *_ = whats(open_dataset(tmp_path), Preprocess(32, 32, (0.5,) * 3, (0.2,) * 3))
+    assert severity == "info" and "no labels" in what
+
+
+def test_unreadable_and_blank_images_are_named(class_folder, encode):
+    folder = class_folder(COUNTS)
+    (folder / "a" / "blank.png").write_bytes(encode(Image.new("RGB", (40, 40), "navy"), "PNG"))
+    (folder / "b" / "broken.jpg").write_bytes(b"\xff\xd8")
+    assert whats(open_dataset(folder)) == [
+        ("error", "1 image(s) of data cannot be decoded: b/broken.jpg"),
+        ("warning", "1 image(s) show one colour only: a/blank.png"),
+    ]
+
+
+def test_nothing_to_examine(class_folder):
+    with pytest.raises(DataError, match="no images of data to examine"):
+        examine(open_dataset(class_folder(COUNTS)), [], PREPROCESS)
+
+
+@pytest.mark.parametrize(
+    ("change", "severity", "words"),
+    [
+        ({"mean": (123.7, 116.3, 103.5), "std": (58.4, 57.1, 57.4)}, "error", "units of 0..255"),
+        ({"mean": (0.0,) * 3, "std": (0.2,) * 3}, "warning", "have mean (2."),
+        ({"mean": (0.5,) * 3, "std": (1.0,) * 3}, "warning", "std (0.2"),
+    ],
+)
+def test_colours_that_do_not_fit_the_stated_mean_and_std(class_folder, change, severity, words):
+    ((found, what),) = whats(open_dataset(class_folder(COUNTS)), replace(PREPROCESS, **change))
+    assert found == severity and words in what
+
+
+def tinted(folder, picture, encode, scale):
+    """Pictures with more red than blue, or the other way round."""
+    for index in range(16):
+        pixel = np.asarray(picture(index)) * np.array(scale)
+        for label in "ab":
+            (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / "ab"[index % 2] / f"{index}.png").write_bytes(
+            encode(Image.fromarray(pixel.astype(np.uint8)), "PNG")
+        )
+    return open_dataset(folder)
+
+
+def test_red_and_blue_exchanged(tmp_path, picture, encode):
+    stated = replace(PREPROCESS, mean=(0.5, 0.4, 0.3))
+    assert whats(tinted(tmp_path / "rgb", picture, encode, (1.0, 0.8, 0.6)), stated) == []
+    ((severity, what),) = whats(tinted(tmp_path / "bgr", picture, encode, (0.6, 0.8, 1.0)), stated)
+    assert severity == "warning" and "red and blue exchanged" in what
+
+
+def trained_stem(dataset, preprocess):
+    """A first layer whose batch normalization remembers these images under this preprocessing."""
+    weight = np.random.default_rng(5).normal(size=(16, 3, 3, 3)).astype(np.float32)
+    images = normalize(
+        np.stack([pixels(dataset.image(i), preprocess) for i in range(len(dataset))]), preprocess
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), (2, 3))
+    out = np.einsum("nchwij,ocij->nhwo", windows, weight)
+    return Stem(weight, out.mean((0, 1, 2)), out.var((0, 1, 2)), 1)
+
+
+def test_divergence_by_hand():
+    stem = Stem(
+        np.ones((1, 1, 1, 1), np.float32), np.array([1.0], np.float32), np.array([4.0], np.float32), 1
+    )
+    inputs = np.array([0.0, 2.0] * 8, np.float32).reshape(1, 1, 4, 4)  # mean 1, variance 1
+    assert stem_divergence(stem, inputs) == pytest.approx(0.5 * (0.25 - np.log(0.25) - 1))
+    moved = replace(stem, mean=np.array([3.0], np.float32), variance=np.array([1.0], np.float32))
+    assert stem_divergence(moved, inputs) == pytest.approx(0.5 * 2.0**2)
+
+
+def test_the_first_layer_remembers_its_training(tmp_path, picture, encode):
+    dataset = tinted(tmp_path / "x", picture, encode, (1.0, 0.8, 0.6))
+    imagenet = Preprocess(resize=32, crop=32)
+    stem = trained_stem(dataset, imagenet)
+    assert whats(dataset, imagenet, stem=stem) == []
+    ((severity, what),) = whats(dataset, replace(imagenet, mean=(0.0,) * 3, std=(1.0,) * 3), stem=stem)
+    assert severity == "error" and "trained with ImageNet's mean and std:" in what
+    exchanged = Stem(stem.weight[:, ::-1], stem.mean, stem.variance, stem.stride)
+    ((severity, what),) = whats(dataset, imagenet, stem=exchanged)
+    assert severity == "warning" and "trained with the stated mean and std, then BGR order:" in what
+
+
+def test_files_with_red_and_blue_exchanged_since_training(tmp_path, picture, encode):
+    imagenet = Preprocess(resize=32, crop=32)
+    stem = trained_stem(tinted(tmp_path / "x", picture, encode, (1.0, 0.8, 0.6)), imagenet)
+    for path in (tmp_path / "x").rglob("*.png"):
+        path.write_bytes(encode(Image.fromarray(np.asarray(Image.open(path))[..., ::-1].copy()), "PNG"))
+    ((severity, what),) = whats(open_dataset(tmp_path / "x"), imagenet, stem=stem)
+    assert severity == "warning" and "mean and std, and files without red and blue exchanged:" in what
+
+
+def test_foreign_images(tmp_path, picture, encode, class_folder):
+    stem = trained_stem(open_dataset(class_folder(COUNTS)), PREPROCESS)
+    dark = tinted(tmp_path / "dark", picture, encode, (0.05, 0.05, 0.05))
+    ((severity, what),) = whats(dark, PREPROCESS, stem=stem)
+    assert severity == "warning" and "unlike the training images" in what
