@@ -135,3 +135,7 @@ def _note_debug(ctx: click.Context, _parameter: click.Parameter, value: Any) -> 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt("stopped by a signal")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ from toolkit.pipeline import preprocessing
 from toolkit.pipeline.recipe import ExportOptions, LoadOptions
 
 if TYPE_CHECKING:
+    from calibration.signature import Stem
     from toolkit.models.resnet import ResNet
 
 ONNX = "float.onnx"
@@ -41,6 +42,21 @@ class Exported:
     parameters: int
     parity: float
     batch: int | None
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLayer:
+    """What a checkpoint remembers of the images it was trained on.
+
+    Attributes:
+        preprocess: How they were prepared, if that is stored.
+        stem: The first convolution and the statistics of its output, if these follow it directly.
+        classes: Outputs of the network.
+    """
+
+    preprocess: Preprocess | None
+    stem: Stem | None
     classes: int
 
 
@@ -163,6 +179,24 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
             )
     found = cost(file)
     return Exported(file, found.macs, found.parameters, parity, batch, described["classes"])
+
+
+def first_layer(source: Path) -> FirstLayer:
+    """Read what a checkpoint, or a folder of ours, remembers of its training images."""
+    from calibration.signature import Stem
+    from toolkit.models import weights
+
+    loaded = weights.load(source)
+    arch, state = loaded.model.architecture, loaded.model.state_dict()
+    stem = None
+    if not arch.preactivation:
+        stem = Stem(
+            weight=state["conv1.weight"].numpy(),
+            mean=state["bn1.running_mean"].numpy(),
+            variance=state["bn1.running_var"].numpy(),
+            stride=loaded.model.conv1.stride[0],
+        )
+    return FirstLayer(loaded.preprocess, stem, arch.classes)
 
 
 def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path) -> None:

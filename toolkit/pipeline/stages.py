@@ -89,7 +89,7 @@ def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
 
 def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
     """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
-    from calibration import manifest
+    from calibration import doctor, manifest
     from calibration.datasets import open_dataset
 
     graphs = read_json(inputs["export"] / "graphs.json")
@@ -99,7 +99,15 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
         dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
     )
     manifest.write(out / "manifest.json", chosen)
-    write_json(out / "findings.json", [])
+    weights = (inputs["load"] / "widths.json").is_file()
+    found = doctor.examine(
+        dataset,
+        manifest.locate(chosen, dataset),
+        from_json(graphs["preprocess"]),
+        classes=graphs["classes"],
+        stem=network.first_layer(inputs["load"]).stem if weights else None,
+    )
+    write_json(out / "findings.json", found)
 
 
 def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
@@ -212,7 +220,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
     shape = (batch, 3, graphs["size"], graphs["size"])
     pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     write_json(out / "device.json", variants.device())
-    write_json(out / "latency.json", variants.time_all(options, inputs["compile"], pixels))
+    write_json(out / "latency.json", variants.time_all(options, variants.engines(inputs["compile"]), pixels))
 
 
 def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
@@ -242,7 +250,7 @@ STAGES = (
     Stage("prune", prune, needs=("load",), code=("toolkit.prune", *NETWORK)),
     Stage("finetune", finetune, needs=("load", "prune"), code=("toolkit.prune", *NETWORK)),
     Stage("export", export, needs=("load", "prune", "finetune"), code=("toolkit.graph", *NETWORK)),
-    Stage("select", select, needs=("export",), code=IMAGES),
+    Stage("select", select, needs=("load", "export"), code=(*IMAGES, *NETWORK)),
     Stage("calibrate", calibrate, needs=("export", "select"), code=("quantize", "toolkit.graph", *IMAGES)),
     Stage(
         "quantize",

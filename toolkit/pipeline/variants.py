@@ -168,23 +168,31 @@ def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
     return options.batch or graphs["batch"] or 1
 
 
-def time_all(options: BenchOptions, compiled: Path, images: FloatArray) -> dict[str, Any]:
-    """Time every variant that runs here; nothing is claimed of those that do not.
+def engines(compiled: Path) -> dict[str, tuple[str, Path]]:
+    """Variant -> target and engine file, of those that run here; `compiled` is the stage's folder."""
+    return {
+        name: (record["target"], compiled / record["folder"] / record["file"])
+        for name, record in runnable({"compile": compiled}).items()
+        if record["runs_here"]
+    }
+
+
+def time_all(
+    options: BenchOptions, files: Mapping[str, tuple[str, Path]], images: FloatArray
+) -> dict[str, Any]:
+    """Time engines against each other; nothing is claimed of those that do not run here.
 
     Args:
         options: How.
-        compiled: Folder of the compile stage.
+        files: Name -> target and engine file.
         images: One batch (N, C, H, W).
     """
     from targets._timing import interleave, noise_warning
 
-    records = {name: r for name, r in runnable({"compile": compiled}).items() if r["runs_here"]}
-    engines = {name: compiled / record["folder"] / record["file"] for name, record in records.items()}
     with ExitStack() as stack:
         runs = {}
-        for name, record in records.items():
-            target = targets.get(record["target"])
-            session = stack.enter_context(target.open(engines[name], threads=options.threads))
+        for name, (target, engine) in files.items():
+            session = stack.enter_context(targets.get(target).open(engine, threads=options.threads))
             runs[name] = _inference(session, images)
         samples = interleave(
             runs,
@@ -193,11 +201,11 @@ def time_all(options: BenchOptions, compiled: Path, images: FloatArray) -> dict[
             count=options.runs,
         )
     rows = {}
-    for name, record in records.items():
+    for name, (target, engine) in files.items():
         throughput = None
         if options.throughput_s:
-            throughput = targets.get(record["target"]).throughput_ips(
-                engines[name], images, threads=options.threads, duration_s=options.throughput_s
+            throughput = targets.get(target).throughput_ips(
+                engine, images, threads=options.threads, duration_s=options.throughput_s
             )
         rows[name] = {
             "samples_ms": samples[name],

@@ -1,0 +1,131 @@
+"""`edgeship bench`: latency of ONNX files, or of a run's engines, against each other."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli._options import JSON
+
+if TYPE_CHECKING:
+    from toolkit.core.quant import FloatArray
+
+Engines = dict[str, tuple[str, Path]]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeship bench runs/quickstart
+  edgeship bench float.onnx int8.onnx --target openvino --threads 2
+  edgeship bench net.onnx --target openvino --target onnxruntime --batch 8
+"""
+)
+@click.argument(
+    "paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(exists=True, path_type=Path)
+)
+@click.option(
+    "--target", "names", multiple=True, metavar="TARGET", help="Runtime of ONNX files; may be repeated."
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Images an inference.  [default: the graph's, else 1]"
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="Of timed inferences for each.")
+@click.option("--runs", type=click.IntRange(min=1), help="Timed inferences of each, instead of seconds.")
+@JSON
+def command(
+    *,
+    paths: tuple[Path, ...],
+    names: tuple[str, ...],
+    batch: int | None,
+    threads: int,
+    seconds: float,
+    runs: int | None,
+    as_json: bool,
+) -> None:
+    """Measure the latency of each PATH on this machine: an ONNX file, or a folder of `edgeship run --out`.
+
+    All are timed in one process and in turns, so that what the machine does meanwhile falls on all alike.
+    """
+    from toolkit.cli._progress import shown
+    from toolkit.pipeline import variants
+    from toolkit.pipeline.recipe import BenchOptions
+
+    options = BenchOptions(batch=batch, threads=threads, duration_s=seconds, runs=runs, throughput_s=0.0)
+    with tempfile.TemporaryDirectory() as folder, shown():
+        engines: Engines = {}
+        shapes: set[tuple[int, int]] = set()
+        for number, path in enumerate(paths):
+            found, shape = (
+                _of_run(path) if path.is_dir() else _compiled(path, names, Path(folder) / str(number))
+            )
+            label = f"{path.name}:" if len(paths) > 1 else ""
+            engines |= {f"{label}{name}": engine for name, engine in found.items()}
+            shapes.add(shape)
+        if len(shapes) > 1:
+            raise click.UsageError(f"these take inputs of different sizes: {sorted(shapes)}")
+        images = _noise(options, *shapes.pop())
+        measured = variants.time_all(options, engines, images)
+    click.echo(json.dumps(measured, indent=1) if as_json else _table(measured), nl=as_json)
+
+
+def _of_run(out: Path) -> tuple[Engines, tuple[int, int]]:
+    """The engines of a finished run, and its batch (0: dynamic) and size."""
+    from toolkit.core.artifact import read_json
+    from toolkit.pipeline import variants
+    from toolkit.pipeline.output import read_run
+
+    folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
+    graphs = read_json(folders["export"] / "graphs.json")
+    return variants.engines(folders["compile"]), (graphs["batch"] or 0, graphs["size"])
+
+
+def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, tuple[int, int]]:
+    """Engines of an ONNX file for these targets, and its batch (0: dynamic) and size."""
+    import targets
+    from toolkit.core.errors import RecipeError
+    from toolkit.graph import io
+
+    if not names:
+        raise RecipeError("no target is named", hint="--target openvino, or --target onnxruntime")
+    graph = io.read(file)
+    found = {}
+    for name in names:
+        built = targets.get(name).compile(file, folder / name, "int8" if graph.quantized else "fp32")
+        if not built.runs_here:
+            raise RecipeError(f"{name} does not run on this machine", hint="measure on the device instead")
+        found[name] = (name, folder / name / built.file)
+    return found, (graph.batch or 0, graph.size)
+
+
+def _noise(options: Any, batch: int, size: int) -> FloatArray:
+    import numpy as np
+
+    from toolkit.pipeline.variants import bench_batch
+
+    shape = (bench_batch(options, {"batch": batch or None}), 3, size, size)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def _table(measured: dict[str, Any]) -> str:
+    from toolkit.core.statistics import percentile
+
+    rows = measured["variants"]
+    width = max(map(len, rows))
+    lines = [f"{'':<{width}}   p50 ms   p90 ms   p99 ms  mean ms   runs   of first"]
+    first = None
+    for name, row in rows.items():
+        samples = row["samples_ms"]
+        middle = percentile(samples, 50)
+        first = first or middle
+        figures = (middle, percentile(samples, 90), percentile(samples, 99), sum(samples) / len(samples))
+        text = " ".join(f"{figure:8.3f}" for figure in figures)
+        warning = f"  {row['warning']}" if row["warning"] else ""
+        lines.append(f"{name:<{width}} {text} {len(samples):6d} {middle / first:9.3f}x{warning}")
+    lines.append(f"batch {measured['batch']}, {measured['threads']} thread(s); {measured['included']}")
+    return "\n".join(lines) + "\n"

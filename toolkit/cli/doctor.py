@@ -1,0 +1,78 @@
+"""`edgeship doctor`: what is installed, what this machine can do, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from toolkit.cli._options import JSON
+
+# instruction set -> what it means for INT8
+MEANING = {
+    "avx2": "INT8 by 16-bit pair sums, which can saturate",
+    "avx512f": "the same, on 64 bytes at once",
+    "avx_vnni": "INT8 dot products, exact",
+    "avx512_vnni": "INT8 dot products, exact, on 64 bytes at once",
+    "amx_int8": "INT8 matrix tiles",
+    "amx_bf16": "bfloat16 matrix tiles",
+    "neon": "vector instructions of ARM",
+    "asimddp": "INT8 dot products",
+    "i8mm": "INT8 matrix products",
+}
+EXACT_DOT_PRODUCTS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+
+
+@click.command(epilog="\b\nExamples:\n  edgeship doctor\n  edgeship doctor --json")
+@JSON
+def command(as_json: bool) -> None:
+    """Show what is installed, what this machine can do and what is missing."""
+    from targets._device import this_device
+    from toolkit.core.artifact import plain
+    from toolkit.pipeline.store import default_root
+
+    device = this_device()
+    runtimes = _runtimes()
+    if as_json:
+        found = {
+            "device": plain(device),
+            "python": sys.version.split()[0],
+            "store": str(default_root()),
+            "targets": runtimes,
+        }
+        click.echo(json.dumps(found, indent=1))
+        return
+    memory = f"{device.memory_bytes / 2**30:.0f} GB memory"
+    click.echo(f"{device.name}, {device.arch}, {device.cores} cores, {memory}")
+    if device.power_mode:
+        click.echo(f"power mode {device.power_mode}")
+    for name in device.instruction_sets:
+        click.echo(f"  {name:<14}{MEANING.get(name, '')}".rstrip())
+    if not EXACT_DOT_PRODUCTS & set(device.instruction_sets):
+        click.echo("  no dot products: weights of layers that could saturate get 7 bits, and INT8 gains less")
+    click.echo("\ntargets")
+    for name, state in runtimes.items():
+        if state["versions"]:
+            click.echo(f"  {name:<14}{', '.join(f'{k} {v}' for k, v in state['versions'].items())}")
+        else:
+            click.echo(f"  {name:<14}{state['error']}\n{'':<16}hint: {state['hint']}")
+    click.echo(
+        f"\npython {sys.version.split()[0]}; " + ", ".join(f"{k} {v}" for k, v in device.versions.items())
+    )
+    click.echo(f"store {default_root()}")
+
+
+def _runtimes() -> dict[str, dict[str, Any]]:
+    """Every target: the versions of its SDK, or what is missing and how to get it."""
+    import targets
+    from toolkit.core.errors import ToolkitError
+
+    found: dict[str, dict[str, Any]] = {}
+    for name in targets.names():
+        try:
+            found[name] = {"versions": dict(targets.get(name).versions())}
+        except ToolkitError as error:
+            found[name] = {"versions": {}, "error": str(error), "hint": error.hint}
+    return found
