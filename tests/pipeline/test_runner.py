@@ -138,6 +138,14 @@ def test_a_missing_option_is_told_before_any_work(start):
     assert CALLS == []
 
 
+def test_a_wrong_path_is_told_before_any_work(start, tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"select\.source: no such file or folder: .*imagse\.zip") as caught:
+        start(Recipe.build({"select": {"source": str(tmp_path / "imagse.zip")}}))
+    assert caught.value.hint == "did you mean 'images.zip'?"
+    assert CALLS == []
+
+
 def failing(failure):
     def select(options, inputs, out):
         (out / "half").write_text("x")

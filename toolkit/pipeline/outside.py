@@ -7,15 +7,17 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_file, write_json
-from toolkit.core.errors import DataError
+from toolkit.core.errors import DataError, nearest
 from toolkit.core.progress import track
 
 FOLDER_LIMIT_BYTES = 16 << 30  # a larger folder is known by names, sizes and times: reading it takes minutes
 SETTLED_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock
+MOST_NAMES = 1000  # looked at for a hint
 WORDS = ("auto", "train", "none")  # values of path options that are never paths
 PREFIXES = ("digits", "torchvision:")
 
@@ -39,6 +41,25 @@ def outside_files(options: Any) -> tuple[Any, dict[str, Path]]:
         elif names_path(each.metadata, value) and (place := existing(value)):
             found[each.name], blank[each.name] = place
     return replace(options, **blank), found
+
+
+def check_exist(options: Any, section: str) -> None:
+    """Check that the files and folders that options name are there, before any work is done.
+
+    Raises:
+        DataError: One is not; the hint gives the nearest name beside it.
+    """
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if is_dataclass(value):
+            check_exist(value, f"{section}.{each.name}")
+        elif names_path(each.metadata, value) and not existing(value):
+            folder = Path(value).expanduser().parent
+            beside = [item.name for item in islice(folder.iterdir(), MOST_NAMES)] if folder.is_dir() else []
+            raise DataError(
+                f"{section}.{each.name}: no such file or folder: {value}",
+                hint=nearest(Path(value).name, beside) if beside else "check the path",
+            )
 
 
 def names_path(rules: Mapping[str, Any], value: Any) -> bool:

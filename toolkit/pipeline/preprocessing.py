@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from toolkit.core.artifact import plain
 from toolkit.core.errors import RecipeError
 from toolkit.core.tensors import Preprocess
 from toolkit.pipeline.recipe import PreprocessOptions
@@ -49,9 +48,3 @@ def from_json(stored: dict[str, Any]) -> Preprocess:
     """A preprocessing that was written as JSON."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
     return Preprocess(**values)
-
-
-def as_json(preprocess: Preprocess) -> dict[str, Any]:
-    """A preprocessing as plain values."""
-    values: dict[str, Any] = plain(preprocess)
-    return values

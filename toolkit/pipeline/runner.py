@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from toolkit.core.artifact import plain, read_json, write_json
 from toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
 from toolkit.pipeline.output import StageResult, describe, publish
-from toolkit.pipeline.outside import fingerprint, outside_files
+from toolkit.pipeline.outside import check_exist, fingerprint, outside_files
 from toolkit.pipeline.recipe import Recipe, check_required
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages import STAGES
@@ -92,6 +92,8 @@ def run(
     """
     chosen = _chosen(stages, until, redo)
     check_required(recipe, [stage.name for stage in chosen])
+    for stage in chosen:
+        check_exist(getattr(recipe, stage.name), stage.name)
     store = store or Store()
     with _no_room_explained(store.root), store.in_use():
         done: dict[str, StageResult] = {}

@@ -1,0 +1,48 @@
+"""Whose preprocessing is used: the recipe's, the checkpoint's own, or the usual one for the size."""
+
+import pytest
+
+from toolkit.core.artifact import plain
+from toolkit.core.errors import RecipeError
+from toolkit.core.tensors import Preprocess
+from toolkit.pipeline.preprocessing import from_json, resolve
+from toolkit.pipeline.recipe import PreprocessOptions
+
+OWN = Preprocess(resize=236, crop=224, mean=(0.5,) * 3, std=(0.2,) * 3, interpolation="bicubic")
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "size", "resize", "crop"),
+    [
+        pytest.param({}, None, None, 256, 224, id="torchvision's"),
+        pytest.param({}, None, 64, 64, 64, id="small networks see the whole picture"),
+        pytest.param({}, None, 127, 127, 127, id="still small"),
+        pytest.param({}, None, 128, 146, 128, id="torchvision's margin at another size"),
+        pytest.param({}, None, 288, 329, 288, id="and larger"),
+        pytest.param({}, OWN, None, 236, 224, id="the checkpoint's own"),
+        pytest.param({}, OWN, 112, 118, 112, id="the checkpoint's margin at another size"),
+        pytest.param({"resize": 232}, OWN, None, 232, 224, id="the recipe wins key by key"),
+        pytest.param({"crop": 64}, None, None, 64, 64, id="a small crop"),
+        pytest.param({"resize": 0}, None, 32, None, 32, id="0 keeps the size"),
+        pytest.param({}, Preprocess(resize=None, crop=32), 64, None, 64, id="as does the checkpoint"),
+    ],
+)
+def test_sizes(options, own, size, resize, crop):
+    got = resolve(PreprocessOptions(**options), own, size)
+    assert (got.resize, got.crop) == (resize, crop)
+
+
+def test_colours_and_filter_come_from_the_same_places():
+    got = resolve(PreprocessOptions(mean=(0.1, 0.2, 0.3)), OWN, None)
+    assert got.mean == (0.1, 0.2, 0.3)
+    assert (got.std, got.interpolation) == (OWN.std, OWN.interpolation)
+
+
+def test_two_sizes_that_contradict_are_refused():
+    with pytest.raises(RecipeError, match=r"crop = 64 contradicts the input size of 96") as caught:
+        resolve(PreprocessOptions(crop=64), None, 96)
+    assert "export.size" in caught.value.hint
+
+
+def test_json_keeps_everything():
+    assert from_json(plain(OWN)) == OWN
