@@ -45,14 +45,14 @@ def audit(compiled: Any, model: Path, precision: Precision) -> tuple[LayerAudit,
     adds = {node.name or node.output[0] for node in graph.node if node.op_type == "Add"}
     layers: list[LayerAudit] = []
     for node in compiled.get_runtime_model().get_ordered_ops():
-        facts = {key: str(_value(item)) for key, item in node.get_rt_info().items()}
+        facts = _texts(node.get_rt_info())
         originals = _onnx_names(facts, names)
         kind = KINDS.get(facts.get("layerType", ""))
         if kind is not None:
             layers.append(_layer(originals, kind, facts, precision))
         for add in originals:
             if add in adds:
-                layers.append(_add(add, kind, facts, precision))
+                layers.append(_add(add, kind, node, facts, precision))
     return tuple(layers)
 
 
@@ -70,10 +70,14 @@ def _layer(originals: list[str], kind: str, facts: Mapping[str, str], wanted: Pr
     return LayerAudit(name, kind, computes, kind in WEIGHTED, warning, _milliseconds(facts))
 
 
-def _add(name: str, host: str | None, facts: Mapping[str, str], wanted: Precision) -> LayerAudit:
-    """An Add is INT8 when it is fused into a convolution that reads and writes INT8."""
+def _add(name: str, host: str | None, node: Any, facts: Mapping[str, str], wanted: Precision) -> LayerAudit:
+    """An Add is INT8 in a convolution that reads and writes INT8, or alone where all its tensors are."""
     computes, writes = _precisions(facts)
     fused = host == "Convolution"
+    if not fused:  # the runtime tells the precision of the first input only
+        sources = [port.get_source_output().get_node().get_rt_info() for port in node.inputs()]
+        floats = {_precisions(_texts(source))[1] for source in sources} - {"int8"}
+        computes = min(floats) if floats else computes
     precision = writes if computes == "int8" else computes
     warning = ""
     if wanted == "int8" and not (fused and precision == "int8"):
@@ -112,5 +116,5 @@ def _profile(compiled: Any) -> None:
         request.infer([np.zeros(lengths, np.float32)])
 
 
-def _value(item: Any) -> Any:
-    return getattr(item, "value", item)
+def _texts(info: Any) -> dict[str, str]:
+    return {key: str(getattr(item, "value", item)) for key, item in info.items()}

@@ -220,6 +220,4 @@ def _notes(known: Rules, options: BuildOptions) -> list[str]:
         notes.append("--int8 and --fp16 are deprecated from 10.12 on: the FP16-typed graph is the coming way")
     if known.strongly_typed == "always" and not options.half_typed and options.precision == "int8":
         notes.append("what has no Q/DQ stays FP32 there: the FP16-typed graph is faster")
-    if known.version < (8, 4):
-        notes.append("this TensorRT reads opset 13: export or repair the graph for it")
     return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,7 +14,7 @@ import numpy as np
 from targets._sessions import in_batches
 from targets.runner import backend
 from targets.runner.failures import Failure
-from targets.tensorrt import explain
+from targets.tensorrt import explain, half, versions
 from toolkit.core.errors import TargetError
 from toolkit.core.quant import FloatArray
 from toolkit.core.results import LayerAudit, Precision
@@ -40,13 +41,21 @@ def version() -> str:
 def build(model: Path, precision: Precision) -> tuple[bytes, tuple[str, ...]]:
     """The plan, and what the parser and builder warned of.
 
+    From TensorRT 11 on types come from the graph alone, so there it is made FP16-typed first.
+
     Raises:
         TargetError: TensorRT refuses the graph, with the cause and the cure.
+        ModelError: A value of the graph does not fit into FP16.
     """
-    try:
-        built = backend.load("tensorrt").build(str(model), backend.BuildOptions(precision=precision), b"")
-    except Failure as failure:
-        raise _error(failure) from failure
+    sdk = backend.load("tensorrt")
+    with tempfile.TemporaryDirectory() as scratch:
+        if precision != "fp32" and versions.rules(sdk.version).strongly_typed == "always":
+            half.to_half(model, Path(scratch) / "half.onnx")
+            model = Path(scratch) / "half.onnx"
+        try:
+            built = sdk.build(str(model), backend.BuildOptions(precision=precision), b"", scratch)
+        except Failure as failure:
+            raise _error(failure) from failure
     return built.engine, tuple(built.warnings)
 
 
@@ -84,10 +93,11 @@ class LiveSession:
         limit = self._session.batch or min(self._session.batch_max or len(images), len(images))
         return in_batches(self._run, images, limit)
 
-    def audit(self, model: Path) -> tuple[LayerAudit, ...]:
-        """The layers as the engine executes them, with their times."""
+    def audit(self, model: Path | None) -> tuple[LayerAudit, ...]:
+        """The layers as the engine executes them, with their times; named like the ONNX nodes of `model`."""
         self._prepare(self._session.batch or 1)
-        return explain.layers(self._session.layers(True), explain.onnx_nodes(model))
+        nodes = explain.onnx_nodes(model) if model is not None else {}
+        return explain.layers(self._session.layers(True), nodes)
 
     def _run(self, images: FloatArray) -> FloatArray:
         self._prepare(len(images))

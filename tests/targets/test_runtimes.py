@@ -77,6 +77,12 @@ def test_the_audit_finds_a_float_convolution_and_names_its_onnx_node(tmp_path):
     assert any(warning.startswith("layer1.conv2: runs in fp32") for warning in compiled.warnings)
 
 
+def test_an_add_with_one_float_input_does_not_count_as_int8(tmp_path):
+    model = save(residual_net(TENSORRT), tmp_path / "net.onnx")  # only its shortcut is quantized
+    found = audit_of(openvino.TARGET.compile(model, tmp_path, "int8"), "Add")["layer1.add"]
+    assert found.precision == "fp32"
+
+
 def test_the_audit_finds_an_add_that_is_not_quantized(tmp_path):
     model = save(residual_net(Placement("uint8", add_inputs="none")), tmp_path / "net.onnx")
     compiled = openvino.TARGET.compile(model, tmp_path, "int8")

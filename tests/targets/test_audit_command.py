@@ -1,0 +1,129 @@
+"""`edgeship audit` and `edgeship export-jetson` as a user meets them: output, exit code, hint."""
+
+import json
+
+import numpy as np
+import pytest
+from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, residual_net, save
+
+from toolkit.cli.app import main
+
+
+@pytest.fixture
+def edgeship(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(item) for item in arguments])
+        said = capsys.readouterr()
+        return caught.value.code or 0, said.out, said.err
+
+    return run
+
+
+def test_a_clean_graph(edgeship, tmp_path):
+    code, out, err = edgeship("audit", save(residual_net(TENSORRT), tmp_path / "net.onnx"), "--trt", "8.5")
+    assert (code, out, err) == (0, "TensorRT 8.5: nothing to change\n", "")
+
+
+def test_a_bad_graph_is_told_and_repaired(edgeship, tmp_path):
+    path = save(residual_net(OPENVINO), tmp_path / "net.onnx")
+    code, out, err = edgeship("audit", path, "--target", "tensorrt", "--trt", "8.5")
+    assert code == 3
+    assert "maxpool_quantized" in out
+    assert "fix: quantize to int8" in out
+    assert "source: onnx/onnx-tensorrt" in out
+    assert err.endswith("hint: --fix repairs some of this\n")
+    code, out, _ = edgeship("audit", path, "--trt", "8.5", "--fix")
+    assert code == 0
+    assert "fixed    uint8" in out
+    assert edgeship("audit", tmp_path / "net-fixed.onnx", "--trt", "8.5")[0] == 0
+
+
+def test_json_for_machines(edgeship, tmp_path):
+    path = save(residual_net(Placement(add_inputs="none")), tmp_path / "net.onnx")
+    code, out, _ = edgeship("audit", path, "--json")
+    assert code == 0
+    assert {item["rule"] for item in json.loads(out)["findings"]} == {"residual-none"}
+
+
+def test_what_openvino_runs(edgeship, tmp_path):
+    code, out, err = edgeship(
+        "audit", save(residual_net(FLOAT), tmp_path / "net.onnx"), "--target", "openvino"
+    )
+    assert code == 3
+    assert "0 of 7 weighted layers run in INT8" in out
+    assert "conv1" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--target", "openvin"], 2, "openvino"),
+        (["--trt", "7.1"], 2, "no rules for TensorRT 7.1"),
+        (["--trt", "new"], 2, "not a TensorRT version"),
+    ],
+)
+def test_wrong_options(arguments, code, says, edgeship, tmp_path):
+    got, _, err = edgeship("audit", save(residual_net(FLOAT), tmp_path / "net.onnx"), *arguments)
+    assert got == code
+    assert says in err
+    assert " hint: " in err
+
+
+def record(folder, precision):
+    tensor = {"Format/Datatype": precision}
+    layer = {"Name": "Conv_1", "LayerType": "CaskConvolution"}
+    layer |= {"Inputs": [tensor | {"Name": "x"}], "Outputs": [tensor | {"Name": "y"}]}
+    folder.mkdir()
+    (folder / "graph.json").write_text(json.dumps({"Layers": [layer], "Bindings": ["x", "y"]}))
+    times = [{"count": 1}, {"name": "Conv_1", "averageMs": 0.5 if precision == "Int8" else 1.0}]
+    (folder / "profile.json").write_text(json.dumps(times))
+    return folder
+
+
+def test_engine_records(edgeship, tmp_path):
+    int8, half = record(tmp_path / "int8", "Int8"), record(tmp_path / "fp16", "Half")
+    code, out, _ = edgeship("audit", int8)
+    assert code == 0
+    assert "Conv_1  Convolution    int8      0.500 ms 100.0 %" in out
+    code, out, _ = edgeship("audit", int8, half)
+    assert code == 0
+    assert "int8 is 50 % faster than fp16" in out
+    (int8 / "graph.json").write_text("{")
+    code, _, err = edgeship("audit", int8)
+    assert code == 1
+    assert "not valid JSON" in err
+
+
+def test_an_engine_without_a_gpu(edgeship, tmp_path):
+    (tmp_path / "model.plan").write_bytes(b"plan")
+    code, _, err = edgeship("audit", tmp_path / "model.plan")
+    assert code == 1
+    assert "no NVIDIA GPU" in err
+
+
+def test_export_jetson(edgeship, tmp_path):
+    model = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    np.save(tmp_path / "images.npy", np.zeros((2, 3, 32, 32), np.float32))
+    arguments = ("export-jetson", model, "--out", tmp_path / "out", "--images", tmp_path / "images.npy")
+    code, out, _ = edgeship(*arguments)
+    assert code == 0
+    assert "edgeship_runner.pyz" in out
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["tensorrt"] == "10.3.0"
+    assert json.loads((tmp_path / "out" / "golden" / "golden.json").read_text())["shape"] == [2, 3, 32, 32]
+    code, _, err = edgeship(*arguments)
+    assert code == 1
+    assert "not an empty folder" in err
+
+
+def test_export_jetson_refuses_images_that_are_none(edgeship, tmp_path):
+    model = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    for name, content in (("a.npy", b"noise"), ("b.npy", b"")):
+        (tmp_path / name).write_bytes(content)
+        code, _, err = edgeship(
+            "export-jetson", model, "--out", tmp_path / "out", "--images", tmp_path / name
+        )
+        assert code == 1
+        assert ".npy" in err
+    np.save(tmp_path / "c.npy", np.zeros((3, 32, 32), np.float32))
+    assert "(N, C, H, W)" in edgeship("export-jetson", model, "--out", "x", "--images", tmp_path / "c.npy")[2]

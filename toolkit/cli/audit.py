@@ -1,0 +1,204 @@
+"""`edgeship audit`: what really runs in INT8, and what a graph or engine should change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli._options import JSON
+
+if TYPE_CHECKING:
+    from targets.tensorrt.explain import Explanation
+    from targets.tensorrt.lint import Finding
+    from toolkit.core.results import LayerAudit
+
+RECORD_SUFFIXES = ("", ".json")  # a folder of records, or one
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeship audit model.onnx --target openvino
+  edgeship audit model.onnx --target tensorrt --trt 8.5
+  edgeship audit model.onnx --target tensorrt --trt 8.5 --fix --out legal.onnx
+  edgeship audit graph.json --profile profile.json --model model.onnx
+  edgeship audit engines/int8 engines/fp16
+"""
+)
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("other", required=False, type=click.Path(exists=True, path_type=Path))
+@click.option("--target", default="tensorrt", show_default=True, help="A runtime, for an ONNX file.")
+@click.option("--trt", default="8.5", show_default=True, metavar="VERSION", help="TensorRT on the device.")
+@click.option("--fix", is_flag=True, help="Write a graph with what can be repaired, repaired.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Where.  [default: SOURCE-fixed.onnx]"
+)
+@click.option(
+    "--profile",
+    type=click.Path(exists=True, path_type=Path),
+    help="Layer times of an engine record (trtexec --exportProfile).",
+)
+@click.option(
+    "--model",
+    type=click.Path(exists=True, path_type=Path),
+    help="The ONNX file of an engine record, to name its nodes.",
+)
+@JSON
+def command(
+    *,
+    source: Path,
+    other: Path | None,
+    target: str,
+    trt: str,
+    fix: bool,
+    out: Path | None,
+    profile: Path | None,
+    model: Path | None,
+    as_json: bool,
+) -> None:
+    """Audit an ONNX file for a target, or explain a TensorRT engine from its record.
+
+    SOURCE is an ONNX file, an engine record (graph.json of trtexec --exportLayerInfo or of the device
+    runner's inspect, or a folder with graph.json and profile.json) or an engine, where a GPU can load it.
+    Two records are compared. Exit code 3: the graph breaks a rule, or a layer does not run in INT8.
+    """
+    if other is not None:
+        _compare(source, other, model, as_json=as_json)
+    elif source.suffix in RECORD_SUFFIXES:
+        _explain(source, profile, model, as_json=as_json)
+    elif source.suffix == ".onnx" and target == "tensorrt":
+        fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
+        _lint(source, trt, fixed, as_json=as_json)
+    elif source.suffix == ".onnx":
+        _compile(source, target, as_json=as_json)
+    else:
+        _live(source, model, as_json=as_json)
+
+
+def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> None:
+    from targets.tensorrt import lint, repair
+    from toolkit.core.artifact import plain
+    from toolkit.core.errors import GateError
+
+    gone: tuple[Finding, ...] = ()
+    if fixed is None:
+        left = tuple(lint.lint(source, version))
+    else:
+        done = repair.fix(source, version, fixed)
+        gone, left = done.fixed, done.left
+    errors = [finding for finding in left if finding.severity == "error"]
+    if as_json:
+        click.echo(json.dumps({"tensorrt": version, "findings": plain(left), "fixed": plain(gone)}, indent=1))
+    else:
+        for finding in gone:
+            click.echo(f"fixed    {finding.rule:<26} {finding.node}")
+        for finding in left:
+            _tell(finding)
+        verdict = f"{len(errors)} errors, {len(left) - len(errors)} warnings"
+        where = f"; {len(gone)} fixed in {fixed}" if fixed is not None else ""
+        click.echo(f"TensorRT {version}: {verdict if left else 'nothing to change'}{where}")
+    if errors:
+        repairable = any(finding.repairable for finding in errors) and fixed is None
+        raise GateError(
+            f"TensorRT {version} would refuse or misread {source}",
+            hint="--fix repairs some of this" if repairable else errors[0].fix,
+        )
+
+
+def _tell(finding: Finding) -> None:
+    click.echo(f"{finding.severity:<8} {finding.rule:<26} {finding.node}")
+    for label, text in (("", finding.message), ("fix: ", finding.fix), ("source: ", finding.source)):
+        click.echo(f"         {label}{text}")
+
+
+def _compile(source: Path, target: str, *, as_json: bool) -> None:
+    import tempfile
+
+    import targets
+    from toolkit.core.artifact import plain
+
+    with tempfile.TemporaryDirectory() as scratch:
+        compiled = targets.get(target).compile(source, Path(scratch), "int8")
+    if as_json:
+        click.echo(json.dumps(plain(compiled), indent=1))
+    else:
+        _layers(compiled.audit)
+        click.echo(compiled.note)
+    _gate(compiled.audit)
+
+
+def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
+    from targets.tensorrt import live
+    from toolkit.core.artifact import plain
+
+    with live.opened(source) as session:
+        layers = session.audit(model)
+    if as_json:
+        click.echo(json.dumps(plain(layers), indent=1))
+    else:
+        _layers(layers)
+    _gate(layers)
+
+
+def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json: bool) -> None:
+    from targets.tensorrt.explain import explain
+    from toolkit.core.artifact import plain
+
+    found = explain(source, profile, model)
+    if as_json:
+        click.echo(json.dumps(plain(found), indent=1))
+        return
+    _layers(found.layers, found)
+    for item in found.reformats:
+        click.echo(f"reformat {_time(item.time_ms)}  {item.change:<14} {item.cause}")
+    for problem in found.problems:
+        click.echo(f"problem  {problem.rule}: {problem.message}\n         fix: {problem.fix}")
+    click.echo(found.verdict)
+
+
+def _compare(first: Path, second: Path, model: Path | None, *, as_json: bool) -> None:
+    from targets.tensorrt.compare import compare
+    from toolkit.core.artifact import plain
+
+    found = compare(first, second, model)
+    if as_json:
+        click.echo(json.dumps(plain(found), indent=1))
+        return
+    for role, (one, two) in found.by_role.items():
+        click.echo(f"{role:<15} {one:8.3f} ms {two:8.3f} ms {one - two:+8.3f} ms")
+    for item in found.layers[:10]:
+        kinds = f"{item.first[0]} / {item.second[0]}"
+        click.echo(f"{item.layer:<30} {item.first[1]:8.3f} ms {item.second[1]:8.3f} ms  {kinds}")
+    click.echo(found.verdict)
+
+
+def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = None) -> None:
+    width = max((len(layer.name) for layer in layers), default=0)
+    for layer in layers:
+        share = explanation.share(layer.time_ms) if explanation is not None else None
+        percent = f"{100 * share:5.1f} %" if share is not None else ""
+        line = (
+            f"{layer.name:<{width}}  {layer.kind:<14} {layer.precision:<7} {_time(layer.time_ms)} {percent}"
+        )
+        click.echo(f"{line.rstrip()}  {layer.warning}".rstrip())
+    weighted: list[Any] = [layer for layer in layers if layer.weighted]
+    if weighted:
+        int8 = sum(layer.precision == "int8" for layer in weighted)
+        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8")
+
+
+def _time(time_ms: float | None) -> str:
+    return f"{time_ms:7.3f} ms" if time_ms is not None else " " * 10
+
+
+def _gate(layers: tuple[LayerAudit, ...]) -> None:
+    from toolkit.core.errors import GateError
+
+    warned = [layer for layer in layers if layer.warning]
+    if warned:
+        raise GateError(
+            f"{len(warned)} layers do not stay in INT8, first {warned[0].name}", hint=warned[0].warning
+        )
