@@ -154,7 +154,10 @@ def choose(entries: Mapping[str, Entry], names: Iterable[str], tags: Iterable[st
             raise DeviceError(f"no device has the tag '{tag}'", hint=hint)
     chosen = [e for e in entries.values() if e.name in names or set(tags) & set(e.tags)]
     if not chosen:
-        raise DeviceError("no device is chosen", hint="give --device NAME or --tag TAG")
+        hint = (
+            "give --device NAME or --tag TAG" if entries else "the inventory is empty: `edgeship device add`"
+        )
+        raise DeviceError("no device is chosen", hint=hint)
     return chosen
 
 

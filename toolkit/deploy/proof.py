@@ -223,10 +223,9 @@ def _latency(timed: Mapping[str, Any]) -> dict[str, Any]:
             "mean": spread["mean"],
             "runs": timing["runs"],
         },
-        "included": timing["included"],
-        "throughput_ips": timing["throughput_ips"],
-        "energy_mj": timing["energy_mj"],
-        **_some(timed, "power_mw", "throttled", "marks"),
+        **_some(timing, "included", "throughput_ips", "power_mw", "power_of", "energy_mj"),
+        "throttled": timed["throttled"],
+        "marks": [*timed["marks"], *timing["marks"]],
     }
 
 

@@ -1,0 +1,153 @@
+"""edgeship device: the inventory of devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli._devices import INVENTORY, WAIT, as_table, chosen, inventory_path
+from toolkit.cli._options import JSON
+
+
+@click.group(
+    epilog="\b\nExamples:\n"
+    "  edgeship device add nano-1 --host 10.0.0.5 --user nvidia --target tensorrt --tag lab\n"
+    "  edgeship device add here --host local --target openvino\n"
+    "  edgeship device probe nano-1"
+)
+def command() -> None:
+    """Devices to deploy to: add, list, probe, trust, remove."""
+
+
+@command.command()
+@click.argument("name")
+@click.option("--host", required=True, help="Name, address or ssh alias; 'local' is this machine.")
+@click.option("--target", required=True, help="Its runtime: a file name in targets/.")
+@click.option("--user", default="", help="Login.")
+@click.option("--port", default=0, help="Port of its sshd.")
+@click.option("--key", default="", help="File of the private key.")
+@click.option("--jump", default="", help="Jump hosts, as for `ssh -J`.")
+@click.option("--tag", "tags", multiple=True, help="A word to choose devices by; may be repeated.")
+@click.option("--root", default="~/edgeship", show_default=True, help="Folder on the device.")
+@click.option("--health", default="", help="Shell command that must succeed after a switch.")
+@click.option("--python", default="", help="Python there that can import its runtime.  [default: python3]")
+@click.option("--ssh-config", default="", help="Configuration file in place of ~/.ssh/config.")
+@INVENTORY
+def add(
+    inventory: Path | None, name: str, host: str, python: str, tags: tuple[str, ...], **fields: Any
+) -> None:
+    """Add the device NAME to the inventory."""
+    import sys
+
+    import targets
+    from toolkit.core.errors import RecipeError, nearest
+    from toolkit.deploy import inventory as inventories
+
+    if fields["target"] not in targets.names():
+        raise RecipeError(
+            f"no target named '{fields['target']}'", hint=nearest(fields["target"], targets.names())
+        )
+    if not python:
+        python = sys.executable if host == inventories.LOCAL else "python3"
+    path = inventory_path(inventory)
+    inventories.add(path, inventories.Entry(name, host, tags=tags, python=python, **fields))
+    click.echo(f"added {name} to {path}")
+
+
+@command.command(name="list")
+@INVENTORY
+@JSON
+def list_(inventory: Path | None, as_json: bool) -> None:
+    """List the devices of the inventory."""
+    import dataclasses
+    import json
+
+    from toolkit.deploy.inventory import load
+
+    entries = load(inventory_path(inventory)).values()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
+    elif not entries:
+        click.echo("no devices yet: `edgeship device add`", err=True)
+    else:
+        rows = [
+            (e.name, f"{e.user}@{e.host}".lstrip("@"), e.target, " ".join(e.tags), e.root) for e in entries
+        ]
+        as_table(("device", "host", "target", "tags", "root"), rows)
+
+
+@command.command()
+@click.argument("name")
+@INVENTORY
+@JSON
+def probe(name: str, inventory: Path | None, as_json: bool) -> None:
+    """Show the facts of the device NAME, what it can run, and what is wrong with it."""
+    import json
+
+    from toolkit.deploy.release import facts
+
+    found = facts(chosen(inventory, [name], ())[0])
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    rows = list(_facts(found))
+    as_table(("fact", "value"), rows)
+    for problem in found["problems"]:
+        click.echo(f"problem: {problem['cause']}\n   cure: {problem['cure']}")
+
+
+@command.command()
+@click.argument("name")
+@click.argument("signers", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@INVENTORY
+@WAIT
+def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> None:
+    """Have the device NAME take only bundles signed by one of SIGNERS.
+
+    SIGNERS is a file of allowed signers as in ssh-keygen(1): lines of a name and a public key.
+    """
+    from toolkit.deploy.release import DeployOptions
+    from toolkit.deploy.release import trust as have_trust
+
+    entry = chosen(inventory, [name], ())[0]
+    have_trust(entry, signers.read_text(encoding="utf-8"), DeployOptions(wait_s=wait_s))
+    click.echo(f"{name} takes only bundles signed by {signers}")
+
+
+@command.command()
+@click.argument("name")
+@INVENTORY
+def remove(name: str, inventory: Path | None) -> None:
+    """Remove the device NAME from the inventory; the device itself is left alone."""
+    from toolkit.deploy import inventory as inventories
+
+    path = inventory_path(inventory)
+    inventories.remove(path, name)
+    click.echo(f"removed {name} from {path}")
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    facts, status = found["facts"], found["status"]
+    board, memory = facts["jetson"] or {}, facts["memory"]["total_bytes"]
+    rows = [
+        ("host", status["hostname"]),
+        ("system", f"{facts['os']}, {facts['arch']}"),
+        ("module", board.get("module")),
+        ("JetPack", board.get("jetpack")),
+        ("processor", f"{facts['cpu']['name']} ({', '.join(facts['cpu']['instruction_sets'])})"),
+        ("memory", None if memory is None else f"{memory / 2**30:.1f} GiB"),
+        ("power mode", facts["power"]["mode"]),
+        ("python", facts["python"]["version"]),
+        ("root", f"{status['root']} ({status['free_bytes'] / 2**30:.1f} GiB free)"),
+        ("live release", status["current"] or "none"),
+    ]
+    for name, offer in found["backends"].items():
+        can = (
+            f"{offer['version']}: {', '.join(offer['precisions'])}"
+            if offer["available"]
+            else f"no: {offer['cause']}"
+        )
+        rows.append((name, can))
+    return [(name, str(value)) for name, value in rows if value is not None]

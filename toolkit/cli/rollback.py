@@ -1,0 +1,38 @@
+"""edgeship rollback: the release of before, live again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from toolkit.cli._devices import WAIT, choice, chosen, finish, states
+
+
+@click.command(
+    epilog="\b\nExamples:\n  edgeship rollback --device nano-1\n"
+    "  edgeship rollback --tag shop --to resnet18-3f2a91c07b54"
+)
+@choice
+@click.option("--to", help="Name of the release, or its beginning.  [default: the good one before]")
+@WAIT
+def command(
+    *, inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, ...], to: str | None, wait_s: float
+) -> None:
+    """Make an earlier release live again; it must pass its health check, or nothing changes."""
+    from toolkit.deploy.release import DeployOptions, rollback
+    from toolkit.deploy.rollout import RolloutOptions, rollout
+
+    entries = chosen(inventory, devices, tags)
+    options = DeployOptions(wait_s=wait_s)
+    with states([entry.name for entry in entries]) as shown:
+        outcomes = rollout(
+            entries,
+            lambda entry, tell, connect: rollback(entry, to, options, tell, connect),
+            RolloutOptions(max_failures=1.0),
+            shown.tell,
+        )
+    for outcome in outcomes:
+        if not outcome.error:
+            click.echo(f"{outcome.device}: {outcome.release} is live, before: {outcome.before or 'nothing'}")
+    finish(outcomes)

@@ -1,0 +1,79 @@
+"""edgeship status: what is live on devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from toolkit.cli._devices import as_table, choice, inventory_path
+from toolkit.cli._options import JSON
+
+if TYPE_CHECKING:
+    from toolkit.deploy.inventory import Entry
+
+
+@click.command(epilog="\b\nExamples:\n  edgeship status\n  edgeship status --tag shop --json")
+@choice
+@JSON
+def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> None:
+    """Show what is live on devices, what is installed, and who is at work; without options, on all."""
+    import json
+    from concurrent.futures import ThreadPoolExecutor
+
+    from toolkit.core.errors import DeviceError
+    from toolkit.deploy.inventory import choose, load
+
+    entries = load(inventory_path(inventory))
+    names = entries if not (devices or tags) else devices
+    chosen = choose(entries, names, tags)
+    with ThreadPoolExecutor(8) as pool:
+        found = dict(zip((entry.name for entry in chosen), pool.map(_ask, chosen), strict=True))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        rows = [row for name, status in found.items() for row in _rows(name, status)]
+        as_table(("device", "release", "state", "variant", "top-1", "p50 latency"), rows)
+    lost = [status for status in found.values() if "error" in status]
+    if lost:
+        raise DeviceError(lost[0]["error"], hint=lost[0]["hint"])
+
+
+def _ask(entry: Entry) -> dict[str, Any]:
+    from toolkit.core.errors import DeviceError
+    from toolkit.deploy.release import status
+
+    try:
+        return status(entry)
+    except DeviceError as error:
+        return {"error": str(error), "hint": error.hint}
+
+
+def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
+    if "error" in status:
+        return [(name, "", "unreachable", "", "", "")]
+    rows: list[tuple[str, ...]] = []
+    for release, record in status["releases"].items():
+        states = ["bad"] if release in status["bad"] else []
+        if release == status["current"]:
+            states.append("live, not proved yet" if status["pending"] else "live")
+        if release == status["previous"]:
+            states.append("previous")
+        top1 = ((record or {}).get("accuracy") or {}).get("top1")
+        latency_ms = record and record["latency_ms"]["p50"]
+        rows.append(
+            (
+                name,
+                release,
+                ", ".join(states) or "installed",
+                (record["variant"] + (" (fake)" if record["fake"] else ""))
+                if record
+                else "record is damaged",
+                "" if top1 is None else f"{100 * top1:.2f} %",
+                "" if latency_ms is None else f"{latency_ms:.3g} ms",
+            )
+        )
+    if status["locked_by"]:
+        rows.append((name, "", f"at work: {status['locked_by']}", "", "", ""))
+    return rows or [(name, "", "nothing installed", "", "", "")]
