@@ -14,6 +14,7 @@ from toolkit.cli._options import JSON
 if TYPE_CHECKING:
     from toolkit.core.quant import FloatArray
 
+DEFAULT_SIZE = 224  # pixels, of a graph that takes any
 Engines = dict[str, tuple[str, Path]]
 
 
@@ -100,7 +101,7 @@ def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines
         if not built.runs_here:
             raise RecipeError(f"{name} does not run on this machine", hint="measure on the device instead")
         found[name] = (name, folder / name / built.file)
-    return found, (graph.batch or 0, graph.size)
+    return found, (graph.batch or 0, graph.size or DEFAULT_SIZE)
 
 
 def _noise(options: Any, batch: int, size: int) -> FloatArray:

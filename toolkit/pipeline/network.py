@@ -125,13 +125,23 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
 
 
 def take_onnx(options: LoadOptions, out: Path) -> None:
-    """Take in a float ONNX classifier as it is; its input shape decides the size of the images."""
+    """Take in a float ONNX classifier as it is; its input shape decides the size of the images.
+
+    Raises:
+        ModelError: It is not one, is quantized already, or holds NaN.
+        RecipeError: The recipe asks for another input size than the file has.
+    """
     from toolkit.graph import io
 
     source = Path(options.model).expanduser()
     graph = io.read_classifier(source)
+    if graph.size and options.size and graph.size != options.size:
+        raise RecipeError(
+            f"export.size = {options.size}, but {source.name} takes {graph.size} pixels",
+            hint="leave export.size out: an ONNX file has its own size",
+        )
     prepared = preprocessing.resolve(options.preprocess, graph.preprocess, graph.size or options.size)
-    shutil.copyfile(source, out / ONNX)
+    io.save(graph.model, out / ONNX)
     content = {
         "name": source.stem,
         "weights_sha256": sha256_file(source),
@@ -160,16 +170,16 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
     """
     from toolkit.graph.cost import cost
 
+    prepared = preprocessing.from_json(described["preprocess"])
     batch = None if options.batch == "dynamic" else options.batch
     if (folder / ONNX).is_file():
-        shutil.copyfile(folder / ONNX, file)
+        _reshape(folder / ONNX, file, batch, prepared.crop)
         parity = 0.0
     else:
         from toolkit.models import export as exporter
         from toolkit.models import weights
 
         model = weights.load(folder).model
-        prepared = preprocessing.from_json(described["preprocess"])
         exporter.export(model, file, size=prepared.crop, batch=batch, preprocess=prepared)
         parity = exporter.parity(model, file, size=prepared.crop)
         if not parity <= MAX_PARITY:
@@ -197,6 +207,25 @@ def first_layer(source: Path) -> FirstLayer:
             stride=loaded.model.conv1.stride[0],
         )
     return FirstLayer(loaded.preprocess, stem, arch.classes)
+
+
+def _reshape(source: Path, file: Path, batch: int | None, size: int) -> None:
+    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from toolkit.graph import io
+
+    found = io.read(source)
+    graph = found.model.graph
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None  # inferred anew
+    dim = "batch" if batch is None else batch
+    graph.inputs[0].shape = ir.Shape([dim, found.channels, size, size])
+    graph.outputs[0].shape = ir.Shape([dim, found.classes])
+    ShapeInferencePass()(found.model)
+    io.save(found.model, file)
 
 
 def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path) -> None:

@@ -78,18 +78,19 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     Raises:
         ToolkitError: The folder cannot be written to.
     """
+    from toolkit.pipeline.variants import runnable
+
     folders = {stage.name: stage.folder for stage in stages}
     wanted: dict[Path, Path] = {}  # place in `out` -> file in the store
     if report := folders.get("report"):
         wanted |= {file.relative_to(report): file for file in report.rglob("*") if file.is_file()}
     if compiled := folders.get("compile"):
-        for name, variant in read_json(compiled / "compiled.json").items():
-            place = Path("engines") / variant["target"] / name
-            if variant.get("folder"):
-                folder = compiled / variant["folder"]
-                wanted |= {
-                    place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()
-                }
+        for variant, record in runnable(folders).items():
+            place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
+            files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+            if not any(file.suffix == ".onnx" for file in files):
+                files[place / "graph.onnx"] = variant.graph(folders)
+            wanted |= files
     try:
         out.mkdir(parents=True, exist_ok=True)
         for place, file in wanted.items():

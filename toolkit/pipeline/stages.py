@@ -149,8 +149,8 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
 def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
     """Build every variant, and ask the runtime what really runs in INT8.
 
-    Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, graph, folder,
-    file, runs_here, note, audit, warnings, size_bytes, error, hint}}. A target that is absent or refuses is
+    Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, folder, file,
+    runs_here, note, audit, warnings, size_bytes, error, hint}}. A target that is absent or refuses is
     recorded with its error, and the others go on.
     """
     import targets
@@ -217,7 +217,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
     """
     graphs = read_json(inputs["export"] / "graphs.json")
     batch = variants.bench_batch(options, graphs)
-    shape = (batch, 3, graphs["size"], graphs["size"])
+    shape = (batch, len(graphs["preprocess"]["mean"]), graphs["size"], graphs["size"])
     pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     write_json(out / "device.json", variants.device())
     write_json(out / "latency.json", variants.time_all(options, variants.engines(inputs["compile"]), pixels))

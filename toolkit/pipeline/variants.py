@@ -86,28 +86,31 @@ def size_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def runnable(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """Records of the variants that were built, the reference first."""
+def runnable(inputs: Inputs) -> dict[Variant, dict[str, Any]]:
+    """The variants that were built and their records in compiled.json, the reference first."""
     compiled: dict[str, dict[str, Any]] = read_json(inputs["compile"] / "compiled.json")
-    return {name: record for name, record in compiled.items() if record["file"]}
+    return {
+        Variant(name, record["target"], record["precision"], record["pruned"]): record
+        for name, record in compiled.items()
+        if record["file"]
+    }
 
 
 @contextmanager
 def sessions(
-    records: Mapping[str, Mapping[str, Any]], inputs: Inputs
+    records: Mapping[Variant, Mapping[str, Any]], inputs: Inputs
 ) -> Iterator[dict[str, targets.Session]]:
     """Load every variant at once; what cannot run here is simulated by ONNX Runtime, exactly as written."""
     from targets.onnxruntime import simulate
 
     with ExitStack() as stack:
         opened = {}
-        for name, record in records.items():
+        for variant, record in records.items():
             if record["runs_here"]:
                 engine = inputs["compile"] / record["folder"] / record["file"]
-                opened[name] = stack.enter_context(targets.get(record["target"]).open(engine))
+                opened[variant.name] = stack.enter_context(targets.get(variant.target).open(engine))
             else:
-                graph = Variant(name, record["target"], record["precision"], record["pruned"]).graph(inputs)
-                opened[name] = stack.enter_context(simulate(graph))
+                opened[variant.name] = stack.enter_context(simulate(variant.graph(inputs)))
         yield opened
 
 
@@ -124,7 +127,7 @@ def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
     return Outcome(joined, np.concatenate(labels), np.concatenate(indices))
 
 
-def accuracies(outcome: Outcome, records: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Accuracy of every variant, and how it differs from the reference on the same images."""
     from targets._device import this_device
 
@@ -132,11 +135,11 @@ def accuracies(outcome: Outcome, records: Mapping[str, Mapping[str, Any]]) -> di
     reference = outcome.logits[REFERENCE]
     known = bool((outcome.labels >= 0).all())
     rows: dict[str, dict[str, Any]] = {}
-    for name, logits in outcome.logits.items():
-        runs_here = records[name]["runs_here"]
+    for variant, record in records.items():
+        logits = outcome.logits[variant.name]
         row: dict[str, Any] = {
             "images": len(logits),
-            "measured_on": here if runs_here else "simulation (ONNX Runtime)",
+            "measured_on": here if record["runs_here"] else "simulation (ONNX Runtime)",
             "top1": None,
             "top5": None,
             "drop_pp": None,
@@ -150,7 +153,7 @@ def accuracies(outcome: Outcome, records: Mapping[str, Mapping[str, Any]]) -> di
             row["top5"] = _top5(logits, outcome.labels)
             drop, interval = statistics.paired_drop(reference.argmax(1) == outcome.labels, right)
             row["drop_pp"], row["drop_ci95_pp"] = drop, interval
-        rows[name] = row
+        rows[variant.name] = row
     return rows
 
 
@@ -171,8 +174,8 @@ def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
 def engines(compiled: Path) -> dict[str, tuple[str, Path]]:
     """Variant -> target and engine file, of those that run here; `compiled` is the stage's folder."""
     return {
-        name: (record["target"], compiled / record["folder"] / record["file"])
-        for name, record in runnable({"compile": compiled}).items()
+        variant.name: (variant.target, compiled / record["folder"] / record["file"])
+        for variant, record in runnable({"compile": compiled}).items()
         if record["runs_here"]
     }
 
