@@ -25,6 +25,7 @@ def coordinates(width, height):
         pytest.param((4, 4), 0, 0, id="nothing to cut"),
         pytest.param((10, 8), 3, 2, id="even"),
         pytest.param((9, 7), 2, 2, id="halves go to even: 2.5 and 1.5 are both 2"),
+        pytest.param((7, 9), 2, 2, id="1.5 and 2.5"),
         pytest.param((5, 4), 0, 0, id="0.5 is 0"),
     ],
 )
