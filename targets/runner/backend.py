@@ -90,8 +90,8 @@ class Backend(Protocol):
         """What this machine can run."""
         ...
 
-    def build(self, graph: str, options: BuildOptions, timing_cache: bytes) -> Built:
-        """Compile an ONNX file."""
+    def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
+        """Compile an ONNX file; `scratch` is a folder for temporary files."""
         ...
 
     def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> Session:

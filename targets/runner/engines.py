@@ -8,6 +8,8 @@ import glob
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import time
 from typing import Any, Iterator
 
@@ -15,7 +17,7 @@ from . import backend as backends
 from . import facts, system
 from .backend import Backend, BuildOptions
 from .failures import Failure
-from .output import Output, Watch
+from .output import Output, watched
 
 _TEMPORARY = ".edgeship-tmp-"
 BUSY = 75  # EX_TEMPFAIL: try again later
@@ -115,17 +117,17 @@ def _build(
         with open(timing_file, "rb") as stream:
             timing = stream.read()
 
-    def give_up() -> None:
-        failure = Failure(
-            "build-timeout", f"the build took longer than {timeout_s:g} s", "the time limit was reached",
-            "raise the limit, lower --optimization-level, or choose a higher power mode",
-        )  # fmt: skip
-        _sweep(folder)
-        output.line({"event": "result", "command": "build", "ok": False, "error": failure.to_json()})
-
+    scratch = tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder)
     started_s = time.perf_counter()
-    with Watch(output, "build", timeout_s, give_up):
-        built = backend.build(graph, options, timing)
+    try:
+        built = watched(output, "build", timeout_s, lambda: backend.build(graph, options, timing, scratch))
+    except TimeoutError as error:
+        raise Failure(
+            "build-timeout", str(error), "the time limit was reached",
+            "raise --timeout-s, lower --optimization-level, or choose a higher power mode",
+        ) from error  # fmt: skip
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     build_s = time.perf_counter() - started_s
     if built.timing_cache:
         write_atomically(timing_file, built.timing_cache)
@@ -266,5 +268,8 @@ def _link(source: str, target: str) -> None:
 def _sweep(folder: str) -> None:
     """Remove what a killed build left; only called under the lock."""
     for path in glob.glob(os.path.join(glob.escape(folder), _TEMPORARY + "*")):
-        with contextlib.suppress(OSError):
-            os.remove(path)
+        if os.path.isdir(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.remove(path)

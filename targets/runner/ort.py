@@ -49,18 +49,17 @@ class OnnxRuntime:
         """INT8 runs everywhere."""
         return ["fp32", "int8"]
 
-    def build(self, graph: str, options: BuildOptions, timing_cache: bytes) -> Built:
+    def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
         """Optimize for this processor, and keep the optimized graph."""
-        with tempfile.TemporaryDirectory() as folder:
-            settings = self._settings(None)
-            settings.optimized_model_filepath = os.path.join(folder, "optimized.onnx")
-            settings.graph_optimization_level = self._sdk.GraphOptimizationLevel.ORT_ENABLE_ALL
-            try:
-                self._sdk.InferenceSession(graph, settings, providers=_PROVIDERS)
-            except Exception as error:  # its exception classes share no base but Exception
-                raise from_error(error, doing="optimizing the graph") from error
-            with open(settings.optimized_model_filepath, "rb") as stream:
-                return Built(stream.read(), [])
+        settings = self._settings(None)
+        settings.optimized_model_filepath = os.path.join(scratch, "optimized.onnx")
+        settings.graph_optimization_level = self._sdk.GraphOptimizationLevel.ORT_ENABLE_ALL
+        try:
+            self._sdk.InferenceSession(graph, settings, providers=_PROVIDERS)
+        except Exception as error:  # its exception classes share no base but Exception
+            raise from_error(error, doing="optimizing the graph") from error
+        with open(settings.optimized_model_filepath, "rb") as stream:
+            return Built(stream.read(), [])
 
     def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> _OnnxRuntimeSession:
         """Load an optimized graph as it is."""

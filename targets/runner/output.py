@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any, Callable
 
+_EVERY_S = 5.0
+
 
 class Output:
     """The stream of JSON lines of one command.
@@ -38,40 +40,37 @@ class Output:
         self.line({"event": "progress", "stage": stage, "elapsed_s": elapsed_s, **more})
 
 
-class Watch:
-    """A context that shows life every few seconds, and ends the process when the time is over.
+def watched(output: Output, stage: str, limit_s: float | None, work: Callable[[], Any]) -> Any:
+    """Do a piece of work that cannot be interrupted, showing life every few seconds.
 
-    SDK builds cannot be interrupted from Python, so at the limit `on_limit` writes the last line and
-    cleans up, and the process ends there.
+    An SDK's build is one call into C++ that may take minutes. It runs in a thread of its own, so that this
+    one still hears signals and the clock. A build that is given up goes on until the process ends.
+
+    Raises:
+        TimeoutError: It took longer than `limit_s` seconds.
     """
+    outcome: dict[str, Any] = {}
 
-    def __init__(
-        self, output: Output, stage: str, limit_s: float | None, on_limit: Callable[[], None], every_s: float = 5.0
-    ) -> None:
-        self._output, self._stage, self._limit_s, self._on_limit = output, stage, limit_s, on_limit
-        self._every_s = every_s
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def run() -> None:
+        try:
+            outcome["value"] = work()
+        except BaseException as error:
+            outcome["error"] = error
 
-    def __enter__(self) -> Watch:
-        self._output.progress(self._stage)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        started_s = time.monotonic()
-        while True:
-            left_s = math.inf if self._limit_s is None else self._limit_s - (time.monotonic() - started_s)
-            if left_s <= 0:
-                self._on_limit()
-                os._exit(1)
-            if self._done.wait(min(self._every_s, left_s)):
-                return
-            self._output.progress(self._stage)
+    output.progress(stage)
+    started_s = time.monotonic()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        left_s = math.inf if limit_s is None else limit_s - (time.monotonic() - started_s)
+        if left_s <= 0:
+            raise TimeoutError(f"{stage} took longer than {limit_s:g} s")
+        thread.join(min(_EVERY_S, left_s))
+        if thread.is_alive():
+            output.progress(stage)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["value"]
 
 
 def log(message: str) -> None:

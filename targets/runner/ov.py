@@ -46,7 +46,7 @@ class OpenVINO:
         """INT8 runs everywhere; how fast is a matter of instruction sets."""
         return ["fp32", "int8"]
 
-    def build(self, graph: str, options: BuildOptions, timing_cache: bytes) -> Built:
+    def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
         """Compile for the CPU, and keep what the plug-in exports."""
         try:
             model = self._core.read_model(graph)

@@ -59,7 +59,7 @@ class TensorRT:
         """INT8 needs a GPU with INT8 arithmetic."""
         return ["fp32", "fp16"] + ([] if self.identity(tree)["sm"] in facts.NO_INT8 else ["int8"])
 
-    def build(self, graph: str, options: BuildOptions, timing_cache: bytes) -> Built:
+    def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
         """Parse and build; the graph is Q/DQ for INT8, so no calibrator is needed on any version."""
         trt, log = self._sdk, self._log
         log.forget()

@@ -248,12 +248,12 @@ def test_a_lock_held_by_another_build_is_waited_for_then_reported(run, graph, tm
 
 
 SLOW_SDK = """
-import time
+import ctypes
 import sys; sys.path.remove({folder!r}); del sys.modules["onnxruntime"]
 import onnxruntime as real
 class InferenceSession(real.InferenceSession):
     def __init__(self, *a, **k):
-        time.sleep(60)
+        ctypes.CDLL(None).sleep(60)  # in C, where no signal handler of Python's runs
 real.InferenceSession = InferenceSession
 sys.modules["onnxruntime"] = real
 """

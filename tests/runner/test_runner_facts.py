@@ -51,6 +51,11 @@ def test_board_power_of_every_format(name):
     assert facts.board_power(facts.tegrastats(TEGRASTATS[name])["rails_mw"]) == TOTALS[name]
 
 
+def test_rails_that_are_not_connected_are_no_rails():
+    rails = facts.tegrastats(TEGRASTATS["AGX Orin, JetPack 5"])["rails_mw"]
+    assert set(rails) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"}
+
+
 def test_clocks_loads_and_temperatures_of_tegrastats():
     nano = facts.tegrastats(TEGRASTATS["Orin Nano"])
     assert (nano["gpu_load_percent"], nano["gpu_mhz"], nano["emc_load_percent"]) == (10, [1300], 0)

@@ -4,8 +4,14 @@ import array
 import hashlib
 import json
 import struct
+import sys
 
+import numpy as np
+import onnxruntime
 import pytest
+import qdq_graphs
+
+from targets import runner
 
 VERSIONS = ("8.5", "8.6", "10.3", "10.13", "11")
 SHAPE, CLASSES = (2, 3, 4, 4), 5
@@ -338,3 +344,16 @@ def test_python_3_8_without_numpy_drives_it_all(run_fake, python38, tmp_path):
     assert tested.result["verdict"] == "pass"
     timed = run_fake("8.5", "time", "--engine", engine, "--duration-s", 0.01, "--cuda-graph", python=python)
     assert timed.exit_code == 0
+
+
+def test_the_fake_runs_onnx_graphs_too_and_still_calls_itself_fake(run_fake, tmp_path):
+    path = qdq_graphs.save(qdq_graphs.residual_net(), tmp_path / "g.onnx")
+    images = qdq_graphs.images(3)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    logits = np.concatenate([session.run(None, {"images": images[i : i + 1]})[0] for i in range(3)])
+    runner.write_golden(tmp_path / "golden", images, logits)
+    engine, python = tmp_path / "e.plan", (sys.executable,)
+    run_fake("10.3", "build", "--graph", path, "--out", engine, "--precision", "int8", python=python)
+    tested = run_fake("10.3", "selftest", "--engine", engine, "--golden", tmp_path / "golden", python=python)
+    assert (tested.result["verdict"], tested.result["fake"]) == ("pass", True)
+    assert tested.result["cosine_min"] > 0.9999
