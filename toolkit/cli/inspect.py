@@ -1,0 +1,100 @@
+"""`edgeship inspect`: what is in an ONNX file, and which ranges its tensors have."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from toolkit.cli._options import JSON
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  edgeship inspect graph net.onnx
+  edgeship inspect ranges net.onnx photos/ --images 50
+"""
+)
+def command() -> None:
+    """Look into an ONNX file."""
+
+
+@command.command(epilog="\b\nExample:\n  edgeship inspect graph net.onnx")
+@click.argument("model", type=click.Path(path_type=Path))
+@JSON
+def graph(model: Path, as_json: bool) -> None:
+    """Show the inputs, size and operators of MODEL."""
+    from toolkit.graph import io
+    from toolkit.graph.cost import cost
+
+    found = io.read(model)
+    count = cost(model)
+    operators = Counter(node.op_type for node in found.model.graph)
+    described: dict[str, Any] = {
+        "input": {"name": found.input, "shape": [found.batch, found.channels, found.size, found.size]},
+        "output": {"name": found.output, "shape": [found.batch, found.classes]},
+        "macs": count.macs,
+        "parameters": count.parameters,
+        "quantized": found.quantized,
+        "opset": found.model.graph.opset_imports.get(""),
+        "operators": dict(operators.most_common()),
+    }
+    if as_json:
+        click.echo(json.dumps(described, indent=1))
+        return
+    for side in ("input", "output"):
+        shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
+        click.echo(f"{side:<12}{described[side]['name']}  {shape}")
+    click.echo(f"{'macs':<12}{count.macs:,} an image")
+    click.echo(f"{'parameters':<12}{count.parameters:,}")
+    click.echo(f"{'precision':<12}{'quantized' if found.quantized else 'float'}, opset {described['opset']}")
+    click.echo(f"{'operators':<12}{', '.join(f'{n} {kind}' for kind, n in operators.most_common())}")
+
+
+@command.command(epilog="\b\nExample:\n  edgeship inspect ranges net.onnx photos/ --images 50")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
+@JSON
+def ranges(model: Path, source: str, images: int, as_json: bool) -> None:
+    """Show the range of every activation of MODEL over images of SOURCE.
+
+    A tensor whose largest value is far above what most of its values reach is one that INT8 serves badly.
+    """
+    import numpy as np
+
+    from calibration import manifest
+    from calibration.datasets import open_dataset
+    from quantize import collect
+    from toolkit.cli._progress import shown
+    from toolkit.graph import io
+    from toolkit.pipeline import images as pictures
+    from toolkit.pipeline.preprocessing import resolve
+    from toolkit.pipeline.recipe import PreprocessOptions
+
+    found = io.read_classifier(model)
+    prepared = resolve(PreprocessOptions(), found.preprocess, found.size)
+    dataset = open_dataset(source)
+    chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
+    with shown():
+        stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "running images")
+        statistics = collect(model, stream)
+    rows = {
+        name: {
+            "low": float(seen.low.min()),
+            "high": float(seen.high.max()),
+            "percentile_99_9": float(np.percentile(np.abs(seen.sample), 99.9)),
+        }
+        for name, seen in statistics.tensors.items()
+    }
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    width = max(map(len, rows))
+    click.echo(f"{'tensor':<{width}}       low      high   99.9 % below")
+    for name, row in rows.items():
+        click.echo(f"{name:<{width}} {row['low']:9.3f} {row['high']:9.3f} {row['percentile_99_9']:14.3f}")
