@@ -1,0 +1,18 @@
+"""The norm of a channel's weights, in the convolutions that make it and those that read it."""
+
+from __future__ import annotations
+
+from toolkit.prune.importances import Evidence, Ranking, by_score
+
+
+def rank(evidence: Evidence) -> Ranking:
+    """Least norm first.
+
+    Source:
+        Fang et al. 2023, arXiv:2301.12900, sec. 3.3: the norm over everything that goes with a channel.
+    """
+    score = evidence.norm / evidence.norm.mean()
+    for reader in evidence.readers:
+        read = reader.weight[: len(score) * reader.taps].square().reshape(len(score), -1).sum(1)
+        score = score + read / read.mean()
+    return by_score(evidence, score)

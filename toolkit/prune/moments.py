@@ -1,0 +1,144 @@
+"""Second moments of what a convolution sees and should give: all that least squares needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GRAM_ROWS = 8192  # rows multiplied at once
+GRAM_COLUMNS = 768  # and columns: below the diagonal nothing is multiplied
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Which output positions of a convolution are sampled, the same for every image of a batch."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+def choose_sites(height: int, width: int, count: int, generator: torch.Generator) -> Sites:
+    """At most `count` different positions of a height x width map; all of them if it is smaller."""
+    chosen = torch.randperm(height * width, generator=generator)[:count]
+    return Sites(chosen // width, chosen % width)
+
+
+def at(values: Tensor, sites: Sites) -> Tensor:
+    """Values (N, C, H, W) at the sampled positions, as rows (N * positions, C)."""
+    return values[:, :, sites.rows, sites.columns].transpose(1, 2).flatten(0, 1)
+
+
+def patches(inputs: Tensor, conv: nn.Conv2d, sites: Sites) -> Tensor:
+    """What `conv` sees at the sampled outputs: rows (N * positions, C * kh * kw), channel by channel."""
+    (kernel, _), (stride, _), pad = conv.kernel_size, conv.stride, conv.kernel_size[0] // 2
+    windows = F.pad(inputs, (pad, pad, pad, pad)).unfold(2, kernel, stride).unfold(3, kernel, stride)
+    return windows[:, :, sites.rows, sites.columns].permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)
+
+
+class Moments:
+    """Sums over rows: n, sum x, sum t, x'x, x't, sum t^2; products in float32, added up in float64."""
+
+    def __init__(self, columns: int, outputs: int) -> None:
+        self.rows = 0
+        self.x, self.xx = _zeros(columns), _zeros(columns, columns)
+        self.t, self.xt, self.tt = _zeros(outputs), _zeros(columns, outputs), _zeros(outputs)
+        self._waiting: list[Tensor] = []
+
+    def update(self, x: Tensor, t: Tensor) -> None:
+        """Add rows (n, columns) and their targets (n, outputs)."""
+        self.rows += len(x)
+        self.x += x.sum(0, dtype=torch.float64)
+        self._waiting.append(x)
+        if sum(len(rows) for rows in self._waiting) >= GRAM_ROWS:
+            self.flush()
+        self.add_targets(x, t)
+
+    def flush(self) -> None:
+        """Add the rows that wait to x'x: many at once, since its size is what costs."""
+        if self._waiting:
+            rows, self._waiting = torch.cat(self._waiting), []
+            width = len(self.x)
+            for start in range(0, width, GRAM_COLUMNS):  # the other half is its mirror image
+                block = slice(start, start + GRAM_COLUMNS)
+                product = rows[:, block].T @ rows[:, start:]
+                self.xx[block, start:] += product
+                self.xx[start + GRAM_COLUMNS :, block] += product[:, GRAM_COLUMNS:].T
+
+    def add_targets(self, x: Tensor, t: Tensor) -> None:
+        """Add the targets of rows that are counted already."""
+        self.t += t.sum(0, dtype=torch.float64)
+        self.xt += x.T @ t
+        self.tt += t.double().square().sum(0)
+
+    def without_targets(self) -> Moments:
+        """The same rows, their targets still to be added."""
+        bare = Moments(0, 0)
+        bare.rows, bare.x, bare.xx = self.rows, self.x, self.xx
+        bare.t, bare.xt, bare.tt = (torch.zeros_like(v) for v in (self.t, self.xt, self.tt))
+        return bare
+
+    def keep(self, columns: Tensor) -> Moments:
+        """Without the columns that are not kept."""
+        if len(columns) == len(self.x):
+            return self
+        fewer = Moments(0, 0)
+        fewer.rows, fewer.x, fewer.xx = self.rows, self.x[columns], self.xx[columns][:, columns]
+        fewer.t, fewer.xt, fewer.tt = self.t, self.xt[columns], self.tt
+        return fewer
+
+    def __add__(self, other: Moments) -> Moments:
+        both = Moments(0, 0)
+        both.rows = self.rows + other.rows
+        for name in ("x", "t", "xx", "xt", "tt"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
+    def system(self, *, intercept: bool) -> System:
+        """Means taken out where an intercept can hold them; divided by the number of rows."""
+        n = max(self.rows, 1)
+        mean_x, mean_t = self.x / n, self.t / n
+        if not intercept:
+            mean_x, mean_t = torch.zeros_like(mean_x), torch.zeros_like(mean_t)
+        return System(
+            self.xx / n - torch.outer(mean_x, mean_x),
+            self.xt / n - torch.outer(mean_x, mean_t),
+            (self.tt / n - mean_t**2).clamp_min(0.0),
+            mean_x,
+            mean_t,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """Normal equations of one convolution.
+
+    Attributes:
+        gram: x'x per row (columns, columns).
+        cross: x't per row (columns, outputs).
+        power: t^2 per row (outputs).
+        mean_x: Taken out of the columns; zeros without an intercept.
+        mean_t: Taken out of the outputs.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    power: Tensor
+    mean_x: Tensor
+    mean_t: Tensor
+
+    def error(self, weight: Tensor) -> Tensor:
+        """Mean squared error of each output under a weight (columns, outputs)."""
+        return self.power + ((self.gram @ weight - 2 * self.cross) * weight).sum(0)
+
+    def take(self, columns: Tensor) -> System:
+        """The equations of some columns, in that order."""
+        return System(
+            self.gram[columns][:, columns], self.cross[columns], self.power, self.mean_x[columns], self.mean_t
+        )
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64)

@@ -1,0 +1,108 @@
+"""What to prune for, and what a pruning did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from toolkit.core.errors import RecipeError
+from toolkit.models.resnet import Architecture, Widths
+
+Measure: TypeAlias = Callable[[Architecture], float]  # milliseconds of one inference, in INT8, on the device
+
+
+@dataclass(frozen=True, slots=True)
+class PruneOptions:
+    """How far to prune, and how. At most one of keep, macs, target_latency and max_drop_pp.
+
+    Attributes:
+        method: none, or the importance that chooses channels (a file of toolkit/prune/importances).
+        keep: Part of the channels that every group keeps, in (0, 1].
+        macs: Part of the multiply-accumulates that stays, in (0, 1]; widths follow sensitivity.
+        target_latency: Part of the dense INT8 model's latency on the device, in (0, 1].
+        max_drop_pp: Expected drop in percentage points that must not be passed, estimated without
+            labels.
+        step: Channel counts are multiples of it (of a quarter of the width in narrow groups).
+        scope: inner: channels inside blocks; stream: what the residual additions carry; both.
+        drop_blocks: Whether whole blocks may go where the shortcut is the identity.
+        mirror: Whether mirrored images count too: twice the rows from the same images.
+        seed: Of the sampled positions.
+    """
+
+    method: str = "obs"
+    keep: float | None = None
+    macs: float | None = None
+    target_latency: float | None = None
+    max_drop_pp: float | None = None
+    step: int = 16
+    scope: Literal["inner", "stream", "both"] = "inner"
+    drop_blocks: bool = False
+    mirror: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        goals = {
+            name: getattr(self, name)
+            for name in ("keep", "macs", "target_latency", "max_drop_pp")
+            if getattr(self, name) is not None
+        }
+        if len(goals) > 1:
+            raise RecipeError(
+                f"prune: {' and '.join(goals)} are given", hint="one goal at a time; delete the others"
+            )
+        for name, value in goals.items():
+            if name != "max_drop_pp" and not 0 < value <= 1:
+                raise RecipeError(
+                    f"prune.{name}={value} is not in (0, 1]",
+                    hint=f"it is the part that stays: prune.{name}=0.5",
+                )
+            if name == "max_drop_pp" and value < 0:
+                raise RecipeError(f"prune.max_drop_pp={value} is negative", hint="prune.max_drop_pp=1.0")
+        if self.step < 1:
+            raise RecipeError(f"prune.step={self.step} is below 1", hint="16 suits CPUs, 32 TensorRT")
+        if self.method != "none" and not goals:
+            raise RecipeError(
+                "prune: no goal is given",
+                hint="set prune.keep, prune.macs, prune.target_latency or prune.max_drop_pp",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What was taken out, and what it brought.
+
+    Attributes:
+        method: none, or the importance that chose.
+        widths_before: Channel counts of the dense network.
+        widths_after: Channel counts that are left.
+        kept: Group -> indices of the channels that it kept.
+        dropped: Names of dropped blocks.
+        macs_before: Multiply-accumulates of an image, dense.
+        macs_after: And pruned.
+        latency_before_ms: Of the dense INT8 model on the device; None where not asked for.
+        latency_after_ms: Of the pruned one, measured.
+        latency_predicted_ms: What the table said of the pruned one.
+        kl: Mean KL divergence from the dense logits, on images held out, in nats.
+        agreement: Part of these images on which both put the same class first.
+        expected_drop_pp: Estimated without labels: confidence of the dense model in its own first
+            class less that in the pruned model's.
+        errors: Layer -> held-out error of its refit, as part of the power of its outputs.
+        warnings: What the user should know.
+    """
+
+    method: str
+    widths_before: Widths
+    widths_after: Widths
+    macs_before: int
+    macs_after: int
+    kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    latency_before_ms: float | None = None
+    latency_after_ms: float | None = None
+    latency_predicted_ms: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+    expected_drop_pp: float | None = None
+    errors: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
