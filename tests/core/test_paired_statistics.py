@@ -95,6 +95,11 @@ def test_calibration_error_by_hand():
     )
 
 
+def test_a_bin_holds_its_upper_edge():
+    confidence, right = np.array([0.5, 0.9]), np.array([False, True])
+    assert statistics.expected_calibration_error(confidence, right, bins=2) == pytest.approx((0.5 + 0.1) / 2)
+
+
 def test_confident_and_always_right_is_perfectly_calibrated():
     assert statistics.expected_calibration_error(np.ones(7), np.ones(7, bool)) == 0
 

@@ -185,7 +185,6 @@ def test_the_gallery_shows_the_right_pictures(browser, report):
         const done = arguments[arguments.length - 1];
         Promise.all([...document.querySelectorAll('.gallery li')].map(async item => {
           const image = item.querySelector('img');
-          image.loading = 'eager';
           await image.decode();
           const canvas = document.createElement('canvas');
           canvas.width = canvas.height = 1;

@@ -61,6 +61,11 @@ def test_what_runs_here_but_has_no_figure_is_missed():
     assert (gate.passed, gate.value, gate.reason) == (False, None, "not measured")
 
 
+def test_a_simulation_is_judged_on_accuracy_and_missed_without_one():
+    assert gates.judge((FP32, SIMULATED), 1.0, None, None)[0].passed is True
+    assert gates.judge((FP32, replace(SIMULATED, drop_pp=None)), 1.0, None, None)[0].passed is False
+
+
 def test_a_graph_that_a_working_sdk_refuses_is_missed_but_an_absent_sdk_is_not():
     refused = Variant("openvino-int8", "openvino", "int8", False, error="unsupported node")
     absent = Variant("tensorrt-int8", "tensorrt", "int8", False, error="tensorrt is not installed")
@@ -121,8 +126,9 @@ def test_the_best_variant_speaks_for_its_target_and_the_others_are_mentioned():
 
 def test_noise_and_load_are_warned_of():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.12))
-    busy = replace(report(FP32, noisy), environment={"cores": 2, "load_average": [5.0, 1.0, 1.0]})
-    first, second = warnings(busy)
+    environment = {"cores": 2, "load_average": [5.0, 1.0, 1.0], "throttled": True}
+    first, second, third = warnings(replace(report(FP32, noisy), environment=environment))
     assert "openvino-int8 12 %" in first
-    assert "load of 5.0 on 2 cores" in second
+    assert "throttled" in second
+    assert "load of 5.0 on 2 cores" in third
     assert warnings(report(FP32, INT8)) == ()

@@ -5,8 +5,9 @@ are read where they exist, so that a stage may leave more and the report shows m
 
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes",
-                        "energy_mj" (an image), "end_to_end_ms" [samples], "measured_on"
-bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes]
+                        "energy_mj" (an image), "end_to_end_ms" [samples], "measured_on", "threads", "batch",
+                        "marks": why its time is not to be trusted, in words
+bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool
 quantize/sensitivity.json   {target: {"layers": [{"name", "kind", "sqnr_db", "drop", "reverted", "why"}]}}
                         sqnr_db: of the layer's output, whole graph quantized; drop: fall of the logits'
                         SQNR in dB when this layer alone is quantized; reverted: left in float, why in words
@@ -147,7 +148,9 @@ class _Run:
             "instruction_sets": device.pop("instruction_sets", None),
             "cores": device.pop("cores", None),
             "versions": device.pop("versions", {}),
-            **dict.fromkeys(("arch", "memory_bytes", "power_mode", "clocks_mhz", "load_average")),
+            **dict.fromkeys(
+                ("arch", "memory_bytes", "power_mode", "clocks_mhz", "load_average", "throttled")
+            ),
             **device,
         }
 
@@ -233,7 +236,7 @@ class _Run:
             note=compiled.get("note") or None,
             error=compiled.get("error") or None,
             hint=compiled.get("hint") or None,
-            warnings=tuple(compiled.get("warnings") or ()),
+            warnings=(*(compiled.get("warnings") or ()), *(timing.get("marks") or ())),
             batch_throughput={str(k): float(v) for k, v in (timing.get("throughput") or {}).items()},
             memory_bytes=timing.get("memory_bytes"),
             energy_mj=_finite(timing.get("energy_mj")),

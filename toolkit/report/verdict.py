@@ -52,6 +52,8 @@ def warnings(report: RunReport) -> tuple[str, ...]:
             f"Noisy latency: the coefficient of variation is above 5 % ({', '.join(noisy)}). "
             "Other work ran, or the clock changed: trust the median, and measure again on a quiet machine."
         )
+    if report.environment.get("throttled"):
+        found.append("The processor was throttled during the run: every latency is too long.")
     load, cores = report.environment.get("load_average"), report.environment.get("cores")
     if load and cores and load[0] > cores:
         found.append(f"The machine was busy: a load of {load[0]:.1f} on {cores} cores.")
