@@ -105,7 +105,7 @@ def rollout(entries: Sequence[Entry], work: Work, options: RolloutOptions, tell:
                         running.add(pool.submit(one, waiting.pop()))
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     outcomes |= {outcome.device: outcome for outcome in (each.result() for each in done)}
-                if waiting:
+                if failed() > allowed:
                     break
         except KeyboardInterrupt:
             connections.cut()

@@ -68,7 +68,7 @@ def make(
     """
     source = _Run(run)
     chosen = _choose(source.compiled, source.evaluated, variants)
-    places = _spread(len(source.labels), golden)
+    places = clear_cases([source.logits(name) for name in chosen], golden)
     packed = _spread(len(source.labels), images)
     with TemporaryDirectory() as scratch:
         evaluation = Path(scratch) / "images.set" if images else None
@@ -106,10 +106,15 @@ class _Run:
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images: dict[str, Any] = read_json(self._folders["evaluate"] / "images.json")
 
+    def logits(self, variant: str) -> FloatArray:
+        """(N, classes) logits of the evaluated images."""
+        found: FloatArray = np.load(self._folders["evaluate"] / "logits" / f"{variant}.npy")
+        return found
+
     def graph(self, variant: str, golden: list[int], packed: list[int] | None) -> Graph:
         """A variant as it is shipped: its ONNX file, and what it said of the images in the run."""
         record = self.compiled[variant]
-        logits: FloatArray = np.load(self._folders["evaluate"] / "logits" / f"{variant}.npy")
+        logits = self.logits(variant)
         pruned = record["pruned"]
         if record["precision"] == "int8":
             file = self._folders["quantize"] / f"{record['target']}{'-pruned' if pruned else ''}.onnx"
@@ -179,6 +184,23 @@ def _choose(
     if not chosen:
         raise DataError("the run has no INT8 variant to ship", hint="name others with --variant")
     return list(chosen.values())
+
+
+def clear_cases(logits: Sequence[FloatArray], wanted: int) -> list[int]:
+    """Places of images whose first class is clear, so that rounding on another device cannot change it.
+
+    Args:
+        logits: (N, classes) of each variant, on the same images.
+        wanted: How many.
+
+    Returns:
+        Places spread over the clearer half of the images, in order.
+    """
+    ordered = np.sort(np.stack(list(logits)), axis=2)
+    margin = (ordered[:, :, -1] - ordered[:, :, -2]).min(0)
+    clearest = np.argsort(-margin, kind="stable")[: max(wanted, len(margin) // 2)]
+    places = np.sort(clearest)
+    return [int(places[index]) for index in _spread(len(places), wanted)]
 
 
 def _spread(count: int, wanted: int) -> list[int]:

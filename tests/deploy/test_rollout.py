@@ -1,0 +1,176 @@
+"""The order in which a fleet is worked through, when it stops, and what its report says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from loopback import QUICK, live
+
+from toolkit.core.errors import DeviceError
+from toolkit.deploy import fleet, release
+from toolkit.deploy.inventory import Entry
+from toolkit.deploy.release import Outcome
+from toolkit.deploy.rollout import RolloutOptions, rollout
+
+FLEET = [Entry(f"d{n}", "x", "openvino") for n in range(20)]
+
+
+class Work:
+    """Takes a moment for each device; those in `bad` fail."""
+
+    def __init__(self, bad=()):
+        self.bad, self.order, self.now, self.most = set(bad), [], 0, 0
+        self.lock = threading.Lock()
+
+    def __call__(self, entry, tell, connect):
+        with self.lock:
+            self.order.append(entry.name)
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+        if entry.name in self.bad:
+            raise DeviceError(f"{entry.name}: broken", hint="mend it")
+        return Outcome(entry.name, "live")
+
+
+def states(outcomes):
+    return [outcome.state for outcome in outcomes]
+
+
+def silent(*_):
+    """Nobody listens."""
+
+
+def test_so_many_at_once_and_every_device_once():
+    work = Work()
+    outcomes = rollout(FLEET, work, RolloutOptions(parallel=5), silent)
+    assert states(outcomes) == ["live"] * 20 and sorted(work.order) == sorted(e.name for e in FLEET)
+    assert work.most == 5 and [o.device for o in outcomes] == [e.name for e in FLEET]
+
+
+def test_canaries_go_first_and_alone():
+    work = Work()
+    rollout(FLEET, work, RolloutOptions(parallel=8, canaries=3), silent)
+    assert set(work.order[:3]) == {"d0", "d1", "d2"} and len(work.order) == 20
+    work = Work(bad=["d1"])
+    outcomes = rollout(FLEET, work, RolloutOptions(parallel=8, canaries=3, max_failures=1.0), silent)
+    assert states(outcomes) == ["live", "failed", "live"] + ["skipped"] * 17 and len(work.order) == 3
+    assert outcomes[1].error == "d1: broken" and outcomes[1].hint == "mend it"
+
+
+def test_too_many_failures_stop_it():
+    outcomes = rollout(FLEET, Work(bad=["d0", "d1"]), RolloutOptions(parallel=1, max_failures=0.1), silent)
+    assert states(outcomes) == ["failed"] * 2 + ["live"] * 18  # 2 of 20 are allowed
+    outcomes = rollout(
+        FLEET, Work(bad=["d0", "d1", "d2"]), RolloutOptions(parallel=1, max_failures=0.1), silent
+    )
+    assert states(outcomes) == ["failed"] * 3 + ["skipped"] * 17
+
+
+def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle, tmp_path):
+    servers = [park.server(f"d{n}") for n in range(3)]
+    entries = [park.entry(server, f"d{n}") for n, server in enumerate(servers)]
+    hanging, good = bundle(build="hang"), bundle(version=2)
+    release.deploy(entries[0], good, QUICK, silent)
+
+    def interrupt(device, state, detail):
+        if (device, state, detail) == ("d1", "building", "build"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def work(entry, tell, connect):
+        return release.deploy(entry, hanging, QUICK, tell, connect)
+
+    outcomes = rollout(entries[1:], work, RolloutOptions(parallel=1), interrupt)
+    assert states(outcomes) == ["interrupted", "skipped"]
+    outcomes = rollout(
+        entries,
+        lambda entry, tell, connect: release.deploy(
+            entry, good, dataclasses.replace(QUICK, wait_s=10.0), tell, connect
+        ),
+        RolloutOptions(),
+        silent,
+    )
+    assert states(outcomes) == ["unchanged", "live", "live"]
+    assert len({live(server) for server in servers}) == 1
+
+
+def record(ms=2.0, top1=0.9, power_mw=None, cpu="x"):
+    return {
+        "target": "openvino", "variant": "openvino-int8", "fake": False, "facts": {"jetson": None, "cpu": {"name": cpu}},
+        "build": {"backend": "openvino", "version": "2026.0"}, "power_mw": power_mw, "marks": ["spread is 9 %"],
+        "accuracy": {"top1": top1, "gap_pp": 0.25}, "latency_ms": {"p50": ms, "batch": 1},
+    }  # fmt: skip
+
+
+def outcome(name, **figures):
+    return Outcome(name, "live", "r-1", record=record(**figures))
+
+
+def test_outliers_are_found_among_their_kind():
+    fast = [outcome(f"f{n}", ms=2.0 + 0.01 * n) for n in range(6)]
+    slow_kind = [outcome(f"s{n}", ms=9.0 + 0.01 * n, cpu="slow") for n in range(4)]  # slow, but like its kind
+    throttled = outcome("hot", ms=3.1, power_mw=None)
+    found = fleet.outliers([*fast, *slow_kind, throttled])
+    assert [(o["device"], o["figure"], o["value"]) for o in found] == [("hot", "latency p50", 3.1)]
+    assert fleet.outliers([outcome("a"), outcome("b", ms=9.0)]) == []  # two cannot say which is odd
+    equal = [outcome(f"e{n}") for n in range(5)]
+    assert fleet.outliers([*equal, outcome("n", ms=2.1)]) == []  # 5 % is no outlier, however equal the rest
+    hungry = [outcome(f"p{n}", power_mw=5000.0 + n) for n in range(5)] + [outcome("hungry", power_mw=9000.0)]
+    assert [(o["device"], o["figure"]) for o in fleet.outliers(hungry)] == [("hungry", "power")]
+    wrong = [outcome(f"a{n}") for n in range(5)] + [outcome("wrong", top1=0.5)]
+    assert [(o["device"], o["figure"], o["value"]) for o in fleet.outliers(wrong)] == [
+        ("wrong", "top-1", 50.0)
+    ]
+
+
+def test_the_report_of_a_fleet(tmp_path):
+    failed = Outcome("b|c", "failed", error="b: it | broke", hint="mend it")
+    found = fleet.report([outcome("a", power_mw=4321.0), failed], "net-1", parallel=2)
+    path = fleet.write(found, tmp_path)
+    assert json.loads((tmp_path / "fleet.json").read_text()) == found and found["schema"] == 1
+    assert found["counts"] == {"live": 1, "failed": 1} and found["fake"] is False
+    text = path.read_text()
+    assert (
+        "| a | live | r-1 | openvino 2026.0 | 90.00 % (-0.25 pp) | 2 ms (batch 1) | 4.32 W | spread is 9 % |"
+        in text
+    )
+    assert "| b\\|c | failed |" in text and "- b|c: b: it | broke (mend it)" in text
+    assert "fake" not in text
+
+
+@pytest.mark.timeout(300)
+def test_twenty_devices_in_one_command(park, bundle):
+    servers = [park.server(f"d{n:02}") for n in range(20)]
+    entries = [park.entry(server, server.folder.name) for server in servers]
+    made, seen, lock, at_work, most = bundle(), [], threading.Lock(), set(), [0]
+
+    def tell(device, state, detail):
+        with lock:
+            seen.append((device, state))
+            (at_work.add if state not in {"live", "unchanged"} else at_work.discard)(device)
+            most[0] = max(most[0], len(at_work))
+
+    def work(entry, say, connect):
+        return release.deploy(entry, made, QUICK, say, connect)
+
+    outcomes = rollout(entries, work, RolloutOptions(parallel=4, canaries=1), tell)
+    assert states(outcomes) == ["live"] * 20 and most[0] == 4
+    assert [device for device, state in seen if state == "switching"][0] == "d00"
+    found = fleet.report(outcomes, made.id, parallel=4)
+    assert found["counts"] == {"live": 20} and found["fake"] and not found["outliers"]
+    assert {row[2] for row in fleet.table(found)} == {live(server) for server in servers} and len(
+        fleet.table(found)
+    ) == 20
+    started = time.monotonic()
+    again = rollout(entries, work, RolloutOptions(parallel=4), tell)
+    assert states(again) == ["unchanged"] * 20 and sum(o.uploaded_bytes for o in again) == 0
+    assert time.monotonic() - started < 60
+    assert fleet.report(again, made.id, parallel=4)["devices"][7]["record"] == found["devices"][7]["record"]

@@ -1,0 +1,182 @@
+"""The real runner over a real sshd: OpenVINO for real, TensorRT by a fake that says so in every record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import qdq_graphs
+from loopback import QUICK, live, quiet
+
+from calibration.datasets import open_dataset
+from calibration.packed import pack
+from toolkit.core.tensors import Preprocess
+from toolkit.deploy import bundle as bundles
+from toolkit.deploy import release
+from toolkit.deploy.bundle import Contents, Graph
+from toolkit.deploy.session import RefusedError
+from toolkit.deploy.shipment import clear_cases
+
+FAKES = Path(__file__).parents[1] / "runner" / "fakes"
+IMAGES = 64
+
+
+def evaluation(path: Path, size: int) -> Path:
+    preprocess = Preprocess(resize=size, crop=size, mean=(0.5,) * 3, std=(0.25,) * 3)
+    pack(open_dataset("digits:test"), range(IMAGES), preprocess, path)
+    return path
+
+
+def contents(tmp_path: Path, seed: int = 0, **placement: object) -> Contents:
+    """A small residual network with Q/DQ for OpenVINO, and what ONNX Runtime says of it."""
+    import onnxruntime
+
+    from calibration.packed import read
+
+    graph = qdq_graphs.save(
+        qdq_graphs.residual_net(dataclasses.replace(qdq_graphs.OPENVINO, **placement)),
+        tmp_path / f"{seed}.onnx",
+    )
+    packed = read(evaluation(tmp_path / "images.set", 32))
+    images = ((packed.images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    logits = np.concatenate(
+        [session.run(None, {"images": image[None]})[0] for image in images.astype(np.float32)]
+    )
+    simulated = {
+        "top1": float((logits.argmax(1) == packed.labels).mean()),
+        "images": IMAGES,
+        "measured_on": "simulation",
+    }
+    clear = clear_cases([logits], 8)
+    made = Graph("openvino-int8", "openvino", "int8", graph, logits[clear], logits, simulated)
+    return Contents(
+        "residual",
+        [made],
+        images[clear].astype(np.float32),
+        tmp_path / "images.set",
+        provenance={"seed": seed},
+    )
+
+
+@pytest.fixture
+def intel(park):
+    """A device with this Python and its OpenVINO."""
+    server = park.server("intel")
+    return server, park.entry(server, "intel", python=sys.executable)
+
+
+def test_openvino_is_deployed_measured_upgraded_and_rolled_back(intel, tmp_path):
+    server, entry = intel
+    first = bundles.make(contents(tmp_path), tmp_path / "first.tar")
+    outcome = release.deploy(entry, first, QUICK, quiet)
+    record = outcome.record
+    assert outcome.state == "live" and live(server) == outcome.release
+    assert (
+        record["fake"] is False and record["build"]["backend"] == "openvino" and not record["build"]["reused"]
+    )
+    assert record["selftest"]["cosine_min"] > 0.999 and record["selftest"]["images"] == 8
+    assert record["accuracy"]["images"] == IMAGES and record["accuracy"]["agreement"] >= 0.95
+    assert abs(record["accuracy"]["gap_pp"]) <= 100 / IMAGES + 1e-9 and record["accuracy"]["sqnr_db"] > 25
+    assert (
+        0 < record["latency_ms"]["p50"] <= record["latency_ms"]["p99"] and record["latency_ms"]["runs"] >= 10
+    )
+    assert record["facts"]["cpu"]["name"]
+
+    second = bundles.make(
+        dataclasses.replace(contents(tmp_path), provenance={"seed": 1}), tmp_path / "second.tar"
+    )
+    upgraded = release.deploy(entry, second, QUICK, quiet)
+    assert upgraded.before == outcome.release and upgraded.record["build"]["reused"]  # the same graph
+    assert upgraded.uploaded_bytes < 10_000  # the manifest
+    assert release.rollback(entry, None, QUICK, quiet).release == live(server) == outcome.release
+    assert (
+        len({p.stat().st_ino for p in server.root.rglob("*") if p.name == "model"}) == 1
+    )  # one engine, linked
+
+    freed = release.prune(entry, 1, QUICK)
+    assert freed["removed"] == [] and release.deploy(entry, second, QUICK, quiet).state == "live"
+
+
+def test_an_engine_that_computes_something_else_does_not_go_live(intel, tmp_path):
+    server, entry = intel
+    good = contents(tmp_path)
+    release.deploy(entry, bundles.make(good, tmp_path / "good.tar"), QUICK, quiet)
+    before = live(server)
+    wrong = dataclasses.replace(good.graphs[0], golden=-good.graphs[0].golden)
+    with pytest.raises(RefusedError, match="selftest says no: lowest cosine"):
+        release.deploy(
+            entry,
+            bundles.make(dataclasses.replace(good, graphs=[wrong]), tmp_path / "wrong.tar"),
+            QUICK,
+            quiet,
+        )
+    promised = dataclasses.replace(
+        good.graphs[0], simulated={"top1": 0.99, "images": IMAGES, "measured_on": "a lie"}
+    )
+    with pytest.raises(RefusedError, match="pp below the simulation"):
+        release.deploy(
+            entry,
+            bundles.make(dataclasses.replace(good, graphs=[promised]), tmp_path / "lie.tar"),
+            QUICK,
+            quiet,
+        )
+    assert live(server) == before
+
+
+def jetson(park, name: str, version: str = "10.3", sm: str = "8.7"):
+    """A device with a fake TensorRT, on a Python with nothing installed."""
+    server = park.server(name)
+    wrapper = server.folder / "python"
+    wrapper.write_text(
+        f'#!/bin/sh\nPYTHONPATH={FAKES} EDGESHIP_FAKE_TENSORRT={version} EDGESHIP_FAKE_SM={sm} exec {sys.executable} -S "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return server, park.entry(server, name, target="tensorrt", python=str(wrapper))
+
+
+def tensorrt_contents(tmp_path: Path, classes: int = 10, size: int = 8) -> Contents:
+    """A graph as the fake reads it: logit k is the sum of every `classes`-th pixel from k."""
+    from calibration.packed import read
+
+    graph = tmp_path / "fake.onnx"
+    graph.write_text(json.dumps({"shape": [1, 3, size, size], "classes": classes, "quantized": True}))
+    packed = read(evaluation(tmp_path / "images.set", size))
+    images = ((packed.images / np.float32(255) - np.float32(0.5)) / np.float32(0.25)).transpose(0, 3, 1, 2)
+    flat = images.reshape(IMAGES, -1)
+    logits = np.stack([flat[:, k::classes].sum(1) for k in range(classes)], 1).astype(np.float32)
+    simulated = {
+        "top1": float((logits.argmax(1) == packed.labels).mean()),
+        "images": IMAGES,
+        "measured_on": "simulation",
+    }
+    made = Graph("tensorrt-int8", "tensorrt", "int8", graph, logits[:4], logits, simulated)
+    return Contents("residual", [made], images[:4].astype(np.float32), tmp_path / "images.set")
+
+
+def test_the_tensorrt_path_by_a_fake_that_says_so(park, tmp_path):
+    server, entry = jetson(park, "orin")
+    made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
+    outcome = release.deploy(entry, made, QUICK, quiet)
+    assert outcome.record["fake"] is True and outcome.record["build"]["version"] == "10.3.0.30"
+    assert outcome.record["accuracy"]["agreement"] == 1.0 and outcome.record["accuracy"]["gap_pp"] == 0
+    assert [found["fake"] for found in release.records(entry)] == [True]
+    # JetPack is upgraded below it: the engine no longer fits, so the same bundle is a new release.
+    wrapper = Path(entry.python)
+    wrapper.write_text(wrapper.read_text().replace("=10.3 ", "=10.13 "))
+    upgraded = release.deploy(entry, made, QUICK, quiet)
+    assert upgraded.state == "live" and upgraded.before == outcome.release != upgraded.release == live(server)
+    assert upgraded.record["build"]["version"] == "10.13.3.9" and not upgraded.record["build"]["reused"]
+    assert release.deploy(entry, made, QUICK, quiet).state == "unchanged"
+
+
+def test_int8_is_refused_where_the_gpu_has_none(park, tmp_path):
+    server, entry = jetson(park, "nano", version="8.2", sm="5.3")
+    made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
+    with pytest.raises(release.DeviceError, match="nano cannot run (int8 on )?tensorrt") as caught:
+        release.deploy(entry, made, QUICK, quiet)
+    assert caught.value.hint and not server.root.exists()
