@@ -1,1 +1,51 @@
 """INT8 post-training quantization: statistics, placement, parameters, Q/DQ graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantize.options import QuantizeOptions
+
+if TYPE_CHECKING:
+    from quantize.statistics import Statistics
+    from toolkit.core.quant import QuantScheme
+
+__all__ = ["QuantizeOptions", "Statistics", "collect", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the heavy parts (torch, onnx) when they are asked for."""
+    if name == "Statistics":
+        from quantize.statistics import Statistics
+
+        return Statistics
+    if name == "collect":
+        from quantize.collect import collect
+
+        return collect
+    raise AttributeError(name)
+
+
+def quantize(
+    model: Path, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions, out: Path
+) -> dict[str, Any]:
+    """Write a float graph as a Q/DQ graph by a target's scheme.
+
+    Args:
+        model: The float ONNX classifier that the statistics are of.
+        statistics: What `collect` gave.
+        scheme: What the target wants.
+        options: Observer and effort.
+        out: The Q/DQ graph; it appears complete or not at all.
+
+    Returns:
+        What was done, for the report: {scheme, effort, observer, activations, weights, warnings}.
+
+    Raises:
+        ModelError: The graph is not a float classifier.
+        QuantizationError: A tensor cannot be quantized.
+    """
+    from quantize.calibrated import write
+
+    return write(model, statistics, scheme, options, out)

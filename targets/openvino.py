@@ -28,7 +28,7 @@ class OpenVINO:
         activation=QuantSpec("int8", symmetric=True),
         unsigned_activation=QuantSpec("uint8", symmetric=True),
         add_inputs="both",
-        quantize_pool_output=True,
+        max_pool="input",
     )
 
     def versions(self) -> Mapping[str, str]:

@@ -29,7 +29,7 @@ class TensorRT:
         activation=QuantSpec("int8", symmetric=True),
         unsigned_activation=None,
         add_inputs="skip",
-        quantize_pool_output=False,  # a quantized fully connected layer quantizes it as its own input
+        max_pool="output",  # the builder moves the Q through the pool and fuses both with the convolution
     )
 
     def versions(self) -> Mapping[str, str]:

@@ -50,8 +50,8 @@ class QuantScheme:
         activation: Spec of an activation that can be negative.
         unsigned_activation: Spec of an activation that is never negative; None uses `activation`.
         add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
-            convolution fuses with the Add; "both": every input is.
-        quantize_pool_output: Whether the output of the global average pool is quantized apart.
+            convolution fuses with the Add; "both": the main branch too, where that is what lets it fuse.
+        max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
     """
 
     name: str
@@ -59,7 +59,7 @@ class QuantScheme:
     activation: QuantSpec
     unsigned_activation: QuantSpec | None
     add_inputs: Literal["skip", "both"]
-    quantize_pool_output: bool
+    max_pool: Literal["input", "output"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,128 @@
+"""The steps from statistics to a Q/DQ graph, in their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quantize import bias, qdq
+from quantize.equalize import equalize
+from quantize.network import Network
+from quantize.options import QuantizeOptions
+from quantize.placement import Placement, place
+from quantize.qparams import weight_qparams
+from quantize.ranges import observed, output_aware
+from quantize.statistics import Statistics
+from toolkit.core.errors import ModelError, QuantizationError
+from toolkit.core.quant import FloatArray, QParams, QuantScheme
+from toolkit.graph import io
+
+RANGE_PIXELS = 2**18  # probe images for clip points: 64 at 64 px, 5 at 224 px
+BIAS_PIXELS = 2**20  # probe images for bias correction: 256 at 64 px, 20 at 224 px
+
+
+@dataclass(slots=True)
+class Quantized:
+    """A graph that is being quantized.
+
+    Attributes:
+        model: The float graph, equalized.
+        statistics: Statistics of that graph.
+        placement: What is quantized.
+        activations: Tensor name -> parameters.
+        weights: Initializer name -> parameters.
+        biases: Node name -> correction.
+        warnings: What the reader of the report must know.
+    """
+
+    model: ir.Model
+    statistics: Statistics
+    placement: Placement
+    activations: dict[str, QParams]
+    weights: dict[str, QParams]
+    biases: dict[str, FloatArray]
+    warnings: list[str]
+
+
+def write(
+    model: Path, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions, out: Path
+) -> dict[str, Any]:
+    """Quantize a graph and write it; see `quantize.quantize`."""
+    classifier = io.read_classifier(model)
+    found = prepare(classifier.model, statistics, scheme, options)
+    io.save(qdq.insert(found.model, found.activations, found.weights, found.biases), out)
+    return {
+        "scheme": scheme.name,
+        "effort": options.effort,
+        "observer": options.observer,
+        "activations": {
+            name: {
+                "dtype": q.spec.dtype,
+                "scale": q.scale[0],
+                "zero_point": q.zero_point[0],
+                "low": float(found.statistics.tensors[name].low.min()),
+                "high": float(found.statistics.tensors[name].high.max()),
+            }
+            for name, q in found.activations.items()
+        },
+        "weights": {
+            name: {"bits": q.spec.bits, "channels": len(q.scale), "largest_scale": max(q.scale)}
+            for name, q in found.weights.items()
+        },
+        "warnings": found.warnings,
+    }
+
+
+def prepare(
+    model: ir.Model, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions
+) -> Quantized:
+    """Choose every parameter of a quantized graph.
+
+    Raises:
+        QuantizationError: The statistics are of another graph, or a tensor cannot be quantized.
+    """
+    placement = place(model, scheme)
+    missing = [name for name in placement.activations if name not in statistics.tensors]
+    if missing:
+        raise QuantizationError(
+            f"no statistics of '{missing[0]}'", hint="calibrate the same graph that is quantized"
+        )
+    warnings = [
+        f"activation '{name}' is zero on every calibration image"
+        for name in placement.activations
+        if statistics.tensors[name].largest == 0.0
+    ]
+    network = None
+    if options.effort != "fast":
+        model, statistics = equalize(model, statistics)
+        try:
+            network = Network(model)
+        except ModelError as error:
+            warnings.append(f"effort 'fast' was used: {error}")
+    weights = {
+        name: weight_qparams(np.asarray(io.constant(model.graph.initializers[name]), np.float32), spec)
+        for name, spec in placement.weights.items()
+    }
+    if network is not None and options.observer == "mse":
+        images = spread(statistics.probe, RANGE_PIXELS)
+        activations = output_aware(network, images, placement.activations, statistics.tensors)
+    else:
+        activations = {
+            name: observed(statistics.tensors[name], spec, options.observer)
+            for name, spec in placement.activations.items()
+        }
+    biases: dict[str, FloatArray] = {}
+    if network is not None and options.bias_correction:
+        biases = bias.corrections(network, spread(statistics.probe, BIAS_PIXELS), activations, weights)
+    return Quantized(model, statistics, placement, activations, weights, biases, warnings)
+
+
+def spread(probe: FloatArray, pixels: int) -> FloatArray:
+    """Images spread evenly over the probe, so many that they have about that many pixels, 8 at least."""
+    count = min(max(pixels // int(np.prod(probe.shape[2:])), 8), len(probe))
+    chosen: FloatArray = probe[np.linspace(0, len(probe) - 1, count).round().astype(int)]
+    return chosen

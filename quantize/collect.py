@@ -1,0 +1,122 @@
+"""One streaming pass over the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from quantize.placement import candidates, never_negative
+from quantize.statistics import PROBE_PIXELS, Gathered, Statistics, Thinned
+from toolkit.core.errors import DataError
+from toolkit.core.quant import FloatArray
+from toolkit.graph import io
+from toolkit.graph.reference import Reference
+
+SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
+
+
+def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
+    """Run calibration images through a float graph and keep statistics of its activations.
+
+    Extremes and means are reduced inside the graph, by pooling operations, so that what leaves it is
+    small: the pass costs little more than the inference alone.
+
+    Args:
+        model: A float ONNX classifier.
+        batches: Preprocessed images (N, C, H, W), in batches.
+
+    Raises:
+        ModelError: The graph is not a float classifier.
+        QuantizationError: An activation is NaN or infinite.
+        DataError: There is no image.
+    """
+    classifier = io.read_classifier(model)
+    graph = io.copy(classifier.model)
+    watched = {name: _Watched(graph.graph, name) for name in candidates(graph)}
+    reference = Reference(graph, [output for tensor in watched.values() for output in tensor.outputs])
+    gathered = {name: Gathered(name) for name in watched}
+    probe: Thinned | None = None
+    images = 0
+    for batch in batches:
+        parts = (
+            [batch] if classifier.batch in {None, len(batch)} else _even(batch, int(classifier.batch or 1))
+        )
+        probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), 16))
+        probe.add(batch)
+        images += len(batch)
+        for part in parts:
+            values = iter(reference.run(part))
+            for name, tensor in watched.items():
+                gathered[name].add(*tensor.read([next(values) for _ in tensor.outputs]))
+    if probe is None:
+        raise DataError("there is no calibration image", hint="check select.source and select.images")
+    return Statistics(images, {name: seen.result() for name, seen in gathered.items()}, probe.rows())
+
+
+class _Watched:
+    """A tensor with the nodes that reduce it inside the graph."""
+
+    def __init__(self, graph: ir.Graph, name: str) -> None:
+        self._name = name
+        value = next(v for v in _values(graph) if v.name == name)
+        self._flat = value.shape is None or len(value.shape) != 4
+        self._never_negative = never_negative(value)
+        self.outputs: list[str] = []
+        if self._flat:
+            self._output(graph, value)
+            return
+        height, width = (d if isinstance(d, int) else 1 for d in value.shape[2:])  # type: ignore[index]
+        strides = [max(-(-side // SAMPLE_SIDE), 1) for side in (height, width)]
+        self._reduce(graph, "GlobalMaxPool", value, "highest")
+        self._reduce(graph, "GlobalAveragePool", value, "mean")
+        self._reduce(graph, "MaxPool", value, "sample", kernel_shape=[1, 1], strides=strides)
+        if not self._never_negative:
+            negated = self._reduce(graph, "Neg", value, "negated", output=False)
+            self._reduce(graph, "GlobalMaxPool", negated, "lowest")
+
+    def read(self, values: list[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Low, high and mean (N, C) and sample (rows, C) from the outputs."""
+        if self._flat:
+            rows = values[0].reshape(-1, values[0].shape[-1])
+            return rows, rows, rows, rows
+        high, mean = values[0][:, :, 0, 0], values[1][:, :, 0, 0]
+        sample = values[2].transpose(0, 2, 3, 1).reshape(-1, high.shape[1])
+        low = np.zeros_like(high) if self._never_negative else -values[3][:, :, 0, 0]
+        return low, high, mean, sample
+
+    def _reduce(
+        self,
+        graph: ir.Graph,
+        kind: str,
+        value: ir.Value,
+        what: str,
+        *,
+        output: bool = True,
+        **attributes: list[int],
+    ) -> ir.Value:
+        node = ir.node(kind, [value], attributes=attributes or None, name=f"{self._name}/{what}")
+        node.outputs[0].name = f"{self._name}/{what}"
+        graph.append(node)
+        if output:
+            self._output(graph, node.outputs[0])
+        return node.outputs[0]
+
+    def _output(self, graph: ir.Graph, value: ir.Value) -> None:
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        if value not in graph.outputs:
+            graph.outputs.append(value)
+        self.outputs.append(str(value.name))
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    return [*graph.inputs, *(value for node in graph for value in node.outputs)]
+
+
+def _even(batch: FloatArray, size: int) -> list[FloatArray]:
+    """Batches of the size a static graph wants; the last one is filled up with its own images."""
+    count = -(-len(batch) // size)
+    filled = np.resize(batch, (count * size, *batch.shape[1:]))
+    return [filled[i * size : (i + 1) * size] for i in range(count)]

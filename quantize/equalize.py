@@ -1,0 +1,144 @@
+"""Cross-layer equalization of whole channel spaces, residual streams included.
+
+A ReLU network computes the same when a channel is divided by a factor wherever it is written and
+multiplied by it wherever it is read. Channels that share one scale lose least when their ranges are
+alike, so every space (the tensors that a residual stream or a block's inside passes through) is
+divided by the square root of its channels' ranges: half way, since the readers' weights pay for it.
+
+Source:
+    Nagel et al. 2019, arXiv:1906.04721, sec. 4.1, for pairs of layers; here for spaces with any
+    number of writers and readers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from quantize.placement import is_weighted, weight_axis
+from quantize.statistics import Statistics, TensorStatistics
+from toolkit.core.quant import FloatArray
+from toolkit.graph import io
+
+HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Add", "GlobalAveragePool", "AveragePool", "Flatten", "Identity"})
+STRENGTH = 0.5  # 0 leaves the ranges, 1 makes them equal
+LARGEST_FACTOR = 16.0
+
+
+@dataclass(slots=True)
+class Space:
+    """Tensors that share their channels: who writes them, who reads them."""
+
+    writers: list[ir.Node] = field(default_factory=list)
+    readers: list[ir.Node] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
+
+
+def equalize(model: ir.Model, statistics: Statistics) -> tuple[ir.Model, Statistics]:
+    """Even out the channel ranges of every space that may be scaled.
+
+    Returns:
+        A graph that computes the same, and the statistics it would have given.
+    """
+    changed = io.copy(model)
+    tensors = dict(statistics.tensors)
+    for space in spaces(changed):
+        factor = _factor([statistics.tensors[t] for t in space.tensors if t in statistics.tensors])
+        if factor is None or not _fits(space, len(factor)):
+            continue
+        for writer in space.writers:
+            for value in writer.inputs[1:]:
+                _scale(value, weight_axis(writer) if value is writer.inputs[1] else 0, np.reciprocal(factor))
+        for reader in space.readers:
+            axis = 1 - weight_axis(reader)
+            _scale(reader.inputs[1], axis, factor)
+        for name in space.tensors:
+            if name in tensors:
+                tensors[name] = tensors[name].scaled(factor)
+    return changed, replace(statistics, tensors=tensors)
+
+
+def spaces(model: ir.Model) -> list[Space]:
+    """The channel spaces of a graph that weighted layers alone write and read."""
+    graph = model.graph
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    def activations(node: ir.Node) -> list[str]:
+        used = [v for v in node.inputs if v is not None and v.const_value is None]
+        return [str(v.name) for v in (*used, *node.outputs)]
+
+    fixed = {str(v.name) for v in (*graph.inputs, *graph.outputs)}
+    for node in graph:
+        if node.op_type in HOMOGENEOUS and not any(
+            v is not None and v.const_value is not None for v in node.inputs
+        ):
+            names = activations(node)
+            for name in names:
+                parent[root(name)] = root(names[0])
+        elif not is_weighted(node) or _unscalable(node):
+            fixed.update(activations(node))
+    found: dict[str, Space] = {}
+    for node in graph:
+        if is_weighted(node):
+            found.setdefault(root(str(node.outputs[0].name)), Space()).writers.append(node)
+            found.setdefault(root(str(node.inputs[0].name)), Space()).readers.append(node)  # type: ignore[union-attr]
+    for name in list(parent):
+        if root(name) in found:
+            found[root(name)].tensors.append(name)
+    blocked = {root(name) for name in fixed}
+    return [
+        s for key, s in found.items() if key not in blocked and s.writers and s.readers and _own_weights(s)
+    ]
+
+
+def _unscalable(node: ir.Node) -> bool:
+    """Whether the weights of a layer cannot be scaled along both their axes."""
+    grouped = node.op_type == "Conv" and (node.attributes.get_int("group", 1) or 1) != 1
+    scaled = node.op_type == "Gemm" and (node.attributes.get_float("alpha", 1.0) != 1.0)
+    return grouped or scaled or any(v is not None and v.const_value is None for v in node.inputs[1:])
+
+
+def _own_weights(space: Space) -> bool:
+    """Whether no other layer shares the weights of this space's layers."""
+    return all(
+        value is None or len(value.consumers()) == 1
+        for node in (*space.writers, *space.readers)
+        for value in node.inputs[1:]
+    )
+
+
+def _fits(space: Space, channels: int) -> bool:
+    """Whether every layer has one weight row or column a channel (a map that is flattened has more)."""
+    return all(
+        node.inputs[1] is not None and io.constant(node.inputs[1]).shape[axis(node)] == channels
+        for nodes, axis in ((space.writers, weight_axis), (space.readers, lambda n: 1 - weight_axis(n)))
+        for node in nodes
+    )
+
+
+def _factor(seen: list[TensorStatistics]) -> FloatArray | None:
+    """What every channel is divided by; None where the space gives no hint."""
+    ranges = [np.maximum(-s.low, s.high) for s in seen]
+    ranges = [r / r.max() for r in ranges if len(r) > 1 and r.max() > 0]
+    if not ranges or len({len(r) for r in ranges}) != 1:
+        return None
+    even = np.maximum(np.mean(ranges, axis=0), 1e-3) ** STRENGTH
+    even /= np.exp(np.log(even).mean())
+    factor: FloatArray = np.clip(even, 1 / LARGEST_FACTOR, LARGEST_FACTOR).astype(np.float32)
+    return factor
+
+
+def _scale(value: ir.Value | None, axis: int, factor: FloatArray) -> None:
+    if value is None:
+        return
+    array = io.constant(value)
+    shape = [1] * array.ndim
+    shape[axis] = -1
+    io.set_constant(value, (array * factor.reshape(shape)).astype(np.float32))

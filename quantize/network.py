@@ -1,0 +1,232 @@
+"""A float graph as a PyTorch function: every tensor can be looked at, changed, and differentiated by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.core.errors import ModelError
+from toolkit.graph import io
+
+Change = Callable[[str, Tensor], Tensor]
+Operation = Callable[["_Call"], Tensor]
+
+
+class Network:
+    """Runs the operations of a graph one by one.
+
+    Attributes:
+        model: The graph.
+        constants: Initializer name -> tensor; put another tensor there to change a weight.
+
+    Args:
+        model: A float graph.
+
+    Raises:
+        ModelError: An operation is not known here; the message names it.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.constants = {
+            name: torch.from_numpy(np.array(io.constant(value)))
+            for name, value in model.graph.initializers.items()
+            if value.const_value is not None
+        }
+        self.nodes = list(model.graph)
+        for node in self.nodes:
+            if node.op_type not in OPERATIONS:
+                raise ModelError(
+                    f"operation {node.op_type} (node '{node.name}') cannot be differentiated here",
+                    hint="quantize.effort = fast does not need it",
+                )
+        self.input = str(model.graph.inputs[0].name)
+        self.output = str(model.graph.outputs[0].name)
+        self._last_use = {
+            str(value.name): index
+            for index, node in enumerate(self.nodes)
+            for value in node.inputs
+            if value is not None
+        }
+
+    def __call__(self, images: Tensor, change: Change | None = None) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W).
+
+        Args:
+            images: Preprocessed images.
+            change: Called with the name and value of the input and of every result; what it returns
+                is what later operations read.
+        """
+        values = {self.input: change(self.input, images) if change else images}
+        for index, node in enumerate(self.nodes):
+            name = str(node.outputs[0].name)
+            result = self.apply(node, values)
+            values[name] = change(name, result) if change else result
+            for value in node.inputs:  # memory: drop what nobody reads any more
+                if (
+                    value is not None
+                    and self._last_use[str(value.name)] == index
+                    and value.name != self.output
+                ):
+                    values.pop(str(value.name), None)
+        return values[self.output]
+
+    def apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
+        """The result of one node, its inputs taken from `values` or the constants."""
+        inputs = [
+            None
+            if v is None
+            else values[str(v.name)]
+            if str(v.name) in values
+            else self.constants[str(v.name)]
+            for v in node.inputs
+        ]
+        return OPERATIONS[node.op_type](_Call(node, inputs))
+
+
+class _Call:
+    """Inputs and attributes of a node."""
+
+    def __init__(self, node: ir.Node, inputs: list[Tensor | None]) -> None:
+        self._node = node
+        self._inputs = inputs
+
+    def __getitem__(self, index: int) -> Tensor:
+        found = self.get(index)
+        assert found is not None, f"{self._node.name}: input {index} is absent"
+        return found
+
+    def get(self, index: int) -> Tensor | None:
+        return self._inputs[index] if index < len(self._inputs) else None
+
+    def all(self) -> list[Tensor]:
+        return [value for value in self._inputs if value is not None]
+
+    def ints(self, name: str, default: list[int]) -> list[int]:
+        attribute = self._node.attributes.get(name)
+        return default if attribute is None else [int(v) for v in attribute.as_ints()]
+
+    def integer(self, name: str, default: int) -> int:
+        return int(self._node.attributes.get_int(name, default) or 0)
+
+    def number(self, name: str, default: float) -> float:
+        found = self._node.attributes.get_float(name, default)
+        return default if found is None else float(found)
+
+    def constant(self, index: int) -> list[int]:
+        return [int(v) for v in self[index].flatten().tolist()]
+
+
+def _padded(call: _Call, spatial: int, fill: float) -> tuple[Tensor, list[int]]:
+    """The first input, padded where the padding is uneven, and the even padding that is left."""
+    pads = call.ints("pads", [0] * 2 * spatial)
+    before, after = pads[:spatial], pads[spatial:]
+    if before == after:
+        return call[0], before
+    order = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
+    return F.pad(call[0], order, value=fill), [0] * spatial
+
+
+def _conv(call: _Call) -> Tensor:
+    x, pads = _padded(call, 2, 0.0)
+    strides, dilations = call.ints("strides", [1, 1]), call.ints("dilations", [1, 1])
+    return F.conv2d(x, call[1], call.get(2), strides, pads, dilations, call.integer("group", 1))
+
+
+def _gemm(call: _Call) -> Tensor:
+    a = call[0].T if call.integer("transA", 0) else call[0]
+    weight = call[1] if call.integer("transB", 0) else call[1].T
+    product = F.linear(a, weight) * call.number("alpha", 1.0)
+    bias = call.get(2)
+    return product if bias is None else product + call.number("beta", 1.0) * bias
+
+
+def _max_pool(call: _Call) -> Tensor:
+    x, pads = _padded(call, 2, float("-inf"))
+    kernel = call.ints("kernel_shape", [1, 1])
+    ceil = bool(call.integer("ceil_mode", 0))
+    return F.max_pool2d(x, kernel, call.ints("strides", [1, 1]), pads, call.ints("dilations", [1, 1]), ceil)
+
+
+def _average_pool(call: _Call) -> Tensor:
+    x, pads = _padded(call, 2, 0.0)
+    include = bool(call.integer("count_include_pad", 0))
+    ceil = bool(call.integer("ceil_mode", 0))
+    return F.avg_pool2d(
+        x, call.ints("kernel_shape", [1, 1]), call.ints("strides", [1, 1]), pads, ceil, include
+    )
+
+
+def _batch_norm(call: _Call) -> Tensor:
+    return F.batch_norm(call[0], call[3], call[4], call[1], call[2], False, 0.0, call.number("epsilon", 1e-5))
+
+
+def _reduce_mean(call: _Call) -> Tensor:
+    axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [2, 3])
+    return call[0].mean(axes, keepdim=bool(call.integer("keepdims", 1)))
+
+
+def _clip(call: _Call) -> Tensor:
+    low, high = call.get(1), call.get(2)
+    return torch.clamp(call[0], None if low is None else low.item(), None if high is None else high.item())
+
+
+def _reshape(call: _Call) -> Tensor:
+    shape = call.constant(1)
+    return call[0].reshape(len(call[0]), *(shape[1:] if len(shape) > 1 else shape))  # the batch is ours
+
+
+def _pad(call: _Call) -> Tensor:
+    pads = call.constant(1) if call.get(1) is not None else call.ints("pads", [])
+    half = len(pads) // 2
+    fill = call.get(2)
+    order = [p for pair in zip(reversed(pads[:half]), reversed(pads[half:]), strict=True) for p in pair]
+    return F.pad(call[0], order, value=0.0 if fill is None else float(fill.item()))
+
+
+def _slice(call: _Call) -> Tensor:
+    starts, ends = call.constant(1), call.constant(2)
+    axes = call.constant(3) if call.get(3) is not None else list(range(len(starts)))
+    steps = call.constant(4) if call.get(4) is not None else [1] * len(starts)
+    index: list[Any] = [slice(None)] * call[0].ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        index[axis] = slice(start, end, step)
+    return call[0][tuple(index)]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": lambda call: call[0] @ call[1],
+    "Relu": lambda call: torch.relu(call[0]),
+    "Clip": _clip,
+    "Sigmoid": lambda call: torch.sigmoid(call[0]),
+    "HardSigmoid": lambda call: torch.clamp(
+        call[0] * call.number("alpha", 0.2) + call.number("beta", 0.5), 0.0, 1.0
+    ),
+    "HardSwish": lambda call: F.hardswish(call[0]),
+    "LeakyRelu": lambda call: F.leaky_relu(call[0], call.number("alpha", 0.01)),
+    "Add": lambda call: call[0] + call[1],
+    "Sub": lambda call: call[0] - call[1],
+    "Mul": lambda call: call[0] * call[1],
+    "Div": lambda call: call[0] / call[1],
+    "Concat": lambda call: torch.cat(call.all(), call.integer("axis", 1)),
+    "BatchNormalization": _batch_norm,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": lambda call: call[0].mean((2, 3), keepdim=True),
+    "ReduceMean": _reduce_mean,
+    "Flatten": lambda call: call[0].flatten(call.integer("axis", 1)),
+    "Reshape": _reshape,
+    "Squeeze": lambda call: call[0].flatten(1),
+    "Identity": lambda call: call[0],
+    "Dropout": lambda call: call[0],
+    "Pad": _pad,
+    "Slice": _slice,
+}

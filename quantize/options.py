@@ -1,0 +1,23 @@
+"""What a user may choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """How much work goes into a quantized graph.
+
+    Attributes:
+        observer: Rule for the ranges of activations: mse, minmax, percentile or entropy. With `mse` and
+            more than the least effort, the error is that of the logits.
+        effort: fast: an observer, nothing else; balanced: equalization, output-aware ranges and bias
+            correction; max: balanced, then rounding and scales learned on the calibration images.
+        bias_correction: Whether biases absorb the mean error of their layer.
+    """
+
+    observer: str = "mse"
+    effort: Literal["fast", "balanced", "max"] = "balanced"
+    bias_correction: bool = True

@@ -1,0 +1,178 @@
+"""Where Q/DQ pairs go: the one file that knows, for every target, by its scheme.
+
+A *point* is a float tensor that is quantized; everything that reads it then reads the dequantized
+value, so one tensor has one scale. Weighted layers want their input quantized; a max pool hands the
+wish on to its own input or keeps it, a reshape always hands it on. The output of a weighted layer
+that an activation or a residual Add follows is never quantized in between: that would forbid the fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from toolkit.core.quant import QuantScheme, QuantSpec
+
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+POOLED = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
+MOVED = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Quantized tensors of a graph.
+
+    Attributes:
+        activations: Tensor name -> spec, in the order of the graph.
+        weights: Initializer name -> spec, in the order of the graph.
+    """
+
+    activations: dict[str, QuantSpec]
+    weights: dict[str, QuantSpec]
+
+
+def place(model: ir.Model, scheme: QuantScheme) -> Placement:
+    """Decide which tensors of a float graph are quantized, and how.
+
+    Args:
+        model: A float graph.
+        scheme: What the target wants.
+
+    Returns:
+        Points and weights. Weights that are not constant stay in float.
+
+    Source:
+        OpenVINO: placement by which every convolution and Add executes in INT8 (2026.4, runtime model).
+        TensorRT: NVIDIA, "Working with quantized types", recommendations for Q/DQ placement.
+    """
+    wanted = {id(value) for node in model.graph for value in _wanted(node, scheme)}
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    return Placement(
+        {str(v.name): _activation_spec(v, scheme) for v in values if id(v) in wanted},
+        {
+            str(node.inputs[1].name): QuantSpec(
+                "int8", symmetric=True, axis=weight_axis(node), bits=scheme.weight.bits
+            )
+            for node in model.graph
+            if is_weighted(node) and node.inputs[1] is not None
+        },
+    )
+
+
+def candidates(model: ir.Model) -> tuple[str, ...]:
+    """Every activation that some scheme could quantize, in the order of the graph."""
+    wanted = {id(_stand(v, pools=p)) for node in model.graph for v in _readable(node) for p in (False, True)}
+    values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    return tuple(str(value.name) for value in values if id(value) in wanted)
+
+
+def is_weighted(node: ir.Node) -> bool:
+    """Whether a node multiplies by constant weights."""
+    return node.op_type in WEIGHTED and _constant(node.inputs[1])
+
+
+def is_residual(node: ir.Node) -> bool:
+    """Whether a node adds two activations."""
+    return node.op_type == "Add" and not any(_constant(value) for value in node.inputs)
+
+
+def weight_axis(node: ir.Node) -> int:
+    """The axis of the weights along which the outputs lie."""
+    if node.op_type == "Conv" or (
+        node.op_type == "Gemm" and int(node.attributes.get_int("transB", 0) or 0) != 0
+    ):
+        return 0
+    return 1
+
+
+def never_negative(value: ir.Value) -> bool:
+    """Whether a tensor cannot be negative, by the operations that made it."""
+    node = value.producer()
+    if node is None:
+        return False
+    if node.op_type in NEVER_NEGATIVE:
+        return True
+    if node.op_type == "Clip":
+        low = node.inputs[1] if len(node.inputs) > 1 else None
+        return low is not None and low.const_value is not None and float(low.const_value.numpy()) >= 0
+    first = node.inputs[0]
+    if node.op_type in MOVED | POOLED | {"MaxPool", "Slice", "GlobalMaxPool"}:
+        return first is not None and never_negative(first)
+    if node.op_type in {"Concat", "Add"}:
+        return all(value is not None and never_negative(value) for value in node.inputs)
+    return False
+
+
+def _wanted(node: ir.Node, scheme: QuantScheme) -> Iterator[ir.Value]:
+    for value in _readable(node):
+        if not is_residual(node) or _add_wants(node, value, scheme):
+            yield _stand(value, pools=scheme.max_pool == "input")
+
+
+def _readable(node: ir.Node) -> Iterator[ir.Value]:
+    """Inputs of a node that some target may want quantized."""
+    if is_weighted(node) or node.op_type in POOLED:
+        inputs = node.inputs[:1]
+    elif is_residual(node):
+        inputs = node.inputs
+    else:
+        return
+    yield from (value for value in inputs if value is not None and value.dtype in {None, ir.DataType.FLOAT})
+
+
+def _stand(value: ir.Value, *, pools: bool) -> ir.Value:
+    """Where the Q/DQ pair of a wish stands: before what only moves values around, and max pools if asked."""
+    node = value.producer()
+    while node is not None and node.inputs[0] is not None:
+        if node.op_type not in MOVED and not (pools and node.op_type == "MaxPool"):
+            break
+        value = node.inputs[0]
+        node = value.producer()
+    return value
+
+
+def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:
+    """Whether an input of a residual Add is quantized.
+
+    The convolution that ends the main branch fuses with the Add and stays in float. OpenVINO fuses
+    by itself only where the shortcut is a convolution too; else it wants the main branch quantized.
+    """
+    first, second = (v for v in node.inputs if v is not None)
+    made_by_convolution = [v.producer() is not None and is_weighted(v.producer()) for v in (first, second)]  # type: ignore[arg-type]
+    if not any(made_by_convolution):
+        return True
+    if all(made_by_convolution):
+        return value is (second if _depth(first) >= _depth(second) else first)
+    main = first if made_by_convolution[0] else second
+    return value is not main or scheme.add_inputs == "both"
+
+
+def _depth(value: ir.Value) -> int:
+    """Weighted layers from the input of the graph to a value, on the longest way."""
+    deepest: dict[int, int] = {}
+    stack = [value]
+    while stack:
+        top = stack[-1]
+        node = top.producer()
+        before = [v for v in node.inputs if v is not None and not _constant(v)] if node is not None else []
+        missing = [v for v in before if id(v) not in deepest]
+        if missing:
+            stack.extend(missing)
+            continue
+        own = int(node is not None and node.op_type in WEIGHTED)
+        deepest[id(top)] = own + max((deepest[id(v)] for v in before), default=0)
+        stack.pop()
+    return deepest[id(value)]
+
+
+def _activation_spec(value: ir.Value, scheme: QuantScheme) -> QuantSpec:
+    if scheme.unsigned_activation is not None and never_negative(value):
+        return scheme.unsigned_activation
+    return scheme.activation
+
+
+def _constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None

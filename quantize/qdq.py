@@ -1,0 +1,103 @@
+"""The quantized graph: weights and activations, each followed by QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from toolkit.core.quant import FloatArray, QParams
+from toolkit.graph import io
+
+
+def insert(
+    model: ir.Model,
+    activations: Mapping[str, QParams],
+    weights: Mapping[str, QParams],
+    biases: Mapping[str, FloatArray],
+) -> ir.Model:
+    """Put Q/DQ pairs behind tensors and correct biases.
+
+    The form that every TensorRT since 8.2 and every OpenVINO reads: zero points present, scales
+    float32, the axis stated, weights in float before their Q, biases in float.
+
+    Args:
+        model: A float graph.
+        activations: Tensor name -> parameters.
+        weights: Initializer name -> parameters.
+        biases: Node name -> what is added to its bias, one value an output channel.
+
+    Returns:
+        Another graph.
+    """
+    changed = io.copy(model)
+    graph = changed.graph
+    _correct(graph, biases)
+    values = {str(v.name): v for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
+    values |= {name: value for name, value in graph.initializers.items() if name is not None}
+    for name, qparams in (*activations.items(), *weights.items()):
+        _pair(graph, values[name], qparams)
+    return changed
+
+
+def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams) -> None:
+    users = list(value.uses())
+    name = str(value.name)
+    per_tensor = qparams.spec.axis is None
+    scale = np.asarray(qparams.scale[0] if per_tensor else qparams.scale, np.float32)
+    zero = np.asarray(qparams.zero_point[0] if per_tensor else qparams.zero_point, qparams.spec.dtype)
+    constants = [
+        io.add_constant(graph, f"{name}/scale", scale),
+        io.add_constant(graph, f"{name}/zero_point", zero),
+    ]
+    attributes = {} if per_tensor else {"axis": int(qparams.spec.axis or 0)}
+    quantize = ir.node("QuantizeLinear", [value, *constants], attributes=attributes, name=f"{name}/quantize")
+    dequantize = ir.node(
+        "DequantizeLinear",
+        [quantize.outputs[0], *constants],
+        attributes=attributes,
+        name=f"{name}/dequantize",
+    )
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}/quantized", f"{name}/dequantized"
+    dequantize.outputs[0].shape, dequantize.outputs[0].type = value.shape, value.type
+    producer = value.producer()
+    if producer is not None:
+        graph.insert_after(producer, [quantize, dequantize])
+    else:
+        graph.insert_before(min((use.node for use in users), key=graph.index), [quantize, dequantize])
+    for use in users:
+        use.node.replace_input_with(use.idx, dequantize.outputs[0])
+
+
+def _correct(graph: ir.Graph, biases: Mapping[str, FloatArray]) -> None:
+    for node in list(graph):
+        shift = biases.get(str(node.name))
+        if shift is None:
+            continue
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is not None and len(bias.consumers()) == 1:
+            io.set_constant(bias, (io.constant(bias) + shift).astype(np.float32))
+        elif node.op_type != "MatMul":
+            own = shift if bias is None else io.constant(bias) + shift
+            value = io.add_constant(graph, f"{node.name}/bias", own.astype(np.float32))
+            inputs = [*node.inputs[:2], value]
+            replaced = ir.Node(
+                node.domain,
+                node.op_type,
+                inputs,
+                list(node.attributes.values()),
+                name=node.name,
+                outputs=None,
+            )
+            _take_place(graph, node, replaced)
+
+
+def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    result, before = new.outputs[0], old.outputs[0]
+    result.shape, result.type = before.shape, before.type
+    graph.insert_after(old, new)
+    before.replace_all_uses_with(result, replace_graph_outputs=True)
+    name = before.name
+    graph.remove(old, safe=True)
+    result.name = name

@@ -1,0 +1,84 @@
+"""From an observed range to scale and zero point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.core.errors import QuantizationError
+from toolkit.core.quant import QParams, QuantSpec, Range
+
+MIN_SCALE = 2.0**-23  # float32 epsilon: a pruned-away, all-zero channel still divides safely
+
+
+def choose_qparams(seen: Range, spec: QuantSpec) -> QParams:
+    """Choose the scale and zero point that cover an observed range.
+
+    A real x is stored as the integer q = clip(round(x / scale) + zero_point) and read back as
+    (q - zero_point) * scale. The range is first widened to hold 0, so padding and ReLU stay exact.
+
+    Args:
+        seen: C lowest and C highest values, in the tensor's units; C = 1 is per-tensor.
+        spec: Integer type, symmetry and axis.
+
+    Returns:
+        C scales (tensor units per integer step, > 0) and C zero points (integer steps).
+
+    Raises:
+        QuantizationError: A bound is NaN or infinite, or a low is above its high.
+
+    Source:
+        Jacob et al. 2018, arXiv:1712.05877, eq. 1; Wu et al. 2020, arXiv:2004.09602, sec. 3.1.
+    """
+    if not (np.isfinite([seen.low, seen.high]).all() and np.less_equal(seen.low, seen.high).all()):
+        raise QuantizationError(
+            f"unusable range: low {seen.low}, high {seen.high}",
+            hint="find the tensor with `edgeship inspect`; look for NaN in its inputs",
+        )
+    low, high = np.minimum(seen.low, 0.0), np.maximum(seen.high, 0.0)
+    if spec.symmetric:
+        largest = np.maximum(-low, high) if spec.dtype == "int8" else high
+        scale = np.maximum(largest / spec.quant_max, MIN_SCALE)
+        zero_point = np.zeros_like(scale)
+    else:
+        scale = np.maximum((high - low) / (spec.quant_max - spec.quant_min), MIN_SCALE)
+        zero_point = np.round(spec.quant_min - low / scale)
+    return QParams(tuple(scale.tolist()), tuple(zero_point.astype(int).tolist()), spec)
+
+
+def weight_qparams(weight: npt.NDArray[np.float32], spec: QuantSpec) -> QParams:
+    """Scales of a weight tensor, one for every channel of `spec.axis`, from its largest magnitudes.
+
+    Raises:
+        QuantizationError: A weight is NaN or infinite.
+    """
+    axis = spec.axis or 0
+    rest = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight).max(rest)
+    bound = tuple(largest.tolist())
+    return choose_qparams(Range(tuple(-v for v in bound), bound), spec)
+
+
+def quantize_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDArray[np.int64]:
+    """The integers of an array, rounded half to even as ONNX QuantizeLinear does."""
+    scale, zero_point = _along_axis(values, qparams)
+    spec = qparams.spec
+    steps = np.round(values / scale.astype(np.float32)) + zero_point
+    found: npt.NDArray[np.int64] = np.clip(steps, spec.quant_min, spec.quant_max).astype(np.int64)
+    return found
+
+
+def dequantize_array(integers: npt.NDArray[np.int64], qparams: QParams) -> npt.NDArray[np.float32]:
+    """What integers are read back as."""
+    scale, zero_point = _along_axis(integers, qparams)
+    found: npt.NDArray[np.float32] = ((integers - zero_point) * scale).astype(np.float32)
+    return found
+
+
+def _along_axis(values: npt.NDArray[Any], qparams: QParams) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    shape = [1] * values.ndim
+    if qparams.spec.axis is not None:
+        shape[qparams.spec.axis] = -1
+    return np.reshape(qparams.scale, shape), np.reshape(qparams.zero_point, shape)

@@ -1,0 +1,151 @@
+"""What one pass over the calibration images keeps: the same memory for a hundred images or a million."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.core.artifact import read_json, replacing, write_json
+from toolkit.core.errors import QuantizationError
+from toolkit.core.quant import FloatArray
+
+SAMPLE_VALUES = 2**18  # values kept of one tensor
+SAMPLE_ROWS = 256  # at least so many positions, however many channels
+PROBE_PIXELS = 2**22  # pixels of calibration images kept: all of 1,000 at 64 px, 83 at 224 px
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStatistics:
+    """What was seen of one activation with C channels.
+
+    Attributes:
+        low: Exact lowest value of every channel, (C,).
+        high: Exact highest value of every channel, (C,).
+        mean: Exact mean of every channel, (C,).
+        sample: Rows of values at positions spread evenly over images and pixels, (rows, C).
+    """
+
+    low: FloatArray
+    high: FloatArray
+    mean: FloatArray
+    sample: FloatArray
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude."""
+        return float(max(-self.low.min(), self.high.max()))
+
+    def scaled(self, factor: FloatArray) -> TensorStatistics:
+        """The statistics of the tensor divided by a factor for every channel, (C,) > 0."""
+        return TensorStatistics(
+            self.low / factor, self.high / factor, self.mean / factor, self.sample / factor
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Statistics of every activation that can be quantized, and images to probe the network with.
+
+    Attributes:
+        images: Calibration images seen.
+        tensors: Tensor name -> statistics, in the order of the graph.
+        probe: Images spread evenly over those seen, preprocessed, (N, C, H, W).
+    """
+
+    images: int
+    tensors: dict[str, TensorStatistics]
+    probe: FloatArray
+
+    def save(self, folder: Path) -> None:
+        """Write statistics.npz and statistics.json into a folder."""
+        arrays = {
+            f"{index}.{part}": getattr(seen, part)
+            for index, seen in enumerate(self.tensors.values())
+            for part in TensorStatistics.__slots__
+        }
+        with replacing(folder / "statistics.npz") as temporary, temporary.open("wb") as stream:
+            np.savez(stream, probe=self.probe, **arrays)
+        write_json(folder / "statistics.json", {"images": self.images, "tensors": list(self.tensors)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Statistics:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The folder holds no statistics.
+        """
+        described = read_json(folder / "statistics.json")
+        with np.load(folder / "statistics.npz") as arrays:
+            tensors = {
+                name: TensorStatistics(*(arrays[f"{index}.{part}"] for part in TensorStatistics.__slots__))
+                for index, name in enumerate(described["tensors"])
+            }
+            return cls(described["images"], tensors, arrays["probe"])
+
+
+class Thinned:
+    """A bounded, evenly spread part of a stream of rows.
+
+    Every `stride`-th row is kept; when there are too many, every second of them goes and the stride
+    doubles. No random numbers: the same stream gives the same rows.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = max(most, 2)
+        self._stride = 1
+        self._seen = 0
+        self._kept: list[FloatArray] = []
+        self._count = 0
+
+    def add(self, rows: FloatArray) -> None:
+        """Offer rows, (n, ...)."""
+        first = -self._seen % self._stride
+        self._seen += len(rows)
+        chosen = rows[first :: self._stride]
+        self._kept.append(chosen.copy())
+        self._count += len(chosen)
+        while self._count > self._most:
+            self._kept = [self.rows()[::2].copy()]
+            self._count = len(self._kept[0])
+            self._stride *= 2
+
+    def rows(self) -> FloatArray:
+        """The rows that were kept."""
+        return np.concatenate(self._kept)
+
+
+class Gathered:
+    """Statistics of one tensor while batches come in."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._sample: Thinned | None = None
+        self._images = 0
+
+    def add(self, low: FloatArray, high: FloatArray, mean: FloatArray, sample: FloatArray) -> None:
+        """Add a batch: low, high, mean (N, C) and sample (rows, C).
+
+        Raises:
+            QuantizationError: A value is NaN or infinite.
+        """
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and np.isfinite(mean).all()):
+            raise QuantizationError(
+                f"activation '{self._name}' is NaN or infinite on a calibration image",
+                hint="look for NaN in the weights, and for a wrong mean or std in load.preprocess",
+            )
+        if self._sample is None:
+            self._low, self._high, self._sum = low.min(0), high.max(0), mean.sum(0, dtype=np.float64)
+            self._sample = Thinned(max(SAMPLE_ROWS, SAMPLE_VALUES // sample.shape[1]))
+        else:
+            self._low, self._high = np.minimum(self._low, low.min(0)), np.maximum(self._high, high.max(0))
+            self._sum += mean.sum(0, dtype=np.float64)
+        self._images += len(mean)
+        self._sample.add(sample)
+
+    def result(self) -> TensorStatistics:
+        """What was seen."""
+        assert self._sample is not None
+        mean = (self._sum / self._images).astype(np.float32)
+        return TensorStatistics(self._low, self._high, mean, self._sample.rows())

@@ -1,0 +1,202 @@
+"""ONNX classifiers in and out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
+
+from toolkit.core.artifact import replacing
+from toolkit.core.errors import ModelError
+from toolkit.core.tensors import Preprocess
+
+QUANTIZED_OPS = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+_EXPORT_AGAIN = "export it again as a float32 image classifier"
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """An ONNX classifier and what its outside looks like.
+
+    Attributes:
+        model: The graph, shapes inferred, constants lifted to initializers.
+        input: Name of the image input, float32 (N, channels, size, size).
+        output: Name of the logits, float32 (N, classes).
+        batch: Images an inference; None is dynamic.
+        channels: Channels of the image.
+        size: Height and width of the image in pixels; None is dynamic.
+        classes: Number of classes.
+        parameters: Number of float weights.
+        quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
+        preprocess: What its metadata says of preprocessing, if anything.
+    """
+
+    model: ir.Model
+    input: str
+    output: str
+    batch: int | None
+    channels: int
+    size: int | None
+    classes: int
+    parameters: int
+    quantized: bool
+    preprocess: Preprocess | None
+
+
+def read(path: Path) -> Classifier:
+    """Read an ONNX image classifier, float or quantized.
+
+    Raises:
+        ModelError: The file is absent, cut off, or not a classifier of square images.
+    """
+    model = _load(path)
+    graph = model.graph
+    images = [value for value in graph.inputs if value.name not in graph.initializers]
+    if len(images) != 1 or len(graph.outputs) != 1:
+        raise ModelError(
+            f"{path.name} has {len(images)} inputs and {len(graph.outputs)} outputs; one of each is expected",
+            hint=_EXPORT_AGAIN,
+        )
+    image, logits = images[0], graph.outputs[0]
+    shape, result = _dims(image), _dims(logits)
+    if len(shape) != 4 or len(result) != 2 or shape[1] is None or result[1] is None or shape[2] != shape[3]:
+        raise ModelError(
+            f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
+            "is expected",
+            hint=_EXPORT_AGAIN,
+        )
+    return Classifier(
+        model,
+        str(image.name),
+        str(logits.name),
+        shape[0],
+        shape[1],
+        shape[2],
+        result[1],
+        sum(_size(v) for v in graph.initializers.values() if v.dtype == ir.DataType.FLOAT),
+        any(node.op_type in QUANTIZED_OPS for node in graph),
+        _preprocess(model),
+    )
+
+
+def read_classifier(path: Path) -> Classifier:
+    """Read a float32 classifier that is to be quantized.
+
+    Raises:
+        ModelError: As `read`; or it is quantized already, computes in another type, or holds NaN weights.
+    """
+    found = read(path)
+    for node in found.model.graph:
+        if node.op_type in QUANTIZED_OPS:
+            raise ModelError(
+                f"{path.name} is quantized already: node '{node.name}' is a {node.op_type}",
+                hint="start from the float32 model it was made from",
+            )
+    tensors = [*found.model.graph.inputs, *found.model.graph.outputs]
+    for value in tensors:
+        if value.dtype != ir.DataType.FLOAT:
+            raise ModelError(
+                f"'{value.name}' of {path.name} is {value.dtype}, not float32", hint=_EXPORT_AGAIN
+            )
+    for name, value in found.model.graph.initializers.items():
+        if value.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}:
+            raise ModelError(
+                f"weight '{name}' of {path.name} is {value.dtype}, not float32", hint=_EXPORT_AGAIN
+            )
+        if value.dtype == ir.DataType.FLOAT and not np.isfinite(constant(value)).all():
+            raise ModelError(
+                f"weight '{name}' of {path.name} holds NaN or infinite values",
+                hint="the training diverged, or the file is damaged; use another checkpoint",
+            )
+    return found
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a graph; the file appears complete or not at all."""
+    with replacing(path) as temporary:
+        ir.save(model, temporary)
+
+
+def constant(value: ir.Value) -> np.ndarray[Any, Any]:
+    """The array of an initializer."""
+    if value.const_value is None:
+        raise ModelError(f"'{value.name}' is not a constant", hint=_EXPORT_AGAIN)
+    return np.asarray(value.const_value.numpy())
+
+
+def set_constant(value: ir.Value, array: np.ndarray[Any, Any]) -> None:
+    """Give an initializer another array."""
+    value.const_value = ir.tensor(array, name=value.name)
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """Add an initializer to a graph and return it."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def copy(model: ir.Model) -> ir.Model:
+    """A copy whose nodes and weights can be edited apart."""
+    return ir.from_proto(ir.to_proto(model))
+
+
+def _load(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}", hint="check the path")
+    try:
+        model = ir.load(path)
+        LiftConstantsToInitializersPass()(model)
+        IdentityEliminationPass()(model)
+        RemoveUnusedNodesPass()(model)
+        inferred: ir.Model = ShapeInferencePass()(model).model
+    except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file
+        raise ModelError(
+            f"{path.name} is not a readable ONNX file: {str(error).splitlines()[0]}",
+            hint="it was cut off or is another format; export it again",
+        ) from error
+    return inferred
+
+
+def _dims(value: ir.Value) -> tuple[int | None, ...]:
+    if value.shape is None:
+        return ()
+    return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def _size(value: ir.Value) -> int:
+    return int(np.prod(_dims(value) or (1,)))  # type: ignore[arg-type]
+
+
+def _preprocess(model: ir.Model) -> Preprocess | None:
+    text = model.metadata_props.get("preprocess")
+    if not text:
+        return None
+    try:
+        content = json.loads(text)
+        return Preprocess(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
+    except (ValueError, TypeError, KeyError):
+        return None  # somebody else's metadata of the same name

@@ -1,0 +1,46 @@
+"""The float reference: a graph in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from toolkit.core.errors import ModelError
+from toolkit.core.quant import FloatArray
+
+
+class Reference:
+    """Runs a float graph and gives any of its tensors.
+
+    Args:
+        model: The graph; its batch dimension is made dynamic.
+        outputs: Names of the tensors to give, in this order; they must be outputs of the graph.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the graph.
+    """
+
+    def __init__(self, model: ir.Model, outputs: Sequence[str]) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        proto = ir.to_proto(model)
+        self._outputs = list(outputs)
+        self._input = proto.graph.input[0].name
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime raises bare exceptions of its own
+            raise ModelError(
+                f"ONNX Runtime refuses the graph: {str(error).splitlines()[0]}",
+                hint="check it with onnx.checker, and export it again",
+            ) from error
+
+    def run(self, images: FloatArray) -> list[FloatArray]:
+        """The asked tensors for images (N, C, H, W)."""
+        result: list[FloatArray] = self._session.run(self._outputs, {self._input: images})
+        return result
