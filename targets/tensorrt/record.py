@@ -50,7 +50,6 @@ class Layer:
         nodes: Names of the ONNX nodes in it.
         origin: What a Reformat is for: REFORMAT or QDQ; empty elsewhere.
         tactic: Name of the kernel; empty where the record does not tell.
-        sparse: Whether it uses 2:4 sparse weights.
         time_ms: Mean time in the profile; None without one.
     """
 
@@ -61,7 +60,6 @@ class Layer:
     nodes: tuple[str, ...]
     origin: str = ""
     tactic: str = ""
-    sparse: bool = False
     time_ms: float | None = None
 
 
@@ -182,7 +180,6 @@ def _layer(item: dict[str, Any], number: int, where: str) -> Layer:
         nodes=tuple(dict.fromkeys(stated)) or node_names(name),
         origin=str(item.get("Origin", "")),
         tactic=str(item.get("TacticName", "")),
-        sparse=item.get("HasSparseWeights") in (1, True),
     )
 
 

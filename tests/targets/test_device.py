@@ -3,8 +3,10 @@
 import platform
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from targets._device import cgroup_cores, instruction_sets, this_device
+from targets._device import INSTRUCTION_SETS, cgroup_cores, instruction_sets, this_device
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni amx_int8\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp atomics i8mm\n"
@@ -39,3 +41,10 @@ def test_this_machine():
     assert device.cores >= 1
     assert device.memory_bytes > 1e8
     assert "openvino" in device.versions
+
+
+@given(text=st.text(max_size=40), other=st.text("0123456789 -max", max_size=20))
+def test_damaged_system_files_give_nothing_or_sense(text, other):
+    assert set(instruction_sets(f"flags\t: {text}\n")) <= set(INSTRUCTION_SETS.values())
+    for cores in (cgroup_cores(text), cgroup_cores(other), cgroup_cores("", text, other)):
+        assert cores is None or cores >= 0

@@ -1,4 +1,4 @@
-"""Every kind of network in the family, placed by the product: clean to the linter, accepted by NVIDIA's builder."""
+"""Every kind of network in the family: clean to the linter, accepted by NVIDIA's builder."""
 
 from dataclasses import replace
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
 from targets.tensorrt import TARGET, gate
@@ -110,3 +112,14 @@ def test_the_listing_by_hand():
     ]
     assert gate.layers("", []) == ()
     assert np.all([layer.weighted for layer in found])
+
+
+@given(
+    text=st.text(max_size=200)
+    | st.text(max_size=80).map(lambda tail: f"Layers:\nName: a, LayerType: gemm, {tail}")
+)
+def test_a_listing_of_another_form_gives_no_layers_made_up(text):
+    for layer in gate.layers(text, ["a"]):
+        assert layer.kind in gate.KINDS.values()
+        assert f"Name: {layer.name}" in text
+        assert "Datatype: " in text

@@ -454,3 +454,13 @@ def test_the_current_parser_refuses_what_is_no_matter_of_an_old_version(change, 
     if repairable == {True}:
         repair.fix(path, "11.4", path)
         assert gate.check(path).accepted
+
+
+@given(text=st.text("0123456789. -rcv", max_size=12))
+def test_a_version_is_read_whole_or_refused(text):
+    try:
+        numbers = versions.parse(text)
+    except RecipeError as error:
+        assert error.hint
+    else:
+        assert [int(part) for part in text.strip().split(".")] == list(numbers)
