@@ -69,7 +69,7 @@ def ranges(model: Path, source: str, images: int, as_json: bool) -> None:
 
     from calibration import manifest
     from calibration.datasets import open_dataset
-    from quantize import collect
+    from quantize.collect import collect
     from toolkit.cli._progress import shown
     from toolkit.graph import io
     from toolkit.pipeline import images as pictures

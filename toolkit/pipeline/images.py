@@ -10,9 +10,12 @@ from toolkit.core.artifact import canonical_json, read_json, sha256_bytes
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray, IntArray
 from toolkit.core.tensors import Preprocess
+from toolkit.pipeline.recipe import SelectOptions
 
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
+    from calibration.finding import Finding
+    from calibration.manifest import Manifest
 
 
 def open_evaluation(source: str, classes: int) -> Dataset:
@@ -38,6 +41,32 @@ def open_evaluation(source: str, classes: int) -> Dataset:
             hint="give images of all the classes it was trained on, or a .csv of file,label with its numbers",
         )
     return dataset
+
+
+def check_readable(dataset: Dataset, indices: list[int]) -> None:
+    """Decode images once.
+
+    Raises:
+        DataError: One cannot be; it is named.
+    """
+    from calibration.loader import decode_each
+
+    for _ in decode_each(dataset, indices, lambda _image, _name: ()):
+        pass
+
+
+def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[Finding]:
+    """Which images would have been chosen if they could be decoded."""
+    from calibration import manifest
+    from calibration.finding import Finding
+    from calibration.words import some
+
+    if not options.skip_bad:
+        return []
+    wanted = manifest.select(dataset, options.images, options.seed)
+    bad = sorted({entry.file for entry in wanted.entries} - {entry.file for entry in chosen.entries})
+    what = f"{len(bad)} unreadable image(s) of {dataset.name} were left out: {some(bad)}"
+    return [Finding("warning", what, "replace or remove them")] if bad else []
 
 
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
+from toolkit.core.progress import track
 from toolkit.pipeline import images, network, variants
 from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import (
@@ -99,27 +100,30 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
         dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
     )
     manifest.write(out / "manifest.json", chosen)
-    weights = (inputs["load"] / "widths.json").is_file()
-    found = doctor.examine(
+    indices = manifest.locate(chosen, dataset)
+    findings = images.left_out(dataset, options, chosen)
+    if not options.skip_bad:
+        images.check_readable(dataset, indices)
+    findings += doctor.examine(
         dataset,
-        manifest.locate(chosen, dataset),
+        indices,
         from_json(graphs["preprocess"]),
         classes=graphs["classes"],
-        stem=network.first_layer(inputs["load"]).stem if weights else None,
+        stem=network.first_layer(inputs["load"]).stem if (inputs["load"] / "widths.json").is_file() else None,
     )
-    write_json(out / "findings.json", found)
+    write_json(out / "findings.json", findings)
 
 
 def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
     """Run the calibration images through the float graphs; write the statistics of every activation."""
-    import quantize as quantization
+    from quantize.collect import collect
 
     graphs = read_json(inputs["export"] / "graphs.json")
     preprocess = from_json(graphs["preprocess"])
     dataset, indices = images.calibration(options.source, inputs["select"])
     for name in variants.graph_names(graphs):
         stream = images.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
-        quantization.collect(inputs["export"] / graphs[name]["file"], stream).save(out / name)
+        collect(inputs["export"] / graphs[name]["file"], stream).save(out / name)
 
 
 def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
@@ -129,21 +133,19 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     """
     import quantize as quantization
     import targets
+    from quantize.statistics import Statistics
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    summary = {}
-    for name in variants.graph_names(graphs):
-        statistics = quantization.Statistics.load(inputs["calibrate"] / name)
-        for target in options.targets:
-            variant = variants.quantized_name(target, pruned=name == "pruned")
-            summary[variant] = quantization.quantize(
-                inputs["export"] / graphs[name]["file"],
-                statistics,
-                targets.get(target).scheme,
-                quantization.QuantizeOptions(observer=options.observer, effort=options.effort),
-                out / f"{variant}.onnx",
-            )
-    write_json(out / "quantize.json", summary)
+    how = quantization.QuantizeOptions(options.observer, options.effort, options.bias_correction)
+    summaries = {}
+    for graph in variants.graph_names(graphs):
+        statistics = Statistics.load(inputs["calibrate"] / graph)
+        for target in track(options.targets, f"quantizing {graph}"):
+            name = variants.quantized_name(target, pruned=graph == "pruned")
+            model = inputs["export"] / graphs[graph]["file"]
+            scheme = targets.get(target).scheme
+            summaries[name] = quantization.quantize(model, statistics, scheme, how, out / f"{name}.onnx")
+    write_json(out / "quantize.json", summaries)
 
 
 def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
