@@ -245,7 +245,7 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
             batch = images.batch_for(session, options.batch)
             session.prepare(batch, not options.no_transfers, options.cuda_graph)
             floats = batch * math.prod(session.image_shape)
-            session.load(bytes(4 * floats))
+            session.load(images.noise(floats))
             subjects.append(timing.Subject(engine, session, opened[-1].record, batch))
         around = timing.interleave(
             subjects, options.rounds, options.warmup_ms / 1e3, options.duration_s, options.iterations, tree, output

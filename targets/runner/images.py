@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import struct
 import sys
 from typing import Any, Iterator, NamedTuple
@@ -139,6 +140,14 @@ def run(session: Session, images: bytes, count: int, batch: int) -> bytes:
     return found[: count * session.classes * _FLOAT_BYTES]
 
 
+def noise(floats: int) -> bytes:
+    """Images for timing: the same pseudo-random numbers every time (zeros would draw less power)."""
+    random_numbers = random.Random(0)
+    pattern = _little(array.array("f", [random_numbers.gauss(0.0, 1.0) for _ in range(4096)])).tobytes()
+    size = floats * _FLOAT_BYTES
+    return (pattern * (size // len(pattern) + 1))[:size]
+
+
 def batch_for(session: Session, wanted: int) -> int:
     """The batch a session runs: its own when that is fixed, else what is wanted within its limit."""
     if session.batch is not None:
@@ -167,6 +176,8 @@ def cosine(a: array.array[float], b: array.array[float]) -> float:
 
 def best(row: array.array[float], count: int = 1) -> list[int]:
     """Classes of the highest logits, the lower class first among equals."""
+    if count == 1:
+        return [row.index(max(row))]
     return sorted(range(len(row)), key=lambda index: (-row[index], index))[:count]
 
 

@@ -31,8 +31,11 @@ class Output:
         """Write one object as one line."""
         data = (json.dumps(_finite(record), sort_keys=False, allow_nan=False) + "\n").encode()
         with self._lock:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
+            try:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            except BrokenPipeError:  # whoever asked is gone; the work goes on, for the next one to find it done
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
 
     def progress(self, stage: str, **more: Any) -> None:
         """Tell how far the work is."""

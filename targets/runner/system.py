@@ -120,7 +120,7 @@ def gpu_clock(tree: Tree) -> dict[str, Any] | None:
     """Clock range, current clock and load of the GPU; `locked` when the range is one clock."""
     for device in tree.find("/sys/class/devfreq/*"):
         name = facts.device_tree_words(tree.data(device + "/device/of_node/name") or b"")
-        if name and name[0] in _GPU_NAMES:
+        if (name and name[0] in _GPU_NAMES) or os.path.basename(device).startswith("gpu-gpc"):  # the latter: Thor
             low, high, now = (tree.number(f"{device}/{key}_freq") for key in ("min", "max", "cur"))
             load = tree.number(device + "/device/load")
             return {
@@ -182,7 +182,8 @@ def throttle_counters(tree: Tree) -> dict[str, int]:
                 counters[f"{os.path.basename(folder)}/{os.path.basename(name)}"] = count
     for folder in tree.find("/sys/class/thermal/cooling_device*"):
         kind, state = tree.word(folder + "/type"), tree.number(folder + "/cur_state")
-        if state is not None and "fan" not in (kind or "").lower():  # a turning fan slows nothing
+        # A turning fan slows nothing, and some of the others hold settings (TCC Offset), not states.
+        if state is not None and re.search(r"cpu|gpu|throttl|processor", kind or "", re.IGNORECASE):
             counters[f"{os.path.basename(folder)}/{kind}"] = state
     return counters
 

@@ -312,6 +312,14 @@ def test_a_terminated_build_says_so_and_leaves_nothing(runner_file, graph, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"slow", ".edgeship-lock"}
 
 
+def test_a_build_whose_client_is_gone_is_finished_for_the_next(runner_file, graph, tmp_path):
+    command = [sys.executable, runner_file, "build", "--graph", graph, "--out", tmp_path / "e"]
+    process = subprocess.Popen([*command, "--backend", "onnxruntime"], stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert (tmp_path / "e.json").exists()
+
+
 def test_a_missing_sdk_names_its_cure(runner_file):
     done = subprocess.run(
         [

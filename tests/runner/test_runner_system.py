@@ -126,6 +126,29 @@ def test_rails_come_from_tegrastats_where_the_sensors_are_hidden(tmp_path):
     }
 
 
+def test_the_gpu_of_a_thor_is_known_by_its_device_name(tmp_path):
+    files = {
+        "sys/class/devfreq/gpu-nvd-0/cur_freq": "1\n",
+        "sys/class/devfreq/gpu-gpc-0/cur_freq": "1575000000\n",
+    }
+    found = system.gpu_clock(system.Tree(str(jetson_tree.lay(tmp_path, files))))
+    assert (found["device"], found["current_hz"], found["locked"]) == ("gpu-gpc-0", 1575000000, None)
+
+
+def test_only_cooling_that_slows_counts_as_throttling(tmp_path):
+    names = ("pwm-fan", "TCC Offset", "cpufreq-cpu0", "Processor", "gpu-throttle-alert")
+    files = {}
+    for number, name in enumerate(names):
+        folder = f"sys/class/thermal/cooling_device{number}"
+        files.update({f"{folder}/type": f"{name}\n", f"{folder}/cur_state": f"{number}\n"})
+    counters = system.throttle_counters(system.Tree(str(jetson_tree.lay(tmp_path, files))))
+    assert counters == {
+        "cooling_device2/cpufreq-cpu0": 2,
+        "cooling_device3/Processor": 3,
+        "cooling_device4/gpu-throttle-alert": 4,
+    }
+
+
 def test_a_tool_that_hangs_or_fails_is_no_fact(tmp_path):
     tree = system.Tree(str(jetson_tree.lay(tmp_path, {"usr/sbin/nvpmodel": "#!/bin/sh\nexec sleep 30\n"})))
     started = time.monotonic()

@@ -248,7 +248,7 @@ def test_engines_of_another_version_or_gpu_are_not_loaded(built, run_fake, tmp_p
     engine, _ = built("8.6")
     upgraded = run_fake("10.3", "infer", "--engine", engine, "--input", "x", "--out", "y")
     assert upgraded.result["error"]["code"] == "engine-other-version"
-    assert "8.6.2" in upgraded.result["error"]["message"]
+    assert upgraded.result["error"]["message"] == "built with 8.6.2, running 10.3.0.30"
     moved = run_fake("8.6", "infer", "--engine", engine, "--input", "x", "--out", "y", EDGESHIP_FAKE_SM="7.2")
     assert moved.result["error"]["code"] == "engine-other-gpu"
 
