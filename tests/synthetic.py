@@ -81,24 +81,26 @@ def synthetic_run(
             "classes": count,
         },
     )
-    groups = [
-        {
-            "name": f"layer{stage}.{block}.conv1",
-            "before": 64 * 2 ** (stage - 1),
-            "after": 64 * 2 ** (stage - 1) - 16 * stage,
-        }
-        for stage in (1, 2, 3, 4)
-        for block in (0, 1)
-    ]
+    widths = {"stem": 64, "streams": [64, 128, 256, 512], "inner": [[[c], [c]] for c in (64, 128, 256, 512)]}
+    narrow = {**widths, "inner": [[[c * 3 // 4], [c // 2]] for c in (64, 128, 256)] + [[[384], []]]}
     write(
         folders["prune"] / "plan.json",
         {
             "method": "obs",
+            "widths_before": widths,
+            "widths_after": narrow,
+            "kept": {},
+            "dropped": ["layer4.1"],
             "macs_before": 150_000_000,
             "macs_after": 90_000_000,
-            "parameters_before": 11_181_642,
-            "parameters_after": 6_000_000,
-            "groups": groups,
+            "latency_before_ms": 1.6,
+            "latency_after_ms": 1.1,
+            "latency_predicted_ms": 1.05,
+            "kl": 0.01,
+            "agreement": 0.96,
+            "expected_drop_pp": 0.8,
+            "errors": {f"layer{s}.{b}.conv2": 0.01 * s for s in (1, 2, 3, 4) for b in (0, 1)},
+            "warnings": [],
             "frontier": [
                 {"latency_ms": 1.0 + 0.2 * i, "top1": 0.84 - 0.3 / (i + 1) ** 2, "chosen": i == 3}
                 for i in range(8)
@@ -107,7 +109,7 @@ def synthetic_run(
     )
     write(
         folders["finetune"] / "history.json",
-        {"epochs": [{"loss": 1 / (i + 1), "top1": 0.8 + 0.01 * i} for i in range(4)]},
+        {"loss": [1.0, 0.5], "accuracy": [0.8, 0.9], "score": [0.1, 0.05]},
     )
     write(
         folders["export"] / "graphs.json",
@@ -139,10 +141,6 @@ def synthetic_run(
     ]
     layers = ["conv1", *layers, "fc"]
     write(
-        folders["quantize"] / "quantize.json",
-        {"openvino": {"observer": "mse", "quantized": 18}, "tensorrt": {"observer": "mse", "quantized": 17}},
-    )
-    write(
         folders["quantize"] / "sensitivity.json",
         {
             target: {
@@ -151,7 +149,7 @@ def synthetic_run(
                         "name": name,
                         "kind": "FullyConnected" if name == "fc" else "Convolution",
                         "sqnr_db": round(40 - 0.6 * i, 2),
-                        "drop": round(0.05 * (i % 5) + 0.01, 3),
+                        "drop_db": round(0.05 * (i % 5) + 0.01, 3),
                         "reverted": False,
                     }
                     for i, name in enumerate(layers)
@@ -163,24 +161,36 @@ def synthetic_run(
     edges = np.linspace(-1, 6, 129)
     counts = (1e5 * np.exp(-((edges[:-1] - 0.5) ** 2))).astype(int).tolist()
     write(
-        folders["quantize"] / "ranges.json",
+        folders["quantize"] / "quantize.json",
         {
-            "activations": [
-                {
-                    "name": name,
-                    "kind": "Convolution",
-                    "min": -1.0,
-                    "max": 6.0 + i,
-                    "low": -1.0,
-                    "high": 5.1 + i,
-                    "counts": counts,
-                }
-                for i, name in enumerate(layers)
-            ],
-            "weights": [
-                {"name": name, "channels": 64, "smallest": 0.01, "median": 0.1, "largest": 0.4 + 0.02 * i}
-                for i, name in enumerate(layers)
-            ],
+            target: {
+                "scheme": target,
+                "effort": "balanced",
+                "observer": "mse",
+                "warnings": [],
+                "activations": {
+                    name: {
+                        "dtype": "int8",
+                        "scale": 0.01 * (i + 1),
+                        "zero_point": 0,
+                        "low": -1.0,
+                        "high": 3.0 + i,
+                        "counts": counts,
+                    }
+                    for i, name in enumerate(layers)
+                },
+                "weights": {
+                    name: {
+                        "bits": 8,
+                        "channels": 64,
+                        "smallest_scale": 0.001,
+                        "median_scale": 0.01,
+                        "largest_scale": 0.04 + 0.002 * i,
+                    }
+                    for i, name in enumerate(layers)
+                },
+            }
+            for target in ("openvino", "openvino-pruned", "tensorrt")
         },
     )
 

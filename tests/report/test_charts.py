@@ -5,7 +5,7 @@ from synthetic import STAGES
 
 from toolkit.report.charts import charts
 from toolkit.report.gather import gather
-from toolkit.report.inside import frontier
+from toolkit.report.inside import clip_points, clipping, frontier
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_plotly_accepts_every_figure(report):
 def test_every_part_of_the_run_has_its_chart(report):
     assert set(charts(report)) == {
         "tradeoff", "drop", "latency", "throughput", "sqnr", "sensitivity", "activations", "weights",
-        "widths", "frontier", "classes-openvino-fp32", "classes-openvino-int8",
+        "clipping", "widths", "refit", "frontier", "classes-openvino-fp32", "classes-openvino-int8",
         "classes-openvino-int8-pruned", "classes-tensorrt-int8", "layers-openvino", "layers-onnxruntime",
     }  # fmt: skip
 
@@ -67,13 +67,38 @@ def test_a_layer_that_runs_in_float_stands_out(report):
 
 
 def test_histogram_bins_are_merged_without_losing_a_count(report):
-    row = report.details["ranges"]["activations"][0]
-    bars, low, high = charts(report)["activations"].choices[row["name"]]
+    tensors = report.details["quantize"]["openvino"]["activations"]
+    name, tensor = next(iter(tensors.items()))
+    bars, low, high, *others = charts(report)["activations"].choices[name]
     assert len(bars["y"]) == 64
-    assert sum(bars["y"]) == sum(row["counts"])
-    assert (low["x"][0], high["x"][0]) == (row["low"], row["high"])
-    assert bars["x"][0] - bars["width"] / 2 == pytest.approx(row["min"])
-    assert bars["x"][-1] + bars["width"] / 2 == pytest.approx(row["max"])
+    assert sum(bars["y"]) == sum(tensor["counts"])
+    assert (low["x"][0], high["x"][0]) == pytest.approx((-128 * tensor["scale"], 127 * tensor["scale"]))
+    assert bars["x"][0] - bars["width"] / 2 == pytest.approx(tensor["low"])
+    assert bars["x"][-1] + bars["width"] / 2 == pytest.approx(tensor["high"])
+    assert len(others) == 4  # two clip points of each of the other two graphs
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero", "points"),
+    [("int8", 0.5, 0, (-64.0, 63.5)), ("uint8", 0.5, 0, (0.0, 127.5)), ("uint8", 0.1, 55, (-5.5, 20.0))],
+)
+def test_clip_points_by_hand(dtype, scale, zero, points):
+    assert clip_points({"dtype": dtype, "scale": scale, "zero_point": zero}) == pytest.approx(points)
+
+
+def test_the_part_of_a_range_that_is_kept():
+    tensor = {"dtype": "uint8", "scale": 0.01, "zero_point": 0, "low": 0.0, "high": 5.1}
+    flat = {**tensor, "high": 0.0}
+    chart = clipping({"openvino": {"activations": {"a": tensor, "b": {**tensor, "scale": 1.0}, "c": flat}}})
+    assert chart.data[0]["y"] == pytest.approx([50.0, 100.0, 100.0])
+
+
+def test_channels_of_a_dropped_block_are_gone(report):
+    before, after = charts(report)["widths"].data
+    places = dict(zip(before["x"], zip(before["y"], after["y"], strict=True), strict=True))
+    assert places["layer1.0.inner1"] == (64, 48)
+    assert places["layer4.1.inner1"] == (512, 0)
+    assert places["stream4"] == (512, 512)
 
 
 def test_the_knee_is_where_accuracy_stops_paying():
@@ -81,3 +106,5 @@ def test_the_knee_is_where_accuracy_stops_paying():
     knee = next(trace for trace in frontier({"frontier": rows}).data if trace["name"] == "knee")
     assert (knee["x"], knee["y"]) == ([2], [78.0])
     assert frontier({"frontier": rows[:1]}) is None
+    unlabelled = [{"macs": m, "expected_drop_pp": 82 - 100 * t} for m, t in [(1, 0.50), (2, 0.78), (5, 0.82)]]
+    assert frontier({"frontier": unlabelled}).data[1]["x"] == [2]

@@ -21,9 +21,11 @@ def charts(report: RunReport) -> dict[str, Chart]:
         "throughput": _throughput(report.variants),
         "sqnr": inside.sqnr(report.details.get("sensitivity")),
         "sensitivity": inside.sensitivity(report.details.get("sensitivity")),
-        "activations": inside.activations(report.details.get("ranges")),
-        "weights": inside.weights(report.details.get("ranges")),
+        "clipping": inside.clipping(report.details.get("quantize")),
+        "activations": inside.activations(report.details.get("quantize")),
+        "weights": inside.weights(report.details.get("quantize")),
         "widths": inside.widths(report.details.get("pruning")),
+        "refit": inside.refit(report.details.get("pruning")),
         "frontier": inside.frontier(report.details.get("pruning")),
     }
     for variant in report.variants:

@@ -8,17 +8,17 @@ bench/latency.json      a variant may add "throughput": {"<batch>": images a sec
                         "energy_mj" (an image), "end_to_end_ms" [samples], "measured_on", "threads", "batch",
                         "marks": why its time is not to be trusted, in words
 bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool
-quantize/sensitivity.json   {target: {"layers": [{"name", "kind", "sqnr_db", "drop", "reverted", "why"}]}}
-                        sqnr_db: of the layer's output, whole graph quantized; drop: fall of the logits'
-                        SQNR in dB when this layer alone is quantized; reverted: left in float, why in words
-quantize/ranges.json    {"activations": [{"name", "kind", "min", "max", "low", "high", "counts": [...]}],
-                         "weights": [{"name", "channels", "smallest", "median", "largest"}]}
-                        counts: histogram over [min, max] in equal bins; low, high: where it is clipped;
-                        smallest, median, largest: of the channels' largest absolute weights
-prune/plan.json         {"method", "macs_before", "macs_after", "parameters_before", "parameters_after",
-                         "groups": [{"name", "before", "after"}],
-                         "frontier": [{"macs" or "latency_ms", "top1", "chosen"}]}
-finetune/history.json   {"epochs": [{"loss", "top1"}]}
+quantize/quantize.json  {target or target-pruned: {..., "warnings",
+                         "activations": {name: {"dtype", "scale", "zero_point", "low", "high", "counts"}},
+                         "weights": {name: {"channels", "smallest_scale", "median_scale", "largest_scale"}}}}
+                        low, high: what was observed; counts: histogram in equal bins between the two
+quantize/sensitivity.json   {target or target-pruned: {"layers": [{"name", "kind", "sqnr_db", "drop_db",
+                         "reverted", "why"}]}}
+                        sqnr_db: of the layer's output when all is quantized; drop_db: SQNR that the
+                        logits lose when only this layer is quantized; reverted: left in float, and why
+prune/plan.json         `PrunePlan`, and "frontier": [{"macs" or "latency_ms",
+                         "top1" or "expected_drop_pp", "chosen": bool}]
+finetune/history.json   `History`
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class _Run:
         self.graphs: dict[str, Any] = self.read("export", "graphs.json", {})
         self.compiled: dict[str, Any] = self.read("compile", "compiled.json", {})
         self.loaded: dict[str, Any] = self.read("load", "model.json", {})
+        self.quantized: dict[str, Any] = self.read("quantize", "quantize.json", {})
         self.device: dict[str, Any] = self.read("bench", "device.json", {})
         self.images: dict[str, Any] = self.read("evaluate", "images.json", {}, expected=False)
 
@@ -160,9 +161,8 @@ class _Run:
             "export": {key: self.graphs[key] for key in ("parity", "size", "batch") if key in self.graphs},
             "pruning": plan if plan.get("method", "none") != "none" else None,
             "training": self.read("finetune", "history.json", None, expected=False),
-            "quantize": self.read("quantize", "quantize.json", None, expected="quantize" in self.folders),
+            "quantize": self.quantized,
             "sensitivity": self.read("quantize", "sensitivity.json", None, expected=False),
-            "ranges": self.read("quantize", "ranges.json", None, expected=False),
         }
         return {key: _finite(value) or None for key, value in found.items()}
 
@@ -191,6 +191,9 @@ class _Run:
         audit = tuple(_layer(layer) for layer in compiled.get("audit") or ())
         weighted = [layer for layer in audit if layer.weighted]
         graph = self.graphs.get("pruned" if pruned else "float") or {}
+        quantized: dict[str, Any] = {}
+        if precision == "int8":
+            quantized = self.quantized.get(f"{target}-pruned" if pruned else target) or {}
         kind = _kind(accuracy, summaries[name])
         over = next(
             (n for n in (f"{target}-fp32", REFERENCE) if n != name and summaries.get(n) is not None), None
@@ -236,7 +239,11 @@ class _Run:
             note=compiled.get("note") or None,
             error=compiled.get("error") or None,
             hint=compiled.get("hint") or None,
-            warnings=(*(compiled.get("warnings") or ()), *(timing.get("marks") or ())),
+            warnings=(
+                *(quantized.get("warnings") or ()),
+                *(compiled.get("warnings") or ()),
+                *(timing.get("marks") or ()),
+            ),
             batch_throughput={str(k): float(v) for k, v in (timing.get("throughput") or {}).items()},
             memory_bytes=timing.get("memory_bytes"),
             energy_mj=_finite(timing.get("energy_mj")),

@@ -9,6 +9,8 @@ from toolkit.report import words
 from toolkit.report.figure import COLOURS, WORST, Chart, text
 
 BINS = 64  # of a histogram
+ACTIVATION = ("dtype", "scale", "zero_point", "low", "high")
+INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 def sqnr(sensitivity: Any) -> Chart | None:
@@ -31,7 +33,7 @@ def sqnr(sensitivity: Any) -> Chart | None:
                 "x": [text(row["name"]) for row in rows],
                 "y": [row["sqnr_db"] for row in rows],
                 "marker": {"size": 6},
-                "line": {"color": COLOURS.get(target, "@orange"), "width": 1.5},
+                "line": {"color": _colour(target), "width": 1.5},
             }
             for target, rows in shown.items()
         ],
@@ -46,18 +48,18 @@ def sqnr(sensitivity: Any) -> Chart | None:
 
 def sensitivity(sensitivity: Any) -> Chart | None:
     """What each layer costs when it alone is quantized."""
-    shown = _per_target(sensitivity, "drop")
+    shown = _per_target(sensitivity, "drop_db")
     if not shown:
         return None
     choices = {}
     for target, rows in shown.items():
-        worst = sorted(rows, key=lambda row: -row["drop"])[:WORST]
+        worst = sorted(rows, key=lambda row: -row["drop_db"])[:WORST]
         choices[words.target(target)] = [
             {
                 "type": "bar",
                 "orientation": "h",
                 "name": text(words.target(target)),
-                "x": [row["drop"] for row in worst],
+                "x": [row["drop_db"] for row in worst],
                 "y": [text(row["name"]) for row in worst],
                 "marker": {"color": ["@orange" if row.get("reverted") else "@blue" for row in worst]},
             }
@@ -66,7 +68,7 @@ def sensitivity(sensitivity: Any) -> Chart | None:
     return Chart(
         "The layers that cost most when quantized alone",
         "; ".join(
-            f"{words.target(target)}: {max(rows, key=lambda row: row['drop'])['name']}"
+            f"{words.target(target)}: {max(rows, key=lambda row: row['drop_db'])['name']}"
             for target, rows in shown.items()
         ),
         next(iter(choices.values())),
@@ -88,53 +90,122 @@ def _per_target(sensitivity: Any, key: str) -> dict[str, list[dict[str, Any]]]:
     return {target: found for target, found in rows.items() if found}
 
 
-def activations(ranges: Any) -> Chart | None:
-    """Histogram of each activation with its clip points."""
-    rows = [row for row in (ranges or {}).get("activations", ()) if row.get("counts")]
-    if not rows:
+def _colour(target: str) -> str:
+    return COLOURS.get(target.removesuffix("-pruned"), "@orange")
+
+
+def _tensors(quantized: Any, kind: str, needed: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Target -> tensor -> what is known of its quantization; tensors that lack a needed key are left out."""
+    found = {
+        target: {
+            name: tensor
+            for name, tensor in (summary.get(kind) or {}).items()
+            if all(tensor.get(key) is not None for key in needed)
+        }
+        for target, summary in (quantized or {}).items()
+        if isinstance(summary, Mapping)
+    }
+    return {target: tensors for target, tensors in found.items() if tensors}
+
+
+def clip_points(tensor: Mapping[str, Any]) -> tuple[float, float]:
+    """Lowest and highest value that an activation's scale and zero point can stand for."""
+    lowest, highest = INTEGERS[tensor["dtype"]]
+    scale, zero = tensor["scale"], tensor["zero_point"]
+    return (lowest - zero) * scale, (highest - zero) * scale
+
+
+def clipping(quantized: Any) -> Chart | None:
+    """Part of each activation's observed range that its integers reach."""
+    shown = _tensors(quantized, "activations", ACTIVATION)
+    if not shown:
         return None
-    choices = {str(row["name"]): _histogram(row) for row in rows}
+    data, least = [], []
+    for target, tensors in shown.items():
+        kept = {}
+        for name, tensor in tensors.items():
+            low, high = clip_points(tensor)
+            width = tensor["high"] - tensor["low"]
+            reached = min(high, tensor["high"]) - max(low, tensor["low"])
+            kept[name] = 100 * min(max(reached / width, 0.0), 1.0) if width > 0 else 100.0
+        lowest = min(kept, key=kept.__getitem__)
+        least.append(f"{words.target(target)} keeps least of {lowest}: {kept[lowest]:.0f} %")
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": text(words.target(target)),
+                "x": [text(name) for name in kept],
+                "y": list(kept.values()),
+                "marker": {"size": 5, "color": _colour(target)},
+                "line": {
+                    "width": 1,
+                    "color": _colour(target),
+                    "dash": "dot" if target.endswith("-pruned") else "solid",
+                },
+            }
+        )
+    return Chart(
+        "Part of each activation's range that is kept",
+        "; ".join(least),
+        data,
+        {
+            "yaxis": {"title": "% of observed range", "range": [0, 104]},
+            "xaxis": {"type": "category", "tickangle": -60},
+            "showlegend": len(data) > 1,
+            "height": 380,
+        },
+    )
+
+
+def activations(quantized: Any) -> Chart | None:
+    """Histogram of each activation with every target's clip points."""
+    shown = _tensors(quantized, "activations", ACTIVATION)
+    choices: dict[str, list[dict[str, Any]]] = {}
+    for target, tensors in shown.items():
+        for name, tensor in tensors.items():
+            if tensor.get("counts") and tensor["high"] > tensor["low"]:
+                traces = choices.setdefault(name, [_histogram(tensor)])
+                traces += [_clip(x, max(traces[0]["y"]), target) for x in clip_points(tensor)]
+    if not choices:
+        return None
     return Chart(
         "Activations and where they are clipped",
-        f"A histogram of each of {len(rows)} activations; the lines are the clip points",
+        f"A histogram of each of {len(choices)} activations; the lines are the clip points",
         next(iter(choices.values())),
         {
             "xaxis": {"title": "value"},
             "yaxis": {"title": "count (logarithmic)", "type": "log", "exponentformat": "power"},
             "bargap": 0,
-            "height": 340,
+            "height": 360,
         },
         choices,
     )
 
 
-def _histogram(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    counts = _rebin([float(count) for count in row["counts"]])
-    width = (row["max"] - row["min"]) / len(counts)
-    top = max(counts) or 1.0
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "bar",
-            "name": "values",
-            "marker": {"color": "@blue", "line": {"width": 0}},
-            "x": [row["min"] + (i + 0.5) * width for i in range(len(counts))],
-            "y": counts,
-            "width": width,
-        }
-    ]
-    traces += [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "clip point",
-            "x": [row[side]] * 2,
-            "y": [0.8, top],
-            "line": {"color": "@red", "width": 1.5, "dash": "dash"},
-        }
-        for side in ("low", "high")
-        if row.get(side) is not None
-    ]
-    return traces
+def _histogram(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    counts = _rebin([float(count) for count in tensor["counts"]])
+    width = (tensor["high"] - tensor["low"]) / len(counts)
+    return {
+        "type": "bar",
+        "name": "values",
+        "marker": {"color": "@pale", "line": {"width": 0}},
+        "x": [tensor["low"] + (i + 0.5) * width for i in range(len(counts))],
+        "y": counts,
+        "width": width,
+    }
+
+
+def _clip(x: float, top: float, target: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": text(words.target(target)),
+        "x": [x, x],
+        "y": [0.8, max(top, 1.0)],
+        "line": {"color": _colour(target), "width": 1.5, "dash": "dash"},
+        "hovertemplate": f"{text(words.target(target))} clips at %{{x:.3g}}<extra></extra>",
+    }
 
 
 def _rebin(counts: Sequence[float]) -> list[float]:
@@ -143,67 +214,78 @@ def _rebin(counts: Sequence[float]) -> list[float]:
     return [sum(counts[i : i + step]) for i in range(0, len(counts), step)] if step > 1 else list(counts)
 
 
-def weights(ranges: Any) -> Chart | None:
-    """Spread of the weights over the channels of each layer."""
-    rows = (ranges or {}).get("weights") or []
-    if not rows:
+def weights(quantized: Any) -> Chart | None:
+    """Spread of the weight ranges over the channels of each layer."""
+    shown = _tensors(quantized, "weights", ("largest_scale",))
+    if not shown:
         return None
-    names = [text(row["name"]) for row in rows]
-    widest = max(rows, key=lambda row: row["largest"] / max(row["median"], 1e-30))
+    target, tensors = next(iter(shown.items()))
+    names = [text(name) for name in tensors]
+    largest = [float(tensor["largest_scale"]) for tensor in tensors.values()]
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "largest channel",
+        "x": names,
+        "y": largest,
+        "marker": {"color": "@blue", "size": 6},
+    }
+    if all("median_scale" in tensor and "smallest_scale" in tensor for tensor in tensors.values()):
+        median = [float(tensor["median_scale"]) for tensor in tensors.values()]
+        smallest = [float(tensor["smallest_scale"]) for tensor in tensors.values()]
+        trace |= {
+            "name": "median channel",
+            "y": median,
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "thickness": 1.2,
+                "width": 3,
+                "color": "@blue",
+                "array": [high - middle for high, middle in zip(largest, median, strict=True)],
+                "arrayminus": [middle - low for middle, low in zip(median, smallest, strict=True)],
+            },
+        }
     return Chart(
-        "Weight ranges over the channels of each layer",
-        f"Widest spread at {widest['name']}: largest {widest['largest']:.3g}, median {widest['median']:.3g}",
-        [
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "median channel",
-                "x": names,
-                "y": [row["median"] for row in rows],
-                "marker": {"color": "@blue", "size": 7},
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "thickness": 1.2,
-                    "width": 3,
-                    "color": "@blue",
-                    "array": [row["largest"] - row["median"] for row in rows],
-                    "arrayminus": [row["median"] - row["smallest"] for row in rows],
-                },
-            }
-        ],
+        f"Weight scales over the channels of each layer, {words.target(target)}",
+        f"Largest scale {max(largest):.3g} at {list(tensors)[largest.index(max(largest))]}",
+        [trace],
         {
             "xaxis": {"type": "category", "tickangle": -60},
-            "yaxis": {"title": "largest absolute weight of a channel", "type": "log", "dtick": "D2"},
+            "yaxis": {"title": "scale of a channel", "type": "log", "dtick": "D2"},
             "height": 380,
         },
     )
 
 
+def channels(widths: Mapping[str, Any]) -> dict[str, int]:
+    """Every channel count of a network by its place; a dropped block has none."""
+    found = {"stem": int(widths["stem"])}
+    for stage, stream in enumerate(widths["streams"], 1):
+        found[f"stream{stage}"] = int(stream)
+        for block, inner in enumerate(widths["inner"][stage - 1]):
+            found |= {f"layer{stage}.{block}.inner{i}": int(count) for i, count in enumerate(inner, 1)}
+    return found
+
+
 def widths(plan: Any) -> Chart | None:
     """Channels of each group before and after pruning."""
-    rows = (plan or {}).get("groups") or []
-    if not rows:
+    if not plan or not plan.get("widths_before") or not plan.get("widths_after"):
         return None
-    names = [text(str(row["name"])) for row in rows]
+    before, after = channels(plan["widths_before"]), channels(plan["widths_after"])
+    names = [text(name) for name in before]
     return Chart(
         "Channels before and after pruning",
-        f"{sum(row['before'] for row in rows)} channels before, {sum(row['after'] for row in rows)} after",
+        f"{sum(before.values())} channels before, {sum(after.values())} after",
         [
             {
                 "type": "bar",
-                "name": "before",
+                "name": name,
                 "x": names,
-                "y": [r["before"] for r in rows],
-                "marker": {"color": "@pale"},
-            },
-            {
-                "type": "bar",
-                "name": "after",
-                "x": names,
-                "y": [r["after"] for r in rows],
-                "marker": {"color": "@purple"},
-            },
+                "y": [counts.get(place, 0) for place in before],
+                "marker": {"color": colour},
+            }
+            for name, counts, colour in (("before", before, "@pale"), ("after", after, "@purple"))
         ],
         {
             "barmode": "overlay",
@@ -215,22 +297,50 @@ def widths(plan: Any) -> Chart | None:
     )
 
 
-def frontier(plan: Any) -> Chart | None:
-    """Accuracy of every pruned candidate against its cost."""
-    rows = [row for row in (plan or {}).get("frontier") or [] if row.get("top1") is not None]
-    cost = next((key for key in ("latency_ms", "macs") if rows and all(row.get(key) for row in rows)), None)
-    if cost is None or len(rows) < 2:
+def refit(plan: Any) -> Chart | None:
+    """Error that each refitted layer makes on images held out."""
+    errors = (plan or {}).get("errors") or {}
+    if not errors:
         return None
-    rows = sorted(rows, key=lambda row: row[cost])
-    knee = _knee([row[cost] for row in rows], [row["top1"] for row in rows])
-    chosen = [row for row in rows if row.get("chosen")]
+    worst = max(errors, key=errors.__getitem__)
+    return Chart(
+        "Error of each refitted layer",
+        f"Largest {100 * errors[worst]:.1f} % at {worst}",
+        [
+            {
+                "type": "bar",
+                "x": [text(name) for name in errors],
+                "y": [100 * error for error in errors.values()],
+                "marker": {"color": "@purple"},
+            }
+        ],
+        {
+            "yaxis": {"title": "% of the output's power, held out"},
+            "xaxis": {"type": "category", "tickangle": -60},
+            "height": 360,
+        },
+    )
+
+
+def frontier(plan: Any) -> Chart | None:
+    """Accuracy of every pruned candidate against its cost, and the knee between them."""
+    rows = (plan or {}).get("frontier") or []
+    cost = next((key for key in ("latency_ms", "macs") if rows and all(row.get(key) for row in rows)), None)
+    measured = all(row.get("top1") is not None for row in rows)
+    if cost is None or len(rows) < 2 or not (measured or all("expected_drop_pp" in row for row in rows)):
+        return None
+    rows = sorted(rows, key=lambda row: float(row[cost]))
+    x = [row[cost] for row in rows]
+    y = [100 * row["top1"] if measured else -row["expected_drop_pp"] for row in rows]
+    knee = _knee(x, y)
+    chosen = [i for i, row in enumerate(rows) if row.get("chosen")]
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "name": "candidates",
-            "x": [row[cost] for row in rows],
-            "y": [100 * row["top1"] for row in rows],
+            "x": x,
+            "y": y,
             "marker": {"color": "@purple", "size": 6},
             "line": {"color": "@purple", "width": 1.5},
         },
@@ -238,30 +348,31 @@ def frontier(plan: Any) -> Chart | None:
             "type": "scatter",
             "mode": "markers",
             "name": "knee",
-            "x": [rows[knee][cost]],
-            "y": [100 * rows[knee]["top1"]],
+            "x": [x[knee]],
+            "y": [y[knee]],
             "marker": {"color": "@orange", "size": 16, "symbol": "circle-open", "line": {"width": 2}},
         },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "this run",
+            "x": [x[i] for i in chosen],
+            "y": [y[i] for i in chosen],
+            "marker": {"color": "@purple", "size": 12, "symbol": "star"},
+        },
     ]
-    if chosen:
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "this run",
-                "x": [row[cost] for row in chosen],
-                "y": [100 * row["top1"] for row in chosen],
-                "marker": {"color": "@purple", "size": 12, "symbol": "star"},
-            }
-        )
     reading = words.milliseconds if cost == "latency_ms" else words.count
-    unit = "latency, ms" if cost == "latency_ms" else "multiply-accumulates"
+    height = f"{y[knee]:.2f} % top-1" if measured else f"{words.signed(y[knee])} pp expected"
     return Chart(
         "Frontier of pruning and its knee",
-        f"{len(rows)} candidates; the knee is at {reading(rows[knee][cost])}, "
-        f"{words.percent(rows[knee]['top1'])}",
-        data,
-        {"xaxis": {"title": unit}, "yaxis": {"title": "top-1, %"}, "showlegend": True, "height": 360},
+        f"{len(rows)} candidates; the knee is at {reading(x[knee])}, {height}",
+        data if chosen else data[:2],
+        {
+            "xaxis": {"title": "latency, ms" if cost == "latency_ms" else "multiply-accumulates"},
+            "yaxis": {"title": "top-1, %" if measured else "expected change, pp (no labels)"},
+            "showlegend": True,
+            "height": 360,
+        },
     )
 
 

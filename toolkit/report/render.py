@@ -193,7 +193,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "noisy": NOISY,
         "sources": words.sources(report.variants),
         "latency_sources": words.latency_sources(report.variants),
-        "has_inside": any(report.details.get(key) for key in ("sensitivity", "ranges", "quantize")),
+        "has_inside": any(report.details.get(key) for key in ("sensitivity", "quantize")),
     }
 
 

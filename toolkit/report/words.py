@@ -21,13 +21,15 @@ GATES = {
 
 
 def target(name: str) -> str:
-    """A target as its makers write it."""
-    return TARGETS.get(name, name)
+    """A target, or one with the ending of a pruned graph, as its makers write it."""
+    bare = name.removesuffix("-pruned")
+    return TARGETS.get(bare, bare) + (", pruned" if bare != name else "")
 
 
 def title(variant: Variant) -> str:
     """A variant in words: OpenVINO INT8, pruned."""
-    return f"{target(variant.target)} {variant.precision.upper()}" + (", pruned" if variant.pruned else "")
+    pruned = ", pruned" if variant.pruned else ""
+    return f"{target(variant.target)} {variant.precision.upper()}{pruned}"
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
