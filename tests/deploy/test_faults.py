@@ -110,7 +110,7 @@ def test_connection_is_lost_during_the_build(settled, bundle, fault):
     hanging = bundle(version=2, build="hang")
 
     def cut(state: str, detail: str) -> None:
-        if (state, detail) == ("building", "build"):
+        if (state, detail) == ("building", "0 s"):
             if fault == "connection cut":
                 server.cut()
             else:

@@ -82,7 +82,7 @@ def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle,
     release.deploy(entries[0], good, QUICK, silent)
 
     def interrupt(device, state, detail):
-        if (device, state, detail) == ("d1", "building", "build"):
+        if (device, state, detail) == ("d1", "building", "0 s"):
             os.kill(os.getpid(), signal.SIGINT)
 
     def work(entry, tell, connect):

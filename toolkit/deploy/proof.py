@@ -106,7 +106,7 @@ def prove(
 
     def step(state: str, *arguments: str) -> dict[str, Any]:
         tell(state, "")
-        return run_runner(session, [program, *arguments], limit_s, lambda stage: tell(state, stage))
+        return run_runner(session, [program, *arguments], limit_s, lambda detail: tell(state, detail))
 
     built = step(
         "building", "build", "--graph", f"{folder}/{bundles.graph_path(entry.target)}", "--out", engine,
@@ -153,7 +153,7 @@ def run_runner(
     session: Session,
     arguments: list[str],
     limit_s: float,
-    on_stage: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
     payload: bytes = b"",
 ) -> dict[str, Any]:
     """Run the runner on a device and return its result.
@@ -168,7 +168,8 @@ def run_runner(
         if event.get("event") == "result":
             result.update(event)
         elif event.get("event") == "progress":
-            on_stage(str(event.get("stage", "")))
+            counted = f"{event['done']} of {event['total']}" if "total" in event else ""
+            on_progress(counted or f"{event['elapsed_s']:.0f} s")
 
     done = session.call(
         "run",
