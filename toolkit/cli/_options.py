@@ -13,3 +13,10 @@ STORE = click.option(
     help="Folder that keeps finished stages.  [default: $EDGESHIP_STORE, else ~/.cache/edgeship/store]",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+PREPROCESS = click.option(
+    "--preprocess",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="resize, crop, mean, std or interpolation, where the file does not say it; e.g. mean=0.5,0.5,0.5.",
+)

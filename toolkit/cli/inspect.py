@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli._options import JSON
+from toolkit.cli._options import JSON, PREPROCESS
 
 
 @click.group(
@@ -37,7 +37,7 @@ def graph(model: Path, as_json: bool) -> None:
     described: dict[str, Any] = {
         "input": {"name": found.input, "shape": [found.batch, found.channels, found.size, found.size]},
         "output": {"name": found.output, "shape": [found.batch, found.classes]},
-        "macs": count.macs,
+        "macs": None if found.quantized else count.macs,  # counted in float graphs only
         "parameters": count.parameters,
         "quantized": found.quantized,
         "opset": found.model.graph.opset_imports.get(""),
@@ -49,7 +49,8 @@ def graph(model: Path, as_json: bool) -> None:
     for side in ("input", "output"):
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
         click.echo(f"{side:<12}{described[side]['name']}  {shape}")
-    click.echo(f"{'macs':<12}{count.macs:,} an image")
+    if not found.quantized:
+        click.echo(f"{'macs':<12}{count.macs:,} an image")
     click.echo(f"{'parameters':<12}{count.parameters:,}")
     click.echo(f"{'precision':<12}{'quantized' if found.quantized else 'float'}, opset {described['opset']}")
     click.echo(f"{'operators':<12}{', '.join(f'{n} {kind}' for kind, n in operators.most_common())}")
@@ -59,8 +60,9 @@ def graph(model: Path, as_json: bool) -> None:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
 @click.option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
+@PREPROCESS
 @JSON
-def ranges(model: Path, source: str, images: int, as_json: bool) -> None:
+def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], as_json: bool) -> None:
     """Show the range of every activation of MODEL over images of SOURCE.
 
     A tensor whose largest value is far above what most of its values reach is one that INT8 serves badly.
@@ -74,10 +76,11 @@ def ranges(model: Path, source: str, images: int, as_json: bool) -> None:
     from toolkit.graph import io
     from toolkit.pipeline import images as pictures
     from toolkit.pipeline.preprocessing import resolve
-    from toolkit.pipeline.recipe import PreprocessOptions
+    from toolkit.pipeline.recipe import Recipe
 
+    recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
     found = io.read_classifier(model)
-    prepared = resolve(PreprocessOptions(), found.preprocess, found.size)
+    prepared = resolve(recipe.load.preprocess, found.preprocess, found.size)
     dataset = open_dataset(source)
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
     with shown():

@@ -209,22 +209,27 @@ class Recipe:
         """
         path = find(recipe)
         table = _with_paths_beside(path, read_toml(path))
-        if isinstance(overrides, Mapping):
-            for name, value in overrides.items():
-                merge(table, name, value)
-        else:
-            for text in overrides:
-                parse_override(table, text, cls)
-        return replace(cls.build(table), name=path.stem if path.parent == RECIPES else str(path))
+        return replace(cls.build(table, overrides), name=path.stem if path.parent == RECIPES else str(path))
 
     @classmethod
-    def build(cls, table: Mapping[str, Any]) -> Recipe:
+    def build(cls, table: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
         """Make a recipe of a table of sections.
+
+        Args:
+            table: Section -> key -> value.
+            overrides: As of `read`.
 
         Raises:
             RecipeError: A key or value cannot be used.
         """
-        return cast("Recipe", convert(dict(table), cls, ""))
+        changed = dict(table)
+        if isinstance(overrides, Mapping):
+            for name, value in overrides.items():
+                merge(changed, name, value)
+        else:
+            for text in overrides:
+                parse_override(changed, text, cls)
+        return cast("Recipe", convert(changed, cls, ""))
 
     def resolved(self) -> Recipe:
         """The recipe with everything filled in that follows from another section."""

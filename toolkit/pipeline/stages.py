@@ -243,16 +243,27 @@ def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
     render.write(gathered, out, thumbnails=thumbnails)
 
 
-NETWORK = ("toolkit.models", "toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
-IMAGES = ("calibration", "toolkit.pipeline.images")
+# Source whose change makes a stage run again. Training takes longest, so it names modules, not packages.
+READING = tuple(
+    f"calibration.{name}"
+    for name in ("datasets", "images", "listing", "loader", "manifest", "preprocess", "stores")
+)
+WEIGHTS = tuple(f"toolkit.models.{name}" for name in ("recognize", "resnet", "trainer", "weights"))
+NETWORK = ("toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
+IMAGES = (*READING, "toolkit.pipeline.images")
 VARIANTS = ("targets", "toolkit.pipeline.variants")
 
 STAGES = (
-    Stage("load", load, code=(*NETWORK, *IMAGES)),
-    Stage("prune", prune, needs=("load",), code=("toolkit.prune", *NETWORK)),
-    Stage("finetune", finetune, needs=("load", "prune"), code=("toolkit.prune", *NETWORK)),
-    Stage("export", export, needs=("load", "prune", "finetune"), code=("toolkit.graph", *NETWORK)),
-    Stage("select", select, needs=("load", "export"), code=(*IMAGES, *NETWORK)),
+    Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph.io")),
+    Stage("prune", prune, needs=("load",), code=("toolkit.prune", *NETWORK, *WEIGHTS)),
+    Stage("finetune", finetune, needs=("load", "prune"), code=("toolkit.prune", *NETWORK, *WEIGHTS)),
+    Stage(
+        "export",
+        export,
+        needs=("load", "prune", "finetune"),
+        code=("toolkit.graph", "toolkit.models.export", *NETWORK, *WEIGHTS),
+    ),
+    Stage("select", select, needs=("load", "export"), code=("calibration", *IMAGES, *NETWORK)),
     Stage("calibrate", calibrate, needs=("export", "select"), code=("quantize", "toolkit.graph", *IMAGES)),
     Stage(
         "quantize",

@@ -1,0 +1,83 @@
+"""`edgeship quantize`: a float ONNX file and images in, an ONNX file with Q/DQ nodes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from toolkit.cli._options import JSON, PREPROCESS
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edgeship quantize net.onnx photos/ --target openvino --out net-int8.onnx
+  edgeship quantize net.onnx train.zip --target tensorrt --images 500 --out trt.onnx
+  edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
+"""
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("source")
+@click.option(
+    "--target", "target_name", required=True, metavar="TARGET", help="openvino, onnxruntime or tensorrt."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file to write."
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), default=300, show_default=True, help="How many calibrate."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of their choice.")
+@click.option("--observer", default="mse", show_default=True, help="mse, minmax, percentile or entropy.")
+@click.option("--effort", default="balanced", show_default=True, help="fast, balanced or max.")
+@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
+@PREPROCESS
+@JSON
+def command(
+    *,
+    model: Path,
+    source: str,
+    target_name: str,
+    out: Path,
+    images: int,
+    seed: int,
+    observer: str,
+    effort: str,
+    skip_bad: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Quantize MODEL, a float ONNX classifier, to INT8 with images of SOURCE; labels are not needed.
+
+    The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
+    """
+    import quantize
+    import targets
+    from calibration import manifest
+    from calibration.datasets import open_dataset
+    from quantize.collect import collect
+    from toolkit.cli._progress import shown
+    from toolkit.graph import io
+    from toolkit.pipeline import images as pictures
+    from toolkit.pipeline import preprocessing
+    from toolkit.pipeline.recipe import Recipe
+
+    target = targets.get(target_name)
+    table = {"quantize": {"observer": observer, "effort": effort}}
+    recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
+    graph = io.read_classifier(model)
+    prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
+    dataset = open_dataset(source)
+    how = quantize.QuantizeOptions(recipe.quantize.observer, recipe.quantize.effort)
+    with shown():
+        chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
+        stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
+        summary = quantize.quantize(model, collect(model, stream), target.scheme, how, out)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+        return
+    for warning in summary.get("warnings", ()):
+        click.echo(f"note: {warning}", err=True)
+    click.echo(out)
