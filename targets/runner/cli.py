@@ -63,6 +63,7 @@ from .output import Output, log
 
 _USAGE, _NEGATIVE = 2, 3
 _SELFTEST_RUNS = 10
+_TELL_EVERY_S = 1.0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -105,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _probe(options: Any, output: Output) -> dict[str, Any]:
     tree = system.Tree(options.root)
     found = system.gather(tree, options.disk)
-    found["python"]["numpy"] = _numpy_version()
+    numpy = images.numpy_or_none()
+    found["python"]["numpy"] = str(numpy.__version__) if numpy else None
     offers, fake = {}, False
     for name in backend.NAMES:
         output.progress("probe", backend=name)
@@ -263,7 +265,7 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
     packed = images.Packed(options.images)
     limit = min(packed.count, options.limit or packed.count)
     reference = _read(options.reference) if options.reference else None
-    started = time.perf_counter()
+    started_s = told_s = time.perf_counter()
     with _Opened(options, options.engine) as opened:
         images.same_shape(opened.session, packed.image_shape, "the image set")
         classes = opened.session.classes
@@ -273,7 +275,9 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
         batch, logits = opened.ready(options.batch), []
         for part, count in packed.batches(batch, limit):
             logits.append(images.run(opened.session, part, count, batch))
-            output.progress("evaluate", done=min(len(logits) * batch, limit), total=limit)
+            if time.perf_counter() - told_s >= _TELL_EVERY_S:
+                told_s = time.perf_counter()
+                output.progress("evaluate", done=min(len(logits) * batch, limit), total=limit)
         origin = opened.origin()
     data = b"".join(logits)
     got = images.rows(data, classes)
@@ -292,7 +296,7 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
             raise Failure("no-labels", f"{options.images} has no labels", "--top1-min needs labelled images",
                           "pack a labelled set, or leave --top1-min out")  # fmt: skip
         result["verdict"] = "pass" if result["top1"] >= options.top1_min else "fail"
-    return {**result, "seconds": round(time.perf_counter() - started, 3), "batch": batch, **origin}
+    return {**result, "seconds": round(time.perf_counter() - started_s, 3), "batch": batch, **origin}
 
 
 def _infer(options: Any, output: Output) -> dict[str, Any]:
@@ -330,14 +334,6 @@ def _write(path: str, data: bytes) -> None:
 
 def _faked(fake: bool) -> dict[str, bool]:
     return {"fake": True} if fake else {}
-
-
-def _numpy_version() -> str | None:
-    try:
-        import numpy
-    except Exception:  # absent or broken: the runner does without
-        return None
-    return str(numpy.__version__)
 
 
 def _traceback(error: BaseException) -> str:

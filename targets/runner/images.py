@@ -63,6 +63,7 @@ class Packed:
             stream.seek(self._start + self.count * self._pixels)
             self.labels = list(struct.unpack(f"<{self.count}i", stream.read()))
         self.image_shape = (channels, height, width)
+        self._numpy = numpy_or_none()
         # A pixel has 256 values, so a table does it, fast without numpy. Every step is rounded to float32,
         # as on the host: the device then computes on exactly the numbers calibration computed on.
         self._tables = [
@@ -80,6 +81,13 @@ class Packed:
 
     def _image(self, pixels: bytes) -> bytes:
         channels = len(self._tables)
+        if self._numpy is not None:  # the same tables, ten times as fast
+            numpy = self._numpy
+            planes_hwc = numpy.frombuffer(pixels, numpy.uint8).reshape(-1, channels)
+            return b"".join(
+                numpy.frombuffer(table, numpy.float32)[planes_hwc[:, number]].astype("<f4").tobytes()
+                for number, table in enumerate(self._tables)
+            )
         planes = (
             array.array("f", map(table.__getitem__, pixels[number::channels]))
             for number, table in enumerate(self._tables)
@@ -233,6 +241,15 @@ def _float32(value: float) -> float:
     """The nearest float32."""
     rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
     return rounded
+
+
+def numpy_or_none() -> Any:
+    """NumPy where it can be imported; the runner does without."""
+    try:
+        import numpy
+    except Exception:  # absent, or built for another Python
+        return None
+    return numpy
 
 
 def _natural(value: Any) -> int:

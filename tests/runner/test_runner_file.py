@@ -82,3 +82,12 @@ def test_a_wrong_command_line_is_answered_in_json(run):
         answer = run(*arguments)
         assert answer.exit_code == 2
         assert answer.result["error"]["code"] == "usage"
+
+
+def test_what_an_sdk_prints_never_mixes_with_the_json(run, tmp_path):
+    chatty = "import os\nos.write(1, b'written from C\\n')\nprint('printed')\nraise ImportError('no')\n"
+    (tmp_path / "openvino.py").write_text(chatty)
+    answer = run("probe", PYTHONPATH=str(tmp_path))  # the fixture parses every line
+    assert answer.result["ok"]
+    assert "written from C" in answer.stderr
+    assert "printed" in answer.stderr

@@ -39,7 +39,12 @@ def packed_file(dataset, tmp_path_factory):
     return path
 
 
-def test_the_device_computes_on_exactly_the_numbers_of_the_host(dataset, packed_file):
+@pytest.mark.parametrize("numpy_there", [True, False])
+def test_the_device_computes_on_exactly_the_numbers_of_the_host(
+    numpy_there, dataset, packed_file, monkeypatch
+):
+    if not numpy_there:
+        monkeypatch.setattr(images, "numpy_or_none", lambda: None)
     expected = np.concatenate([batch.images for batch in batches(dataset, range(7), PREPROCESS, batch=7)])
     found = images.Packed(str(packed_file))
     assert (found.count, found.image_shape) == (7, (3, 16, 16))
