@@ -161,7 +161,8 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.
 
 def copy(model: ir.Model) -> ir.Model:
     """A copy whose nodes and weights can be edited apart."""
-    return ir.from_proto(ir.to_proto(model))
+    copied: ir.Model = ir.from_proto(ir.to_proto(model))
+    return copied
 
 
 def _load(path: Path) -> ir.Model:
