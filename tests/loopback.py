@@ -58,8 +58,9 @@ class Server:
         """Cut every connection: the session's sshd dies, the programs it started do not."""
         assert self.process is not None
         for pid in descendants(self.process.pid):
-            if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
-                kill(pid)
+            with contextlib.suppress(OSError):  # it may be gone already
+                if Path(f"/proc/{pid}/comm").read_text().startswith("sshd"):
+                    kill(pid)
 
     def stop(self) -> None:
         """Kill the server, its connections and all they started."""
@@ -92,10 +93,8 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 @dataclass

@@ -24,13 +24,16 @@ def say(**event):
 
 figures = {
     "build": {
-        "key": "k", "reused": False, "build_s": 0.1, "size_bytes": 3, "backend": "b", "version": "1", "warnings": [],
+        "key": "k", "reused": False, "build_s": 0.1, "size_bytes": 3, "backend": "b", "version": "1",
+        "warnings": [],
     },
     "selftest": {
         "verdict": "pass", "images": 2, "cosine_min": 1.0, "cosine_mean": 1.0, "top1_agreement": 1.0,
         "largest_difference": 0.0,
     },
-    "evaluate": {"images": 100, "top1": SCRIPT.get("top1", 0.9), "top5": 1.0, "agreement": 1.0, "sqnr_db": 30.0},
+    "evaluate": {
+        "images": 100, "top1": SCRIPT.get("top1", 0.9), "top5": 1.0, "agreement": 1.0, "sqnr_db": 30.0,
+    },
     "time": {
         "timings": [
             {

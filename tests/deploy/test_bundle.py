@@ -66,7 +66,7 @@ def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
         place = archive.getmember(name).offset_data + 5
     data[place] ^= 1
     made.path.write_bytes(data)
-    with pytest.raises(DataError, match="is not what the manifest says|is no bundle"):
+    with pytest.raises(DataError, match=r"is not what the manifest says|is no bundle"):
         bundles.load(made.path)
 
 

@@ -1,5 +1,7 @@
-"""What goes wrong in the field, done for real: the old release stays live, nothing is half-installed, and the
-next deployment succeeds."""
+"""What goes wrong in the field, done for real.
+
+Each time the old release stays live, nothing is half-installed, and the next deployment succeeds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ import pytest
 from loopback import QUICK, Server, live, make_key, need, processes, quiet
 
 from toolkit.core.errors import DeviceError
-from toolkit.deploy import agent, bundle as bundles, release
+from toolkit.deploy import agent, release
+from toolkit.deploy import bundle as bundles
 from toolkit.deploy.session import RefusedError, connect
 
 BIG = 8 << 20  # bytes: more than fits into the buffers on the way
@@ -153,7 +156,8 @@ def test_a_release_that_does_not_prove_itself(settled, bundle, script, message):
 def test_health_check_fails_and_the_old_release_is_back(settled, bundle):
     server, entry, first = settled
     # Fails on the new release and notes every release it was called for.
-    health = f"echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/seen; case $EDGESHIP_RELEASE in {first}) ;; *) echo sick; exit 7;; esac"
+    note = "echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/seen"
+    health = f"{note}; case $EDGESHIP_RELEASE in {first}) ;; *) echo sick; exit 7;; esac"
     sick = dataclasses.replace(entry, health=health)
     with reader(server), pytest.raises(RefusedError, match="health check failed: exit code 7: sick"):
         release.deploy(sick, bundle(version=2), QUICK, quiet)
@@ -246,7 +250,7 @@ def test_two_deployments_to_one_device_at_once(settled, bundle):
     thread = threading.Thread(target=lambda: outcomes.append(release.deploy(entry, second, QUICK, hold)))
     thread.start()
     assert at_work.wait(30)
-    with pytest.raises(RefusedError, match="another deployment is at work: .+@.+, since 20") as caught:
+    with pytest.raises(RefusedError, match=r"another deployment is at work: .+@.+, since 20") as caught:
         release.deploy(entry, third, QUICK, quiet)
     assert caught.value.code == "locked" and "--wait" in caught.value.hint
     assert release.status(entry)["locked_by"]
@@ -280,7 +284,7 @@ def test_corrupt_files_are_noticed_wherever_they_lie(settled, bundle):
     third = bundle(version=3)
     runner = next(f for f in third.files.values() if f.path == bundles.RUNNER)
     (server.root / "objects" / runner.sha256).write_bytes(b"rotten")
-    with pytest.raises(RefusedError, match="copy of .* is damaged"):
+    with pytest.raises(RefusedError, match=r"copy of .* is damaged"):
         release.deploy(entry, third, QUICK, quiet)
     still(server, first)
     assert release.deploy(entry, third, QUICK, quiet).release == live(server)
@@ -305,12 +309,12 @@ def test_host_keys_are_checked(park, bundle, tmp_path):
     known = park.folder / "known_hosts"
     right = known.read_text()
     known.write_text("")
-    with pytest.raises(DeviceError, match="host key of 127.0.0.1 is not known"):
+    with pytest.raises(DeviceError, match=r"host key of 127.0.0.1 is not known"):
         release.deploy(entry, bundle(), QUICK, quiet)
     make_key(tmp_path / "other")
     known.write_text(f"[127.0.0.1]:{server.port} {(tmp_path / 'other.pub').read_text()}")
     park.client_config.write_text(park.client_config.read_text() + " StrictHostKeyChecking no\n")  # not heard
-    with pytest.raises(DeviceError, match="host key of 127.0.0.1 has changed") as caught:
+    with pytest.raises(DeviceError, match=r"host key of 127.0.0.1 has changed") as caught:
         release.deploy(entry, bundle(), QUICK, quiet)
     assert "ssh-keygen -R" in caught.value.hint
     assert not server.root.exists()
@@ -379,7 +383,7 @@ def test_disk_is_full(park, bundle, small_disk):
 
 
 def test_a_silent_client_loses_the_lock(settled, monkeypatch):
-    server, entry, _ = settled
+    _, entry, _ = settled
     original = agent.source
     monkeypatch.setattr(agent, "source", lambda: original().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 0.3"))
     with connect(entry) as gone:

@@ -14,7 +14,8 @@ from toolkit.deploy.transport import command_line, explain
 
 FULL = Entry(
     "nano-1", "10.0.0.5", "tensorrt", user="nvidia", port=2222, key="~/.ssh/id", jump="me@gate:22,gate2",
-    tags=("lab", "jetson"), root="/data/é \"x\"", health="curl -f localhost", python="/usr/bin/python3", ssh_config="cfg",
+    tags=("lab", "jetson"), root="/data/é \"x\"", health="curl -f localhost",
+    python="/usr/bin/python3", ssh_config="cfg",
 )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def test_a_release_is_uploaded_proved_and_live(device, bundle):
     first = bundle()
     outcome = release.deploy(entry, first, QUICK, lambda state, _: states.append(state))
     assert list(dict.fromkeys(states)) == [
-        "connecting", "probing", "uploading", "checking", "building", "self-test", "accuracy", "latency", "switching",
+        "connecting", "probing", "uploading", "checking", "building", "self-test", "accuracy", "latency",
+        "switching",
     ]  # fmt: skip
     assert outcome.state == "live" and outcome.before is None and outcome.release == live(server)
     assert outcome.release.startswith(f"{first.id}.")
@@ -72,7 +73,7 @@ def test_rollback_by_name_and_its_errors(device, bundle):
     assert release.rollback(entry, names[0], QUICK, quiet).state == "unchanged"
     with pytest.raises(DeviceError, match="several releases begin with 'scripted'"):
         release.rollback(entry, "scripted", QUICK, quiet)
-    with pytest.raises(DeviceError, match="no good release begins with '../../etc'"):
+    with pytest.raises(DeviceError, match=r"no good release begins with '../../etc'"):
         release.rollback(entry, "../../etc", QUICK, quiet)
 
 

@@ -85,27 +85,24 @@ def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle,
         if (device, state, detail) == ("d1", "building", "0 s"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def work(entry, tell, connect):
+    def hang(entry, tell, connect):
         return release.deploy(entry, hanging, QUICK, tell, connect)
 
-    outcomes = rollout(entries[1:], work, RolloutOptions(parallel=1), interrupt)
+    def finish(entry, tell, connect):
+        return release.deploy(entry, good, dataclasses.replace(QUICK, wait_s=10.0), tell, connect)
+
+    outcomes = rollout(entries[1:], hang, RolloutOptions(parallel=1), interrupt)
     assert states(outcomes) == ["interrupted", "skipped"]
-    outcomes = rollout(
-        entries,
-        lambda entry, tell, connect: release.deploy(
-            entry, good, dataclasses.replace(QUICK, wait_s=10.0), tell, connect
-        ),
-        RolloutOptions(),
-        silent,
-    )
+    outcomes = rollout(entries, finish, RolloutOptions(), silent)
     assert states(outcomes) == ["unchanged", "live", "live"]
     assert len({live(server) for server in servers}) == 1
 
 
 def record(ms=2.0, top1=0.9, power_mw=None, cpu="x"):
     return {
-        "target": "openvino", "variant": "openvino-int8", "fake": False, "facts": {"jetson": None, "cpu": {"name": cpu}},
-        "build": {"backend": "openvino", "version": "2026.0"}, "power_mw": power_mw, "marks": ["spread is 9 %"],
+        "target": "openvino", "variant": "openvino-int8", "fake": False,
+        "facts": {"jetson": None, "cpu": {"name": cpu}}, "power_mw": power_mw, "marks": ["spread is 9 %"],
+        "build": {"backend": "openvino", "version": "2026.0"},
         "accuracy": {"top1": top1, "gap_pp": 0.25}, "latency_ms": {"p50": ms, "batch": 1},
     }  # fmt: skip
 
@@ -163,7 +160,7 @@ def test_twenty_devices_in_one_command(park, bundle):
 
     outcomes = rollout(entries, work, RolloutOptions(parallel=4, canaries=1), tell)
     assert states(outcomes) == ["live"] * 20 and most[0] == 4
-    assert [device for device, state in seen if state == "switching"][0] == "d00"
+    assert next(device for device, state in seen if state == "switching") == "d00"
     found = fleet.report(outcomes, made.id, parallel=4)
     assert found["counts"] == {"live": 20} and found["fake"] and not found["outliers"]
     assert {row[2] for row in fleet.table(found)} == {live(server) for server in servers} and len(

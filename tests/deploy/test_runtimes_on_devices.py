@@ -133,7 +133,8 @@ def jetson(park, name: str, version: str = "10.3", sm: str = "8.7"):
     server = park.server(name)
     wrapper = server.folder / "python"
     wrapper.write_text(
-        f'#!/bin/sh\nPYTHONPATH={FAKES} EDGESHIP_FAKE_TENSORRT={version} EDGESHIP_FAKE_SM={sm} exec {sys.executable} -S "$@"\n'
+        f"#!/bin/sh\nPYTHONPATH={FAKES} EDGESHIP_FAKE_TENSORRT={version} EDGESHIP_FAKE_SM={sm} "
+        f'exec {sys.executable} -S "$@"\n'
     )
     wrapper.chmod(0o755)
     return server, park.entry(server, name, target="tensorrt", python=str(wrapper))
@@ -177,6 +178,6 @@ def test_the_tensorrt_path_by_a_fake_that_says_so(park, tmp_path):
 def test_int8_is_refused_where_the_gpu_has_none(park, tmp_path):
     server, entry = jetson(park, "nano", version="8.2", sm="5.3")
     made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
-    with pytest.raises(release.DeviceError, match="nano cannot run (int8 on )?tensorrt") as caught:
+    with pytest.raises(release.DeviceError, match=r"nano cannot run (int8 on )?tensorrt") as caught:
         release.deploy(entry, made, QUICK, quiet)
     assert caught.value.hint and not server.root.exists()

@@ -162,7 +162,7 @@ def test_runs_that_cannot_be_shipped(run: Path, tmp_path: Path) -> None:
         shipment.find(tmp_path)
     names = json.loads((run.parent / "evaluate/images.json").read_text())
     write_json(run.parent / "evaluate/images.json", {**names, "names": ["gone.png"] * COUNT})
-    with pytest.raises(DataError, match="no longer has gone.png"):
+    with pytest.raises(DataError, match=r"no longer has gone.png"):
         shipment.find(run)
     (run.parent / "quantize").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="no result of the stage 'quantize'") as caught:

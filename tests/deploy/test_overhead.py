@@ -1,0 +1,58 @@
+"""What a deployment costs over copying the same bytes."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import time
+
+import pytest
+from loopback import QUICK, need, quiet
+
+from toolkit.deploy import release
+
+SIZE = 256 << 20  # bytes
+
+
+def bringing_s(entry, made) -> float:
+    """Seconds of a deployment without the device's own work: from building to measuring."""
+    moments: list[tuple[str, float]] = []
+    release.deploy(entry, made, QUICK, lambda state, _: moments.append((state, time.monotonic())))
+    moments.append(("end", time.monotonic()))
+    own_work = {"building", "self-test", "accuracy", "latency"}
+    return sum(
+        after - before for (state, before), (_, after) in itertools.pairwise(moments) if state not in own_work
+    )
+
+
+@pytest.mark.slow
+def test_deploying_costs_at_most_half_more_than_scp(park, bundle, capsys):
+    need(shutil.which("scp"), "scp")
+    server = park.server("device")
+    entry = park.entry(server)
+    release.deploy(entry, bundle(), QUICK, quiet)
+    copies, deployments = [], []
+    for version in range(2, 5):  # in turns, so that whatever else the machine does meets both
+        made = bundle(version=version, size=SIZE)
+        target = f"{entry.user}@{entry.host}:{server.folder}/copy"
+        started = time.monotonic()
+        subprocess.run(
+            [
+                "scp",
+                "-O",
+                "-q",
+                "-F",
+                str(park.client_config),
+                "-P",
+                str(server.port),
+                str(made.path),
+                target,
+            ],
+            check=True,
+        )
+        copies.append(time.monotonic() - started)
+        deployments.append(bringing_s(entry, made))
+    with capsys.disabled():
+        print(f"\n{SIZE >> 20} MiB: scp {min(copies):.2f} s, deploy {min(deployments):.2f} s")
+    assert min(deployments) <= 1.5 * min(copies)
