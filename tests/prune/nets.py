@@ -25,3 +25,18 @@ def pictures(count=40, size=32, seed=0):
     coarse = rng.normal(size=(count, 3, 4, 4))
     images = coarse.repeat(size // 4, 2).repeat(size // 4, 3) + 0.3 * rng.normal(size=(count, 3, size, size))
     return [images[i : i + 10].astype(np.float32) for i in range(0, count, 10)]
+
+
+def settled(model):
+    """The same network with BatchNorm statistics that fit the pictures, as after training, and decided logits."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    with torch.no_grad():
+        for batch in pictures(60, seed=7):
+            model.train()(torch.from_numpy(batch))
+    for norm in norms:
+        norm.momentum = 0.1
+    model.fc.weight.data *= 20  # logits that differ from image to image
+    return model.eval()

@@ -24,7 +24,7 @@ def problem():
 
 
 def moments(x, t):
-    found = Moments(x.shape[1], t.shape[1])
+    found = Moments(x[0], t[0])
     for i in range(0, len(x), 150):
         found.update(x[i : i + 150], t[i : i + 150])
     found.flush()
@@ -52,7 +52,15 @@ def test_patches_are_what_the_convolution_sees():
 def test_gram_by_blocks_is_the_gram(monkeypatch, problem):
     monkeypatch.setattr("toolkit.prune.moments.GRAM_COLUMNS", 10)
     x, _, t = problem
-    torch.testing.assert_close(moments(x, t).xx, (x.T @ x).double(), rtol=1e-4, atol=1e-2)
+    raw = moments(x, t).system(intercept=False)
+    torch.testing.assert_close(raw.gram, (x.T @ x).double() / ROWS, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(raw.cross, (x.T @ t).double() / ROWS, rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_mean_does_not_drown_the_variance():
+    x = 1000 + torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    system = moments(x, x).system(intercept=True)
+    torch.testing.assert_close(system.gram, torch.cov(x.double().T, correction=0), rtol=1e-4, atol=1e-4)
 
 
 def test_everything_kept_and_the_same_inputs_change_nothing(problem):

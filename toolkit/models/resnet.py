@@ -271,10 +271,14 @@ class ResNet(nn.Module):
 
     def leave(self, stream: Tensor) -> Tensor:
         """The head: output of the last block -> logits (N, classes)."""
+        logits: Tensor = self.fc(self.pool(stream))
+        return logits
+
+    def pool(self, stream: Tensor) -> Tensor:
+        """Output of the last block -> what the last layer sees (N, channels)."""
         if self.architecture.preactivation:
             stream = F.relu(self.bn(stream))
-        logits: Tensor = self.fc(stream.mean((2, 3)))
-        return logits
+        return stream.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W), preprocessed -> logits (N, classes)."""

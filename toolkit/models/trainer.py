@@ -22,7 +22,9 @@ from toolkit.models.resnet import ResNet
 from toolkit.models.weights import save
 
 EpochBatches: TypeAlias = Callable[[int], Iterable[tuple[FloatArray, IntArray]]]
-Loss: TypeAlias = Callable[[ResNet, Tensor, Tensor], tuple[Tensor, Tensor]]  # -> loss, logits
+Loss: TypeAlias = Callable[
+    [ResNet, Tensor, Tensor], tuple[Tensor, int]
+]  # -> mean loss, images that were right
 
 MOMENTUM = 0.9
 WARM_UP = 0.25  # part of the cycle in which the rate rises
@@ -118,7 +120,7 @@ def fit(
         model: Trained in place.
         epoch_batches: Epoch -> batches, as in `train`.
         options: How.
-        loss: Model, images, labels -> mean loss of the batch and the logits.
+        loss: Model, images, labels -> mean loss of the batch, and how many images were right.
         images: Training images an epoch.
         checkpoint: Where the state between epochs lies.
         score: Called before the first and after every epoch, in evaluation mode; lower is better.
@@ -154,7 +156,7 @@ def fit(
             y = torch.from_numpy(labels.astype(np.int64))
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cpu", torch.bfloat16, enabled=_bf16_pays()):
-                value, logits = loss(model, x, y)
+                value, hits = loss(model, x, y)
             if not math.isfinite(value.item()):
                 raise DataError(
                     f"{label}: the loss is {value.item()} in epoch {epoch + 1}",
@@ -165,7 +167,7 @@ def fit(
             optimizer.step()
             seen += len(x)
             loss_sum += value.item() * len(x)
-            right += int((logits.argmax(1) == y).sum())
+            right += hits
             tell(label, min(math.ceil((epoch * images + seen) / options.batch), total), total)
         if seen == 0:
             raise DataError(f"{label}: no images", hint="check the training source")
@@ -208,7 +210,7 @@ def augment(images: FloatArray, rng: np.random.Generator, *, flip: bool, crop_px
     return result
 
 
-def _label_loss(model: ResNet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _label_loss(model: ResNet, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
     classes = model.architecture.classes
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(
@@ -216,7 +218,7 @@ def _label_loss(model: ResNet, images: Tensor, labels: Tensor) -> tuple[Tensor, 
             hint="every training image needs a label; build the model with as many classes",
         )
     logits = model(images).float()
-    return F.cross_entropy(logits, labels), logits
+    return F.cross_entropy(logits, labels), int((logits.argmax(1) == labels).sum())
 
 
 def _resume(

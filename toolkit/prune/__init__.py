@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from toolkit.prune.finetune import DistillOptions, distill
 from toolkit.prune.plan import Measure, PruneOptions, PrunePlan
 from toolkit.prune.pruner import expected_drop_pp, family, prune, unpruned
+from toolkit.prune.sparsity import SparsityAdvice, advise, sparsify
 
-__all__ = ["Measure", "PruneOptions", "PrunePlan", "expected_drop_pp", "family", "prune", "unpruned"]
+__all__ = [
+    "DistillOptions",
+    "Measure",
+    "PruneOptions",
+    "PrunePlan",
+    "SparsityAdvice",
+    "advise",
+    "distill",
+    "expected_drop_pp",
+    "family",
+    "prune",
+    "sparsify",
+    "unpruned",
+]

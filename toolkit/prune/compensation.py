@@ -34,10 +34,18 @@ class Refit:
 def solve(system: System, prior: Tensor, ridge: float) -> Tensor:
     """Minimize |x W - t|^2 + ridge * mean diagonal * |W - prior|^2 -> (columns, outputs)."""
     amount = ridge * system.gram.diagonal().mean().clamp_min(1e-12)
-    gram = system.gram + amount * torch.eye(len(system.gram), dtype=torch.float64)
-    factor = torch.linalg.cholesky(gram)
-    solution: Tensor = torch.cholesky_solve(system.cross + amount * prior, factor)
+    solution: Tensor = torch.cholesky_solve(system.cross + amount * prior, factor(system.gram, amount))
     return solution
+
+
+def factor(gram: Tensor, ridge: Tensor) -> Tensor:
+    """Cholesky factor of gram + ridge; a ridge too small for the rounding of the Gram matrix grows."""
+    lower, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
+    while bool(failed):
+        ridge = ridge * 10
+        lower, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
+    result: Tensor = lower
+    return result
 
 
 def choose_ridge(

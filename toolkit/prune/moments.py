@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +40,21 @@ def patches(inputs: Tensor, conv: nn.Conv2d, sites: Sites) -> Tensor:
 
 
 class Moments:
-    """Sums over rows: n, sum x, sum t, x'x, x't, sum t^2; products in float32, added up in float64."""
+    """Sums over rows: n, sum x, sum t, x'x, x't, sum t^2; products in float32, added up in float64.
 
-    def __init__(self, columns: int, outputs: int) -> None:
+    All of them are of rows less an offset near their mean: without it, products in float32 would lose
+    what is left after the means are taken out.
+    """
+
+    def __init__(self, x_offset: Tensor, t_offset: Tensor) -> None:
+        """Start.
+
+        Args:
+            x_offset: Near the mean of the rows (columns).
+            t_offset: Near the mean of the targets (outputs).
+        """
+        columns, outputs = len(x_offset), len(t_offset)
+        self.x_offset, self.t_offset = x_offset, t_offset
         self.rows = 0
         self.x, self.xx = _zeros(columns), _zeros(columns, columns)
         self.t, self.xt, self.tt = _zeros(outputs), _zeros(columns, outputs), _zeros(outputs)
@@ -50,8 +63,9 @@ class Moments:
     def update(self, x: Tensor, t: Tensor) -> None:
         """Add rows (n, columns) and their targets (n, outputs)."""
         self.rows += len(x)
-        self.x += x.sum(0, dtype=torch.float64)
-        self._waiting.append(x)
+        shifted = x - self.x_offset
+        self.x += shifted.sum(0, dtype=torch.float64)
+        self._waiting.append(shifted)
         if sum(len(rows) for rows in self._waiting) >= GRAM_ROWS:
             self.flush()
         self.add_targets(x, t)
@@ -60,8 +74,7 @@ class Moments:
         """Add the rows that wait to x'x: many at once, since its size is what costs."""
         if self._waiting:
             rows, self._waiting = torch.cat(self._waiting), []
-            width = len(self.x)
-            for start in range(0, width, GRAM_COLUMNS):  # the other half is its mirror image
+            for start in range(0, len(self.x), GRAM_COLUMNS):  # the other half is its mirror image
                 block = slice(start, start + GRAM_COLUMNS)
                 product = rows[:, block].T @ rows[:, start:]
                 self.xx[block, start:] += product
@@ -69,46 +82,54 @@ class Moments:
 
     def add_targets(self, x: Tensor, t: Tensor) -> None:
         """Add the targets of rows that are counted already."""
-        self.t += t.sum(0, dtype=torch.float64)
-        self.xt += x.T @ t
-        self.tt += t.double().square().sum(0)
+        shifted = t - self.t_offset
+        self.t += shifted.sum(0, dtype=torch.float64)
+        self.xt += (x - self.x_offset).T @ shifted
+        self.tt += shifted.double().square().sum(0)
 
     def without_targets(self) -> Moments:
         """The same rows, their targets still to be added."""
-        bare = Moments(0, 0)
-        bare.rows, bare.x, bare.xx = self.rows, self.x, self.xx
-        bare.t, bare.xt, bare.tt = (torch.zeros_like(v) for v in (self.t, self.xt, self.tt))
-        return bare
+        return self._with(
+            rows=self.rows,
+            x=self.x,
+            xx=self.xx,
+            **{name: torch.zeros_like(getattr(self, name)) for name in ("t", "xt", "tt")},
+        )
 
     def keep(self, columns: Tensor) -> Moments:
         """Without the columns that are not kept."""
         if len(columns) == len(self.x):
             return self
-        fewer = Moments(0, 0)
-        fewer.rows, fewer.x, fewer.xx = self.rows, self.x[columns], self.xx[columns][:, columns]
-        fewer.t, fewer.xt, fewer.tt = self.t, self.xt[columns], self.tt
-        return fewer
+        return self._with(
+            x_offset=self.x_offset[columns],
+            rows=self.rows,
+            x=self.x[columns],
+            xx=self.xx[columns][:, columns],
+            t=self.t,
+            xt=self.xt[columns],
+            tt=self.tt,
+        )
 
     def __add__(self, other: Moments) -> Moments:
-        both = Moments(0, 0)
-        both.rows = self.rows + other.rows
-        for name in ("x", "t", "xx", "xt", "tt"):
-            setattr(both, name, getattr(self, name) + getattr(other, name))
-        return both
+        names = ("rows", "x", "t", "xx", "xt", "tt")
+        return self._with(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def system(self, *, intercept: bool) -> System:
-        """Means taken out where an intercept can hold them; divided by the number of rows."""
+        """Divided by the number of rows; the means taken out where an intercept can hold them."""
         n = max(self.rows, 1)
-        mean_x, mean_t = self.x / n, self.t / n
-        if not intercept:
-            mean_x, mean_t = torch.zeros_like(mean_x), torch.zeros_like(mean_t)
-        return System(
-            self.xx / n - torch.outer(mean_x, mean_x),
-            self.xt / n - torch.outer(mean_x, mean_t),
-            (self.tt / n - mean_t**2).clamp_min(0.0),
-            mean_x,
-            mean_t,
-        )
+        x, t = self.x / n, self.t / n
+        gram, cross = self.xx / n - torch.outer(x, x), self.xt / n - torch.outer(x, t)
+        power = (self.tt / n - t**2).clamp_min(0.0)
+        x, t = x + self.x_offset, t + self.t_offset
+        if intercept:
+            return System(gram, cross, power, x, t)
+        nothing = torch.zeros_like(x), torch.zeros_like(t)
+        return System(gram + torch.outer(x, x), cross + torch.outer(x, t), power + t**2, *nothing)
+
+    def _with(self, **sums: Any) -> Moments:
+        new = Moments.__new__(Moments)
+        vars(new).update({"x_offset": self.x_offset, "t_offset": self.t_offset, "_waiting": []} | sums)
+        return new
 
 
 @dataclass(frozen=True, slots=True)

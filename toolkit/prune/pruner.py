@@ -173,7 +173,7 @@ def _allocate(
             "latency_predicted_ms": found.predicted,
         }
         return found.arch, latency
-    assert options.macs is not None  # noqa: S101 - the options hold exactly one goal
+    assert options.macs is not None
     goal = options.macs * macs(dense.architecture, seen.size) / macs(arch, seen.size)
     if options.scope == "stream" and goal < 1:
         raise ModelError("prune: the streams alone cannot save so much", hint="set prune.scope=both")

@@ -15,8 +15,8 @@ from toolkit.models.resnet import Block, ResNet
 from toolkit.prune.apply import conform, take_bn, take_inputs, take_outputs
 from toolkit.prune.compensation import choose_ridge, columns_of, refit
 from toolkit.prune.importances import Evidence, Importance
-from toolkit.prune.moments import Moments, Sites, at, choose_sites
-from toolkit.prune.site import HELD_OUT, Affine, Site
+from toolkit.prune.moments import Sites, at, choose_sites
+from toolkit.prune.site import Affine, Site, split_moments
 from toolkit.prune.stash import Stash
 
 POSITIONS = 16  # sampled of each map; all where it is smaller
@@ -200,15 +200,9 @@ class Repair:
     def _head(self, teacher: Stash, pupil: Stash) -> None:
         """Refit the last layer towards the teacher's logits."""
         fc = self.student.fc
-        fit, check = (Moments(fc.in_features, fc.out_features) for _ in range(2))
-        held = min(HELD_OUT, len(teacher)) - 1
-        for number, (x, u) in enumerate(zip(teacher, pupil, strict=True)):
-            stream = F.relu(self.student.bn(u)) if self.student.architecture.preactivation else u
-            (check if number % HELD_OUT == held else fit).update(stream.mean((2, 3)), self.dense.leave(x))
-        fit.flush()
-        check.flush()
+        fit, check = split_moments(map(self.student.pool, pupil), map(self.dense.leave, teacher))
         prior, gain = fc.weight.detach().T.double(), torch.ones(fc.out_features, dtype=torch.float64)
-        ridge, error = choose_ridge(fit if fit.rows else check, check, prior, gain, intercept=True)
+        ridge, error = choose_ridge(fit, check, prior, gain, intercept=True)
         found = refit(fit + check, prior, gain, ridge, error, intercept=True)
         fc.weight.data = found.weight.T.float().contiguous()
         fc.bias.data = found.intercept.float()

@@ -49,6 +49,24 @@ class Affine:
         return Affine(self.gain[kept], self.mean[kept], self.shift[kept])
 
 
+def split_moments(rows: Iterable[Tensor], targets: Iterable[Tensor]) -> tuple[Moments, Moments]:
+    """Moments of the batches to fit and of those held out; twice the same if there is only one batch.
+
+    Args:
+        rows: For each batch (n, columns).
+        targets: For each batch (n, outputs).
+    """
+    fit: Moments | None = None
+    for number, (x, t) in enumerate(zip(rows, targets, strict=True)):
+        if fit is None:
+            fit, check = (Moments(x.mean(0), t.mean(0)) for _ in range(2))
+        (check if number % HELD_OUT == 1 else fit).update(x, t)
+    assert fit is not None
+    fit.flush()
+    check.flush()
+    return (fit, check) if check.rows else (fit, fit)
+
+
 @dataclass(slots=True)
 class Site:
     """A convolution of the student, and what it should give at the sampled positions.
@@ -73,15 +91,9 @@ class Site:
 
     def moments(self, inputs: Iterable[Tensor]) -> tuple[Moments, Moments]:
         """Moments of the rows to fit and of those held out."""
-        columns, outputs = self.conv.weight[0].numel(), self.conv.out_channels
-        fit, check = Moments(columns, outputs), Moments(columns, outputs)
-        held = min(HELD_OUT, len(self.wanted)) - 1
-        for number, (u, places) in enumerate(zip(inputs, self.places, strict=True)):
-            x = patches(u, self.conv, places)
-            (check if number % HELD_OUT == held else fit).update(x, self.affine.undo(self._rest(number)))
-        fit.flush()
-        check.flush()
-        return (fit, check) if fit.rows else (check, check)
+        places = zip(inputs, self.places, strict=True)
+        rows = (patches(u, self.conv, place) for u, place in places)
+        return split_moments(rows, (self.affine.undo(self._rest(n)) for n in range(len(self.wanted))))
 
     def reader(self, moments: tuple[Moments, Moments]) -> Reader:
         """The convolution as a reader of all channels that it sees now."""

@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray
@@ -19,9 +18,9 @@ from toolkit.models.resnet import Block, ResNet
 from toolkit.prune.compensation import Refit, columns_of, solve, store
 from toolkit.prune.groups import STEM, stream_groups
 from toolkit.prune.importances import Evidence, Importance, Ranking, Reader
-from toolkit.prune.moments import Moments, at
+from toolkit.prune.moments import at
 from toolkit.prune.sequential import Targets, following, narrow, shortcut, trace
-from toolkit.prune.site import Affine, Site
+from toolkit.prune.site import Affine, Site, split_moments
 from toolkit.prune.stash import Stash
 
 PROBES = (0.25, 0.5, 0.75)  # parts of a group at which the network is really run
@@ -160,13 +159,9 @@ def _reader(block: Block, index: int, targets: Targets, stream: Stash, inputs: S
 
 def _head_reader(model: ResNet, stream: Stash) -> Reader:
     """The last layer as a reader of the last stream."""
-    moments = Moments(model.fc.in_features, model.fc.out_features)
-    for x in stream:
-        seen = F.relu(model.bn(x)) if model.architecture.preactivation else x
-        moments.update(seen.mean((2, 3)), model.leave(x))
-    moments.flush()
+    fit, check = split_moments(map(model.pool, stream), map(model.leave, stream))
     ones = torch.ones(model.fc.out_features, dtype=torch.float64)
-    return Reader(moments.system(intercept=True), model.fc.weight.T.double(), ones, 1)
+    return Reader((fit + check).system(intercept=True), model.fc.weight.T.double(), ones, 1)
 
 
 def _ordered(reader: Reader, members: Tensor) -> Reader:

@@ -193,7 +193,7 @@ def for_latency(
         if abs(measured - part * dense_ms) <= CLOSE * dense_ms or dense_ms <= predicted:
             break
         scale *= max(0.25, min(4.0, (dense_ms - measured) / (dense_ms - predicted)))
-    assert best is not None  # noqa: S101 - the first round either sets it or raises
+    assert best is not None
     if best.measured > 0.97 * dense_ms:
         raise ModelError(
             f"pruning does not pay here: {dense_ms:.3f} ms dense, {best.measured:.3f} ms at widths "

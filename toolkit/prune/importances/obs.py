@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.prune.compensation import columns_of
+from toolkit.prune.compensation import columns_of, factor
 from toolkit.prune.importances import Evidence, Ranking, Reader
 
 RIDGE = 1e-2  # of the mean diagonal
@@ -27,8 +27,7 @@ class _Elimination:
     def start(cls, reader: Reader) -> _Elimination:
         gram = reader.system.gram
         ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-        regular = gram + ridge * torch.eye(len(gram), dtype=torch.float64)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(regular))
+        inverse = torch.cholesky_inverse(factor(gram, ridge))
         weight = inverse @ (reader.system.cross + ridge * reader.weight) * reader.gain
         return cls(inverse.float(), weight.float(), reader.taps, reader.power)
 

@@ -1,0 +1,259 @@
+"""Pruning end to end on small networks: goals are met, the repair repairs, and nothing is lost on the way."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from prune.nets import lively, pictures
+
+from toolkit.core.errors import DataError, ModelError, RecipeError
+from toolkit.core.progress import listening
+from toolkit.core.statistics import kl_divergence
+from toolkit.models.resnet import build, macs, resize
+from toolkit.models.weights import load, save
+from toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
+from toolkit.prune.apply import shrink
+from toolkit.prune.sequential import Repair
+
+IMAGES = pictures(60)
+HELD = np.concatenate(pictures(40, seed=9))
+HALF = PruneOptions(keep=0.5, step=2)
+
+
+def logits(model):
+    with torch.inference_mode():
+        return model(torch.from_numpy(HELD)).numpy()
+
+
+def kl(dense, small):
+    return kl_divergence(logits(dense), logits(small))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet18", {}),
+        ("resnet50", {"width": 4}),
+        ("resnet20", {}),
+        ("resnet18", {"shortcut": "C"}),
+        ("preact_resnet18", {}),
+        ("preact_resnet50", {"width": 4}),
+        ("plain_resnet18", {}),
+    ],
+)
+@pytest.mark.parametrize("scope", ["inner", "both"])
+def test_repair_brings_every_member_nearer_to_the_dense_one(name, options, scope):
+    dense = lively(name, **options)
+    small, plan = prune(dense, IMAGES, replace(HALF, scope=scope))
+    kept = {group: torch.tensor(indices) for group, indices in plan.kept.items()}
+    cut = shrink(dense, kept)
+    assert cut.architecture == small.architecture
+    assert plan.macs_after == macs(small.architecture, 32) < 0.7 * plan.macs_before
+    assert kl(dense, small) < 0.6 * kl(dense, cut)
+    if scope == "inner":
+        assert plan.widths_after.streams == plan.widths_before.streams
+    else:
+        assert plan.widths_after.streams[-1] * 2 == plan.widths_before.streams[-1]
+
+
+def test_nothing_to_repair_changes_nothing():
+    dense = lively("resnet18")
+    copy = shrink(dense, {})
+    batches = [torch.from_numpy(batch) for batch in IMAGES]
+    repaired = Repair(dense, copy, kept={}, choice={}, importance=importances.get("obs")).run(batches).eval()
+    np.testing.assert_allclose(logits(repaired), logits(dense), atol=2e-3)
+
+
+@pytest.mark.parametrize("method", importances.names())
+def test_every_importance_prunes(method):
+    dense = lively("resnet20")
+    small, plan = prune(dense, IMAGES, replace(HALF, method=method))
+    assert plan.method == method
+    assert small.architecture.widths.inner[0][0] == (4,)
+    assert np.isfinite(logits(small)).all()
+
+
+def test_macs_goal_is_met_and_wider_where_it_hurts():
+    dense = lively("resnet18")
+    for group in ("layer1.0", "layer3.1"):  # half of these channels say nothing: they must go first
+        block = {name: b for name, _, _, b in dense.blocks()}[group]
+        block.bn1.weight.data[::2] = 0
+        block.bn1.bias.data[::2] = -1
+    small, plan = prune(dense, IMAGES, PruneOptions(macs=0.8, step=2))
+    assert 0.75 <= plan.macs_after / plan.macs_before <= 0.8
+    assert small.architecture.widths.inner[0][0] == (4,)
+    assert small.architecture.widths.inner[2][1] <= (16,)
+    assert set(plan.kept["layer1.0.conv1"]) == {1, 3, 5, 7}
+    assert plan.agreement > 0.7
+
+
+def fake_device(arch):
+    """Milliseconds that grow in stairs of 4 channels, 1 ms apart from the blocks."""
+    total = 1.0
+    for stage, blocks in enumerate(arch.widths.inner):
+        for inner in blocks:
+            total += sum(-(-w // 4) * 4 / (8 * 2**stage) for w in inner)
+    return total
+
+
+def test_latency_goal_is_met_by_measuring_and_stairs_are_filled():
+    dense = lively("resnet18")
+    asked = []
+
+    def measure(arch):
+        asked.append(arch)
+        return fake_device(arch)
+
+    small, plan = prune(dense, IMAGES, PruneOptions(target_latency=0.7, step=2), measure)
+    assert plan.latency_before_ms == fake_device(dense.architecture) == 9.0
+    assert plan.latency_after_ms == fake_device(small.architecture)
+    assert plan.latency_after_ms == pytest.approx(0.7 * 9, rel=0.05)
+    assert plan.latency_predicted_ms == pytest.approx(plan.latency_after_ms, rel=0.05)
+    assert all(w % 4 == 0 for stage in plan.widths_after.inner for inner in stage for w in inner)
+    assert len(asked) < 60
+
+
+def test_pruning_that_does_not_pay_is_refused_with_figures():
+    with pytest.raises(ModelError, match=r"cannot be met; 1\.00 can"):
+        prune(lively(), IMAGES, PruneOptions(target_latency=0.7, step=2), lambda arch: 5.0)
+    with pytest.raises(ModelError, match=r"does not pay here: 9\.000 ms dense, 8\."):
+        prune(lively(), IMAGES, PruneOptions(target_latency=0.98, step=2), fake_device)
+    with pytest.raises(ModelError, match="needs a device"):
+        prune(lively(), IMAGES, PruneOptions(target_latency=0.5))
+
+
+def test_a_goal_out_of_reach_says_what_can_be_met():
+    with pytest.raises(ModelError, match=r"0\.05 of the multiply-accumulates cannot be met; 0\.\d\d can"):
+        prune(lively(), IMAGES, PruneOptions(macs=0.05, step=2))
+
+
+def test_both_scopes_reach_further_than_one():
+    options = PruneOptions(macs=0.25, step=2, scope="both")
+    with pytest.raises(ModelError, match="cannot be met"):
+        prune(lively("resnet18"), IMAGES, replace(options, scope="inner"))
+    small, plan = prune(lively("resnet18"), IMAGES, options)
+    assert plan.macs_after <= 0.25 * plan.macs_before
+    assert small.architecture.widths.streams[0] < 8
+
+
+def test_blocks_are_dropped_where_that_is_cheapest():
+    dense = lively("resnet34")
+    useless = {name: b for name, _, _, b in dense.blocks()}["layer3.2"]
+    useless.bn2.weight.data.zero_()
+    useless.bn2.bias.data.zero_()  # this block adds nothing
+    _, plan = prune(dense, IMAGES, PruneOptions(macs=0.9, step=2, drop_blocks=True))
+    assert "layer3.2" in plan.dropped
+    assert plan.widths_after.inner[2][2] == ()
+
+
+def test_expected_drop_limits_the_search(monkeypatch):
+    dense = lively("resnet20")
+    # a handful of images says too little of confidences: any distance will do
+    monkeypatch.setattr(
+        "toolkit.prune.pruner.expected_drop_pp", lambda one, two: float(100 * np.abs(one - two).mean())
+    )
+    _, loose = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=50.0, step=2))
+    limit = loose.expected_drop_pp / 3
+    _, tight = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=limit, step=2))
+    assert tight.expected_drop_pp <= limit
+    assert loose.macs_after < tight.macs_after < tight.macs_before
+    with pytest.raises(ModelError, match="expected drop"):
+        prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=0.0, step=2))
+
+
+def test_expected_drop_by_hand():
+    reference = np.log(np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]], np.float32))
+    same_and_second = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
+    assert expected_drop_pp(reference, same_and_second) == pytest.approx(100 * (0.0 + 0.1) / 2, abs=1e-4)
+    assert expected_drop_pp(reference, reference) == 0
+
+
+def test_a_family_is_nested_and_comes_from_one_survey():
+    dense = lively("resnet18")
+    told = []
+    with listening(lambda label, done, total: told.append(label)):
+        members = family(dense, IMAGES, (0.5, 0.75, 0.25), replace(HALF, keep=None, macs=1.0))
+    assert told.count("surveying") == 8 + 1
+    macs_of = [plan.macs_after for _, plan in members]
+    assert macs_of == sorted(macs_of, reverse=True)
+    for (_, wide), (_, narrow) in pairwise(members):
+        for group, indices in narrow.kept.items():
+            assert set(indices) <= set(wide.kept.get(group, indices))
+
+
+def test_a_pruned_network_saves_loads_and_prunes_again(tmp_path):
+    dense = lively("resnet50", width=8)
+    small, _ = prune(dense, IMAGES, replace(HALF, drop_blocks=True))
+    save(small, tmp_path)
+    again, plan = prune(load(tmp_path).model, IMAGES, HALF)
+    assert plan.widths_before == small.architecture.widths
+    assert again.architecture.widths.inner[3][0] == (16, 16)
+
+
+def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path):
+    dense, checkpoint = lively("resnet20"), tmp_path / "state.pt"
+    straight, plan = prune(dense, IMAGES, HALF)
+
+    def stop(label, done, total):
+        if label == "pruning" and done == 5:
+            raise KeyboardInterrupt
+
+    with listening(stop), pytest.raises(KeyboardInterrupt):
+        prune(dense, IMAGES, HALF, checkpoint=checkpoint)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["done"] == 5
+    resumed, other = prune(dense, IMAGES, HALF, checkpoint=checkpoint)
+    assert set(other.kept) == set(plan.kept)
+    for name, _, _, block in straight.blocks():
+        if name < "layer2.2":  # the blocks that were repaired before
+            twin = {n: b for n, _, _, b in resumed.blocks()}[name]
+            assert torch.equal(block.conv1.weight, twin.conv1.weight), name
+    assert kl(dense, resumed) == pytest.approx(kl(dense, straight), rel=0.3)
+    assert not checkpoint.exists()
+
+
+def test_the_same_call_gives_the_same_weights():
+    one, two = (prune(lively("resnet20"), IMAGES, HALF)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_few_images_warn_with_the_number_that_would_do():
+    _, plan = prune(lively("resnet18"), IMAGES[:1], HALF)
+    assert "rows than columns in layer3.0" in plan.warnings[0]
+    assert "576 would do" in plan.warnings[0]  # 64 * 9 columns, one position a map
+    _, plan = prune(lively("resnet20"), IMAGES, HALF)
+    assert plan.warnings == ()
+
+
+def test_bad_images_and_goals():
+    with pytest.raises(DataError, match="0 images"):
+        prune(lively(), [], HALF)
+    with pytest.raises(DataError, match="NaN"):
+        prune(lively(), [np.full((4, 3, 32, 32), np.nan, np.float32)], HALF)
+    for wrong in ({"keep": 0.0}, {"keep": 1.5}, {"macs": -1}, {"keep": 0.5, "macs": 0.5}, {}):
+        with pytest.raises(RecipeError):
+            PruneOptions(**wrong)
+    with pytest.raises(RecipeError, match="no importance named 'ob'"):
+        prune(lively(), IMAGES, replace(HALF, method="ob"))
+
+
+def test_a_minimal_network_is_refused_and_none_passes_through():
+    arch = lively("resnet18").architecture
+    minimal = build(resize(arch, replace(arch.widths, inner=(((1,), (1,)),) * 4)), seed=0)
+    with pytest.raises(ModelError, match="as narrow as"):
+        prune(minimal, IMAGES, HALF)
+    model = lively()
+    same, plan = prune(model, IMAGES, PruneOptions(method="none"))
+    assert same is model
+    assert plan.widths_after == plan.widths_before
+
+
+def test_dead_channels_do_not_break_the_algebra():
+    dense = lively("resnet18")
+    block = next(dense.blocks())[3]
+    block.bn1.weight.data.zero_()
+    block.bn1.bias.data.fill_(-1.0)  # every inner channel is zero after the ReLU
+    small, _ = prune(dense, IMAGES, HALF)
+    assert np.isfinite(logits(small)).all()

@@ -1,0 +1,211 @@
+"""Label-free distillation: a pruned network learns what the dense one says, the last part in INT8."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from toolkit.core.artifact import write_json
+from toolkit.core.errors import DataError, RecipeError
+from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.tensors import Preprocess
+from toolkit.models.resnet import ResNet
+from toolkit.models.trainer import EpochBatches, History, TrainOptions, fit
+from toolkit.models.weights import save
+
+TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class DistillOptions:
+    """How to fine-tune.
+
+    Attributes:
+        epochs: Passes over the images.
+        batch: Images a step.
+        learning_rate: Highest rate of the cycle.
+        weight_decay: Of matrices.
+        flip: Whether to mirror half of the images.
+        crop_px: Random shift, in pixels.
+        feature_weight: Of the stage outputs' normalized squared error, beside the logits' divergence.
+        label_weight: Of the labels' cross-entropy; 0 needs no labels.
+        int8_part: Part of the epochs, at the end, in which convolutions and their inputs are rounded
+            as in INT8; 0 for none.
+        seed: Of augmentation.
+    """
+
+    epochs: int = 2
+    batch: int = 64
+    learning_rate: float = 0.02
+    weight_decay: float = 1e-4
+    flip: bool = True
+    crop_px: int = 4
+    feature_weight: float = 1.0
+    label_weight: float = 0.0
+    int8_part: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.int8_part <= 1 or min(self.feature_weight, self.label_weight) < 0:
+            raise RecipeError(
+                f"unusable fine-tuning options: {self}", hint="weights at least 0, int8_part in [0, 1]"
+            )
+
+
+def distill(
+    student: ResNet,
+    teacher: ResNet,
+    epoch_batches: EpochBatches,
+    options: DistillOptions,
+    out: Path,
+    *,
+    images: int,
+    held_out: Iterable[FloatArray],
+    kept: Mapping[str, Sequence[int]] | None = None,
+    preprocess: Preprocess | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[ResNet, History]:
+    """Fine-tune a pruned network towards the dense one; the best state by held-out KL is returned.
+
+    The student as it was counts as a state too, so the result is never worse than what came in.
+
+    Args:
+        student: The pruned network; left as it is.
+        teacher: The dense network.
+        epoch_batches: Epoch -> batches of images (N, C, H, W) and labels (any, without label loss).
+        options: How.
+        out: Folder for model.safetensors, widths.json and history.json.
+        images: Images an epoch.
+        held_out: Batches that judge; none of them should be trained on.
+        kept: Stream place (`stream1`...) -> channels of the teacher that the student kept; of streams
+            that are not named, all (`PrunePlan.kept`).
+        preprocess: Kept with the weights.
+        checkpoint: Where the state between epochs lies. Default: out/checkpoint.pt.
+
+    Raises:
+        DataError: The loss is no longer a number, labels are missing, or nothing is held out.
+    """
+    checkpoint = checkpoint or out / "checkpoint.pt"
+    small, dense = copy.deepcopy(student), copy.deepcopy(teacher).eval()
+    judges = [torch.from_numpy(batch) for batch in held_out]
+    if not judges:
+        raise DataError("fine-tuning: no image is held out", hint="give more images")
+    indices = {place: torch.tensor(list(channels)) for place, channels in (kept or {}).items()}
+    norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
+    steps_per_epoch, done = -(-images // options.batch), 0
+    rounding_from = (1 - options.int8_part) * steps_per_epoch * options.epochs
+
+    def loss(model: ResNet, x: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+        nonlocal done
+        done += 1
+        rounded = done > rounding_from
+        for norm in norms:  # its statistics stay: the repair fitted the weights to them
+            norm.eval()
+        with torch.no_grad():
+            wanted, target = _stages(dense, x)
+        with int8(model) if rounded else nullcontext():
+            given, logits = _stages(model, x)
+        value = divergence(target, logits)
+        for stage, (big, little) in enumerate(zip(wanted, given, strict=True), 1):
+            channels = indices.get(f"stream{stage}")
+            same = big if channels is None else big[:, channels]
+            value = value + options.feature_weight * normalized_error(same, little) / len(wanted)
+        if options.label_weight:
+            if int(labels.min()) < 0:
+                raise DataError("fine-tuning: an image has no label", hint="set finetune.label_weight=0")
+            value = value + options.label_weight * F.cross_entropy(logits, labels)
+        return value, int((logits.argmax(1) == target.argmax(1)).sum())
+
+    @torch.no_grad()
+    def score() -> float:
+        parts = [(len(x), float(divergence(dense(x), small(x), temperature=1.0))) for x in judges]
+        return sum(n * value for n, value in parts) / sum(n for n, _ in parts)
+
+    def batches(epoch: int) -> Iterable[tuple[FloatArray, IntArray]]:
+        nonlocal done
+        done = epoch * steps_per_epoch  # also where an interrupted run goes on
+        return epoch_batches(epoch)
+
+    plan = TrainOptions(
+        epochs=options.epochs,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        flip=options.flip,
+        crop_px=options.crop_px,
+        seed=options.seed,
+    )
+    history = fit(
+        small, batches, plan, loss, images=images, checkpoint=checkpoint, score=score, label="fine-tuning"
+    )
+    save(small, out, preprocess)
+    write_json(out / "history.json", history)
+    checkpoint.unlink(missing_ok=True)
+    return small, history
+
+
+def divergence(target: Tensor, given: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
+    """Mean KL(softmax(target / T) || softmax(given / T)) T^2 over a batch of logits (N, classes).
+
+    Source:
+        Hinton et al. 2015, arXiv:1503.02531, sec. 2: T^2 keeps the gradients' size.
+    """
+    log_p, log_q = (F.log_softmax(logits / temperature, 1) for logits in (target, given))
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
+
+
+def normalized_error(target: Tensor, given: Tensor) -> Tensor:
+    """Squared error of activations as part of the target's power."""
+    return (given - target).square().sum() / target.square().sum().clamp_min(1e-12)
+
+
+@contextmanager
+def int8(model: ResNet) -> Iterator[None]:
+    """Inside the block, every convolution rounds its weights and inputs as INT8 would.
+
+    Weights are symmetric per output channel, inputs per tensor over the batch's range; gradients pass
+    through the rounding.
+
+    Source:
+        Jacob et al. 2018, arXiv:1712.05877, sec. 3; straight-through, Bengio et al. 2013, arXiv:1308.3432.
+    """
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for conv in convs:
+        conv.forward = partial(_rounded_convolution, conv)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for conv in convs:
+            del conv.forward  # the class's own again
+
+
+def _rounded_convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    low, high = (float(bound) for bound in torch.aminmax(x.detach()))
+    levels = 255 if low >= 0 else 127
+    rounded = _rounded(x, torch.tensor(max(-low, high, 1e-12) / levels))
+    scale = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
+    stride, pad = conv.stride, conv.kernel_size[0] // 2
+    return F.conv2d(rounded, _rounded(conv.weight, scale), None, stride, pad)
+
+
+def _rounded(x: Tensor, scale: Tensor) -> Tensor:
+    """The nearest multiple of the scale; the gradient is that of x."""
+    return x + (torch.round(x.detach() / scale) * scale - x.detach())
+
+
+def _stages(model: ResNet, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The output of every stage, and the logits."""
+    x = model.enter(images)
+    found = []
+    for stage in range(len(model.architecture.widths.streams)):
+        x = getattr(model, f"layer{stage + 1}")(x)
+        found.append(x)
+    return found, model.leave(x)
