@@ -7,6 +7,7 @@ import pytest
 from synthetic import COMMAND, HERE, SIMULATED, STAGES, synthetic_run
 
 from toolkit.core.artifact import plain
+from toolkit.report import render
 from toolkit.report.gather import gather
 
 PUBLIC = """
@@ -107,6 +108,39 @@ def test_infinite_sqnr_is_no_figure(run):
 def test_every_part_may_be_missing_and_is_named(run, absent, words):
     del run[absent]
     assert words in report_of(run, max_drop_pp=1.0).missing
+
+
+def gaps(value, path=()):
+    """Every key of a JSON value; of items that are alike (a list, a map of maps) the first stands for all."""
+    if isinstance(value, list):
+        value = dict(enumerate(value[:1])) if value and isinstance(value[0], dict) else {}
+    elif (
+        isinstance(value, dict) and len(value) > 2 and all(isinstance(item, dict) for item in value.values())
+    ):
+        value = dict(list(value.items())[:1])
+    for key, item in value.items() if isinstance(value, dict) else ():
+        if isinstance(key, str):
+            yield (*path, key)
+        yield from gaps(item, (*path, key))
+
+
+FILES = "model plan history graphs manifest findings quantize sensitivity compiled accuracy latency device"
+
+
+@pytest.mark.parametrize("name", FILES.split())
+def test_a_null_anywhere_leaves_a_report(run, name):
+    (path,) = (folder / f"{name}.json" for folder in run.values() if (folder / f"{name}.json").is_file())
+    whole = path.read_text()
+    for place in gaps(json.loads(whole)):
+        content = json.loads(whole)
+        parent = content
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = None
+        path.write_text(json.dumps(content))
+        report = report_of(run, max_drop_pp=1.0, min_speedup=1.0, max_latency_ms=9.0)
+        assert render.markdown(report), place
+        assert render.html(report), place
 
 
 def test_nothing_at_all_is_still_a_report():

@@ -88,7 +88,7 @@ class LatencySummary:
     """Latency of one batch, in milliseconds.
 
     Attributes:
-        batch: Images an inference.
+        batch: Images an inference; None where the measurement does not say.
         p50: Median; p90, p99 and mean likewise.
         runs: Timed inferences.
         threads: CPU threads the session could use; None where it does not apply.
@@ -99,7 +99,7 @@ class LatencySummary:
         samples: At most 512 of the samples, evenly spaced, in order.
     """
 
-    batch: int
+    batch: int | None
     p50: float
     p90: float
     p99: float

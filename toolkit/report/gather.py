@@ -80,7 +80,7 @@ def gather(
         command=command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         missing=(),
-        findings=tuple(run.read("select", "findings.json", []) or ()),
+        findings=run.findings(),
         details=run.details(),
     )
     object.__setattr__(report, "missing", tuple(dict.fromkeys(run.missing)))
@@ -142,6 +142,12 @@ class _Run:
             "eval_digest": self.images.get("digest"),
         }
 
+    def findings(self) -> tuple[dict[str, str], ...]:
+        return tuple(
+            {key: str(found.get(key) or "") for key in ("severity", "what", "hint")}
+            for found in self.read("select", "findings.json", []) or ()
+        )
+
     def environment(self) -> dict[str, Any]:
         device = dict(self.device)
         return {
@@ -186,8 +192,7 @@ class _Run:
     ) -> Variant:
         compiled = self.compiled.get(name) or {}
         target, precision, pruned = _parts(name)
-        target, precision = compiled.get("target", target), compiled.get("precision", precision)
-        pruned = bool(compiled.get("pruned", pruned))
+        target, precision = compiled.get("target") or target, compiled.get("precision") or precision
         audit = tuple(_layer(layer) for layer in compiled.get("audit") or ())
         weighted = [layer for layer in audit if layer.weighted]
         graph = self.graphs.get("pruned" if pruned else "float") or {}
@@ -244,7 +249,9 @@ class _Run:
                 *(compiled.get("warnings") or ()),
                 *(timing.get("marks") or ()),
             ),
-            batch_throughput={str(k): float(v) for k, v in (timing.get("throughput") or {}).items()},
+            batch_throughput={
+                str(batch): ips for batch, ips in (timing.get("throughput") or {}).items() if ips
+            },
             memory_bytes=timing.get("memory_bytes"),
             energy_mj=_finite(timing.get("energy_mj")),
             end_to_end_ms=_median(timing.get("end_to_end_ms")),
@@ -258,7 +265,7 @@ class _Run:
         mean = math.fsum(samples) / len(samples)
         step = -(-len(samples) // KEPT_SAMPLES)
         return LatencySummary(
-            batch=int(timing.get("batch", self.latency.get("batch", 1))),
+            batch=timing.get("batch", self.latency.get("batch")),
             p50=statistics.percentile(samples, 50),
             p90=statistics.percentile(samples, 90),
             p99=statistics.percentile(samples, 99),

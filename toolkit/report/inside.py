@@ -83,7 +83,7 @@ def sensitivity(sensitivity: Any) -> Chart | None:
 
 def _per_target(sensitivity: Any, key: str) -> dict[str, list[dict[str, Any]]]:
     rows = {
-        target: [row for row in (content or {}).get("layers", ()) if row.get(key) is not None]
+        target: [row for row in content.get("layers") or () if row.get("name") and row.get(key) is not None]
         for target, content in (sensitivity or {}).items()
         if isinstance(content, Mapping)
     }
@@ -98,9 +98,9 @@ def _tensors(quantized: Any, kind: str, needed: Sequence[str]) -> dict[str, dict
     """Target -> tensor -> what is known of its quantization; tensors that lack a needed key are left out."""
     found = {
         target: {
-            name: tensor
+            name: dict(tensor)
             for name, tensor in (summary.get(kind) or {}).items()
-            if all(tensor.get(key) is not None for key in needed)
+            if isinstance(tensor, Mapping) and all(tensor.get(key) is not None for key in needed)
         }
         for target, summary in (quantized or {}).items()
         if isinstance(summary, Mapping)
@@ -230,7 +230,7 @@ def weights(quantized: Any) -> Chart | None:
         "y": largest,
         "marker": {"color": "@blue", "size": 6},
     }
-    if all("median_scale" in tensor and "smallest_scale" in tensor for tensor in tensors.values()):
+    if all(tensor.get(key) for key in ("median_scale", "smallest_scale") for tensor in tensors.values()):
         median = [float(tensor["median_scale"]) for tensor in tensors.values()]
         smallest = [float(tensor["smallest_scale"]) for tensor in tensors.values()]
         trace |= {
@@ -270,9 +270,10 @@ def channels(widths: Mapping[str, Any]) -> dict[str, int]:
 
 def widths(plan: Any) -> Chart | None:
     """Channels of each group before and after pruning."""
-    if not plan or not plan.get("widths_before") or not plan.get("widths_after"):
+    pair = [(plan or {}).get(key) or {} for key in ("widths_before", "widths_after")]
+    if not all(each.get(key) for each in pair for key in ("stem", "streams", "inner")):
         return None
-    before, after = channels(plan["widths_before"]), channels(plan["widths_after"])
+    before, after = (channels(each) for each in pair)
     names = [text(name) for name in before]
     return Chart(
         "Channels before and after pruning",
@@ -299,7 +300,7 @@ def widths(plan: Any) -> Chart | None:
 
 def refit(plan: Any) -> Chart | None:
     """Error that each refitted layer makes on images held out."""
-    errors = (plan or {}).get("errors") or {}
+    errors = {name: error for name, error in ((plan or {}).get("errors") or {}).items() if error is not None}
     if not errors:
         return None
     worst = max(errors, key=errors.__getitem__)

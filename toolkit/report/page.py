@@ -16,6 +16,7 @@ from toolkit.report import words
 from toolkit.report.charts import charts
 
 SIDE = 96  # of a thumbnail, in pixels
+TINY = 24  # below it a picture is enlarged
 
 
 def page(
@@ -60,9 +61,12 @@ def _thumbnail(read: Callable[[int], bytes], index: int) -> str | None:
             small = image.convert("RGB")
     except (OSError, ValueError, ToolkitError):
         return None
-    tiny = max(small.size) <= SIDE
+    if max(small.size) < TINY:  # digits of 8 pixels: enlarged to sharp squares, not to a blur
+        factor = SIDE // max(small.size)
+        small = small.resize((factor * small.width, factor * small.height), Image.Resampling.NEAREST)
+    tiny = max(small.size) <= SIDE // 2
     small.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()
-    small.save(stream, "PNG" if tiny and max(small.size) <= SIDE // 2 else "JPEG", quality=85)
+    small.save(stream, "PNG" if tiny else "JPEG", quality=85)
     kind = "png" if stream.getvalue().startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -197,6 +198,7 @@ def _context(report: RunReport) -> dict[str, Any]:
     }
 
 
+@functools.cache  # compiling the templates takes longer than filling them
 def _environment() -> jinja2.Environment:
     import jinja2
 

@@ -128,7 +128,8 @@ def conditions(latency: LatencySummary | None) -> str:
     if latency is None:
         return ""
     threads = "" if latency.threads is None else f", {latency.threads} thread{'s' * (latency.threads != 1)}"
-    return f"batch {latency.batch}{threads}, {latency.runs} runs" + (
+    batch = "unknown" if latency.batch is None else latency.batch
+    return f"batch {batch}{threads}, {latency.runs} runs" + (
         f", {latency.included}" if latency.included else ""
     )
 
