@@ -42,7 +42,7 @@ class OnnxRuntime:
         weight=QuantSpec("int8", symmetric=True, axis=0),
         activation=QuantSpec("int8", symmetric=True),
         unsigned_activation=QuantSpec("uint8", symmetric=True),
-        add_inputs="both",
+        add_inputs="all",
         max_pool="input",
     )
 

@@ -50,7 +50,8 @@ class QuantScheme:
         activation: Spec of an activation that can be negative.
         unsigned_activation: Spec of an activation that is never negative; None uses `activation`.
         add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
-            convolution fuses with the Add; "both": the main branch too, where that is what lets it fuse.
+            convolution fuses with the Add; "both": the main branch too, where that is what lets it
+            fuse; "all": always both, for an integer Add of its own.
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
     """
 
@@ -58,7 +59,7 @@ class QuantScheme:
     weight: QuantSpec
     activation: QuantSpec
     unsigned_activation: QuantSpec | None
-    add_inputs: Literal["skip", "both"]
+    add_inputs: Literal["skip", "both", "all"]
     max_pool: Literal["input", "output"]
 
 
