@@ -2,35 +2,56 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT    ?= runs/quickstart
 
-.PHONY: run test lint test-slow clean
+.PHONY: help run test lint test-slow test-arm64 bench bench-peers bench-pruning clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 run: $(VENV)/.installed ## the whole path on the embedded data: digits, ResNet-18, INT8, report
 	$(BIN)/edgeship run quickstart --out $(OUT)
 
 test: $(VENV)/.installed-dev lint ## every check
-	$(BIN)/pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## format, lint, types, layers
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test-slow: $(VENV)/.installed-dev ## checks that take minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not arm64'
 
-$(VENV)/bin/python:
+test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debian's qemu-user-static, binfmt-support, debootstrap)
+	$(BIN)/python -m pytest -m arm64
+
+bench: $(VENV)/.installed-bench ## quantization: the figures, beside NNCF and ONNX Runtime
+	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)
+
+bench-peers: $(VENV)/.installed-bench ## quantization against every peer
+	$(BIN)/python tests/benchmarks/quantization.py --peers all $(ARGS)
+
+bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, beside Torch-Pruning
+	$(BIN)/python tests/benchmarks/pruning.py $(ARGS)
+
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(PIP) --editable '.[dev,bench]'
 	touch $@
 
 clean: ## forget the environment and all runs
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import numpy.typing as npt
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
+
 @dataclass(frozen=True, slots=True)
 class QuantSpec:
     """How one kind of tensor is quantized.
