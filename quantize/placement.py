@@ -108,19 +108,32 @@ def never_negative(value: ir.Value) -> bool:
 
 def _wanted(node: ir.Node, scheme: QuantScheme) -> Iterator[ir.Value]:
     for value in _readable(node):
-        if not is_residual(node) or _add_wants(node, value, scheme):
+        if node.op_type == "BatchNormalization":
+            wants = scheme.add_inputs == "both"
+        else:
+            wants = not is_residual(node) or _add_wants(node, value, scheme)
+        if wants:
             yield _stand(value, pools=scheme.max_pool == "input")
 
 
 def _readable(node: ir.Node) -> Iterator[ir.Value]:
     """Inputs of a node that some target may want quantized."""
-    if is_weighted(node) or node.op_type in POOLED:
+    if is_weighted(node) or node.op_type in POOLED or _stays_apart(node):
         inputs = node.inputs[:1]
     elif is_residual(node):
         inputs = node.inputs
     else:
         return
     yield from (value for value in inputs if value is not None and value.dtype in {None, ir.DataType.FLOAT})
+
+
+def _stays_apart(node: ir.Node) -> bool:
+    """Whether a node is a BatchNormalization that no convolution takes in (of a pre-activation network).
+
+    OpenVINO would write in float whatever is made before it, were it not quantized.
+    """
+    first = node.inputs[0] if node.op_type == "BatchNormalization" else None
+    return first is not None and first.producer() is not None and not _made_by_convolution(first, alone=True)
 
 
 def _stand(value: ir.Value, *, pools: bool) -> ir.Value:
@@ -138,16 +151,27 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:
     """Whether an input of a residual Add is quantized.
 
     The convolution that ends the main branch fuses with the Add and stays in float. OpenVINO fuses
-    by itself only where the shortcut is a convolution too; else it wants the main branch quantized.
+    by itself only where the shortcut is a convolution too, that nothing else reads; else it wants the
+    main branch quantized.
     """
+    if scheme.add_inputs == "all":
+        return True
     first, second = (v for v in node.inputs if v is not None)
-    made_by_convolution = [v.producer() is not None and is_weighted(v.producer()) for v in (first, second)]  # type: ignore[arg-type]
+    made_by_convolution = [
+        _made_by_convolution(v, alone=scheme.add_inputs == "both") for v in (first, second)
+    ]
     if not any(made_by_convolution):
         return True
     if all(made_by_convolution):
         return value is (second if _depth(first) >= _depth(second) else first)
     main = first if made_by_convolution[0] else second
     return value is not main or scheme.add_inputs == "both"
+
+
+def _made_by_convolution(value: ir.Value, *, alone: bool) -> bool:
+    """Whether a weighted layer makes a tensor; `alone`: and only one node reads it."""
+    node = value.producer()
+    return node is not None and is_weighted(node) and (not alone or len(value.uses()) == 1)
 
 
 def _depth(value: ir.Value) -> int:
