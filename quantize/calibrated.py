@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quantize import bias, qdq
+from quantize import bias, qdq, rounding
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
@@ -118,7 +118,23 @@ def prepare(
     biases: dict[str, FloatArray] = {}
     if network is not None and options.bias_correction:
         biases = bias.corrections(network, spread(statistics.probe, BIAS_PIXELS), activations, weights)
-    return Quantized(model, statistics, placement, activations, weights, biases, warnings)
+    found = Quantized(model, statistics, placement, activations, weights, biases, warnings)
+    if network is not None and options.effort == "max":
+        _learn(found, network)
+    return found
+
+
+def _learn(found: Quantized, network: Network) -> None:
+    """Learn rounding, and keep it only if images it was not taught on are the better for it."""
+    student = rounding.Student(network, found.activations, found.weights, found.biases)
+    before, after = rounding.improve(student, found.statistics.probe)
+    if after >= before:
+        found.warnings.append(
+            f"learned rounding was dropped: KL {after:.2e} on held-out images, {before:.2e} without it"
+        )
+        return
+    found.activations, found.biases = student.qparams(), student.biases()
+    student.write_weights(found.model)
 
 
 def spread(probe: FloatArray, pixels: int) -> FloatArray:
