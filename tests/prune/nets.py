@@ -28,7 +28,7 @@ def pictures(count=40, size=32, seed=0):
 
 
 def settled(model):
-    """The same network with BatchNorm statistics that fit the pictures, as after training, and decided logits."""
+    """The same network with BatchNorm statistics that fit the pictures, as after training, decided logits."""
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

@@ -32,11 +32,25 @@ STREAM_PARTS = (1.0, 0.875, 0.75, 0.625, 0.5)  # tried in turn, when channels in
 SEARCH_ROUNDS = 5
 
 
+class _Batches(Sequence[Tensor]):
+    """Batches of a tensor of images, each followed by its mirror image where asked; views until read."""
+
+    def __init__(self, images: Tensor, size: int, mirror: bool) -> None:
+        self._parts, self._mirror = torch.split(images, size), mirror
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        part = self._parts[index]
+        return torch.cat([part, part.flip(3)]) if self._mirror else part
+
+
 @dataclass(frozen=True, slots=True)
 class _Images:
     """Batches to fit, and images held out with the dense network's logits for them."""
 
-    fit: tuple[Tensor, ...]
+    fit: _Batches
     check: Tensor
     reference: FloatArray
     size: int
@@ -310,21 +324,21 @@ def _search(
 
 def _split(dense: ResNet, images: Iterable[FloatArray], options: PruneOptions) -> _Images:
     """Batches of a common size, mirrored where asked; the last images are held out."""
-    batches = [torch.from_numpy(np.ascontiguousarray(batch, np.float32)) for batch in images]
+    batches = list(images)
     count = sum(len(batch) for batch in batches)
     if count < 2:
         raise DataError(f"prune: {count} images", hint="give at least a few hundred unlabelled images")
-    everything = torch.cat(batches)
+    everything = torch.from_numpy(np.concatenate(batches).astype(np.float32, copy=False))
+    del batches
     if not bool(torch.isfinite(everything).all()):
         raise DataError("prune: an image holds NaN or infinite pixels", hint="check the preprocessing")
     held = max(1, min(int(count * HELD_OUT), 256))
     check, rest = everything[count - held :], everything[: count - held]
     size = max(1, min(BATCH, len(rest) // 10))
-    fit = [rest[i : i + size] for i in range(0, len(rest), size)]
-    if options.mirror:
-        fit = [torch.cat([batch, batch.flip(3)]) for batch in fit]
     warnings = _too_few(dense, len(rest) * (2 if options.mirror else 1), everything.shape[2])
-    return _Images(tuple(fit), check, _logits(dense, check), everything.shape[2], warnings)
+    return _Images(
+        _Batches(rest, size, options.mirror), check, _logits(dense, check), everything.shape[2], warnings
+    )
 
 
 def _too_few(dense: ResNet, images: int, size: int) -> tuple[str, ...]:

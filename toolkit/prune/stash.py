@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,15 @@ class Stash:
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
         self._budget = self._left = budget_bytes
         self._held: list[Tensor | Path] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the overflow lies; it goes with the stash."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="edgeship-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
 
     def append(self, value: Tensor) -> None:
         """Add one batch."""
@@ -28,9 +38,7 @@ class Stash:
             self._left -= size
             self._held.append(value)
             return
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="edgeship-")
-        path = Path(self._folder.name) / f"{len(self._held)}.npy"
+        path = self.folder / f"{len(self._held)}.npy"
         np.save(path, value.numpy())
         self._held.append(path)
 
