@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ class OpenVINO:
         ov = _sdk()
         out.mkdir(parents=True, exist_ok=True)
         try:
-            network = ov.Core().read_model(str(model))
+            network = _core().read_model(str(model))
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
-            layers = audit(_compiled(ov, out / ENGINE, 1, {"PERF_COUNT": True}), model, precision)
+            layers = audit(_compiled(out / ENGINE, 1, {"PERF_COUNT": True}), model, precision)
         except RuntimeError as error:
             raise _refused(model, error) from error
         return Compiled(
@@ -60,9 +61,8 @@ class OpenVINO:
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
         """Load an engine for the lowest latency: one stream, `threads` threads."""
-        ov = _sdk()
         try:
-            compiled = _compiled(ov, engine, threads, {"PERFORMANCE_HINT": "LATENCY"})
+            compiled = _compiled(engine, threads, {"PERFORMANCE_HINT": "LATENCY"})
         except RuntimeError as error:
             raise _refused(engine, error) from error
         yield _Session(compiled)
@@ -73,7 +73,7 @@ class OpenVINO:
         """Images a second with several requests in flight (OpenVINO's THROUGHPUT hint)."""
         ov = _sdk()
         try:
-            compiled = _compiled(ov, engine, threads, {"PERFORMANCE_HINT": "THROUGHPUT"})
+            compiled = _compiled(engine, threads, {"PERFORMANCE_HINT": "THROUGHPUT"})
         except RuntimeError as error:
             raise _refused(engine, error) from error
         queue = ov.AsyncInferQueue(compiled)  # as many requests as the plug-in asks for
@@ -102,9 +102,9 @@ class _Session:
         return logits
 
 
-def _compiled(ov: Any, engine: Path, threads: int | None, options: Mapping[str, Any]) -> Any:
+def _compiled(engine: Path, threads: int | None, options: Mapping[str, Any]) -> Any:
     """A compiled model; floats stay FP32, so that bfloat16 is never used unasked on a CPU that has it."""
-    return ov.Core().compile_model(
+    return _core().compile_model(
         str(engine),
         "CPU",
         {
@@ -113,6 +113,16 @@ def _compiled(ov: Any, engine: Path, threads: int | None, options: Mapping[str, 
             **options,
         },
     )
+
+
+@cache
+def _core() -> Any:
+    """The one Core of the process.
+
+    Its CPU plug-in gives the thread a stack for signals and, when it goes, brings back the one it found.
+    Of two Cores that do not go in reverse order, one so brings back freed memory, and Ctrl-C would crash.
+    """
+    return _sdk().Core()
 
 
 def _refused(file: Path, error: Exception) -> TargetError:
