@@ -43,10 +43,12 @@ class Server:
     config: Path
     process: subprocess.Popen[bytes] | None = None
 
+    def command(self) -> list[str]:
+        return [str(SSHD), "-D", "-e", "-f", str(self.config)]
+
     def start(self) -> None:
         with (self.folder / "sshd.log").open("ab") as log:
-            command = [str(SSHD), "-D", "-e", "-f", str(self.config)]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(100):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -74,6 +76,13 @@ class Server:
     @property
     def root(self) -> Path:
         return self.folder / "root"
+
+
+def free_port() -> int:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port: int = chosen.getsockname()[1]
+    return port
 
 
 def descendants(pid: int) -> list[int]:
@@ -126,9 +135,7 @@ class Park:
         folder = self.folder / name
         folder.mkdir()
         make_key(folder / "host_key")
-        with socket.socket() as chosen:
-            chosen.bind(("127.0.0.1", 0))
-            port = chosen.getsockname()[1]
+        port = free_port()
         config = folder / "sshd_config"
         config.write_text(
             f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\n"
