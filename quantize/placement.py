@@ -50,6 +50,8 @@ def place(model: ir.Model, scheme: QuantScheme) -> Placement:
     """
     wanted = {id(value) for node in model.graph for value in _wanted(node, scheme)}
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+    if not scheme.signed_concat:
+        wanted -= {id(value) for value in values if not never_negative(value) and _concatenated(value)}
     return Placement(
         {str(v.name): _activation_spec(v, scheme) for v in values if id(v) in wanted},
         {
@@ -145,6 +147,12 @@ def _stand(value: ir.Value, *, pools: bool) -> ir.Value:
         value = node.inputs[0]
         node = value.producer()
     return value
+
+
+def _concatenated(value: ir.Value) -> bool:
+    """Whether a tensor is a Concat, pooled or moved around at most."""
+    node = _stand(value, pools=True).producer()
+    return node is not None and node.op_type == "Concat"
 
 
 def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:

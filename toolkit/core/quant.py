@@ -54,6 +54,8 @@ class QuantScheme:
             convolution fuses with the Add; "both": the main branch too, where that is what lets it
             fuse; "all": always both, for an integer Add of its own.
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
+        signed_concat: Whether a Concat that can be negative may be quantized; if not, what reads it
+            stays in float.
     """
 
     name: str
@@ -62,6 +64,7 @@ class QuantScheme:
     unsigned_activation: QuantSpec | None
     add_inputs: Literal["skip", "both", "all"]
     max_pool: Literal["input", "output"]
+    signed_concat: bool = True
 
 
 @dataclass(frozen=True, slots=True)
