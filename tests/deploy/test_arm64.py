@@ -29,7 +29,7 @@ from toolkit.deploy.inventory import Entry
 from toolkit.deploy.release import DeployOptions
 from toolkit.deploy.shipment import clear_cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.arm64, pytest.mark.timeout(1800)]
 
 # As on every Linux; ONNX Runtime aborts without.
 CPUS = {f"sys/devices/system/cpu/{name}": "0-5\n" for name in ("possible", "present")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -139,11 +141,59 @@ def test_refusals_before_anything_is_sent(device, bundle, tmp_path):
     assert not server.root.exists()
 
 
-def test_this_machine_is_a_device_too(tmp_path, bundle):
-    root = tmp_path / 'it\'s a "root" $(touch /tmp/never)'
-    entry = Entry("here", "local", "openvino", root=str(root), python=shutil.which("python3") or "python3")
+HOSTILE = """it's a "folder" $(touch {0}) `touch {0}` ; touch {0} & | > * ~ \\ %h é"""
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["by ssh", "this machine"])
+def test_no_name_or_path_reaches_a_shell(device, bundle, tmp_path, local):
+    _, entry = device
+    touched = tmp_path / "touched"
+    folder = tmp_path / HOSTILE.format("touched")
+    folder.mkdir()
+    python = folder / "py thon"
+    shutil.copy(entry.python, python)
+    odd = dataclasses.replace(
+        entry, host="local" if local else entry.host, root=str(folder / "root"), python=str(python)
+    )
+    assert release.deploy(odd, bundle(), QUICK, quiet).state == "live"
+    release.deploy(odd, bundle(version=2), QUICK, quiet)
+    assert release.rollback(odd, None, QUICK, quiet).state == "live"
+    assert not touched.exists() and not list(tmp_path.rglob("touched"))
+    assert (folder / "root/current/release.json").exists()
+
+
+def test_a_device_that_was_only_probed_is_unchanged(tmp_path):
+    entry = Entry("here", "local", "openvino", root=str(tmp_path / "root"), python=sys.executable)
     probed = release.facts(entry)
-    assert probed["facts"]["arch"] and probed["status"]["releases"] == {} and not root.exists()
+    assert probed["facts"]["arch"] and probed["status"]["releases"] == {} and not (tmp_path / "root").exists()
+
+
+READER = """
+import pathlib, sys
+link, looks = pathlib.Path(sys.argv[1], "current"), 0
+print("ready", flush=True)
+while not pathlib.Path(sys.argv[1], "stop").exists():
+    for _ in range(50):
+        assert (link / "release.json").read_text().endswith("}"), "torn"
+        looks += 1
+print(looks)
+"""
+
+
+def test_a_reader_sees_no_moment_without_a_valid_release(device, bundle):
+    server, entry = device
+    names = [release.deploy(entry, bundle(version=v), QUICK, quiet).release for v in (1, 2)]
+    command = [sys.executable, "-S", "-c", READER, str(server.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+        reader.stdout.readline()
+        with connect(entry) as session:
+            session.call("lock", wait_s=0.0, who="test")
+            for name in names * 25:
+                session.call("activate", release=name, health=["true"], limit_s=9.0, who="test", why="deploy")
+        (server.root / "stop").touch()
+        looks, errors = reader.communicate(timeout=60)
+    assert reader.returncode == 0, errors
+    assert int(looks) > 500 and len(release.status(entry)["history"]) == 52
 
 
 @pytest.mark.parametrize(
