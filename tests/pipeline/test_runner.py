@@ -203,6 +203,31 @@ def test_out_gets_the_report_and_where_everything_is(start, tmp_path):
     assert (out / "report.json").stat().st_mode & 0o777 == 0o644
 
 
+def test_out_is_whole_or_untouched(start, tmp_path, monkeypatch):
+    import shutil
+
+    out = tmp_path / "out"
+    start(out=out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copy2", full)
+    for place in (out, tmp_path / "new"):
+        with pytest.raises(ToolkitError, match=f"no room left to write below {place}"):
+            start(replace(RECIPE, select=SelectOptions(source="digits", seed=99)), out=place)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_out_that_is_a_file_is_a_clear_error(start, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ToolkitError, match="cannot write to") as caught:
+        start(out=tmp_path / "out")
+    assert "--out" in caught.value.hint and (tmp_path / "out").read_text() == "mine"
+
+
 def test_the_command_that_repeats_a_run():
     recipe = Recipe.read(
         "quickstart", ["select.images=7", "compile.targets=openvino", "load.weights=a b.pth"]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.artifact import canonical_json, plain, read_json, replacing, write_json
+from toolkit.core.artifact import canonical_json, plain, read_json, write_json
 from toolkit.core.errors import DataError, ToolkitError
 from toolkit.pipeline.recipe import Recipe
 
@@ -73,40 +75,69 @@ def _differences(options: Any, default: Any, section: str = "") -> list[str]:
 
 
 def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
-    """Copy what people want of a run into a folder; each file appears complete, stale engines go.
+    """Put what people want of a run into a folder: all of it or, on failure, nothing; stale engines go.
 
     Raises:
         ToolkitError: The folder cannot be written to.
     """
+    folders = {stage.name: stage.folder for stage in stages}
+    wanted = _wanted(folders)
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
+            incoming = Path(name)
+            changed = [place for place, file in wanted.items() if not _same(file, out / place)]
+            for place in changed:
+                (incoming / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(wanted[place], incoming / place)
+            write_json(incoming / "run.json", describe(recipe, stages))
+            for place in (*changed, Path("run.json")):  # renames need no room: from here on nothing fails
+                (out / place).parent.mkdir(parents=True, exist_ok=True)
+                (incoming / place).replace(out / place)
+        _remove_stale(out, wanted)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise ToolkitError(
+            f"cannot write to {error.filename or out}: {error.strerror}",
+            hint="name another folder with --out",
+        ) from error
+    finally:
+        if new and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
+    """Place in the folder -> file in the store."""
     from toolkit.pipeline.variants import runnable
 
-    folders = {stage.name: stage.folder for stage in stages}
-    wanted: dict[Path, Path] = {}  # place in `out` -> file in the store
+    found: dict[Path, Path] = {}
     if report := folders.get("report"):
-        wanted |= {file.relative_to(report): file for file in report.rglob("*") if file.is_file()}
+        found |= {file.relative_to(report): file for file in report.rglob("*") if file.is_file()}
     if compiled := folders.get("compile"):
         for variant, record in runnable(folders).items():
             place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
             files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
             if not any(file.suffix == ".onnx" for file in files):
                 files[place / "graph.onnx"] = variant.graph(folders)
-            wanted |= files
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for place, file in wanted.items():
-            _copy(file, out / place)
-        for old in sorted((out / "engines").rglob("*"), reverse=True):
-            if old.is_dir():
-                if not any(old.iterdir()):
-                    old.rmdir()
-            elif old.relative_to(out) not in wanted:
-                old.unlink()
-        write_json(out / "run.json", describe(recipe, stages))
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise ToolkitError(
-            f"cannot write to {error.filename or out}: {error.strerror}",
-            hint="name another folder with --out",
-        ) from error
+            found |= files
+    return found
+
+
+def _remove_stale(out: Path, wanted: Mapping[Path, Path]) -> None:
+    for old in sorted((out / "engines").rglob("*"), reverse=True):
+        if old.is_dir():
+            if not any(old.iterdir()):
+                old.rmdir()
+        elif old.relative_to(out) not in wanted:
+            old.unlink()
+
+
+def _same(source: Path, target: Path) -> bool:
+    """Whether a file was copied here before: size and time are those of its source."""
+    if not target.is_file():
+        return False
+    there, here = target.stat(), source.stat()
+    return (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns)
 
 
 def read_run(out: Path) -> dict[str, Any]:
@@ -121,13 +152,3 @@ def read_run(out: Path) -> dict[str, Any]:
             f"{out / 'run.json'} has schema {found.get('schema')}, not {SCHEMA}", hint="run the recipe again"
         )
     return found
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file unless the same is there already."""
-    there = target.stat() if target.is_file() else None
-    here = source.stat()
-    if there and (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):
-        return
-    with replacing(target) as temporary:
-        shutil.copy2(source, temporary)

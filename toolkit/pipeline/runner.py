@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -95,10 +95,13 @@ def run(
     for stage in chosen:
         check_exist(getattr(recipe, stage.name), stage.name)
     store = store or Store()
-    with _no_room_explained(store.root), store.in_use():
-        done: dict[str, StageResult] = {}
-        for stage in chosen:
-            done[stage.name] = _run_stage(stage, recipe, done, store, redo=stage.name in redo, watch=watch)
+    with ExitStack() as held:
+        with _no_room_explained(store.root):
+            held.enter_context(store.in_use())
+            done: dict[str, StageResult] = {}
+            for stage in chosen:
+                again = stage.name in redo
+                done[stage.name] = _run_stage(stage, recipe, done, store, redo=again, watch=watch)
         finished = Run(recipe, tuple(done.values()))
         if out is not None:
             with _no_room_explained(Path(out)):
