@@ -1,0 +1,263 @@
+"""One tool quantizes one network in a process of its own: `quantization_tools.py JOB.json`.
+
+A process each, because a tool may patch the libraries another one uses, and because the peak memory of a
+process is that of its one tool. The seconds leave out imports; they begin with the float graph and the images
+on disk (or, as stated, with decoded images in memory) and end with the quantized graph on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import peak_bytes
+
+from calibration.datasets import open_dataset
+from calibration.loader import batches
+from toolkit.core.tensors import Preprocess
+
+BATCH = 8  # images at once, as `edgeship run` calibrates
+INPUT = "images"  # of the graphs we export
+CONTROLLED_DROP = 0.001  # of top-1, that accuracy control is asked to keep
+
+
+class Images:
+    """Preprocessed images, again and again: decoded from files each time, or from memory."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        self._described = described
+        self._array = np.load(described["array"]) if "array" in described else None
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        """Batches (N, C, H, W)."""
+        if self._array is not None:
+            for start in range(0, len(self._array), size):
+                yield self._array[start : start + size]
+            return
+        for batch in self._decoded(size):
+            yield batch.images
+
+    def labelled(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Images (1, C, H, W) and their classes."""
+        for batch in self._decoded(1):
+            yield batch.images, int(batch.labels[0])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.batches(1)
+
+    def __len__(self) -> int:
+        return len(self._described["indices"])
+
+    def _decoded(self, size: int) -> Any:
+        described = self._described
+        preprocess = Preprocess(**described["preprocess"])
+        return batches(open_dataset(described["source"]), described["indices"], preprocess, batch=size)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A float graph, images to calibrate with, images for accuracy control, our target, where to write."""
+
+    model: Path
+    images: Images
+    control: Images | None
+    target: str
+    out: Path
+
+
+Tool = Callable[[Job], Callable[[], Path]]  # imports what it needs; the function it returns is what is timed
+
+
+def edgeship(effort: str) -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        import onnxruntime  # noqa: F401
+        import torch  # noqa: F401
+
+        import quantize
+        import quantize.calibrated
+        import targets
+        from quantize.collect import collect
+
+        scheme = targets.get(job.target).scheme
+
+        def run() -> Path:
+            out = job.out / "edgeship.onnx"
+            statistics = collect(job.model, job.images.batches(BATCH))
+            quantize.quantize(job.model, statistics, scheme, quantize.QuantizeOptions(effort=effort), out)
+            return out
+
+        return run
+
+    return prepare
+
+
+def nncf(**options: str) -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        import nncf as sdk
+        import openvino as ov
+
+        preset = sdk.QuantizationPreset(options["preset"]) if options else None
+
+        def run() -> Path:
+            images = sdk.Dataset(job.images)
+            model = ov.Core().read_model(str(job.model))
+            result = sdk.quantize(model, images, preset=preset, subset_size=len(job.images))
+            return _save(ov, result, job.out)
+
+        return run
+
+    return prepare
+
+
+def nncf_accuracy_control() -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        import nncf as sdk
+        import openvino as ov
+
+        def top1(model: Any, images: Any) -> tuple[float, list[float]]:
+            right = [float(model(image)[0].argmax() == label) for image, label in images]
+            return float(np.mean(right)), right
+
+        def run() -> Path:
+            assert job.control is not None
+            control = list(job.control.labelled())
+            result = sdk.quantize_with_accuracy_control(
+                ov.Core().read_model(str(job.model)),
+                calibration_dataset=sdk.Dataset(job.images),
+                validation_dataset=sdk.Dataset(control, lambda pair: pair[0]),
+                # the validation function is given what `Dataset.get_data` gives: pairs
+                validation_fn=top1,
+                max_drop=CONTROLLED_DROP,
+                subset_size=len(job.images),
+            )
+            return _save(ov, result, job.out)
+
+        return run
+
+    return prepare
+
+
+def onnxruntime(method: str = "MinMax", **options: Any) -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            CalibrationMethod,
+            QuantType,
+            quantize_static,
+        )
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]
+            def __init__(self) -> None:
+                self._images = iter(job.images)
+
+            def get_next(self) -> dict[str, np.ndarray] | None:
+                image = next(self._images, None)
+                return None if image is None else {INPUT: image}
+
+        types = {key: QuantType[value] for key, value in options.items() if key.endswith("_type")}
+
+        def run() -> Path:
+            prepared, out = job.out / "prepared.onnx", job.out / "onnxruntime.onnx"
+            quant_pre_process(str(job.model), str(prepared))
+            quantize_static(
+                str(prepared),
+                str(out),
+                Reader(),
+                calibrate_method=CalibrationMethod[method],
+                **{**options, **types},
+            )
+            return out
+
+        return run
+
+    return prepare
+
+
+def model_optimizer(method: str) -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        from modelopt.onnx.quantization import quantize
+
+        def run() -> Path:
+            out = job.out / "modelopt.onnx"
+            quantize(
+                onnx_path=str(job.model),
+                calibration_data={INPUT: np.concatenate(list(job.images))},
+                calibration_method=method,
+                calibration_eps=["cpu"],
+                high_precision_dtype="fp32",
+                output_path=str(out),
+            )
+            return out
+
+        return run
+
+    return prepare
+
+
+def fp32_pass() -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        from toolkit.graph import io
+        from toolkit.graph.reference import Reference
+
+        def run() -> Path:
+            classifier = io.read_classifier(job.model)
+            reference = Reference(classifier.model, [classifier.output])
+            for batch in job.images.batches(BATCH):
+                reference.run(batch)
+            return job.model
+
+        return run
+
+    return prepare
+
+
+# For CPUs with VNNI its documentation advises unsigned activations and signed weights; channels for accuracy.
+ADVISED = {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True}
+FLOOR = "one FP32 pass"
+TOOLS: dict[str, Tool] = {
+    "edgeship fast": edgeship("fast"),
+    "edgeship balanced": edgeship("balanced"),
+    "edgeship max": edgeship("max"),
+    "NNCF default": nncf(),
+    "NNCF mixed preset": nncf(preset="mixed"),
+    "NNCF accuracy control": nncf_accuracy_control(),
+    "ONNX Runtime default": onnxruntime(),
+    "ONNX Runtime min-max": onnxruntime("MinMax", **ADVISED),
+    "ONNX Runtime entropy": onnxruntime("Entropy", **ADVISED),
+    "ONNX Runtime percentile": onnxruntime("Percentile", **ADVISED),
+    "Model Optimizer entropy": model_optimizer("entropy"),
+    "Model Optimizer max": model_optimizer("max"),
+    FLOOR: fp32_pass(),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    described = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    limit = int(described["memory_limit_bytes"])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # an error, not a machine out of memory
+    out = Path(described["result"]).parent
+    control = Images(described["control"]) if described["control"] else None
+    job = Job(Path(described["model"]), Images(described["images"]), control, described["target"], out)
+    run = TOOLS[described["tool"]](job)
+    before = time.perf_counter()
+    graph = run()
+    seconds = time.perf_counter() - before
+    found = {"graph": str(graph), "seconds": seconds, "peak_bytes": peak_bytes()}
+    Path(described["result"]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _save(ov: Any, model: Any, out: Path) -> Path:
+    ov.save_model(model, str(out / "nncf.xml"), compress_to_fp16=False)
+    return out / "nncf.xml"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
