@@ -26,6 +26,13 @@ def test_counts_by_hand():
     assert (paired.flips[0].was_confidence, paired.flips[0].now_confidence) == (0.99, 0.55)
 
 
+def test_identical_means_to_the_last_bit():
+    nearly = Predictions(WAS.first, np.nextafter(WAS.confidence, 1.0))
+    assert analysis.compare("reference", WAS, WAS, LABELS, None).identical
+    assert not analysis.compare("reference", WAS, nearly, LABELS, None).identical
+    assert not analysis.compare("reference", WAS, NOW, LABELS, None).identical
+
+
 def test_images_without_a_label_change_but_do_not_count_as_right_or_wrong():
     labels = LABELS.copy()
     labels[4] = -1

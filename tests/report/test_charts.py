@@ -1,9 +1,12 @@
 """Charts: figures that Plotly accepts, with the report's numbers in them."""
 
+from dataclasses import replace
+
 import pytest
 from synthetic import STAGES
 
 from toolkit.report.charts import charts
+from toolkit.report.figure import log_axis
 from toolkit.report.gather import gather
 from toolkit.report.inside import clip_points, clipping, frontier
 
@@ -34,7 +37,7 @@ def test_plotly_accepts_every_figure(report):
 def test_every_part_of_the_run_has_its_chart(report):
     assert set(charts(report)) == {
         "tradeoff", "drop", "latency", "throughput", "sqnr", "sensitivity", "activations", "weights",
-        "clipping", "widths", "refit", "frontier", "classes-openvino-fp32", "classes-openvino-int8",
+        "clipping", "widths", "refit", "frontier", "classes-openvino-int8",
         "classes-openvino-int8-pruned", "classes-tensorrt-int8", "layers-openvino", "layers-onnxruntime",
     }  # fmt: skip
 
@@ -52,6 +55,24 @@ def test_tradeoff_and_drop_hold_the_reports_numbers(report):
         assert trace["x"] == [v.drop_pp]
         assert v.drop_pp - trace["error_x"]["arrayminus"][0] == pytest.approx(low)
         assert v.drop_pp + trace["error_x"]["array"][0] == pytest.approx(high)
+
+
+def test_labels_that_would_collide_become_a_legend(report):
+    rows = [v for v in report.variants if v.latency_ms]
+    apart = [replace(v, top1=top1) for v, top1 in zip(rows, (0.9, 0.8, 0.7, 0.6), strict=True)]
+    together = [replace(v, top1=0.9, latency_ms=rows[0].latency_ms) for v in rows]
+    spacious, crowded = (
+        charts(replace(report, variants=tuple(each)))["tradeoff"] for each in (apart, together)
+    )
+    assert spacious.layout["showlegend"] is False
+    assert {trace["mode"] for trace in spacious.data} == {"markers+text"}
+    assert crowded.layout["showlegend"] is True
+    assert {trace["mode"] for trace in crowded.data} == {"markers"}
+
+
+def test_log_ticks_can_be_read_alone():
+    axis = log_axis("ms", 0.3, 7.0)
+    assert axis["ticktext"][:6] == ["0.1", "0.2", "0.5", "1", "2", "5"]
 
 
 def test_what_is_simulated_is_hollow(report):

@@ -124,6 +124,15 @@ def test_the_best_variant_speaks_for_its_target_and_the_others_are_mentioned():
     assert any("OpenVINO INT8, pruned is 5.0× faster and loses 5.0 pp" in step for step in verdict.steps)
 
 
+@pytest.mark.parametrize(("high", "level"), [(5.8, "good"), (6.5, "look")])
+def test_a_speed_up_within_the_noise_is_not_praised(high, level):
+    base = replace(FP32, latency_ms=replace(latency(6.0), p50_ci95=(5.9, 6.1)))
+    int8 = replace(INT8, speedup_over=FP32.name, latency_ms=replace(latency(2.0), p50_ci95=(1.0, high)))
+    (verdict,) = verdicts(report(base, int8))
+    assert verdict.level == level
+    assert ("may be noise" in verdict.sentence) == (level == "look")
+
+
 def test_noise_and_load_are_warned_of():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.12))
     environment = {"cores": 2, "load_average": [5.0, 1.0, 1.0], "throttled": True}

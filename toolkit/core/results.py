@@ -161,6 +161,7 @@ class Paired:
         ece: That of the variant.
         classes: Per-class accuracy, classes with images only.
         changed: Images whose first class changed.
+        identical: Whether first class and confidence are the same on every image, to the last bit.
         confusions: The commonest changes, most images first.
         flips: The changed images the reference was surest of, surest first.
     """
@@ -174,6 +175,7 @@ class Paired:
     ece: float | None
     classes: tuple[ClassAccuracy, ...]
     changed: int
+    identical: bool
     confusions: tuple[Confusion, ...]
     flips: tuple[Flip, ...]
 

@@ -120,6 +120,7 @@ def compare(
         ece=ece,
         classes=classes,
         changed=len(changed),
+        identical=bool(not len(changed) and (reference.confidence == other.confidence).all()),
         confusions=_confusions(reference, other, labels, changed),
         flips=tuple(
             Flip(

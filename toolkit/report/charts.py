@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.core.results import RunReport, Variant
 from toolkit.report import inside, words
-from toolkit.report.figure import COLOURS, WORST, Chart, text
+from toolkit.report.figure import COLOURS, WORST, Chart, log_axis, text
 
 SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
 
@@ -52,13 +52,14 @@ def _tradeoff(report: RunReport) -> Chart | None:
     data = []
     slowest = max(v.latency_ms.p99 for v in shown if v.latency_ms)
     shown.sort(key=lambda v: v.latency_ms.p50 if v.latency_ms else 0.0)
+    labelled = _labels_fit(shown, 1.4 * slowest)
     for rank, v in enumerate(shown):  # labels alternate above and below, so that neighbours stay readable
         latency, top1 = v.latency_ms, v.top1
         if latency is None or top1 is None:
             continue
         trace: dict[str, Any] = {
             "type": "scatter",
-            "mode": "markers+text",
+            "mode": "markers+text" if labelled else "markers",
             "name": text(words.title(v)),
             "x": [latency.p50],
             "y": [100 * top1],
@@ -100,10 +101,27 @@ def _tradeoff(report: RunReport) -> Chart | None:
         data,
         {
             "xaxis": {"title": "median latency, ms (to p99)", "range": [0, 1.4 * slowest]},
+            "showlegend": not labelled,
             "yaxis": {"title": "top-1, % (95 % of the drop)"},
             "height": 340,
         },
     )
+
+
+def _labels_fit(shown: Sequence[Variant], widest: float) -> bool:
+    """Whether the labels beside the points (480 by 250 pixels, 7 by 16 a letter) keep clear of each other."""
+    tops = [v.top1 for v in shown if v.top1 is not None]
+    reach = max((high - low for low, high in (v.drop_ci95_pp or (0.0, 0.0) for v in shown)), default=0.0)
+    height = max(100 * (max(tops) - min(tops)) + reach, 0.01)
+    boxes: list[tuple[float, float, float]] = []
+    for rank, v in enumerate(shown):
+        x = 480 * (v.latency_ms.p50 if v.latency_ms else 0.0) / widest
+        y = 250 * 100 * (v.top1 or 0.0) / height + (-12 if rank % 2 else 12)
+        right = x + 8 + 7 * len(words.title(v))
+        if any(abs(y - other) < 16 and x < end and begin < right for begin, end, other in boxes):
+            return False
+        boxes.append((x, right, y))
+    return True
 
 
 def _drop(report: RunReport) -> Chart | None:
@@ -179,6 +197,8 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
     if variant.paired is None or not variant.paired.classes:
         return None
     by_drop = sorted(variant.paired.classes, key=lambda c: c.top1 - c.top1_reference)[:WORST]
+    if all(c.top1 == c.top1_reference for c in variant.paired.classes):
+        return None
     labels = [text(words.label(names, c.label)) for c in by_drop]
     drops = [100 * (c.top1_reference - c.top1) for c in by_drop]
     which = f"the {WORST} classes that lose most" if len(variant.paired.classes) > WORST else "every class"
@@ -228,7 +248,11 @@ def _latency(variants: Iterable[Variant]) -> Chart | None:
             for v, ms in shown
         ],
         {
-            "xaxis": {"title": "ms (logarithmic)", "type": "log", "dtick": "D2"},
+            "xaxis": log_axis(
+                "ms (logarithmic)",
+                min(min(ms.samples) for _, ms in shown),
+                max(max(ms.samples) for _, ms in shown),
+            ),
             "yaxis": {"autorange": "reversed"},
             "height": 110 + 44 * len(shown),
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,3 +33,10 @@ class Chart:
 def text(value: str) -> str:
     """A name as Plotly shows it unchanged: its labels read a little HTML."""
     return html.escape(value, quote=False)
+
+
+def log_axis(title: str, low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis whose every label can be read alone: 0.2, 0.5, 1, 2, 5."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    ticks = [step * 10.0**power for power in range(first, last + 1) for step in (1, 2, 5)]
+    return {"title": title, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.report import words
-from toolkit.report.figure import COLOURS, WORST, Chart, text
+from toolkit.report.figure import COLOURS, WORST, Chart, log_axis, text
 
 BINS = 64  # of a histogram
 ACTIVATION = ("dtype", "scale", "zero_point", "low", "high")
@@ -121,6 +121,8 @@ def clipping(quantized: Any) -> Chart | None:
     if not shown:
         return None
     data, least = [], []
+    longest = sorted(shown.values(), key=len, reverse=True)
+    order = list(dict.fromkeys(text(name) for tensors in longest for name in tensors))
     for target, tensors in shown.items():
         kept = {}
         for name, tensor in tensors.items():
@@ -133,15 +135,14 @@ def clipping(quantized: Any) -> Chart | None:
         data.append(
             {
                 "type": "scatter",
-                "mode": "lines+markers",
+                "mode": "markers",
                 "name": text(words.target(target)),
                 "x": [text(name) for name in kept],
                 "y": list(kept.values()),
-                "marker": {"size": 5, "color": _colour(target)},
-                "line": {
-                    "width": 1,
+                "marker": {
+                    "size": 7,
                     "color": _colour(target),
-                    "dash": "dot" if target.endswith("-pruned") else "solid",
+                    "symbol": "star-open" if target.endswith("-pruned") else "diamond-open",
                 },
             }
         )
@@ -151,7 +152,12 @@ def clipping(quantized: Any) -> Chart | None:
         data,
         {
             "yaxis": {"title": "% of observed range", "range": [0, 104]},
-            "xaxis": {"type": "category", "tickangle": -60},
+            "xaxis": {
+                "type": "category",
+                "tickangle": -60,
+                "categoryorder": "array",
+                "categoryarray": order,
+            },
             "showlegend": len(data) > 1,
             "height": 380,
         },
@@ -222,6 +228,7 @@ def weights(quantized: Any) -> Chart | None:
     target, tensors = next(iter(shown.items()))
     names = [text(name) for name in tensors]
     largest = [float(tensor["largest_scale"]) for tensor in tensors.values()]
+    smallest = largest
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",
@@ -252,7 +259,7 @@ def weights(quantized: Any) -> Chart | None:
         [trace],
         {
             "xaxis": {"type": "category", "tickangle": -60},
-            "yaxis": {"title": "scale of a channel", "type": "log", "dtick": "D2"},
+            "yaxis": log_axis("scale of a channel", min(smallest), max(largest)),
             "height": 380,
         },
     )

@@ -96,11 +96,20 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
         return "open", f"{facts}{where}; its speed was not measured: decide after measuring on the device."
     if v.speedup <= 1.0:
         return "look", f"{facts}: it is not worth it on this machine."
+    if _may_be_noise(v, report):
+        return "look", f"{facts}, but the speed-up may be noise: measure again on a quiet machine."
     gated = any(gate.variant == v.name and gate.name == "max_drop_pp" for gate in report.gates)
     possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
     if not gated and possible > LOSS_PP:
         return "look", f"{facts}: decide whether that loss is acceptable."
     return "good", f"{facts}: ship it."
+
+
+def _may_be_noise(v: Variant, report: RunReport) -> bool:
+    """Whether the 95 % intervals of the two medians behind the speed-up leave room for none."""
+    over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
+    own = v.latency_ms.p50_ci95 if v.latency_ms else None
+    return bool(over and over.p50_ci95 and own and over.p50_ci95[0] <= own[1])
 
 
 def _facts(v: Variant) -> str:

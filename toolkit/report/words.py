@@ -104,6 +104,11 @@ def whole(number: float | None) -> str:
     return NONE if number is None else f"{number:,.0f}".replace(",", "\u202f")
 
 
+def images(number: int) -> str:
+    """So many images."""
+    return f"{whole(number)} image{'s' * (number != 1)}"
+
+
 def coverage(variant: Variant) -> str:
     """Weighted layers in INT8 of all weighted layers."""
     if variant.int8_layers is None or variant.weighted_layers is None:
