@@ -232,6 +232,33 @@ class TestOnnx:
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
+class TestPruning:
+    def test_a_goal_needs_a_method(self, start):
+        refused(start, "prune.method is none", "prune.method=obs", error=RecipeError, prune={"keep": 0.5})
+
+    def test_a_method_needs_a_goal(self, start):
+        refused(start, "no goal", "prune.keep", error=RecipeError, prune={"method": "obs"})
+
+    def test_an_onnx_file_cannot_be_pruned(self, start, tiny):
+        load = {"model": str(tiny / "net.onnx"), "weights": ""}
+        prune = {"method": "obs", "keep": 0.5}
+        refused(
+            start, "an ONNX file cannot be pruned", "load.weights", error=ModelError, load=load, prune=prune
+        )
+
+    def test_images_that_are_evaluated_on(self, start, photos):
+        prune = {"method": "obs", "keep": 0.5, "source": str(photos / "test")}
+        refused(start, "12 calibration images", prune=prune)
+
+    def test_a_pruned_network_is_exported_beside_the_whole_one(self, start):
+        prune = {"method": "magnitude", "keep": 0.5, "step": 1}
+        done = start(prune=prune, finetune={"epochs": 1, "crop_px": 1}, until="export")
+        graphs = read_json(done.folder("export") / "graphs.json")
+        assert 0.4 < graphs["pruned"]["macs"] / graphs["float"]["macs"] < 0.65
+        assert read_json(done.folder("prune") / "plan.json")["method"] == "magnitude"
+        assert len(read_json(done.folder("finetune") / "history.json")["loss"]) == 1
+
+
 def test_training_needs_a_name_labels_and_images(start, photos):
     train = {"weights": "train", "model": "resnet20"}
     refused(start, "load.train.source is not set", error=RecipeError, load=train)

@@ -43,6 +43,29 @@ def open_evaluation(source: str, classes: int) -> Dataset:
     return dataset
 
 
+def unevaluated(
+    source: str, count: int | Literal["all"], seed: int, exclude: str
+) -> tuple[Dataset, list[int]]:
+    """Images to prune or train with, in a random order: their data set and positions in it.
+
+    Args:
+        source: As in the recipe.
+        count: How many; a smaller source gives all it has.
+        seed: Of the choice.
+        exclude: Source of the evaluation images; empty excludes nothing.
+
+    Raises:
+        DataError: Evaluation images are among them.
+    """
+    from calibration import manifest
+    from calibration.datasets import open_dataset
+
+    dataset = open_dataset(source)
+    most = len(dataset) if count == "all" else min(count, len(dataset))
+    evaluation = open_dataset(exclude) if exclude else None
+    return dataset, manifest.locate(manifest.select(dataset, most, seed, exclude=evaluation), dataset)
+
+
 def check_readable(dataset: Dataset, indices: list[int]) -> None:
     """Decode images once.
 

@@ -35,6 +35,10 @@ def _observers() -> tuple[str, ...]:
     return plugins.names("quantize.observers")
 
 
+def _methods() -> tuple[str, ...]:
+    return ("none", *plugins.names("toolkit.prune.importances"))
+
+
 def _targets() -> tuple[str, ...]:
     import targets
 
@@ -79,27 +83,44 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """What to remove from the network before quantization."""
+    """What to remove from the network before quantization; one of keep, macs, target_latency, max_drop_pp."""
 
-    method: str = option("none", "none, or an importance: obs, magnitude, ...")
-    keep: float | None = option(None, "Fraction of inner channels to keep.", above=0.0, most=1.0)
-    macs: float | None = option(None, "Fraction of multiply-accumulates to keep.", above=0.0, most=1.0)
+    method: str = option("none", "none, or how channels are chosen: obs, magnitude, ...", known=_methods)
+    keep: float | None = option(None, "Part of the channels inside blocks to keep.", above=0.0, most=1.0)
+    macs: float | None = option(None, "Part of the multiply-accumulates to keep.", above=0.0, most=1.0)
     target_latency: float | None = option(
-        None, "Latency to reach, as a fraction of the unpruned INT8 model's.", above=0.0, most=1.0
+        None, "Latency to reach, as a part of the unpruned INT8 model's.", above=0.0, most=1.0
     )
+    max_drop_pp: float | None = option(None, "Largest expected loss of top-1, in points.", least=0.0)
+    step: int = option(16, "Channel counts are multiples of it.", least=1)
+    scope: Literal["inner", "stream", "both"] = option("inner", "Channels inside blocks, between, or both.")
+    drop_blocks: bool = option(False, "Whether whole blocks may go.")
+    mirror: bool = option(True, "Count mirrored images too.")
     source: str = option("", "Unlabelled images; default: select.source.", path=True)
-    images: int = option(1000, "How many of them.", least=1)
+    images: int = option(1000, "How many of them.", least=2)
     seed: int = option(0, "Seed of their choice.", least=0)
+    exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
+    targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
+    threads: int = option(1, "Same as bench.threads.", derived=True)
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneOptions:
-    """Training of the pruned network to follow the unpruned one."""
+    """Training of the pruned network to follow the unpruned one; needs no labels."""
 
     epochs: int = option(0, "Passes over the images; 0 = none.", least=0)
-    source: str = option("", "Images (labels are not used); default: select.source.", path=True)
-    learning_rate: float = option(0.01, "Peak of the one-cycle schedule.", above=0.0)
+    source: str = option("", "Images; default: select.source.", path=True)
+    images: int | Literal["all"] = option("all", "How many of them, or all.", least=2)
+    batch: int = option(64, "Images a step.", least=2)
+    learning_rate: float = option(0.02, "Highest rate of the one-cycle schedule.", above=0.0)
+    weight_decay: float = option(1e-4, "Decay of the weights.", least=0.0)
+    flip: bool = option(True, "Mirror half of the images.")
+    crop_px: int = option(4, "Random shift, in pixels.", least=0)
+    feature_weight: float = option(1.0, "Weight of the stages' outputs beside the logits.", least=0.0)
+    label_weight: float = option(0.0, "Weight of the labels; 0 needs none.", least=0.0)
+    int8_part: float = option(0.25, "Part of the epochs, at the end, in fake INT8.", least=0.0, most=1.0)
     seed: int = option(0, "Seed of the order.", least=0)
+    exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +257,18 @@ class Recipe:
         return replace(
             self,
             load=replace(self.load, size=self.export.size),
-            prune=replace(self.prune, source=self.prune.source or self.select.source),
-            finetune=replace(self.finetune, source=self.finetune.source or self.select.source),
+            prune=replace(
+                self.prune,
+                source=self.prune.source or self.select.source,
+                exclude=self.evaluate.source,
+                targets=self.compile.targets,
+                threads=self.bench.threads,
+            ),
+            finetune=replace(
+                self.finetune,
+                source=self.finetune.source or self.select.source,
+                exclude=self.evaluate.source,
+            ),
             select=replace(self.select, exclude=self.evaluate.source),
             calibrate=replace(self.calibrate, source=self.select.source),
             quantize=replace(self.quantize, targets=self.compile.targets),

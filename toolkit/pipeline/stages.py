@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.core.progress import track
-from toolkit.pipeline import images, network, variants
+from toolkit.pipeline import images, network, pruning, variants
 from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import (
     BenchOptions,
@@ -48,16 +48,23 @@ def load(options: LoadOptions, inputs: Inputs, out: Path) -> None:  # noqa: ARG0
 
 def prune(options: PruneOptions, inputs: Inputs, out: Path) -> None:
     """Make the network smaller, or pass it on. Writes the network and plan.json {method, ...}."""
+    pruning.check(options)
     if options.method == "none":
         network.pass_on(inputs["load"], out)
         write_json(out / "plan.json", {"method": "none"})
+    else:
+        pruning.prune(options, inputs["load"], out, checkpoint=resumable(out) / "checkpoint.pt")
 
 
 def finetune(options: FinetuneOptions, inputs: Inputs, out: Path) -> None:
     """Train the pruned network to follow the unpruned one, or pass it on. Writes it and history.json."""
-    if options.epochs == 0:
+    unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
+    if options.epochs == 0 or unpruned:
         network.pass_on(inputs["prune"], out)
         write_json(out / "history.json", {})
+    else:
+        state = resumable(out) / "checkpoint.pt"
+        pruning.finetune(options, inputs["load"], inputs["prune"], out, checkpoint=state)
 
 
 def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
@@ -251,12 +258,13 @@ READING = tuple(
 WEIGHTS = tuple(f"toolkit.models.{name}" for name in ("recognize", "resnet", "trainer", "weights"))
 NETWORK = ("toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
 IMAGES = (*READING, "toolkit.pipeline.images")
+PRUNING = ("toolkit.prune", "toolkit.pipeline.pruning")
 VARIANTS = ("targets", "toolkit.pipeline.variants")
 
 STAGES = (
     Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph.io")),
-    Stage("prune", prune, needs=("load",), code=("toolkit.prune", *NETWORK, *WEIGHTS)),
-    Stage("finetune", finetune, needs=("load", "prune"), code=("toolkit.prune", *NETWORK, *WEIGHTS)),
+    Stage("prune", prune, needs=("load",), code=(*PRUNING, *WEIGHTS, *IMAGES), on_device=True),
+    Stage("finetune", finetune, needs=("load", "prune"), code=(*PRUNING, *WEIGHTS, *IMAGES)),
     Stage(
         "export",
         export,
