@@ -23,6 +23,7 @@ import targets
 from calibration.datasets import open_dataset
 from calibration.loader import batches
 from calibration.manifest import locate, select
+from quantize.collect import collect
 from targets._timing import interleave
 from toolkit.core.statistics import paired_drop
 from toolkit.core.tensors import Preprocess
@@ -193,7 +194,7 @@ def latency(dense, half, seen):
             export(model, large, size=LATENCY_SIZE)
             files[f"{label} fp32"] = large
             for graph, images in ((small, seen.calibration[:6]), (large, enlarged(seen.calibration[0][:16]))):
-                statistics = quantize.collect(graph, images)
+                statistics = collect(graph, images)
                 out = graph.with_name(f"{graph.stem}-int8.onnx")
                 quantize.quantize(graph, statistics, target.scheme, quantize.QuantizeOptions(), out)
             files[f"{label} int8"] = large.with_name(f"{large.stem}-int8.onnx")
