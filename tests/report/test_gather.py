@@ -66,6 +66,19 @@ def test_figures_are_those_of_the_stages(run):
     assert report.environment["cpu"] == "Synthetic CPU @ 2.0 GHz"
 
 
+def test_the_samples_that_are_kept_are_not_biased_by_the_order_of_runs(run):
+    def alternate(content):
+        content["variants"]["openvino-int8"]["samples_ms"] = [
+            1.0,
+            3.0,
+        ] * 1500  # fast after fast, slow after slow
+
+    edit(run, "bench", "latency.json", alternate)
+    latency = by_name(report_of(run))["openvino-int8"].latency_ms
+    assert (latency.runs, len(latency.samples)) == (3000, 1000)
+    assert 400 < latency.samples.count(1.0) < 600
+
+
 def test_the_reference_is_not_compared_with_itself(run):
     reference = by_name(report_of(run))["onnxruntime-fp32"]
     assert reference.drop_pp is reference.drop_ci95_pp is reference.agreement is reference.sqnr_db is None

@@ -96,7 +96,7 @@ class LatencySummary:
         p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock).
         included: What the time holds, in words.
         measured_on: The device.
-        samples: At most 512 of the samples, evenly spaced, in order.
+        samples: At most 1,000 of the samples, chosen at random, in order.
     """
 
     batch: int | None

@@ -40,7 +40,7 @@ from toolkit.report import analysis, gates
 
 SCHEMA = 1
 REFERENCE = "onnxruntime-fp32"
-KEPT_SAMPLES = 512
+KEPT_SAMPLES = 1000
 
 
 def gather(
@@ -263,7 +263,9 @@ class _Run:
         if timing is None or not samples:
             return None
         mean = math.fsum(samples) / len(samples)
-        step = -(-len(samples) // KEPT_SAMPLES)
+        # Chosen at random: interleaved runs may alternate between fast and slow, which a stride would hide.
+        few = min(len(samples), KEPT_SAMPLES)
+        shown = np.sort(np.random.default_rng(0).choice(len(samples), few, replace=False)).tolist()
         return LatencySummary(
             batch=timing.get("batch", self.latency.get("batch")),
             p50=statistics.percentile(samples, 50),
@@ -276,7 +278,7 @@ class _Run:
             p50_ci95=statistics.median_interval(samples),
             included=timing.get("included", self.latency.get("included")),
             measured_on=timing.get("measured_on", self.device.get("name")),
-            samples=tuple(round(sample, 5) for sample in samples[::step]),
+            samples=tuple(round(samples[i], 5) for i in shown),
         )
 
     def _paired(self, names: Iterable[str]) -> dict[str, Any]:
