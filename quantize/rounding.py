@@ -31,7 +31,7 @@ BATCH_PIXELS = 2**16  # images a step: 16 at 64 px, 1 at 224 px
 STEPS = 600
 HELD_OUT = 5  # one image in so many judges, the others teach
 LOGIT_SHARE = 0.4  # part of the steps that teach the logits
-WEIGHT_RATE = 4e-3  # of a weight's step, an update
+WEIGHT_RATE = 1.5e-3  # of a weight's step, an update
 SCALE_RATE = 3e-4  # relative, an update
 BIAS_RATE = 1e-4  # of the activation's magnitude, an update
 
