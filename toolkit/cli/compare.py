@@ -15,7 +15,12 @@ import click
     "runs", nargs=-1, required=True, metavar="RUN RUN...", type=click.Path(exists=True, path_type=Path)
 )
 @click.option(
-    "--format", "kind", type=click.Choice(["table", "md", "json"]), default="table", show_default=True
+    "--format",
+    "kind",
+    type=click.Choice(["table", "md", "json"]),
+    default="table",
+    show_default=True,
+    help="Print a table, Markdown or JSON.",
 )
 def command(runs: tuple[Path, ...], kind: str) -> None:
     """Compare runs with the first: what differs, and whether it can be chance.
