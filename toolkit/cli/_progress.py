@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EVERY_SECONDS = 10.0  # between plain lines about the same work
-MARKS = {"done": "made", "cached": "cached", "waiting": "another run is at it: waiting", "started": ""}
+MARKS = {"done": "made", "cached": "cached", "waiting": "another run is at it: waiting"}
 
 
 class Shown:
@@ -24,25 +24,29 @@ class Shown:
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars
-        self._task: tuple[str, TaskID] | None = None
+        self._tasks: dict[str, TaskID] = {}  # work within work has a bar of its own
         self._told: dict[str, float] = {}
 
     def work(self, label: str, done: int, total: int | None) -> None:
         """A step of some work."""
         if self._bars is not None:
-            if self._task is None or self._task[0] != label:
-                self._clear()
-                self._task = (label, self._bars.add_task(label, total=total))
-            self._bars.update(self._task[1], completed=done, total=total)
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=total)
+            self._bars.update(self._tasks[label], completed=done, total=total)
+            if done == total:
+                self._bars.remove_task(self._tasks.pop(label))
             return
         now = time.monotonic()
-        if now - self._told.setdefault(label, now) >= EVERY_SECONDS:
+        if total and now - self._told.setdefault(label, now) >= EVERY_SECONDS:
             self._told[label] = now
-            click.echo(f"  {label}: {done}" + (f" of {total}" if total else ""), err=True)
+            click.echo(f"  {label}: {done} of {total}", err=True)
 
     def stage(self, name: str, state: str, seconds: float) -> None:
         """A stage starts, waits or is done."""
-        self._clear()
+        if self._bars is not None:
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+            self._tasks.clear()
         if state == "started":
             self.work(name, 0, None)
             return
@@ -52,11 +56,6 @@ class Shown:
             self._bars.console.print(line, style="dim" if state == "cached" else None, highlight=False)
         else:
             click.echo(line, err=True)
-
-    def _clear(self) -> None:
-        if self._bars is not None and self._task is not None:
-            self._bars.remove_task(self._task[1])
-            self._task = None
 
 
 @contextmanager
