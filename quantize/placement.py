@@ -150,9 +150,15 @@ def _stand(value: ir.Value, *, pools: bool) -> ir.Value:
 
 
 def _concatenated(value: ir.Value) -> bool:
-    """Whether a tensor is a Concat, pooled or moved around at most."""
+    """Whether a tensor goes into a Concat or comes out of one, pooled or moved around at most."""
     node = _stand(value, pools=True).producer()
-    return node is not None and node.op_type == "Concat"
+    if node is not None and node.op_type == "Concat":
+        return True
+    return any(
+        reader.op_type == "Concat"
+        or (reader.op_type in MOVED | {"MaxPool"} and _concatenated(reader.outputs[0]))
+        for reader in value.consumers()
+    )
 
 
 def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:

@@ -53,9 +53,11 @@ class QuantScheme:
         add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
             convolution fuses with the Add; "both": the main branch too, where that is what lets it
             fuse; "all": always both, for an integer Add of its own.
+        store_integers: Whether weights are stored as the integers they become, a quarter of the size;
+            else in float, with a Q of their own, as TensorRT before 10 wants them.
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
-        signed_concat: Whether a Concat that can be negative may be quantized; if not, what reads it
-            stays in float.
+        signed_concat: Whether a tensor that can be negative may be quantized where it goes into a Concat
+            or comes out of one; if not, what reads it stays in float.
     """
 
     name: str
@@ -64,6 +66,7 @@ class QuantScheme:
     unsigned_activation: QuantSpec | None
     add_inputs: Literal["skip", "both", "all"]
     max_pool: Literal["input", "output"]
+    store_integers: bool
     signed_concat: bool = True
 
 

@@ -1,0 +1,81 @@
+"""What is kept of a stream: bounded, even, and the same whatever the batches."""
+
+import numpy as np
+import pytest
+
+from quantize.statistics import Gathered, Statistics, TensorStatistics, Thinned
+from toolkit.core.errors import QuantizationError, ToolkitError
+
+
+def thinned(most, parts):
+    kept = Thinned(most)
+    for part in parts:
+        kept.add(np.asarray(part, np.float32).reshape(-1, 1))
+    return kept.rows()[:, 0].tolist()
+
+
+def test_every_other_row_goes_when_there_are_too_many():
+    assert thinned(4, [[0, 1, 2, 3]]) == [0, 1, 2, 3]
+    assert thinned(4, [[0, 1, 2, 3], [4]]) == [0, 2, 4]
+    assert thinned(4, [range(10)]) == [0, 4, 8]
+    assert thinned(4, [range(10), range(10, 20)]) == [0, 8, 16]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+def test_rows_do_not_depend_on_the_batches(size):
+    stream = np.arange(1000)
+    parts = [stream[i : i + size] for i in range(0, 1000, size)]
+    kept = thinned(100, parts)
+    steps = set(np.diff(kept))
+    assert len(steps) == 1
+    assert 50 <= len(kept) <= 100
+    assert kept[0] == 0
+
+
+def test_memory_does_not_grow_with_the_stream():
+    kept = Thinned(64)
+    for _ in range(2000):
+        kept.add(np.zeros((10, 8), np.float32))
+    assert sum(part.nbytes for part in kept._kept) <= 64 * 8 * 4
+    assert all(part.base is None for part in kept._kept)  # no view keeps a batch alive
+
+
+def test_extremes_and_means_are_those_of_all_batches():
+    random = np.random.default_rng(0)
+    low, high, mean = (random.normal(size=(9, 3)).astype(np.float32) for _ in range(3))
+    seen = Gathered("t")
+    for i in (0, 4, 8):
+        seen.add(low[i : i + 4], high[i : i + 4], mean[i : i + 4], mean[i : i + 4])
+    got = seen.result()
+    np.testing.assert_array_equal(got.low, low.min(0))
+    np.testing.assert_array_equal(got.high, high.max(0))
+    np.testing.assert_allclose(got.mean, mean.mean(0), rtol=1e-6)
+    assert got.largest == max(high.max(), -low.min())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinite_values_name_the_tensor(bad):
+    rows = np.array([[1.0, bad]], np.float32)
+    with pytest.raises(QuantizationError, match="'layer1'"):
+        Gathered("layer1").add(rows, rows, rows, rows)
+
+
+def test_saved_statistics_come_back(tmp_path):
+    random = np.random.default_rng(0)
+    tensor = TensorStatistics(*(random.normal(size=(2, 3)).astype(np.float32) for _ in range(4)))
+    Statistics(7, {"a/b": tensor, "c": tensor}, np.ones((2, 3, 4, 4), np.float32)).save(tmp_path)
+    got = Statistics.load(tmp_path)
+    assert (got.images, list(got.tensors), got.probe.shape) == (7, ["a/b", "c"], (2, 3, 4, 4))
+    np.testing.assert_array_equal(got.tensors["a/b"].sample, tensor.sample)
+
+
+def test_a_folder_without_statistics_is_an_error(tmp_path):
+    with pytest.raises(ToolkitError):
+        Statistics.load(tmp_path)
+
+
+def test_a_scaled_tensor_is_divided_channel_by_channel():
+    ones = np.ones((2, 2), np.float32)
+    got = TensorStatistics(ones[0], ones[0], ones[0], ones).scaled(np.array([2, 4], np.float32))
+    np.testing.assert_array_equal(got.sample, [[0.5, 0.25]] * 2)
+    np.testing.assert_array_equal(got.high, [0.5, 0.25])
