@@ -141,13 +141,14 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
         return (device["device"], device["state"], device["release"] or "", "", "", "", "", "")
     latency_ms, top1, power_mw = _figures(record)
     gap_pp = (record["accuracy"] or {}).get("gap_pp")
+    against = "" if gap_pp is None else f" ({0.0 - gap_pp:+.2f} pp)"
     notes = [*(["fake"] if record["fake"] else []), *(record["marks"] or ())]
     return (
         device["device"],
         device["state"],
         device["release"],
         f"{record['build']['backend']} {record['build']['version'].split('-')[0]}",
-        "" if top1 is None else f"{100 * top1:.2f} %" + ("" if gap_pp is None else f" ({0.0 - gap_pp:+.2f} pp)"),
+        "" if top1 is None else f"{100 * top1:.2f} %{against}",
         f"{latency_ms:.3g} ms (batch {record['latency_ms']['batch']})",
         "" if power_mw is None else f"{power_mw / 1000:.2f} W",
         "; ".join(notes),
