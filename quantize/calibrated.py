@@ -16,7 +16,7 @@ from quantize.options import QuantizeOptions
 from quantize.placement import Placement, place
 from quantize.qparams import weight_qparams
 from quantize.ranges import observed, output_aware
-from quantize.statistics import Statistics
+from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.errors import ModelError, QuantizationError
 from toolkit.core.quant import FloatArray, QParams, QuantScheme
 from toolkit.graph import io
@@ -47,6 +47,12 @@ class Quantized:
     biases: dict[str, FloatArray]
     warnings: list[str]
 
+    def graph(self, *, store_integers: bool = False) -> ir.Model:
+        """The graph with its Q/DQ pairs."""
+        return qdq.insert(
+            self.model, self.activations, self.weights, self.biases, store_integers=store_integers
+        )
+
 
 def write(
     model: Path, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions, out: Path
@@ -54,7 +60,7 @@ def write(
     """Quantize a graph and write it; see `quantize.quantize`."""
     classifier = io.read_classifier(model)
     found = prepare(classifier.model, statistics, scheme, options)
-    io.save(qdq.insert(found.model, found.activations, found.weights, found.biases), out)
+    io.save(found.graph(store_integers=scheme.store_integers), out)
     return {
         "scheme": scheme.name,
         "effort": options.effort,
@@ -66,15 +72,29 @@ def write(
                 "zero_point": q.zero_point[0],
                 "low": float(found.statistics.tensors[name].low.min()),
                 "high": float(found.statistics.tensors[name].high.max()),
+                "counts": _histogram(found.statistics.tensors[name]),
             }
             for name, q in found.activations.items()
         },
         "weights": {
-            name: {"bits": q.spec.bits, "channels": len(q.scale), "largest_scale": max(q.scale)}
+            name: {
+                "bits": q.spec.bits,
+                "channels": len(q.scale),
+                "smallest_scale": min(q.scale),
+                "median_scale": float(np.median(q.scale)),
+                "largest_scale": max(q.scale),
+            }
             for name, q in found.weights.items()
         },
         "warnings": found.warnings,
     }
+
+
+def _histogram(seen: TensorStatistics) -> list[int]:
+    """Counts of the sampled values in 64 bins from the lowest to the highest value."""
+    bounds = (float(seen.low.min()), float(seen.high.max()))
+    counts: list[int] = np.histogram(seen.sample, 64, bounds)[0].tolist()
+    return counts
 
 
 def prepare(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from quantize.qparams import quantize_array
 from toolkit.core.quant import FloatArray, QParams
 from toolkit.graph import io
 
@@ -16,6 +17,8 @@ def insert(
     activations: Mapping[str, QParams],
     weights: Mapping[str, QParams],
     biases: Mapping[str, FloatArray],
+    *,
+    store_integers: bool = False,
 ) -> ir.Model:
     """Put Q/DQ pairs behind tensors and correct biases.
 
@@ -27,6 +30,7 @@ def insert(
         activations: Tensor name -> parameters.
         weights: Initializer name -> parameters.
         biases: Node name -> what is added to its bias, one value an output channel.
+        store_integers: Store weights as the integers they become, with a DQ alone.
 
     Returns:
         Another graph.
@@ -37,11 +41,11 @@ def insert(
     values = {str(v.name): v for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
     values |= {name: value for name, value in graph.initializers.items() if name is not None}
     for name, qparams in (*activations.items(), *weights.items()):
-        _pair(graph, values[name], qparams)
+        _pair(graph, values[name], qparams, folded=store_integers and name in weights)
     return changed
 
 
-def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams) -> None:
+def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, *, folded: bool) -> None:
     users = list(value.uses())
     name = str(value.name)
     per_tensor = qparams.spec.axis is None
@@ -52,22 +56,31 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams) -> None:
         io.add_constant(graph, f"{name}/zero_point", zero),
     ]
     attributes = {} if per_tensor else {"axis": int(qparams.spec.axis or 0)}
-    quantize = ir.node("QuantizeLinear", [value, *constants], attributes=attributes, name=f"{name}/quantize")
-    dequantize = ir.node(
-        "DequantizeLinear",
-        [quantize.outputs[0], *constants],
-        attributes=attributes,
-        name=f"{name}/dequantize",
-    )
-    quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}/quantized", f"{name}/dequantized"
-    dequantize.outputs[0].shape, dequantize.outputs[0].type = value.shape, value.type
+
+    def node(kind: str, source: ir.Value, suffix: str) -> ir.Node:
+        made = ir.node(kind, [source, *constants], attributes=attributes, name=f"{name}/{kind[:-6].lower()}")
+        made.outputs[0].name = f"{name}/{suffix}"
+        return made
+
+    if folded:
+        integers = quantize_array(io.constant(value), qparams).astype(qparams.spec.dtype)
+        pair = [
+            node("DequantizeLinear", io.add_constant(graph, f"{name}/quantized", integers), "dequantized")
+        ]
+    else:
+        quantize = node("QuantizeLinear", value, "quantized")
+        pair = [quantize, node("DequantizeLinear", quantize.outputs[0], "dequantized")]
+    result = pair[-1].outputs[0]
+    result.shape, result.type = value.shape, value.type
     producer = value.producer()
     if producer is not None:
-        graph.insert_after(producer, [quantize, dequantize])
+        graph.insert_after(producer, pair)
     else:
-        graph.insert_before(min((use.node for use in users), key=graph.index), [quantize, dequantize])
+        graph.insert_before(min((use.node for use in users), key=graph.index), pair)
     for use in users:
-        use.node.replace_input_with(use.idx, dequantize.outputs[0])
+        use.node.replace_input_with(use.idx, result)
+    if folded:
+        graph.initializers.pop(name)
 
 
 def _correct(graph: ir.Graph, biases: Mapping[str, FloatArray]) -> None:

@@ -44,6 +44,7 @@ class OnnxRuntime:
         unsigned_activation=QuantSpec("uint8", symmetric=True),
         add_inputs="all",
         max_pool="input",
+        store_integers=True,
     )
 
     def versions(self) -> Mapping[str, str]:

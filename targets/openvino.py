@@ -30,6 +30,7 @@ class OpenVINO:
         unsigned_activation=QuantSpec("uint8", symmetric=True),
         add_inputs="both",
         max_pool="input",
+        store_integers=True,
         signed_concat=False,  # 2026.4 takes its integers for unsigned, and convolutions read nonsense
     )
 

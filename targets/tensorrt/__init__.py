@@ -30,6 +30,7 @@ class TensorRT:
         unsigned_activation=None,
         add_inputs="skip",
         max_pool="output",  # the builder moves the Q through the pool and fuses both with the convolution
+        store_integers=False,
     )
 
     def versions(self) -> Mapping[str, str]:
