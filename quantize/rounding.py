@@ -165,7 +165,10 @@ def improve(student: Student, probe: FloatArray, *, steps: int = STEPS, seed: in
 def divergence(student: Student, images: Tensor) -> float:
     """KL divergence of the student's classes from the float network's, in nats an image."""
     size = _batch(images)
-    pairs = [(student.network(part), student.run(part, set(), apart=False)[0]) for part in torch.split(images, size)]
+    pairs = [
+        (student.network(part), student.run(part, set(), apart=False)[0])
+        for part in torch.split(images, size)
+    ]
     exact, found = (torch.cat(side).numpy() for side in zip(*pairs, strict=True))
     return kl_divergence(exact, found)
 
