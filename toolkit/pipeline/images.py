@@ -122,8 +122,10 @@ def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
 
 def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
     """Which images were evaluated: names, and one digest over names and contents."""
+    from calibration.loader import ordered_map
+
     names = [dataset.items[index].name for index in indices]
-    contents = [dataset.digest(index) for index in indices]
+    contents = list(ordered_map(dataset.digest, indices.tolist()))
     digest = sha256_bytes(canonical_json(list(zip(names, contents, strict=True))).encode())
     return {"source": dataset.name, "digest": digest, "names": names}
 
