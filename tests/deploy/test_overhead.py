@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import statistics
 import subprocess
 import time
 
@@ -32,27 +33,16 @@ def test_deploying_costs_at_most_half_more_than_scp(park, bundle, capsys):
     server = park.server("device")
     entry = park.entry(server)
     release.deploy(entry, bundle(), QUICK, quiet)
-    copies, deployments = [], []
-    for version in range(2, 5):  # in turns, so that whatever else the machine does meets both
+    pairs = []
+    for version in range(2, 7):  # in turns, so that whatever else the machine does meets both
         made = bundle(version=version, size=SIZE)
         target = f"{entry.user}@{entry.host}:{server.folder}/copy"
+        command = ["scp", "-O", "-q", "-F", str(park.client_config), "-P", str(server.port)]
         started = time.monotonic()
-        subprocess.run(
-            [
-                "scp",
-                "-O",
-                "-q",
-                "-F",
-                str(park.client_config),
-                "-P",
-                str(server.port),
-                str(made.path),
-                target,
-            ],
-            check=True,
-        )
-        copies.append(time.monotonic() - started)
-        deployments.append(bringing_s(entry, made))
+        subprocess.run([*command, str(made.path), target], check=True)
+        pairs.append((time.monotonic() - started, bringing_s(entry, made)))
+    ratio = statistics.median(deployment / copy for copy, deployment in pairs)
     with capsys.disabled():
-        print(f"\n{SIZE >> 20} MiB: scp {min(copies):.2f} s, deploy {min(deployments):.2f} s")
-    assert min(deployments) <= 1.5 * min(copies)
+        told = ", ".join(f"{copy:.2f} -> {deployment:.2f} s" for copy, deployment in pairs)
+        print(f"\n{SIZE >> 20} MiB, scp -> deploy: {told}; median ratio {ratio:.2f}")
+    assert ratio <= 1.5
