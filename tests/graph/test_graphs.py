@@ -1,0 +1,136 @@
+"""ONNX classifiers in and out, and what they cost."""
+
+import json
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from float_graphs import Graph, images, residual
+from qdq_graphs import residual_net, save
+
+from toolkit.core.errors import ModelError
+from toolkit.core.tensors import Preprocess
+from toolkit.graph import io
+from toolkit.graph.cost import cost
+from toolkit.graph.reference import Reference
+
+
+def test_what_a_classifier_looks_like_from_outside(tmp_path):
+    found = io.read_classifier(residual().save(tmp_path / "m.onnx"))
+    assert (found.input, found.output, found.batch, found.channels) == ("images", "logits", None, 3)
+    assert (found.size, found.classes, found.quantized, found.preprocess) == (16, 5, False, None)
+    assert io.read(residual(batch=4).save(tmp_path / "m.onnx")).batch == 4
+
+
+def test_cost_by_hand(tmp_path):
+    """8 of 3x3x3 on 8x8, grouped 8 of 3x3x2 on 4x4, fully connected 8 to 5."""
+    g = Graph()
+    path = g.head(g.conv(g.conv("images", 8), 8, stride=2, group=4, bias=False)).save(tmp_path / "m.onnx")
+    assert cost(path).macs == 8 * 27 * 64 + 8 * 18 * 16 + 40
+    assert cost(path).parameters == (8 * 27 + 8) + 8 * 18 + (40 + 5)
+
+
+def test_preprocessing_is_read_from_metadata_and_foreign_metadata_is_not(tmp_path):
+    model = residual().model()
+    entry = model.metadata_props.add()
+    entry.key = "preprocess"
+    entry.value = json.dumps({"resize": 20, "crop": 16, "mean": [0, 0, 0], "std": [1, 1, 1]})
+    onnx.save(model, tmp_path / "m.onnx")
+    expected = Preprocess(resize=20, crop=16, mean=(0, 0, 0), std=(1, 1, 1))
+    assert io.read(tmp_path / "m.onnx").preprocess == expected
+    for foreign in ("bgr", "[1]", '{"mean": 3}', '{"size": 1, "mean": [], "std": []}'):
+        entry.value = foreign
+        onnx.save(model, tmp_path / "m.onnx")
+        assert io.read(tmp_path / "m.onnx").preprocess is None
+
+
+def test_a_copy_is_edited_apart_and_a_saved_graph_comes_back(tmp_path):
+    model = io.read(residual().save(tmp_path / "m.onnx")).model
+    copied = io.copy(model)
+    weight = io.constant(model.graph.initializers["conv0.weight"]).copy()
+    io.set_constant(copied.graph.initializers["conv0.weight"], weight * 2)
+    np.testing.assert_array_equal(io.constant(model.graph.initializers["conv0.weight"]), weight)
+    io.save(copied, tmp_path / "copy.onnx")
+    again = io.read(tmp_path / "copy.onnx").model
+    np.testing.assert_array_equal(io.constant(again.graph.initializers["conv0.weight"]), weight * 2)
+    assert [n.name for n in again.graph] == [n.name for n in model.graph]
+
+
+def test_reference_gives_the_tensors_that_are_asked_in_order(tmp_path):
+    model = io.read(residual().save(tmp_path / "m.onnx")).model
+    value = next(v for node in model.graph for v in node.outputs if v.name == "conv0")
+    model.graph.outputs.append(value)
+    conv, logits = Reference(model, ["conv0", "logits"]).run(images(2, 16))
+    assert conv.shape == (2, 8, 16, 16)
+    assert logits.shape == (2, 5)
+
+
+def test_a_graph_that_the_reference_refuses():
+    g = Graph()
+    model = ir.from_proto(g.head(g.conv("images", 4)).model())
+    next(iter(model.graph)).op_type = "NoSuchOperation"
+    with pytest.raises(ModelError, match="refuses"):
+        Reference(model, ["logits"])
+
+
+def float16(model):
+    model.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(model.graph.initializer[0]).astype(np.float16),
+            model.graph.initializer[0].name,
+        )
+    )
+
+
+def infinite(model):
+    tensor = model.graph.initializer[0]
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array.flat[0] = np.inf
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
+def integer_input(model):
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+
+
+def two_outputs(model):
+    model.graph.output.append(onnx.helper.make_tensor_value_info("conv0", 1, ["batch", 8, 16, 16]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (infinite, r"weight 'conv0\.weight' .* NaN or infinite"),
+        (two_outputs, "1 inputs and 2 outputs"),
+        (integer_input, "not float32|not a readable"),
+        (float16, "not float32|not a readable"),
+    ],
+)
+def test_graphs_that_cannot_be_quantized_are_refused_by_name(change, message, tmp_path):
+    model = residual().model()
+    change(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=message) as caught:
+        io.read_classifier(tmp_path / "m.onnx")
+    assert caught.value.hint
+
+
+def test_a_quantized_graph_is_refused_and_the_node_named(tmp_path):
+    with pytest.raises(ModelError, match=r"quantized already: node '.+' is a QuantizeLinear"):
+        io.read_classifier(save(residual_net(), tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx", None])
+def test_damaged_and_absent_files(content, tmp_path):
+    if content is not None:
+        (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ModelError):
+        io.read(tmp_path / "m.onnx")
+
+
+def test_a_cut_off_file(tmp_path):
+    path = residual().save(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ModelError, match=r"m\.onnx"):
+        io.read(path)

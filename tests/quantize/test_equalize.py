@@ -1,0 +1,158 @@
+"""Equalization: the same function, evener channels; bias correction: the same means; both stated as laws."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from float_graphs import Graph, images, residual
+
+import targets
+from quantize import bias
+from quantize.collect import collect
+from quantize.equalize import LARGEST_FACTOR, equalize, spaces
+from quantize.network import Network
+from quantize.placement import place
+from quantize.qparams import weight_qparams
+from quantize.ranges import observed, output_aware
+from quantize.simulate import fake_quantize, quantizing
+from toolkit.core.quant import QuantSpec
+from toolkit.graph import io
+
+SCHEME = targets.get("tensorrt").scheme
+
+
+def uneven(seed=0):
+    """A residual net whose channels differ by factors of up to a hundred."""
+    g = residual(seed=seed)
+    model = ir.from_proto(g.model())
+    random = np.random.default_rng(seed)
+    for value in model.graph.initializers.values():
+        array = io.constant(value)
+        if array.ndim == 4:
+            factor = 10.0 ** random.uniform(-1, 1, (len(array), 1, 1, 1))
+            io.set_constant(value, (array * factor).astype(np.float32))
+    return model
+
+
+def calibrated(model, folder, pixels):
+    io.save(model, folder / "m.onnx")
+    model = io.read_classifier(folder / "m.onnx").model
+    return model, collect(folder / "m.onnx", [pixels])
+
+
+def logits(model, pixels, change=None):
+    with torch.inference_mode():
+        return Network(model)(torch.from_numpy(pixels), change).numpy()
+
+
+def spread_db(statistics):
+    """Mean over tensors of the ratio between the largest and the typical channel range, in dB."""
+    ranges = [np.maximum(-t.low, t.high) for n, t in statistics.tensors.items() if n != "images"]
+    return np.mean([20 * np.log10(r.max() / np.median(r[r > 0])) for r in ranges if (r > 0).sum() > 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_function_stays_and_ranges_get_closer(seed, tmp_path):
+    pixels = images(8, 16)
+    model, statistics = calibrated(uneven(seed), tmp_path, pixels)
+    changed, scaled = equalize(model, statistics)
+    before, after = logits(model, pixels), logits(changed, pixels)
+    assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
+    assert spread_db(scaled) < spread_db(statistics) - 1
+
+
+def test_the_statistics_are_those_the_changed_graph_gives(tmp_path):
+    pixels = images(8, 16)
+    model, statistics = calibrated(uneven(), tmp_path, pixels)
+    changed, scaled = equalize(model, statistics)
+    again = calibrated(changed, tmp_path, pixels)[1]
+    for name, seen in again.tensors.items():
+        for part in ("low", "high", "mean"):
+            got, expected = getattr(scaled.tensors[name], part), getattr(seen, part)
+            np.testing.assert_allclose(got, expected, atol=2e-5 * seen.largest, err_msg=name)
+
+
+def test_a_hand_worked_space():
+    """Ranges 1 and 4, half way: factors 1/sqrt(2) and sqrt(2), whose ratio is 2."""
+    from quantize.equalize import _factor
+    from quantize.statistics import TensorStatistics
+
+    seen = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [1, 4], [0, 0], [[0, 0]])))
+    np.testing.assert_allclose(_factor([seen]), [2**-0.5, 2**0.5], rtol=1e-6)
+    dead = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [0, 4], [0, 0], [[0, 0]])))
+    assert (np.abs(np.log(_factor([dead]))) <= np.log(LARGEST_FACTOR) + 1e-6).all()
+
+
+def test_what_is_not_homogeneous_blocks_its_space():
+    """Sigmoid, an input, an output, grouped convolutions and shared weights are left alone."""
+    g = Graph()
+    smooth = g.unary("Sigmoid", g.conv("images", 4))
+    grouped = g.conv(g.unary("Relu", g.conv(smooth, 4)), 4, group=2)
+    first = g.conv(g.unary("Relu", grouped), 4, 1)
+    shared = g.nodes[-1].input[1]
+    g.head(g.conv(g.unary("Relu", first), 4, 1, shared=shared))
+    found = spaces(ir.from_proto(g.model()))
+    assert not {t for s in found for t in s.tensors} & {"images", "logits", "conv0", smooth, grouped, first}
+
+
+def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
+    pixels = images(64, 16)
+    model, statistics = calibrated(uneven(), tmp_path, pixels)
+    network, placement = Network(model), place(model, SCHEME)
+    activations = {n: observed(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()}
+    coarse = QuantSpec(
+        "int8", symmetric=True, axis=0, bits=4
+    )  # large errors, so that there is something to see
+    weights = {
+        name: weight_qparams(io.constant(model.graph.initializers[name]), coarse)
+        for name in placement.weights
+    }
+    found = bias.corrections(network, pixels, activations, weights)
+
+    def errors(corrected):
+        changed = Network(model)
+        for name, q in weights.items():
+            changed.constants[name] = fake_quantize(changed.constants[name], q)
+        for node in changed.nodes:
+            if corrected and str(node.name) in found:
+                shift = torch.from_numpy(found[str(node.name)])
+                changed.constants[str(node.inputs[2].name)] = (
+                    changed.constants[str(node.inputs[2].name)] + shift
+                )
+        seen, exact = {}, {}
+        with torch.inference_mode():
+            quantized = quantizing(activations)
+            changed(torch.from_numpy(pixels), lambda n, v: seen.setdefault(n, v) * 0 + quantized(n, v))
+            network(torch.from_numpy(pixels), lambda n, v: exact.setdefault(n, v))
+        axes = {4: (0, 2, 3), 2: (0,)}
+        names = [str(n.outputs[0].name) for n in network.nodes if str(n.name) in found]
+        return {n: float((seen[n] - exact[n]).mean(axes[seen[n].ndim]).abs().max()) for n in names}
+
+    before, after = errors(corrected=False), errors(corrected=True)
+    assert set(before) == {str(n.outputs[0].name) for n in network.nodes if n.op_type in ("Conv", "Gemm")}
+    assert sum(after.values()) < 0.2 * sum(before.values())  # what is left is the trimmed tenth
+
+
+def test_clip_points_by_the_logits_ignore_what_the_logits_ignore(tmp_path):
+    """An outlier in a channel whose weights are zero may be clipped; min-max would stretch to hold it."""
+    g = Graph(seed=3)
+    first = g.conv("images", 8, 1, bias=False)
+    weight = g.random.normal(size=(8, 8, 1, 1))
+    weight[:, 0] = 0
+    g.head(g.conv(g.unary("Relu", first), 8, 1, weight=weight))
+    model = ir.from_proto(g.model())
+    loud = io.constant(model.graph.initializers["conv0.weight"]).copy()
+    loud[0] *= 30
+    io.set_constant(model.graph.initializers["conv0.weight"], loud)
+    pixels = images(16)
+    model, statistics = calibrated(model, tmp_path, pixels)
+    spec = {"relu1": QuantSpec("int8", symmetric=True)}
+    aware = output_aware(Network(model), pixels, spec, statistics.tensors)["relu1"]
+    whole = observed(statistics.tensors["relu1"], spec["relu1"], "minmax")
+    assert aware.scale[0] <= 0.3 * whole.scale[0]
+
+    def noise(q):
+        exact = logits(model, pixels)
+        return np.square(logits(model, pixels, quantizing({"relu1": q})) - exact).sum()
+
+    assert noise(aware) < 0.2 * noise(whole)

@@ -1,0 +1,81 @@
+"""The float graph in PyTorch computes what ONNX Runtime does."""
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from float_graphs import Graph, images, residual
+
+from quantize.network import Network
+from toolkit.core.errors import ModelError
+from toolkit.graph import io
+
+
+def every_operation():
+    g = Graph()
+    x = g.conv("images", 8, stride=2)
+    x = g.add(g.unary("Sigmoid", g.conv(x, 8, group=4)), g.unary("HardSwish", g.conv(x, 8, bias=False)))
+    x = g.concat(g.batch_norm(x), g.unary("LeakyRelu", x, alpha=0.1))
+    x = g.node("Mul", [x, g.unary("HardSigmoid", x, alpha=0.3, beta=0.4)], g.shapes[x])
+    x = g.node("Sub", [x, g.unary("Relu", x)], g.shapes[x])
+    x = g.node("Clip", [x, g.constant("low", -0.5), g.constant("high", 0.7)], g.shapes[x])
+    pads = g.constant("pads", [0, 2, 1, 0, 0, 1, 0, 1], np.int64)
+    x = g.node("Pad", [x, pads], (19, 5, 5))
+    bounds = [
+        g.constant(n, v, np.int64) for n, v in (("s", [1, 0]), ("e", [9, 99]), ("a", [1, 2]), ("t", [2, 1]))
+    ]
+    x = g.node("Slice", [x, *bounds], (4, 5, 5))
+    x = g.node("MaxPool", [x], (4, 3, 3), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    x = g.node("AveragePool", [x], (4, 3, 3), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    x = g.node("AveragePool", [x], (4, 2, 2), kernel_shape=[2, 2], count_include_pad=1)
+    x = g.node("AveragePool", [x], (4, 2, 2), kernel_shape=[2, 2], pads=[0, 0, 1, 1])
+    x = g.node("AveragePool", [x], (4, 1, 1), kernel_shape=[2, 2], auto_pad="VALID")
+    return g.head(x, kind="MatMul")
+
+
+@pytest.mark.parametrize("build", [every_operation, lambda: residual()], ids=["operations", "residual"])
+def test_it_agrees_with_onnx_runtime(build, tmp_path):
+    g = build()
+    pixels = images(3, g.shapes["images"][1])
+    path = g.save(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"images": pixels})[0]
+    with torch.inference_mode():
+        got = Network(io.read_classifier(path).model)(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_gradients_of_every_activation_are_those_of_differences(tmp_path):
+    network = Network(io.read_classifier(residual().save(tmp_path / "m.onnx")).model)
+    kept = {}
+
+    def keep(name, value):
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        value.retain_grad()
+        kept[name] = value
+        return value
+
+    network(torch.from_numpy(images(1, 16)), keep)[0, 0].backward()
+    for name in ("conv0", "add6"):
+        index = tuple(int(i) for i in np.unravel_index(int(kept[name].grad.abs().argmax()), kept[name].shape))
+
+        def shifted(by, name=name, index=index):
+            def change(at, value):
+                if at == name:
+                    value = value.clone()
+                    value[index] += by
+                return value
+
+            return float(network(torch.from_numpy(images(1, 16)), change)[0, 0])
+
+        slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2
+        assert float(kept[name].grad[index]) == pytest.approx(slope, rel=2e-2)
+
+
+def test_an_unknown_operation_is_named():
+    g = Graph()
+    model = ir.from_proto(g.head(g.unary("Erf", g.conv("images", 4))).model())
+    with pytest.raises(ModelError, match="Erf") as caught:
+        Network(model)
+    assert "effort" in caught.value.hint

@@ -1,0 +1,112 @@
+"""Where Q/DQ pairs stand: a text file per network and scheme shows what a change of placement does.
+
+EDGESHIP_UPDATE_SNAPSHOTS=1 rewrites the files.
+"""
+
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from float_graphs import Graph, residual
+
+import targets
+from quantize.placement import candidates, place
+from toolkit.graph import io
+from toolkit.models import resnet
+from toolkit.models.export import export
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+NETWORKS = ("resnet18", "resnet50", "resnet20", "preact_resnet50", "plain_resnet34")
+SCHEMES = ("openvino", "onnxruntime", "tensorrt")
+
+
+@cache
+def network(name, folder):
+    """A member of the family with few channels: names and places are those of the wide one."""
+    arch = resnet.architecture(name, classes=10)
+    widths = arch.widths
+    inner = tuple(tuple(tuple(8 for _ in block) for block in stage) for stage in widths.inner)
+    arch = resnet.resize(arch, replace(widths, inner=inner))
+    path = folder / f"{name}.onnx"
+    export(resnet.build(arch, seed=0), path, size=32, batch=1)
+    return path, io.read_classifier(path).model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_placement_is_the_one_on_file(name, scheme, folder):
+    _, model = network(name, folder)
+    placed = place(model, targets.get(scheme).scheme)
+    lines = [f"activation {tensor} {spec.dtype}" for tensor, spec in placed.activations.items()]
+    lines += [f"weight {tensor} {spec.dtype} axis {spec.axis}" for tensor, spec in placed.weights.items()]
+    text, file = "\n".join(lines) + "\n", SNAPSHOTS / f"{name}-{scheme}.txt"
+    if os.environ.get("EDGESHIP_UPDATE_SNAPSHOTS"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_point_of_every_scheme_is_calibrated(name, folder):
+    _, model = network(name, folder)
+    for scheme in SCHEMES:
+        assert set(place(model, targets.get(scheme).scheme).activations) <= set(candidates(model))
+
+
+def placed(graph, scheme):
+    return set(place(ir.from_proto(graph.model()), targets.get(scheme).scheme).activations)
+
+
+def test_tensorrt_leaves_the_main_branch_to_the_add_and_openvino_wants_it():
+    graph = residual()
+    adds = [node.input for node in graph.nodes if node.op_type == "Add"]
+    (main, _), (deep, projection) = adds
+    assert not {main, deep} & placed(graph, "tensorrt")
+    assert projection in placed(graph, "tensorrt")
+    assert {main, projection} <= placed(graph, "openvino")
+    assert deep not in placed(graph, "openvino")
+
+
+def test_the_tensor_between_a_convolution_and_its_activation_is_never_quantized():
+    graph = residual()
+    fused = {n.input[0] for n in graph.nodes if n.op_type == "Relu"}
+    for scheme in SCHEMES:
+        assert not fused & placed(graph, scheme)
+
+
+def test_a_max_pool_shares_the_scale_of_its_input_or_has_its_own():
+    graph = residual()
+    pool = next(node for node in graph.nodes if node.op_type == "MaxPool")
+    assert pool.input[0] in placed(graph, "openvino")
+    assert pool.output[0] not in placed(graph, "openvino")
+    assert pool.output[0] in placed(graph, "tensorrt")
+    assert pool.input[0] not in placed(graph, "tensorrt")
+
+
+def test_only_what_cannot_be_negative_is_unsigned():
+    g = Graph()
+    for kind in ("Relu", "Sigmoid", "HardSwish"):
+        g.head(g.conv(g.unary(kind, g.conv("images", 4)), 4))
+        found = place(ir.from_proto(g.model()), targets.get("openvino").scheme).activations
+        expected = "int8" if kind == "HardSwish" else "uint8"
+        assert next(spec.dtype for name, spec in found.items() if name.startswith(kind.lower())) == expected
+        g = Graph()
+
+
+def test_shared_weights_are_quantized_once():
+    g = Graph()
+    first = g.conv("images", 3, bias=False)
+    shared = g.nodes[-1].input[1]
+    g.head(g.conv(g.unary("Relu", first), 3, shared=shared))
+    assert list(place(ir.from_proto(g.model()), targets.get("tensorrt").scheme).weights) == [
+        shared,
+        "fc.weight",
+    ]

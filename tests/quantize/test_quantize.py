@@ -1,0 +1,182 @@
+"""From a float graph to a Q/DQ graph that its target takes; tensors that go wrong, and those that do not."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from float_graphs import Graph, images, residual
+
+import targets
+from quantize import QuantizeOptions, quantize
+from quantize.collect import collect
+from quantize.statistics import Statistics
+from targets.tensorrt import lint
+from toolkit.core.errors import QuantizationError, ToolkitError
+from toolkit.models import resnet
+from toolkit.models.export import export
+
+EFFORTS = ("fast", "balanced")
+
+
+def quantized(graph, folder, pixels, target="openvino", **options):
+    path = graph if isinstance(graph, type(folder)) else graph.save(folder / "float.onnx")
+    summary = quantize(
+        path,
+        collect(path, [pixels]),
+        targets.get(target).scheme,
+        QuantizeOptions(**options),
+        folder / "int8.onnx",
+    )
+    return path, folder / "int8.onnx", summary
+
+
+def run(path, pixels):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": pixels})[0]
+
+
+def sqnr_db(exact, coarse):
+    return 10 * np.log10(np.square(exact).sum() / max(np.square(exact - coarse).sum(), 1e-30))
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
+def test_logits_stay_close_on_images_it_has_not_seen(target, effort, tmp_path):
+    model, int8, summary = quantized(residual(), tmp_path, images(64, 16), target, effort=effort)
+    other = images(32, 16, seed=5)
+    assert sqnr_db(run(model, other), run(int8, other)) > 25
+    assert summary["warnings"] == []
+    assert summary["scheme"] == target
+    assert all(row["scale"] > 0 and row["low"] <= row["high"] for row in summary["activations"].values())
+
+
+def test_balanced_beats_fast_where_channels_differ(tmp_path):
+    """The channel ranges of this network differ by up to a hundred times."""
+    g = residual()
+    random = np.random.default_rng(0)
+    for tensor in g.initializers:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.ndim == 4:
+            loud = array * 10.0 ** random.uniform(-1, 1, (len(array), 1, 1, 1))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(loud.astype(np.float32), tensor.name))
+    pixels, other = images(64, 16), images(64, 16, seed=5)
+    reached = {}
+    for effort in EFFORTS:
+        model, int8, _ = quantized(g, tmp_path, pixels, effort=effort)
+        reached[effort] = sqnr_db(run(model, other), run(int8, other))
+    assert reached["balanced"] > reached["fast"] + 1
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resnet18") / "float.onnx"
+    export(resnet.build(resnet.architecture("resnet18", classes=10), seed=0), path, size=32, batch=1)
+    return path
+
+
+def test_the_tensorrt_graph_is_legal_for_every_version_in_the_field(resnet18, tmp_path):
+    _, int8, _ = quantized(resnet18, tmp_path, images(2, 32), "tensorrt", effort="fast")
+    assert lint.lint(int8, "8.5") == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet20"])
+def test_openvino_runs_every_convolution_and_add_in_int8(name, resnet18, tmp_path):
+    path = resnet18
+    if name != "resnet18":
+        path = tmp_path / "float.onnx"
+        export(resnet.build(resnet.architecture(name, classes=10), seed=0), path, size=32, batch=1)
+    _, int8, _ = quantized(path, tmp_path, images(2, 32), "openvino", effort="fast")
+    compiled = targets.get("openvino").compile(int8, tmp_path / "engine", "int8")
+    assert compiled.warnings == ()
+    judged = [layer for layer in compiled.audit if layer.kind in ("Convolution", "Add")]
+    assert len(judged) == {"resnet18": 20 + 8, "preact_resnet20": 19 + 9}[name]
+    assert {layer.precision for layer in judged} == {"int8"}
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+class TestBadInput:
+    """Either right, or an error that names the tensor."""
+
+    def close(self, graph, folder, pixels, effort, other=None, at_least=25):
+        model, int8, summary = quantized(graph, folder, pixels, effort=effort)
+        other = pixels if other is None else other
+        got = run(int8, other)
+        assert np.isfinite(got).all()
+        assert sqnr_db(run(model, other), got) > at_least
+        return summary
+
+    def test_all_zero_images(self, effort, tmp_path):
+        summary = self.close(residual(), tmp_path, np.zeros((4, 3, 16, 16), np.float32), effort)
+        assert "activation 'images' is zero on every calibration image" in summary["warnings"]
+
+    def test_constant_images(self, effort, tmp_path):
+        self.close(residual(), tmp_path, np.full((4, 3, 16, 16), 0.7, np.float32), effort)
+
+    def test_one_image(self, effort, tmp_path):
+        self.close(residual(), tmp_path, images(1, 16), effort, other=images(16, 16, seed=3), at_least=15)
+
+    def test_a_channel_pruned_to_zeros(self, effort, tmp_path):
+        g = Graph()
+        weight = g.random.normal(size=(4, 3, 3, 3))
+        weight[1] = 0
+        first = g.unary("Relu", g.conv("images", 4, weight=weight, bias=False))
+        self.close(g.head(g.conv(first, 4)), tmp_path, images(8), effort)
+
+    def test_a_dead_relu(self, effort, tmp_path):
+        g = Graph()
+        first = g.unary(
+            "Relu", g.conv(g.unary("Relu", g.conv("images", 4)), 4, weight=np.full((4, 4, 3, 3), -1))
+        )
+        self_bias = next(t for t in g.initializers if t.name == "conv2.bias")
+        self_bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, -1, np.float32), "conv2.bias"))
+        summary = self.close(g.head(g.conv(first, 4)), tmp_path, images(8), effort)
+        assert "activation 'relu3' is zero on every calibration image" in summary["warnings"]
+
+    def test_an_outlier_of_a_million(self, effort, tmp_path):
+        """One pixel of one image: the others stay usable."""
+        pixels = images(32, 16)
+        pixels[3, 1, 5, 5] = 1e6
+        _, int8, _ = quantized(residual(), tmp_path, pixels, effort=effort)
+        got = run(int8, images(8, 16, seed=9))
+        assert np.isfinite(got).all()
+
+    @pytest.mark.parametrize("kind", ["Sigmoid", "HardSwish"])
+    def test_other_activations(self, kind, effort, tmp_path):
+        g = Graph()
+        self.close(g.head(g.conv(g.unary(kind, g.conv("images", 8)), 8)), tmp_path, images(32), effort)
+
+    def test_shared_weights_grouped_convolutions_and_concat(self, effort, tmp_path):
+        g = Graph()
+        first = g.unary("Relu", g.conv("images", 8))
+        grouped = g.unary("Relu", g.conv(first, 8, group=4, bias=False))
+        shared = g.nodes[-2].input[1]
+        again = g.unary("Relu", g.conv(grouped, 8, group=4, bias=False, shared=shared))
+        self.close(g.head(g.conv(g.concat(grouped, again), 8)), tmp_path, images(32), effort)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_nan_and_infinite_activations_are_named(self, bad, effort, tmp_path):
+        pixels = images(4, 16)
+        pixels[2, 0, 0, 0] = bad
+        with pytest.raises(QuantizationError, match="'images'"):
+            quantized(residual(), tmp_path, pixels, effort=effort)
+        assert not (tmp_path / "int8.onnx").exists()
+
+    def test_weights_that_are_nan_are_named(self, effort, tmp_path):
+        g = Graph()
+        g.head(g.conv("images", 4, weight=np.full((4, 3, 3, 3), np.nan)))
+        with pytest.raises(ToolkitError, match=r"'conv0\.weight'"):
+            quantized(g, tmp_path, images(2), effort=effort)
+
+    def test_statistics_of_another_graph(self, effort, tmp_path):
+        path = residual().save(tmp_path / "m.onnx")
+        empty = Statistics(1, {}, images(1, 16))
+        with pytest.raises(QuantizationError, match="no statistics of 'images'"):
+            quantize(
+                path,
+                empty,
+                targets.get("openvino").scheme,
+                QuantizeOptions(effort=effort),
+                tmp_path / "o.onnx",
+            )
