@@ -22,7 +22,7 @@ import click
 import numpy as np
 import torch
 from _common import SHARED, machine, ratio_interval, run_fresh, table, tell, write
-from quantization_measure import FLOAT, Engine, Quality, build, latencies, qualities, resized
+from quantization_measure import FLOAT, Engine, Quality, build, latencies, qualities, reshaped
 from quantization_tools import BATCH, CONTROLLED_DROP, FLOOR
 
 from calibration import manifest
@@ -345,13 +345,14 @@ def timing(network: Network, names: Sequence[str], chosen: Images, runner: Runne
         peak = _median(results[tool, "files"], "peak_bytes")
         rows.append((tool, *cells, f"{peak / 1e6:.0f}" if peak else None))
     columns = [
-        f"{what}, {kind}"
-        for kind in ("decoded arrays", "image files")
-        for what in ("seconds", f"/ {NNCF}'s (lowest..highest)", "share of one FP32 pass", "with start-up s")
+        f"{kind}: {what}"
+        for kind in ("arrays", "files")
+        for what in ("s", f"/ {NNCF}'s (lowest..highest)", "share of one FP32 pass", "with start-up s")
     ]
     heading = (
-        f"Quantizing {len(chosen.indices)} images at {SPEED_SIZE} px, medians of {rounds} rounds in turn; "
-        "peak memory is that of the process that reads image files."
+        f"Quantizing with {len(chosen.indices)} images at {SPEED_SIZE} px, from decoded arrays in memory and "
+        f"from image files; medians of {rounds} rounds in turn. Seconds leave out imports. Peak memory is "
+        "that of the process that reads image files."
     )
     return [heading, table((f"Quantize at {SPEED_SIZE} px", *columns, "peak MB"), rows)]
 
@@ -426,10 +427,10 @@ def _basis(chosen: Images, judged: Images, control: Images) -> str:
 def _latencies(
     network: Network, model: Path, engines: Mapping[str, Engine], folder: Path, seconds: float
 ) -> dict[str, list[float]]:
-    files = {FLOAT: resized(model, SPEED_SIZE, folder / f"{network.name}-fp32.xml")}
+    files = {FLOAT: reshaped(model, 1, SPEED_SIZE, folder / f"{network.name}-fp32.xml")}
     for tool, engine in engines.items():
         out = folder / f"{network.name}-{tool.replace(' ', '-')}.xml"
-        files[tool] = resized(engine.file, SPEED_SIZE, out)
+        files[tool] = reshaped(engine.file, 1, SPEED_SIZE, out)
     return latencies(files, SPEED_SIZE, seconds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -71,13 +72,25 @@ def build(graph: Path, named: Path, out: Path) -> Engine:
     return Engine(graph, audit(ov.Core().compile_model(str(graph), "CPU", options), named, "int8"))
 
 
-def resized(engine: Path, size: int, out: Path) -> Path:
-    """The same engine for one image of another size: its latency does not depend on the scales."""
+def reshaped(engine: Path, batch: int, size: int, out: Path) -> Path:
+    """The same engine for another batch and image size; its latency does not depend on the scales."""
     import openvino as ov
 
     model = ov.Core().read_model(str(engine))
-    model.reshape([1, model.input(0).get_partial_shape()[1].get_length(), size, size])
+    model.reshape([batch, model.input(0).get_partial_shape()[1].get_length(), size, size])
     ov.save_model(model, str(out), compress_to_fp16=False)
+    return out
+
+
+def any_batch(graph: Path, out: Path) -> Path:
+    """The same ONNX graph for any number of images, which evaluates faster."""
+    import onnx
+
+    model = onnx.load(str(graph))
+    del model.graph.value_info[:]  # shapes of one image
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(model, str(out))
     return out
 
 
@@ -89,12 +102,25 @@ def qualities(
     indices: Sequence[int],
     preprocess: Preprocess,
 ) -> dict[str, Quality]:
-    """Run every image through every variant; `FP32` is `model` in ONNX Runtime, the reference."""
+    """Run every image through every variant, in batches.
+
+    Args:
+        engines: Name -> OpenVINO engine.
+        simulated: Name -> Q/DQ graph that ONNX Runtime runs as it is written.
+        model: The float graph; in ONNX Runtime it is the reference, `FLOAT`.
+        dataset: Images.
+        indices: Which of them.
+        preprocess: How they are prepared.
+    """
     with ExitStack() as stack:
-        sessions = {FLOAT: stack.enter_context(simulate(model))}
-        openvino = targets.get("openvino")
-        sessions |= {name: stack.enter_context(openvino.open(file)) for name, file in engines.items()}
-        sessions |= {name: stack.enter_context(simulate(file)) for name, file in simulated.items()}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        sessions: dict[str, targets.Session] = {}
+        for number, (name, graph) in enumerate({FLOAT: model, **simulated}.items()):
+            file = any_batch(graph, folder / f"{number}.onnx")
+            sessions[name] = stack.enter_context(simulate(file))
+        for number, (name, engine) in enumerate(engines.items()):
+            file = reshaped(engine, BATCH, preprocess.crop, folder / f"{number}.xml")
+            sessions[name] = stack.enter_context(targets.get("openvino").open(file))
         logits: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
         labels = []
         for batch in batches(dataset, indices, preprocess, batch=BATCH):

@@ -210,8 +210,8 @@ def fp32_pass() -> Tool:
         def run() -> Path:
             classifier = io.read_classifier(job.model)
             reference = Reference(classifier.model, [classifier.output])
-            for batch in job.images.batches(BATCH):
-                reference.run(batch)
+            for image in job.images:
+                reference.run(image)
             return job.model
 
         return run
