@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from loopback import QUICK, live, processes, quiet
 
+from toolkit.cli import report
 from toolkit.core.errors import DeviceError
 from toolkit.deploy import release
 from toolkit.deploy.inventory import Entry
@@ -116,6 +118,18 @@ def test_records_of_the_device_tell_which_is_live(device, bundle):
     assert [(r["release"], r["live"], r["latency_ms"]["p50"]) for r in found] == [
         (made[1], True, 2), (made[0], False, 1),
     ]  # fmt: skip
+
+
+def test_the_report_of_a_device_shows_what_it_measured(device, bundle, tmp_path, monkeypatch):
+    _, entry = device
+    made = release.deploy(entry, bundle(version=1, ms=7), QUICK, quiet).release
+    monkeypatch.setattr("toolkit.cli._devices.chosen", lambda inventory, names, tags: [entry])
+    shown = CliRunner().invoke(report.command, ["--device", entry.name, "--format", "json"])
+    assert shown.exit_code == 0, shown.output
+    (record,) = json.loads(shown.stdout)
+    assert (record["release"], record["latency_ms"]["p50"], record["live"]) == (made, 7, True)
+    table = CliRunner().invoke(report.command, ["--device", entry.name], env={"COLUMNS": "240"})
+    assert made in table.stdout and "7 ms (batch" in table.stdout and "live" in table.stdout
 
 
 def test_another_environment_is_another_release(device, bundle):

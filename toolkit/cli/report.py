@@ -1,18 +1,22 @@
-"""edgeship report: what a run found."""
+"""edgeship report: what a run found, or what a device measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from toolkit.cli._devices import INVENTORY, as_table
 
 
 @click.command(
     epilog="\b\nExamples:\n  edgeship report runs/quickstart\n"
     "  edgeship report runs/quickstart --open\n"
-    "  edgeship report runs/quickstart --format md > comment.md"
+    "  edgeship report runs/quickstart --format md > comment.md\n"
+    "  edgeship report --device nano-1"
 )
-@click.argument("run", type=click.Path(exists=True, path_type=Path))
+@click.argument("run", type=click.Path(exists=True, path_type=Path), required=False)
 @click.option(
     "--format",
     "kind",
@@ -21,8 +25,58 @@ import click
 )
 @click.option("--open", "show", is_flag=True, help="Open the HTML report in the browser.")
 @click.option("--mlflow", is_flag=True, help="Log the run to MLflow (MLFLOW_TRACKING_URI says where).")
-def command(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
+@click.option("--device", help="Show what this device measured of its releases instead.")
+@INVENTORY
+def command(
+    run: Path | None, kind: str | None, show: bool, mlflow: bool, device: str | None, inventory: Path | None
+) -> None:
     """Show the report of RUN: a folder written by `edgeship run --out`, or its report.json."""
+    if (run is None) == (device is None):
+        raise click.UsageError("name a RUN, or a device with --device")
+    if device is not None:
+        _show_device(device, inventory, as_json=kind == "json")
+    if run is not None:
+        _show_run(run, kind, show, mlflow)
+
+
+COLUMNS = ("release", "state", "variant", "runtime", "top-1", "simulated", "p50 latency", "power", "notes")
+
+
+def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
+    import json
+
+    from toolkit.cli._devices import chosen
+    from toolkit.deploy.release import records
+
+    (entry,) = chosen(inventory, [name], ())
+    found = records(entry)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    as_table(COLUMNS, [_row(record) for record in found])
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    accuracy, power_mw = record["accuracy"] or {}, record["power_mw"]
+    latency = record["latency_ms"]
+    return (
+        record["release"],
+        "live" if record["live"] else "",
+        record["variant"],
+        f"{record['build']['backend']} {record['build']['version'].split('-')[0]}",
+        _percent(accuracy.get("top1")),
+        _percent(accuracy.get("simulated_top1")),
+        f"{latency['p50']:.3g} ms (batch {latency['batch']})",
+        "not measured" if power_mw is None else f"{power_mw / 1000:.2f} W",
+        ", ".join([*(["fake"] if record["fake"] else []), *(record["marks"] or ())]),
+    )
+
+
+def _percent(fraction: float | None) -> str:
+    return "not measured" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _show_run(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
     from toolkit.report import render
 
     report = render.load(run)
