@@ -1,31 +1,32 @@
-"""The prune and finetune stages' work: images, a stopwatch on this machine, and what is handed on."""
+"""The prune and finetune stages' work: images, a stopwatch where asked for, and what is handed on."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.core.artifact import plain, read_json, write_json
+from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.statistics import percentile
 from toolkit.pipeline import images
 from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import FinetuneOptions, PruneOptions
+from toolkit.pipeline.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from toolkit.models.resnet import Architecture
+    from toolkit import prune as pruner
+    from toolkit.core.tensors import Preprocess
+    from toolkit.models.resnet import ResNet
 
 GOALS = ("keep", "macs", "target_latency", "max_drop_pp")
 BATCH = 32  # images decoded at once
 HELD_OUT = 0.08  # part of the images that judge a fine-tuning
 MOST_HELD_OUT = 256
-STOPWATCH_SECONDS = 0.4  # for each network that is timed
 
 
 def check(options: PruneOptions) -> None:
@@ -48,22 +49,52 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
     from toolkit import prune as pruner
     from toolkit.models import weights
 
+    model, preprocess = network_of(folder)
+    pictures = stream(options, preprocess)
+    with ExitStack() as stack:
+        measure = None
+        if options.target_latency is not None:
+            table = checkpoint.with_name("latencies.json")
+            measure = stack.enter_context(Stopwatch(options.targets, preprocess.crop, options.threads, table))
+        smaller, plan = pruner.prune(model, pictures, options_of(options), measure, checkpoint=checkpoint)
+    weights.save(smaller, out, preprocess)
+    write_json(out / "plan.json", plan)
+
+
+def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
+    """The network that the load stage wrote, and how its images are prepared.
+
+    Raises:
+        ModelError: There is only a graph.
+    """
+    from toolkit.models import weights
+
     if not (folder / weights.WIDTHS).is_file():
         raise ModelError(
             "an ONNX file cannot be pruned: its channels are not known to belong together",
             hint="give load.weights of a ResNet instead of load.model=file.onnx, or set prune.method=none",
         )
-    preprocess = from_json(read_json(folder / "model.json")["preprocess"])
+    return weights.load(folder).model, from_json(read_json(folder / "model.json")["preprocess"])
+
+
+def stream(options: PruneOptions, preprocess: Preprocess) -> Iterator[FloatArray]:
+    """The images to prune with, in batches."""
     dataset, indices = images.unevaluated(options.source, options.images, options.seed, options.exclude)
-    stream = images.stream(dataset, indices, preprocess, BATCH, "reading images to prune with")
-    measure = None
-    if options.target_latency is not None:
-        measure = stopwatch(options.targets, preprocess.crop, options.threads)
-    wanted = {each.name: getattr(options, each.name) for each in fields(pruner.PruneOptions)}
-    model = weights.load(folder).model
-    smaller, plan = pruner.prune(model, stream, pruner.PruneOptions(**wanted), measure, checkpoint=checkpoint)
-    weights.save(smaller, out, preprocess)
-    write_json(out / "plan.json", plan)
+    return images.stream(dataset, indices, preprocess, BATCH, "reading images to prune with")
+
+
+def options_of(options: PruneOptions) -> pruner.PruneOptions:
+    """What the recipe says, as the pruner wants it."""
+    from toolkit import prune as pruner
+
+    return pruner.PruneOptions(
+        **{each.name: getattr(options, each.name) for each in fields(pruner.PruneOptions)}
+    )
+
+
+def held_out(count: int) -> int:
+    """How many of so many images judge, instead of being learned from."""
+    return max(1, min(int(count * HELD_OUT), MOST_HELD_OUT))
 
 
 def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
@@ -74,7 +105,7 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
 
     preprocess = from_json(read_json(dense / "model.json")["preprocess"])
     dataset, indices = images.unevaluated(options.source, options.images, options.seed, options.exclude)
-    count = max(1, min(round(len(indices) * HELD_OUT), MOST_HELD_OUT))
+    count = held_out(len(indices))
     judges, learned = indices[:count], indices[count:]
 
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
@@ -95,50 +126,3 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
         preprocess=preprocess,
         checkpoint=checkpoint,
     )
-
-
-def stopwatch(names: tuple[str, ...], size: int, threads: int) -> Callable[[Architecture], float]:
-    """A function that tells the INT8 latency of an architecture on this machine, in milliseconds.
-
-    Weights do not matter for it, so random ones are exported, quantized with the least effort and
-    compiled for the first of the targets that runs here.
-
-    Args:
-        names: Targets, in order of preference.
-        size: Input height and width in pixels.
-        threads: CPU threads.
-    """
-    import targets
-    from quantize import QuantizeOptions, quantize
-    from quantize.collect import collect
-    from targets._timing import interleave
-    from toolkit.models import export, resnet
-
-    noise = np.random.default_rng(0).normal(size=(4, 3, size, size)).astype(np.float32)
-    seen: dict[Any, float] = {}
-
-    def measure(arch: Architecture) -> float:
-        key = plain(arch.widths)
-        if str(key) in seen:
-            return seen[str(key)]
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            export.export(resnet.ResNet(arch).eval(), folder / "float.onnx", size=size)
-            statistics = collect(folder / "float.onnx", [noise])
-            how = QuantizeOptions(observer="minmax", effort="fast")
-            for target in map(targets.get, names):
-                quantize(folder / "float.onnx", statistics, target.scheme, how, folder / "int8.onnx")
-                built = target.compile(folder / "int8.onnx", folder / "engine", "int8")
-                if built.runs_here:
-                    break
-            else:
-                raise ModelError(
-                    f"prune.target_latency: none of {', '.join(names)} runs on this machine",
-                    hint="set prune.macs, or run on the device",
-                )
-            with target.open(folder / "engine" / built.file, threads=threads) as session:
-                samples = interleave({"it": lambda: session.infer(noise[:1])}, duration_s=STOPWATCH_SECONDS)
-        seen[str(key)] = percentile(samples["it"], 50)
-        return seen[str(key)]
-
-    return measure

@@ -254,6 +254,7 @@ class Recipe:
 
     def resolved(self) -> Recipe:
         """The recipe with everything filled in that follows from another section."""
+        measured = self.prune.target_latency is not None  # else targets and threads do not matter to it
         return replace(
             self,
             load=replace(self.load, size=self.export.size),
@@ -261,8 +262,8 @@ class Recipe:
                 self.prune,
                 source=self.prune.source or self.select.source,
                 exclude=self.evaluate.source,
-                targets=self.compile.targets,
-                threads=self.bench.threads,
+                targets=self.compile.targets if measured else (),
+                threads=self.bench.threads if measured else 1,
             ),
             finetune=replace(
                 self.finetune,

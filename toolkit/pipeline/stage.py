@@ -24,7 +24,7 @@ class Stage:
         work: Reads the folders of the stages it needs and writes into the folder it is given.
         needs: Stages whose folders it reads.
         code: Packages and modules whose source decides the result.
-        on_device: Whether the result belongs to this machine.
+        on_device: Whether the result belongs to this machine; the name of an option: where that is set.
         on_run: Whether it tells of the whole run: it gets the input `run` with run.json (`output.describe`).
     """
 
@@ -32,8 +32,14 @@ class Stage:
     work: Callable[[Any, Inputs, Path], None]
     needs: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
-    on_device: bool = False
+    on_device: bool | str = False
     on_run: bool = False
+
+    def bound(self, options: Any) -> bool:
+        """Whether the result with these options belongs to this machine."""
+        if isinstance(self.on_device, str):
+            return getattr(options, self.on_device) is not None
+        return self.on_device
 
     def code_digest(self) -> str:
         """Digest of the stage function and of the source it names."""

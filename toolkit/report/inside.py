@@ -340,7 +340,7 @@ def frontier(plan: Any) -> Chart | None:
     rows = sorted(rows, key=lambda row: float(row[cost]))
     x = [row[cost] for row in rows]
     y = [100 * row["top1"] if measured else -row["expected_drop_pp"] for row in rows]
-    knee = _knee(x, y)
+    knee = knee_of(x, y)
     chosen = [i for i, row in enumerate(rows) if row.get("chosen")]
     data: list[dict[str, Any]] = [
         {
@@ -384,7 +384,7 @@ def frontier(plan: Any) -> Chart | None:
     )
 
 
-def _knee(x: Sequence[float], y: Sequence[float]) -> int:
+def knee_of(x: Sequence[float], y: Sequence[float]) -> int:
     """The point farthest above the straight line between the ends, on axes scaled to [0, 1].
 
     Source:

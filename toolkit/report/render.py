@@ -82,7 +82,7 @@ def load(run: Path) -> RunReport:
 
 def markdown(report: RunReport) -> str:
     """The report for a pull request."""
-    text: str = _environment().get_template("report.md.j2").render(_context(report))
+    text: str = templates().get_template("report.md.j2").render(_context(report))
     return text
 
 
@@ -90,7 +90,7 @@ def html(report: RunReport, *, thumbnails: Thumbnails | None = None) -> str:
     """The report as one page that needs no other file and no network."""
     from toolkit.report.page import page
 
-    return page(report, _environment(), _context(report), thumbnails)
+    return page(report, templates(), _context(report), thumbnails)
 
 
 def text_json(report: RunReport) -> str:
@@ -100,7 +100,7 @@ def text_json(report: RunReport) -> str:
 
 def junit(report: RunReport) -> str:
     """The gates as JUnit XML: a missed gate is a failure, one that was not judged is skipped."""
-    text: str = _environment().get_template("junit.xml.j2").render(_context(report))
+    text: str = templates().get_template("junit.xml.j2").render(_context(report))
     return text
 
 
@@ -199,7 +199,8 @@ def _context(report: RunReport) -> dict[str, Any]:
 
 
 @functools.cache  # compiling the templates takes longer than filling them
-def _environment() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The templates of this package, with escaping on."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,0 +1,209 @@
+"""Pruned networks beside the dense one: accuracy and latency in FP32 and INT8, and the knee."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import targets
+from toolkit.core import statistics
+from toolkit.core.artifact import read_json, write_json
+from toolkit.core.errors import ModelError, RecipeError
+from toolkit.core.quant import FloatArray
+from toolkit.core.results import Precision
+from toolkit.pipeline import images, network, pruning, variants
+from toolkit.pipeline.preprocessing import from_json
+from toolkit.pipeline.recipe import Recipe
+
+DENSE = "dense"
+BATCH = 8  # images calibrated and judged at once
+
+
+def check(parts: Sequence[float]) -> None:
+    """Refuse parts that leave nothing, or everything.
+
+    Raises:
+        RecipeError: One is not between 0 and 1, or they are not different.
+    """
+    for part in parts:
+        if not 0 < part < 1:
+            raise RecipeError(
+                f"a width of {part:g} is not between 0 and 1",
+                hint="name parts of the channels that stay, e.g. 0.9,0.75,0.6; the dense one is always shown",
+            )
+    if len(set(parts)) < len(parts):
+        raise RecipeError("a width is given twice", hint="name each once")
+
+
+def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dict[str, Path]:
+    """Prune the network of a folder to several widths in one pass; each keeps channels of the wider ones.
+
+    Args:
+        recipe: Resolved; its prune section says how.
+        parts: Of the channels inside blocks that stay.
+        dense: What the load stage wrote.
+        out: Gets a folder for each with the network and plan.json.
+
+    Returns:
+        Name -> folder, widest first.
+
+    Raises:
+        ModelError: There is only a graph, or nothing to prune.
+    """
+    from toolkit import prune as pruner
+    from toolkit.models import weights
+
+    check(parts)
+    model, preprocess = pruning.network_of(dense)
+    stream = pruning.stream(recipe.prune, preprocess)
+    made = pruner.family(model, stream, parts, pruning.options_of(replace(recipe.prune, keep=min(parts))))
+    folders = {}
+    for part, (smaller, plan) in zip(sorted(parts, reverse=True), made, strict=True):
+        name = f"keep-{part:g}"
+        folders[name] = out / name
+        weights.save(smaller, folders[name], preprocess)
+        write_json(folders[name] / "plan.json", plan)
+    return folders
+
+
+def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str, Any]:
+    """Quantize, judge and time the dense network and pruned ones, all alike and in turns.
+
+    Args:
+        recipe: Resolved. Without `evaluate.source` the images that pruning held out judge, and the
+            drop is estimated without labels.
+        dense: What the load stage wrote.
+        pruned: Name -> folder with a network.
+
+    Returns:
+        What family.json holds: `frontier`, the INT8 rows with the dense one as competitor, and `float`.
+
+    Raises:
+        ModelError: The target does not run on this machine.
+    """
+    from calibration.loader import batches
+
+    described = read_json(dense / "model.json")
+    preprocess = from_json(described["preprocess"])
+    target = recipe.compile.targets[0]
+    how = recipe.prune
+    dataset, indices = images.unevaluated(how.source, how.images, how.seed, how.exclude)
+    judges, judged = dataset, indices[-pruning.held_out(len(indices)) :]
+    if recipe.evaluate.source:
+        judges = images.open_evaluation(recipe.evaluate.source, described["classes"])
+        judged = images.subset(judges, recipe.evaluate.images)
+    chosen = indices[: recipe.select.images]
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        engines: dict[str, tuple[str, Path]] = {}
+        for label, folder in {DENSE: dense, **pruned}.items():
+            built = Path(name) / label
+            exported = network.export(recipe.export, folder, described, built / "float.onnx")
+            stream = images.stream(dataset, chosen, preprocess, BATCH, f"calibrating {label}")
+            quantized = _quantize(exported.file, stream, target)
+            graphs: dict[Precision, Path] = {"fp32": exported.file, "int8": quantized}
+            for precision, graph in graphs.items():
+                engines[f"{label}-{precision}"] = target, _compile(graph, target, precision)
+                rows[f"{label}-{precision}"] = {
+                    "name": label,
+                    "precision": precision,
+                    "macs": exported.macs,
+                    "parameters": exported.parameters,
+                }
+        noise = np.random.default_rng(0).normal(size=(1, 3, preprocess.crop, preprocess.crop))
+        timed = variants.time_all(recipe.bench, engines, noise.astype(np.float32))
+        opened = {
+            label: stack.enter_context(targets.get(target).open(engine))
+            for label, (_, engine) in engines.items()
+        }
+        outcome = variants.infer(
+            opened, batches(judges, judged, preprocess, batch=BATCH, label="judging images")
+        )
+    labelled = bool(recipe.evaluate.source) and bool((outcome.labels >= 0).all())
+    for label, row in rows.items():
+        measured = timed["variants"][label]
+        row["latency_ms"] = statistics.percentile(measured["samples_ms"], 50)
+        row["noise"] = measured["warning"]
+        row.update(_judged(outcome, label, labelled=labelled))
+    frontier = sorted(
+        (row for row in rows.values() if row["precision"] == "int8"), key=lambda row: row["latency_ms"]
+    )
+    _mark_knee(frontier)
+    return {
+        "schema": 1,
+        "model": described["name"],
+        "target": target,
+        "size": preprocess.crop,
+        "threads": timed["threads"],
+        "batch": timed["batch"],
+        "included": timed["included"],
+        "device": variants.device(),
+        "judged": {
+            "source": judges.name,
+            "images": len(judged),
+            "labelled": labelled,
+        },
+        "pruning_images": len(indices),
+        "calibration_images": len(chosen),
+        "frontier": frontier,
+        "float": [row for row in rows.values() if row["precision"] == "fp32"],
+    }
+
+
+def _quantize(graph: Path, stream: Iterable[FloatArray], target: str) -> Path:
+    import quantize
+    from quantize.collect import collect
+
+    out = graph.with_name("int8.onnx")
+    scheme = targets.get(target).scheme
+    quantize.quantize(graph, collect(graph, stream), scheme, quantize.QuantizeOptions(), out)
+    return out
+
+
+def _compile(graph: Path, target: str, precision: Precision) -> Path:
+    folder = graph.parent / precision
+    built = targets.get(target).compile(graph, folder, precision)
+    if not built.runs_here:
+        raise ModelError(
+            f"{target} does not run on this machine: there is nothing to measure",
+            hint="prune with --no-compare, or on the device",
+        )
+    return folder / built.file
+
+
+def _judged(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
+    """How right one is, against the dense network in FP32 on the same images."""
+    from toolkit.prune import expected_drop_pp
+
+    reference: FloatArray = outcome.logits[f"{DENSE}-fp32"]
+    logits = outcome.logits[label]
+    row: dict[str, Any] = {
+        "top1": None,
+        "drop_pp": None,
+        "drop_ci95_pp": None,
+        "agreement": statistics.agreement(reference, logits),
+        "expected_drop_pp": expected_drop_pp(reference, logits),
+    }
+    if labelled:
+        right = logits.argmax(1) == outcome.labels
+        row["top1"] = float(right.mean())
+        row["drop_pp"], row["drop_ci95_pp"] = statistics.paired_drop(
+            reference.argmax(1) == outcome.labels, right
+        )
+    return row
+
+
+def _mark_knee(frontier: Sequence[dict[str, Any]]) -> None:
+    """Tell which row is the knee; there is none where every step costs as much as the last."""
+    from toolkit.report.inside import knee_of
+
+    gained = [-row["expected_drop_pp"] if row["top1"] is None else row["top1"] for row in frontier]
+    knee = knee_of([row["latency_ms"] for row in frontier], gained)
+    for place, row in enumerate(frontier):
+        row["knee"] = place == knee and 0 < place < len(frontier) - 1

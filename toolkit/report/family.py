@@ -1,0 +1,152 @@
+"""A family of pruned networks as a page: accuracy against latency, the knee, and every figure."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from toolkit.report import words
+from toolkit.report.figure import Chart, text
+from toolkit.report.render import print_table, templates
+
+COMPETITOR = "dense"
+
+
+def page(family: Mapping[str, Any]) -> str:
+    """The page of a family.json (`toolkit.pipeline.family.compare`)."""
+    import plotly
+
+    shown = chart(family)
+    return (
+        templates()
+        .get_template("family.html.j2")
+        .render(
+            family=family,
+            rows=[*family["frontier"], *family["float"]],
+            figure=partial(_figures, labelled=family["judged"]["labelled"]),
+            competitor=competitor(family),
+            words=words,
+            charts={"family": shown},
+            figures={"family": {"data": shown.data, "layout": shown.layout, "choices": {}}},
+            plotly=(pkgutil.get_data(plotly.__name__, "package_data/plotly.min.js") or b"").decode(),
+        )
+    )
+
+
+def terminal(family: Mapping[str, Any]) -> None:
+    """Print one line a network, widest first."""
+    labelled = family["judged"]["labelled"]
+    floats = {row["name"]: row for row in family["float"]}
+    dense = competitor(family)
+    rows = []
+    for row in reversed(family["frontier"]):
+        plain, marks = floats[row["name"]], ["noisy"] if row["noise"] else []
+        rows.append(
+            (
+                row["name"],
+                words.count(row["macs"]),
+                *(_figures(each, labelled=labelled) for each in (plain, row)),
+                words.milliseconds(row["latency_ms"]),
+                words.times(dense["latency_ms"] / row["latency_ms"]),
+                words.times(floats[COMPETITOR]["latency_ms"] / row["latency_ms"]),
+                ", ".join(["knee", *marks] if row["knee"] else marks),
+            )
+        )
+    drop = "drop, FP32", "drop, INT8"
+    print_table(("variant", "MACs", *drop, "INT8", "of dense INT8", "of FP32", "remarks"), rows)
+
+
+def competitor(family: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row that pruning has to beat: the dense network in INT8."""
+    row: Mapping[str, Any] = next(row for row in family["frontier"] if row["name"] == COMPETITOR)
+    return row
+
+
+def chart(family: Mapping[str, Any]) -> Chart:
+    """Accuracy against latency in INT8: the pruned ones, the dense one as competitor, and the knee."""
+    rows, labelled = family["frontier"], family["judged"]["labelled"]
+    dense = next(row for row in family["float"] if row["name"] == COMPETITOR)
+    pruned = [row for row in rows if row["name"] != COMPETITOR]
+    data = [
+        _points("pruned, INT8", pruned, labelled, "lines+markers+text", {"color": "@purple", "size": 9}),
+        _points(
+            "dense, INT8",
+            [competitor(family)],
+            labelled,
+            "markers",
+            {"color": "@blue", "size": 13, "symbol": "diamond"},
+        ),
+    ]
+    knee = [row for row in rows if row["knee"]]
+    if knee:
+        ring = {"color": "@orange", "size": 20, "symbol": "circle-open", "line": {"width": 2}}
+        data.append(_points("knee", knee, labelled, "markers", ring))
+    level = _height(dense, labelled=labelled)
+    title = "top-1, %" if labelled else "expected change, pp (no labels)"
+    return Chart(
+        "Accuracy against latency of the pruned networks in INT8",
+        "; ".join(
+            f"{row['name']}: {words.milliseconds(row['latency_ms'])}, {_height(row, labelled=labelled):.2f}"
+            + (" (knee)" if row["knee"] else "")
+            for row in rows
+        ),
+        data,
+        {
+            "xaxis": {"title": "median latency, ms", "rangemode": "tozero"},
+            "yaxis": {"title": title},
+            "shapes": [
+                {
+                    "type": "line",
+                    "xref": "paper",
+                    "x0": 0,
+                    "x1": 1,
+                    "y0": level,
+                    "y1": level,
+                    "line": {"color": "@ink", "width": 1, "dash": "dot"},
+                }
+            ],
+            "annotations": [
+                {
+                    "xref": "paper",
+                    "x": 0,
+                    "y": level,
+                    "xanchor": "left",
+                    "yanchor": "bottom",
+                    "showarrow": False,
+                    "text": f"dense, FP32 ({words.milliseconds(dense['latency_ms'])})",
+                }
+            ],
+            "showlegend": True,
+            "height": 380,
+        },
+    )
+
+
+def _points(name: str, rows: Any, labelled: bool, mode: str, marker: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": name,
+        "x": [row["latency_ms"] for row in rows],
+        "y": [_height(row, labelled=labelled) for row in rows],
+        "text": [text(row["name"]) for row in rows],
+        "textposition": "bottom right",
+        "marker": marker,
+        "line": {"color": marker["color"], "width": 1.5},
+        "hovertemplate": "%{text}<br>%{x:.3g} ms<br>%{y:.2f}<extra></extra>",
+    }
+
+
+def _figures(row: Mapping[str, Any], *, labelled: bool) -> str:
+    return words.points(row["drop_pp"], row["drop_ci95_pp"]) if labelled else _expected(row)
+
+
+def _expected(row: Mapping[str, Any]) -> str:
+    return f"{words.points(row['expected_drop_pp'])} expected"
+
+
+def _height(row: Mapping[str, Any], *, labelled: bool) -> float:
+    """Where a row stands on the axis: top-1 in percent, or the expected change in points."""
+    return 100 * float(row["top1"]) if labelled else 0.0 - float(row["expected_drop_pp"])
