@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from toolkit.core.statistics import T95_9
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the repository; may be absent
+REASON_LENGTH = 160  # characters
 SESSIONS = 10  # separate measurements that an interval is made of
 
 
@@ -96,9 +98,16 @@ def run_fresh(script: Path, job: Mapping[str, Any], folder: Path, timeout_s: flo
             return {"reason": f"given up after {timeout_s:.0f} s"}
     seconds = time.perf_counter() - before
     if done.returncode or not result.exists():
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return {"reason": lines[-1].strip() if lines else f"ended with code {done.returncode}"}
+        return {"reason": _reason(log.read_text(errors="replace"), done.returncode)}
     return {**json.loads(result.read_text(encoding="utf-8")), "process_s": seconds}
+
+
+def _reason(log: str, code: int) -> str:
+    """The exception a program ended with, on one line; some say more on the lines that follow."""
+    raised = [
+        line for line in log.splitlines() if re.match(r"[\w.]+(Error|Exception|Fail|Interrupt)\b", line)
+    ]
+    return raised[-1].replace("|", "/")[:REASON_LENGTH] if raised else f"ended with code {code}"
 
 
 def peak_bytes() -> int:
