@@ -1,0 +1,271 @@
+"""Which layer and which quantizer costs what: each quantized alone, and each alone left in float."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from quantize.calibrated import Quantized
+from quantize.network import Network
+from quantize.placement import is_weighted
+from quantize.simulate import fake_quantize
+from toolkit.core.progress import tell
+from toolkit.core.quant import FloatArray
+from toolkit.core.statistics import kl_divergence, sqnr_db
+
+BATCH_PIXELS = 2**16  # every tensor of so many pixels is kept twice: 16 images at 64 px, 1 at 224 px
+EXACT_DB = 200.0  # stands for no noise at all: JSON has no infinity
+KINDS = {"Conv": "Convolution", "Gemm": "FullyConnected", "MatMul": "FullyConnected"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one layer or quantizer does to the logits.
+
+    A layer is its weights, its bias correction, and its own reading of its input (others may read the
+    same tensor quantized). An activation is quantized for all that read it.
+
+    Attributes:
+        name: Node of a layer, tensor of an activation, initializer of weights.
+        kind: "Convolution", "FullyConnected", "activation" or "weight".
+        alone_sqnr_db: SQNR of the logits with only this one quantized, in dB.
+        alone_kl: KL divergence of the softmax with only this one quantized, in nats an image.
+        float_sqnr_db: SQNR of the logits with everything quantized but this one.
+        float_kl: KL divergence with everything quantized but this one.
+        drop_db: SQNR that the logits lose by this one: float_sqnr_db less that of the quantized network.
+        sqnr_db: SQNR of a layer's output when everything is quantized; None for a quantizer.
+    """
+
+    name: str
+    kind: str
+    alone_sqnr_db: float
+    alone_kl: float
+    float_sqnr_db: float
+    float_kl: float
+    drop_db: float
+    sqnr_db: float | None
+
+
+def analyse(prepared: Quantized, exact: ir.Model, probe: FloatArray, *, quantizers: bool = True) -> list[Row]:
+    """Find out what every layer and quantizer costs.
+
+    The float and the quantized network run once and all their tensors are kept; for each row only what
+    depends on the changed tensor is computed again.
+
+    Args:
+        prepared: A quantized graph.
+        exact: The float graph with the same channel scales (equalized, its rounding not learned).
+        probe: Images (N, C, H, W).
+        quantizers: Whether activations and weights get rows of their own, beside layers.
+
+    Returns:
+        Layers in the order of the graph, then activations, then weights.
+    """
+    reference, coarse = Network(exact), _quantized(prepared)
+    subjects = list(_subjects(reference, prepared, quantizers=quantizers))
+    size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
+    batches = [torch.from_numpy(probe[start : start + size]) for start in range(0, len(probe), size)]
+    seen = _Logits([], [])
+    found = {subject: (_Logits([], []), _Power()) for subject in subjects}
+    with torch.inference_mode():
+        for index, images in enumerate(batches):
+            runs = _Runs(prepared, reference, coarse, images)
+            seen.alone.append(runs.logits(runs.exact))
+            seen.without.append(runs.logits(runs.raw))
+            for done, (subject, (logits, power)) in enumerate(found.items()):
+                tell("measuring sensitivity", index * len(found) + done, len(batches) * len(found))
+                logits.alone.append(runs.alone(subject))
+                logits.without.append(runs.without(subject))
+                if subject.layer is not None:
+                    result = str(subject.layer.outputs[0].name)
+                    power.add(runs.exact[result], runs.raw[result])
+    tell("measuring sensitivity", len(batches) * len(found), len(batches) * len(found))
+    exactly, coarsely = _joined(seen.alone), _joined(seen.without)
+    return [
+        _row(subject, exactly, coarsely, _joined(logits.alone), _joined(logits.without), power)
+        for subject, (logits, power) in found.items()
+    ]
+
+
+def to_json(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
+    """Rows as quantize/sensitivity.json holds them for a target: {"layers": [...], "quantizers": [...]}."""
+    described = [asdict(row) for row in rows]
+    return {
+        "layers": [row for row in described if row["kind"] in KINDS.values()],
+        "quantizers": [row for row in described if row["kind"] not in KINDS.values()],
+    }
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Subject:
+    """A layer, or the quantizer of a tensor."""
+
+    name: str
+    kind: str
+    layer: ir.Node | None = None
+
+
+def _subjects(network: Network, prepared: Quantized, *, quantizers: bool) -> Iterator[_Subject]:
+    for node in network.nodes:
+        if is_weighted(node):
+            yield _Subject(str(node.name), KINDS[node.op_type], node)
+    if quantizers:
+        yield from (_Subject(name, "activation") for name in prepared.activations)
+        yield from (_Subject(name, "weight") for name in prepared.weights)
+
+
+def _quantized(prepared: Quantized) -> Network:
+    """The network with its weights on their grids; bias corrections are added apart."""
+    network = Network(prepared.model)
+    for name, qparams in prepared.weights.items():
+        network.constants[name] = fake_quantize(network.constants[name], qparams)
+    return network
+
+
+class _Runs:
+    """The float and the quantized network on some images, every tensor kept.
+
+    Attributes:
+        images: (N, C, H, W).
+        exact: Tensor name -> value in the float network.
+        raw: Tensor name -> value in the quantized network, before its Q.
+        read: Tensor name -> value in the quantized network as others read it, after its DQ.
+    """
+
+    def __init__(self, prepared: Quantized, reference: Network, coarse: Network, images: Tensor) -> None:
+        self._prepared, self._reference, self._coarse = prepared, reference, coarse
+        self.images = images
+        self.exact: dict[str, Tensor] = {reference.input: images}
+        self.raw: dict[str, Tensor] = {reference.input: images}
+        self.read = {reference.input: self._round(reference.input, images)}
+        for node in reference.nodes:
+            name = str(node.outputs[0].name)
+            self.exact[name] = reference.apply(node, self.exact)
+            self.raw[name] = self._apply(node, self.read)
+            self.read[name] = self._round(name, self.raw[name])
+
+    def logits(self, values: dict[str, Tensor]) -> Tensor:
+        return values[self._reference.output]
+
+    def alone(self, subject: _Subject) -> Tensor:
+        """Logits of the float network with the subject quantized."""
+        changed: dict[str, Tensor] = {}
+        special: dict[int, Tensor] = {}
+        if subject.kind == "activation":
+            changed[subject.name] = self._round(subject.name, self.exact[subject.name])
+        for index, node in enumerate(self._reference.nodes):
+            if node is subject.layer:
+                source = str(node.inputs[0].name)  # type: ignore[union-attr]
+                special[index] = self._apply(
+                    node, {**self.exact, source: self._round(source, self.exact[source])}
+                )
+            elif subject.kind == "weight" and _reads(node, subject.name):
+                special[index] = self._coarse.apply(node, self.exact)
+        return self._rerun(changed, special, quantized=False)
+
+    def without(self, subject: _Subject) -> Tensor:
+        """Logits of the quantized network with the subject in float."""
+        changed: dict[str, Tensor] = {}
+        special: dict[int, Tensor] = {}
+        if subject.kind == "activation":
+            changed[subject.name] = self.raw[subject.name]
+        for index, node in enumerate(self._reference.nodes):
+            if node is subject.layer:
+                source = str(node.inputs[0].name)  # type: ignore[union-attr]
+                special[index] = self._reference.apply(node, {**self.read, source: self.raw[source]})
+            elif subject.kind == "weight" and _reads(node, subject.name):
+                special[index] = self._reference.apply(node, self.read) + self._correction(node)
+        return self._rerun(changed, special, quantized=True)
+
+    def _rerun(self, changed: dict[str, Tensor], special: dict[int, Tensor], *, quantized: bool) -> Tensor:
+        """Compute what depends on the changed tensors and on the nodes whose result is given."""
+        kept = self.read if quantized else self.exact
+        for index, node in enumerate(self._reference.nodes):
+            name = str(node.outputs[0].name)
+            if index in special and not any(str(v.name) in changed for v in node.inputs if v is not None):
+                result = special[index]
+            elif any(v is not None and str(v.name) in changed for v in node.inputs):
+                values = {**kept, **changed}
+                result = self._apply(node, values) if quantized else self._reference.apply(node, values)
+            else:
+                continue
+            changed[name] = self._round(name, result) if quantized else result
+        output = self._reference.output
+        return changed[output] if output in changed else kept[output]
+
+    def _apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
+        return self._coarse.apply(node, values) + self._correction(node)
+
+    def _correction(self, node: ir.Node) -> Tensor:
+        shift = self._prepared.biases.get(str(node.name))
+        if shift is None or node.op_type == "MatMul":  # which has no bias to correct
+            return torch.zeros(())
+        return torch.from_numpy(shift) if node.op_type != "Conv" else torch.from_numpy(shift)[:, None, None]
+
+    def _round(self, name: str, value: Tensor) -> Tensor:
+        qparams = self._prepared.activations.get(name)
+        return value if qparams is None else fake_quantize(value, qparams)
+
+
+def _reads(node: ir.Node, initializer: str) -> bool:
+    return any(value is not None and value.name == initializer for value in node.inputs)
+
+
+@dataclass(slots=True)
+class _Logits:
+    """Logits of batches, with one subject alone quantized, and without it."""
+
+    alone: list[Tensor]
+    without: list[Tensor]
+
+
+@dataclass(slots=True)
+class _Power:
+    """Signal and noise, summed over batches."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, exact: Tensor, found: Tensor) -> None:
+        self.signal += float(exact.double().square().sum())
+        self.noise += float((exact - found).double().square().sum())
+
+    @property
+    def sqnr_db(self) -> float:
+        return 10 * math.log10(max(self.signal, 1e-300) / max(self.noise, 1e-300))
+
+
+def _joined(logits: list[Tensor]) -> FloatArray:
+    joined: FloatArray = torch.cat(logits).numpy()
+    return joined
+
+
+def _row(
+    subject: _Subject,
+    exact: FloatArray,
+    coarse: FloatArray,
+    alone: FloatArray,
+    without: FloatArray,
+    power: _Power,
+) -> Row:
+    return Row(
+        subject.name,
+        subject.kind,
+        alone_sqnr_db=_sqnr_db(exact, alone),
+        alone_kl=kl_divergence(exact, alone),
+        float_sqnr_db=_sqnr_db(exact, without),
+        float_kl=kl_divergence(exact, without),
+        drop_db=_sqnr_db(exact, without) - _sqnr_db(exact, coarse),
+        sqnr_db=min(power.sqnr_db, EXACT_DB) if subject.layer is not None else None,
+    )
+
+
+def _sqnr_db(exact: FloatArray, found: FloatArray) -> float:
+    return min(sqnr_db(exact, found), EXACT_DB)

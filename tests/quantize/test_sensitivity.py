@@ -1,0 +1,113 @@
+"""Sensitivity by the cached prefix equals whole runs of edited Q/DQ graphs."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from float_graphs import images, residual
+
+import targets
+from quantize import QuantizeOptions, qdq
+from quantize.calibrated import prepare
+from quantize.collect import collect
+from quantize.equalize import equalize
+from quantize.sensitivity import analyse, to_json
+from toolkit.core.statistics import kl_divergence, sqnr_db
+from toolkit.graph import io
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory):
+    path, pixels = residual().save(tmp_path_factory.mktemp("m") / "m.onnx"), images(12, 16)
+    model, statistics = io.read_classifier(path).model, collect(path, [pixels])
+    prepared = prepare(model, statistics, targets.get("openvino").scheme, QuantizeOptions())
+    exact, _ = equalize(model, statistics)
+    return prepared, exact, pixels, analyse(prepared, exact, pixels)
+
+
+def run(model, pixels):
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    serialized = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": pixels})[0]
+
+
+def without(mapping, name):
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def test_every_layer_and_quantizer_has_a_row(analysed):
+    prepared, _, _, rows = analysed
+    names = [row.name for row in rows]
+    assert len(names) == len(prepared.placement.weights) * 2 + len(prepared.placement.activations)
+    assert {row.kind for row in rows} == {"Convolution", "FullyConnected", "activation", "weight"}
+    assert all((row.sqnr_db is None) == (row.kind in ("activation", "weight")) for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["activation", "weight"])
+def test_rows_of_quantizers_equal_whole_runs(kind, analysed):
+    prepared, exact, pixels, rows = analysed
+    float_logits = run(exact, pixels)
+    everything = run(prepared.graph(), pixels)
+    for row in (row for row in rows if row.kind == kind):
+        a, w = prepared.activations, prepared.weights
+        if kind == "activation":
+            alone = qdq.insert(exact, {row.name: a[row.name]}, {}, {})
+            rest = qdq.insert(prepared.model, without(a, row.name), w, prepared.biases)
+        else:
+            alone = qdq.insert(exact, {}, {row.name: w[row.name]}, {})
+            rest = qdq.insert(prepared.model, a, without(w, row.name), prepared.biases)
+        alone, rest = run(alone, pixels), run(rest, pixels)
+        assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, alone), abs=0.05), row.name
+        # in a quantized network a last digit can move a tie by a whole step
+        assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, rest), abs=1), row.name
+        assert row.alone_kl == pytest.approx(kl_divergence(float_logits, alone), rel=0.05, abs=1e-9)
+        assert row.float_kl == pytest.approx(kl_divergence(float_logits, rest), rel=0.4)
+        expected = sqnr_db(float_logits, rest) - sqnr_db(float_logits, everything)
+        assert row.drop_db == pytest.approx(expected, abs=1)
+
+
+def test_a_layer_in_float_reads_its_input_before_the_quantizer(analysed):
+    """The first layer alone reads the image: its row is that of images, weights and bias together."""
+    prepared, exact, pixels, rows = analysed
+    row = next(row for row in rows if row.name == "conv0")
+    alone = qdq.insert(
+        exact,
+        {"images": prepared.activations["images"]},
+        {"conv0.weight": prepared.weights["conv0.weight"]},
+        {"conv0": prepared.biases["conv0"]},
+    )
+    rest = qdq.insert(
+        prepared.model,
+        without(prepared.activations, "images"),
+        without(prepared.weights, "conv0.weight"),
+        without(prepared.biases, "conv0"),
+    )
+    float_logits = run(exact, pixels)
+    assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, run(alone, pixels)), abs=0.05)
+    assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, run(rest, pixels)), abs=1)
+
+
+def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):
+    """To first order errors are independent: without bias correction their powers add up, within 2 dB."""
+    path, pixels = residual().save(tmp_path / "m.onnx"), images(12, 16)
+    model, statistics = io.read_classifier(path).model, collect(path, [pixels])
+    options = QuantizeOptions(effort="fast", observer="minmax")
+    prepared = prepare(model, statistics, targets.get("tensorrt").scheme, options)
+    everything = sqnr_db(run(model, pixels), run(prepared.graph(), pixels))
+    rows = analyse(prepared, model, pixels)
+    powers = [10 ** (-row.alone_sqnr_db / 10) for row in rows if row.sqnr_db is None]
+    assert -10 * np.log10(sum(powers)) == pytest.approx(everything, abs=2)
+    layers = [10 ** (-row.alone_sqnr_db / 10) for row in rows if row.sqnr_db is not None]
+    assert -10 * np.log10(sum(layers)) == pytest.approx(everything, abs=3)
+
+
+def test_json_has_the_shape_of_the_report(analysed):
+    found = json.loads(json.dumps(to_json(analysed[3]), allow_nan=False))
+    assert {"name", "kind", "sqnr_db", "drop_db"} <= set(found["layers"][0])
+    assert len(found["layers"]) == 7
+    assert {row["kind"] for row in found["quantizers"]} == {"activation", "weight"}
+    assert all(np.isfinite(row["drop_db"]) for row in found["layers"])
