@@ -123,7 +123,11 @@ def test_out_holds_report_engines_and_graphs(finished):
 
 
 def test_a_second_run_finds_everything(finished):
-    first, again, _ = finished
+    first, again, folder = finished
+    told = json.loads((folder / "out" / "report.json").read_text())["stages"]
+    assert [stage["name"] for stage in told] == [stage.name for stage in again.stages]
+    assert all(stage["cached"] for stage in told) and told == again.report["stages"]
+    assert not any(stage["cached"] for stage in first.report["stages"])
     assert all(stage.cached for stage in again.stages)
     assert [stage.digest for stage in again.stages] == [stage.digest for stage in first.stages]
 

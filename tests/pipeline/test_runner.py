@@ -199,21 +199,19 @@ def test_out_gets_the_report_and_where_everything_is(start, tmp_path):
     assert told["stages"][1]["folder"] == str(result.folder("select"))
     assert told["recipe"]["select"]["source"] == "digits"
     inside = json.loads((out / "report.json").read_text())
-    assert [stage["name"] for stage in inside["stages"]] == ["load", "select", "calibrate"]
+    assert [stage["name"] for stage in inside["stages"]] == ["load", "select", "calibrate", "report"]
     assert (out / "report.json").stat().st_mode & 0o777 == 0o644
 
 
 def test_out_is_whole_or_untouched(start, tmp_path, monkeypatch):
-    import shutil
-
     out = tmp_path / "out"
     start(out=out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
 
-    def full(source, target):
+    def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copy2", full)
+    monkeypatch.setattr("toolkit.pipeline.output.write_json", full)
     for place in (out, tmp_path / "new"):
         with pytest.raises(ToolkitError, match=f"no room left to write below {place}"):
             start(replace(RECIPE, select=SelectOptions(source="digits", seed=99)), out=place)

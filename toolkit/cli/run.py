@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -80,7 +81,7 @@ def command(
         click.echo(last.folder)
         return
     if as_json:
-        click.echo((finished.folder("report") / "report.json").read_text(encoding="utf-8"), nl=False)
+        click.echo(json.dumps(finished.report, indent=1))
     else:
         from toolkit.report import render
 

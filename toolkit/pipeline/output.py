@@ -1,8 +1,9 @@
 """What a run leaves for people: the folder of `--out`, and run.json that says where everything is.
 
-report.json, report.md, report.html, junit.xml     copies of the report stage
-engines/<target>/<variant>/                        engines, and the Q/DQ graph each was built from
-run.json    schema, recipe (all options), command, stages [{name, folder, digest, seconds, cached}]
+report.md, report.html, junit.xml   copies of the report stage
+report.json                         the same, with the stages as in this run: seconds, and whether cached
+engines/<target>/<variant>/         engines, and the Q/DQ graph each was built from
+run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}]
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from toolkit.core.errors import DataError, ToolkitError
 from toolkit.pipeline.recipe import Recipe
 
 SCHEMA = 1
+REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,12 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             for place in changed:
                 (incoming / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(wanted[place], incoming / place)
-            write_json(incoming / "run.json", describe(recipe, stages))
-            for place in (*changed, Path("run.json")):  # renames need no room: from here on nothing fails
+            written = {Path("run.json"): describe(recipe, stages)}
+            if report := folders.get("report"):
+                written[Path(REPORT)] = read_report(report, stages)
+            for place, content in written.items():
+                write_json(incoming / place, content)
+            for place in (*changed, *written):  # renames need no room: from here on nothing fails
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / place).replace(out / place)
         _remove_stale(out, wanted)
@@ -106,13 +112,21 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             out.rmdir()
 
 
+def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]:
+    """The content of report.json, with the stages as in this run: a report that was kept tells of its own."""
+    report: dict[str, Any] = read_json(folder / REPORT)
+    told = [{"name": each.name, "seconds": each.seconds, "cached": each.cached} for each in stages]
+    return {**report, "stages": told}
+
+
 def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
     """Place in the folder -> file in the store."""
     from toolkit.pipeline.variants import runnable
 
     found: dict[Path, Path] = {}
     if report := folders.get("report"):
-        found |= {file.relative_to(report): file for file in report.rglob("*") if file.is_file()}
+        pages = [file for file in report.rglob("*") if file.is_file() and file.name != REPORT]
+        found |= {file.relative_to(report): file for file in pages}
     if compiled := folders.get("compile"):
         for variant, record in runnable(folders).items():
             place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]

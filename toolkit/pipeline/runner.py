@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from toolkit.core.artifact import plain, read_json, write_json
+from toolkit.core.artifact import plain, write_json
 from toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
-from toolkit.pipeline.output import StageResult, describe, publish
+from toolkit.pipeline.output import StageResult, describe, publish, read_report
 from toolkit.pipeline.outside import check_exist, fingerprint, outside_files
 from toolkit.pipeline.recipe import Recipe, check_required
 from toolkit.pipeline.stage import Stage
@@ -45,8 +45,7 @@ class Run:
     @property
     def report(self) -> dict[str, Any]:
         """The content of report.json."""
-        report: dict[str, Any] = read_json(self.folder("report") / "report.json")
-        return report
+        return read_report(self.folder("report"), self.stages)
 
     def check_gates(self) -> None:
         """Compare with the limits of the recipe's report section.
@@ -162,7 +161,7 @@ def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult
         options=plain(values),
         outside={name: fingerprint(path, store.root / "digests") for name, path in outside.items()},
         inputs={name: done[name].digest for name in stage.needs},
-        device=_this_device() if stage.on_device else None,
+        device=_this_device() if stage.bound(options) else None,
         recipe=plain(recipe.resolved()) if stage.on_run else None,
     )
 
