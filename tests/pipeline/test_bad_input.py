@@ -121,6 +121,15 @@ class TestImages:
         found = read_json(skipped.folder("select") / "findings.json")
         assert any("1 unreadable" in finding["what"] and "cat/2.png" in finding["what"] for finding in found)
 
+    def test_a_corrupt_evaluation_image_is_skipped_and_counted(self, start, photos):
+        (photos / "test" / "dog" / "3.png").write_bytes(b"not an image")
+        sections = {"compile": {"targets": ["onnxruntime"]}, "quantize": {"effort": "fast"}}
+        refused(start, r"dog/3\.png", "--skip-bad", until="evaluate", **sections)
+        done = start(until="evaluate", evaluate={"skip_bad": True}, **sections)
+        assert read_json(done.folder("evaluate") / "accuracy.json")["data"]["images"] == 11
+        (found,) = read_json(done.folder("evaluate") / "findings.json")
+        assert found["what"] == "1 unreadable image(s) of test were left out: dog/3.png"
+
     def test_grey_palette_and_transparent_images_are_fine(self, start, photos):
         for number, mode in enumerate(("L", "P", "RGBA", "LA")):
             picture(900 + number, mode).save(photos / "train" / "cat" / f"{mode}.png")

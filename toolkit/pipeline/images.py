@@ -81,15 +81,21 @@ def check_readable(dataset: Dataset, indices: list[int]) -> None:
 def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[Finding]:
     """Which images would have been chosen if they could be decoded."""
     from calibration import manifest
-    from calibration.finding import Finding
-    from calibration.words import some
 
     if not options.skip_bad:
         return []
     wanted = manifest.select(dataset, options.images, options.seed)
-    bad = sorted({entry.file for entry in wanted.entries} - {entry.file for entry in chosen.entries})
-    what = f"{len(bad)} unreadable image(s) of {dataset.name} were left out: {some(bad)}"
-    return [Finding("warning", what, "replace or remove them")] if bad else []
+    bad = {entry.file for entry in wanted.entries} - {entry.file for entry in chosen.entries}
+    return unreadable(dataset, sorted(bad))
+
+
+def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
+    """What to say of images that were left out since they cannot be decoded."""
+    from calibration.finding import Finding
+    from calibration.words import some
+
+    what = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {some(names)}"
+    return [Finding("warning", what, "replace or remove them")] if names else []
 
 
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:

@@ -182,7 +182,7 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
 def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, in pairs.
 
-    Writes accuracy.json, logits/<variant>.npy, labels.npy and images.json.
+    Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json and findings.json.
     """
     from calibration.loader import batches
 
@@ -205,6 +205,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
     write_json(out / "images.json", images.identity(dataset, outcome.indices))
+    write_json(out / "findings.json", images.unreadable(dataset, stream.skipped))
     write_json(
         out / "accuracy.json",
         {
@@ -212,7 +213,6 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
                 "name": dataset.name,
                 "images": len(outcome.labels),
                 "classes": dataset.classes,
-                "skipped": stream.skipped,
             },
             "variants": variants.accuracies(outcome, planned),
         },

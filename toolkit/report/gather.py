@@ -3,6 +3,7 @@
 Beside the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...) these
 are read where they exist, so that a stage may leave more and the report shows more:
 
+evaluate/findings.json  what was left out of the evaluation, as select/findings.json
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes",
                         "energy_mj" (an image), "end_to_end_ms" [samples], "measured_on", "threads", "batch",
@@ -145,7 +146,8 @@ class _Run:
     def findings(self) -> tuple[dict[str, str], ...]:
         return tuple(
             {key: str(found.get(key) or "") for key in ("severity", "what", "hint")}
-            for found in self.read("select", "findings.json", []) or ()
+            for stage in ("select", "evaluate")
+            for found in self.read(stage, "findings.json", [], expected=stage == "select") or ()
         )
 
     def environment(self) -> dict[str, Any]:
