@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quantize import bias, qdq, rounding
+from quantize import bias, qdq, rounding, saturation
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
@@ -127,6 +127,8 @@ def prepare(
         name: weight_qparams(np.asarray(io.constant(model.graph.initializers[name]), np.float32), spec)
         for name, spec in placement.weights.items()
     }
+    if scheme.pair_sums:
+        weights = saturation.relieve(model, placement.activations, weights)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS)
         activations = output_aware(network, images, placement.activations, statistics.tensors)

@@ -20,7 +20,7 @@ from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray
 from toolkit.core.statistics import kl_divergence, sqnr_db
 
-BATCH_PIXELS = 2**16  # every tensor of so many pixels is kept twice: 16 images at 64 px, 1 at 224 px
+BATCH_PIXELS = 2**14  # every tensor of so many pixels is kept three times: 4 images at 64 px, 1 at 224 px
 EXACT_DB = 200.0  # stands for no noise at all: JSON has no infinity
 KINDS = {"Conv": "Convolution", "Gemm": "FullyConnected", "MatMul": "FullyConnected"}
 

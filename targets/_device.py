@@ -25,6 +25,7 @@ INSTRUCTION_SETS = {
     "i8mm": "i8mm",
     "sve": "sve",
 }
+EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 SDKS = ("openvino", "onnxruntime", "onnx", "torch", "numpy", "tensorrt", "tensorrt-rtx-cu12")
 
 
@@ -48,6 +49,11 @@ def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     flags = set(line.group(1).split()) if line else set()
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
+
+
+def pair_sums_saturate(device: Device) -> bool:
+    """Whether the CPU adds INT8 products by twos in 16 bits that saturate: x86 without VNNI."""
+    return device.arch in {"x86_64", "AMD64"} and not EXACT_DOT_PRODUCTS & set(device.instruction_sets)
 
 
 def granted_cores() -> int:

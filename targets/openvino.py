@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from targets import Compiled, Session, Target
-from targets._device import granted_cores
+from targets._device import granted_cores, pair_sums_saturate, this_device
 from targets._openvino_audit import audit
 from targets._sessions import in_batches
 from targets._timing import count_until
@@ -32,6 +32,7 @@ class OpenVINO:
         max_pool="input",
         store_integers=True,
         signed_concat=False,  # 2026.4 takes its integers for unsigned, and convolutions read nonsense
+        pair_sums=pair_sums_saturate(this_device()),
     )
 
     def versions(self) -> Mapping[str, str]:

@@ -92,7 +92,7 @@ def test_a_layer_in_float_reads_its_input_before_the_quantizer(analysed):
 
 
 def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):
-    """To first order errors are independent: without bias correction their powers add up, within 2 dB."""
+    """To first order errors are independent: without bias correction their powers add up, within 3 dB."""
     path, pixels = residual().save(tmp_path / "m.onnx"), images(12, 16)
     model, statistics = io.read_classifier(path).model, collect(path, [pixels])
     options = QuantizeOptions(effort="fast", observer="minmax")
@@ -100,7 +100,7 @@ def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):
     everything = sqnr_db(run(model, pixels), run(prepared.graph(), pixels))
     rows = analyse(prepared, model, pixels)
     powers = [10 ** (-row.alone_sqnr_db / 10) for row in rows if row.sqnr_db is None]
-    assert -10 * np.log10(sum(powers)) == pytest.approx(everything, abs=2)
+    assert -10 * np.log10(sum(powers)) == pytest.approx(everything, abs=3)
     layers = [10 ** (-row.alone_sqnr_db / 10) for row in rows if row.sqnr_db is not None]
     assert -10 * np.log10(sum(layers)) == pytest.approx(everything, abs=3)
 

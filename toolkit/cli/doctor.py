@@ -22,14 +22,13 @@ MEANING = {
     "asimddp": "INT8 dot products",
     "i8mm": "INT8 matrix products",
 }
-EXACT_DOT_PRODUCTS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship doctor\n  edgeship doctor --json")
 @JSON
 def command(as_json: bool) -> None:
     """Show what is installed, what this machine can do and what is missing."""
-    from targets._device import this_device
+    from targets._device import EXACT_DOT_PRODUCTS, pair_sums_saturate, this_device
     from toolkit.core.artifact import plain
     from toolkit.pipeline.store import default_root
 
@@ -50,8 +49,12 @@ def command(as_json: bool) -> None:
         click.echo(f"power mode {device.power_mode}")
     for name in device.instruction_sets:
         click.echo(f"  {name:<14}{MEANING.get(name, '')}".rstrip())
-    if not EXACT_DOT_PRODUCTS & set(device.instruction_sets):
-        click.echo("  no dot products: weights of layers that could saturate get 7 bits, and INT8 gains less")
+    if pair_sums_saturate(device):
+        click.echo(
+            "  INT8 sums: by twos in 16 bits, which can saturate; weights get head room where a pair needs it"
+        )
+    elif EXACT_DOT_PRODUCTS & set(device.instruction_sets):
+        click.echo("  INT8 sums: exact, nothing saturates; all 8 bits of the weights are used")
     click.echo("\ntargets")
     for name, state in runtimes.items():
         if state["versions"]:

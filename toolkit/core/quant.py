@@ -58,6 +58,8 @@ class QuantScheme:
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
         signed_concat: Whether a tensor that can be negative may be quantized where it goes into a Concat
             or comes out of one; if not, what reads it stays in float.
+        pair_sums: Whether products of unsigned and signed bytes are added by twos in 16 bits that saturate
+            (x86 without VNNI): weights then leave head room where a pair needs it.
     """
 
     name: str
@@ -68,6 +70,7 @@ class QuantScheme:
     max_pool: Literal["input", "output"]
     store_integers: bool
     signed_concat: bool = True
+    pair_sums: bool = False
 
 
 @dataclass(frozen=True, slots=True)
