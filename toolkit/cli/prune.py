@@ -37,6 +37,7 @@ Examples:
 @click.option("--test", default="", metavar="SOURCE", help="Labelled images that judge.")
 @click.option("--target", default="openvino", show_default=True, help="Where INT8 runs and is timed.")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of timed inferences.")
+@click.option("--seconds", type=float, default=2.0, show_default=True, help="Of timed inferences for each.")
 @click.option("--method", default="obs", show_default=True, help="obs, activation, batchnorm or magnitude.")
 @click.option("--step", type=int, default=16, show_default=True, help="Channel counts are multiples of it.")
 @click.option("--scope", default="inner", show_default=True, help="inner, stream or both.")
@@ -56,6 +57,7 @@ def command(
     test: str,
     target: str,
     threads: int,
+    seconds: float,
     compare: bool,
     settings: tuple[str, ...],
     as_json: bool,
@@ -87,7 +89,7 @@ def command(
         "select": {"source": source},
         "compile": {"targets": [target]},
         "evaluate": {"source": test},
-        "bench": {"threads": threads, "throughput_s": 0.0},
+        "bench": {"threads": threads, "duration_s": seconds, "throughput_s": 0.0},
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings]).resolved()
     parts = _parts(widths)

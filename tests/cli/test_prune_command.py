@@ -1,0 +1,127 @@
+"""`edgeship prune`: networks in folders, their figures, and refusals that say what would do."""
+
+import signal
+
+import pytest
+
+from toolkit.cli import app as cli
+from toolkit.core.artifact import read_json
+from toolkit.models import export, weights
+from toolkit.models.resnet import architecture, build, macs
+from toolkit.report.family import chart, page
+
+SIZE = 8
+FEW = ("digits:train", "--size", str(SIZE), "--images", "40", "--step", "1", "--method", "magnitude")
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("net")
+    model = build(architecture("resnet20", classes=10, width=8), seed=0).eval()
+    export.export(model, folder / "net.onnx", size=SIZE)
+    return weights.save(model, folder)
+
+
+@pytest.fixture
+def prune(capsys, checkpoint, tmp_path):
+    def prune(*arguments, source=checkpoint):
+        with pytest.raises(SystemExit) as left:
+            cli.main(("prune", str(source), *arguments, "--out", str(tmp_path / "out")))
+        return left.value.code, *capsys.readouterr()
+
+    return prune
+
+
+def test_a_goal_gives_a_network_that_loads(prune, tmp_path):
+    code, out, err = prune(*FEW, "--macs", "0.6", "--no-compare")
+    assert (code, out.strip()) == (0, str(tmp_path / "out"))
+    small = weights.load(tmp_path / "out").model.architecture
+    dense = architecture("resnet20", classes=10, width=8)
+    assert 0.5 < macs(small, SIZE) / macs(dense, SIZE) <= 0.6
+    assert "fewer rows than columns" not in err
+
+
+def test_few_images_are_warned_about(prune):
+    code, _, err = prune(*FEW[:4], "2", "--step", "1", "--keep", "0.5", "--no-compare")
+    assert code == 0
+    assert "note: 2 images" in err and "would do" in err
+
+
+def test_a_family_is_nested_and_stands_beside_the_dense_network(prune, tmp_path):
+    code, out, _ = prune(*FEW, "--widths", "0.25,0.75", "--test", "digits:test", "--seconds", "0.05")
+    assert code == 0
+    assert out.index("dense") and out.strip().endswith("family.html")
+    wide, narrow = (read_json(tmp_path / "out" / f"keep-{part}" / "plan.json") for part in ("0.75", "0.25"))
+    for group, kept in narrow["kept"].items():
+        assert set(kept) < set(wide["kept"][group])
+    family = read_json(tmp_path / "out" / "family.json")
+    assert {row["name"] for row in family["frontier"]} == {"dense", "keep-0.75", "keep-0.25"}
+    ms = [row["latency_ms"] for row in family["frontier"]]
+    assert ms == sorted(ms)
+    for row in family["frontier"] + family["float"]:
+        assert 0 <= row["top1"] <= 1 and row["drop_ci95_pp"][0] <= row["drop_pp"] <= row["drop_ci95_pp"][1]
+    dense = next(row for row in family["float"] if row["name"] == "dense")
+    assert dense["drop_pp"] == dense["expected_drop_pp"] == 0.0 and dense["agreement"] == 1.0
+    macs_of = {row["name"]: row["macs"] for row in family["float"]}
+    assert macs_of["keep-0.25"] < macs_of["keep-0.75"] < macs_of["dense"]
+    assert macs_of["keep-0.25"] == narrow["macs_after"]
+
+
+ROWS = [
+    {"name": name, "precision": "int8", "macs": 1, "top1": top1, "drop_pp": 0.0, "drop_ci95_pp": [0.0, 0.0],
+     "expected_drop_pp": 0.1 * ms, "latency_ms": ms, "noise": "", "knee": name == "keep-0.5"}
+    for name, ms, top1 in (("keep-0.3", 1.0, 0.6), ("keep-0.5", 2.0, 0.8), ("dense", 4.0, 0.82))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_page_draws_the_family_its_competitor_and_the_knee(labelled):
+    dense = {**ROWS[-1], "precision": "fp32", "latency_ms": 12.0, "knee": False}
+    family = {
+        "model": "resnet18", "target": "openvino", "size": 64, "batch": 1, "threads": 1,
+        "included": "one call", "device": {"name": "a CPU"}, "pruning_images": 1000,
+        "calibration_images": 300, "frontier": ROWS, "float": [dense],
+        "judged": {"source": "a < b", "images": 500, "labelled": labelled},
+    }  # fmt: skip
+    pruned, competitor, knee = chart(family).data
+    assert pruned["x"] == [1.0, 2.0] and competitor["x"] == [4.0] and knee["x"] == [2.0]
+    assert competitor["y"] == [82.0 if labelled else -0.4]
+    html = page(family)
+    assert "a &lt; b" in html and "2.00×" in html and "keep-0.5" in html
+    assert ("expected" in html) is not labelled or "expected change" not in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message", "hint"),
+    [
+        ((), 2, "give one goal", "--keep"),
+        (("--keep", "0.5", "--macs", "0.5"), 2, "two goals", "one of --keep"),
+        (("--keep", "0"), 2, "prune.keep = 0.0 must be above 0", "channels"),
+        (("--keep", "1.5"), 2, "must be at most 1", "channels"),
+        (("--widths", "0.9,1.2"), 2, "1.2 is not between 0 and 1", "0.9,0.75"),
+        (("--widths", "0.5,half"), 2, "cannot read --widths", "0.9,0.75"),
+        (("--widths", "0.5,0.5"), 2, "twice", "once"),
+        (("--keep", "0.5", "--target", "openvin"), 2, "compile.targets cannot be 'openvin'", "openvino"),
+        (("--keep", "0.5", "--test", "nowhere"), 1, "no such file or folder: nowhere", "known"),
+        (("--keep", "0.99"), 1, "as narrow as steps of 1 channels allow", "prune.step"),
+        (("--macs", "0.05"), 1, "0.05 of the multiply-accumulates cannot be met; 0.", "scope=both"),
+    ],
+)
+def test_a_refusal_says_what_would_do(prune, arguments, code, message, hint):
+    left, _, err = prune(*FEW, *arguments)
+    error, _, tip = err.partition(" hint: ")
+    assert left == code
+    assert message in error and hint in tip
+
+
+def test_an_onnx_file_cannot_be_pruned(prune, checkpoint):
+    code, _, err = prune(*FEW, "--keep", "0.5", source=checkpoint.with_name("net.onnx"))
+    assert code == 1
+    assert "an ONNX file cannot be pruned" in err and "load.weights of a ResNet" in err

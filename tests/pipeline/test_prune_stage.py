@@ -1,0 +1,137 @@
+"""The prune stage: cached, resumed, bound to the machine only where it measures; and its stopwatch."""
+
+import pytest
+import torch
+
+from toolkit.core.artifact import read_json
+from toolkit.core.errors import ModelError
+from toolkit.core.progress import listening
+from toolkit.models import weights
+from toolkit.models.resnet import architecture, build, macs
+from toolkit.pipeline import Recipe, Store, pruning, run
+from toolkit.pipeline.recipe import PruneOptions
+from toolkit.pipeline.stages import STAGES
+from toolkit.pipeline.stopwatch import Stopwatch
+from toolkit.prune import widths
+
+SIZE = 8
+NARROW = {"method": "obs", "keep": 0.5, "step": 1, "images": 30, "mirror": False}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    model = build(architecture("resnet20", classes=10, width=8), seed=0).eval()
+    return weights.save(model, tmp_path_factory.mktemp("net"))
+
+
+@pytest.fixture
+def start(checkpoint, tmp_path):
+    def start(prune, until="prune", **sections):
+        table = {
+            "load": {"weights": str(checkpoint)},
+            "export": {"size": SIZE},
+            "select": {"source": "digits:train", "images": 8},
+            "evaluate": {"source": "digits:test"},
+            "prune": prune,
+            **sections,
+        }
+        return run(Recipe.build(table), store=Store(tmp_path / "store"), until=until)
+
+    return start
+
+
+def test_half_the_channels_go_and_the_run_is_cached(start):
+    first = start(NARROW, until="export")
+    small = weights.load(first.folder("finetune")).model
+    assert small.architecture.widths.inner[0][0] == (4,)
+    plan, graphs = (
+        read_json(first.folder(a) / b) for a, b in (("prune", "plan.json"), ("export", "graphs.json"))
+    )
+    assert graphs["pruned"]["macs"] == macs(small.architecture, SIZE) == plan["macs_after"]
+    again = start(NARROW, bench={"threads": 2}, compile={"targets": ["onnxruntime"]})
+    assert again.stages[-1].cached  # neither matters where nothing is timed
+
+
+def test_only_a_latency_binds_it_to_the_machine():
+    stage = next(stage for stage in STAGES if stage.name == "prune")
+    assert not stage.bound(PruneOptions(method="obs", macs=0.5))
+    assert stage.bound(PruneOptions(method="obs", target_latency=0.5))
+
+
+def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):
+    def stop(label, done, total):
+        if label == "pruning" and done == 4:
+            raise KeyboardInterrupt
+
+    def states():
+        return list((tmp_path / "store" / "partial").rglob("checkpoint.pt"))
+
+    with listening(stop), pytest.raises(KeyboardInterrupt, match="interrupted in stage 'prune'"):
+        start(NARROW)
+    (state,) = states()
+    reached = [torch.load(state, weights_only=True)["done"]]
+
+    def follow(label, done, total):
+        if label == "pruning" and state.is_file():
+            reached.append(torch.load(state, weights_only=True)["done"])
+
+    with listening(follow):
+        start(NARROW)
+    assert reached == sorted(reached) and reached[0] == 4 and reached[-1] == 9
+    assert not states()
+
+
+class Scripted:
+    """A stopwatch of a made-up machine: a part for every inference, and a part for every multiplication."""
+
+    per_mac = 1e-6
+
+    def __init__(self, names, size, threads, table):
+        assert (names, size, threads) == (("openvino",), SIZE, 3)
+        self.size = size
+
+    def __enter__(self):
+        return lambda arch: 0.5 + self.per_mac * macs(arch, self.size) ** 1.02
+
+    def __exit__(self, *_):
+        pass
+
+
+LATENCY = {"method": "magnitude", "target_latency": 0.7, "step": 1, "images": 30, "mirror": False}
+WHERE = {"compile": {"targets": ["openvino"]}, "bench": {"threads": 3}}
+
+
+def test_a_latency_is_met_and_predicted(start, monkeypatch):
+    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    plan = read_json(start(LATENCY, **WHERE).folder("prune") / "plan.json")
+    assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.7, abs=0.03)
+    assert plan["latency_predicted_ms"] == pytest.approx(plan["latency_after_ms"], rel=0.05)
+
+
+def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
+    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(Scripted, "per_mac", 1e-9)
+    with pytest.raises(ModelError, match=r"0\.70 of 0\.50\d ms cannot be met; (0\.99|1\.00) can") as caught:
+        start(LATENCY, **WHERE)
+    assert "prune.target_latency" in caught.value.hint
+
+
+def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatch):
+    wide = architecture("resnet20", classes=10, width=64)
+    narrow = widths.uniform(wide, 0.25, 8)
+    table = tmp_path / "latencies.json"
+    with Stopwatch(("openvino",), 16, 1, table) as measure:
+        dense_ms, small_ms = measure(wide), measure(narrow)
+        assert small_ms < 0.8 * dense_ms
+    built = []
+    whole = Stopwatch._built
+    monkeypatch.setattr(Stopwatch, "_built", lambda *args: built.append(args) or whole(*args))
+    with Stopwatch(("openvino",), 16, 1, table) as measure:  # after an interrupted pass
+        assert (measure(wide), measure(narrow)) == (dense_ms, small_ms)
+        assert len(built) == 1  # the one that all others are timed beside
+        measure(narrow)
+        assert len(built) == 2  # asked again, it is no longer what was believed
+        assert measure(wide) == dense_ms
+    with Stopwatch(("openvino",), 16, 2, table) as measure:
+        measure(narrow)  # other threads: nothing is taken over
+    assert len(read_json(table)["ms"]) == 1
