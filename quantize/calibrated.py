@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from quantize import bias, qdq, rounding, saturation
+from quantize import bias, rounding, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
-from quantize.placement import Placement, place
+from quantize.placement import place
 from quantize.qparams import weight_qparams
+from quantize.quantized import Quantized
 from quantize.ranges import observed, output_aware
 from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.errors import ModelError, QuantizationError
-from toolkit.core.quant import FloatArray, QParams, QuantScheme
+from toolkit.core.quant import FloatArray, QuantScheme
 from toolkit.graph import io
 
 RANGE_PIXELS = 2**18  # probe images for clip points: 64 at 64 px, 5 at 224 px
-BIAS_PIXELS = 2**20  # probe images for bias correction: 256 at 64 px, 20 at 224 px
-
-
-@dataclass(slots=True)
-class Quantized:
-    """A graph that is being quantized.
-
-    Attributes:
-        model: The float graph, equalized.
-        statistics: Statistics of that graph.
-        placement: What is quantized.
-        activations: Tensor name -> parameters.
-        weights: Initializer name -> parameters.
-        biases: Node name -> correction.
-        warnings: What the reader of the report must know.
-    """
-
-    model: ir.Model
-    statistics: Statistics
-    placement: Placement
-    activations: dict[str, QParams]
-    weights: dict[str, QParams]
-    biases: dict[str, FloatArray]
-    warnings: list[str]
-
-    def graph(self, *, store_integers: bool = False) -> ir.Model:
-        """The graph with its Q/DQ pairs."""
-        return qdq.insert(
-            self.model, self.activations, self.weights, self.biases, store_integers=store_integers
-        )
+BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
+SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
 
 
 def write(
@@ -61,6 +33,7 @@ def write(
     classifier = io.read_classifier(model)
     found = prepare(classifier.model, statistics, scheme, options)
     io.save(found.graph(store_integers=scheme.store_integers), out)
+    costs = _sensitivity(found) if options.sensitivity else None
     return {
         "scheme": scheme.name,
         "effort": options.effort,
@@ -86,8 +59,19 @@ def write(
             }
             for name, q in found.weights.items()
         },
+        "sensitivity": costs,
         "warnings": found.warnings,
     }
+
+
+def _sensitivity(found: Quantized) -> dict[str, Any] | None:
+    """What each layer costs; None, and a warning, where the graph cannot be run by parts."""
+    probe = spread(found.statistics.probe, SENSITIVITY_PIXELS)
+    try:
+        return sensitivity.to_json(sensitivity.analyse(found, found.exact, probe, quantizers=False))
+    except ModelError as error:
+        found.warnings.append(f"no sensitivity: {error}")
+        return None
 
 
 def _histogram(seen: TensorStatistics) -> list[int]:
@@ -140,7 +124,7 @@ def prepare(
     biases: dict[str, FloatArray] = {}
     if network is not None and options.bias_correction:
         biases = bias.corrections(network, spread(statistics.probe, BIAS_PIXELS), activations, weights)
-    found = Quantized(model, statistics, placement, activations, weights, biases, warnings)
+    found = Quantized(model, model, statistics, placement, activations, weights, biases, warnings)
     if network is not None and options.effort == "max":
         _learn(found, network)
     return found
@@ -156,6 +140,7 @@ def _learn(found: Quantized, network: Network) -> None:
         )
         return
     found.activations, found.biases = student.qparams(), student.biases()
+    found.model = io.copy(found.exact)
     student.write_weights(found.model)
 
 

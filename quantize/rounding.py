@@ -60,6 +60,7 @@ class Student:
             name: torch.tensor(math.log(q.scale[0]), requires_grad=True) for name, q in activations.items()
         }
         self._steps: dict[str, Tensor] = {}
+        self._bounds: dict[str, tuple[Tensor, Tensor]] = {}  # up or down, no further
         self._weight_scale: dict[str, Tensor] = {}
         for name, q in weights.items():
             shape = [1] * network.constants[name].ndim
@@ -67,6 +68,7 @@ class Student:
             self._weight_scale[name] = torch.tensor(q.scale, dtype=torch.float32).reshape(shape)
             limit = q.spec.quant_max
             steps = (network.constants[name] / self._weight_scale[name]).clamp(-limit, limit)
+            self._bounds[name] = steps.floor(), steps.ceil()
             self._steps[name] = steps.requires_grad_()
         self._shift = {
             str(node.name): torch.from_numpy(np.array(biases.get(str(node.name), np.float32(0)), np.float32))
@@ -96,8 +98,7 @@ class Student:
         network, outputs = self.network, {}
         values = {network.input: self._activation(network.input, images)}
         for name, steps in self._steps.items():
-            limit = self.weights[name].spec.quant_max
-            values[name] = _round(steps.clamp(-limit, limit)) * self._weight_scale[name]
+            values[name] = _round(steps.clamp(*self._bounds[name])) * self._weight_scale[name]
         for node in network.nodes:
             name = str(node.outputs[0].name)
             result = network.apply(node, values)
@@ -124,8 +125,7 @@ class Student:
     def write_weights(self, model: ir.Model) -> None:
         """Put the learned weights, which lie on their integers' grid, into a graph."""
         for name, steps in self._steps.items():
-            limit = self.weights[name].spec.quant_max
-            learned = (steps.detach().clamp(-limit, limit).round() * self._weight_scale[name]).numpy()
+            learned = (steps.detach().clamp(*self._bounds[name]).round() * self._weight_scale[name]).numpy()
             io.set_constant(model.graph.initializers[name], learned.astype(np.float32))
 
     def _activation(self, name: str, value: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.calibrated import Quantized
 from quantize.network import Network
 from quantize.placement import is_weighted
+from quantize.quantized import Quantized
 from quantize.simulate import fake_quantize
 from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray

@@ -157,6 +157,7 @@ class QuantizeOptions:
     observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
     effort: Literal["fast", "balanced", "max"] = option("balanced", "fast, balanced or max.")
     bias_correction: bool = option(True, "Let biases absorb the mean error of their layer.")
+    sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
     targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
 
 

@@ -136,14 +136,16 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
 def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     """Write a graph with Q/DQ nodes per target, each by the target's own scheme, from one calibration.
 
-    Writes <target>.onnx, <target>-pruned.onnx, and quantize.json {target: summary}.
+    Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
     import quantize as quantization
     import targets
     from quantize.statistics import Statistics
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    how = quantization.QuantizeOptions(options.observer, options.effort, options.bias_correction)
+    how = quantization.QuantizeOptions(
+        options.observer, options.effort, options.bias_correction, options.sensitivity
+    )
     summaries = {}
     for graph in variants.graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
@@ -152,6 +154,8 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
             model = inputs["export"] / graphs[graph]["file"]
             scheme = targets.get(target).scheme
             summaries[name] = quantization.quantize(model, statistics, scheme, how, out / f"{name}.onnx")
+    costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
+    write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
     write_json(out / "quantize.json", summaries)
 
 

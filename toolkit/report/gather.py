@@ -16,7 +16,7 @@ quantize/quantize.json  {target or target-pruned: {..., "warnings",
 quantize/sensitivity.json   {target or target-pruned: {"layers": [{"name", "kind", "sqnr_db", "drop_db",
                          "reverted", "why"}]}}
                         sqnr_db: of the layer's output when all is quantized; drop_db: SQNR that the
-                        logits lose when only this layer is quantized; reverted: left in float, and why
+                        logits gain when only this layer is left in float; reverted: left in float, and why
 prune/plan.json         `PrunePlan`, and "frontier": [{"macs" or "latency_ms",
                          "top1" or "expected_drop_pp", "chosen": bool}]
 finetune/history.json   `History`

@@ -47,7 +47,7 @@ def sqnr(sensitivity: Any) -> Chart | None:
 
 
 def sensitivity(sensitivity: Any) -> Chart | None:
-    """What each layer costs when it alone is quantized."""
+    """What each layer costs: what the logits gain when it alone is left in float."""
     shown = _per_target(sensitivity, "drop_db")
     if not shown:
         return None
@@ -66,14 +66,16 @@ def sensitivity(sensitivity: Any) -> Chart | None:
         ]
     count = max(len(traces[0]["y"]) for traces in choices.values())
     return Chart(
-        "The layers that cost most when quantized alone",
+        "The layers that cost most",
         "; ".join(
             f"{words.target(target)}: {max(rows, key=lambda row: row['drop_db'])['name']}"
             for target, rows in shown.items()
         ),
         next(iter(choices.values())),
         {
-            "xaxis": {"title": "dB of SQNR lost at the logits (orange: left in float)"},
+            "xaxis": {
+                "title": "dB of SQNR that the logits gain if the layer stays in float (orange: it does)"
+            },
             "yaxis": {"autorange": "reversed", "type": "category"},
             "height": 100 + 20 * count,
         },
