@@ -67,7 +67,8 @@ def command(
 
     Writes model.safetensors, widths.json and plan.json (a folder for each of --widths), which a recipe
     takes as load.weights; and family.json and family.html: accuracy against latency in FP32 and INT8,
-    with the dense network as competitor and the knee marked. Interrupted, it goes on from its last block.
+    with the dense network as competitor and the knee marked. With one goal, an interrupted pass goes on
+    from its last block when the same command is given again.
     """
     from toolkit.cli._progress import shown
     from toolkit.core.artifact import write_json, write_text
