@@ -248,7 +248,7 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
         time.sleep(1.0)
         process.send_signal(stop)
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.splitlines()[-2:] == [
         "error: interrupted in stage 'load'",
         " hint: finished stages are kept: the same command goes on from there",
