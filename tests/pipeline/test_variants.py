@@ -1,6 +1,7 @@
 """The rows of the report: which there are, and what is said of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,3 +99,12 @@ def test_a_batch_the_graph_cannot_take():
     with pytest.raises(RecipeError, match=r"bench\.batch = 8, but the graph takes 1") as caught:
         variants.bench_batch(BenchOptions(batch=8), {"batch": 1})
     assert "export.batch=8" in caught.value.hint
+
+
+def test_a_full_disk_is_not_taken_for_a_refusal(tmp_path, monkeypatch):
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(bytes(1000))
+    variants.check_room(tmp_path, graph, ValueError("refused"))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=999))
+    with pytest.raises(OSError, match="No space left"):
+        variants.check_room(tmp_path, graph, ValueError("cannot save"))

@@ -6,6 +6,7 @@ empty folder it is given and returns nothing.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -178,6 +179,8 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
             record |= {**asdict(built), "folder": variant.name}
             record["size_bytes"] = variants.size_bytes(out / variant.name)
         except ToolkitError as error:
+            variants.check_room(out, graph, error)
+            shutil.rmtree(out / variant.name, ignore_errors=True)
             record |= {"error": str(error), "hint": error.hint}
         compiled[variant.name] = record
     write_json(out / "compiled.json", compiled)
@@ -213,11 +216,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     write_json(
         out / "accuracy.json",
         {
-            "data": {
-                "name": dataset.name,
-                "images": len(outcome.labels),
-                "classes": dataset.classes,
-            },
+            "data": {"name": dataset.name, "images": len(outcome.labels), "classes": dataset.classes},
             "variants": variants.accuracies(outcome, planned),
         },
     )

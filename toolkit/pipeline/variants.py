@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -84,6 +86,16 @@ def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, .
 def size_bytes(folder: Path) -> int:
     """Size of the files of an engine."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def check_room(folder: Path, graph: Path, error: Exception) -> None:
+    """Tell a full disk from a target that refuses a graph: vendors do not always say which it was.
+
+    Raises:
+        OSError: There is no room for an engine as large as the graph.
+    """
+    if shutil.disk_usage(folder).free < graph.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def runnable(inputs: Inputs) -> dict[Variant, dict[str, Any]]:
