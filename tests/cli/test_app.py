@@ -248,7 +248,8 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
         time.sleep(1.0)
         process.send_signal(stop)
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    # CPython ends by the signal itself where it struck an import written in C; shells call both 130.
+    assert process.returncode in (130, -signal.SIGINT), err
     assert err.splitlines()[-2:] == [
         "error: interrupted in stage 'load'",
         " hint: finished stages are kept: the same command goes on from there",
