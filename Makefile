@@ -14,7 +14,7 @@ run: $(VENV)/.installed ## the whole path on the embedded data: digits, ResNet-1
 	$(BIN)/edgeship run quickstart --out $(OUT)
 
 test: $(VENV)/.installed-dev lint ## every check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/ruff format --check --quiet .
@@ -32,7 +32,7 @@ bench: $(VENV)/.installed-bench ## quantization: the figures, beside NNCF and ON
 	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)
 
 bench-peers: $(VENV)/.installed-bench ## quantization against every peer
-	$(BIN)/python tests/benchmarks/quantization.py --peers all $(ARGS)
+	$(BIN)/python tests/benchmarks/quantization.py --peers $(ARGS)
 
 bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, beside Torch-Pruning
 	$(BIN)/python tests/benchmarks/pruning.py $(ARGS)

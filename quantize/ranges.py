@@ -17,7 +17,8 @@ from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
-BATCH_PIXELS = 2**17  # images are probed in batches of so many pixels
+BATCH_PIXELS = 2**16  # images are probed in batches of so many pixels
+DIRECTIONS = 4  # of the logits, for every image
 
 
 def observed(seen: TensorStatistics, spec: QuantSpec, observer: str) -> QParams:
@@ -89,6 +90,19 @@ class _Tally:
         return choose_qparams(observers.clipped(cut, low, high), spec)
 
 
+def _margin(logits: Tensor) -> Tensor:
+    """The direction in which the first class and the second change places; longest where they are near.
+
+    As long as a random direction on average, so that both kinds count alike.
+    """
+    top = logits.topk(2)
+    gap = top.values[:, 0] - top.values[:, 1]
+    weight = torch.exp(-gap / gap.mean().clamp(min=1e-12))
+    direction = torch.zeros_like(logits)
+    direction.scatter_(1, top.indices, torch.stack([weight, -weight], 1))
+    return direction * (logits.numel() / direction.square().sum().clamp(min=1e-12)).sqrt()
+
+
 def _probe(network: Network, images: Tensor, tallies: dict[str, _Tally], generator: torch.Generator) -> None:
     kept: dict[str, Tensor] = {}
 
@@ -96,13 +110,15 @@ def _probe(network: Network, images: Tensor, tallies: dict[str, _Tally], generat
         if not value.requires_grad:  # the input: gradients flow from here on
             value = value.detach().requires_grad_()
         if name in tallies:
-            value.retain_grad()
             kept[name] = value
         return value
 
     logits = network(images, keep)
-    direction = torch.randn(logits.shape, generator=generator)
-    torch.autograd.backward(logits, direction)
-    for name, value in kept.items():
-        if value.grad is not None:
-            tallies[name].add(value.detach(), value.grad)
+    for left in reversed(range(DIRECTIONS)):
+        direction = _margin(logits.detach()) if left % 2 else torch.randn(logits.shape, generator=generator)
+        gradients = torch.autograd.grad(
+            logits, list(kept.values()), direction, retain_graph=left > 0, allow_unused=True
+        )
+        for (name, value), gradient in zip(kept.items(), gradients, strict=True):
+            if gradient is not None:
+                tallies[name].add(value.detach(), gradient)
