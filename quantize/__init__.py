@@ -11,20 +11,7 @@ if TYPE_CHECKING:
     from quantize.statistics import Statistics
     from toolkit.core.quant import QuantScheme
 
-__all__ = ["QuantizeOptions", "Statistics", "collect", "quantize"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the heavy parts (torch, onnx) when they are asked for."""
-    if name == "Statistics":
-        from quantize.statistics import Statistics
-
-        return Statistics
-    if name == "collect":
-        from quantize.collect import collect
-
-        return collect
-    raise AttributeError(name)
+__all__ = ["QuantizeOptions", "quantize"]
 
 
 def quantize(
@@ -34,7 +21,7 @@ def quantize(
 
     Args:
         model: The float ONNX classifier that the statistics are of.
-        statistics: What `collect` gave.
+        statistics: What `quantize.collect.collect` gave.
         scheme: What the target wants.
         options: Observer and effort.
         out: The Q/DQ graph; it appears complete or not at all.
