@@ -15,6 +15,7 @@ from toolkit.core.quant import FloatArray
 from toolkit.graph import io
 from toolkit.graph.reference import Reference
 
+BATCH_PIXELS = 2**17  # images run at once, where the graph lets us choose: 32 at 64 px, 2 at 224 px
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
 
@@ -41,13 +42,10 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
     probe: Thinned | None = None
     images = 0
     for batch in batches:
-        parts = (
-            [batch] if classifier.batch in {None, len(batch)} else _even(batch, int(classifier.batch or 1))
-        )
         probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), 16))
         probe.add(batch)
         images += len(batch)
-        for part in parts:
+        for part in _parts(batch, classifier.batch):
             values = iter(reference.run(part))
             for name, tensor in watched.items():
                 gathered[name].add(*tensor.read([next(values) for _ in tensor.outputs]))
@@ -115,8 +113,14 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *(value for node in graph for value in node.outputs)]
 
 
-def _even(batch: FloatArray, size: int) -> list[FloatArray]:
-    """Batches of the size a static graph wants; the last one is filled up with its own images."""
+def _parts(batch: FloatArray, size: int | None) -> list[FloatArray]:
+    """A batch as a graph takes it: by a static graph's size, else by so many that memory stays small.
+
+    A static graph's last part is filled up with the batch's own images.
+    """
+    if size is None:
+        most = max(BATCH_PIXELS // int(np.prod(batch.shape[2:])), 1)
+        return [batch[i : i + most] for i in range(0, len(batch), most)]
     count = -(-len(batch) // size)
     filled = np.resize(batch, (count * size, *batch.shape[1:]))
     return [filled[i * size : (i + 1) * size] for i in range(count)]
