@@ -144,8 +144,9 @@ def test_memory_does_not_grow_with_the_number_of_images(encode):
         return found
 
     peak(10)
-    few, many = peak(100), peak(800)  # 800 images would be 39 MB
-    assert many < 1.25 * few + 400_000
+    few = max(peak(100) for _ in range(8))  # as many chances for the workers to be far ahead
+    many = peak(800)  # 800 images would be 39 MB
+    assert many < 1.25 * few + 1_600_000  # four batches: how far ahead they are is chance
     assert many < 8_000_000
 
 
