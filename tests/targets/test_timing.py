@@ -1,15 +1,64 @@
-"""Interleaved timing: the order, the counts, and the noise measure by hand."""
+"""Timing in turns: the order, the counts, and the noise measure by hand."""
 
+import itertools
+
+import numpy as np
 import pytest
 
+from targets import _timing
 from targets._timing import count_until, interleave, noise_warning, variation
 
 
-def test_runs_alternate_their_order():
-    calls = []
-    got = interleave({n: lambda n=n: calls.append(n) for n in "ABC"}, warmup_s=0, count=4)
-    assert "".join(calls) == "ABCCBA" + "ABCCBAABCCBA"  # two rounds of warm-up, then four
-    assert {name: len(samples) for name, samples in got.items()} == {"A": 4, "B": 4, "C": 4}
+class Clock:
+    """Time that passes in runs only."""
+
+    def __init__(self, monkeypatch):
+        self.now_s, self.calls = 0.0, []
+        monkeypatch.setattr(_timing.time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(_timing.time, "perf_counter_ns", lambda: round(1e9 * self.now_s))
+
+    def run(self, name, warm_s, cold_s):
+        """A run that is slow the first two times after another one: its weights have left the cache."""
+
+        def once():
+            self.calls.append(name)
+            cold = self.calls[-3:] != [name] * 3
+            self.now_s += cold_s if cold else warm_s
+
+        return once
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def order(calls):
+    """Names in order, each turn once."""
+    return "".join(name for name, _ in itertools.groupby(calls))
+
+
+def test_turns_alternate_their_order(clock):
+    got = interleave({n: clock.run(n, 0.01, 0.01) for n in "ABC"}, warmup_s=0, count=8)
+    assert order(clock.calls) == "ABC" + "ABCBABCBA"  # the warm-up, then ABC CBA ABC CBA: the ends meet
+    assert {name: len(samples) for name, samples in got.items()} == {"A": 8, "B": 8, "C": 8}
+    # two of warm-up, and four turns of one untimed run and two timed ones
+    assert {name: clock.calls.count(name) for name in "ABC"} == dict.fromkeys("ABC", 2 + 4 * (1 + 2))
+
+
+@pytest.mark.parametrize("how", [{"count": 50}, {"duration_s": 0.5}])
+def test_no_sample_pays_for_the_run_before_it(clock, how):
+    runs = {"A": clock.run("A", 0.002, 0.009), "B": clock.run("B", 0.001, 0.004)}
+    got = interleave(runs, warmup_s=0.1, **how)
+    assert {name: set(np.round(samples, 6)) for name, samples in got.items()} == {"A": {2.0}, "B": {1.0}}
+    assert len(got["A"]) == len(got["B"]) >= 50
+    assert len(order(clock.calls)) >= 2 + 4
+
+
+def test_long_runs_take_short_turns(clock):
+    got = interleave({n: clock.run(n, 1.0, 1.0) for n in "AB"}, warmup_s=0, duration_s=30.0)
+    assert len(got["A"]) == 24  # six turns of four: a fifth of the time goes to untimed runs
+    assert clock.calls.count("A") == 2 + 6 * (1 + 4)
 
 
 def test_a_duration_is_kept_and_samples_are_milliseconds():
