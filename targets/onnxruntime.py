@@ -6,15 +6,17 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from targets import Compiled, Session, Target
 from targets._device import granted_cores
+from targets._onnxruntime_profile import profile
 from targets._sessions import in_batches
 from targets._timing import loop_ips
 from toolkit.core.errors import TargetError
-from toolkit.core.quant import FloatArray, QuantScheme, QuantSpec
+from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import LayerAudit, Precision
 
 ENGINE = "model.onnx"
@@ -71,7 +73,12 @@ class OnnxRuntime:
         yield _Session(_session(_sdk(), engine, threads))
 
     def throughput_ips(
-        self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
+        self,
+        engine: Path,
+        images: FloatArray | PixelArray,
+        *,
+        threads: int | None = None,
+        duration_s: float,
     ) -> float:
         """Images a second, one batch after the other: its threads share one batch."""
         with self.open(engine, threads=threads) as session:
@@ -93,17 +100,24 @@ class _Session:
         first = session.get_inputs()[0]
         self._input = first.name
         self._batch = first.shape[0] if isinstance(first.shape[0], int) else None
+        self.takes_pixels = first.type == "tensor(uint8)"
 
-    def infer(self, images: FloatArray) -> FloatArray:
+    def infer(self, images: FloatArray | PixelArray) -> FloatArray:
         return in_batches(self._run, images, self._batch)
 
-    def _run(self, images: FloatArray) -> FloatArray:
+    def _run(self, images: FloatArray | PixelArray) -> FloatArray:
         logits: FloatArray = self._session.run(None, {self._input: images})[0]
         return logits
 
 
 def _session(
-    ort: Any, model: Path, threads: int | None, *, exact: bool = False, save_optimized: Path | None = None
+    ort: Any,
+    model: Path,
+    threads: int | None,
+    *,
+    exact: bool = False,
+    save_optimized: Path | None = None,
+    trace: Path | None = None,
 ) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or granted_cores()
@@ -114,6 +128,8 @@ def _session(
     if save_optimized is not None:  # without the last level, which renames every node for its memory layout
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(save_optimized)
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
     try:
         return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exception classes share no base but Exception
@@ -124,7 +140,7 @@ def _session(
 
 
 def _audit(ort: Any, model: Path, optimized: Path, precision: Precision) -> tuple[LayerAudit, ...]:
-    """The layers of the optimized graph: an integer kernel has an operator of its own."""
+    """The layers of the optimized graph and their time: an integer kernel has an operator of its own."""
     import onnx
 
     try:
@@ -144,7 +160,10 @@ def _audit(ort: Any, model: Path, optimized: Path, precision: Precision) -> tupl
         )
         name = re.sub(r"_token_\d+$", "", node.name) or node.output[0]  # its fusions number their nodes
         layers.append(LayerAudit(name, kind, runs, kind in WEIGHTED, warning))
-    return tuple(layers)
+    profiled = _session(ort, model, 1, trace=optimized.with_name(".trace"))
+    nodes = onnx.load(str(model), load_external_data=False).graph.node
+    took_ms = profile(profiled, nodes, {layer.name for layer in layers})
+    return tuple(replace(layer, time_ms=took_ms.get(layer.name)) for layer in layers)
 
 
 def _sdk() -> Any:
