@@ -43,18 +43,19 @@ def write_golden(folder: Path, images: Any, logits: Any) -> None:
     """Write golden inputs and the logits they must give, as the runner's `selftest` reads them.
 
     Args:
-        folder: Where golden.json, inputs.f32 and logits.f32 go; made if absent.
-        images: (N, C, H, W) array, preprocessed.
+        folder: Where golden.json, inputs.f32 (or .u8) and logits.f32 go; made if absent.
+        images: (N, C, H, W) array, preprocessed; or uint8 (N, H, W, C) of a graph that takes pixels.
         logits: (N, classes) array.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"inputs.f32": images.astype("<f4").tobytes(), "logits.f32": logits.astype("<f4").tobytes()}
+    inputs, kind = ("inputs.u8", "u1") if images.dtype == "uint8" else ("inputs.f32", "<f4")
+    files = {inputs: images.astype(kind).tobytes(), "logits.f32": logits.astype("<f4").tobytes()}
     for name, data in files.items():
         (folder / name).write_bytes(data)
     record = {
         "shape": list(images.shape),
         "classes": logits.shape[-1],
-        "inputs": "inputs.f32",
+        "inputs": inputs,
         "logits": "logits.f32",
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
     }

@@ -28,15 +28,17 @@ class Built(NamedTuple):
 
 
 class Session(Protocol):
-    """A loaded engine; images and logits are raw little-endian float32.
+    """A loaded engine; logits are raw little-endian float32, images too, or uint8.
 
     Attributes:
-        image_shape: (C, H, W) of one image.
+        takes_pixels: Whether images are uint8 (H, W, C), resized and cropped; else float32 (C, H, W), ready.
+        image_shape: Of one image.
         classes: Logits an image.
         batch: Images an inference when that is fixed; None when it can be chosen.
         batch_max: The most images an inference takes; None when there is no limit.
     """
 
+    takes_pixels: bool
     image_shape: tuple[int, ...]
     classes: int
     batch: int | None

@@ -24,7 +24,8 @@ build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32]
              "backend", "version", "warnings": [...]
 selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
           DIR holds golden.json {"shape": [N,C,H,W], "classes": K, "inputs": "inputs.f32", "logits": "logits.f32",
-          "sha256": {file: digest}}, raw little-endian float32 (targets.runner.write_golden writes it).
+          "sha256": {file: digest}}, raw little-endian float32 (targets.runner.write_golden writes it); of an engine
+          that takes pixels, "shape" is [N,H,W,C] and "inputs" "inputs.u8", raw uint8.
           -> "verdict": "pass"|"fail", "images", "cosine_min", "cosine_mean", "top1_agreement",
              "largest_difference", "latency_ms" (median wall), "reasons": [...]
 time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [--duration-s 3] [--iterations 10]
@@ -38,7 +39,8 @@ evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--b
           [--threads T]
           SET is one packed file (magic EDGESET1). -> "images", "labelled", "top1", "top5",
           "agreement" (top-1 with the reference logits), "sqnr_db", "seconds"
-infer     --engine ENGINE --input x.f32 --out y.f32 [--threads T] -> "images", "shape"
+infer     --engine ENGINE --input x.f32 --out y.f32 [--threads T] (x.u8, of an engine that takes pixels)
+          -> "images", "shape"
 inspect   --engine ENGINE [--profile] -> "layers", "bindings", as the runtime tells them, and "times_ms"
           {layer: mean of a run} with --profile
 
@@ -49,7 +51,6 @@ MODULE in place of `tensorrt`. Nothing runs as root and nothing is changed outsi
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -60,6 +61,7 @@ from typing import Any, Callable, NoReturn
 from . import VERSION, backend, engines, failures, images, system, timing
 from .failures import Failure
 from .output import Output, log
+from .probe import probe
 
 _USAGE, _NEGATIVE = 2, 3
 _SELFTEST_RUNS = 10
@@ -104,65 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _probe(options: Any, output: Output) -> dict[str, Any]:
-    tree = system.Tree(options.root)
-    found = system.gather(tree, options.disk)
-    numpy = images.numpy_or_none()
-    found["python"]["numpy"] = str(numpy.__version__) if numpy else None
-    offers, fake = {}, False
-    for name in backend.NAMES:
-        output.progress("probe", backend=name)
-        try:
-            sdk = backend.load(name, options.sdk)
-            offers[name] = {"available": True, "version": sdk.version, "precisions": sdk.precisions(tree),
-                            "identity": sdk.identity(tree), "fake": sdk.fake, "cause": None, "cure": None}  # fmt: skip
-            fake = fake or sdk.fake
-        except Exception as error:
-            failure = failures.from_error(error)
-            offers[name] = {"available": False, "version": None, "precisions": [], "identity": None, "fake": False,
-                            "code": failure.code, "cause": failure.cause, "cure": failure.cure}  # fmt: skip
-    return {"facts": found, "backends": offers, "best": _best(offers, found), "problems": _problems(found, offers),
-            **_faked(fake)}  # fmt: skip
-
-
-def _best(offers: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """TensorRT where a GPU can run it, OpenVINO on x86, ONNX Runtime anywhere else."""
-    wanted = ["tensorrt"] if (offers["tensorrt"]["identity"] or {}).get("sm") else []
-    wanted += ["openvino"] if found["arch"] in ("x86_64", "AMD64") else []
-    wanted += ["onnxruntime", "openvino"]
-    return next((name for name in wanted if offers[name]["available"]), None)
-
-
-def _problems(found: dict[str, Any], offers: dict[str, Any]) -> list[dict[str, Any]]:
-    """What stands between this device and its best, each with a cure."""
-    problems = []
-    board = found["jetson"]
-    if board is not None:
-        if not offers["tensorrt"]["available"]:
-            problems.append({key: offers["tensorrt"][key] for key in ("code", "cause", "cure")})
-        if board["gpu_int8"] is False:
-            problems.append({"code": "no-int8", "cause": f"the GPU (SM {board['sm']}) has no INT8 arithmetic",
-                             "cure": "deploy FP16 instead"})  # fmt: skip
-        mode, modes = found["power"]["mode"], found["power"]["modes"]
-        if mode and any(name.startswith("MAXN") for name in modes) and not mode.startswith("MAXN"):
-            problems.append({"code": "power-mode", "cause": f"power mode {mode} caps the clocks",
-                             "cure": f"one of {', '.join(modes)}: sudo nvpmodel -m N; or measure in this mode"})  # fmt: skip
-        clock = found["clocks"]["gpu"]
-        if clock and clock["locked"] is False:
-            problems.append({"code": "clocks-free", "cause": "GPU clocks are not locked, so latencies will spread",
-                             "cure": "sudo jetson_clocks --store FILE, then sudo jetson_clocks"})  # fmt: skip
-        counters = found["thermal"]["throttle_counters"]
-        events = {name: count for name, count in counters.items() if "oc" in os.path.basename(name) and count > 0}
-        if events:
-            problems.append({"code": "over-current", "cause": f"over-current events since boot: {events}",
-                             "cure": "use a stronger supply or a lower power mode"})  # fmt: skip
-    if not any(offer["available"] for offer in offers.values()):
-        problems.append({"code": "no-backend", "cause": "no SDK can be imported",
-                         "cure": "; ".join(f"{name}: {offer['cure']}" for name, offer in offers.items())})  # fmt: skip
-    available = found["memory"]["available_bytes"]
-    if available is not None and available < 2**30:
-        problems.append({**failures.problem("out-of-memory"), "code": "memory-low",
-                         "cause": f"{available >> 20} MiB of memory are free; a build may want 1 GiB"})  # fmt: skip
-    return problems
+    return probe(system.Tree(options.root), options.disk, options.sdk, output)
 
 
 def _build(options: Any, output: Output) -> dict[str, Any]:
@@ -180,8 +124,7 @@ def _build(options: Any, output: Output) -> dict[str, Any]:
 
 
 def _probe_best(options: Any, output: Output) -> str:
-    options.disk = "/"
-    best = _probe(options, output)["best"]
+    best = probe(system.Tree(options.root), "/", options.sdk, output)["best"]
     if best is None:
         raise Failure("no-backend", "no SDK can be imported", "TensorRT, OpenVINO and ONNX Runtime are all absent",
                       "run `probe`: it tells what each needs")  # fmt: skip
@@ -215,7 +158,7 @@ class _Opened:
 def _selftest(options: Any, output: Output) -> dict[str, Any]:
     expected = images.golden(options.golden)
     with _Opened(options, options.engine) as opened:
-        images.same_shape(opened.session, expected.image_shape, "the golden set")
+        images.same_shape(opened.session, expected.image_shape, "the golden set", expected.are_pixels)
         _same_classes(opened.session, len(expected.logits[0]), "the golden set")
         batch = opened.ready(expected.total)
         got = images.rows(images.run(opened.session, expected.images, expected.total, batch), opened.session.classes)
@@ -246,8 +189,7 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
             session = opened[-1].session
             batch = images.batch_for(session, options.batch)
             session.prepare(batch, not options.no_transfers, options.cuda_graph)
-            floats = batch * math.prod(session.image_shape)
-            session.load(images.noise(floats))
+            session.load(images.noise(session, batch))
             subjects.append(timing.Subject(engine, session, opened[-1].record, batch))
         around = timing.interleave(
             subjects, options.rounds, options.warmup_ms / 1e3, options.duration_s, options.iterations, tree, output
@@ -267,13 +209,13 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
     reference = _read(options.reference) if options.reference else None
     started_s = told_s = time.perf_counter()
     with _Opened(options, options.engine) as opened:
-        images.same_shape(opened.session, packed.image_shape, "the image set")
+        images.same_shape(opened.session, packed.shape_for(opened.session), "the image set")
         classes = opened.session.classes
         if reference is not None and len(reference) != packed.count * classes * 4:
             raise Failure("shape-mismatch", f"{options.reference} does not hold {packed.count} x {classes} logits",
                           "reference and images come from different runs", "bundle both from one run")  # fmt: skip
         batch, logits = opened.ready(options.batch), []
-        for part, count in packed.batches(batch, limit):
+        for part, count in packed.batches(batch, limit, opened.session.takes_pixels):
             logits.append(images.run(opened.session, part, count, batch))
             if time.perf_counter() - told_s >= _TELL_EVERY_S:
                 told_s = time.perf_counter()
@@ -301,11 +243,11 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
 
 def _infer(options: Any, output: Output) -> dict[str, Any]:
     with _Opened(options, options.engine) as opened:
-        data, size = _read(options.input), 4 * math.prod(opened.session.image_shape)
+        data, size = _read(options.input), images.image_bytes(opened.session)
         if not data or len(data) % size:
             raise Failure("shape-mismatch", f"{options.input} has {len(data)} bytes, an image has {size}",
-                          "the input holds no whole number of float32 images",
-                          f"write images of {opened.session.image_shape} as float32")  # fmt: skip
+                          "the input holds no whole number of images", f"write images of "
+                          f"{opened.session.image_shape} as {images.type_name(opened.session.takes_pixels)}")  # fmt: skip
         count = len(data) // size
         _write(options.out, images.run(opened.session, data, count, opened.ready(count)))
         return {"images": count, "shape": [count, opened.session.classes], "out": options.out, **opened.origin()}

@@ -118,6 +118,9 @@ TABLE = (
     # Files.
     Row("disk-full", r"No space left on device|ENOSPC|[Dd]isk quota exceeded", "the disk is full",
         "free space: remove old releases and engines"),
+    Row("illegal-instruction", r"[Ii]llegal instruction|SIGILL",
+        "a library uses instructions that this processor lacks: on a Jetson mostly numpy's OpenBLAS",
+        "export OPENBLAS_CORETYPE=ARMV8 in the login shell, or install another numpy"),
     Row("crashed", r"[Ss]egmentation fault|SIGSEGV|core dumped",
         "the SDK crashed: often a logger or runtime object that was freed too early, or a driver of another "
         "version than the libraries", "run `probe` and compare the versions; reinstall with apt after an upgrade"),
@@ -142,7 +145,7 @@ def translate_exit(status: int) -> Row | None:
         status: As `subprocess` gives it (-9) or as a shell does (137).
     """
     signal = -status if status < 0 else status - 128
-    words = {9: "Killed", 11: "Segmentation fault", 6: "core dumped", 7: "core dumped"}
+    words = {4: "Illegal instruction", 9: "Killed", 11: "Segmentation fault", 6: "core dumped", 7: "core dumped"}
     return translate(words[signal]) if signal in words else None
 
 
@@ -171,7 +174,8 @@ def from_error(error: BaseException, said: str = "", doing: str = "") -> Failure
         return Failure("file-missing", message, f"there is no file {error.filename}", "check the path")
     if isinstance(error, OSError):
         return Failure("file-unusable", message, "the system refused the file", "check path and permissions")
-    cause = said.strip().splitlines()[-1] if said.strip() else f"{type(error).__name__}, not in the list of known"
+    unknown = f"{type(error).__name__}: {error}; not in the list of known failures"
+    cause = said.strip().splitlines()[-1] if said.strip() else unknown
     return Failure("unknown", message, cause, "read the log on stderr; run `probe` for what the device lacks")
 
 

@@ -62,7 +62,7 @@ class Packed:
                 raise _bad(path, "has another digest than its header says")
             stream.seek(self._start + self.count * self._pixels)
             self.labels = list(struct.unpack(f"<{self.count}i", stream.read()))
-        self.image_shape = (channels, height, width)
+        self.image_shape, self._pixel_shape = (channels, height, width), (height, width, channels)
         self._numpy = numpy_or_none()
         # A pixel has 256 values, so a table does it, fast without numpy. Every step is rounded to float32,
         # as on the host: the device then computes on exactly the numbers calibration computed on.
@@ -71,13 +71,20 @@ class Packed:
             for m, s in zip(mean, std)
         ]
 
-    def batches(self, size: int, limit: int) -> Iterator[tuple[bytes, int]]:
-        """Batches of float32 NCHW images and how many there are in each; the last may be smaller."""
+    def shape_for(self, session: Session) -> tuple[int, ...]:
+        """Shape of one image in the form a session takes."""
+        return self._pixel_shape if session.takes_pixels else self.image_shape
+
+    def batches(self, size: int, limit: int, takes_pixels: bool = False) -> Iterator[tuple[bytes, int]]:
+        """Batches of images, float32 NCHW or as they are, and how many there are in each; the last may be smaller."""
         with open(self._path, "rb") as stream:
             stream.seek(self._start)
             for first in range(0, limit, size):
                 count = min(size, limit - first)
-                yield b"".join(self._image(stream.read(self._pixels)) for _ in range(count)), count
+                if takes_pixels:
+                    yield stream.read(count * self._pixels), count
+                else:
+                    yield b"".join(self._image(stream.read(self._pixels)) for _ in range(count)), count
 
     def _image(self, pixels: bytes) -> bytes:
         channels = len(self._tables)
@@ -102,6 +109,7 @@ class Golden(NamedTuple):
     logits: list[array.array[float]]
     total: int
     image_shape: tuple[int, ...]
+    are_pixels: bool
 
 
 def golden(folder: str) -> Golden:
@@ -116,16 +124,19 @@ def golden(folder: str) -> Golden:
             record = json.load(stream)
         count, *image_shape = (_natural(size) for size in record["shape"])
         classes, names, digests = _natural(record["classes"]), (record["inputs"], record["logits"]), record["sha256"]
+        are_pixels = names[0].endswith(".u8")
+        value_bytes = 1 if are_pixels else _FLOAT_BYTES
+        sizes = (count * math.prod(image_shape) * value_bytes, count * classes * _FLOAT_BYTES)
         contents = []
-        for name, floats in zip(names, (count * math.prod(image_shape), count * classes)):
+        for name, size in zip(names, sizes):
             with open(os.path.join(folder, os.path.basename(name)), "rb") as stream:
                 data = stream.read()
-            if hashlib.sha256(data).hexdigest() != digests[name] or len(data) != floats * _FLOAT_BYTES:
+            if hashlib.sha256(data).hexdigest() != digests[name] or len(data) != size:
                 raise _bad(name, "is not the file golden.json describes")
             contents.append(data)
     except (ValueError, KeyError, TypeError) as error:
         raise _bad(path, f"is damaged ({error})") from error
-    return Golden(contents[0], rows(contents[1], classes), count, tuple(image_shape))
+    return Golden(contents[0], rows(contents[1], classes), count, tuple(image_shape), are_pixels)
 
 
 def rows(data: bytes, classes: int) -> list[array.array[float]]:
@@ -138,7 +149,7 @@ def rows(data: bytes, classes: int) -> list[array.array[float]]:
 
 def run(session: Session, images: bytes, count: int, batch: int) -> bytes:
     """Logits of `count` images; a last batch that is too small is filled up with zeros."""
-    size = math.prod(session.image_shape) * _FLOAT_BYTES
+    size = image_bytes(session)
     found = b""
     for first in range(0, count, batch):
         part = images[first * size : (first + batch) * size]
@@ -148,11 +159,24 @@ def run(session: Session, images: bytes, count: int, batch: int) -> bytes:
     return found[: count * session.classes * _FLOAT_BYTES]
 
 
-def noise(floats: int) -> bytes:
+def image_bytes(session: Session) -> int:
+    """Size of one image in the form a session takes."""
+    return math.prod(session.image_shape) * (1 if session.takes_pixels else _FLOAT_BYTES)
+
+
+def type_name(are_pixels: bool) -> str:
+    """What the numbers of images are."""
+    return "uint8" if are_pixels else "float32"
+
+
+def noise(session: Session, count: int) -> bytes:
     """Images for timing: the same pseudo-random numbers every time (zeros would draw less power)."""
     random_numbers = random.Random(0)
-    pattern = _little(array.array("f", [random_numbers.gauss(0.0, 1.0) for _ in range(4096)])).tobytes()
-    size = floats * _FLOAT_BYTES
+    if session.takes_pixels:
+        pattern = bytes(random_numbers.randrange(256) for _ in range(4096))
+    else:
+        pattern = _little(array.array("f", [random_numbers.gauss(0.0, 1.0) for _ in range(4096)])).tobytes()
+    size = count * image_bytes(session)
     return (pattern * (size // len(pattern) + 1))[:size]
 
 
@@ -163,8 +187,8 @@ def batch_for(session: Session, wanted: int) -> int:
     return min(wanted, session.batch_max or wanted)
 
 
-def same_shape(session: Session, shape: tuple[int, ...], what: str) -> None:
-    """Refuse images the engine does not take.
+def same_shape(session: Session, shape: tuple[int, ...], what: str, are_pixels: bool | None = None) -> None:
+    """Refuse images the engine does not take; `are_pixels` None: they are in the form it takes.
 
     Raises:
         Failure: The shapes differ.
@@ -172,6 +196,12 @@ def same_shape(session: Session, shape: tuple[int, ...], what: str) -> None:
     if session.image_shape != tuple(shape):
         raise Failure(
             "shape-mismatch", f"{what} has images of {tuple(shape)}, the engine takes {session.image_shape}",
+            "engine and images come from different exports", "bundle both from one run",
+        )  # fmt: skip
+    if are_pixels is not None and are_pixels != session.takes_pixels:
+        raise Failure(
+            "shape-mismatch",
+            f"{what} has {type_name(are_pixels)} images, the engine takes {type_name(session.takes_pixels)}",
             "engine and images come from different exports", "bundle both from one run",
         )  # fmt: skip
 

@@ -91,6 +91,7 @@ class _OnnxRuntimeSession:
         self._name = image.name
         self.batch = image.shape[0] if isinstance(image.shape[0], int) else None
         self.batch_max = self.batch
+        self.takes_pixels = image.type == "tensor(uint8)"
         self.image_shape = tuple(image.shape[1:])
         self.classes = logits.shape[-1]
         self._images: Any = None
@@ -98,11 +99,11 @@ class _OnnxRuntimeSession:
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
         """Make the input array of this batch."""
-        self._images = self._numpy.zeros((batch, *self.image_shape), self._numpy.float32)
+        self._images = self._numpy.zeros((batch, *self.image_shape), "u1" if self.takes_pixels else "f4")
 
     def load(self, images: bytes) -> None:
         """Write the images into the input array."""
-        self._images[...] = self._numpy.frombuffer(images, "<f4").reshape(self._images.shape)
+        self._images[...] = self._numpy.frombuffer(images, self._images.dtype).reshape(self._images.shape)
 
     def step(self) -> dict[str, float]:
         """One inference."""

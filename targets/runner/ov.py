@@ -84,6 +84,7 @@ class _OpenVINOSession:
         shape, out = compiled.input(0).partial_shape, compiled.output(0).partial_shape
         self.batch = None if shape[0].is_dynamic else shape[0].get_length()
         self.batch_max = self.batch
+        self.takes_pixels = compiled.input(0).element_type == sdk.Type.u8
         self.image_shape = tuple(size.get_length() for size in list(shape)[1:])
         self.classes = list(out)[-1].get_length()
         self._request = compiled.create_infer_request()
@@ -91,12 +92,12 @@ class _OpenVINOSession:
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
         """Bind an input tensor of this batch."""
-        self._images = self._numpy.zeros((batch, *self.image_shape), self._numpy.float32)
+        self._images = self._numpy.zeros((batch, *self.image_shape), "u1" if self.takes_pixels else "f4")
         self._request.set_input_tensor(self._sdk.Tensor(self._images, shared_memory=True))
 
     def load(self, images: bytes) -> None:
         """Write the images into the bound tensor."""
-        self._images[...] = self._numpy.frombuffer(images, "<f4").reshape(self._images.shape)
+        self._images[...] = self._numpy.frombuffer(images, self._images.dtype).reshape(self._images.shape)
 
     def step(self) -> dict[str, float]:
         """One synchronous inference."""

@@ -152,11 +152,13 @@ class _TensorRTSession:
                 "a classifier has one input and one output", "export the classifier alone",
             )  # fmt: skip
         self._input, self._output = inputs[0], outputs[0]
+        self.takes_pixels = self._engine.get_tensor_dtype(self._input) == sdk.DataType.UINT8
         for name in names:
-            if self._engine.get_tensor_dtype(name) != sdk.DataType.FLOAT:
+            kind = self._engine.get_tensor_dtype(name)
+            if kind != sdk.DataType.FLOAT and not (name == self._input and self.takes_pixels):
                 raise Failure(
-                    "engine-interface", f"{name} is {self._engine.get_tensor_dtype(name)}, not FLOAT",
-                    "the runner feeds and reads float32", "export with float32 input and output",
+                    "engine-interface", f"{name} is {kind}, not FLOAT", "the runner feeds float32 or uint8 images, "
+                    "and reads float32 logits", "export with float32 or uint8 input, and float32 output",
                 )  # fmt: skip
         shape = tuple(self._engine.get_tensor_shape(self._input))
         self.image_shape, self.batch = shape[1:], None if shape[0] < 0 else shape[0]
@@ -168,10 +170,11 @@ class _TensorRTSession:
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
         """Allocate for this batch, bind, and capture the CUDA graph if one is wanted."""
         self._release()
-        pixels = batch
+        values = batch
         for size in self.image_shape:
-            pixels *= size
-        self._sizes = (pixels * _FLOAT_BYTES, batch * self.classes * _FLOAT_BYTES)
+            values *= size
+        value_bytes = 1 if self.takes_pixels else _FLOAT_BYTES
+        self._sizes = (values * value_bytes, batch * self.classes * _FLOAT_BYTES)
         for size_bytes in self._sizes:
             host = self._cuda.host_alloc(size_bytes)
             ctypes.memset(host, 0, size_bytes)

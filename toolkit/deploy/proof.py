@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from targets import runner
+from targets.runner.failures import translate_exit
 from toolkit.core.artifact import canonical_json, sha256_bytes
 from toolkit.core.errors import DeviceError
 from toolkit.deploy import bundle as bundles
@@ -180,9 +181,10 @@ def run_runner(
         limit_s=limit_s,
     )
     if done["exit"] < 0:
+        known = translate_exit(done["exit"])
         raise RefusedError(
-            f"{name}: {command} was killed by signal {-done['exit']}",
-            hint="out of memory? close other programs there, or add swap; then deploy again",
+            f"{name}: {command} was killed by signal {-done['exit']}" + (f": {known.cause}" if known else ""),
+            hint=f"{known.cure if known else 'see the log of the device'}; then deploy again",
             code="killed",
         )
     if done["exit"] == NEGATIVE:

@@ -1,0 +1,100 @@
+"""What this machine is, what it can run, and what stands in the way."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict
+
+from . import backend, failures, system
+from .apart import apart
+from .failures import Failure
+from .output import Output
+
+_LIMIT_S = 60.0  # a first import from a slow card takes seconds, a driver that hangs for ever
+_BROKEN = ("crashed", "hangs", "illegal-instruction")  # it is there, and takes along whatever imports it
+_MEMORY_WANTED = 2**30
+
+
+def probe(tree: system.Tree, disk: str, sdk: str | None, output: Output) -> dict[str, Any]:
+    """Facts, backends, the best of them, and problems: the fields of the command's result.
+
+    Args:
+        tree: The device's files.
+        disk: Folder whose free space counts.
+        sdk: Module to import in place of `tensorrt`.
+        output: Where progress is told.
+    """
+    output.progress("probe")
+    work: Dict[str, Callable[[], Any]] = {name: _asking(name, sdk, tree) for name in backend.NAMES}
+    asked = apart({"numpy": _numpy, **work}, _LIMIT_S)
+    found = system.gather(tree, disk)
+    numpy = asked["numpy"]
+    found["python"]["numpy"] = None if isinstance(numpy, Failure) else numpy
+    offers = {name: _offer(asked[name]) for name in backend.NAMES}
+    fake = any(offer["fake"] for offer in offers.values())
+    broken = {name: answer for name, answer in asked.items() if isinstance(answer, Failure) and answer.code in _BROKEN}
+    return {"facts": found, "backends": offers, "best": _best(offers, found),
+            "problems": _problems(found, offers, broken), **({"fake": True} if fake else {})}  # fmt: skip
+
+
+def _asking(name: str, sdk: str | None, tree: system.Tree) -> Callable[[], Any]:
+    def ask() -> dict[str, Any]:
+        loaded = backend.load(name, sdk)
+        return {"version": loaded.version, "precisions": loaded.precisions(tree),
+                "identity": loaded.identity(tree), "fake": loaded.fake}  # fmt: skip
+
+    return ask
+
+
+def _numpy() -> str:
+    import numpy
+
+    return str(numpy.__version__)
+
+
+def _offer(answer: Any) -> dict[str, Any]:
+    if isinstance(answer, Failure):
+        return {"available": False, "version": None, "precisions": [], "identity": None, "fake": False,
+                "code": answer.code, "cause": answer.cause, "cure": answer.cure}  # fmt: skip
+    return {"available": True, **answer, "cause": None, "cure": None}
+
+
+def _best(offers: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """TensorRT where a GPU can run it, OpenVINO on x86, ONNX Runtime anywhere else."""
+    wanted = ["tensorrt"] if (offers["tensorrt"]["identity"] or {}).get("sm") else []
+    wanted += ["openvino"] if found["arch"] in ("x86_64", "AMD64") else []
+    wanted += ["onnxruntime", "openvino"]
+    return next((name for name in wanted if offers[name]["available"]), None)
+
+
+def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, Failure]) -> list[dict[str, Any]]:
+    """What stands between this device and its best, each with a cure."""
+    problems = [{"code": failure.code, "cause": failure.cause, "cure": failure.cure} for failure in broken.values()]
+    board = found["jetson"]
+    if board is not None:
+        if not offers["tensorrt"]["available"] and "tensorrt" not in broken:
+            problems.append({key: offers["tensorrt"][key] for key in ("code", "cause", "cure")})
+        if board["gpu_int8"] is False:
+            problems.append({"code": "no-int8", "cause": f"the GPU (SM {board['sm']}) has no INT8 arithmetic",
+                             "cure": "deploy FP16 instead"})  # fmt: skip
+        mode, modes = found["power"]["mode"], found["power"]["modes"]
+        if mode and any(name.startswith("MAXN") for name in modes) and not mode.startswith("MAXN"):
+            problems.append({"code": "power-mode", "cause": f"power mode {mode} caps the clocks",
+                             "cure": f"one of {', '.join(modes)}: sudo nvpmodel -m N; or measure in this mode"})  # fmt: skip
+        clock = found["clocks"]["gpu"]
+        if clock and clock["locked"] is False:
+            problems.append({"code": "clocks-free", "cause": "GPU clocks are not locked, so latencies will spread",
+                             "cure": "sudo jetson_clocks --store FILE, then sudo jetson_clocks"})  # fmt: skip
+        counters = found["thermal"]["throttle_counters"]
+        events = {name: count for name, count in counters.items() if "oc" in os.path.basename(name) and count > 0}
+        if events:
+            problems.append({"code": "over-current", "cause": f"over-current events since boot: {events}",
+                             "cure": "use a stronger supply or a lower power mode"})  # fmt: skip
+    if not any(offer["available"] for offer in offers.values()):
+        problems.append({"code": "no-backend", "cause": "no SDK can be imported",
+                         "cure": "; ".join(f"{name}: {offer['cure']}" for name, offer in offers.items())})  # fmt: skip
+    available = found["memory"]["available_bytes"]
+    if available is not None and available < _MEMORY_WANTED:
+        problems.append({**failures.problem("out-of-memory"), "code": "memory-low",
+                         "cause": f"{available >> 20} MiB of memory are free; a build may want 1 GiB"})  # fmt: skip
+    return problems
