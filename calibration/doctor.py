@@ -16,11 +16,12 @@ from calibration.datasets import Dataset
 from calibration.duplicates import Look, look, pairs
 from calibration.finding import Finding
 from calibration.loader import decode_each, ordered_map
-from calibration.preprocess import PixelArray, check, pixels
+from calibration.preprocess import check, pixels
 from calibration.signature import Stem, check_colours, check_stem
 from calibration.words import some
 from toolkit.core import progress
 from toolkit.core.errors import DataError
+from toolkit.core.quant import PixelArray
 from toolkit.core.tensors import Preprocess
 
 _SIGNATURE_IMAGES = 64  # enough for the statistics of the first layer

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from calibration.datasets import Dataset
-from calibration.preprocess import apply, check
+from calibration.preprocess import check, normalize, pixels
 from toolkit.core import progress
 from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.tensors import Preprocess
 
 Result = TypeVar("Result")
@@ -40,11 +40,13 @@ class Batch:
         images: (N, C, H, W) float32.
         labels: N class indices; -1 is unknown.
         indices: N positions in the data set.
+        pixels: (N, H, W, C) uint8: the same images before mean and std.
     """
 
     images: FloatArray
     labels: IntArray
     indices: IntArray
+    pixels: PixelArray
 
 
 class Batches(Iterator[Batch]):
@@ -92,11 +94,12 @@ def batches(
     check(preprocess)
     skipped: list[str] = []
 
-    def prepare(image: Image.Image, name: str) -> FloatArray:
-        return apply(image, preprocess, name)
+    def prepare(image: Image.Image, name: str) -> tuple[FloatArray, PixelArray]:
+        cropped = pixels(image, preprocess, name)
+        return normalize(cropped[None], preprocess)[0], cropped
 
     def assemble() -> Generator[Batch, None, None]:
-        waiting: list[FloatArray] = []
+        waiting: list[tuple[FloatArray, PixelArray]] = []
         kept: list[int] = []
         decoded = decode_each(dataset, indices, prepare, workers=workers, skip_bad=skip_bad)
         with closing(decoded):
@@ -193,7 +196,8 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _batch(dataset: Dataset, images: list[FloatArray], indices: list[int]) -> Batch:
+def _batch(dataset: Dataset, prepared: list[tuple[FloatArray, PixelArray]], indices: list[int]) -> Batch:
     labels = [dataset.items[index].label for index in indices]
     known = np.array([-1 if label is None else label for label in labels], np.int64)
-    return Batch(np.stack(images), known, np.array(indices, np.int64))
+    images, cropped = zip(*prepared, strict=True)
+    return Batch(np.stack(images), known, np.array(indices, np.int64), np.stack(cropped))

@@ -40,11 +40,11 @@ from PIL import Image
 
 from calibration.datasets import Dataset
 from calibration.loader import decode_each
-from calibration.preprocess import PixelArray, check, pixels
+from calibration.preprocess import check, pixels
 from toolkit.core import progress
 from toolkit.core.artifact import canonical_json, replacing
 from toolkit.core.errors import DataError
-from toolkit.core.quant import IntArray
+from toolkit.core.quant import IntArray, PixelArray
 from toolkit.core.tensors import Preprocess
 
 MAGIC = b"EDGESET1"

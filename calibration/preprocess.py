@@ -13,14 +13,11 @@ Steps 1 and 2 give uint8, so a device that stores or receives `pixels` needs ste
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from toolkit.core.errors import DataError
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 from toolkit.core.tensors import Preprocess
-
-PixelArray = npt.NDArray[np.uint8]
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibration.finding import Finding
-from calibration.preprocess import PixelArray, normalize
-from toolkit.core.quant import FloatArray
+from calibration.preprocess import normalize
+from toolkit.core.quant import FloatArray, PixelArray
 from toolkit.core.tensors import Preprocess
 
 _BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's

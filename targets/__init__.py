@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.core import plugins
-from toolkit.core.quant import FloatArray, QuantScheme
+from toolkit.core.quant import FloatArray, PixelArray, QuantScheme
 from toolkit.core.results import LayerAudit, Precision
 
 
@@ -35,8 +35,13 @@ class Compiled:
 class Session(Protocol):
     """A loaded engine."""
 
-    def infer(self, images: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W) that are preprocessed already."""
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether images are uint8 (N, H, W, C), resized and cropped; else float32 (N, C, H, W), ready."""
+        ...
+
+    def infer(self, images: FloatArray | PixelArray) -> FloatArray:
+        """Logits (N, classes) of images in the form it takes."""
         ...
 
 
@@ -66,9 +71,14 @@ class Target(Protocol):
         ...
 
     def throughput_ips(
-        self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
+        self,
+        engine: Path,
+        images: FloatArray | PixelArray,
+        *,
+        threads: int | None = None,
+        duration_s: float,
     ) -> float:
-        """Images a second when only throughput counts; `images` is one batch (N, C, H, W)."""
+        """Images a second when only throughput counts; `images` is one batch in the form the engine takes."""
         ...
 
 

@@ -6,15 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 
 
-def in_batches(run: Callable[[FloatArray], FloatArray], images: FloatArray, batch: int | None) -> FloatArray:
+def in_batches(
+    run: Callable[[FloatArray | PixelArray], FloatArray],
+    images: FloatArray | PixelArray,
+    batch: int | None,
+) -> FloatArray:
     """Run any number of images through an engine that takes exactly `batch` at a time.
 
     Args:
-        run: Logits (batch, classes) of images (batch, C, H, W).
-        images: N images (N, C, H, W).
+        run: Logits (batch, classes) of as many images.
+        images: N images, in the form the engine takes.
         batch: The engine's batch; None takes any number. The last part is filled up with zeros.
 
     Returns:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from targets import Session
 from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 
 NOISY_CV = 0.05  # coefficient of variation above which a latency is called noisy
 MIN_RUNS = 10
@@ -85,7 +85,7 @@ def noise_warning(samples_ms: Sequence[float]) -> str:
     )
 
 
-def loop_ips(session: Session, images: FloatArray, duration_s: float) -> float:
+def loop_ips(session: Session, images: FloatArray | PixelArray, duration_s: float) -> float:
     """Images a second of one session that is given one batch after the other."""
     session.infer(images)
     count, seconds = count_until(lambda: session.infer(images), duration_s)

@@ -14,7 +14,7 @@ from targets._openvino_audit import audit
 from targets._sessions import in_batches
 from targets._timing import count_until
 from toolkit.core.errors import TargetError
-from toolkit.core.quant import FloatArray, QuantScheme, QuantSpec
+from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import Precision
 
 ENGINE = "model.xml"
@@ -71,7 +71,12 @@ class OpenVINO:
         yield _Session(compiled)
 
     def throughput_ips(
-        self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
+        self,
+        engine: Path,
+        images: FloatArray | PixelArray,
+        *,
+        threads: int | None = None,
+        duration_s: float,
     ) -> float:
         """Images a second with several requests in flight (OpenVINO's THROUGHPUT hint)."""
         ov = _sdk()
@@ -93,13 +98,15 @@ class OpenVINO:
 class _Session:
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
-        first = compiled.input(0).get_partial_shape()[0]
+        entry = compiled.input(0)
+        first = entry.get_partial_shape()[0]
         self._batch = None if first.is_dynamic else first.get_length()
+        self.takes_pixels = entry.get_element_type() == _sdk().Type.u8
 
-    def infer(self, images: FloatArray) -> FloatArray:
+    def infer(self, images: FloatArray | PixelArray) -> FloatArray:
         return in_batches(self._run, images, self._batch)
 
-    def _run(self, images: FloatArray) -> FloatArray:
+    def _run(self, images: FloatArray | PixelArray) -> FloatArray:
         self._request.infer([images], share_inputs=True)
         logits: FloatArray = self._request.get_output_tensor(0).data.copy()
         return logits

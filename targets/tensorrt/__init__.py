@@ -12,7 +12,7 @@ from targets._timing import loop_ips
 from targets.tensorrt import gate, lint, live
 from toolkit.core.artifact import write_bytes
 from toolkit.core.errors import TargetError
-from toolkit.core.quant import FloatArray, QuantScheme, QuantSpec
+from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
@@ -78,7 +78,12 @@ class TensorRT:
             yield session
 
     def throughput_ips(
-        self, engine: Path, images: FloatArray, *, threads: int | None = None, duration_s: float
+        self,
+        engine: Path,
+        images: FloatArray | PixelArray,
+        *,
+        threads: int | None = None,
+        duration_s: float,
     ) -> float:
         """Images a second, one batch after the other: a batch of 8 or more fills the GPU."""
         with self.open(engine, threads=threads) as session:

@@ -16,7 +16,7 @@ from targets.runner import backend
 from targets.runner.failures import Failure
 from targets.tensorrt import explain, half, versions
 from toolkit.core.errors import TargetError
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 from toolkit.core.results import LayerAudit, Precision
 
 
@@ -88,8 +88,13 @@ class LiveSession:
         self._session = session
         self._prepared = 0
 
-    def infer(self, images: FloatArray) -> FloatArray:
-        """Logits (N, classes) of images (N, C, H, W)."""
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether images are uint8 (N, H, W, C); else float32 (N, C, H, W)."""
+        return bool(self._session.takes_pixels)
+
+    def infer(self, images: FloatArray | PixelArray) -> FloatArray:
+        """Logits (N, classes) of images in the form it takes."""
         limit = self._session.batch or min(self._session.batch_max or len(images), len(images))
         return in_batches(self._run, images, limit)
 
@@ -99,10 +104,11 @@ class LiveSession:
         nodes = explain.onnx_nodes(model) if model is not None else {}
         return explain.layers(self._session.layers(True), nodes)
 
-    def _run(self, images: FloatArray) -> FloatArray:
+    def _run(self, images: FloatArray | PixelArray) -> FloatArray:
         self._prepare(len(images))
         try:
-            self._session.load(np.ascontiguousarray(images, np.float32).tobytes())
+            kind = np.uint8 if self.takes_pixels else np.float32
+            self._session.load(np.ascontiguousarray(images, kind).tobytes())
             self._session.step()
         except Failure as failure:
             raise _error(failure) from failure

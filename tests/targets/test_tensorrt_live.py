@@ -20,7 +20,7 @@ from toolkit.core.errors import DataError, DeviceError, TargetError
 class FakeSession:
     """Logits are the mean of each channel; takes at most four images."""
 
-    batch, batch_max = None, 4
+    batch, batch_max, takes_pixels = None, 4, False
 
     def __init__(self):
         self.prepared = []
