@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantize.placement import candidates, never_negative
-from quantize.statistics import PROBE_PIXELS, Gathered, Statistics, Thinned
+from quantize.statistics import PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray
 from toolkit.graph import io
@@ -22,7 +22,7 @@ SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
     """Run calibration images through a float graph and keep statistics of its activations.
 
-    Extremes and means are reduced inside the graph, by pooling operations, so that what leaves it is
+    Extremes are reduced inside the graph, by pooling operations, so that what leaves it is
     small: the pass costs little more than the inference alone.
 
     Args:
@@ -34,10 +34,7 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
         QuantizationError: An activation is NaN or infinite.
         DataError: There is no image.
     """
-    classifier = io.read_classifier(model)
-    graph = io.copy(classifier.model)
-    watched = {name: _Watched(graph.graph, name) for name in candidates(graph)}
-    reference = Reference(graph, [output for tensor in watched.values() for output in tensor.outputs])
+    reference, watched, size = _watching(model)
     gathered = {name: Gathered(name) for name in watched}
     probe: Thinned | None = None
     images = 0
@@ -45,13 +42,23 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
         probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), 16))
         probe.add(batch)
         images += len(batch)
-        for part in _parts(batch, classifier.batch):
+        check_finite(reference.input, batch)  # maxima may lose a NaN; it can come from nowhere else but inf
+        for part in _parts(batch, size):
             values = iter(reference.run(part))
             for name, tensor in watched.items():
                 gathered[name].add(*tensor.read([next(values) for _ in tensor.outputs]))
     if probe is None:
         raise DataError("there is no calibration image", hint="check select.source and select.images")
     return Statistics(images, {name: seen.result() for name, seen in gathered.items()}, probe.rows())
+
+
+def _watching(model: Path) -> tuple[Reference, dict[str, _Watched], int | None]:
+    """The graph with what reduces its activations, and the batch that it takes (None: any)."""
+    classifier = io.read_classifier(model)
+    graph = classifier.model
+    watched = {name: _Watched(graph.graph, name) for name in candidates(graph)}
+    outputs = [output for tensor in watched.values() for output in tensor.outputs]
+    return Reference(graph, outputs), watched, classifier.batch
 
 
 class _Watched:
@@ -69,21 +76,20 @@ class _Watched:
         height, width = (d if isinstance(d, int) else 1 for d in value.shape[2:])  # type: ignore[index]
         strides = [max(-(-side // SAMPLE_SIDE), 1) for side in (height, width)]
         self._reduce(graph, "GlobalMaxPool", value, "highest")
-        self._reduce(graph, "GlobalAveragePool", value, "mean")
         self._reduce(graph, "MaxPool", value, "sample", kernel_shape=[1, 1], strides=strides)
         if not self._never_negative:
             negated = self._reduce(graph, "Neg", value, "negated", output=False)
             self._reduce(graph, "GlobalMaxPool", negated, "lowest")
 
-    def read(self, values: list[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Low, high and mean (N, C) and sample (rows, C) from the outputs."""
+    def read(self, values: list[FloatArray]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Low and high (N, C) and sample (rows, C) from the outputs."""
         if self._flat:
             rows = values[0].reshape(-1, values[0].shape[-1])
-            return rows, rows, rows, rows
-        high, mean = values[0][:, :, 0, 0], values[1][:, :, 0, 0]
-        sample = values[2].transpose(0, 2, 3, 1).reshape(-1, high.shape[1])
-        low = np.zeros_like(high) if self._never_negative else -values[3][:, :, 0, 0]
-        return low, high, mean, sample
+            return rows, rows, rows
+        high = values[0][:, :, 0, 0]
+        sample = values[1].transpose(0, 2, 3, 1).reshape(-1, high.shape[1])
+        low = np.zeros_like(high) if self._never_negative else -values[2][:, :, 0, 0]
+        return low, high, sample
 
     def _reduce(
         self,

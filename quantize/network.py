@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ class Network:
     Attributes:
         model: The graph.
         constants: Initializer name -> tensor; put another tensor there to change a weight.
+        reads: Tensor name -> how often the nodes read it.
 
     Args:
         model: A float graph.
@@ -35,7 +37,7 @@ class Network:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.constants = {
-            name: torch.from_numpy(np.array(io.constant(value)))
+            name: _channels_last(torch.from_numpy(np.array(io.constant(value))))
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }
@@ -48,6 +50,7 @@ class Network:
                 )
         self.input = str(model.graph.inputs[0].name)
         self.output = str(model.graph.outputs[0].name)
+        self.reads = Counter(str(v.name) for node in self.nodes for v in node.inputs if v is not None)
         self._last_use = {
             str(value.name): index
             for index, node in enumerate(self.nodes)
@@ -63,6 +66,7 @@ class Network:
             change: Called with the name and value of the input and of every result; what it returns
                 is what later operations read.
         """
+        images = _channels_last(images)
         values = {self.input: change(self.input, images) if change else images}
         for index, node in enumerate(self.nodes):
             name = str(node.outputs[0].name)
@@ -88,6 +92,11 @@ class Network:
             for v in node.inputs
         ]
         return OPERATIONS[node.op_type](_Call(node, inputs))
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    """The same values in the memory order that convolutions are fastest with on CPUs."""
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 class _Call:

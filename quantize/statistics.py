@@ -23,13 +23,11 @@ class TensorStatistics:
     Attributes:
         low: Exact lowest value of every channel, (C,).
         high: Exact highest value of every channel, (C,).
-        mean: Exact mean of every channel, (C,).
         sample: Rows of values at positions spread evenly over images and pixels, (rows, C).
     """
 
     low: FloatArray
     high: FloatArray
-    mean: FloatArray
     sample: FloatArray
 
     @property
@@ -39,9 +37,7 @@ class TensorStatistics:
 
     def scaled(self, factor: FloatArray) -> TensorStatistics:
         """The statistics of the tensor divided by a factor for every channel, (C,) > 0."""
-        return TensorStatistics(
-            self.low / factor, self.high / factor, self.mean / factor, self.sample / factor
-        )
+        return TensorStatistics(self.low / factor, self.high / factor, self.sample / factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,36 +112,41 @@ class Thinned:
         return np.concatenate(self._kept)
 
 
+def check_finite(name: str, *values: FloatArray) -> None:
+    """Check what was seen of a tensor.
+
+    Raises:
+        QuantizationError: A value is NaN or infinite.
+    """
+    if not all(np.isfinite(each).all() for each in values):
+        raise QuantizationError(
+            f"activation '{name}' is NaN or infinite on a calibration image",
+            hint="look for NaN in the weights, and for a wrong mean or std in load.preprocess",
+        )
+
+
 class Gathered:
     """Statistics of one tensor while batches come in."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._sample: Thinned | None = None
-        self._images = 0
 
-    def add(self, low: FloatArray, high: FloatArray, mean: FloatArray, sample: FloatArray) -> None:
-        """Add a batch: low, high, mean (N, C) and sample (rows, C).
+    def add(self, low: FloatArray, high: FloatArray, sample: FloatArray) -> None:
+        """Add a batch: low and high (N, C) and sample (rows, C).
 
         Raises:
             QuantizationError: A value is NaN or infinite.
         """
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and np.isfinite(mean).all()):
-            raise QuantizationError(
-                f"activation '{self._name}' is NaN or infinite on a calibration image",
-                hint="look for NaN in the weights, and for a wrong mean or std in load.preprocess",
-            )
+        check_finite(self._name, low, high, sample)
         if self._sample is None:
-            self._low, self._high, self._sum = low.min(0), high.max(0), mean.sum(0, dtype=np.float64)
+            self._low, self._high = low.min(0), high.max(0)
             self._sample = Thinned(max(SAMPLE_ROWS, SAMPLE_VALUES // sample.shape[1]))
         else:
             self._low, self._high = np.minimum(self._low, low.min(0)), np.maximum(self._high, high.max(0))
-            self._sum += mean.sum(0, dtype=np.float64)
-        self._images += len(mean)
         self._sample.add(sample)
 
     def result(self) -> TensorStatistics:
         """What was seen."""
         assert self._sample is not None
-        mean = (self._sum / self._images).astype(np.float32)
-        return TensorStatistics(self._low, self._high, mean, self._sample.rows())
+        return TensorStatistics(self._low, self._high, self._sample.rows())

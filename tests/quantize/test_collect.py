@@ -27,7 +27,7 @@ def tensors(path, pixels):
 
 @pytest.mark.parametrize("graph_batch", ["batch", 1, 4])
 @pytest.mark.parametrize("batch", [1, 3, 7])
-def test_extremes_and_means_are_exact_on_every_tensor(graph_batch, batch, tmp_path):
+def test_extremes_are_exact_on_every_tensor(graph_batch, batch, tmp_path):
     path, pixels = residual(graph_batch).save(tmp_path / "m.onnx"), images(7, 16)
     if graph_batch == 4:  # the reference runs image by image
         reference = tensors(residual(1).save(tmp_path / "one.onnx"), pixels)
@@ -42,8 +42,6 @@ def test_extremes_and_means_are_exact_on_every_tensor(graph_batch, batch, tmp_pa
         if seen.low.min() < 0 or values.min() < 0:
             np.testing.assert_allclose(seen.low, values.min(axes), atol=1e-5 * size)
         np.testing.assert_allclose(seen.high, values.max(axes), atol=1e-5 * size)
-        if graph_batch != 4:  # a static batch is filled up with images of its own
-            np.testing.assert_allclose(seen.mean, values.mean(axes), atol=1e-5 * size)
 
 
 def test_the_sample_holds_values_of_the_tensor_only(tmp_path):

@@ -40,7 +40,7 @@ class Classifier:
 
     Attributes:
         model: The graph, shapes inferred, constants lifted to initializers.
-        input: Name of the image input, float32 (N, channels, size, size).
+        input: Name of the image input, float32 (N, channels, size, size) or pixels.
         output: Name of the logits, float32 (N, classes).
         batch: Images an inference; None is dynamic.
         channels: Channels of the image.
@@ -49,6 +49,7 @@ class Classifier:
         parameters: Number of float weights.
         quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
         preprocess: What its metadata says of preprocessing, if anything.
+        takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
     """
 
     model: ir.Model
@@ -61,6 +62,7 @@ class Classifier:
     parameters: int
     quantized: bool
     preprocess: Preprocess | None
+    takes_pixels: bool = False
 
 
 def read(path: Path) -> Classifier:
@@ -79,6 +81,9 @@ def read(path: Path) -> Classifier:
         )
     image, logits = images[0], graph.outputs[0]
     shape, result = _dims(image), _dims(logits)
+    takes_pixels = image.dtype == ir.DataType.UINT8 and len(shape) == 4
+    if takes_pixels:
+        shape = (shape[0], shape[3], *shape[1:3])
     if len(shape) != 4 or len(result) != 2 or shape[1] is None or result[1] is None or shape[2] != shape[3]:
         raise ModelError(
             f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
@@ -96,6 +101,7 @@ def read(path: Path) -> Classifier:
         sum(_size(v) for v in graph.initializers.values() if v.dtype == ir.DataType.FLOAT),
         any(node.op_type in QUANTIZED_OPS for node in graph),
         _preprocess(model),
+        takes_pixels,
     )
 
 
@@ -160,9 +166,8 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """A copy whose nodes and weights can be edited apart."""
-    copied: ir.Model = ir.from_proto(ir.to_proto(model))
-    return copied
+    """A copy whose nodes and initializers can be edited apart; arrays are shared until they are replaced."""
+    return model.clone()
 
 
 def _load(path: Path) -> ir.Model:

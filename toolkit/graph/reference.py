@@ -14,6 +14,9 @@ from toolkit.core.quant import FloatArray
 class Reference:
     """Runs a float graph and gives any of its tensors.
 
+    Attributes:
+        input: Name of the images.
+
     Args:
         model: The graph; its batch dimension is made dynamic.
         outputs: Names of the tensors to give, in this order; they must be outputs of the graph.
@@ -27,12 +30,11 @@ class Reference:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        proto = ir.to_proto(model)
         self._outputs = list(outputs)
-        self._input = proto.graph.input[0].name
+        self.input = str(model.graph.inputs[0].name)
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime raises bare exceptions of its own
             raise ModelError(
@@ -42,5 +44,5 @@ class Reference:
 
     def run(self, images: FloatArray) -> list[FloatArray]:
         """The asked tensors for images (N, C, H, W)."""
-        result: list[FloatArray] = self._session.run(self._outputs, {self._input: images})
+        result: list[FloatArray] = self._session.run(self._outputs, {self.input: images})
         return result

@@ -1,0 +1,116 @@
+"""A graph that takes decoded pixels: layout, mean and standard deviation become its first nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from toolkit.core.errors import ModelError
+from toolkit.core.tensors import Preprocess
+from toolkit.graph import io
+
+LEVELS = np.arange(256)  # values of a pixel
+Doubles = npt.NDArray[np.float64]
+
+
+def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
+    """Write a classifier, float or with Q/DQ nodes, whose input is uint8 (N, H, W, C) instead.
+
+    Its input keeps its name. The first nodes are Cast, Mul, Add and Transpose: the order in which OpenVINO
+    makes one integer pass of them and the first QuantizeLinear, and TensorRT takes a uint8 input at all
+    (only a Cast may read it). No pixel becomes another integer than by way of `calibration.preprocess`.
+
+    Args:
+        source: The ONNX file.
+        preprocess: Mean and standard deviation of each channel; the rest is of no matter here.
+        out: The file to write; it appears complete or not at all.
+
+    Raises:
+        ModelError: The graph has no float32 input, or another number of channels.
+
+    Source:
+        OpenVINO 2026.4, runtime model and latency of the possible orders. NVIDIA/TensorRT issue 3985.
+    """
+    found = io.read(source)
+    graph = found.model.graph
+    old = next(value for value in graph.inputs if value.name == found.input)
+    if old.dtype != ir.DataType.FLOAT:
+        raise ModelError(f"{source.name} takes {old.dtype}, not float32", hint="give it the float32 form")
+    if len(preprocess.mean) != found.channels:
+        raise ModelError(
+            f"{source.name} takes {found.channels} channels, its preprocessing has {len(preprocess.mean)}",
+            hint="give mean and std one number for each channel of the images",
+        )
+    uses = list(old.uses())
+    old.name = f"{found.input}/normalized"
+    pixels = ir.Value(
+        name=found.input,
+        shape=ir.Shape([old.shape[0] if old.shape else None, found.size, found.size, found.channels]),
+        type=ir.TensorType(ir.DataType.UINT8),
+    )
+    gain, offset = affine(preprocess, [use.node for use in uses])
+    constants = [
+        io.add_constant(graph, f"{found.input}/{name}", array)
+        for name, array in (("gain", gain), ("offset", offset))
+    ]
+    nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT})]
+    for kind, constant in zip(("Mul", "Add"), constants, strict=True):
+        nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
+    nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
+    for node in nodes:
+        node.name = f"{found.input}/{node.op_type.lower()}"
+        node.outputs[0].name = node.name
+    ready = nodes[-1].outputs[0]
+    ready.shape, ready.type = old.shape, old.type
+    graph.insert_before(min((use.node for use in uses), key=graph.index), nodes)
+    for use in uses:
+        use.node.replace_input_with(use.idx, ready)
+    graph.inputs[graph.inputs.index(old)] = pixels
+    io.save(found.model, out)
+
+
+def affine(
+    preprocess: Preprocess, readers: list[ir.Node]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Gain and offset of each channel: pixel * gain + offset is (pixel / 255 - mean) / std.
+
+    Where the result is quantized, the offset is moved to the middle of those that give all 256 pixels the
+    integers of the float path: however a runtime rounds or fuses, these are then the integers.
+
+    Args:
+        preprocess: Mean and standard deviation.
+        readers: Nodes that read the result; the QuantizeLinear among them count.
+    """
+    mean, std = np.asarray(preprocess.mean, np.float64), np.asarray(preprocess.std, np.float64)
+    gain, offset = (1 / (255 * std)).astype(np.float32), -mean / std
+    for channel, nominal in enumerate(offset):
+        bounds = list(_bounds(preprocess, channel, float(gain[channel]), readers))
+        low, high = max((b[0] for b in bounds), default=-np.inf), min((b[1] for b in bounds), default=np.inf)
+        offset[channel] = (low + high) / 2 if np.isfinite([low, high]).all() else np.clip(nominal, low, high)
+    return gain, offset.astype(np.float32)
+
+
+def _bounds(
+    preprocess: Preprocess, channel: int, gain: float, readers: list[ir.Node]
+) -> Iterator[tuple[float, float]]:
+    """Least and greatest offset with which each QuantizeLinear gives the integers of the float path."""
+    mean, std = (np.float32(values[channel]) for values in (preprocess.mean, preprocess.std))
+    normalized = (LEVELS.astype(np.float32) / np.float32(255) - mean) / std
+    for node in readers:
+        if node.op_type != "QuantizeLinear" or node.inputs[1] is None:
+            continue
+        scale = io.constant(node.inputs[1])
+        zero = node.inputs[2] if len(node.inputs) > 2 else None
+        zero_point = np.zeros((), np.uint8) if zero is None else io.constant(zero)
+        ends, shift = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
+        integers = np.clip(np.round(normalized / scale.reshape(-1)[0]) + shift, ends.min, ends.max)
+        step = float(scale.reshape(-1)[0])
+        low, high = ((integers - shift + half) * step - LEVELS * gain for half in (-0.5, 0.5))
+        yield (
+            float(low[integers > ends.min].max(initial=-np.inf)),  # what is cut off there has no lower bound
+            float(high[integers < ends.max].min(initial=np.inf)),
+        )
