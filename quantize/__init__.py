@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
+    from quantize.mixed import Goal
     from quantize.statistics import Statistics
     from toolkit.core.quant import QuantScheme
 
@@ -15,7 +16,12 @@ __all__ = ["QuantizeOptions", "quantize"]
 
 
 def quantize(
-    model: Path, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions, out: Path
+    model: Path,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    options: QuantizeOptions,
+    out: Path,
+    goal: Goal | None = None,
 ) -> dict[str, Any]:
     """Write a float graph as a Q/DQ graph by a target's scheme.
 
@@ -25,9 +31,10 @@ def quantize(
         scheme: What the target wants.
         options: Observer and effort.
         out: The Q/DQ graph; it appears complete or not at all.
+        goal: What must be met by leaving layers in float, as cheaply as can be; None: nothing.
 
     Returns:
-        What was done, for the report: {scheme, effort, observer, activations, weights, warnings}.
+        What was done, for the report: {scheme, effort, observer, activations, weights, mixed, warnings}.
 
     Raises:
         ModelError: The graph is not a float classifier.
@@ -35,4 +42,4 @@ def quantize(
     """
     from quantize.calibrated import write
 
-    return write(model, statistics, scheme, options, out)
+    return write(model, statistics, scheme, options, out, goal)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from quantize import bias, rounding, saturation, sensitivity
+from quantize import bias, mixed, rounding, saturation, sensitivity
+from quantize.apart import separate
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
@@ -24,15 +26,25 @@ from toolkit.graph import io
 RANGE_PIXELS = 2**19  # probe images for clip points: 128 at 64 px, 10 at 224 px
 BIAS_PIXELS = 2**20  # probe images for bias correction: 256 at 64 px, 20 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
+SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px
 
 
 def write(
-    model: Path, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions, out: Path
+    model: Path,
+    statistics: Statistics,
+    scheme: QuantScheme,
+    options: QuantizeOptions,
+    out: Path,
+    goal: mixed.Goal | None = None,
 ) -> dict[str, Any]:
     """Quantize a graph and write it; see `quantize.quantize`."""
     classifier = io.read_classifier(model)
     found = prepare(classifier.model, statistics, scheme, options)
-    io.save(found.graph(store_integers=scheme.store_integers), out)
+    reached = None
+    if goal is not None:
+        probe = spread(statistics.probe, SEARCH_PIXELS)
+        found, reached = mixed.reach(found, goal, probe, lambda trial: corrected(trial, options))
+    io.save(found.graph(), out)
     costs = _sensitivity(found) if options.sensitivity else None
     return {
         "scheme": scheme.name,
@@ -59,6 +71,8 @@ def write(
             }
             for name, q in found.weights.items()
         },
+        "float_layers": sorted(found.placement.float_layers),
+        "mixed": reached,
         "sensitivity": costs,
         "warnings": found.warnings,
     }
@@ -89,7 +103,7 @@ def prepare(
     Raises:
         QuantizationError: The statistics are of another graph, or a tensor cannot be quantized.
     """
-    placement = place(model, scheme)
+    placement = place(model, scheme, options.float_layers)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
         raise QuantizationError(
@@ -100,9 +114,11 @@ def prepare(
         for name in placement.activations
         if statistics.tensors[name].largest == 0.0
     ]
-    network = None
+    source, network = model, None
     if options.effort != "fast":
-        model, statistics = equalize(model, statistics)
+        source, statistics = equalize(model, statistics)
+    model = separate(source, placement)
+    if options.effort != "fast":
         try:
             network = Network(model)
         except ModelError as error:
@@ -121,13 +137,22 @@ def prepare(
             name: observed(statistics.tensors[name], spec, options.observer)
             for name, spec in placement.activations.items()
         }
-    biases: dict[str, FloatArray] = {}
-    if network is not None and options.bias_correction:
-        biases = bias.corrections(network, spread(statistics.probe, BIAS_PIXELS), activations, weights)
-    found = Quantized(model, model, statistics, placement, activations, weights, biases, warnings)
+    found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
+    if network is not None:
+        found = corrected(found, options, network)
     if network is not None and options.effort == "max":
         _learn(found, network)
     return found
+
+
+def corrected(found: Quantized, options: QuantizeOptions, network: Network | None = None) -> Quantized:
+    """The same with the biases that fit what is quantized, unless they were learned or are not asked for."""
+    learned = found.model is not found.exact
+    if learned or not options.bias_correction or options.effort == "fast":
+        return found
+    probe = spread(found.statistics.probe, BIAS_PIXELS)
+    network = network or Network(found.exact)
+    return replace(found, biases=bias.corrections(network, probe, found.activations, found.weights))
 
 
 def _learn(found: Quantized, network: Network) -> None:

@@ -17,9 +17,11 @@ class QuantizeOptions:
             correction; max: balanced, then rounding and scales learned on the calibration images.
         bias_correction: Whether biases absorb the mean error of their layer.
         sensitivity: Whether to measure what each layer costs: seconds to minutes more.
+        float_layers: Names of convolutions and fully connected layers that stay in float.
     """
 
     observer: str = "mse"
     effort: Literal["fast", "balanced", "max"] = "balanced"
     bias_correction: bool = True
     sensitivity: bool = False
+    float_layers: tuple[str, ...] = ()

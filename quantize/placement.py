@@ -4,15 +4,20 @@ A *point* is a float tensor that is quantized; everything that reads it then rea
 value, so one tensor has one scale. Weighted layers want their input quantized; a max pool hands the
 wish on to its own input or keeps it, a reshape always hands it on. The output of a weighted layer
 that an activation or a residual Add follows is never quantized in between: that would forbid the fusion.
+
+A layer that stays in float reads its input before the Q, wherever others want one, and its weights as they
+are. What has no weights follows the layer before it: an Add whose main branch ends in such a layer, or a
+pool after it, stays in float with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from toolkit.core.errors import QuantizationError, nearest
 from toolkit.core.quant import QuantScheme, QuantSpec
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -28,27 +33,38 @@ class Placement:
     Attributes:
         activations: Tensor name -> spec, in the order of the graph.
         weights: Initializer name -> spec, in the order of the graph.
+        float_layers: Weighted layers that stay in float.
     """
 
     activations: dict[str, QuantSpec]
     weights: dict[str, QuantSpec]
+    float_layers: frozenset[str] = frozenset()
 
 
-def place(model: ir.Model, scheme: QuantScheme) -> Placement:
+def place(model: ir.Model, scheme: QuantScheme, float_layers: Collection[str] = ()) -> Placement:
     """Decide which tensors of a float graph are quantized, and how.
 
     Args:
         model: A float graph.
         scheme: What the target wants.
+        float_layers: Names of weighted layers that stay in float.
 
     Returns:
         Points and weights. Weights that are not constant stay in float.
+
+    Raises:
+        QuantizationError: There is no such layer.
 
     Source:
         OpenVINO: placement by which every convolution and Add executes in INT8 (2026.4, runtime model).
         TensorRT: NVIDIA, "Working with quantized types", recommendations for Q/DQ placement.
     """
-    wanted = {id(value) for node in model.graph for value in _wanted(node, scheme)}
+    layers = [str(node.name) for node in model.graph if is_weighted(node)]
+    for name in float_layers:
+        if name not in layers:
+            raise QuantizationError(f"no layer named '{name}' to leave in float", hint=nearest(name, layers))
+    exact = frozenset(float_layers)
+    wanted = {id(value) for node in model.graph for value in _wanted(node, scheme, exact)}
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     if not scheme.signed_concat:
         wanted -= {id(value) for value in values if not never_negative(value) and _concatenated(value)}
@@ -59,8 +75,9 @@ def place(model: ir.Model, scheme: QuantScheme) -> Placement:
                 "int8", symmetric=True, axis=weight_axis(node), bits=scheme.weight.bits
             )
             for node in model.graph
-            if is_weighted(node) and node.inputs[1] is not None
+            if is_weighted(node) and node.inputs[1] is not None and node.name not in exact
         },
+        exact,
     )
 
 
@@ -108,7 +125,9 @@ def never_negative(value: ir.Value) -> bool:
     return False
 
 
-def _wanted(node: ir.Node, scheme: QuantScheme) -> Iterator[ir.Value]:
+def _wanted(node: ir.Node, scheme: QuantScheme, exact: frozenset[str]) -> Iterator[ir.Value]:
+    if exact and (str(node.name) if is_weighted(node) else _layer_before(node)) in exact:
+        return
     for value in _readable(node):
         if node.op_type == "BatchNormalization":
             wants = scheme.add_inputs == "both"
@@ -204,6 +223,15 @@ def _depth(value: ir.Value) -> int:
         deepest[id(top)] = own + max((deepest[id(v)] for v in before), default=0)
         stack.pop()
     return deepest[id(value)]
+
+
+def _layer_before(node: ir.Node) -> str | None:
+    """The weighted layer whose result a node reads, through what has no weights; of a join's, the deepest."""
+    found: ir.Node | None = node
+    while found is not None and (found is node or not is_weighted(found)):
+        read = [value for value in found.inputs if value is not None and not _constant(value)]
+        found = max(read, key=_depth).producer() if read else None
+    return str(found.name) if found is not None else None
 
 
 def _activation_spec(value: ir.Value, scheme: QuantScheme) -> QuantSpec:

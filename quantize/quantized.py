@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from quantize import qdq
-from quantize.placement import Placement
+from quantize.apart import joined, separate
+from quantize.placement import Placement, place
 from quantize.statistics import Statistics
-from toolkit.core.quant import FloatArray, QParams
+from toolkit.core.quant import FloatArray, QParams, QuantScheme
+from toolkit.graph import io
 
 
 @dataclass(slots=True)
@@ -17,7 +20,9 @@ class Quantized:
     """A graph that is being quantized.
 
     Attributes:
-        exact: The float graph with the channel scales of `model`.
+        source: The float graph with the channel scales of `model`.
+        scheme: What the target wants.
+        exact: `source`, in which layers that stay in float read on their own (`apart.separate`).
         model: The graph whose weights are quantized: `exact`, or with learned weights.
         statistics: Statistics of that graph.
         placement: What is quantized.
@@ -27,6 +32,8 @@ class Quantized:
         warnings: What the reader of the report must know.
     """
 
+    source: ir.Model
+    scheme: QuantScheme
     exact: ir.Model
     model: ir.Model
     statistics: Statistics
@@ -36,8 +43,29 @@ class Quantized:
     biases: dict[str, FloatArray]
     warnings: list[str]
 
-    def graph(self, *, store_integers: bool = False) -> ir.Model:
+    def graph(self) -> ir.Model:
         """The graph with its Q/DQ pairs."""
-        return qdq.insert(
+        store_integers = self.scheme.store_integers
+        made = qdq.insert(
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
+        )
+        return joined(made) if self.placement.float_layers else made
+
+    def leaving(self, layers: Collection[str]) -> Quantized:
+        """The same with more layers in float; what the others use stays as it is."""
+        placement = place(self.source, self.scheme, self.placement.float_layers.union(layers))
+        exact = model = separate(self.source, placement)
+        if self.model is not self.exact:  # learned weights
+            model = io.copy(exact)
+            for name in placement.weights:
+                learned = io.constant(self.model.graph.initializers[name])
+                io.set_constant(model.graph.initializers[name], learned)
+        return replace(
+            self,
+            exact=exact,
+            model=model,
+            placement=placement,
+            activations={name: self.activations[name] for name in placement.activations},
+            weights={name: self.weights[name] for name in placement.weights},
+            biases={name: shift for name, shift in self.biases.items() if name not in layers},
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantize.network import Network
-from quantize.placement import is_weighted
+from quantize.placement import is_weighted, place
 from quantize.quantized import Quantized
 from quantize.simulate import fake_quantize
 from toolkit.core.progress import tell
@@ -70,8 +70,7 @@ def analyse(prepared: Quantized, exact: ir.Model, probe: FloatArray, *, quantize
     """
     reference, coarse = Network(exact), _quantized(prepared)
     subjects = list(_subjects(reference, prepared, quantizers=quantizers))
-    size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
-    batches = [torch.from_numpy(probe[start : start + size]) for start in range(0, len(probe), size)]
+    batches = _batches(probe)
     seen = _Logits([], [])
     found = {subject: (_Logits([], []), _Power()) for subject in subjects}
     with torch.inference_mode():
@@ -94,6 +93,37 @@ def analyse(prepared: Quantized, exact: ir.Model, probe: FloatArray, *, quantize
     ]
 
 
+def divergences(
+    prepared: Quantized, layers: Iterable[str], probe: FloatArray
+) -> tuple[float, dict[str, float]]:
+    """What it would help to leave layers in float, one at a time.
+
+    Args:
+        prepared: A quantized graph.
+        layers: Weighted layers that are quantized.
+        probe: Images (N, C, H, W).
+
+    Returns:
+        KL divergence of the softmax from the float network's, in nats an image: as it is, and with each layer
+        in float.
+    """
+    reference, coarse = Network(prepared.exact), _quantized(prepared)
+    asked = set(layers)
+    subjects = [s for s in _subjects(reference, prepared, quantizers=False) if s.name in asked]
+    exact: list[Tensor] = []
+    found: dict[str, list[Tensor]] = {"": [], **{subject.name: [] for subject in subjects}}
+    with torch.inference_mode():
+        for images in _batches(probe):
+            runs = _Runs(prepared, reference, coarse, images)
+            exact.append(runs.logits(runs.exact))
+            found[""].append(runs.logits(runs.raw))
+            for subject in subjects:
+                found[subject.name].append(runs.without(subject))
+    wanted = _joined(exact)
+    kl = {name: kl_divergence(wanted, _joined(logits)) for name, logits in found.items()}
+    return kl.pop(""), kl
+
+
 def to_json(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
     """Rows as quantize/sensitivity.json holds them for a target: {"layers": [...], "quantizers": [...]}."""
     described = [asdict(row) for row in rows]
@@ -105,19 +135,30 @@ def to_json(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Subject:
-    """A layer, or the quantizer of a tensor."""
+    """A layer, or the quantizer of a tensor.
+
+    Attributes:
+        name: Of the node, the tensor or the initializer.
+        kind: As of `Row`.
+        points: Tensors that are no longer quantized without it.
+        layer: The node of a layer.
+    """
 
     name: str
     kind: str
+    points: frozenset[str] = frozenset()
     layer: ir.Node | None = None
 
 
 def _subjects(network: Network, prepared: Quantized, *, quantizers: bool) -> Iterator[_Subject]:
     for node in network.nodes:
         if is_weighted(node):
-            yield _Subject(str(node.name), KINDS[node.op_type], node)
+            name = str(node.name)
+            rest = place(prepared.source, prepared.scheme, {*prepared.placement.float_layers, name})
+            points = frozenset(prepared.activations).difference(rest.activations)
+            yield _Subject(name, KINDS[node.op_type], points, node)
     if quantizers:
-        yield from (_Subject(name, "activation") for name in prepared.activations)
+        yield from (_Subject(name, "activation", frozenset({name})) for name in prepared.activations)
         yield from (_Subject(name, "weight") for name in prepared.weights)
 
 
@@ -168,37 +209,40 @@ class _Runs:
                 )
             elif subject.kind == "weight" and _reads(node, subject.name):
                 special[index] = self._coarse.apply(node, self.exact)
-        return self._rerun(changed, special, quantized=False)
+        return self._rerun(changed, special)
 
     def without(self, subject: _Subject) -> Tensor:
         """Logits of the quantized network with the subject in float."""
-        changed: dict[str, Tensor] = {}
-        special: dict[int, Tensor] = {}
-        if subject.kind == "activation":
-            changed[subject.name] = self.raw[subject.name]
-        for index, node in enumerate(self._reference.nodes):
+        changed = {name: self.raw[name] for name in subject.points}  # as others read them
+        fresh: dict[str, Tensor] = {}  # before their Q
+        for node in self._reference.nodes:
+            name = str(node.outputs[0].name)
+            values = {**self.read, **changed}
             if node is subject.layer:
                 source = str(node.inputs[0].name)  # type: ignore[union-attr]
-                special[index] = self._reference.apply(node, {**self.read, source: self.raw[source]})
+                values[source] = fresh.get(source, self.raw[source])
+                result = self._reference.apply(node, values)
             elif subject.kind == "weight" and _reads(node, subject.name):
-                special[index] = self._reference.apply(node, self.read) + self._correction(node)
-        return self._rerun(changed, special, quantized=True)
+                result = self._reference.apply(node, values) + self._correction(node)
+            elif any(value is not None and str(value.name) in changed for value in node.inputs):
+                result = self._apply(node, values)
+            else:
+                continue
+            fresh[name] = result
+            changed[name] = result if name in subject.points else self._round(name, result)
+        output = self._reference.output
+        return changed[output] if output in changed else self.read[output]
 
-    def _rerun(self, changed: dict[str, Tensor], special: dict[int, Tensor], *, quantized: bool) -> Tensor:
-        """Compute what depends on the changed tensors and on the nodes whose result is given."""
-        kept = self.read if quantized else self.exact
+    def _rerun(self, changed: dict[str, Tensor], special: dict[int, Tensor]) -> Tensor:
+        """Compute in float what depends on the changed tensors and on the nodes whose result is given."""
         for index, node in enumerate(self._reference.nodes):
             name = str(node.outputs[0].name)
             if index in special and not any(str(v.name) in changed for v in node.inputs if v is not None):
-                result = special[index]
+                changed[name] = special[index]
             elif any(v is not None and str(v.name) in changed for v in node.inputs):
-                values = {**kept, **changed}
-                result = self._apply(node, values) if quantized else self._reference.apply(node, values)
-            else:
-                continue
-            changed[name] = self._round(name, result) if quantized else result
+                changed[name] = self._reference.apply(node, {**self.exact, **changed})
         output = self._reference.output
-        return changed[output] if output in changed else kept[output]
+        return changed[output] if output in changed else self.exact[output]
 
     def _apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
         return self._coarse.apply(node, values) + self._correction(node)
@@ -212,6 +256,11 @@ class _Runs:
     def _round(self, name: str, value: Tensor) -> Tensor:
         qparams = self._prepared.activations.get(name)
         return value if qparams is None else fake_quantize(value, qparams)
+
+
+def _batches(probe: FloatArray) -> list[Tensor]:
+    size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
+    return list(torch.split(torch.from_numpy(probe), size))
 
 
 def _reads(node: ir.Node, initializer: str) -> bool:
