@@ -10,7 +10,7 @@ a fake SDK. Keys carry their unit (_ms, _s, _mw, _mj, _bytes, _hz, _c); what can
 Exit codes: 0 done; 1 failed (see "error"); 2 wrong command line; 3 ran, but the verdict is negative (selftest,
 evaluate with --top1-min); 75 another build holds the lock (try again later).
 
-probe     [--root DIR] [--disk DIR] [--sdk MODULE]
+probe     [--root DIR] [--disk DIR] [--sdk MODULE] [--backend B (ask only this one)]
           -> "facts": {"arch", "os", "python", "cpu", "jetson" (null elsewhere), "power", "clocks", "rails",
              "thermal", "memory", "disk", "sdk"}, "backends": {"tensorrt"|"openvino"|"onnxruntime":
              {"available", "version", "precisions", "cause", "cure"}}, "best": backend name or null,
@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _probe(options: Any, output: Output) -> dict[str, Any]:
-    return probe(system.Tree(options.root), options.disk, options.sdk, output)
+    names = (options.backend,) if options.backend else backend.NAMES
+    return probe(system.Tree(options.root), options.disk, options.sdk, output, names)
 
 
 def _build(options: Any, output: Output) -> dict[str, Any]:
@@ -324,8 +325,9 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--threads", type=whole)
         return added
 
-    probe = command("probe", _probe, engine=False)
-    probe.add_argument("--disk", default=".")
+    probed = command("probe", _probe, engine=False)
+    probed.add_argument("--disk", default=".")
+    probed.add_argument("--backend", choices=backend.NAMES)
 
     build = command("build", _build, engine=False)
     build.add_argument("--graph", required=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any, Callable, Dict
 
 from . import backend, failures, system
@@ -15,7 +16,9 @@ _BROKEN = ("crashed", "hangs", "illegal-instruction")  # it is there, and takes 
 _MEMORY_WANTED = 2**30
 
 
-def probe(tree: system.Tree, disk: str, sdk: str | None, output: Output) -> dict[str, Any]:
+def probe(
+    tree: system.Tree, disk: str, sdk: str | None, output: Output, names: tuple[str, ...] = backend.NAMES
+) -> dict[str, Any]:
     """Facts, backends, the best of them, and problems: the fields of the command's result.
 
     Args:
@@ -23,14 +26,17 @@ def probe(tree: system.Tree, disk: str, sdk: str | None, output: Output) -> dict
         disk: Folder whose free space counts.
         sdk: Module to import in place of `tensorrt`.
         output: Where progress is told.
+        names: Backends to ask.
     """
     output.progress("probe")
-    work: Dict[str, Callable[[], Any]] = {name: _asking(name, sdk, tree) for name in backend.NAMES}
-    asked = apart({"numpy": _numpy, **work}, _LIMIT_S)
+    work: Dict[str, Callable[[], Any]] = {name: _asking(name, sdk, tree) for name in names}
+    if names == backend.NAMES:
+        work["numpy"] = _numpy
+    asked = apart(work, _LIMIT_S)
     found = system.gather(tree, disk)
-    numpy = asked["numpy"]
-    found["python"]["numpy"] = None if isinstance(numpy, Failure) else numpy
-    offers = {name: _offer(asked[name]) for name in backend.NAMES}
+    numbers = [answer.pop("numpy") for answer in asked.values() if not isinstance(answer, Failure)]
+    found["python"]["numpy"] = next((number for number in numbers if number), None)
+    offers = {name: _offer(asked[name]) for name in names}
     fake = any(offer["fake"] for offer in offers.values())
     broken = {name: answer for name, answer in asked.items() if isinstance(answer, Failure) and answer.code in _BROKEN}
     return {"facts": found, "backends": offers, "best": _best(offers, found),
@@ -41,15 +47,21 @@ def _asking(name: str, sdk: str | None, tree: system.Tree) -> Callable[[], Any]:
     def ask() -> dict[str, Any]:
         loaded = backend.load(name, sdk)
         return {"version": loaded.version, "precisions": loaded.precisions(tree),
-                "identity": loaded.identity(tree), "fake": loaded.fake}  # fmt: skip
+                "identity": loaded.identity(tree), "fake": loaded.fake, **_imported_numpy()}  # fmt: skip
 
     return ask
 
 
-def _numpy() -> str:
+def _numpy() -> dict[str, Any]:
     import numpy
 
-    return str(numpy.__version__)
+    del numpy
+    return _imported_numpy()
+
+
+def _imported_numpy() -> dict[str, Any]:
+    """The version of NumPy that an SDK has imported, if it did."""
+    return {"numpy": getattr(sys.modules.get("numpy"), "__version__", None)}
 
 
 def _offer(answer: Any) -> dict[str, Any]:
@@ -61,10 +73,10 @@ def _offer(answer: Any) -> dict[str, Any]:
 
 def _best(offers: dict[str, Any], found: dict[str, Any]) -> str | None:
     """TensorRT where a GPU can run it, OpenVINO on x86, ONNX Runtime anywhere else."""
-    wanted = ["tensorrt"] if (offers["tensorrt"]["identity"] or {}).get("sm") else []
+    wanted = ["tensorrt"] if (offers.get("tensorrt", {}).get("identity") or {}).get("sm") else []
     wanted += ["openvino"] if found["arch"] in ("x86_64", "AMD64") else []
     wanted += ["onnxruntime", "openvino"]
-    return next((name for name in wanted if offers[name]["available"]), None)
+    return next((name for name in wanted if offers.get(name, {}).get("available")), None)
 
 
 def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, Failure]) -> list[dict[str, Any]]:
@@ -72,8 +84,9 @@ def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, F
     problems = [{"code": failure.code, "cause": failure.cause, "cure": failure.cure} for failure in broken.values()]
     board = found["jetson"]
     if board is not None:
-        if not offers["tensorrt"]["available"] and "tensorrt" not in broken:
-            problems.append({key: offers["tensorrt"][key] for key in ("code", "cause", "cure")})
+        wanted = offers.get("tensorrt")
+        if wanted is not None and not wanted["available"] and "tensorrt" not in broken:
+            problems.append({key: wanted[key] for key in ("code", "cause", "cure")})
         if board["gpu_int8"] is False:
             problems.append({"code": "no-int8", "cause": f"the GPU (SM {board['sm']}) has no INT8 arithmetic",
                              "cure": "deploy FP16 instead"})  # fmt: skip
@@ -91,7 +104,7 @@ def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, F
             problems.append({"code": "over-current", "cause": f"over-current events since boot: {events}",
                              "cure": "use a stronger supply or a lower power mode"})  # fmt: skip
     if not any(offer["available"] for offer in offers.values()):
-        problems.append({"code": "no-backend", "cause": "no SDK can be imported",
+        problems.append({"code": "no-backend", "cause": f"none of {', '.join(offers)} can be imported",
                          "cure": "; ".join(f"{name}: {offer['cure']}" for name, offer in offers.items())})  # fmt: skip
     available = found["memory"]["available_bytes"]
     if available is not None and available < _MEMORY_WANTED:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from targets import runner
+from targets.runner.backend import NAMES
 from targets.runner.failures import translate_exit
 from toolkit.core.artifact import canonical_json, sha256_bytes
 from toolkit.core.errors import DeviceError
@@ -30,13 +31,18 @@ GATES = {"cosine_min": 0.99, "top1_min": 0.99, "max_gap_pp": 1.0}
 Tell = Callable[[str, str], None]
 
 
-def probe(session: Session) -> dict[str, Any]:
+def probe(session: Session, target: str | None = None) -> dict[str, Any]:
     """Facts, backends and problems of a device, from the runner (see its `cli`); nothing is written there.
+
+    Args:
+        session: The connection.
+        target: The only backend to ask; importing others takes most of the time. None asks all.
 
     Raises:
         DeviceError: The runner does not run there.
     """
-    return run_runner(session, ["{payload}", "probe"], limit_s=120.0, payload=runner.source())
+    only = ["--backend", target] if target in NAMES else []
+    return run_runner(session, ["{payload}", "probe", *only], limit_s=120.0, payload=runner.source())
 
 
 def environment(target: str, probed: Mapping[str, Any]) -> str:

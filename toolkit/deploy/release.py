@@ -87,7 +87,7 @@ def deploy(
     tell("connecting", "")
     with connect(entry) as session:
         tell("probing", "")
-        probed = probe(session)
+        probed = probe(session, entry.target)
         refuse_early(entry, bundle, probed)
         release = f"{bundle.id}.{environment(entry.target, probed)[:8]}"
         status = session.call("status")
