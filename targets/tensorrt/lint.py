@@ -81,7 +81,7 @@ def findings(model: Any, rules: Rules) -> list[Finding]:
     from targets.tensorrt import placement
 
     index = Index(model)
-    found = list(_opset(index, rules))
+    found = [*_opset(index, rules), *_pixels(index, rules)]
     for node in index.nodes:
         if node.op_type in INTEGER_OPERATORS:
             found.append(_integer_operator(node))
@@ -111,6 +111,30 @@ def _opset(index: Index, rules: Rules) -> Iterator[Finding]:
             "export with opset 13 or 17",
             "ONNX operator QuantizeLinear-13",
         )
+
+
+def _pixels(index: Index, rules: Rules) -> Iterator[Finding]:
+    """A uint8 input goes into a Cast at once, and older versions have none."""
+    from onnx import TensorProto
+
+    for item in index.model.graph.input:
+        if item.type.tensor_type.elem_type != TensorProto.UINT8:
+            continue
+        readers = [node for node in index.consumers(item.name) if node.op_type != "Cast"]
+        if not rules.uint8_input:
+            yield Finding(
+                *("uint8-input", "error", item.name),
+                f"the network's input is uint8, which TensorRT {rules.name} does not have",
+                "give it the graph with a float32 input (export.input=float32); 8.5 and later take this one",
+                versions.UINT8_INPUTS,
+            )
+        elif readers:
+            yield Finding(
+                *("uint8-input", "error", item.name),
+                f"the uint8 input is read by {label(readers[0])} ({readers[0].op_type}), not by a Cast",
+                "make a Cast to float32 the first node (`edgeship quantize --input uint8` does)",
+                versions.UINT8_INPUTS,
+            )
 
 
 def _integer_operator(node: Any) -> Finding:

@@ -13,6 +13,9 @@ OPTIONS = "NVIDIA/TensorRT samples/common/sampleOptions.cpp of the release branc
 PARSER = "onnx/onnx-tensorrt, QuantDequantLinearHelper in onnxOpImporters.cpp of the release branch"
 OPSETS = "onnx/onnx-tensorrt docs/operators.md of the release branch"
 MIGRATION = "docs.nvidia.com/deeplearning/tensorrt, migration guides to 10 and 11"
+UINT8_INPUTS = (
+    "onnx/onnx-tensorrt docs/Changelog.md (8.5: networks with UINT8 I/O); NVIDIA/TensorRT issue 3985"
+)
 CPU_PARSER = "TensorRT-RTX 1.7.1, whose parser is onnx-tensorrt's current code, run without a GPU"
 
 Group = Literal["8.2", "8.4", "10", "11"]
@@ -29,6 +32,7 @@ class Rules:
         needs_zero_point: Q and DQ must have their third input.
         half_scales: Scales may be FP16; older parsers read the buffer as 32-bit floats.
         int8_weights: An INT8 weight with only a DQ is fine; before, weights are FP32 with Q and DQ.
+        uint8_input: A network input may be uint8, if a Cast reads it.
         optimization_level: Has builder_optimization_level and --builderOptimizationLevel.
         strongly_typed: "no", "possible", "recommended" (the precision flags are deprecated) or "always".
         dla: How a DLA gets INT8: from implicit scales, not at all, or from Q/DQ.
@@ -41,6 +45,7 @@ class Rules:
     needs_zero_point: bool
     half_scales: bool
     int8_weights: bool
+    uint8_input: bool
     optimization_level: bool
     strongly_typed: Literal["no", "possible", "recommended", "always"]
     dla: Literal["implicit", "none", "explicit"]
@@ -69,6 +74,7 @@ def _rules(
         needs_zero_point=not modern,
         half_scales=modern,
         int8_weights=modern,
+        uint8_input=version >= (8, 5),
         optimization_level=optimization_level,
         strongly_typed=strongly_typed,
         dla=dla,

@@ -20,7 +20,7 @@ Doubles = npt.NDArray[np.float64]
 def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
     """Write a classifier, float or with Q/DQ nodes, whose input is uint8 (N, H, W, C) instead.
 
-    Its input keeps its name. The first nodes are Cast, Mul, Add and Transpose: the order in which OpenVINO
+    Its input keeps its name. The first nodes are Cast, Mul, Sub and Transpose: the order in which OpenVINO
     makes one integer pass of them and the first QuantizeLinear, and TensorRT takes a uint8 input at all
     (only a Cast may read it). No pixel becomes another integer than by way of `calibration.preprocess`.
 
@@ -52,13 +52,10 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
         shape=ir.Shape([old.shape[0] if old.shape else None, found.size, found.size, found.channels]),
         type=ir.TensorType(ir.DataType.UINT8),
     )
-    gain, offset = affine(preprocess, [use.node for use in uses])
-    constants = [
-        io.add_constant(graph, f"{found.input}/{name}", array)
-        for name, array in (("gain", gain), ("offset", offset))
-    ]
+    gain, shift = affine(preprocess, [use.node for use in uses])
     nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT})]
-    for kind, constant in zip(("Mul", "Add"), constants, strict=True):
+    for kind, name, array in (("Mul", "gain", gain), ("Sub", "shift", shift)):
+        constant = io.add_constant(graph, f"{found.input}/{name}", array)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
     nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
     for node in nodes:
@@ -76,9 +73,9 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
 def affine(
     preprocess: Preprocess, readers: list[ir.Node]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Gain and offset of each channel: pixel * gain + offset is (pixel / 255 - mean) / std.
+    """Gain and shift of each channel: pixel * gain - shift is (pixel / 255 - mean) / std.
 
-    Where the result is quantized, the offset is moved to the middle of those that give all 256 pixels the
+    Where the result is quantized, the shift is moved to the middle of those that give all 256 pixels the
     integers of the float path: however a runtime rounds or fuses, these are then the integers.
 
     Args:
@@ -86,31 +83,33 @@ def affine(
         readers: Nodes that read the result; the QuantizeLinear among them count.
     """
     mean, std = np.asarray(preprocess.mean, np.float64), np.asarray(preprocess.std, np.float64)
-    gain, offset = (1 / (255 * std)).astype(np.float32), -mean / std
-    for channel, nominal in enumerate(offset):
+    gain, shift = (1 / (255 * std)).astype(np.float32), mean / std
+    for channel, nominal in enumerate(shift):
         bounds = list(_bounds(preprocess, channel, float(gain[channel]), readers))
         low, high = max((b[0] for b in bounds), default=-np.inf), min((b[1] for b in bounds), default=np.inf)
-        offset[channel] = (low + high) / 2 if np.isfinite([low, high]).all() else np.clip(nominal, low, high)
-    return gain, offset.astype(np.float32)
+        shift[channel] = (low + high) / 2 if np.isfinite([low, high]).all() else np.clip(nominal, low, high)
+    return gain, shift.astype(np.float32)
 
 
 def _bounds(
     preprocess: Preprocess, channel: int, gain: float, readers: list[ir.Node]
 ) -> Iterator[tuple[float, float]]:
-    """Least and greatest offset with which each QuantizeLinear gives the integers of the float path."""
+    """Least and greatest shift with which each QuantizeLinear gives the integers of the float path."""
     mean, std = (np.float32(values[channel]) for values in (preprocess.mean, preprocess.std))
     normalized = (LEVELS.astype(np.float32) / np.float32(255) - mean) / std
     for node in readers:
         if node.op_type != "QuantizeLinear" or node.inputs[1] is None:
             continue
         scale = io.constant(node.inputs[1])
-        zero = node.inputs[2] if len(node.inputs) > 2 else None
-        zero_point = np.zeros((), np.uint8) if zero is None else io.constant(zero)
-        ends, shift = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
-        integers = np.clip(np.round(normalized / scale.reshape(-1)[0]) + shift, ends.min, ends.max)
+        third = node.inputs[2] if len(node.inputs) > 2 else None
+        zero_point = np.zeros((), np.uint8) if third is None else io.constant(third)
+        ends, zero = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
+        integers = np.clip(np.round(normalized / scale.reshape(-1)[0]) + zero, ends.min, ends.max)
         step = float(scale.reshape(-1)[0])
-        low, high = ((integers - shift + half) * step - LEVELS * gain for half in (-0.5, 0.5))
+        low, high = (LEVELS * gain - (integers - zero + half) * step for half in (0.5, -0.5))
         yield (
-            float(low[integers > ends.min].max(initial=-np.inf)),  # what is cut off there has no lower bound
-            float(high[integers < ends.max].min(initial=np.inf)),
+            float(
+                low[integers < ends.max].max(initial=-np.inf)
+            ),  # what is cut off there is free to go beyond
+            float(high[integers > ends.min].min(initial=np.inf)),
         )
