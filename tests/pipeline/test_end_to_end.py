@@ -11,6 +11,7 @@ from toolkit.cli import app
 from toolkit.core.errors import GateError, TargetError
 from toolkit.models import resnet, weights
 from toolkit.pipeline import Recipe, Store, run
+from toolkit.report import compare
 
 RUNS = 3  # timed inferences: the figures do not matter here
 
@@ -109,6 +110,19 @@ def test_everything_that_ran_is_timed(finished):
     assert (latency["batch"], latency["threads"]) == (1, 1)
     assert {len(row["samples_ms"]) for row in latency["variants"].values()} == {RUNS}
     assert all(row["throughput_ips"] > 0 for row in latency["variants"].values())
+    for row in latency["variants"].values():
+        assert row["memory_bytes"] >= row["resident_bytes"] > 100_000
+        assert min(row["end_to_end_ms"]) > 0
+
+
+def test_two_runs_are_compared_image_by_image(finished):
+    out = finished[2] / "out"
+    (difference,) = [
+        each
+        for each in compare.compare([compare.Run.read(out), compare.Run.read(out)])
+        if each.variant == "openvino-int8"
+    ]
+    assert difference.paired and difference.p == 1.0 and difference.top1_pp == 0.0
 
 
 def test_out_holds_report_engines_and_graphs(finished):

@@ -1,6 +1,7 @@
 """What a run leaves for people: the folder of `--out`, and run.json that says where everything is.
 
 report.md, report.html, junit.xml   copies of the report stage
+predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the same, with the stages as in this run: seconds, and whether cached
 engines/<target>/<variant>/         engines, and the Q/DQ graph each was built from
 run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}]

@@ -189,7 +189,10 @@ class BenchOptions:
     duration_s: float = option(2.0, "Seconds of timed inferences for each variant.", above=0.0)
     runs: int | None = option(None, "Timed inferences of each variant, instead of a duration.", least=1)
     warmup_s: float = option(0.5, "Seconds of inferences before, for each variant.", least=0.0)
-    throughput_s: float = option(1.0, "Seconds to measure throughput for; 0 leaves it out.", least=0.0)
+    throughput_s: float = option(
+        1.0, "Seconds each for throughput, end to end and energy; 0 leaves them and memory out.", least=0.0
+    )
+    source: str = option("", "Same as select.source.", path=True, derived=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,7 @@ class Recipe:
             select=replace(self.select, exclude=self.evaluate.source),
             calibrate=replace(self.calibrate, source=self.select.source),
             quantize=replace(self.quantize, targets=self.compile.targets),
+            bench=replace(self.bench, source=self.select.source),
         )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.core.progress import track
-from toolkit.pipeline import images, network, pruning, variants
+from toolkit.pipeline import images, measure, network, pruning, variants
 from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import (
     BenchOptions,
@@ -223,16 +223,27 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
 
 
 def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
-    """Time every variant that runs here, interleaved in one process; throughput apart.
+    """Time every variant that runs here, in turns in one process; throughput, memory and energy apart.
 
-    Writes latency.json and device.json.
+    Writes latency.json and device.json: the machine, and what else it did meanwhile.
     """
+    from targets._activity import Watch
+
     graphs = read_json(inputs["export"] / "graphs.json")
     batch = variants.bench_batch(options, graphs)
     shape = (batch, len(graphs["preprocess"]["mean"]), graphs["size"], graphs["size"])
-    pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    write_json(out / "device.json", variants.device())
-    write_json(out / "latency.json", variants.time_all(options, variants.engines(inputs["compile"]), pixels))
+    dataset, indices = images.calibration(options.source, inputs["select"])
+    with Watch() as watch:
+        measured = measure.measure(
+            options,
+            variants.engines(inputs["compile"]),
+            np.random.default_rng(0).normal(size=shape).astype(np.float32),
+            dynamic=graphs["batch"] is None,
+            pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
+            preprocess=from_json(graphs["preprocess"]),
+        )
+    write_json(out / "latency.json", measured)
+    write_json(out / "device.json", {**variants.device(), **asdict(watch.activity)})
 
 
 def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
@@ -250,7 +261,7 @@ def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
         max_latency_ms=options.max_latency_ms,
     )
     thumbnails = images.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
-    render.write(gathered, out, thumbnails=thumbnails)
+    render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 
 # Source whose change makes a stage run again. Training takes longest, so it names modules, not packages.
@@ -296,7 +307,13 @@ STAGES = (
         code=(*VARIANTS, *IMAGES, "toolkit.core.statistics"),
         on_device=True,
     ),
-    Stage("bench", bench, needs=("export", "compile"), code=VARIANTS, on_device=True),
+    Stage(
+        "bench",
+        bench,
+        needs=("export", "select", "compile"),
+        code=(*VARIANTS, *IMAGES, "toolkit.pipeline.measure"),
+        on_device=True,
+    ),
     Stage(
         "report",
         report,

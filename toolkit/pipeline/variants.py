@@ -17,7 +17,7 @@ import targets
 from toolkit.core import statistics
 from toolkit.core.artifact import plain, read_json
 from toolkit.core.errors import RecipeError
-from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.results import Precision
 from toolkit.pipeline.recipe import BenchOptions
 from toolkit.pipeline.stage import Inputs
@@ -132,7 +132,7 @@ def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
     labels, indices = [], []
     for batch in stream:
         for name, session in opened.items():
-            logits[name].append(session.infer(batch.images))
+            logits[name].append(session.infer(batch.pixels if session.takes_pixels else batch.images))
         labels.append(batch.labels)
         indices.append(batch.indices)
     joined = {name: np.concatenate(parts) for name, parts in logits.items()}
@@ -202,37 +202,54 @@ def time_all(
         files: Name -> target and engine file.
         images: One batch (N, C, H, W).
     """
+    with ExitStack() as stack:
+        return latencies(options, loaded(options, files, stack), images)
+
+
+def loaded(
+    options: BenchOptions, files: Mapping[str, tuple[str, Path]], stack: ExitStack
+) -> dict[str, targets.Session]:
+    """Load every engine, until the stack is closed."""
+    return {
+        name: stack.enter_context(targets.get(target).open(engine, threads=options.threads))
+        for name, (target, engine) in files.items()
+    }
+
+
+def latencies(
+    options: BenchOptions, sessions: Mapping[str, targets.Session], images: FloatArray
+) -> dict[str, Any]:
+    """Time sessions in turns on one batch (N, C, H, W)."""
     from targets._timing import interleave, noise_warning
 
-    with ExitStack() as stack:
-        runs = {}
-        for name, (target, engine) in files.items():
-            session = stack.enter_context(targets.get(target).open(engine, threads=options.threads))
-            runs[name] = _inference(session, images)
-        samples = interleave(
-            runs,
-            warmup_s=options.warmup_s,
-            duration_s=None if options.runs else options.duration_s,
-            count=options.runs,
-        )
-    rows = {}
-    for name, (target, engine) in files.items():
-        throughput = None
-        if options.throughput_s:
-            throughput = targets.get(target).throughput_ips(
-                engine, images, threads=options.threads, duration_s=options.throughput_s
-            )
-        rows[name] = {
-            "samples_ms": samples[name],
-            "throughput_ips": throughput,
-            "warning": noise_warning(samples[name]),
-        }
+    samples = interleave(
+        {name: inference(session, images) for name, session in sessions.items()},
+        warmup_s=options.warmup_s,
+        duration_s=None if options.runs else options.duration_s,
+        count=options.runs,
+    )
     return {
         "included": "one call: input copied in, inference, output copied out",
         "threads": options.threads,
         "batch": len(images),
-        "variants": rows,
+        "variants": {
+            name: {"samples_ms": taken, "warning": noise_warning(taken)} for name, taken in samples.items()
+        },
     }
+
+
+def inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:
+    """One run on one batch (N, C, H, W), in the form the session takes."""
+    given = suited(session, images)
+    return lambda: session.infer(given)
+
+
+def suited(session: targets.Session, images: FloatArray) -> FloatArray | PixelArray:
+    """The images (N, C, H, W), or random pixels (N, H, W, C) for a session that takes these."""
+    if not session.takes_pixels:
+        return images
+    count, channels, height, width = images.shape
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), np.uint8)
 
 
 def device() -> dict[str, Any]:
@@ -241,10 +258,6 @@ def device() -> dict[str, Any]:
 
     described: dict[str, Any] = plain(this_device())
     return {**described, "load_average": os.getloadavg()}
-
-
-def _inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:
-    return lambda: session.infer(images)
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:

@@ -1,0 +1,52 @@
+"""Energy of an inference: the board's rails on a Jetson, the package's counter (RAPL) on Intel and AMD."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from targets.runner import facts, system
+from targets.runner.meter import Meter
+from toolkit.core.errors import TargetError
+
+HOW = "energy of the whole package or board while one inference follows the other, idle power included"
+ZONES = "/sys/class/powercap/intel-rapl:[0-9]"
+
+
+def per_call_mj(run: Callable[[], object], duration_s: float, tree: system.Tree | None = None) -> float:
+    """Millijoules of one call, from calls in a row.
+
+    Args:
+        run: One inference.
+        duration_s: For how long; a second at least, or the sensors tell too little.
+        tree: Where the system's files are.
+
+    Raises:
+        TargetError: There is nothing to read, or it may not be read.
+    """
+    tree = tree or system.Tree()
+    _check(tree)
+    with Meter(tree) as meter:
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < max(duration_s, 1.0):
+            run()
+            count += 1
+        seconds = time.perf_counter() - began
+    if meter.mean_mw is None:
+        raise TargetError("the power sensors gave no reading", hint="measure again")
+    return meter.mean_mw * seconds / count
+
+
+def _check(tree: system.Tree) -> None:
+    if facts.board_power(system.rails(tree)):
+        return
+    zones = tree.find(ZONES)
+    if not zones:
+        raise TargetError(
+            f"no power sensor: {ZONES.rpartition('/')[0]} has no package counter",
+            hint="virtual machines do not show it; measure on the machine itself",
+        )
+    if all(tree.number(f"{zone}/energy_uj") is None for zone in zones):
+        raise TargetError(
+            f"{zones[0]}/energy_uj may not be read", hint="only root may, or who it is given to"
+        )

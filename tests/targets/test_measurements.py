@@ -1,0 +1,133 @@
+"""Memory, energy and what else went on: against sizes that are known, counters that are faked, and time."""
+
+import threading
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from targets import _activity, _energy, _memory
+from targets.runner.system import Tree
+from toolkit.core.errors import TargetError
+
+MB = 1_000_000
+
+
+def dense(path, inputs):
+    """One fully connected layer with `inputs` x 1000 float weights."""
+    weights = np.random.default_rng(0).normal(size=(inputs, 1000)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["images", "w"], ["logits"])],
+        "dense",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, inputs])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 1000])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_memory_grows_by_the_weights(tmp_path):
+    found = {}
+    for inputs in (100, 10_100):  # 40 MB of weights between the two
+        engine = dense(tmp_path / f"{inputs}.onnx", inputs)
+        found[inputs] = _memory.measure("onnxruntime", engine, np.zeros((1, inputs), np.float32), threads=1)
+    small, large = found.values()
+    grown = large["resident_bytes"] - small["resident_bytes"]
+    assert 38 * MB < grown < 130 * MB  # the weights once, or with a copy in the kernel's own layout
+    assert large["peak_bytes"] >= large["resident_bytes"] and large["peak_bytes"] < 200 * MB
+
+
+def test_an_engine_that_cannot_be_loaded_says_why(tmp_path):
+    (tmp_path / "no.onnx").write_bytes(b"nonsense")
+    with pytest.raises(TargetError, match=r"the measuring process failed: .*ONNX Runtime cannot load"):
+        _memory.measure("onnxruntime", tmp_path / "no.onnx", np.zeros((1, 3), np.float32), threads=1)
+
+
+@pytest.fixture
+def powercap(tmp_path):
+    """A tree with one package that uses 2 J a second until the test ends."""
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "max_energy_range_uj").write_text("262143328850\n")
+    began, done = time.perf_counter(), threading.Event()
+
+    def count():
+        while not done.is_set():
+            spare = zone / "spare"
+            spare.write_text(f"{round(2e6 * (time.perf_counter() - began))}\n")
+            spare.replace(zone / "energy_uj")
+            done.wait(0.005)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    while not (zone / "energy_uj").exists():
+        time.sleep(0.001)
+    yield Tree(str(tmp_path))
+    done.set()
+    thread.join()
+
+
+def test_energy_of_a_call_by_hand(powercap):
+    calls = []
+
+    def run():
+        calls.append(time.sleep(0.01))
+
+    energy_mj = _energy.per_call_mj(run, 0.0, powercap)  # a second, and not less
+    assert len(calls) > 30
+    assert energy_mj == pytest.approx(2000 / len(calls), rel=0.2)  # 2 J in a second
+
+
+def test_a_counter_that_is_absent_or_closed_is_named(tmp_path):
+    with pytest.raises(TargetError, match=r"no power sensor: /sys/class/powercap has no package counter"):
+        _energy.per_call_mj(lambda: None, 1.0, Tree(str(tmp_path)))
+    (tmp_path / "sys/class/powercap/intel-rapl:0").mkdir(parents=True)
+    with pytest.raises(TargetError, match="intel-rapl:0/energy_uj may not be read") as caught:
+        _energy.per_call_mj(lambda: None, 1.0, Tree(str(tmp_path)))
+    assert "root" in caught.value.hint
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """A machine of four processors at 100 ticks a second, seen from a clock that the test moves."""
+    (tmp_path / "proc").mkdir()
+    core = tmp_path / "sys/devices/system/cpu/cpu0/thermal_throttle"
+    core.mkdir(parents=True)
+    now = {"s": 0.0, "own_s": 0.0}
+
+    def tell(*ticks, throttles):
+        (tmp_path / "proc/stat").write_text("cpu  " + " ".join(map(str, ticks)) + " 0 0\ncpu0 1 2 3\n")
+        (core / "core_throttle_count").write_text(f"{throttles}\n")
+
+    monkeypatch.setattr(_activity.time, "monotonic", lambda: now["s"])
+    monkeypatch.setattr(_activity, "_own_seconds", lambda: now["own_s"])
+    monkeypatch.setattr(_activity.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(_activity.os, "sysconf", lambda _name: 100)
+    return tmp_path, now, tell
+
+
+def test_other_work_by_hand(system):
+    root, now, tell = system
+    tell(1000, 50, 100, 9000, 7, 1, 2, 30, throttles=3)
+    with _activity.Watch(root) as watch:
+        now["s"], now["own_s"] = 10.0, 8.0
+        # 12 s in user, 2 in system, 0.5 in interrupts, 25 idle, 1 waiting, 2 stolen
+        tell(2200, 50, 300, 11500, 107, 21, 32, 230, throttles=3)
+    assert watch.activity.other_share == pytest.approx((14.5 - 8.0) / 40)
+    assert watch.activity.stolen_share == pytest.approx(2 / 40)
+    assert watch.activity.throttled is False
+
+
+def test_a_throttled_processor_is_noticed_and_an_unknown_one_is_not_called_cool(system, tmp_path):
+    root, now, tell = system
+    tell(*range(8), throttles=3)
+    with _activity.Watch(root) as watch:
+        now["s"] = 1.0
+        tell(*range(8), throttles=4)
+    assert watch.activity.throttled is True
+    with _activity.Watch(tmp_path / "nothing") as watch:
+        pass
+    assert watch.activity == _activity.Activity(None, None, None)

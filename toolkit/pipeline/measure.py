@@ -1,0 +1,158 @@
+"""What the bench stage measures beside latency: throughput, memory, energy, and from the decoded image on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import targets
+from toolkit.core.errors import TargetError
+from toolkit.core.progress import track
+from toolkit.core.quant import FloatArray
+from toolkit.core.tensors import Preprocess
+from toolkit.pipeline import variants
+from toolkit.pipeline.recipe import BenchOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BATCHES = (1, 2, 4, 8, 16)  # of a graph that takes any
+PICTURES = 16  # decoded images that the end-to-end runs take in turn
+HOW_END_TO_END = (
+    "resize, crop and normalization of decoded images on one core, one after the other (normalization only "
+    "where the engine does not do it), then the inference"
+)
+
+
+def measure(
+    options: BenchOptions,
+    files: Mapping[str, tuple[str, Path]],
+    images: FloatArray,
+    *,
+    dynamic: bool,
+    pictures: Sequence[Image.Image],
+    preprocess: Preprocess,
+) -> dict[str, Any]:
+    """Measure every engine; what cannot be measured here is left out, and named with its reason.
+
+    Args:
+        options: How.
+        files: Name -> target and engine file.
+        images: One batch (N, C, H, W) of noise.
+        dynamic: Whether the engines take any batch.
+        pictures: Decoded images.
+        preprocess: How one becomes an input.
+
+    Returns:
+        The content of latency.json.
+    """
+    with ExitStack() as stack:
+        sessions = variants.loaded(options, files, stack)
+        measured = {**variants.latencies(options, sessions, images), "how": {}, "not_measured": {}}
+        if options.throughput_s:
+            _end_to_end(measured, options, sessions, len(images), pictures, preprocess)
+            _energy(measured, options, sessions, images)
+        shaped = {name: variants.suited(session, images) for name, session in sessions.items()}
+    if options.throughput_s:
+        _memory(measured, options, files, shaped)
+        _throughput(measured, options, files, shaped, dynamic=dynamic)
+    return measured
+
+
+def end_to_end(
+    session: targets.Session, batch: int, pictures: Sequence[Image.Image], preprocess: Preprocess
+) -> Callable[[], FloatArray]:
+    """One run from decoded images to logits, each time with the next `batch` of the pictures."""
+    from calibration.preprocess import normalize, pixels
+
+    endless = itertools.cycle(pictures)
+
+    def run() -> FloatArray:
+        cropped = np.stack([pixels(next(endless), preprocess) for _ in range(batch)])
+        return session.infer(cropped if session.takes_pixels else normalize(cropped, preprocess))
+
+    return run
+
+
+def _end_to_end(
+    measured: dict[str, Any],
+    options: BenchOptions,
+    sessions: Mapping[str, targets.Session],
+    batch: int,
+    pictures: Sequence[Image.Image],
+    preprocess: Preprocess,
+) -> None:
+    from targets._timing import interleave
+
+    runs = {name: end_to_end(session, batch, pictures, preprocess) for name, session in sessions.items()}
+    for name, samples in interleave(runs, warmup_s=0.1, duration_s=options.throughput_s).items():
+        measured["variants"][name]["end_to_end_ms"] = samples
+    sizes = sorted(f"{width} x {height}" for width, height in {picture.size for picture in pictures})
+    shown = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+    measured["how"]["end_to_end_ms"] = f"{HOW_END_TO_END}; {len(pictures)} images of {shown} pixels"
+
+
+def _energy(
+    measured: dict[str, Any],
+    options: BenchOptions,
+    sessions: Mapping[str, targets.Session],
+    images: FloatArray,
+) -> None:
+    from targets._energy import HOW, per_call_mj
+
+    for name, session in sessions.items():
+        try:
+            call_mj = per_call_mj(variants.inference(session, images), options.throughput_s)
+        except TargetError as error:
+            measured["not_measured"]["energy_mj"] = str(error)
+            return
+        measured["variants"][name]["energy_mj"] = call_mj / len(images)
+    measured["how"]["energy_mj"] = HOW
+
+
+def _memory(
+    measured: dict[str, Any],
+    options: BenchOptions,
+    files: Mapping[str, tuple[str, Path]],
+    shaped: Mapping[str, Any],
+) -> None:
+    from targets._memory import HOW, measure
+
+    for name in track(list(files), "measuring memory"):
+        target, engine = files[name]
+        try:
+            found = measure(target, engine, shaped[name], options.threads)
+        except TargetError as error:
+            measured["not_measured"]["memory_bytes"] = str(error)
+            return
+        measured["variants"][name]["memory_bytes"] = found["peak_bytes"]
+        measured["variants"][name]["resident_bytes"] = found["resident_bytes"]
+    measured["how"]["memory_bytes"] = HOW
+
+
+def _throughput(
+    measured: dict[str, Any],
+    options: BenchOptions,
+    files: Mapping[str, tuple[str, Path]],
+    shaped: Mapping[str, Any],
+    *,
+    dynamic: bool,
+) -> None:
+    """Images a second at each batch; the engines take turns, so that a slow minute falls on all of them."""
+    own = measured["batch"]
+    batches = sorted({*BATCHES, own}) if dynamic else [own]
+    rows = measured["variants"]
+    for batch in track(batches, "measuring throughput"):
+        for name, (target, engine) in files.items():
+            images = np.resize(shaped[name], (batch, *shaped[name].shape[1:]))
+            ips = targets.get(target).throughput_ips(
+                engine, images, threads=options.threads, duration_s=options.throughput_s
+            )
+            rows[name].setdefault("throughput", {})[str(batch)] = ips
+            if batch == own:
+                rows[name]["throughput_ips"] = ips
