@@ -25,6 +25,7 @@ class ShapeProfile:
 
 
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+InputType = Literal["float32", "uint8"]  # ready images (N, C, H, W), or decoded pixels (N, H, W, C)
 
 
 @dataclass(frozen=True, slots=True)

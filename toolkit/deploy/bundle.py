@@ -20,7 +20,7 @@ import numpy as np
 from targets import runner
 from toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
 from toolkit.core.errors import DataError
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 
 SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
@@ -60,7 +60,8 @@ class Contents:
     Attributes:
         name: Name of the model; the release's name begins with it.
         graphs: One for each target.
-        golden_inputs: (G, C, H, W) images, ready for the network.
+        golden_inputs: (G, C, H, W) images, ready for the network; or uint8 (G, H, W, C), for graphs that
+            take pixels.
         evaluation: A packed evaluation set; None leaves accuracy on the device unmeasured.
         gates: Limits that must hold on the device (see `proof`).
         provenance: Where all this came from.
@@ -69,7 +70,7 @@ class Contents:
 
     name: str
     graphs: Sequence[Graph]
-    golden_inputs: FloatArray
+    golden_inputs: FloatArray | PixelArray
     evaluation: Path | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -314,6 +315,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
                 }
                 for graph in contents.graphs
             },
+            "input": str(contents.golden_inputs.dtype),
             "gates": contents.gates,
             "provenance": contents.provenance,
             "files": {

@@ -12,7 +12,7 @@ import numpy as np
 
 from toolkit.core.artifact import read_json
 from toolkit.core.errors import DataError, nearest
-from toolkit.core.quant import FloatArray, IntArray
+from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.tensors import Preprocess
 from toolkit.deploy import bundle as bundles
 from toolkit.deploy.bundle import Bundle, Contents, Graph
@@ -116,7 +116,9 @@ class _Run:
         record = self.compiled[variant]
         logits = self.logits(variant)
         pruned = record["pruned"]
-        if record["precision"] == "int8":
+        if record.get("graph"):  # one that takes pixels
+            file = self._folders["compile"] / record["graph"]
+        elif record["precision"] == "int8":
             file = self._folders["quantize"] / f"{record['target']}{'-pruned' if pruned else ''}.onnx"
         else:
             file = self._folders["export"] / ("pruned.onnx" if pruned else "float.onnx")
@@ -132,13 +134,14 @@ class _Run:
             variant, record["target"], record["precision"], file, logits[golden], reference, simulated
         )
 
-    def inputs(self, places: list[int]) -> FloatArray:
-        """Evaluated images, ready for the network."""
+    def inputs(self, places: list[int]) -> FloatArray | PixelArray:
+        """Evaluated images, in the form that all engines of the run take."""
         from calibration.loader import batches
 
         dataset, indices = self._located(places)
         stream = batches(dataset, indices, self._preprocess(), batch=len(indices))
-        return np.concatenate([batch.images for batch in stream])
+        takes_pixels = any(record.get("input") == "uint8" for record in self.compiled.values())
+        return np.concatenate([batch.pixels if takes_pixels else batch.images for batch in stream])
 
     def pack(self, places: list[int], out: Path) -> None:
         """Write evaluated images as one file for devices."""

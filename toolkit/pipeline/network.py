@@ -75,7 +75,9 @@ def load_checkpoint(options: LoadOptions, out: Path) -> None:
     loaded = weights.load(source, options.model)
     prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
     weights.save(loaded.model, out, prepared)
-    _describe(loaded.model, loaded.sha256, prepared, out)
+    published = options.weights.startswith("torchvision:")  # all of these share one preprocessing
+    known = published or preprocessing.known(options.preprocess, loaded.preprocess)
+    _describe(loaded.model, loaded.sha256, prepared, out, known=known)
 
 
 def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
@@ -121,7 +123,7 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
         preprocess=prepared,
         checkpoint=checkpoint,
     )
-    _describe(model, sha256_file(out / "model.safetensors"), prepared, out)
+    _describe(model, sha256_file(out / "model.safetensors"), prepared, out, known=True)
 
 
 def take_onnx(options: LoadOptions, out: Path) -> None:
@@ -148,6 +150,7 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
         "parameters": graph.parameters,
         "classes": graph.classes,
         "preprocess": prepared,
+        "preprocess_known": preprocessing.known(options.preprocess, graph.preprocess),
     }
     write_json(out / "model.json", content)
 
@@ -228,7 +231,7 @@ def _reshape(source: Path, file: Path, batch: int | None, size: int) -> None:
     io.save(found.model, file)
 
 
-def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path) -> None:
+def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path, *, known: bool) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     arch = model.architecture
     content = {
@@ -237,5 +240,6 @@ def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path) -> No
         "parameters": parameters,
         "classes": arch.classes,
         "preprocess": prepared,
+        "preprocess_known": known,
     }
     write_json(out / "model.json", content)

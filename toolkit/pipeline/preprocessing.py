@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from toolkit.core.errors import RecipeError
-from toolkit.core.tensors import Preprocess
+from toolkit.core.errors import ModelError, RecipeError
+from toolkit.core.tensors import InputType, Preprocess
 from toolkit.pipeline.recipe import PreprocessOptions
 
 SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop
@@ -42,6 +42,30 @@ def resolve(options: PreprocessOptions, own: Preprocess | None, size: int | None
         key: value for key in ("mean", "std", "interpolation") if (value := getattr(options, key)) is not None
     }
     return replace(base, crop=crop, resize=resize, **given)
+
+
+def known(options: PreprocessOptions, own: Preprocess | None) -> bool:
+    """Whether mean and standard deviation are stated, by the recipe or the checkpoint, and not assumed."""
+    return own is not None or (options.mean is not None and options.std is not None)
+
+
+def check_known(input_type: InputType, *, is_known: bool, option: str = "--set load.preprocess.") -> None:
+    """See that engines which normalize pixels themselves do it as in training.
+
+    Args:
+        input_type: What the engines take.
+        is_known: See `known`.
+        option: How mean and std are set, for the hint.
+
+    Raises:
+        ModelError: Pixels, and the mean and standard deviation would be assumed.
+    """
+    if input_type == "uint8" and not is_known:
+        raise ModelError(
+            "an engine with uint8 input normalizes pixels itself, and nothing says how this network wants it",
+            hint=f"state what it was trained with, e.g. {option}mean=0.485,0.456,0.406 "
+            f"{option}std=0.229,0.224,0.225; or leave the input float32",
+        )
 
 
 def from_json(stored: dict[str, Any]) -> Preprocess:
