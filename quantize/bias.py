@@ -41,59 +41,78 @@ def corrections(
         Nagel et al. 2019, arXiv:1906.04721, sec. 4.2, empirical and sequential; the trimmed mean is ours.
     """
     size = max(PART_PIXELS // int(np.prod(probe.shape[2:])), 1)
-    parts = [_Part(network, images, activations) for images in torch.split(torch.from_numpy(probe), size)]
+    images = torch.split(torch.from_numpy(probe), size)
+    exact = _exact_means(network, images)
+    parts = [_Part(network, part, activations) for part in images]
     found: dict[str, FloatArray] = {}
     unread = dict(network.reads)
     for node in track(network.nodes, "correcting biases"):
         rounded = _rounded_weight(network, node, weights)
-        errors = [part.run(node, rounded) for part in parts]
+        for part in parts:
+            part.run(node, rounded)
         shift = None
         if _has_bias(node):
-            shift = _typical(torch.cat(errors))
+            name = str(node.outputs[0].name)
+            shift = _typical(exact[name] - torch.cat([_means(part.values[name]) for part in parts]))
             found[str(node.name)] = np.array(shift.numpy())
         for part in parts:
             part.correct(node, shift)
         for value in node.inputs:
             if value is not None:
                 unread[str(value.name)] -= 1
+        read = {str(value.name) for value in node.inputs if value is not None}
         for part in parts:
-            part.forget(
-                name for name in {str(v.name) for v in node.inputs if v is not None} if not unread[name]
-            )
+            part.forget(name for name in read if not unread[name])
     return found
 
 
+def _exact_means(network: Network, images: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Mean of every image and channel of what is corrected, in the float network: name -> (N, C)."""
+    corrected = {str(node.outputs[0].name) for node in network.nodes if _has_bias(node)}
+    found: dict[str, list[Tensor]] = {name: [] for name in corrected}
+
+    def look(name: str, value: Tensor) -> Tensor:
+        if name in corrected:
+            found[name].append(_means(value))
+        return value
+
+    for part in images:
+        network(part, look)
+    return {name: torch.cat(means) for name, means in found.items()}
+
+
+def _means(values: Tensor) -> Tensor:
+    """Means of (N, C, ...) over all but images and channels, (N, C)."""
+    return values.mean(tuple(range(2, values.ndim))) if values.ndim > 2 else values.clone()
+
+
 class _Part:
-    """Some images on their way through the float and the quantized network."""
+    """Some images on their way through the quantized network.
+
+    Attributes:
+        values: Tensor name -> value, of the tensors that are still to be read.
+    """
 
     def __init__(self, network: Network, images: Tensor, activations: Mapping[str, QParams]) -> None:
         self._network, self._activations = network, activations
-        self._exact: dict[str, Tensor] = {network.input: images}
-        self._coarse: dict[str, Tensor] = {network.input: self._round(network.input, images.clone())}
+        self.values: dict[str, Tensor] = {network.input: self._round(network.input, images)}
 
-    def run(self, node: ir.Node, rounded: dict[str, Tensor]) -> Tensor:
-        """Run a node in both networks; the mean error of every image and channel, (N, C)."""
-        name = str(node.outputs[0].name)
-        self._exact[name] = self._network.apply(node, self._exact)
-        self._coarse[name] = self._network.apply(node, {**self._coarse, **rounded})
-        if not _has_bias(node):
-            return torch.empty(0)
-        error = self._exact[name] - self._coarse[name]
-        return error.mean(tuple(range(2, error.ndim))) if error.ndim > 2 else error
+    def run(self, node: ir.Node, rounded: dict[str, Tensor]) -> None:
+        """Run a node, with its weights rounded."""
+        self.values[str(node.outputs[0].name)] = self._network.apply(node, {**self.values, **rounded})
 
     def correct(self, node: ir.Node, shift: Tensor | None) -> None:
         """Add what its layer is corrected by to the result of a node, and quantize it."""
         name = str(node.outputs[0].name)
-        result = self._coarse[name]
+        result = self.values[name]
         if shift is not None:
-            result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
-        self._coarse[name] = self._round(name, result)
+            result = result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
+        self.values[name] = self._round(name, result)
 
     def forget(self, names: Iterable[str]) -> None:
         """Free tensors that nobody reads any more."""
         for name in names:
-            self._exact.pop(name, None)
-            self._coarse.pop(name, None)
+            self.values.pop(name, None)
 
     def _round(self, name: str, values: Tensor) -> Tensor:
         qparams = self._activations.get(name)

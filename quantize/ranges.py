@@ -15,7 +15,8 @@ from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
 BATCH_PIXELS = 2**17  # images probed at once: 32 at 64 px, 2 at 224 px
-DIRECTIONS = 2  # of the logits, for every image
+RANDOM_DIRECTIONS = 2  # of the logits, for every image, beside the one towards its second class
+MARGIN_WEIGHT = 2.0  # of that one, against each random one
 
 
 def observed(seen: TensorStatistics, spec: QuantSpec, observer: str) -> QParams:
@@ -81,6 +82,7 @@ class _Tally:
         self._signed = values.ravel()[self._far].double()
         self._images = len(values)
 
+    @torch.no_grad()
     def add(self, gradients: Tensor) -> None:
         """Add a direction: gradients (N, ...) of the images looked at."""
         gradients = _flat(gradients)
@@ -126,23 +128,19 @@ def _margin(logits: Tensor) -> Tensor:
 
 
 def _probe(network: Network, images: Tensor, tallies: dict[str, _Tally], generator: torch.Generator) -> None:
-    kept: dict[str, Tensor] = {}
+    inputs: list[Tensor] = []
 
-    def keep(name: str, value: Tensor) -> Tensor:
+    def watch(name: str, value: Tensor) -> Tensor:
         if not value.requires_grad:  # the input: gradients flow from here on
             value = value.detach().requires_grad_()
+            inputs.append(value)
         if name in tallies:
-            kept[name] = value
+            tallies[name].look(value.detach())
+            value.register_hook(tallies[name].add)  # type: ignore[no-untyped-call]  # frees it at once
         return value
 
-    logits = network(images, keep)
-    for name, value in kept.items():
-        tallies[name].look(value.detach())
-    for left in reversed(range(DIRECTIONS)):
-        direction = _margin(logits.detach()) if left % 2 else torch.randn(logits.shape, generator=generator)
-        gradients = torch.autograd.grad(
-            logits, list(kept.values()), direction, retain_graph=left > 0, allow_unused=True
-        )
-        for name, gradient in zip(kept, gradients, strict=True):
-            if gradient is not None:
-                tallies[name].add(gradient)
+    logits = network(images, watch)
+    directions = [_margin(logits.detach()) * MARGIN_WEIGHT**0.5]
+    directions += [torch.randn(logits.shape, generator=generator) for _ in range(RANDOM_DIRECTIONS)]
+    for index, direction in enumerate(directions, 1):
+        torch.autograd.grad(logits, inputs, direction, retain_graph=index < len(directions))
