@@ -56,6 +56,13 @@ def pair_sums_saturate(device: Device) -> bool:
     return device.arch in {"x86_64", "AMD64"} and not EXACT_DOT_PRODUCTS & set(device.instruction_sets)
 
 
+def int8_sums(device: Device) -> str | None:
+    """How the CPU adds INT8 products: "exact", or in "pairs" that can saturate; None: not known."""
+    if pair_sums_saturate(device):
+        return "pairs"
+    return "exact" if EXACT_DOT_PRODUCTS & set(device.instruction_sets) else None
+
+
 def granted_cores() -> int:
     """Cores this process may use: its affinity, and below that a container's quota."""
     cores = len(os.sched_getaffinity(0))

@@ -44,6 +44,8 @@ def interleave(
     """
     if (duration_s is None) == (count is None):
         raise ValueError("give either duration_s or count")
+    if not runs:
+        return {}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     usual_s = _warm(runs, warmup_s)
     lead = {name: math.ceil(LEAD_S / seconds) for name, seconds in usual_s.items()}

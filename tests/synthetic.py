@@ -20,6 +20,10 @@ DEVICE = {
     "clocks_mhz": 2000.0,
     "versions": {"openvino": "2026.4.1", "onnxruntime": "1.32.0"},
     "load_average": [0.4, 0.3, 0.2],
+    "other_share": 0.04,
+    "stolen_share": 0.0,
+    "throttled": False,
+    "int8_sums": "exact",
 }
 HERE = "this machine (Synthetic CPU @ 2.0 GHz)"
 SIMULATED = "simulation (ONNX Runtime, integer arithmetic emulated)"
@@ -280,8 +284,13 @@ def synthetic_run(
             "included": "inference call, input and output copies",
             "threads": 1,
             "batch": 1,
+            "how": {"memory_bytes": "a process of its own", "end_to_end_ms": "resize, crop, inference"},
+            "not_measured": {"energy_mj": "no power sensor"},
             "variants": {
                 name: {
+                    "memory_bytes": round(20e6 * median),
+                    "resident_bytes": round(15e6 * median),
+                    "end_to_end_ms": [median + 0.9, median + 1.0, median + 9.0],
                     "samples_ms": (
                         median * np.exp(0.02 * rng.normal(size=300)) + 0.1 * rng.exponential(size=300)
                     ).tolist(),

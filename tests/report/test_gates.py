@@ -141,3 +141,45 @@ def test_noise_and_load_are_warned_of():
     assert "throttled" in second
     assert "load of 5.0 on 2 cores" in third
     assert warnings(report(FP32, INT8)) == ()
+
+
+FP16 = replace(FP32, name="openvino-fp16", precision="fp16", latency_ms=latency(1.5), speedup=4.0)
+BF16 = replace(FP32, name="openvino-bf16", precision="bf16", latency_ms=latency(1.8), speedup=3.3)
+
+
+@pytest.mark.parametrize(
+    ("others", "int8", "sentence"),
+    [
+        ((), replace(INT8, speedup=0.8, latency_ms=latency(7.5)), "OpenVINO FP32 is faster (6.00 ms against"),
+        ((BF16, FP16), INT8, "OpenVINO FP16 is faster (1.50 ms against 2.00 ms)"),  # the fastest is named
+        ((replace(FP16, pruned=True), replace(FP16, target="tensorrt")), INT8, ""),  # another network, place
+        ((replace(FP16, latency_ms=None),), INT8, ""),
+    ],
+)
+def test_whatever_is_faster_than_int8_on_its_target_is_named(others, int8, sentence):
+    found = next(v for v in verdicts(report(FP32, *others, int8)) if v.target == "openvino")
+    assert found.level == ("look" if sentence else "good")
+    assert sentence in found.sentence
+    assert ("it is not worth it on this machine, " in found.sentence) == bool(sentence)
+
+
+@pytest.mark.parametrize("sums", ["pairs", "exact", None])
+def test_only_a_processor_without_vnni_is_blamed(sums):
+    slow = report(FP32, replace(INT8, speedup=0.8))
+    (found,) = verdicts(replace(slow, environment={"int8_sums": sums}))
+    assert any("Look at the time per layer below" in step for step in found.steps)
+    assert any("VNNI" in step for step in found.steps) == (sums == "pairs")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"other_share": 0.4}, ["other work took 40 % of its processors"]),
+        ({"other_share": 0.1, "cores": 2, "load_average": [5.0, 1.0, 1.0]}, []),  # the load was before
+        ({"other_share": 0.0, "stolen_share": 0.11}, ["gave 11 % of the processor time to other guests"]),
+    ],
+)
+def test_what_other_work_took_counts_more_than_the_load(environment, said):
+    found = warnings(replace(report(FP32, INT8), environment=environment))
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True))

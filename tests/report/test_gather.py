@@ -1,6 +1,7 @@
 """What the stages left becomes a report: the figures as they are, and what is missing by name."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,3 +206,40 @@ def test_without_labels_agreement_remains_and_accuracy_is_null(tmp_path):
     assert 0.9 < int8.agreement < 1
     assert int8.paired.changed == round((1 - int8.agreement) * 600)
     assert "accuracy of openvino-int8 (the images have no labels)" in report.missing
+
+
+def test_what_was_measured_beside_latency_is_there_and_says_how(run):
+    report = report_of(run)
+    int8 = by_name(report)["openvino-int8"]
+    assert (int8.memory_bytes, int8.resident_bytes) == (32_000_000, 24_000_000)
+    assert int8.end_to_end_ms == pytest.approx(2.6)  # the median of three
+    assert int8.energy_mj is None
+    assert int8.batch_throughput["1"] == int8.throughput_ips == 625
+    assert report.details["bench"] == {
+        "how": {"memory_bytes": "a process of its own", "end_to_end_ms": "resize, crop, inference"},
+        "not_measured": {"energy_mj": "no power sensor"},
+    }
+    page = render.html(report)
+    for text in ("24.0 MB", "32.0 MB", "2.60 ms", "Not measured: energy an image (no power sensor)."):
+        assert text in page
+    assert "Peak while it loads: a process of its own." in page
+
+
+@pytest.mark.parametrize(
+    ("sums", "said"),
+    [("exact", "exact: nothing saturates"), ("pairs", "by twos in 16 bits, which can saturate")],
+)
+def test_the_page_says_how_the_processor_adds_int8_products(run, sums, said):
+    edit(run, "bench", "device.json", lambda device: device.update(int8_sums=sums))
+    page = render.html(report_of(run))
+    assert said in page
+    assert "4 % of the processors, 0 % taken by other guests" in page
+
+
+def test_a_report_of_an_earlier_bench_has_no_such_lines(run):
+    keys = ("other_share", "stolen_share", "int8_sums", "throttled")
+    edit(run, "bench", "device.json", lambda device: [device.pop(key) for key in keys])
+    report = report_of(run)
+    bare = replace(report, environment={k: v for k, v in report.environment.items() if k not in keys})
+    assert "INT8 sums" not in render.html(bare)
+    assert "<dt>Throttled for heat</dt><dd>unknown</dd>" in render.html(bare)

@@ -55,6 +55,10 @@ def test_no_sample_pays_for_the_run_before_it(clock, how):
     assert len(order(clock.calls)) >= 2 + 4
 
 
+def test_nothing_to_time_takes_no_time():
+    assert interleave({}, duration_s=1e9) == {}
+
+
 def test_long_runs_take_short_turns(clock):
     got = interleave({n: clock.run(n, 1.0, 1.0) for n in "AB"}, warmup_s=0, duration_s=30.0)
     assert len(got["A"]) == 24  # six turns of four: a fifth of the time goes to untimed runs

@@ -199,8 +199,8 @@ class Variant:
         note: What was compiled and checked.
         error: Why it was not run; `hint` says what to do.
         batch_throughput: Batch size -> images a second, where measured.
-        memory_bytes: Peak memory of the session; energy_mj: millijoules an image; end_to_end_ms: from
-            the decoded image, median. Each None where not measured.
+        memory_bytes: Peak memory of the session; resident_bytes: what it holds while it runs; energy_mj:
+            millijoules an image; end_to_end_ms: from decoded images, median. Each None where not measured.
     """
 
     name: str
@@ -234,6 +234,7 @@ class Variant:
     warnings: tuple[str, ...] = ()
     batch_throughput: dict[str, float] = field(default_factory=dict)
     memory_bytes: int | None = None
+    resident_bytes: int | None = None
     energy_mj: float | None = None
     end_to_end_ms: float | None = None
     paired: Paired | None = None
@@ -283,7 +284,7 @@ class RunReport:
         created: UTC, ISO 8601.
         missing: What this report should hold and does not, in words.
         findings: severity, what, hint: what the data check found.
-        details: JSON of single stages that only experts read: export, quantization, pruning, training.
+        details: JSON of single stages that only experts read: export, quantization, pruning, training, bench.
     """
 
     schema: int

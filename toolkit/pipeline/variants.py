@@ -19,6 +19,7 @@ from toolkit.core.artifact import plain, read_json
 from toolkit.core.errors import RecipeError
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.results import Precision
+from toolkit.core.tensors import Preprocess
 from toolkit.pipeline.recipe import BenchOptions
 from toolkit.pipeline.stage import Inputs
 
@@ -83,6 +84,49 @@ def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, .
     return tuple(dict.fromkeys(found))
 
 
+def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> dict[str, Any]:
+    """Compile a variant.
+
+    Args:
+        variant: Which.
+        inputs: Folders of the stages before.
+        out: Gets a folder named like the variant; with `preprocess` also the graph that takes pixels and,
+            where the engine runs here, an engine without that, to tell what it saves.
+        preprocess: What engines that take decoded pixels do with them; None: they take ready images.
+
+    Returns:
+        What compiled.json says of it; `graph` and `float_input` are files below `out`, or None.
+
+    Raises:
+        TargetError: The SDK is absent or refuses the graph.
+        ModelError: The graph cannot take pixels.
+    """
+    from toolkit.graph.pixels import take_pixels
+
+    target, source = targets.get(variant.target), variant.graph(inputs)
+    graph, float_input = source, None
+    if preprocess is not None:
+        graph = out / "graphs" / f"{variant.name}.onnx"
+        take_pixels(source, preprocess, graph)
+    built = target.compile(graph, out / variant.name, variant.precision)
+    if preprocess is not None and built.runs_here:
+        float_input = f"float-input/{variant.name}"
+        float_input += f"/{target.compile(source, out / float_input, variant.precision).file}"
+    return {
+        **plain(built),
+        "folder": variant.name,
+        "size_bytes": size_bytes(out / variant.name),
+        "input": "float32" if preprocess is None else "uint8",
+        "graph": None if preprocess is None else str(graph.relative_to(out)),
+        "float_input": float_input,
+    }
+
+
+def built_of(variant: Variant, record: Mapping[str, Any], inputs: Inputs) -> Path:
+    """The ONNX file that an engine was built of; `record` is from compiled.json."""
+    return inputs["compile"] / record["graph"] if record["graph"] else variant.graph(inputs)
+
+
 def size_bytes(folder: Path) -> int:
     """Size of the files of an engine."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -122,7 +166,7 @@ def sessions(
                 engine = inputs["compile"] / record["folder"] / record["file"]
                 opened[variant.name] = stack.enter_context(targets.get(variant.target).open(engine))
             else:
-                opened[variant.name] = stack.enter_context(simulate(variant.graph(inputs)))
+                opened[variant.name] = stack.enter_context(simulate(built_of(variant, record, inputs)))
         yield opened
 
 
@@ -254,10 +298,11 @@ def suited(session: targets.Session, images: FloatArray) -> FloatArray | PixelAr
 
 def device() -> dict[str, Any]:
     """This machine, and how busy it was."""
-    from targets._device import this_device
+    from targets._device import int8_sums, this_device
 
-    described: dict[str, Any] = plain(this_device())
-    return {**described, "load_average": os.getloadavg()}
+    here = this_device()
+    described: dict[str, Any] = plain(here)
+    return {**described, "load_average": os.getloadavg(), "int8_sums": int8_sums(here)}
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:

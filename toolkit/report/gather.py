@@ -5,10 +5,13 @@ are read where they exist, so that a stage may leave more and the report shows m
 
 evaluate/findings.json  what was left out of the evaluation, as select/findings.json
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
-bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes",
-                        "energy_mj" (an image), "end_to_end_ms" [samples], "measured_on", "threads", "batch",
-                        "marks": why its time is not to be trusted, in words
-bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool
+bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
+                        (peak), "resident_bytes", "energy_mj" (an image), "end_to_end_ms" [samples],
+                        "measured_on", "threads", "batch", "marks": why its time is not to be trusted; beside
+                        the variants "how" and "not_measured": {key of a variant: in words}
+bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool, "other_share" and
+                        "stolen_share": part of all processors that other processes and guests took meanwhile,
+                        "int8_sums": "exact", or "pairs" that can saturate
 quantize/quantize.json  {target or target-pruned: {..., "warnings",
                          "activations": {name: {"dtype", "scale", "zero_point", "low", "high", "counts"}},
                          "weights": {name: {"channels", "smallest_scale", "median_scale", "largest_scale"}}}}
@@ -160,6 +163,7 @@ class _Run:
             **dict.fromkeys(
                 ("arch", "memory_bytes", "power_mode", "clocks_mhz", "load_average", "throttled")
             ),
+            **dict.fromkeys(("other_share", "stolen_share", "int8_sums")),
             **device,
         }
 
@@ -171,6 +175,7 @@ class _Run:
             "training": self.read("finetune", "history.json", None, expected=False),
             "quantize": self.quantized,
             "sensitivity": self.read("quantize", "sensitivity.json", None, expected=False),
+            "bench": {key: self.latency[key] for key in ("how", "not_measured") if self.latency.get(key)},
         }
         return {key: _finite(value) or None for key, value in found.items()}
 
@@ -255,6 +260,7 @@ class _Run:
                 str(batch): ips for batch, ips in (timing.get("throughput") or {}).items() if ips
             },
             memory_bytes=timing.get("memory_bytes"),
+            resident_bytes=timing.get("resident_bytes"),
             energy_mj=_finite(timing.get("energy_mj")),
             end_to_end_ms=_median(timing.get("end_to_end_ms")),
             paired=paired.get(name),
@@ -265,7 +271,7 @@ class _Run:
         if timing is None or not samples:
             return None
         mean = math.fsum(samples) / len(samples)
-        # Chosen at random: interleaved runs may alternate between fast and slow, which a stride would hide.
+        # Chosen at random: runs that alternate between fast and slow would look steady by a stride.
         few = min(len(samples), KEPT_SAMPLES)
         shown = np.sort(np.random.default_rng(0).choice(len(samples), few, replace=False)).tolist()
         return LatencySummary(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from toolkit.core.results import RunReport, Variant
 from toolkit.report import words
 
 NOISY = 0.05  # coefficient of variation above which a latency is called noisy
+OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
 
 Level = Literal["good", "look", "open", "bad"]
@@ -54,11 +56,25 @@ def warnings(report: RunReport) -> tuple[str, ...]:
         )
     if report.environment.get("throttled"):
         found.append("The processor was throttled during the run: every latency is too long.")
-    load, cores = report.environment.get("load_average"), report.environment.get("cores")
-    if load and cores and load[0] > cores:
-        found.append(f"The machine was busy: a load of {load[0]:.1f} on {cores} cores.")
+    found += _busy(report.environment)
     found += [f"{v.name}: {warning}" for v in report.variants for warning in v.warnings]
     return tuple(found)
+
+
+def _busy(environment: Mapping[str, Any]) -> list[str]:
+    """Whether other work slowed the measurement: by what it took meanwhile or, if unknown, by the load."""
+    found = []
+    others, stolen = environment.get("other_share"), environment.get("stolen_share")
+    load, cores = environment.get("load_average"), environment.get("cores")
+    if others is not None and others > OTHERS:
+        found.append(
+            f"The machine was busy: other work took {100 * others:.0f} % of its processors meanwhile."
+        )
+    elif others is None and load and cores and load[0] > cores:
+        found.append(f"The machine was busy: a load of {load[0]:.1f} on {cores} cores.")
+    if stolen is not None and stolen > STOLEN:
+        found.append(f"The host gave {100 * stolen:.0f} % of the processor time to other guests meanwhile.")
+    return found
 
 
 def _verdict(report: RunReport, target: str) -> Verdict:
@@ -79,8 +95,9 @@ def _verdict(report: RunReport, target: str) -> Verdict:
         ),
     )
     level, sentence, best = judged[0]
+    pairs = report.environment.get("int8_sums") == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
-    return Verdict(target, level, sentence, (*_steps(best), *others))
+    return Verdict(target, level, sentence, (*_steps(best, pairs=pairs), *others))
 
 
 def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
@@ -94,8 +111,9 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     if v.speedup is None:
         where = " in simulation" if v.kind == "simulated" else ""
         return "open", f"{facts}{where}; its speed was not measured: decide after measuring on the device."
-    if v.speedup <= 1.0:
-        return "look", f"{facts}: it is not worth it on this machine."
+    rival = _rival(v, report)
+    if rival is not None or v.speedup <= 1.0:
+        return "look", f"{facts}: it is not worth it on this machine{rival or ''}."
     if _may_be_noise(v, report):
         return "look", f"{facts}, but the speed-up may be noise: measure again on a quiet machine."
     gated = any(gate.variant == v.name and gate.name == "max_drop_pp" for gate in report.gates)
@@ -103,6 +121,22 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     if not gated and possible > LOSS_PP:
         return "look", f"{facts}: decide whether that loss is acceptable."
     return "good", f"{facts}: ship it."
+
+
+def _rival(v: Variant, report: RunReport) -> str | None:
+    """The network in another precision on the same target that is faster than this INT8 one, in words."""
+    timed = [
+        (each.latency_ms.p50, each)
+        for each in report.variants
+        if (each.target, each.pruned) == (v.target, v.pruned) and each.precision != "int8" and each.latency_ms
+    ]
+    quickest_ms, other = min(timed, key=lambda pair: pair[0], default=(math.inf, v))
+    if v.latency_ms is None or quickest_ms >= v.latency_ms.p50:
+        return None
+    return (
+        f", {words.title(other)} is faster ({words.milliseconds(quickest_ms)} "
+        f"against {words.milliseconds(v.latency_ms.p50)})"
+    )
 
 
 def _may_be_noise(v: Variant, report: RunReport) -> bool:
@@ -131,7 +165,7 @@ def _facts(v: Variant) -> str:
     return f"{words.title(v)} {middle}"
 
 
-def _steps(v: Variant) -> tuple[str, ...]:
+def _steps(v: Variant, *, pairs: bool) -> tuple[str, ...]:
     steps = []
     if v.drop_ci95_pp and v.drop_ci95_pp[0] > 0 and v.drop_pp is not None and v.drop_pp > 0.3:
         steps.append("Spend more effort on accuracy: --set quantize.effort=max, or more calibration images.")
@@ -142,5 +176,6 @@ def _steps(v: Variant) -> tuple[str, ...]:
     if v.latency_ms is None and v.kind == "simulated":
         steps.append("Build and measure it on the device: the accuracy is a simulation of its arithmetic.")
     elif v.speedup is not None and v.speedup <= 1:
-        steps.append("Look at the time per layer below: a processor without VNNI gains little from INT8.")
+        gain = ": a processor that adds INT8 products in pairs (no VNNI) gains little" if pairs else ""
+        steps.append(f"Look at the time per layer below{gain}.")
     return tuple(steps)
