@@ -1,8 +1,10 @@
-"""In continuous integration a missing part is a failure, not a skip."""
+"""In continuous integration a missing part is a failure, not a skip; what the machine does meanwhile is none."""
 
 import os
+import signal
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ALLOWED = (
     "GPU",
@@ -11,6 +13,18 @@ ALLOWED = (
     "network",
     "registry",
 )  # what no machine of ours is promised to have
+
+# A busy machine is slow, and that proves nothing. The same examples every time: a failure is one for everybody.
+settings.register_profile(
+    "edgeship", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("edgeship")
+
+
+def pytest_configure():
+    """Hear Ctrl-C, which a shell has its background jobs ignore, and with them all that tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _strict(report):

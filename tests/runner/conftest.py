@@ -48,7 +48,7 @@ def run_file(
         [*python, str(runner_file), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=environment,
     )
     assert done.stdout, done.stderr

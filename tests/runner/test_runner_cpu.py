@@ -227,7 +227,7 @@ def test_a_lock_held_by_another_build_is_waited_for_then_reported(run, graph, tm
             "-c",
             "import fcntl, sys, time; f = open(sys.argv[1], 'a'); "
             "fcntl.flock(f, fcntl.LOCK_EX); "
-            "print('held', flush=True); time.sleep(60)",
+            "print('held', flush=True); time.sleep(600)",
             tmp_path / ".edgeship-lock",
         ],
         stdout=subprocess.PIPE,
@@ -253,14 +253,14 @@ import sys; sys.path.remove({folder!r}); del sys.modules["onnxruntime"]
 import onnxruntime as real
 class InferenceSession(real.InferenceSession):
     def __init__(self, *a, **k):
-        ctypes.CDLL(None).sleep(60)  # in C, where no signal handler of Python's runs
+        ctypes.CDLL(None).sleep(600)  # in C, where no signal handler of Python's runs
 real.InferenceSession = InferenceSession
 sys.modules["onnxruntime"] = real
 """
 
 
 def _slow(folder):
-    """An ONNX Runtime whose builds take a minute."""
+    """An ONNX Runtime whose builds take ten minutes."""
     folder.mkdir()
     (folder / "onnxruntime.py").write_text(SLOW_SDK.format(folder=str(folder)))
     return str(folder)
@@ -280,7 +280,7 @@ def test_a_build_that_takes_too_long_ends_at_its_limit(run, graph, tmp_path):
     ]
     started = time.monotonic()
     answer = run(*arguments, PYTHONPATH=_slow(tmp_path / "slow"))
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
     assert answer.exit_code == 1
     assert answer.result["error"]["code"] == "build-timeout"
     assert not (tmp_path / "e").exists()
@@ -316,7 +316,7 @@ def test_a_build_whose_client_is_gone_is_finished_for_the_next(runner_file, grap
     command = [sys.executable, runner_file, "build", "--graph", graph, "--out", tmp_path / "e"]
     process = subprocess.Popen([*command, "--backend", "onnxruntime"], stdout=subprocess.PIPE)
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     assert (tmp_path / "e.json").exists()
 
 

@@ -28,6 +28,7 @@ COMMANDS = (
     "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
 )  # fmt: skip
 NAMESPACE = "edgeship"  # of signatures
+GLANCE_S = 0.2  # whoever looks who holds the lock holds it for a moment
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # one part of a path inside a bundle
 
 
@@ -64,7 +65,8 @@ class Agent:
         """Keep everyone else out until this connection ends, and clean up after whoever was cut off."""
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(str(self._lock_file), os.O_RDWR | os.O_CREAT, 0o644)
-        give_up = time.monotonic() + wait_s
+        glanced = time.monotonic() + GLANCE_S
+        give_up = glanced + wait_s
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,8 +79,9 @@ class Agent:
                         "try again when it has finished, or wait longer for it with --wait",
                         "locked",
                     ) from None
-                self._client.say({"event": {"waiting_for": self._lock_file.read_text()}})
-                self._client.idle(min(1.0, wait_s))
+                if time.monotonic() >= glanced:
+                    self._client.say({"event": {"waiting_for": self._lock_file.read_text()}})
+                self._client.idle(GLANCE_S / 4)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{who}, since {now()}".encode(), 0)
         self._lock = descriptor
