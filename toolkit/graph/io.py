@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def read(path: Path) -> Classifier:
         )
     image, logits = images[0], graph.outputs[0]
     shape, result = _dims(image), _dims(logits)
-    takes_pixels = image.dtype == ir.DataType.UINT8 and len(shape) == 4
+    takes_pixels = image.dtype == ir.DataType.UINT8 and len(shape) == 4 and shape[1] == shape[2]
     if takes_pixels:
         shape = (shape[0], shape[3], *shape[1:3])
     if len(shape) != 4 or len(result) != 2 or shape[1] is None or result[1] is None or shape[2] != shape[3]:
@@ -98,7 +98,7 @@ def read(path: Path) -> Classifier:
         shape[1],
         shape[2],
         result[1],
-        sum(_size(v) for v in graph.initializers.values() if v.dtype == ir.DataType.FLOAT),
+        _parameters(graph),
         any(node.op_type in QUANTIZED_OPS for node in graph),
         _preprocess(model),
         takes_pixels,
@@ -106,11 +106,13 @@ def read(path: Path) -> Classifier:
 
 
 def read_classifier(path: Path) -> Classifier:
-    """Read a float32 classifier that is to be quantized.
+    """Read a float32 classifier that is to be quantized, each BatchNormalization in the layer before it.
 
     Raises:
         ModelError: As `read`; or it is quantized already, computes in another type, or holds NaN weights.
     """
+    from toolkit.graph.fold import fold_batchnorms  # it edits with the functions below
+
     found = read(path)
     for node in found.model.graph:
         if node.op_type in QUANTIZED_OPS:
@@ -134,7 +136,8 @@ def read_classifier(path: Path) -> Classifier:
                 f"weight '{name}' of {path.name} holds NaN or infinite values",
                 hint="the training diverged, or the file is damaged; use another checkpoint",
             )
-    return found
+    fold_batchnorms(found.model)
+    return replace(found, parameters=_parameters(found.model.graph))
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -191,6 +194,10 @@ def _dims(value: ir.Value) -> tuple[int | None, ...]:
     if value.shape is None:
         return ()
     return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
+
+
+def _parameters(graph: ir.Graph) -> int:
+    return sum(_size(v) for v in graph.initializers.values() if v.dtype == ir.DataType.FLOAT)
 
 
 def _size(value: ir.Value) -> int:
