@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,9 @@ def interleave(
     What the machine does meanwhile (clocks, heat, neighbours) then falls on all of them alike. A turn
     begins untimed, until the caches hold what the run needs and not what the one before it left: were
     single runs timed alternately, one would measure mostly how its weights come back into the cache
-    (ResNet-18 in INT8, 32 pixels, after an FP32 one: 0.7 ms, and 0.2 ms a few runs later).
+    (ResNet-18 in INT8, 32 pixels, after an FP32 one: 0.7 ms, and 0.2 ms a few runs later). A run in which
+    the system gave the processor to another process is repeated, but no more than as many again: on a
+    busy machine long runs would else look longer still than short ones, which fit between two such pauses.
 
     Args:
         runs: Name -> one inference.
@@ -60,7 +63,7 @@ def interleave(
         for name in runs if turns % 2 == 0 else reversed(list(runs)):
             for _ in range(lead[name]):
                 runs[name]()
-            samples[name] += (1000 * _seconds(runs[name]) for _ in range(timed))
+            samples[name] += _undisturbed_ms(runs[name], timed)
         done, turns = done + timed, turns + 1
         tell("timing", done, count)
     return {name: tuple(values) for name, values in samples.items()}
@@ -116,6 +119,24 @@ def _warm(runs: Mapping[str, Callable[[], object]], warmup_s: float) -> dict[str
             taken.append(_seconds(run))
         quickest[name] = max(min(taken), 1e-9)  # a clock may not tick in a run that does nothing
     return quickest
+
+
+def _undisturbed_ms(run: Callable[[], object], count: int) -> list[float]:
+    kept: list[float] = []
+    spare = count
+    while len(kept) < count:
+        pauses = _pauses()
+        seconds = _seconds(run)
+        if spare and _pauses() != pauses:
+            spare -= 1
+        else:
+            kept.append(1000 * seconds)
+    return kept
+
+
+def _pauses() -> int:
+    """How often the system has taken a processor from one of our threads that wanted to go on."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def _seconds(run: Callable[[], object]) -> float:

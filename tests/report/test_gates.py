@@ -163,6 +163,16 @@ def test_whatever_is_faster_than_int8_on_its_target_is_named(others, int8, sente
     assert ("it is not worth it on this machine, " in found.sentence) == bool(sentence)
 
 
+@pytest.mark.parametrize(
+    ("share", "cv", "level"), [(0.5, 0.4, "look"), (0.5, 0.1, "good"), (0.1, 0.4, "good")]
+)
+def test_a_speed_up_on_a_busy_machine_is_not_praised(share, cv, level):
+    noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=cv))
+    (found,) = verdicts(replace(report(FP32, noisy), environment={"other_share": share}))
+    assert found.level == level
+    assert ("measure again on a quiet machine" in found.sentence) == (level == "look")
+
+
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])
 def test_only_a_processor_without_vnni_is_blamed(sums):
     slow = report(FP32, replace(INT8, speedup=0.8))

@@ -1,6 +1,10 @@
 """Timing in turns: the order, the counts, and the noise measure by hand."""
 
 import itertools
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +17,8 @@ class Clock:
     """Time that passes in runs only."""
 
     def __init__(self, monkeypatch):
-        self.now_s, self.calls = 0.0, []
+        self.now_s, self.calls, self.pauses = 0.0, [], 0
+        monkeypatch.setattr(_timing, "_pauses", lambda: self.pauses)
         monkeypatch.setattr(_timing.time, "perf_counter", lambda: self.now_s)
         monkeypatch.setattr(_timing.time, "perf_counter_ns", lambda: round(1e9 * self.now_s))
 
@@ -55,6 +60,34 @@ def test_no_sample_pays_for_the_run_before_it(clock, how):
     assert len(order(clock.calls)) >= 2 + 4
 
 
+@pytest.mark.parametrize(("every", "kept"), [(2, {1.0}), (1, {5.0})], ids=["some", "all"])
+def test_a_run_that_another_process_interrupts_is_repeated_but_not_for_ever(clock, every, kept):
+    def run():
+        clock.calls.append("A")
+        if len(clock.calls) % every == 0:
+            clock.now_s, clock.pauses = clock.now_s + 0.005, clock.pauses + 1
+        else:
+            clock.now_s += 0.001
+
+    got = interleave({"A": run}, warmup_s=0, count=40)["A"]
+    assert len(got) == 40 and set(np.round(got, 6)) == kept
+    assert len(clock.calls) <= 2 + 4 * (5 + 2 * 10)
+
+
+def test_the_system_counts_what_it_interrupts():
+    before = _timing._pauses()
+    until = time.perf_counter() + 5
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+    try:
+        while _timing._pauses() == before and time.perf_counter() < until:
+            sum(range(1000))
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert _timing._pauses() > before
+
+
 def test_nothing_to_time_takes_no_time():
     assert interleave({}, duration_s=1e9) == {}
 
@@ -66,8 +99,6 @@ def test_long_runs_take_short_turns(clock):
 
 
 def test_a_duration_is_kept_and_samples_are_milliseconds():
-    import time
-
     got = interleave({"sleep": lambda: time.sleep(0.002)}, warmup_s=0, duration_s=0.1)["sleep"]
     assert 20 <= len(got) <= 60
     assert all(2 <= sample < 50 for sample in got)

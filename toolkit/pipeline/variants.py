@@ -273,7 +273,7 @@ def latencies(
         count=options.runs,
     )
     return {
-        "included": "one call: input copied in, inference, output copied out",
+        "included": "one call: input copied in, inference, output copied out; repeated if interrupted by others",
         "threads": options.threads,
         "batch": len(images),
         "variants": {

@@ -12,6 +12,7 @@ from toolkit.report import words
 
 NOISY = 0.05  # coefficient of variation above which a latency is called noisy
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
+DISTURBED = 0.25  # coefficient of variation above which a median of a busy machine says nothing
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
 
 Level = Literal["good", "look", "open", "bad"]
@@ -140,7 +141,10 @@ def _rival(v: Variant, report: RunReport) -> str | None:
 
 
 def _may_be_noise(v: Variant, report: RunReport) -> bool:
-    """Whether the 95 % intervals of the two medians behind the speed-up leave room for none."""
+    """Whether the 95 % intervals of the two medians leave room for none, or other work hid the truth."""
+    others = report.environment.get("other_share")
+    if others is not None and others > OTHERS and v.latency_ms and (v.latency_ms.cv or 0.0) > DISTURBED:
+        return True
     over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
     own = v.latency_ms.p50_ci95 if v.latency_ms else None
     return bool(over and over.p50_ci95 and own and over.p50_ci95[0] <= own[1])
