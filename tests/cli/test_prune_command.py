@@ -1,5 +1,6 @@
 """`edgeship prune`: networks in folders, their figures, and refusals that say what would do."""
 
+import shutil
 import signal
 
 import pytest
@@ -8,6 +9,8 @@ from toolkit.cli import app as cli
 from toolkit.core.artifact import read_json
 from toolkit.models import export, weights
 from toolkit.models.resnet import architecture, build, macs
+from toolkit.pipeline import family as comparing
+from toolkit.prune.sequential import Repair
 from toolkit.report.family import chart, page
 
 SIZE = 8
@@ -72,6 +75,52 @@ def test_a_family_is_nested_and_stands_beside_the_dense_network(prune, tmp_path)
     macs_of = {row["name"]: row["macs"] for row in family["float"]}
     assert macs_of["keep-0.25"] < macs_of["keep-0.75"] < macs_of["dense"]
     assert macs_of["keep-0.25"] == narrow["macs_after"]
+
+
+WIDTHS = (*FEW, "--widths", "0.75,0.5,0.25")
+
+
+def members(out):
+    return [(out / f"keep-{part}" / "model.safetensors").read_bytes() for part in ("0.75", "0.5", "0.25")]
+
+
+def test_an_interrupted_family_goes_on_from_its_last_block(prune, tmp_path, monkeypatch):
+    assert prune(*WIDTHS, "--no-compare")[0] == 0
+    straight = members(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    repaired, whole = [], Repair._block
+
+    def counted(*args):
+        repaired.append(args[1])
+        if len(repaired) == 9 + 4:  # in the second network
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    monkeypatch.setattr(Repair, "_block", counted)
+    assert prune(*WIDTHS, "--no-compare")[0] == 130
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "unfinished"]
+    assert prune(*WIDTHS, "--no-compare")[0] == 0
+    assert len(repaired) == 3 * 9 + 1  # the block that was interrupted, twice
+    assert members(tmp_path / "out") == straight
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
+def test_networks_that_are_finished_are_not_pruned_again_for_an_interrupted_comparison(
+    prune, tmp_path, monkeypatch
+):
+    quick = ("--test", "digits:test", "--seconds", "0.05")
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing, "_quantize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert prune(*WIDTHS, *quick)[0] == 130
+    made = members(tmp_path / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(Repair, "_block", None)  # nothing is to be repaired
+        assert prune(*WIDTHS, *quick)[0] == 0
+    assert members(tmp_path / "out") == made and (tmp_path / "out" / "family.json").is_file()
+    assert not (tmp_path / "out" / "unfinished").exists()
+    changed = (*FEW[:-1], "batchnorm", "--widths", "0.75,0.5,0.25")
+    assert prune(*changed, "--no-compare")[0] == 0
+    assert members(tmp_path / "out") != made
 
 
 ROWS = [

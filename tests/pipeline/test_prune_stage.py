@@ -1,5 +1,7 @@
 """The prune stage: cached, resumed, bound to the machine only where it measures; and its stopwatch."""
 
+import re
+
 import pytest
 import torch
 
@@ -64,7 +66,7 @@ def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):
             raise KeyboardInterrupt
 
     def states():
-        return list((tmp_path / "store" / "partial").rglob("checkpoint.pt"))
+        return list((tmp_path / "store" / "partial").rglob("repair-*.pt"))
 
     with listening(stop), pytest.raises(KeyboardInterrupt, match="interrupted in stage 'prune'"):
         start(NARROW)
@@ -106,6 +108,18 @@ def test_a_latency_is_met_and_predicted(start, monkeypatch):
     plan = read_json(start(LATENCY, **WHERE).folder("prune") / "plan.json")
     assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.7, abs=0.03)
     assert plan["latency_predicted_ms"] == pytest.approx(plan["latency_after_ms"], rel=0.05)
+
+
+def test_a_gain_under_three_percent_is_refused_with_the_figures(start, monkeypatch, tmp_path):
+    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    with pytest.raises(ModelError, match=r"does not pay here: \d\.\d{3} ms dense, \d\.\d{3} ms") as caught:
+        start({**LATENCY, "target_latency": 0.985}, **WHERE)
+    dense_ms, pruned_ms = (float(ms) for ms in re.findall(r"(\d\.\d+) ms", str(caught.value)))
+    assert 0.97 * dense_ms < pruned_ms < dense_ms
+    assert "less than 3% gained" in str(caught.value) and "keep the dense INT8 model" in caught.value.hint
+    assert not list((tmp_path / "store" / "objects").rglob("plan.json"))
+    monkeypatch.setattr(Scripted, "per_mac", 1e-5)  # where multiplications count, the same goal may pay
+    start({**LATENCY, "target_latency": 0.95}, **WHERE)
 
 
 def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):

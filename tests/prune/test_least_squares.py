@@ -65,7 +65,7 @@ def test_a_large_mean_does_not_drown_the_variance():
 
 def test_everything_kept_and_the_same_inputs_change_nothing(problem):
     x, weight, t = problem
-    found = refit(moments(x, t), weight.double(), torch.ones(OUT).double(), 1e-2, 0.0, intercept=True)
+    found = refit(moments(x, t).system(intercept=True), weight.double(), torch.ones(OUT).double(), 1e-2, 0.0)
     torch.testing.assert_close(found.weight, weight.double(), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(found.intercept, torch.full((OUT,), 3.0).double(), atol=0.05, rtol=0)
 
@@ -117,7 +117,7 @@ def test_weights_that_grow_too_much_are_held():
     t = x @ prior.float()
     t[:, 2] += 100 * (x[:, 1] - x[:, 0])  # an output that asks for a huge difference
     gain = torch.ones(3).double()
-    found = refit(moments(x, t), prior, gain, 1e-4, 0.0, intercept=True)
+    found = refit(moments(x, t).system(intercept=True), prior, gain, 1e-4, 0.0)
     free = solve(moments(x, t).system(intercept=True), prior, 1e-4)
     assert free.abs().amax(0)[2] > 10
     assert found.weight.abs().amax(0)[2] < 1

@@ -16,6 +16,7 @@ from toolkit.models.weights import load, save
 from toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
 from toolkit.prune.apply import shrink
 from toolkit.prune.sequential import Repair
+from toolkit.prune.site import Site
 
 IMAGES = pictures(30)
 HELD = np.concatenate(pictures(30, seed=9))
@@ -152,7 +153,7 @@ def test_expected_drop_limits_the_search(monkeypatch):
     monkeypatch.setattr("toolkit.prune.pruner.SEARCH_ROUNDS", 3)
     # a handful of images says too little of confidences: any distance will do
     monkeypatch.setattr(
-        "toolkit.prune.pruner.expected_drop_pp", lambda one, two: float(100 * np.abs(one - two).mean())
+        "toolkit.prune.carried.expected_drop_pp", lambda one, two: float(100 * np.abs(one - two).mean())
     )
     _, loose = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=50.0, step=2))
     limit = 0.6 * loose.expected_drop_pp
@@ -190,26 +191,84 @@ def test_a_pruned_network_saves_loads_and_prunes_again(tmp_path):
     assert again.architecture.widths.inner[3][0] == (8, 8)
 
 
-def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path):
-    dense, checkpoint = lively("resnet20"), tmp_path / "state.pt"
-    straight, plan = prune(dense, IMAGES, HALF)
+class Stop:
+    """Interrupts at one step of one kind of work, and tells what was done."""
 
-    def stop(label, done, total):
-        if label == "pruning" and done == 5:
+    def __init__(self, label, at):
+        self.label, self.at = label, at
+        self.told = []
+
+    def __call__(self, label, done, total):
+        self.told.append((label, done))
+        if (label, done) == (self.label, self.at):
             raise KeyboardInterrupt
 
+
+def same(one, two):
+    """Whether two networks have the same weights."""
+    states = (model.state_dict() for model in (one, two))
+    return all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        pytest.param({}, Stop("pruning", 5), id="repairing, the repair ranks"),
+        pytest.param({"keep": None, "macs": 0.6}, Stop("surveying", 5), id="surveying"),
+        pytest.param({"keep": None, "macs": 0.6}, Stop("pruning", 5), id="repairing, after a survey"),
+        pytest.param({"keep": None, "macs": 0.5, "scope": "both"}, Stop("pruning", 5), id="streams too"),
+    ],
+)
+def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path, monkeypatch, options, stop):
+    dense, checkpoint, how = lively("resnet20"), tmp_path / "state", replace(HALF, **options)
+    straight, plan = prune(dense, IMAGES, how)
+    stop.told.clear()
     with listening(stop), pytest.raises(KeyboardInterrupt):
-        prune(dense, IMAGES, HALF, checkpoint=checkpoint)
-    saved = torch.load(checkpoint, weights_only=True)
-    assert saved["done"] == 5
-    resumed, other = prune(dense, IMAGES, HALF, checkpoint=checkpoint)
-    assert set(other.kept) == set(plan.kept)
-    for name, _, _, block in straight.blocks():
-        if name < "layer2.2":  # the blocks that were repaired before
-            twin = {n: b for n, _, _, b in resumed.blocks()}[name]
-            assert torch.equal(block.conv1.weight, twin.conv1.weight), name
-    assert kl(dense, resumed) == pytest.approx(kl(dense, straight), rel=0.3)
+        prune(dense, IMAGES, how, checkpoint=checkpoint)
+    kind = "survey" if stop.label == "surveying" else "repair"
+    (file,) = checkpoint.glob(f"{kind}-*.pt")
+    saved = torch.load(file, weights_only=True)
+    assert saved["done"] == 5 if kind == "repair" else len(saved) == 5
+    fitted, ranked = [], []
+    fit, rank = Site.solve, importances.get(how.method)
+    monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
+    monkeypatch.setattr(importances, "get", lambda _: lambda seen: ranked.append(1) or rank(seen))
+    resumed, other = prune(dense, IMAGES, how, checkpoint=checkpoint)
+    assert other == plan and same(resumed, straight)
+    if kind == "survey":
+        assert len(ranked) == 9 - 5
+    elif how.scope == "inner":
+        assert len(fitted) == 2 * (9 - 5)
     assert not checkpoint.exists()
+
+
+def test_another_network_or_other_images_do_not_go_on_from_it(tmp_path):
+    with listening(Stop("pruning", 5)), pytest.raises(KeyboardInterrupt):
+        prune(lively("resnet20"), IMAGES, HALF, checkpoint=tmp_path)
+    for seed, images in ((1, IMAGES), (0, pictures(30, seed=1))):
+        dense = lively("resnet20", seed=seed)
+        resumed, plan = prune(dense, images, HALF, checkpoint=tmp_path)
+        straight, other = prune(dense, images, HALF)
+        assert plan == other and same(resumed, straight)
+
+
+def test_an_interrupted_family_keeps_its_survey_and_finished_widths(tmp_path, monkeypatch):
+    dense, parts, how = lively("resnet20"), (0.75, 0.5, 0.25), replace(HALF, keep=0.25)
+    straight = family(dense, IMAGES, parts, how)
+    with listening(Stop("pruning a family", 1)), pytest.raises(KeyboardInterrupt):
+        family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
+    second = Stop("pruning", 4)
+    with listening(second), pytest.raises(KeyboardInterrupt):
+        family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
+    assert ("pruning a family", 1) in second.told and ("pruning a family", 2) not in second.told
+    fitted, fit = [], Site.solve
+    monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
+    monkeypatch.setattr("toolkit.prune.survey.Targets", None)  # nothing is surveyed again
+    resumed = family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
+    assert len(fitted) == 2 * (9 - 4 + 9)  # what was left of the second width, and the third
+    for (one, plan), (two, other) in zip(straight, resumed, strict=True):
+        assert plan == other and same(one, two)
+    assert not (tmp_path / "state").exists()
 
 
 def test_the_same_call_gives_the_same_weights():

@@ -67,8 +67,8 @@ def command(
 
     Writes model.safetensors, widths.json and plan.json (a folder for each of --widths), which a recipe
     takes as load.weights; and family.json and family.html: accuracy against latency in FP32 and INT8,
-    with the dense network as competitor and the knee marked. With one goal, an interrupted pass goes on
-    from its last block when the same command is given again.
+    with the dense network as competitor and the knee marked. The same command given again goes on from the
+    last block of an interrupted pass, and keeps the widths that were finished.
     """
     from toolkit.cli._progress import shown
     from toolkit.core.artifact import write_json, write_text
@@ -98,14 +98,10 @@ def command(
     with shown(), tempfile.TemporaryDirectory() as folder:
         dense = Path(folder)
         stages.load(recipe.load, {}, dense)
-        if parts:
-            pruned = family.prune(recipe, parts, dense, out)
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            pruning.prune(recipe.prune, dense, out, checkpoint=out / "checkpoint.pt")
-            pruned = {"pruned": out}
+        pruned = family.prune(recipe, parts, dense, out)
         _warn(pruned)
         if not compare:
+            family.done(out)
             click.echo("\n".join(str(each) for each in pruned.values()))
             return
         found = family.compare(recipe, dense, pruned)
@@ -113,6 +109,7 @@ def command(
 
     write_json(out / "family.json", found)
     write_text(out / "family.html", drawn.page(found))
+    family.done(out)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import numpy as np
 
 import targets
 from toolkit.core import statistics
-from toolkit.core.artifact import read_json, write_json
+from toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.quant import FloatArray
 from toolkit.core.results import Precision
@@ -22,6 +23,7 @@ from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import Recipe
 
 DENSE = "dense"
+UNFINISHED = "unfinished"  # folder of what an interrupted command left
 BATCH = 8  # images calibrated and judged at once
 
 
@@ -42,13 +44,16 @@ def check(parts: Sequence[float]) -> None:
 
 
 def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dict[str, Path]:
-    """Prune the network of a folder to several widths in one pass; each keeps channels of the wider ones.
+    """Prune the network of a folder for the recipe's goal, or to several widths in one pass.
+
+    Each of several widths keeps channels of the wider ones. What was interrupted goes on: `done` forgets
+    the state.
 
     Args:
         recipe: Resolved; its prune section says how.
-        parts: Of the channels inside blocks that stay.
+        parts: Of the channels inside blocks that stay; without any, the recipe's goal.
         dense: What the load stage wrote.
-        out: Gets a folder for each with the network and plan.json.
+        out: Gets the network and plan.json; for several widths, a folder for each.
 
     Returns:
         Name -> folder, widest first.
@@ -56,20 +61,52 @@ def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dic
     Raises:
         ModelError: There is only a graph, or nothing to prune.
     """
+    check(parts)
+    folders = {f"keep-{part:g}": out / f"keep-{part:g}" for part in sorted(parts, reverse=True)}
+    folders = folders or {"pruned": out}
+    finished, state = out / UNFINISHED / "pruned.json", out / UNFINISHED / "states"
+    work = _identity(recipe, parts, dense)
+    if finished.is_file() and read_json(finished) == work and _complete(folders.values()):
+        return folders
+    if not parts:
+        pruning.prune(recipe.prune, dense, out, checkpoint=state)
+    else:
+        _prune_family(recipe, parts, dense, folders, state)
+    write_json(finished, work)
+    return folders
+
+
+def done(out: Path) -> None:
+    """Forget the state of interrupted work: everything is finished."""
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+
+
+def _prune_family(
+    recipe: Recipe, parts: Sequence[float], dense: Path, folders: Mapping[str, Path], state: Path
+) -> None:
     from toolkit import prune as pruner
     from toolkit.models import weights
 
-    check(parts)
     model, preprocess = pruning.network_of(dense)
-    stream = pruning.stream(recipe.prune, preprocess)
-    made = pruner.family(model, stream, parts, pruning.options_of(replace(recipe.prune, keep=min(parts))))
-    folders = {}
-    for part, (smaller, plan) in zip(sorted(parts, reverse=True), made, strict=True):
-        name = f"keep-{part:g}"
-        folders[name] = out / name
-        weights.save(smaller, folders[name], preprocess)
-        write_json(folders[name] / "plan.json", plan)
-    return folders
+    pictures = pruning.stream(recipe.prune, preprocess)
+    how = pruning.options_of(replace(recipe.prune, keep=min(parts)))
+    made = pruner.family(model, pictures, parts, how, checkpoint=state)
+    for folder, (smaller, plan) in zip(folders.values(), made, strict=True):
+        weights.save(smaller, folder, preprocess)
+        write_json(folder / "plan.json", plan)
+
+
+def _identity(recipe: Recipe, parts: Sequence[float], dense: Path) -> dict[str, Any]:
+    """What a pruning depends on, with the contents of the weights and images."""
+    how = recipe.prune
+    dataset, indices = images.unevaluated(how.source, how.images, how.seed, how.exclude)
+    seen = images.identity(dataset, np.asarray(indices))["digest"]
+    work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": seen}
+    return {"work": sha256_bytes(canonical_json(work).encode())}
+
+
+def _complete(folders: Iterable[Path]) -> bool:
+    return all((folder / "plan.json").is_file() for folder in folders)
 
 
 def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str, Any]:

@@ -31,27 +31,41 @@ class Refit:
     error: float
 
 
-def solve(system: System, prior: Tensor, ridge: float) -> Tensor:
-    """Minimize |x W - t|^2 + ridge * mean diagonal * |W - prior|^2 -> (columns, outputs)."""
+def solve(system: System, prior: Tensor, ridge: float, factors: dict[float, Tensor] | None = None) -> Tensor:
+    """Minimize |x W - t|^2 + ridge * mean diagonal * |W - prior|^2 -> (columns, outputs).
+
+    Args:
+        system: The equations.
+        prior: Weights that were (columns, outputs).
+        ridge: In units of the mean diagonal.
+        factors: Ridge -> Cholesky factor of this Gram matrix, kept for the next outputs.
+    """
     amount = ridge * system.gram.diagonal().mean().clamp_min(1e-12)
-    solution: Tensor = torch.cholesky_solve(system.cross + amount * prior, factor(system.gram, amount))
+    factors = {} if factors is None else factors
+    if ridge not in factors:
+        factors[ridge] = factor(system.gram, amount)
+    solution: Tensor = torch.cholesky_solve(system.cross + amount * prior, factors[ridge])
     return solution
 
 
 def factor(gram: Tensor, ridge: Tensor) -> Tensor:
     """Cholesky factor of gram + ridge; a ridge too small for the rounding of the Gram matrix grows."""
-    lower, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
-    while bool(failed):
+    while True:
+        regular = gram.clone()
+        regular.diagonal().add_(ridge)
+        lower, failed = torch.linalg.cholesky_ex(regular)
+        if not bool(failed):
+            result: Tensor = lower
+            return result
         ridge = ridge * 10
-        lower, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
-    result: Tensor = lower
-    return result
 
 
 def choose_ridge(
     fit: Moments, check: Moments, prior: Tensor, gain: Tensor, *, intercept: bool
 ) -> tuple[float, float]:
     """The ridge whose weights err least on the rows held out, and that error as part of the power.
+
+    The ridges are tried from the smallest on, until one does no better.
 
     Args:
         fit: Moments of the rows to fit.
@@ -62,30 +76,47 @@ def choose_ridge(
     """
     training, held = (m.system(intercept=intercept) for m in (fit, check))
     squared = gain.square()
-    errors = [float(held.error(solve(training, prior, ridge)) @ squared) for ridge in RIDGES]
-    best = min(range(len(RIDGES)), key=errors.__getitem__)
+    best, least = RIDGES[0], float("inf")
+    for ridge in RIDGES:
+        error = float(held.error(solve(training, prior, ridge)) @ squared)
+        if error >= least:
+            break
+        best, least = ridge, error
     power = float(held.power @ squared)
-    return RIDGES[best], errors[best] / power if power > 0 else 0.0
+    return best, least / power if power > 0 else 0.0
 
 
 def refit(
-    moments: Moments, prior: Tensor, gain: Tensor, ridge: float, error: float, *, intercept: bool
+    system: System,
+    prior: Tensor,
+    gain: Tensor,
+    ridge: float,
+    error: float,
+    factors: dict[float, Tensor] | None = None,
 ) -> Refit:
     """Solve for new weights; where an output's grow too much, its ridge rises tenfold until they do not.
 
     What counts is the largest weight after folding: it may grow `GROWTH` times, or to that many times
     the layer's median, whichever is more. Beyond, an output's INT8 scale would suffer.
+
+    Args:
+        system: The equations.
+        prior: Weights that were (columns, outputs).
+        gain: How much each output counts (outputs).
+        ridge: In units of the mean diagonal.
+        error: What `choose_ridge` found.
+        factors: As of `solve`.
     """
-    system = moments.system(intercept=intercept)
+    factors = {} if factors is None else factors
     folded = prior.abs().amax(0) * gain
     limit = GROWTH * torch.maximum(folded, folded.median())
-    weight, strength = solve(system, prior, ridge), ridge
+    weight, strength = solve(system, prior, ridge, factors), ridge
     for _ in range(TIGHTENINGS):
         grown = weight.abs().amax(0) * gain > limit
         if not bool(grown.any()):
             break
         strength *= 10
-        weight[:, grown] = solve(system, prior, strength)[:, grown]
+        weight[:, grown] = solve(system.of(grown), prior[:, grown], strength, factors)
     return Refit(weight, system.mean_t - system.mean_x @ weight, ridge, error)
 
 

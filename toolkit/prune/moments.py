@@ -111,20 +111,30 @@ class Moments:
         )
 
     def __add__(self, other: Moments) -> Moments:
-        names = ("rows", "x", "t", "xx", "xt", "tt")
-        return self._with(**{name: getattr(self, name) + getattr(other, name) for name in names})
+        return self._with(
+            **{
+                name: getattr(self, name) + getattr(other, name)
+                for name in ("rows", "x", "t", "xx", "xt", "tt")
+            }
+        )
+
+    def __iadd__(self, other: Moments) -> Moments:
+        self.rows += other.rows
+        for name in ("x", "t", "xx", "xt", "tt"):
+            getattr(self, name).add_(getattr(other, name))
+        return self
 
     def system(self, *, intercept: bool) -> System:
         """Divided by the number of rows; the means taken out where an intercept can hold them."""
         n = max(self.rows, 1)
         x, t = self.x / n, self.t / n
-        gram, cross = self.xx / n - torch.outer(x, x), self.xt / n - torch.outer(x, t)
+        gram, cross = (self.xx / n).addr_(x, x, alpha=-1), (self.xt / n).addr_(x, t, alpha=-1)
         power = (self.tt / n - t**2).clamp_min(0.0)
         x, t = x + self.x_offset, t + self.t_offset
         if intercept:
             return System(gram, cross, power, x, t)
         nothing = torch.zeros_like(x), torch.zeros_like(t)
-        return System(gram + torch.outer(x, x), cross + torch.outer(x, t), power + t**2, *nothing)
+        return System(gram.addr_(x, x), cross.addr_(x, t), power + t**2, *nothing)
 
     def _with(self, **sums: Any) -> Moments:
         new = Moments.__new__(Moments)
@@ -153,6 +163,12 @@ class System:
     def error(self, weight: Tensor) -> Tensor:
         """Mean squared error of each output under a weight (columns, outputs)."""
         return self.power + ((self.gram @ weight - 2 * self.cross) * weight).sum(0)
+
+    def of(self, outputs: Tensor) -> System:
+        """The equations of some outputs."""
+        return System(
+            self.gram, self.cross[:, outputs], self.power[outputs], self.mean_x, self.mean_t[outputs]
+        )
 
     def take(self, columns: Tensor) -> System:
         """The equations of some columns, in that order."""

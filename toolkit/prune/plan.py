@@ -69,6 +69,23 @@ class PruneOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A network that was pruned on the way to the goal, or the dense one.
+
+    Attributes:
+        macs: Multiply-accumulates of an image.
+        expected_drop_pp: As of `PrunePlan`.
+        latency_ms: In INT8 on the device, measured; None where not asked for.
+        chosen: Whether it is the one that is handed on.
+    """
+
+    macs: int
+    expected_drop_pp: float
+    latency_ms: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PrunePlan:
     """What was taken out, and what it brought.
 
@@ -89,6 +106,7 @@ class PrunePlan:
             class less that in the pruned model's.
         errors: Layer -> held-out error of its refit, as part of the power of its outputs.
         warnings: What the user should know.
+        frontier: Every network that was tried on the way, and the dense one; empty where only one was.
     """
 
     method: str
@@ -106,3 +124,4 @@ class PrunePlan:
     expected_drop_pp: float | None = None
     errors: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    frontier: tuple[Candidate, ...] = ()

@@ -14,6 +14,7 @@ from toolkit.core.progress import track
 from toolkit.models.resnet import Block, ResNet
 from toolkit.prune.apply import conform, take_bn, take_inputs, take_outputs
 from toolkit.prune.compensation import choose_ridge, columns_of, refit
+from toolkit.prune.groups import STEM
 from toolkit.prune.importances import Evidence, Importance
 from toolkit.prune.moments import Sites, at, choose_sites
 from toolkit.prune.site import Affine, Site, split_moments
@@ -105,7 +106,7 @@ class Repair:
         self.kept, self.choice, self.importance = kept, choice, importance
         self.chosen: dict[str, Tensor] = {}
         self.errors: dict[str, float] = {}
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
 
     @torch.no_grad()
     def run(
@@ -118,10 +119,8 @@ class Repair:
             after_block: Called with the number of blocks repaired so far.
             done: Blocks that an earlier, interrupted pass repaired already.
         """
-        teacher, pupil = Stash(), Stash()
-        for batch in images:
-            teacher.append(self.dense.enter(batch))
-            pupil.append(self.student.enter(batch))
+        teacher = entered(self.dense, images)
+        pupil = entered(self.student, images) if STEM in self.kept else teacher  # else they begin alike
         students = {name: block for name, _, _, block in self.student.blocks()}
         for number, (name, stage, _, block) in enumerate(track(list(self.dense.blocks()), "pruning"), 1):
             small = students.get(name)
@@ -129,7 +128,7 @@ class Repair:
                 teacher = teacher.map(block)
                 pupil = pupil if small is None else pupil.map(small)
                 continue
-            targets = Targets(block, self.kept.get(f"stream{stage + 1}"), self._generator)
+            targets = Targets(block, self.kept.get(f"stream{stage + 1}"), sampling(self._seed, number))
             teacher = teacher.map(targets.see)
             if small is not None:
                 pupil = self._block(name, small, targets, pupil)
@@ -177,9 +176,7 @@ class Repair:
         return result
 
     def _fit(self, name: str, site: Site, inputs: Stash) -> None:
-        moments = site.moments(inputs)
-        columns = torch.arange(len(moments[0].x))
-        self.errors[name] = site.solve(inputs, moments, columns)
+        self.errors[name] = site.solve(inputs, *site.moments(inputs))
 
     def _select(
         self, site: Site, inputs: Stash, small: Block, index: int, *, group: str, count: int
@@ -191,10 +188,13 @@ class Repair:
         scale = cast("nn.BatchNorm2d", following(small, index - 1)).weight.detach().double().abs()
         ranking = self.importance(Evidence(made, scale, (reader,)))
         kept = ranking.order[len(ranking.order) - count :].sort().values
+        columns = columns_of(kept, reader.taps)
+        fit, check = (each.keep(columns) for each in moments)
+        del reader, moments  # of all columns: large
         self.chosen[group] = kept
         narrow(small, index - 1, kept)
         fewer = inputs.map(lambda u: u[:, kept])
-        self.errors[f"{group[:-1]}{index}"] = site.solve(fewer, moments, columns_of(kept, reader.taps))
+        self.errors[f"{group[:-1]}{index}"] = site.solve(fewer, fit, check)
         return fewer
 
     def _head(self, teacher: Stash, pupil: Stash) -> None:
@@ -203,10 +203,23 @@ class Repair:
         fit, check = split_moments(map(self.student.pool, pupil), map(self.dense.leave, teacher))
         prior, gain = fc.weight.detach().T.double(), torch.ones(fc.out_features, dtype=torch.float64)
         ridge, error = choose_ridge(fit, check, prior, gain, intercept=True)
-        found = refit(fit + check, prior, gain, ridge, error, intercept=True)
+        found = refit((fit + check).system(intercept=True), prior, gain, ridge, error)
         fc.weight.data = found.weight.T.float().contiguous()
         fc.bias.data = found.intercept.float()
         self.errors["fc"] = error
+
+
+def entered(model: ResNet, images: Iterable[Tensor]) -> Stash:
+    """What the first block sees of every batch."""
+    stream = Stash()
+    for batch in images:
+        stream.append(model.enter(batch))
+    return stream
+
+
+def sampling(seed: int, number: int) -> torch.Generator:
+    """What chooses the positions of block `number`: the same wherever a pass begins."""
+    return torch.Generator().manual_seed((seed << 16) + number)
 
 
 class Targets:

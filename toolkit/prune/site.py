@@ -101,22 +101,22 @@ class Site:
         taps = self.conv.kernel_size[0] ** 2
         return Reader(system, as_columns(self.conv), self._gain, taps)
 
-    def solve(self, inputs: Iterable[Tensor], moments: tuple[Moments, Moments], columns: Tensor) -> float:
+    def solve(self, inputs: Iterable[Tensor], fit: Moments, check: Moments) -> float:
         """Refit and store; returns the held-out error.
 
         Args:
             inputs: What the convolution sees now.
-            moments: Of what it saw when they were taken.
-            columns: Those of the moments' columns that it still sees.
+            fit: Moments of the rows to fit; used up.
+            check: Moments of those held out.
         """
         prior, intercept = as_columns(self.conv), self.bn is not None
-        fit, check = (m.keep(columns) for m in moments)
         ridge, error = choose_ridge(fit, check, prior, self._gain, intercept=intercept)
-        both = fit + check
-        found = refit(both, prior, self._gain, ridge, error, intercept=intercept)
+        fit += check
+        factors: dict[float, Tensor] = {}
+        found = refit(fit.system(intercept=intercept), prior, self._gain, ridge, error, factors)
         for _ in range(RELU_ROUNDS if self.relu else 0):
-            both = self._freed(inputs, both.without_targets(), found)
-            found = refit(both, prior, self._gain, ridge, error, intercept=intercept)
+            fit = self._freed(inputs, fit.without_targets(), found)
+            found = refit(fit.system(intercept=intercept), prior, self._gain, ridge, error, factors)
         store(self.conv, self.bn, found, self.affine.mean)
         return error
 

@@ -14,9 +14,8 @@ from toolkit.core.quant import FloatArray
 from toolkit.models.resnet import Architecture, ResNet, block_macs, macs
 from toolkit.prune.compensation import factor
 from toolkit.prune.moments import System, at
-from toolkit.prune.sequential import Targets, following, shortcut, trace
+from toolkit.prune.sequential import Targets, entered, following, shortcut, trace
 from toolkit.prune.site import Site
-from toolkit.prune.stash import Stash
 from toolkit.prune.widths import block_sides
 
 GROUP, KEPT = 4, 2  # of four neighbouring input channels at one tap, two stay
@@ -93,9 +92,7 @@ def sparsify(model: ResNet, images: Iterable[FloatArray], *, seed: int = 0) -> R
     """
     generator = torch.Generator().manual_seed(seed)
     sparse = copy.deepcopy(model).eval()
-    stream = Stash()
-    for batch in images:
-        stream.append(sparse.enter(torch.from_numpy(batch)))
+    stream = entered(sparse, map(torch.from_numpy, images))
     for _, _, _, block in track(list(sparse.blocks()), "2:4 sparsity"):
         targets = Targets(block, None, generator)
         onward = stream.map(targets.see)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BUDGET_BYTES = 1 << 30
+BUDGET_BYTES = 1 << 28
 
 
 class Stash:

@@ -19,7 +19,8 @@ from toolkit.prune.compensation import Refit, columns_of, solve, store
 from toolkit.prune.groups import STEM, stream_groups
 from toolkit.prune.importances import Evidence, Importance, Ranking, Reader
 from toolkit.prune.moments import at
-from toolkit.prune.sequential import Targets, following, narrow, shortcut, trace
+from toolkit.prune.resume import State
+from toolkit.prune.sequential import Targets, entered, following, narrow, sampling, shortcut, trace
 from toolkit.prune.site import Affine, Site, split_moments
 from toolkit.prune.stash import Stash
 
@@ -47,7 +48,13 @@ class Surveyed:
 
 @torch.no_grad()
 def survey_inner(
-    model: ResNet, images: Iterable[Tensor], importance: Importance, *, probe: bool, seed: int = 0
+    model: ResNet,
+    images: Iterable[Tensor],
+    importance: Importance,
+    *,
+    probe: bool,
+    state: State,
+    seed: int = 0,
 ) -> dict[str, Surveyed]:
     """Rank every group inside the blocks, from the dense network's own activations.
 
@@ -57,16 +64,18 @@ def survey_inner(
         importance: Ranks.
         probe: Whether to run the network at a few widths of each group, for `Surveyed.loss`; without,
             the loss is the error of the layer.
+        state: What is known after every block; an interrupted survey goes on from there.
         seed: Of the sampled positions.
     """
-    generator = torch.Generator().manual_seed(seed)
-    stream = Stash()
-    for batch in images:
-        stream.append(model.enter(batch))
+    stream = entered(model, images)
     blocks = list(model.blocks())
-    found: dict[str, Surveyed] = {}
+    known = state.load() or {}
+    found = {group: Surveyed(Ranking(*ranks), loss) for group, (*ranks, loss) in known.items()}
     for number, (name, _, _, block) in enumerate(track(blocks, "surveying")):
-        targets = Targets(block, None, generator)
+        if f"{name}.conv1" in found:
+            stream = stream.map(block)
+            continue
+        targets = Targets(block, None, sampling(seed, number))
         onward = stream.map(targets.see)
         probed = (
             _Probe(model, [later for *_, later in blocks[number + 1 :]], block, stream) if probe else None
@@ -79,6 +88,7 @@ def survey_inner(
             ranking = importance(Evidence(made, scale, (reader,)))
             loss = ranking.error if probed is None else probed.losses(i, reader, ranking)
             found[f"{name}.conv{i - 1}"] = Surveyed(ranking, loss)
+        state.save({group: (s.ranking.order, s.ranking.error, s.loss) for group, s in found.items()})
         stream = onward
     return found
 
@@ -95,20 +105,17 @@ def survey_streams(
         importance: Ranks.
         seed: Of the sampled positions.
     """
-    generator = torch.Generator().manual_seed(seed)
-    stream = Stash()
-    for batch in images:
-        stream.append(model.enter(batch))
+    stream = entered(model, images)
     readers: list[tuple[str, Reader]] = []  # place that is read, reader
     made: dict[str, Tensor] = {STEM: model.conv1.weight.double().flatten(1).square().sum(1)}
     scale: dict[str, Tensor] = {}
     if not model.architecture.preactivation:
         scale[STEM] = model.bn1.weight.double().abs()
-    for name, stage, index, block in track(list(model.blocks()), "surveying streams"):
-        del name
+    blocks = list(model.blocks())
+    for number, (_, stage, index, block) in enumerate(track(blocks, "surveying streams")):
         before = STEM if stage == 0 and index == 0 else f"stream{stage + (index > 0)}"
         after = f"stream{stage + 1}"
-        targets = Targets(block, None, generator)
+        targets = Targets(block, None, sampling(seed, number))
         onward = stream.map(targets.see)
         inputs = stream.map(lambda x, block=block: trace(block, x).inputs[0])  # type: ignore[misc]
         readers.append((before, _reader(block, 1, targets, stream, inputs)))

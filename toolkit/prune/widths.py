@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,7 +19,10 @@ CLOSE = 0.02  # a measured latency this near to the goal is good enough
 ROUNDS = 4  # build, measure, rescale
 TABLE = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # parts of the channels at which blocks are timed
 
+LEAST_GAIN = 0.03  # of the latency: less is not worth another network
+
 Shape: TypeAlias = "tuple[int, bool, tuple[int, ...]]"  # stage, whether first of it, dense inner widths
+Table: TypeAlias = "dict[Shape, dict[tuple[int, ...], float]]"  # milliseconds saved at inner widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,23 @@ class Allocated:
     predicted: float
     measured: float
     dense: float
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyGoal:
+    """A latency to reach, and what is known of the device.
+
+    Attributes:
+        part: Of the dense network's latency.
+        dense_ms: That latency.
+        saved: What blocks of each shape save, in the dense network.
+        narrowed: Whether streams are narrower already than when that was measured.
+    """
+
+    part: float
+    dense_ms: float
+    saved: Table
+    narrowed: bool = False
 
 
 def align(width: int, step: int) -> int:
@@ -142,36 +162,36 @@ def for_latency(
     arch: Architecture,
     surveyed: Mapping[str, Surveyed],
     drops: Mapping[tuple[int, int], float],
-    part: float,
+    goal: LatencyGoal,
     *,
     step: int,
     measure: Measure,
 ) -> Allocated:
-    """The least loss within a part of the dense latency: build, measure, rescale the table, repeat.
+    """The least loss within a latency: build, measure, rescale the table, repeat.
 
     Args:
-        arch: The dense network.
+        arch: The network, its inner groups still whole.
         surveyed: Group -> loss by count.
         drops: (stage, block) -> loss of dropping it.
-        part: Of the dense latency.
+        goal: What to reach, and what is known of the device.
         step: Channel counts are multiples of it.
         measure: Milliseconds of a network in INT8 on the device.
 
     Raises:
         ModelError: The goal cannot be met, or pruning gains less than 3 %.
     """
-    dense_ms = measure(arch)
-    saved = _table(arch, dense_ms, step, measure, drops)
-    most = {shape: max(ms.values()) for shape, ms in saved.items()}
-    scale, best, predicted = 1.0, None, dense_ms
+    dense_ms, part = goal.dense_ms, goal.part
+    start_ms = measure(arch) if goal.narrowed else dense_ms
+    most = {shape: max(ms.values()) for shape, ms in goal.saved.items()}
+    scale, best = start_ms / dense_ms, None  # a narrower stream saves less
     for _ in range(ROUNDS):
 
         def cost(stage: int, block: int, inner: tuple[int, ...]) -> float:
             shape = _shape(arch, stage, block)
-            return most[shape] - saved[shape].get(inner, 0.0)
+            return most[shape] - goal.saved[shape].get(inner, 0.0)
 
         found = options(arch, surveyed, drops, cost, lambda w: _timed(w, step))
-        reachable = dense_ms - scale * sum(most[_shape(arch, *where)] for where, _ in found)
+        reachable = start_ms - scale * sum(most[_shape(arch, *where)] for where, _ in found)
         budget = (part * dense_ms - reachable) / scale
         chosen = allocate([choices for _, choices in found], budget)
         if chosen is None:
@@ -190,17 +210,54 @@ def for_latency(
         result = Allocated(candidate, predicted, measured, dense_ms)
         if best is None or _distance(result, part) < _distance(best, part):
             best = result
-        if abs(measured - part * dense_ms) <= CLOSE * dense_ms or dense_ms <= predicted:
+        if abs(measured - part * dense_ms) <= CLOSE * dense_ms or start_ms <= predicted:
             break
-        scale *= max(0.25, min(4.0, (dense_ms - measured) / (dense_ms - predicted)))
+        scale *= max(0.25, min(4.0, (start_ms - measured) / (start_ms - predicted)))
     assert best is not None
-    if best.measured > 0.97 * dense_ms:
+    check_gain(best)
+    return best
+
+
+def streams_for(
+    candidates: Sequence[Architecture], cost: Callable[[Architecture], float], part: float, dense: float
+) -> tuple[int, float]:
+    """Which of the candidates, widest first, is the widest within a part of the dense cost, and its cost.
+
+    Source:
+        Bisection: a narrower stream never costs more.
+
+    Raises:
+        ModelError: Not even the last one is.
+    """
+    low, high, within = 0, len(candidates) - 1, cost(candidates[-1])
+    if within > part * dense:
         raise ModelError(
-            f"pruning does not pay here: {dense_ms:.3f} ms dense, {best.measured:.3f} ms at widths "
-            f"{best.arch.widths.inner}",
+            f"prune: the streams alone cannot save so much: {part:.2f} is asked for, {within / dense:.2f} "
+            "can be met",
+            hint="raise the goal, or set prune.scope=both",
+        )
+    while low < high:
+        middle = (low + high) // 2
+        reached = cost(candidates[middle])
+        if reached <= part * dense:
+            high, within = middle, reached
+        else:
+            low = middle + 1
+    return high, within
+
+
+def check_gain(found: Allocated) -> None:
+    """Refuse, with the figures, what is smaller but hardly faster.
+
+    Raises:
+        ModelError: The measured gain is below 3 %.
+    """
+    if found.measured > (1 - LEAST_GAIN) * found.dense:
+        raise ModelError(
+            f"pruning does not pay here: {found.dense:.3f} ms dense, {found.measured:.3f} ms at widths "
+            f"{found.arch.widths.inner}, less than {LEAST_GAIN:.0%} gained",
             hint="keep the dense INT8 model, or set a lower prune.target_latency",
         )
-    return best
 
 
 def block_sides(arch: Architecture, size: int) -> dict[tuple[int, int], int]:
@@ -229,13 +286,20 @@ def _timed(width: int, step: int) -> tuple[int, ...]:
     return tuple(sorted({nearest(width, part, step) for part in TABLE} | {width}))
 
 
-def _table(
+def time_blocks(
     arch: Architecture, dense_ms: float, step: int, measure: Measure, drops: Mapping[tuple[int, int], float]
-) -> dict[Shape, dict[tuple[int, ...], float]]:
+) -> Table:
     """Milliseconds that one block of a shape saves at each of its timed widths.
 
     Blocks of one shape are narrowed together in the whole network, as it will be fused and deployed,
     and share what that saves; a narrower block never saves less than a wider one.
+
+    Args:
+        arch: The dense network.
+        dense_ms: Its latency.
+        step: Channel counts are multiples of it.
+        measure: Milliseconds of a network in INT8 on the device.
+        drops: (stage, block) of blocks that may go.
     """
     shapes: dict[Shape, list[tuple[int, int]]] = {}
     for stage, blocks in enumerate(arch.widths.inner):
@@ -249,7 +313,7 @@ def _table(
         work.extend((shape, members, inner) for inner in sorted(narrower, key=sum, reverse=True))
         if droppable := [member for member in members if member in drops]:
             work.append((shape, droppable, ()))
-    saved: dict[Shape, dict[tuple[int, ...], float]] = {shape: {shape[2]: 0.0} for shape in shapes}
+    saved: Table = {shape: {shape[2]: 0.0} for shape in shapes}
     for shape, members, inner in track(work, "timing blocks"):
         ms = measure(resize(arch, _with(arch.widths, dict.fromkeys(members, inner))))
         saved[shape][inner] = max(*saved[shape].values(), (dense_ms - ms) / len(members))

@@ -27,9 +27,9 @@ class _Elimination:
     def start(cls, reader: Reader) -> _Elimination:
         gram = reader.system.gram
         ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12)
-        inverse = torch.cholesky_inverse(factor(gram, ridge))
-        weight = inverse @ (reader.system.cross + ridge * reader.weight) * reader.gain
-        return cls(inverse.float(), weight.float(), reader.taps, reader.power)
+        lower = factor(gram, ridge)
+        weight = torch.cholesky_solve(reader.system.cross + ridge * reader.weight, lower) * reader.gain
+        return cls(torch.cholesky_inverse(lower.float()), weight.float(), reader.taps, reader.power)
 
     def costs(self, left: Tensor) -> Tensor:
         """What each of the remaining channels would cost alone; infinite for those that are gone."""
