@@ -54,7 +54,7 @@ def prune(options: PruneOptions, inputs: Inputs, out: Path) -> None:
         network.pass_on(inputs["load"], out)
         write_json(out / "plan.json", {"method": "none"})
     else:
-        pruning.prune(options, inputs["load"], out, checkpoint=resumable(out) / "checkpoint.pt")
+        pruning.prune(options, inputs["load"], out, checkpoint=resumable(out) / "states")
 
 
 def finetune(options: FinetuneOptions, inputs: Inputs, out: Path) -> None:
