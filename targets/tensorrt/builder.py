@@ -32,7 +32,7 @@ class BuildOptions:
         profile: Input name -> shapes, for a dynamic batch.
         dla_core: Build for this DLA core.
         gpu_fallback: Layers that the DLA cannot run go to the GPU.
-        calibration_cache: File of implicit scales, for the DLA up to TensorRT 10.7.
+        calibration_cache: File of implicit scales, for the DLA up to TensorRT 10.7; 11.4 takes Q/DQ there.
         layer_precisions: (layer, precision) that are fixed, for the DLA.
     """
 
@@ -150,6 +150,11 @@ def _refuse(known: Rules, options: BuildOptions) -> None:
         raise RecipeError(
             f"TensorRT {known.name} has no DLA on Jetson",
             hint="JetPack 5 and 6 (up to 10.7) have; 11.4 again",
+        )
+    if options.dla_core is not None and known.dla == "explicit" and not options.half_typed:
+        raise RecipeError(
+            f"the DLA of TensorRT {known.name} goes by the types of the graph, and this one is FP32",
+            hint="use the FP16-typed graph (`edgeship export-jetson --dla` writes it)",
         )
     implicit = options.calibration_cache is not None or options.layer_precisions
     if implicit and known.strongly_typed == "always":

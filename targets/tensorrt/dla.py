@@ -1,20 +1,29 @@
-"""The deep learning accelerators of Xavier and Orin: no Q/DQ there, but scales in a calibration cache."""
+"""The deep learning accelerators of Xavier and Orin.
+
+Up to TensorRT 10.7 they take no Q/DQ, but scales in a calibration cache; 11.4 knows them again, on AGX Orin
+alone, and takes precision from the types and the Q/DQ of the graph.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 import struct
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from targets.tensorrt import builder, jetson, versions
+import numpy as np
+
+from targets.tensorrt import builder, half, jetson, versions
 from targets.tensorrt._index import COMMUTING, DEQUANTIZE, QUANTIZE, Index, attribute, label, load
 from targets.tensorrt.lint import Finding
 from toolkit.core.artifact import replacing, write_text
 from toolkit.core.errors import DataError, DeviceError, ModelError
+from toolkit.core.quant import FloatArray
+from toolkit.graph.reference import Reference
 
 ALGORITHM = "EntropyCalibration2"  # the one a DLA takes: it calibrates before layers are fused
 HEADER = re.compile(r"TRT-(\d{4,6})-(EntropyCalibration2|EntropyCalibration|MinMaxCalibration)")
@@ -33,7 +42,10 @@ RUNS = (
     "BatchNormalization",
 )
 KEEPS_SCALE = (*COMMUTING, "Relu")
+EXPLICIT_SOURCE = "docs.nvidia.com/deeplearning/tensorrt/11.4.1, page Strongly Typed Networks for DLA"
+EXPLICIT_MODULES = ("AGX Orin",)  # with JetPack 7.2.2 or later, by the page above
 GRAPH, CACHE, PRECISIONS = "model_noqdq.onnx", "calib.cache", "layer_precisions.txt"
+EXPLICIT_GRAPH = "model_typed.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +68,15 @@ class Bundle:
     """What a DLA build needs, in one folder.
 
     Attributes:
-        folder: Holds the graph, the cache and the layer precisions.
+        folder: Holds the graph, and up to TensorRT 10.7 the cache and the layer precisions.
+        graph: Name of the graph in it.
         half_layers: Layers without a scale: they run in FP16.
         findings: What falls back to the GPU, and why.
         trtexec: Arguments that build it; `{onnx}` and `{plan}` stand for the files.
     """
 
     folder: Path
+    graph: str
     half_layers: tuple[str, ...]
     findings: tuple[Finding, ...]
     trtexec: tuple[str, ...]
@@ -141,6 +155,52 @@ def strip(model: Any, ranges: Mapping[str, float] | None = None) -> dict[str, fl
     return _spread(Index(model), scales)
 
 
+def ranges(model: Path, images: FloatArray) -> dict[str, float]:
+    """The largest absolute value of every tensor that Q/DQ say nothing of, in the network without them.
+
+    A placement for the GPU leaves the last convolution of a block without Q/DQ, since it is fused with the
+    Add there; the DLA runs it in INT8 only if it has a scale of its own.
+
+    Args:
+        model: The Q/DQ graph made for TensorRT.
+        images: (N, C, H, W) calibration images, preprocessed.
+
+    Returns:
+        Tensor -> largest absolute value.
+
+    Raises:
+        DataError: The images do not fit the graph.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    graph = load(model)
+    scales = strip(graph)
+    index = Index(graph)
+    layers = [node for node in index.nodes if node.name in _without_scale(index, scales)]
+    tensors = [name for node in layers for name in (*node.input, *node.output)]
+    wanted = [
+        name
+        for name in dict.fromkeys(tensors)
+        if name and not (name in scales or name in index.outputs or index.is_constant(name))
+    ]
+    shape = tuple(dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    if images.ndim != len(shape) or images.shape[1:] != shape[1:]:
+        raise DataError(
+            f"images are {images.shape}, {model} takes {shape}", hint="preprocess them as the run did"
+        )
+    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    reference = Reference(ir.from_proto(graph), wanted)
+    largest = dict.fromkeys(wanted, 0.0)
+    batch = shape[0] or len(images)
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        whole = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
+        for name, value in zip(wanted, reference.run(whole), strict=True):
+            largest[name] = max(largest[name], float(np.abs(value).max()))
+    return largest
+
+
 def unsupported(model: Any) -> list[Finding]:
     """What the DLA cannot run, before anything is built."""
     index = Index(model)
@@ -198,23 +258,29 @@ def write(
     *,
     module: str,
     version: str,
-    ranges: Mapping[str, float] | None = None,
+    images: FloatArray | None = None,
     core: int = 0,
 ) -> Bundle:
-    """Write the graph without Q/DQ, the calibration cache and the layer precisions.
+    """Write what the DLA of a module takes with this TensorRT.
+
+    Up to 10.7 that is the graph without Q/DQ, the calibration cache and the layer precisions; from 11.4 on
+    the FP16-typed graph with its Q/DQ.
 
     Args:
         model: The Q/DQ graph made for TensorRT.
-        out: Folder; its three files are replaced.
+        out: Folder; its files are replaced.
         module: Name of the Jetson module ("AGX Orin").
         version: TensorRT version on it ("8.5.2").
-        ranges: Tensor -> largest absolute value of tensors without Q/DQ; layers without any run in FP16.
+        images: Calibration images for tensors without Q/DQ (see `ranges`); None leaves their layers in FP16.
         core: Which DLA core.
 
     Raises:
         DeviceError: The module has no such DLA core.
-        RecipeError: That TensorRT has no DLA, or takes Q/DQ there.
+        RecipeError: That TensorRT has no DLA.
         ModelError: The graph has no Q/DQ, or no fixed sizes.
+
+    Source:
+        `SOURCE` and, for 11.4, `EXPLICIT_SOURCE`.
     """
     board = jetson.module(module)
     if core >= board.dla_cores:
@@ -222,30 +288,52 @@ def write(
             f"{board.name} has {board.dla_cores or 'no'} DLA core{'' if board.dla_cores == 1 else 's'}",
             hint="build for its GPU: leave --dla out",
         )
+    explicit = versions.rules(version).dla == "explicit"
+    if explicit and board.name not in EXPLICIT_MODULES:
+        raise DeviceError(
+            f"TensorRT {version} knows the DLA of {', '.join(EXPLICIT_MODULES)} alone, not of {board.name}",
+            hint="use TensorRT 8.5 to 10.7 (JetPack 5 and 6) there, or its GPU: leave --dla out",
+        )
     import onnx
 
     graph = load(model)
     findings = tuple(unsupported(graph))
     if any(finding.rule == "dla-dynamic-batch" for finding in findings):
         raise ModelError("a dynamic batch does not run on the DLA", hint="export with a fixed batch")
-    scales = strip(graph, ranges)
-    if not scales:
+    if not any(node.op_type == QUANTIZE for node in graph.graph.node):
         raise ModelError(f"{model} has no Q/DQ to take scales from", hint="`edgeship quantize` it first")
+    if explicit:
+        return _write_explicit(graph, out, version, core, findings)
+    scales = strip(graph, None if images is None else ranges(model, images))
     global_pools_to_average(graph)
     scales = _spread(Index(graph), scales)
-    half = tuple(_without_scale(Index(graph), scales))
+    floats = tuple(_without_scale(Index(graph), scales))
     options = builder.BuildOptions(
         dla_core=core,
         calibration_cache=CACHE,
-        layer_precisions=tuple((name, "fp16") for name in half),
+        layer_precisions=tuple((name, "fp16") for name in floats),
     )
     arguments = builder.plan(version, options).trtexec
     with replacing(out / GRAPH) as temporary:
         onnx.save(graph, str(temporary))
     numbers = (*versions.parse(version), 0, 0)[:3]
     write_text(out / CACHE, write_cache(Cache((numbers[0], numbers[1], numbers[2]), ALGORITHM, scales)))
-    write_text(out / PRECISIONS, ",".join(f"{name}:fp16" for name in half) + "\n")
-    return Bundle(out, half, findings, arguments)
+    write_text(out / PRECISIONS, ",".join(f"{name}:fp16" for name in floats) + "\n")
+    return Bundle(out, GRAPH, floats, findings, arguments)
+
+
+def _write_explicit(graph: Any, out: Path, version: str, core: int, findings: tuple[Finding, ...]) -> Bundle:
+    """The graph with its Q/DQ, typed FP16: types are all that this TensorRT goes by."""
+    import onnx
+
+    options = builder.BuildOptions(half_typed=True, dla_core=core)
+    arguments = builder.plan(version, options).trtexec
+    global_pools_to_average(graph)
+    with tempfile.TemporaryDirectory() as scratch:
+        pooled = Path(scratch) / "pooled.onnx"
+        onnx.save(graph, str(pooled))
+        half.to_half(pooled, out / EXPLICIT_GRAPH)
+    return Bundle(out, EXPLICIT_GRAPH, (), findings, arguments)
 
 
 def _spread(index: Index, scales: dict[str, float]) -> dict[str, float]:

@@ -19,7 +19,8 @@ from toolkit.core.errors import DataError, TargetError
 from toolkit.core.quant import FloatArray
 from toolkit.core.results import Precision
 
-GOLDEN_IMAGES = 8
+NOISE_IMAGES = 8
+GOLDEN_IMAGES = 32  # of those that are given, at most
 RUNNER_FROM = (8, 5)  # the runner reads tensors by name, and needs Python 3.8
 
 
@@ -56,7 +57,8 @@ def write(
         version: TensorRT version on the device.
         module: Name of the Jetson module.
         plain: The float graph, so that FP16 can be built beside INT8 and compared.
-        images: (N, C, H, W) preprocessed images for the self-test; None makes noise of unit variance.
+        images: (N, C, H, W) preprocessed images: some for the self-test, and all for what the DLA wants to
+            know beyond the graph; None tests with noise, and leaves layers without a scale in FP16 there.
         dla_core: Also write what this DLA core needs.
 
     Raises:
@@ -81,12 +83,20 @@ def write(
         write_bytes(folder / runner.FILE_NAME, runner.source())
         _golden(model, folder / "golden", images)
         if dla_core is not None:
-            bundle = dla.write(model, folder / "dla", module=module, version=version, core=dla_core)
+            bundle = dla.write(
+                model, folder / "dla", module=module, version=version, images=images, core=dla_core
+            )
             warnings.extend(f"{item.node}: {item.message}" for item in bundle.findings)
+            if bundle.half_layers:
+                warnings.append(
+                    f"{len(bundle.half_layers)} layers have no scale and run in FP16 on the DLA, first "
+                    f"{bundle.half_layers[0]}: give calibration images"
+                )
             arguments = tuple(item.replace(f"={dla.CACHE}", f"=dla/{dla.CACHE}") for item in bundle.trtexec)
             plans["dla"] = {
-                "graph": f"dla/{dla.GRAPH}",
-                "trtexec": _command(arguments, f"dla/{dla.GRAPH}"),
+                "graph": f"dla/{bundle.graph}",
+                "half_layers": bundle.half_layers,
+                "trtexec": _command(arguments, f"dla/{bundle.graph}"),
             }
         write_text(folder / "README.md", _readme(board.name, known, plans))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -154,14 +164,15 @@ def _command(arguments: tuple[str, ...], graph: str) -> str:
 
 def _golden(model: Path, folder: Path, images: FloatArray | None) -> None:
     """Inputs, and the logits an exact simulation of the graph gives for them."""
+    shape = [dim.dim_value for dim in load(model).graph.input[0].type.tensor_type.shape.dim]
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise DataError(f"{model} takes images of no fixed size", hint="export it with a fixed size")
     if images is None:
-        shape = [dim.dim_value for dim in load(model).graph.input[0].type.tensor_type.shape.dim]
-        if len(shape) != 4 or 0 in shape[1:]:
-            raise DataError(f"{model} takes images of no fixed size", hint="export it with a fixed size")
-        count = max(GOLDEN_IMAGES, shape[0])
+        count = max(NOISE_IMAGES, shape[0])
         images = np.random.default_rng(0).normal(size=(count, *shape[1:])).astype(np.float32)
+    tested = images[: max(GOLDEN_IMAGES, shape[0])]
     with onnxruntime.simulate(model) as session:
-        runner.write_golden(folder, images, session.infer(images))
+        runner.write_golden(folder, tested, session.infer(tested))
 
 
 def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]) -> str:
@@ -188,7 +199,8 @@ def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]
     if known.version >= RUNNER_FROM:
         lines.append(f"Then time it: `python3 {runner.FILE_NAME} time --engine {plan}`.")
         lines.append("By trtexec instead:")
-        lines.append("```sh\n" + "\n".join(item["trtexec"] for item in plans.values()) + "\n```")
+        told = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())
+        lines.append(f"```sh\n{told}\n```")
     notes = dict.fromkeys(note for item in plans.values() for note in item.get("notes", ()))
     lines.extend(f"- {note}" for note in notes)
     if "fp16" in plans and "int8" in plans:

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, residual_net, save
+from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
+from quantize.statistics import Statistics
 from toolkit.cli.app import main
 
 
@@ -127,3 +128,53 @@ def test_export_jetson_refuses_images_that_are_none(edgeship, tmp_path):
         assert ".npy" in err
     np.save(tmp_path / "c.npy", np.zeros((3, 32, 32), np.float32))
     assert "(N, C, H, W)" in edgeship("export-jetson", model, "--out", "x", "--images", tmp_path / "c.npy")[2]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run as the pipeline leaves it, as far as a hand-over reads it."""
+    stages = {name: tmp_path / "store" / name for name in ("export", "calibrate", "quantize")}
+    for folder in stages.values():
+        folder.mkdir(parents=True)
+    save(residual_net(FLOAT), stages["export"] / "float.onnx")
+    save(residual_net(TENSORRT), stages["quantize"] / "tensorrt.onnx")
+    Statistics(12, {}, images(12)).save(stages["calibrate"] / "float")
+    listed = [{"name": name, "folder": str(folder)} for name, folder in stages.items()]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"schema": 1, "stages": listed}))
+    return run
+
+
+def test_export_jetson_of_a_run_with_its_dla(edgeship, finished, tmp_path):
+    arguments = ("export-jetson", finished, "--jetpack", "5.1.2", "--module", "AGX Orin", "--dla", "1")
+    code, out, err = edgeship(*arguments, "--out", tmp_path / "orin", "--json")
+    assert (code, err) == (0, "")
+    manifest = json.loads((tmp_path / "orin/manifest.json").read_text())
+    assert set(manifest["builds"]) == {"int8", "fp16", "dla"}  # the run's own float graph
+    assert "--useDLACore=1" in manifest["builds"]["dla"]["trtexec"]
+    assert manifest["builds"]["dla"]["half_layers"] == []  # calibration images of the run measured the rest
+    assert json.loads((tmp_path / "orin/golden/golden.json").read_text())["shape"] == [12, 3, 32, 32]
+    assert json.loads(out)["warnings"] == []
+    assert "# dla\n/usr/src/tensorrt/bin/trtexec" in (tmp_path / "orin/README.md").read_text()
+
+
+def test_export_jetson_says_which_layers_have_no_scale(edgeship, tmp_path):
+    model = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    arguments = ("--jetpack", "5.1.2", "--module", "AGX Orin", "--dla", "0", "--out", tmp_path / "out")
+    code, _, err = edgeship("export-jetson", model, *arguments)
+    assert code == 0
+    assert "4 layers have no scale and run in FP16 on the DLA, first layer1.conv2: give calibration" in err
+
+
+@pytest.mark.parametrize("missing", ["quantize", "run.json", "tensorrt.onnx"])
+def test_export_jetson_of_an_unfinished_run(edgeship, finished, tmp_path, missing):
+    if missing == "quantize":
+        record = json.loads((finished / "run.json").read_text())
+        (finished / "run.json").write_text(json.dumps({**record, "stages": record["stages"][:2]}))
+    else:
+        next(path for path in tmp_path.rglob(missing)).unlink()
+    code, _, err = edgeship("export-jetson", finished, "--out", tmp_path / "out")
+    assert code == 1
+    assert err.startswith("error: ") and " hint: " in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()

@@ -155,6 +155,7 @@ def test_dynamic_batch_sparsity_and_dla():
         ("8.6", STRONG, "no strong typing"),
         ("11.4", BuildOptions(precision="fp16"), "types from the graph"),
         ("10.13", BuildOptions(dla_core=0), "no DLA"),
+        ("11.4", BuildOptions(dla_core=0), "goes by the types"),
         ("11.4", BuildOptions(calibration_cache="c"), "no calibration caches"),
         ("9.9", WEAK, "no rules"),
     ],

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime as onnxruntime_itself
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,13 +115,59 @@ def test_a_bundle_is_the_float_network_with_the_scales_of_its_graph(tmp_path):
     assert {"--useDLACore=0", "--calib=calib.cache", "--allowGPUFallback"} <= set(bundle.trtexec)
 
 
-def test_calibrated_ranges_fill_the_gaps(tmp_path):
+def test_calibration_images_fill_the_gaps(tmp_path):
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
-    ranges = {"layer1.conv2": 2.54, "layer2.conv2": 1.27}
-    bundle = dla.write(path, tmp_path / "dla", module="Orin NX 16GB", version="8.5.2", ranges=ranges)
+    seen = images(10)
+    bundle = dla.write(path, tmp_path / "dla", module="Orin NX 16GB", version="8.5.2", images=seen)
     assert bundle.half_layers == ()
-    assert read_cache((bundle.folder / dla.CACHE).read_text()).scales["layer1.conv2"] == pytest.approx(0.02)
     assert not any(argument.startswith("--layerPrecisions") for argument in bundle.trtexec)
+    # The same figure by hand: the float network, one image after the other.
+    plain = residual_net(FLOAT)
+    plain.graph.output.append(onnx.ValueInfoProto(name="layer1.conv2"))
+    session = onnxruntime_itself.InferenceSession(
+        plain.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    largest = max(
+        np.abs(session.run(["layer1.conv2"], {"images": seen[i : i + 1]})[0]).max() for i in range(10)
+    )
+    scales = read_cache((bundle.folder / dla.CACHE).read_text()).scales
+    assert scales["layer1.conv2"] == pytest.approx(largest / 127, rel=1e-5)
+    assert scales["images"] == pytest.approx(0.03)  # what has a Q keeps its scale
+
+
+def test_the_last_part_of_a_batch_counts_and_its_filling_does_not(tmp_path):
+    path = save(residual_net(TENSORRT, batch=4), tmp_path / "net.onnx")
+    seen = images(6)
+    seen[5] *= 3
+    found = dla.ranges(path, seen)
+    assert set(found) == {"layer1.conv2", "layer2.conv2"}  # the Adds have the scale of their ReLUs
+    assert found["layer1.conv2"] > 2 * dla.ranges(path, seen[:5])["layer1.conv2"]
+    one = save(residual_net(TENSORRT), tmp_path / "one.onnx")
+    assert dla.ranges(one, seen) == pytest.approx(found, rel=1e-5)
+    with pytest.raises(DataError, match="takes") as caught:
+        dla.ranges(path, seen[:, :, :8])
+    assert caught.value.hint
+
+
+def test_tensorrt_11_takes_the_typed_graph_with_its_qdq_on_agx_orin_alone(tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    bundle = dla.write(path, tmp_path / "dla", module="AGX Orin", version="11.4.1")
+    assert [file.name for file in bundle.folder.iterdir()] == [bundle.graph] == [dla.EXPLICIT_GRAPH]
+    graph = onnx.load(bundle.folder / bundle.graph)
+    kinds = [node.op_type for node in graph.graph.node]
+    assert "QuantizeLinear" in kinds and "GlobalAveragePool" not in kinds
+    assert onnx.TensorProto.FLOAT not in {item.data_type for item in graph.graph.initializer}
+    assert "--useDLACore=0" in bundle.trtexec and "--allowGPUFallback" in bundle.trtexec
+    gone = ("--int8", "--fp16", "--calib", "--layerPrecisions", "--precisionConstraints", "--stronglyTyped")
+    assert not [argument for argument in bundle.trtexec if argument.startswith(gone)]
+    with (
+        onnxruntime.simulate(path) as one,
+        onnxruntime.simulate(bundle.folder / bundle.graph) as two,
+    ):
+        np.testing.assert_allclose(one.infer(images()), two.infer(images()), atol=0.1)
+    with pytest.raises(DeviceError, match="DLA of AGX Orin alone") as caught:
+        dla.write(path, tmp_path / "nx", module="Orin NX 16GB", version="11.4.1")
+    assert "10.7" in caught.value.hint
 
 
 def test_the_pool_becomes_one_that_every_dla_has(tmp_path):
@@ -153,9 +200,18 @@ def test_the_second_core_of_a_module_with_one_is_refused(tmp_path):
         (OPENVINO, 1, "8.5.2", ModelError),
         (Placement(zero_point=3), 1, "8.5.2", ModelError),
         (TENSORRT, 1, "10.13", RecipeError),
-        (TENSORRT, 1, "11.4", RecipeError),
+        (TENSORRT, 1, "11.1", RecipeError),
+        (FLOAT, 1, "11.4", ModelError),
     ],
-    ids=["dynamic batch", "no Q/DQ", "uint8", "asymmetric", "no DLA in 10.13", "explicit in 11.4"],
+    ids=[
+        "dynamic batch",
+        "no Q/DQ",
+        "uint8",
+        "asymmetric",
+        "no DLA in 10.13",
+        "no DLA in 11.1",
+        "no Q/DQ for 11.4",
+    ],
 )
 def test_what_cannot_be_bundled_is_refused(placement, batch, version, error, tmp_path):
     path = save(residual_net(placement, batch=batch), tmp_path / "net.onnx")

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  edgeship export-jetson resnet18-int8.onnx --out orin-nano
-  edgeship export-jetson int8.onnx --float float.onnx --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
+  edgeship export-jetson runs/main --out orin-nano
+  edgeship export-jetson runs/main --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
+  edgeship export-jetson int8.onnx --float float.onnx --images calibration.npy --dla 0 --module "AGX Xavier" \
+    --jetpack 5.1.2 --out xavier
 """
 )
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 @click.option("--module", default="Orin Nano", show_default=True, help="Name of the Jetson module.")
 @click.option("--trt", metavar="VERSION", help="TensorRT on it.  [default: from --jetpack]")
@@ -32,14 +34,21 @@ Examples:
     "--float",
     "plain",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The float ONNX, to build FP16 beside INT8.",
+    help="The float ONNX, to build FP16 beside INT8.  [default: of a run, its own]",
 )
 @click.option(
     "--images",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Preprocessed images for the self-test: .npy, float32, (N, C, H, W).  [default: noise]",
+    help="Preprocessed images, for the self-test and the DLA's ranges: .npy, float32, (N, C, H, W).  "
+    "[default: of a run, what calibrated it; else noise]",
 )
-@click.option("--dla", "dla_core", type=int, metavar="CORE", help="Also for this DLA core.")
+@click.option(
+    "--dla",
+    "dla_core",
+    type=click.IntRange(0),
+    metavar="CORE",
+    help="Also for this DLA core: graph without Q/DQ, calibration cache, layers that stay FP16.",
+)
 @JSON
 def command(
     *,
@@ -55,19 +64,20 @@ def command(
 ) -> None:
     """Write a folder for a Jetson: MODEL, the runner, golden inputs, and a README with two commands.
 
-    Nothing is built here: an engine runs only on the kind of device, and the version, it was built on.
+    MODEL is an ONNX file, or a folder written by `edgeship run --out`: its INT8 graph for TensorRT, pruned if
+    the run pruned. Nothing is built here: an engine runs only on the kind of device, and the version, it was
+    built on.
     """
     from targets.tensorrt import handoff, jetson
     from toolkit.core.artifact import plain as as_plain
 
+    version = trt or jetson.jetpack(jetpack).tensorrt
+    given = _images(images) if images is not None else None
+    if model.is_dir():
+        model, float_of_run, calibration = _of_run(model)
+        plain, given = plain or float_of_run, given if given is not None else calibration
     done = handoff.write(
-        model,
-        out,
-        version=trt or jetson.jetpack(jetpack).tensorrt,
-        module=module,
-        plain=plain,
-        images=_images(images) if images is not None else None,
-        dla_core=dla_core,
+        model, out, version=version, module=module, plain=plain, images=given, dla_core=dla_core
     )
     if as_json:
         click.echo(json.dumps(as_plain(done), indent=1))
@@ -77,6 +87,29 @@ def command(
     for name in done.files:
         click.echo(f"  {name}")
     click.echo(f"wrote {done.folder}: its README.md has the commands for the device")
+
+
+def _of_run(out: Path) -> tuple[Path, Path, FloatArray | None]:
+    """A finished run's INT8 graph for TensorRT, the float one it was made from, and calibration images."""
+    from quantize.statistics import Statistics
+    from toolkit.core.errors import DataError
+    from toolkit.graph import io
+    from toolkit.pipeline.output import read_run
+    from toolkit.pipeline.variants import quantized_name
+
+    folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
+    if not {"export", "calibrate", "quantize"} <= set(folders):
+        raise DataError(f"{out} has no INT8 graphs", hint="run the recipe to its end, or to --until quantize")
+    pruned = (folders["export"] / "pruned.onnx").is_file()
+    model = folders["quantize"] / f"{quantized_name('tensorrt', pruned=pruned)}.onnx"
+    if not model.is_file():
+        raise DataError(
+            f"{out} has no graph for TensorRT",
+            hint="run it with --set compile.targets=tensorrt (the others may stand beside it)",
+        )
+    name = "pruned" if pruned else "float"
+    seen = None if io.read(model).takes_pixels else Statistics.load(folders["calibrate"] / name).probe
+    return model, folders["export"] / f"{name}.onnx", seen
 
 
 def _images(path: Path) -> FloatArray:
