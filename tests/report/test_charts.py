@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from synthetic import STAGES
 
+from toolkit.core.results import LayerAudit
+from toolkit.report import words
 from toolkit.report.charts import charts
 from toolkit.report.figure import log_axis
 from toolkit.report.gather import gather
@@ -129,3 +131,18 @@ def test_the_knee_is_where_accuracy_stops_paying():
     assert frontier({"frontier": rows[:1]}) is None
     unlabelled = [{"macs": m, "expected_drop_pp": 82 - 100 * t} for m, t in [(1, 0.50), (2, 0.78), (5, 0.82)]]
     assert frontier({"frontier": unlabelled}).data[1]["x"] == [2]
+
+
+def test_a_layer_that_is_part_of_another_has_no_bar_and_is_called_fused(report):
+    layers = (
+        LayerAudit("conv", "Convolution", "int8", True, time_ms=0.25),
+        LayerAudit("add", "Add", "int8", False),
+    )
+    (bare,) = (v for v in report.variants if v.name == "openvino-int8")
+    int8 = replace(bare, audit=layers)
+    chart = charts(replace(report, variants=(int8,)))["layers-openvino"]
+    assert (chart.data[0]["x"], chart.data[0]["y"]) == ([0.25], ["conv"])
+    assert chart.layout["yaxis"]["categoryarray"] == ["conv"]
+    assert [words.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused"]
+    untimed = replace(int8, audit=layers[1:])
+    assert words.layer_time(layers[1], untimed) == "not measured"

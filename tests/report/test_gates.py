@@ -143,6 +143,19 @@ def test_noise_and_load_are_warned_of():
     assert warnings(report(FP32, INT8)) == ()
 
 
+def test_what_to_ship_comes_first_and_the_fastest_of_several_says_so():
+    slow = replace(INT8, name="a-int8", target="a", latency_ms=latency(3.0))
+    quick = replace(INT8, name="b-int8", target="b", latency_ms=latency(1.0))
+    risky = replace(INT8, name="c-int8", target="c", drop_ci95_pp=(0.1, 5.0), latency_ms=latency(0.5))
+    found = verdicts(report(SIMULATED, risky, slow, quick))
+    assert [(verdict.target, verdict.level) for verdict in found] == [
+        ("b", "good"), ("a", "good"), ("c", "look"), ("tensorrt", "open"),
+    ]  # fmt: skip
+    said = ["The fastest of the 2 that may be shipped." in verdict.steps for verdict in found]
+    assert said == [True, False, False, False]
+    assert not any("fastest" in step for verdict in verdicts(report(risky, slow)) for step in verdict.steps)
+
+
 FP16 = replace(FP32, name="openvino-fp16", precision="fp16", latency_ms=latency(1.5), speedup=4.0)
 BF16 = replace(FP32, name="openvino-bf16", precision="bf16", latency_ms=latency(1.8), speedup=3.3)
 

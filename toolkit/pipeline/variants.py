@@ -227,6 +227,15 @@ def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
     return options.batch or graphs["batch"] or 1
 
 
+def float_engines(compiled: Path) -> dict[str, tuple[str, Path]]:
+    """As `engines`, of variants that take pixels: the same that take ready images."""
+    return {
+        variant.name: (variant.target, compiled / record["float_input"])
+        for variant, record in runnable({"compile": compiled}).items()
+        if record["float_input"]
+    }
+
+
 def engines(compiled: Path) -> dict[str, tuple[str, Path]]:
     """Variant -> target and engine file, of those that run here; `compiled` is the stage's folder."""
     return {
@@ -273,7 +282,7 @@ def latencies(
         count=options.runs,
     )
     return {
-        "included": "one call: input copied in, inference, output copied out; repeated if interrupted by others",
+        "included": "one call: input copied in, inference, output copied out; interrupted ones repeated",
         "threads": options.threads,
         "batch": len(images),
         "variants": {

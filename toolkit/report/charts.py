@@ -296,7 +296,11 @@ def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
     timed = [v for v in variants if any(layer.time_ms is not None for layer in v.audit)]
     if not timed:
         return None
-    order = list(dict.fromkeys(text(layer.name) for v in reversed(timed) for layer in v.audit))
+    order = list(
+        dict.fromkeys(
+            text(layer.name) for v in reversed(timed) for layer in v.audit if layer.time_ms is not None
+        )
+    )
     data = []
     for v in timed:
         layers = [layer for layer in v.audit if layer.time_ms is not None]

@@ -7,8 +7,9 @@ evaluate/findings.json  what was left out of the evaluation, as select/findings.
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
                         (peak), "resident_bytes", "energy_mj" (an image), "end_to_end_ms" [samples],
-                        "measured_on", "threads", "batch", "marks": why its time is not to be trusted; beside
-                        the variants "how" and "not_measured": {key of a variant: in words}
+                        "float_end_to_end_ms" [samples] of one that takes no pixels, "measured_on", "threads",
+                        "batch", "marks": why its time is not to be trusted; beside the variants "how" and
+                        "not_measured": {key of a variant: in words}
 bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool, "other_share" and
                         "stolen_share": part of all processors that other processes and guests took meanwhile,
                         "int8_sums": "exact", or "pairs" that can saturate
@@ -263,6 +264,7 @@ class _Run:
             resident_bytes=timing.get("resident_bytes"),
             energy_mj=_finite(timing.get("energy_mj")),
             end_to_end_ms=_median(timing.get("end_to_end_ms")),
+            float_end_to_end_ms=_median(timing.get("float_end_to_end_ms")),
             paired=paired.get(name),
         )
 

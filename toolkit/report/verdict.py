@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from toolkit.core.results import RunReport, Variant
@@ -14,6 +14,8 @@ NOISY = 0.05  # coefficient of variation above which a latency is called noisy
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
 DISTURBED = 0.25  # coefficient of variation above which a median of a busy machine says nothing
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
+
+FASTEST = "The fastest of the {} that may be shipped."
 
 Level = Literal["good", "look", "open", "bad"]
 ORDER = ("good", "look", "open", "bad")  # which of several variants speaks for a target
@@ -37,9 +39,24 @@ class Verdict:
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
-    """One verdict per target that an INT8 variant was asked of: on its best variant, the others in a line."""
+    """One verdict per target that an INT8 variant was asked of, the one to ship first.
+
+    Each is on the target's best variant, with a line on the others. Of several that may be shipped, the
+    fastest says so.
+    """
     targets = dict.fromkeys(v.target for v in report.variants if v.precision == "int8")
-    return tuple(_verdict(report, name) for name in targets)
+    found = sorted((_verdict(report, name) for name in targets), key=lambda pair: _rank(*pair))
+    good = [best for verdict, best in found if verdict.level == "good" and best]
+    return tuple(
+        replace(verdict, steps=(FASTEST.format(len(good)), *verdict.steps))
+        if best and len(good) > 1 and best is good[0]
+        else verdict
+        for verdict, best in found
+    )
+
+
+def _rank(verdict: Verdict, best: Variant | None) -> tuple[int, float]:
+    return ORDER.index(verdict.level), best.latency_ms.p50 if best and best.latency_ms else math.inf
 
 
 def warnings(report: RunReport) -> tuple[str, ...]:
@@ -78,15 +95,15 @@ def _busy(environment: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _verdict(report: RunReport, target: str) -> Verdict:
+def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
+    """The verdict on a target, and the variant that speaks for it."""
     rows = [v for v in report.variants if v.target == target and v.precision == "int8"]
     ran = [v for v in rows if v.kind != "not run"]
     if not ran:
         error = next((v.error for v in rows if v.error), "no engine was made").rstrip(".")
         hint = next((v.hint for v in rows if v.hint), None)
-        return Verdict(
-            target, "open", f"{words.target(target)} was not run: {error}.", (hint,) if hint else ()
-        )
+        sentence = f"{words.target(target)} was not run: {error}."
+        return Verdict(target, "open", sentence, (hint,) if hint else ()), None
     judged = sorted(
         ((*_judge(v, report), v) for v in ran),
         key=lambda found: (
@@ -98,7 +115,7 @@ def _verdict(report: RunReport, target: str) -> Verdict:
     level, sentence, best = judged[0]
     pairs = report.environment.get("int8_sums") == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
-    return Verdict(target, level, sentence, (*_steps(best, pairs=pairs), *others))
+    return Verdict(target, level, sentence, (*_steps(best, pairs=pairs), *others)), best
 
 
 def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:

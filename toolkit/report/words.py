@@ -116,6 +116,13 @@ def coverage(variant: Variant) -> str:
     return f"{variant.int8_layers} of {variant.weighted_layers}"
 
 
+def layer_time(layer: LayerAudit, variant: Variant) -> str:
+    """Time of a layer; one without its own, among others that have one, is part of another layer."""
+    if layer.time_ms is None and any(other.time_ms is not None for other in variant.audit):
+        return "fused"
+    return milliseconds(layer.time_ms)
+
+
 def odd(layer: LayerAudit, variant: Variant) -> bool:
     """Whether a layer is one to look at: warned of, or with weights and not in the variant's precision."""
     return bool(layer.warning) or (layer.weighted and layer.precision != variant.precision)
