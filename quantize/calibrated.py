@@ -10,11 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from quantize import bias, mixed, rounding, saturation, sensitivity
-from quantize.apart import separate
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
-from quantize.placement import place
+from quantize.placement import place, unshare
 from quantize.qparams import weight_qparams
 from quantize.quantized import Quantized
 from quantize.ranges import observed, output_aware
@@ -117,7 +116,7 @@ def prepare(
     source, network = model, None
     if options.effort != "fast":
         source, statistics = equalize(model, statistics)
-    model = separate(source, placement)
+    model = unshare(source, placement)
     if options.effort != "fast":
         try:
             network = Network(model)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray
 from toolkit.graph import io
 
-STALE = 4  # layers measured anew together, when the best one's gain is from before the last choice
 LEAST_GAIN = 1e-9  # nats; a layer that seems to gain nothing is taken last, the cheapest first
 
 
@@ -77,23 +77,23 @@ def reach(
         search = _Search(found, goal, correct, Path(folder) / "graph.onnx")
         int8 = search.judge(())
         layers: tuple[str, ...] = ()
+        missed = ""
         if not int8.met:
             try:
                 layers = search.layers(probe)
+                most = search.judge(tuple(quantized_layers(found)))
+                missed = f"even with every layer in float, which reaches {most.value:.6g}"
             except ModelError as error:
-                found.warnings.append(f"{goal.name} was not tried for: {error}")
+                missed = f"and no layer can be tried in float: {error}"
         reached = search.judge(layers)
     found = search.graphs(layers)
     cost = sum(search.costs[name] for name in layers)
+    said = f"{goal.name} = {goal.limit:g}"
     if not reached.met:
-        missed = ", ".join(f"{verdict.value:.6g}" for verdict in search.verdicts.values())
-        found.warnings.append(
-            f"{goal.name} = {goal.limit:g} is missed, even with every layer in float: reached were {missed}; "
-            "all layers are in INT8, as float would cost time and not help"
-        )
+        found.warnings.append(f"{said} is missed by {reached.value:.6g} in INT8, {missed}")
     elif layers:
         found.warnings.append(
-            f"{goal.name} = {goal.limit:g}: {', '.join(layers)} left in float for {cost:.3g} {goal.unit}; "
+            f"{said}: {', '.join(layers)} left in float for {cost:.3g} {goal.unit}; "
             f"{reached.value:.6g} instead of {int8.value:.6g}"
         )
     return found, {
@@ -134,6 +134,8 @@ class _Search:
 
     def layers(self, probe: FloatArray) -> tuple[str, ...]:
         """The layers to leave in float; none where even all of them do not help."""
+        if not self.judge(tuple(quantized_layers(self._found))).met:
+            return ()
         io.save(self._found.graph(), self._file)
         self.costs = self._goal.costs(self._file)
         order = by_gain(self._found, self.costs, probe)
@@ -141,9 +143,7 @@ class _Search:
         missed, size = 0, 1  # the largest number that misses the limit, the next to try
         while not taken or not self.judge(tuple(taken)).met:
             missed = len(taken)
-            taken += (name for name, _ in zip(order, range(size - missed), strict=False))
-            if len(taken) == missed:
-                return ()
+            taken += islice(order, size - missed)
             size *= 2
         met = len(taken)
         while met - missed > 1:
@@ -164,30 +164,21 @@ class _Search:
 def by_gain(found: Quantized, costs: Mapping[str, float], probe: FloatArray) -> Iterator[str]:
     """Layers in the order in which they should go to float: most gain for its cost first.
 
-    A gain that was measured before the last choice is an old one; only those that still look best are
-    measured again, since most gains shrink as others are taken.
+    All are measured again after every choice: a tensor that two layers read is only freed by both.
 
     Args:
         found: A quantized graph.
         costs: Layer -> what it costs in float, > 0.
         probe: Images (N, C, H, W).
-
-    Source:
-        Minoux 1978, "Accelerated greedy algorithms for maximizing submodular set functions".
     """
-    layers = [str(node.name) for node in found.exact.graph if is_weighted(node)]
-    layers = [name for name in layers if name not in found.placement.float_layers and name in costs]
-    whole, left = divergences(found, layers, probe)
-    worth = {name: max(whole - left[name], LEAST_GAIN) / costs[name] for name in layers}
-    fresh = set(layers)
-    while worth:
-        ranked = sorted(worth, key=lambda name: -worth[name])
-        if ranked[0] not in fresh:
-            stale = [name for name in ranked if name not in fresh][:STALE]
-            whole, left = divergences(found, stale, probe)
-            worth |= {name: max(whole - left[name], LEAST_GAIN) / costs[name] for name in stale}
-            fresh.update(stale)
-            continue
-        del worth[ranked[0]]
-        yield ranked[0]
-        found, fresh = found.leaving({ranked[0]}), set()
+    while layers := quantized_layers(found):
+        whole, left = divergences(found, layers, probe)
+        best = max(layers, key=lambda name: max(whole - left[name], LEAST_GAIN) / costs[name])
+        yield best
+        found = found.leaving({best})
+
+
+def quantized_layers(found: Quantized) -> list[str]:
+    """Weighted layers that are not in float, in the order of the graph."""
+    names = (str(node.name) for node in found.exact.graph if is_weighted(node))
+    return [name for name in names if name not in found.placement.float_layers]

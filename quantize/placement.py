@@ -5,9 +5,9 @@ value, so one tensor has one scale. Weighted layers want their input quantized; 
 wish on to its own input or keeps it, a reshape always hands it on. The output of a weighted layer
 that an activation or a residual Add follows is never quantized in between: that would forbid the fusion.
 
-A layer that stays in float reads its input before the Q, wherever others want one, and its weights as they
-are. What has no weights follows the layer before it: an Add whose main branch ends in such a layer, or a
-pool after it, stays in float with it.
+A layer that stays in float wants nothing. If others want its input quantized it reads what they read: a
+second, exact copy of the tensor would take the fusion from the layer that makes it. What has no weights
+follows the layer before it: an Add whose main branch ends in a float layer, or a pool after it, is in float.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from toolkit.core.errors import QuantizationError, nearest
 from toolkit.core.quant import QuantScheme, QuantSpec
+from toolkit.graph import io
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 POOLED = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
@@ -223,6 +224,32 @@ def _depth(value: ir.Value) -> int:
         deepest[id(top)] = own + max((deepest[id(v)] for v in before), default=0)
         stack.pop()
     return deepest[id(value)]
+
+
+def unshare(model: ir.Model, placement: Placement) -> ir.Model:
+    """Give layers in float weights of their own, where quantized ones read the same.
+
+    Args:
+        model: A float graph; it stays as it is.
+        placement: What is quantized of it.
+
+    Returns:
+        A graph that computes the same.
+    """
+    shared = [
+        str(node.name)
+        for node in model.graph
+        if str(node.name) in placement.float_layers and str(node.inputs[1].name) in placement.weights  # type: ignore[union-attr]
+    ]
+    if not shared:
+        return model
+    changed = io.copy(model)
+    for node in [node for node in changed.graph if str(node.name) in shared]:
+        weight = node.inputs[1]
+        assert weight is not None, "a weighted layer"
+        own = io.add_constant(changed.graph, f"{node.name}/{weight.name}", io.constant(weight))
+        node.replace_input_with(1, own)
+    return changed
 
 
 def _layer_before(node: ir.Node) -> str | None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from quantize import qdq
-from quantize.apart import joined, separate
-from quantize.placement import Placement, place
+from quantize.placement import Placement, place, unshare
 from quantize.statistics import Statistics
 from toolkit.core.quant import FloatArray, QParams, QuantScheme
 from toolkit.graph import io
@@ -22,7 +21,7 @@ class Quantized:
     Attributes:
         source: The float graph with the channel scales of `model`.
         scheme: What the target wants.
-        exact: `source`, in which layers that stay in float read on their own (`apart.separate`).
+        exact: `source`, in which layers that stay in float have weights of their own.
         model: The graph whose weights are quantized: `exact`, or with learned weights.
         statistics: Statistics of that graph.
         placement: What is quantized.
@@ -46,15 +45,14 @@ class Quantized:
     def graph(self) -> ir.Model:
         """The graph with its Q/DQ pairs."""
         store_integers = self.scheme.store_integers
-        made = qdq.insert(
+        return qdq.insert(
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
         )
-        return joined(made) if self.placement.float_layers else made
 
     def leaving(self, layers: Collection[str]) -> Quantized:
         """The same with more layers in float; what the others use stays as it is."""
         placement = place(self.source, self.scheme, self.placement.float_layers.union(layers))
-        exact = model = separate(self.source, placement)
+        exact = model = unshare(self.source, placement)
         if self.model is not self.exact:  # learned weights
             model = io.copy(exact)
             for name in placement.weights:

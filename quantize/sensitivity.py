@@ -29,8 +29,9 @@ KINDS = {"Conv": "Convolution", "Gemm": "FullyConnected", "MatMul": "FullyConnec
 class Row:
     """What one layer or quantizer does to the logits.
 
-    A layer is its weights, its bias correction, and its own reading of its input (others may read the
-    same tensor quantized). An activation is quantized for all that read it.
+    A layer is its weights, its bias correction, and its reading of its input. In float it reads a tensor
+    as it was made only if no other layer wants that quantized (see `placement`). An activation is quantized
+    for all that read it.
 
     Attributes:
         name: Node of a layer, tensor of an activation, initializer of weights.
@@ -214,13 +215,10 @@ class _Runs:
     def without(self, subject: _Subject) -> Tensor:
         """Logits of the quantized network with the subject in float."""
         changed = {name: self.raw[name] for name in subject.points}  # as others read them
-        fresh: dict[str, Tensor] = {}  # before their Q
         for node in self._reference.nodes:
             name = str(node.outputs[0].name)
             values = {**self.read, **changed}
             if node is subject.layer:
-                source = str(node.inputs[0].name)  # type: ignore[union-attr]
-                values[source] = fresh.get(source, self.raw[source])
                 result = self._reference.apply(node, values)
             elif subject.kind == "weight" and _reads(node, subject.name):
                 result = self._reference.apply(node, values) + self._correction(node)
@@ -228,10 +226,8 @@ class _Runs:
                 result = self._apply(node, values)
             else:
                 continue
-            fresh[name] = result
             changed[name] = result if name in subject.points else self._round(name, result)
-        output = self._reference.output
-        return changed[output] if output in changed else self.read[output]
+        return changed.get(self._reference.output, self.read[self._reference.output])
 
     def _rerun(self, changed: dict[str, Tensor], special: dict[int, Tensor]) -> Tensor:
         """Compute in float what depends on the changed tensors and on the nodes whose result is given."""
@@ -241,8 +237,7 @@ class _Runs:
                 changed[name] = special[index]
             elif any(v is not None and str(v.name) in changed for v in node.inputs):
                 changed[name] = self._reference.apply(node, {**self.exact, **changed})
-        output = self._reference.output
-        return changed[output] if output in changed else self.exact[output]
+        return changed.get(self._reference.output, self.exact[self._reference.output])
 
     def _apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
         return self._coarse.apply(node, values) + self._correction(node)

@@ -29,6 +29,33 @@ def cost(path: Path) -> Cost:
     return Cost(sum(_macs(node) for node in found.model.graph), found.parameters)
 
 
+def shares(path: Path) -> dict[str, float]:
+    """Every layer's part of the network's work, by node name: the mean of its parts of two totals.
+
+    These are the multiply-accumulates, and the values that are read and written (weights, input, output):
+    which of them takes the time depends on the device.
+
+    Raises:
+        ModelError: The file cannot be read.
+    """
+    layers = {str(node.name): (_macs(node), _values(node)) for node in read(path).model.graph if _macs(node)}
+    totals = [sum(column) for column in zip(*layers.values(), strict=True)]
+    return {
+        name: sum(part / total for part, total in zip(parts, totals, strict=True)) / len(totals)
+        for name, parts in layers.items()
+    }
+
+
+def _values(node: ir.Node) -> int:
+    """Values of one image that a node reads and writes; dimensions that are open count once."""
+    tensors = [*(value for value in node.inputs if value is not None), *node.outputs]
+    return sum(
+        math.prod(d for d in value.shape[(value.const_value is None) :] if isinstance(d, int))
+        for value in tensors
+        if value.shape is not None
+    )
+
+
 def _macs(node: ir.Node) -> int:
     if node.op_type not in {"Conv", "Gemm", "MatMul"}:
         return 0

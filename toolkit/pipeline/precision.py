@@ -1,0 +1,288 @@
+"""What mixed precision needs of the target: what a graph reaches there, and what a layer costs in float."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import targets
+from toolkit.core.errors import RecipeError, TargetError
+from toolkit.core.quant import FloatArray, IntArray, QuantScheme
+from toolkit.core.results import Precision
+from toolkit.core.statistics import agreement, paired_drop
+from toolkit.core.tensors import Preprocess
+from toolkit.graph.cost import shares
+from toolkit.pipeline import images, variants
+from toolkit.pipeline.recipe import QuantizeOptions
+
+if TYPE_CHECKING:
+    from calibration.datasets import Dataset
+    from quantize.mixed import Goal, Verdict
+    from quantize.statistics import Statistics
+
+LEAST_PART = 0.01  # of a layer's mean time: what a layer costs in float at least, for clocks are coarse
+TIMED_S = 0.5  # seconds of every graph, at the end
+UNTIMED = "of the network (multiply-accumulates and bytes, not timed)"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Images that limits are judged on: neither calibrated with nor evaluated on.
+
+    Attributes:
+        dataset: Where they are.
+        indices: Which of them.
+        preprocess: How an image becomes an input.
+        batch: Images at once.
+        apart: Whether they are others than those that calibrate: there may be no others.
+    """
+
+    dataset: Dataset
+    indices: list[int]
+    preprocess: Preprocess
+    batch: int
+    apart: bool
+
+    @property
+    def labels(self) -> IntArray:
+        """N class indices."""
+        return np.array([self.dataset.items[index].label for index in self.indices], np.int64)
+
+    def logits(self, session: targets.Session, label: str) -> FloatArray:
+        """What a session says of them, (N, classes)."""
+        stream = images.stream(self.dataset, self.indices, self.preprocess, self.batch, label)
+        return np.concatenate([session.infer(part) for part in stream])
+
+
+def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
+    """What the targets want: it may depend on the processor."""
+    return {name: targets.get(name).scheme for name in options.targets}
+
+
+def limited(options: QuantizeOptions) -> bool:
+    """Whether INT8 has a limit to keep.
+
+    Raises:
+        RecipeError: It has two.
+    """
+    if options.max_drop_pp is not None and options.min_agreement is not None:
+        raise RecipeError(
+            "quantize.max_drop_pp and quantize.min_agreement are both set",
+            hint="keep max_drop_pp where the calibration images have labels, else min_agreement",
+        )
+    return options.limited
+
+
+def quantize(
+    options: QuantizeOptions,
+    model: Path,
+    statistics: Statistics,
+    target: str,
+    judges: HeldOut | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Quantize a float graph for a target, with layers in float where a limit needs it.
+
+    Args:
+        options: How.
+        model: The float graph.
+        statistics: Of its activations.
+        target: Its name.
+        judges: Images that judge the limit; None where there is none.
+        out: The Q/DQ graph.
+
+    Returns:
+        The summary of `quantize.quantize`.
+    """
+    import quantize as quantization
+
+    scheme = targets.get(target).scheme
+    how = quantization.QuantizeOptions(
+        options.observer, options.effort, options.bias_correction, options.sensitivity, options.float_layers
+    )
+    if judges is None:
+        return quantization.quantize(model, statistics, scheme, how, out)
+    with tempfile.TemporaryDirectory() as folder:
+        trials = Trials(target, model, judges, Path(folder))
+        summary = quantization.quantize(model, statistics, scheme, how, out, trials.goal(options))
+        summary["mixed"], warnings = given_up(summary["mixed"], trials, out)
+        summary["warnings"] += warnings
+    return summary
+
+
+def held_out(options: QuantizeOptions, selected: Path, graphs: Mapping[str, Any]) -> HeldOut:
+    """The images of the calibration source that come after those that calibrate.
+
+    Raises:
+        RecipeError: Accuracy is limited, and there are no labels.
+        DataError: Evaluation images are among them.
+    """
+    from calibration import manifest
+    from toolkit.pipeline.preprocessing import from_json
+
+    dataset = images.open_evaluation(options.source, graphs["classes"])
+    if options.max_drop_pp is not None and not dataset.labelled:
+        raise RecipeError(
+            f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
+            hint="set quantize.min_agreement instead, or give labelled images as select.source",
+        )
+    used = manifest.read(selected / "manifest.json")
+    before = len(used.entries)
+    most = min(before + options.judge_images, len(dataset))
+    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_bad) if most > before else used
+    files = {entry.file for entry in used.entries}
+    others = tuple(entry for entry in line.entries if entry.file not in files)
+    chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
+    if options.exclude:
+        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, graphs["classes"]))
+    indices = manifest.locate(chosen, dataset)
+    return HeldOut(dataset, indices, from_json(graphs["preprocess"]), options.batch, bool(others))
+
+
+@dataclass(slots=True)
+class Trials:
+    """A target that tries graphs made of one float graph.
+
+    Attributes:
+        target: Its name.
+        model: The float graph.
+        held_out: What limits are judged on.
+        folder: For engines; the caller removes it.
+    """
+
+    target: str
+    model: Path
+    held_out: HeldOut
+    folder: Path
+    _reference: FloatArray | None = field(default=None, init=False)
+    _absent: bool = field(default=False, init=False)
+
+    def goal(self, options: QuantizeOptions) -> Goal:
+        """The limit of a recipe, as the quantizer takes it."""
+        from quantize.mixed import Goal
+
+        name = "max_drop_pp" if options.max_drop_pp is not None else "min_agreement"
+        limit = options.max_drop_pp if options.max_drop_pp is not None else options.min_agreement
+        assert limit is not None
+        timed = self._built(self.model, "fp32", "fp32") is not None
+        unit = "ms" if timed else UNTIMED
+        return Goal(name, limit, unit, self.costs, lambda graph: self._judge(graph, name, limit))
+
+    def costs(self, graph: Path) -> dict[str, float]:
+        """What each layer of an INT8 graph costs more in float: milliseconds, by the runtime's own profile.
+
+        Where it cannot be timed, the layer's share of the network stands for it (`graph.cost.shares`).
+        """
+        layers = shares(self.model)
+        exact, coarse = self._built(self.model, "fp32", "fp32"), self._built(graph, "int8", "int8")
+        if exact is None or coarse is None:
+            return layers
+        float_ms, int8_ms = (
+            {
+                layer.name: layer.time_ms
+                for layer in built.audit
+                if layer.weighted and layer.time_ms is not None
+            }
+            for built in (exact, coarse)
+        )
+        total = sum(float_ms.values())
+        least = LEAST_PART * total / len(layers)
+        return {
+            name: max(float_ms.get(name, share * total) - int8_ms.get(name, 0.0), least)
+            for name, share in layers.items()
+        }
+
+    def latency_ms(self, graph: Path) -> dict[str, float] | None:
+        """Median latency on one thread, one image: in float, in INT8, and of this graph.
+
+        `costs` was asked before. None where the target does not run here.
+        """
+        built = self._built(graph, "int8", "mixed")
+        if built is None:
+            return None
+        from targets._timing import interleave
+
+        shape = (1, len(self.held_out.preprocess.mean), *[self.held_out.preprocess.crop] * 2)
+        pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        with ExitStack() as stack:
+            runs = {}
+            for name in ("fp32", "int8", "mixed"):
+                engine = self.folder / name / built.file
+                session = stack.enter_context(targets.get(self.target).open(engine, threads=1))
+                runs[name] = variants.inference(session, pixels)
+            samples = interleave(runs, warmup_s=TIMED_S / 4, duration_s=TIMED_S)
+        return {name: float(np.median(taken)) for name, taken in samples.items()}
+
+    def _judge(self, graph: Path, name: str, limit: float) -> Verdict:
+        from quantize.mixed import Verdict
+        from targets.onnxruntime import simulate
+
+        if self._reference is None:
+            with simulate(self.model) as session:
+                self._reference = self.held_out.logits(session, "running the float network")
+        with self._opened(graph) as session:
+            logits = self.held_out.logits(session, "judging a graph")
+        if name == "min_agreement":
+            value = agreement(self._reference, logits)
+            return Verdict(value, value >= limit)
+        labels = self.held_out.labels
+        drop, _ = paired_drop(self._reference.argmax(1) == labels, logits.argmax(1) == labels)
+        return Verdict(drop, drop <= limit)
+
+    @contextmanager
+    def _opened(self, graph: Path) -> Iterator[targets.Session]:
+        """The engine of a graph, or its simulation where the target does not run here."""
+        from targets.onnxruntime import simulate
+
+        built = self._built(graph, "int8", "judged")
+        if built is None:
+            with simulate(graph) as session:
+                yield session
+        else:
+            with targets.get(self.target).open(self.folder / "judged" / built.file) as session:
+                yield session
+
+    def _built(self, graph: Path, precision: Precision, name: str) -> targets.Compiled | None:
+        """The engine of a graph in a folder of that name; None where it cannot run here."""
+        if self._absent:
+            return None
+        out = self.folder / name
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            built = targets.get(self.target).compile(graph, out, precision)
+        except TargetError:
+            self._absent = True  # whatever the reason: the compile stage says it
+            return None
+        self._absent = not built.runs_here
+        return built if built.runs_here else None
+
+
+def given_up(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the report is told of a graph in mixed precision, beside what the search knows; and warnings."""
+    latency_ms = trials.latency_ms(graph) if reached["layers"] else None
+    layers, apart = shares(trials.model), trials.held_out.apart
+    warnings = []
+    if not apart:
+        warnings.append(
+            f"{reached['limit']} was judged on the calibration images themselves: the source has no others"
+        )
+    if latency_ms is not None and latency_ms["mixed"] >= latency_ms["fp32"]:
+        warnings.append(
+            f"with {len(reached['layers'])} layers in float INT8 is no faster than FP32 here "
+            f"({latency_ms['mixed']:.3g} and {latency_ms['fp32']:.3g} ms): use the FP32 variant"
+        )
+    return {
+        **reached,
+        "latency_ms": latency_ms,
+        "part": sum(layers[layer["name"]] for layer in reached["layers"]),
+        "images": len(trials.held_out.indices),
+        "held_out": apart,
+        "measured_on": "this machine" if reached["unit"] == "ms" else "simulation (ONNX Runtime)",
+    }, warnings
