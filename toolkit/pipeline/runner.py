@@ -162,6 +162,7 @@ def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult
         outside={name: fingerprint(path, store.root / "digests") for name, path in outside.items()},
         inputs={name: done[name].digest for name in stage.needs},
         device=_this_device() if stage.bound(options) else None,
+        facts=plain(stage.facts(options)) if stage.facts else None,
         recipe=plain(recipe.resolved()) if stage.on_run else None,
     )
 

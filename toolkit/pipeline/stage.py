@@ -25,6 +25,7 @@ class Stage:
         needs: Stages whose folders it reads.
         code: Packages and modules whose source decides the result.
         on_device: Whether the result belongs to this machine; the name of an option: where that is set.
+        facts: Tells what else the result depends on, from the options; None: nothing.
         on_run: Whether it tells of the whole run: it gets the input `run` with run.json (`output.describe`).
     """
 
@@ -33,12 +34,13 @@ class Stage:
     needs: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     on_device: bool | str = False
+    facts: Callable[[Any], Any] | None = None
     on_run: bool = False
 
     def bound(self, options: Any) -> bool:
         """Whether the result with these options belongs to this machine."""
         if isinstance(self.on_device, str):
-            return getattr(options, self.on_device) is not None
+            return getattr(options, self.on_device) not in (None, False)
         return self.on_device
 
     def code_digest(self) -> str:
