@@ -29,11 +29,16 @@ selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--l
           -> "verdict": "pass"|"fail", "images", "cosine_min", "cosine_mean", "top1_agreement",
              "largest_difference", "latency_ms" (median wall), "reasons": [...]
 time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [--duration-s 3] [--iterations 10]
-          [--rounds 3] [--threads T] [--cuda-graph] [--no-transfers] [--samples]
-          --duration-s and --iterations are totals of all rounds. Several engines are interleaved (A B C A B C). -> "timings": one per engine: {"engine", "batch", "runs",
+          [--rounds 3] [--threads T] [--cuda-graph] [--no-transfers] [--samples] [--trtexec [PATH]]
+          --duration-s and --iterations are totals of all rounds. Several engines are interleaved (A B C A B C).
+          --trtexec times the same engines by NVIDIA's tool as well (without PATH: where JetPack has it), alike.
+          -> "timings": one per engine: {"engine", "batch", "runs",
           "wall_ms"|"gpu_ms"|"h2d_ms"|"d2h_ms"|"enqueue_ms"|"latency_ms": {"min","mean","median","p90","p95","p99",
           "max","cv"} or null, "throughput_ips", "included", "power_mw", "power_of", "energy_mj" (an image; both
-          null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with --samples}, "before"/"after": clocks, temperatures, counters; "throttled": true|false|null,
+          null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with --samples, "trtexec"
+          with --trtexec: {"runs", "gpu_ms" ... as above, "difference": our median over its median - 1} or
+          {"error"}; null of an engine of another SDK}, "before"/"after": clocks, temperatures, counters;
+          "throttled": true|false|null,
           "marks": why the run should not be trusted (throttled, clocks changed, spread above 5 %)
 evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--batch N] [--logits-out F] [--top1-min T]
           [--threads T]
@@ -58,7 +63,7 @@ import threading
 import time
 from typing import Any, Callable, NoReturn
 
-from . import VERSION, backend, engines, failures, images, system, timing
+from . import VERSION, backend, engines, failures, images, system, timing, trtexec
 from .failures import Failure
 from .output import Output, log
 from .probe import probe
@@ -182,9 +187,10 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
 
 def _time(options: Any, output: Output) -> dict[str, Any]:
     tree = system.Tree(options.root)
+    checker = None if options.trtexec is None else trtexec.find(tree, options.trtexec)
     opened: list[_Opened] = []
+    subjects = []
     try:
-        subjects = []
         for engine in options.engine:
             opened.append(_Opened(options, engine))
             session = opened[-1].session
@@ -195,13 +201,30 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
         around = timing.interleave(
             subjects, options.rounds, options.warmup_ms / 1e3, options.duration_s, options.iterations, tree, output
         )
-        transfers = not options.no_transfers
-        return {"timings": [subject.result(options.samples, transfers) for subject in subjects], **around,
-                "cuda_graph": options.cuda_graph, "threads": options.threads,
-                **_faked(any(one.sdk.fake for one in opened))}  # fmt: skip
     finally:
         for one in opened:
             one.session.close()
+    timings = [subject.result(options.samples, not options.no_transfers) for subject in subjects]
+    if checker is not None:  # after the engines are closed: a small board has no memory for both
+        for subject, entry in zip(subjects, timings):
+            output.progress("trtexec", engine=subject.engine)
+            entry["trtexec"] = _checked(checker, subject, options)
+            entry["marks"] += trtexec.mark(entry["trtexec"] or {})
+    return {"timings": timings, **around, "cuda_graph": options.cuda_graph, "threads": options.threads,
+            **_faked(any(one.sdk.fake for one in opened))}  # fmt: skip
+
+
+def _checked(path: str, subject: timing.Subject, options: Any) -> dict[str, Any] | None:
+    """What trtexec measures of an engine; None of one that is not TensorRT's."""
+    if subject.record["backend"] != "tensorrt":
+        return None
+    session: Any = subject.session
+    sizes = "x".join(str(size) for size in (subject.batch, *session.image_shape))
+    told = trtexec.arguments(
+        subject.record["version"], subject.engine, None if session.batch else f"{session.input}:{sizes}",
+        options.warmup_ms, options.duration_s, not options.no_transfers, options.cuda_graph,
+    )  # fmt: skip
+    return trtexec.cross_check(path, subject, told, options.duration_s + options.warmup_ms / 1e3)
 
 
 def _evaluate(options: Any, output: Output) -> dict[str, Any]:
@@ -358,6 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     timed.add_argument("--cuda-graph", action="store_true")
     timed.add_argument("--no-transfers", action="store_true")
     timed.add_argument("--samples", action="store_true")
+    timed.add_argument("--trtexec", nargs="?", const="")
 
     evaluate = command("evaluate", _evaluate, engine=True)
     evaluate.add_argument("--images", required=True)

@@ -151,20 +151,20 @@ class _TensorRTSession:
                 "engine-interface", f"the engine has inputs {inputs} and outputs {outputs}",
                 "a classifier has one input and one output", "export the classifier alone",
             )  # fmt: skip
-        self._input, self._output = inputs[0], outputs[0]
-        self.takes_pixels = self._engine.get_tensor_dtype(self._input) == sdk.DataType.UINT8
+        self.input, self._output = inputs[0], outputs[0]
+        self.takes_pixels = self._engine.get_tensor_dtype(self.input) == sdk.DataType.UINT8
         for name in names:
             kind = self._engine.get_tensor_dtype(name)
-            if kind != sdk.DataType.FLOAT and not (name == self._input and self.takes_pixels):
+            if kind != sdk.DataType.FLOAT and not (name == self.input and self.takes_pixels):
                 raise Failure(
                     "engine-interface", f"{name} is {kind}, not FLOAT", "the runner feeds float32 or uint8 images, "
                     "and reads float32 logits", "export with float32 or uint8 input, and float32 output",
                 )  # fmt: skip
-        shape = tuple(self._engine.get_tensor_shape(self._input))
+        shape = tuple(self._engine.get_tensor_shape(self.input))
         self.image_shape, self.batch = shape[1:], None if shape[0] < 0 else shape[0]
         self.batch_max: int | None = self.batch
         if self.batch is None:
-            self.batch_max = tuple(self._engine.get_tensor_profile_shape(self._input, 0)[2])[0]
+            self.batch_max = tuple(self._engine.get_tensor_profile_shape(self.input, 0)[2])[0]
         self.classes = tuple(self._engine.get_tensor_shape(self._output))[-1]
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
@@ -179,9 +179,9 @@ class _TensorRTSession:
             host = self._cuda.host_alloc(size_bytes)
             ctypes.memset(host, 0, size_bytes)
             self._buffers.append((host, self._cuda.malloc(size_bytes)))
-        if self.batch is None and not self._context.set_input_shape(self._input, (batch, *self.image_shape)):
+        if self.batch is None and not self._context.set_input_shape(self.input, (batch, *self.image_shape)):
             raise from_error(RuntimeError(f"batch {batch} is outside the engine's profile"), self._log.text())
-        for name, (_, device) in zip((self._input, self._output), self._buffers):
+        for name, (_, device) in zip((self.input, self._output), self._buffers):
             self._context.set_tensor_address(name, device)
         self._transfers = transfers
         self.step()  # the first run loads kernels, and a capture needs them loaded
