@@ -34,8 +34,13 @@ def graph(model: Path, as_json: bool) -> None:
     found = io.read(model)
     count = cost(model)
     operators = Counter(node.op_type for node in found.model.graph)
+    planes, pixels = [found.channels, found.size, found.size], [found.size, found.size, found.channels]
     described: dict[str, Any] = {
-        "input": {"name": found.input, "shape": [found.batch, found.channels, found.size, found.size]},
+        "input": {
+            "name": found.input,
+            "shape": [found.batch, *(pixels if found.takes_pixels else planes)],
+            "dtype": "uint8" if found.takes_pixels else "float32",
+        },
         "output": {"name": found.output, "shape": [found.batch, found.classes]},
         "macs": None if found.quantized else count.macs,  # counted in float graphs only
         "parameters": count.parameters,
@@ -48,7 +53,8 @@ def graph(model: Path, as_json: bool) -> None:
         return
     for side in ("input", "output"):
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
-        click.echo(f"{side:<12}{described[side]['name']}  {shape}")
+        kind = "  uint8" if side == "input" and found.takes_pixels else ""
+        click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
     if not found.quantized:
         click.echo(f"{'macs':<12}{count.macs:,} an image")
     click.echo(f"{'parameters':<12}{count.parameters:,}")

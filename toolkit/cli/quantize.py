@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.core.tensors import InputType
 
 
 @click.command(
@@ -16,6 +19,7 @@ Examples:
   edgeship quantize net.onnx photos/ --target openvino --out net-int8.onnx
   edgeship quantize net.onnx train.zip --target tensorrt --images 500 --out trt.onnx
   edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
+  edgeship quantize net.onnx photos/ --target openvino --input uint8 --out pixels.onnx
 """
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -32,6 +36,14 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of their choice.")
 @click.option("--observer", default="mse", show_default=True, help="mse, minmax, percentile or entropy.")
 @click.option("--effort", default="balanced", show_default=True, help="fast, balanced or max.")
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(get_args(InputType)),
+    default="float32",
+    show_default=True,
+    help="What OUT takes: ready images, or decoded pixels (N, H, W, C) that it normalizes itself.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
@@ -45,6 +57,7 @@ def command(
     seed: int,
     observer: str,
     effort: str,
+    input_type: InputType,
     skip_bad: bool,
     settings: tuple[str, ...],
     as_json: bool,
@@ -60,6 +73,7 @@ def command(
     from quantize.collect import collect
     from toolkit.cli._progress import shown
     from toolkit.graph import io
+    from toolkit.graph.pixels import take_pixels
     from toolkit.pipeline import images as pictures
     from toolkit.pipeline import preprocessing
     from toolkit.pipeline.recipe import Recipe
@@ -69,12 +83,18 @@ def command(
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
     graph = io.read_classifier(model)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
+    known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
+    preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
     dataset = open_dataset(source)
     how = quantize.QuantizeOptions(recipe.quantize.observer, recipe.quantize.effort)
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
-        summary = quantize.quantize(model, collect(model, stream), target.scheme, how, out)
+        with tempfile.TemporaryDirectory() as folder:
+            made = out if input_type == "float32" else Path(folder) / out.name
+            summary = quantize.quantize(model, collect(model, stream), target.scheme, how, made)
+            if made != out:
+                take_pixels(made, prepared, out)
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return

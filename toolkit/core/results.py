@@ -200,7 +200,8 @@ class Variant:
         error: Why it was not run; `hint` says what to do.
         batch_throughput: Batch size -> images a second, where measured.
         memory_bytes: Peak memory of the session; resident_bytes: what it holds while it runs; energy_mj:
-            millijoules an image; end_to_end_ms: from decoded images, median. Each None where not measured.
+            millijoules an image; end_to_end_ms: from decoded images, median; float_end_to_end_ms: the same
+            of an engine that does not normalize pixels itself. Each None where not measured.
     """
 
     name: str
@@ -237,6 +238,7 @@ class Variant:
     resident_bytes: int | None = None
     energy_mj: float | None = None
     end_to_end_ms: float | None = None
+    float_end_to_end_ms: float | None = None
     paired: Paired | None = None
 
 

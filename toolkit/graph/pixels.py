@@ -76,7 +76,8 @@ def affine(
     """Gain and shift of each channel: pixel * gain - shift is (pixel / 255 - mean) / std.
 
     Where the result is quantized, the shift is moved to the middle of those that give all 256 pixels the
-    integers of the float path: however a runtime rounds or fuses, these are then the integers.
+    integers of the float path: however a runtime rounds or fuses, these are then the integers. (Of several
+    pixels of a channel that lie exactly between two integers, one may become the other of its two.)
 
     Args:
         preprocess: Mean and standard deviation.

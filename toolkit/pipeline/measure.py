@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def measure(
     files: Mapping[str, tuple[str, Path]],
     images: FloatArray,
     *,
+    ready: Mapping[str, tuple[str, Path]] = MappingProxyType({}),
     dynamic: bool,
     pictures: Sequence[Image.Image],
     preprocess: Preprocess,
@@ -44,6 +46,7 @@ def measure(
         options: How.
         files: Name -> target and engine file.
         images: One batch (N, C, H, W) of noise.
+        ready: Name -> target and file of the same without pixels as input, to tell what that saves.
         dynamic: Whether the engines take any batch.
         pictures: Decoded images.
         preprocess: How one becomes an input.
@@ -55,7 +58,8 @@ def measure(
         sessions = variants.loaded(options, files, stack)
         measured = {**variants.latencies(options, sessions, images), "how": {}, "not_measured": {}}
         if options.throughput_s:
-            _end_to_end(measured, options, sessions, len(images), pictures, preprocess)
+            floats = variants.loaded(options, ready, stack)
+            _end_to_end(measured, sessions, floats, len(images), pictures, preprocess, options.throughput_s)
             _energy(measured, options, sessions, images)
         shaped = {name: variants.suited(session, images) for name, session in sessions.items()}
     if options.throughput_s:
@@ -81,17 +85,23 @@ def end_to_end(
 
 def _end_to_end(
     measured: dict[str, Any],
-    options: BenchOptions,
     sessions: Mapping[str, targets.Session],
+    floats: Mapping[str, targets.Session],
     batch: int,
     pictures: Sequence[Image.Image],
     preprocess: Preprocess,
+    duration_s: float,
 ) -> None:
     from targets._timing import interleave
 
-    runs = {name: end_to_end(session, batch, pictures, preprocess) for name, session in sessions.items()}
-    for name, samples in interleave(runs, warmup_s=0.1, duration_s=options.throughput_s).items():
-        measured["variants"][name]["end_to_end_ms"] = samples
+    runs = {
+        f"{key} {name}": end_to_end(session, batch, pictures, preprocess)
+        for key, loaded in (("end_to_end_ms", sessions), ("float_end_to_end_ms", floats))
+        for name, session in loaded.items()
+    }
+    for run, samples in interleave(runs, warmup_s=0.1, duration_s=duration_s).items():
+        key, name = run.split(" ", 1)
+        measured["variants"][name][key] = samples
     sizes = sorted(f"{width} x {height}" for width, height in {picture.size for picture in pictures})
     shown = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
     measured["how"]["end_to_end_ms"] = f"{HOW_END_TO_END}; {len(pictures)} images of {shown} pixels"

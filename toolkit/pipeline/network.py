@@ -75,7 +75,7 @@ def load_checkpoint(options: LoadOptions, out: Path) -> None:
     loaded = weights.load(source, options.model)
     prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
     weights.save(loaded.model, out, prepared)
-    published = options.weights.startswith("torchvision:")  # all of these share one preprocessing
+    published = options.weights.startswith("torchvision:")  # all of these share mean and std
     known = published or preprocessing.known(options.preprocess, loaded.preprocess)
     _describe(loaded.model, loaded.sha256, prepared, out, known=known)
 

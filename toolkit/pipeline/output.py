@@ -122,7 +122,7 @@ def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]
 
 def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
     """Place in the folder -> file in the store."""
-    from toolkit.pipeline.variants import runnable
+    from toolkit.pipeline.variants import built_of, runnable
 
     found: dict[Path, Path] = {}
     if report := folders.get("report"):
@@ -133,7 +133,7 @@ def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
             place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
             files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
             if not any(file.suffix == ".onnx" for file in files):
-                files[place / "graph.onnx"] = variant.graph(folders)
+                files[place / "graph.onnx"] = built_of(variant, record, folders)
             found |= files
     return found
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 from toolkit.core import plugins
 from toolkit.core.artifact import canonical_json
 from toolkit.core.errors import RecipeError, nearest
-from toolkit.core.tensors import Interpolation
+from toolkit.core.tensors import InputType, Interpolation
 from toolkit.pipeline.outside import existing, names_path
 from toolkit.pipeline.values import convert, merge, parse_override, read_toml
 
@@ -129,6 +129,9 @@ class ExportOptions:
 
     size: int | None = option(None, "Input height and width in pixels; default: the crop.", least=1)
     batch: int | Literal["dynamic"] = option(1, "Images of one inference, or dynamic.", least=1)
+    input: InputType = option(  # noqa: RUF009
+        "float32", "float32, or uint8: engines take decoded pixels and normalize them."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,26 @@ class QuantizeOptions:
     effort: Literal["fast", "balanced", "max"] = option("balanced", "fast, balanced or max.")
     bias_correction: bool = option(True, "Let biases absorb the mean error of their layer.")
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
+    float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
+    max_drop_pp: float | None = option(
+        None, "Most top-1 INT8 may lose, in points; layers go to float until it holds.", least=0.0
+    )
+    min_agreement: float | None = option(
+        None, "The same without labels: least part of images with FP32's class.", least=0.0, most=1.0
+    )
+    judge_images: int = option(
+        1000, "Images of select.source that judge this, none that calibrates.", least=1
+    )
     targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
+    source: str = option("", "Same as select.source.", path=True, derived=True)
+    exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
+    skip_bad: bool = option(False, "Same as select.skip_bad.", derived=True)
+    batch: int = option(8, "Same as evaluate.batch.", derived=True)
+
+    @property
+    def limited(self) -> bool:
+        """Whether INT8 has a limit to keep."""
+        return self.max_drop_pp is not None or self.min_agreement is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +190,7 @@ class CompileOptions:
     targets: tuple[str, ...] = option(
         ("openvino", "onnxruntime", "tensorrt"), "Runtimes to build for.", known=_targets, required=True
     )
+    input: InputType = option("float32", "Same as export.input.", derived=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +282,14 @@ class Recipe:
     def resolved(self) -> Recipe:
         """The recipe with everything filled in that follows from another section."""
         measured = self.prune.target_latency is not None  # else targets and threads do not matter to it
+        judges: dict[str, Any] = {}  # images that only a limit needs
+        if self.quantize.limited:
+            judges = {
+                "source": self.select.source,
+                "exclude": self.evaluate.source,
+                "skip_bad": self.select.skip_bad,
+                "batch": self.evaluate.batch,
+            }
         return replace(
             self,
             load=replace(self.load, size=self.export.size),
@@ -276,7 +307,8 @@ class Recipe:
             ),
             select=replace(self.select, exclude=self.evaluate.source),
             calibrate=replace(self.calibrate, source=self.select.source),
-            quantize=replace(self.quantize, targets=self.compile.targets),
+            quantize=replace(self.quantize, targets=self.compile.targets, **judges),
+            compile=replace(self.compile, input=self.export.input),
             bench=replace(self.bench, source=self.select.source),
         )
 

@@ -15,8 +15,8 @@ import numpy as np
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.core.progress import track
-from toolkit.pipeline import images, measure, network, pruning, variants
-from toolkit.pipeline.preprocessing import from_json
+from toolkit.pipeline import images, measure, network, precision, pruning, variants
+from toolkit.pipeline.preprocessing import check_known, from_json
 from toolkit.pipeline.recipe import (
     BenchOptions,
     CalibrateOptions,
@@ -37,7 +37,7 @@ def load(options: LoadOptions, inputs: Inputs, out: Path) -> None:  # noqa: ARG0
     """Bring in the network: from a checkpoint, by training it, or as an ONNX file.
 
     Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
-    parameters, classes, preprocess}.
+    parameters, classes, preprocess, preprocess_known}.
     """
     if options.model.endswith(".onnx"):
         network.take_onnx(options, out)
@@ -75,6 +75,7 @@ def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
     null is dynamic.
     """
     described = read_json(inputs["load"] / "model.json")
+    check_known(options.input, is_known=described["preprocess_known"])
     found = {"float": network.export(options, inputs["load"], described, out / "float.onnx")}
     if read_json(inputs["prune"] / "plan.json")["method"] != "none":
         found["pruned"] = network.export(options, inputs["finetune"], described, out / "pruned.onnx")
@@ -139,22 +140,19 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
 
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
-    import quantize as quantization
-    import targets
     from quantize.statistics import Statistics
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    how = quantization.QuantizeOptions(
-        options.observer, options.effort, options.bias_correction, options.sensitivity
-    )
+    judges = precision.held_out(options, inputs["select"], graphs) if precision.limited(options) else None
     summaries = {}
     for graph in variants.graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
         for target in track(options.targets, f"quantizing {graph}"):
             name = variants.quantized_name(target, pruned=graph == "pruned")
             model = inputs["export"] / graphs[graph]["file"]
-            scheme = targets.get(target).scheme
-            summaries[name] = quantization.quantize(model, statistics, scheme, how, out / f"{name}.onnx")
+            summaries[name] = precision.quantize(
+                options, model, statistics, target, judges, out / f"{name}.onnx"
+            )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
     write_json(out / "quantize.json", summaries)
@@ -164,22 +162,18 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
     """Build every variant, and ask the runtime what really runs in INT8.
 
     Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, folder, file,
-    runs_here, note, audit, warnings, size_bytes, error, hint}}. A target that is absent or refuses is
-    recorded with its error, and the others go on.
+    runs_here, note, audit, warnings, size_bytes, input, graph, float_input, error, hint}}; see
+    `variants.build`. A target that is absent or refuses is recorded with its error, and the others go on.
     """
-    import targets
-
     graphs = read_json(inputs["export"] / "graphs.json")
+    preprocess = from_json(graphs["preprocess"]) if options.input == "uint8" else None
     compiled = {}
     for variant in variants.planned(options.targets, graphs):
-        graph = variant.graph(inputs)
         record = {**asdict(variant), "folder": None, "file": None, "size_bytes": None, "runs_here": False}
         try:
-            built = targets.get(variant.target).compile(graph, out / variant.name, variant.precision)
-            record |= {**asdict(built), "folder": variant.name}
-            record["size_bytes"] = variants.size_bytes(out / variant.name)
+            record |= variants.build(variant, inputs, out, preprocess)
         except ToolkitError as error:
-            variants.check_room(out, graph, error)
+            variants.check_room(out, variant.graph(inputs), error)
             shutil.rmtree(out / variant.name, ignore_errors=True)
             record |= {"error": str(error), "hint": error.hint}
         compiled[variant.name] = record
@@ -238,6 +232,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
             options,
             variants.engines(inputs["compile"]),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
+            ready=variants.float_engines(inputs["compile"]),
             dynamic=graphs["batch"] is None,
             pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
             preprocess=from_json(graphs["preprocess"]),
@@ -296,10 +291,18 @@ STAGES = (
     Stage(
         "quantize",
         quantize,
-        needs=("export", "calibrate"),
-        code=("quantize", "toolkit.graph", *VARIANTS),
+        needs=("export", "select", "calibrate"),
+        code=("quantize", "toolkit.graph", "toolkit.pipeline.precision", *IMAGES, *VARIANTS),
+        on_device="limited",  # layers are timed here
+        facts=precision.schemes,
     ),
-    Stage("compile", compile, needs=("export", "quantize"), code=VARIANTS, on_device=True),
+    Stage(
+        "compile",
+        compile,
+        needs=("export", "quantize"),
+        code=(*VARIANTS, "toolkit.graph", "toolkit.pipeline.preprocessing"),
+        on_device=True,
+    ),
     Stage(
         "evaluate",
         evaluate,
