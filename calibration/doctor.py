@@ -15,12 +15,13 @@ from PIL import Image
 from calibration.datasets import Dataset
 from calibration.duplicates import Look, look, pairs
 from calibration.finding import Finding
-from calibration.loader import decode_each, ordered_map
+from calibration.loader import decode_each
 from calibration.preprocess import check, pixels
 from calibration.signature import Stem, check_colours, check_stem
 from calibration.words import some
 from toolkit.core import progress
 from toolkit.core.errors import DataError
+from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import PixelArray
 from toolkit.core.tensors import Preprocess
 

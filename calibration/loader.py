@@ -6,13 +6,9 @@ at once, share the open archive, and never outlive the loop that reads them.
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -22,14 +18,11 @@ from calibration.datasets import Dataset
 from calibration.preprocess import check, normalize, pixels
 from toolkit.core import progress
 from toolkit.core.errors import DataError, RecipeError
+from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.tensors import Preprocess
 
 Result = TypeVar("Result")
-
-_CHUNK = 8  # images a task: enough to hide its cost, few enough to bound the memory
-_AHEAD = 2  # tasks for each worker beyond the one that is waited for
-_MAX_WORKERS = 8  # beyond, threads mostly wait for the interpreter lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,42 +151,6 @@ def decode_each(
             f"none of the {bad} images of {dataset.name} can be decoded",
             hint="check that the files are images, and copy them again",
         )
-
-
-def ordered_map(
-    work: Callable[[int], Result], indices: Sequence[int], *, workers: int | None = None
-) -> Generator[Result, None, None]:
-    """Apply a function to every index in worker threads; yield the results in order.
-
-    Only a few results wait at a time, however many indices there are. When the loop is left, by its end, an
-    error or Ctrl-C, what has not begun is dropped and the threads are gone.
-
-    Args:
-        work: What is done with an index; must release the interpreter lock to run side by side.
-        indices: What it is done with.
-        workers: Threads; None is one for each core this process may use, at most 8.
-    """
-    count = workers or min(available_cores(), _MAX_WORKERS)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-data")
-    try:
-        tasks = (
-            pool.submit(lambda part: [work(index) for index in part], indices[start : start + _CHUNK])
-            for start in range(0, len(indices), _CHUNK)
-        )
-        pending: deque[Future[list[Result]]] = deque(islice(tasks, 1 + count * _AHEAD))
-        while pending:
-            results = pending.popleft().result()
-            pending.extend(islice(tasks, 1))
-            yield from results
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _batch(dataset: Dataset, prepared: list[tuple[FloatArray, PixelArray]], indices: list[int]) -> Batch:

@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 from calibration.datasets import Dataset
-from calibration.loader import decode_each, ordered_map
+from calibration.loader import decode_each
 from calibration.words import some
 from toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
 from toolkit.core.errors import DataError
+from toolkit.core.parallel import ordered_map
 
 _SCHEMA = 1
 

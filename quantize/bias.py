@@ -9,17 +9,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.network import Network
+from quantize.network import Network, parts, side_by_side
 from quantize.placement import is_weighted
 from quantize.simulate import fake_quantize
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams
 
 TRIMMED = 10  # one image in so many is left out at either end
-PART_PIXELS = 2**17  # images run at once: 32 at 64 px, 2 at 224 px; larger tensors leave the caches
 
 
-@torch.inference_mode()
 def corrections(
     network: Network, probe: FloatArray, activations: Mapping[str, QParams], weights: Mapping[str, QParams]
 ) -> dict[str, FloatArray]:
@@ -40,45 +38,45 @@ def corrections(
     Source:
         Nagel et al. 2019, arXiv:1906.04721, sec. 4.2, empirical and sequential; the trimmed mean is ours.
     """
-    size = max(PART_PIXELS // int(np.prod(probe.shape[2:])), 1)
-    images = torch.split(torch.from_numpy(probe), size)
+    images = parts(probe)
     exact = _exact_means(network, images)
-    parts = [_Part(network, part, activations) for part in images]
+    running = [_Part(network, part, activations) for part in images]
     found: dict[str, FloatArray] = {}
     unread = dict(network.reads)
     for node in track(network.nodes, "correcting biases"):
         rounded = _rounded_weight(network, node, weights)
-        for part in parts:
-            part.run(node, rounded)
+        means = list(side_by_side(lambda part: part.run(node, rounded), running))  # noqa: B023 (used at once)
         shift = None
         if _has_bias(node):
-            name = str(node.outputs[0].name)
-            shift = _typical(exact[name] - torch.cat([_means(part.values[name]) for part in parts]))
+            shift = _typical(exact[str(node.outputs[0].name)] - torch.cat(means))
             found[str(node.name)] = np.array(shift.numpy())
-        for part in parts:
-            part.correct(node, shift)
-        for value in node.inputs:
-            if value is not None:
-                unread[str(value.name)] -= 1
-        read = {str(value.name) for value in node.inputs if value is not None}
-        for part in parts:
-            part.forget(name for name in read if not unread[name])
+        read = [str(value.name) for value in node.inputs if value is not None]
+        for name in read:
+            unread[name] -= 1
+        done = [name for name in read if not unread[name]]
+        for _ in side_by_side(lambda part: part.correct(node, shift, done), running):  # noqa: B023
+            pass
     return found
 
 
 def _exact_means(network: Network, images: Iterable[Tensor]) -> dict[str, Tensor]:
     """Mean of every image and channel of what is corrected, in the float network: name -> (N, C)."""
     corrected = {str(node.outputs[0].name) for node in network.nodes if _has_bias(node)}
-    found: dict[str, list[Tensor]] = {name: [] for name in corrected}
 
-    def look(name: str, value: Tensor) -> Tensor:
-        if name in corrected:
-            found[name].append(_means(value))
-        return value
+    @torch.inference_mode()
+    def run(part: Tensor) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
 
-    for part in images:
+        def look(name: str, value: Tensor) -> Tensor:
+            if name in corrected:
+                seen[name] = _means(value)
+            return value
+
         network(part, look)
-    return {name: torch.cat(means) for name, means in found.items()}
+        return seen
+
+    found = list(side_by_side(run, images))
+    return {name: torch.cat([seen[name] for seen in found]) for name in corrected}
 
 
 def _means(values: Tensor) -> Tensor:
@@ -87,32 +85,29 @@ def _means(values: Tensor) -> Tensor:
 
 
 class _Part:
-    """Some images on their way through the quantized network.
-
-    Attributes:
-        values: Tensor name -> value, of the tensors that are still to be read.
-    """
+    """Some images on their way through the quantized network."""
 
     def __init__(self, network: Network, images: Tensor, activations: Mapping[str, QParams]) -> None:
         self._network, self._activations = network, activations
-        self.values: dict[str, Tensor] = {network.input: self._round(network.input, images)}
+        self._values = {network.input: self._round(network.input, images)}
 
-    def run(self, node: ir.Node, rounded: dict[str, Tensor]) -> None:
-        """Run a node, with its weights rounded."""
-        self.values[str(node.outputs[0].name)] = self._network.apply(node, {**self.values, **rounded})
+    @torch.inference_mode()
+    def run(self, node: ir.Node, rounded: dict[str, Tensor]) -> Tensor:
+        """Run a node, with its weights rounded; the mean of every image and channel."""
+        result = self._network.apply(node, {**self._values, **rounded})
+        self._values[str(node.outputs[0].name)] = result
+        return _means(result) if _has_bias(node) else torch.empty(0)
 
-    def correct(self, node: ir.Node, shift: Tensor | None) -> None:
-        """Add what its layer is corrected by to the result of a node, and quantize it."""
+    @torch.inference_mode()
+    def correct(self, node: ir.Node, shift: Tensor | None, done: Iterable[str]) -> None:
+        """Add what its layer is corrected by to the result of a node, quantize it, forget what is done."""
         name = str(node.outputs[0].name)
-        result = self.values[name]
+        result = self._values[name]
         if shift is not None:
             result = result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
-        self.values[name] = self._round(name, result)
-
-    def forget(self, names: Iterable[str]) -> None:
-        """Free tensors that nobody reads any more."""
-        for name in names:
-            self.values.pop(name, None)
+        self._values[name] = self._round(name, result)
+        for each in done:
+            self._values.pop(each, None)
 
     def _round(self, name: str, values: Tensor) -> Tensor:
         qparams = self._activations.get(name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import onnx_ir as ir
 from quantize.placement import candidates, never_negative
 from quantize.statistics import PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
 from toolkit.core.errors import DataError
+from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import FloatArray
 from toolkit.graph import io
 from toolkit.graph.reference import Reference
 
-BATCH_PIXELS = 2**17  # images run at once, where the graph lets us choose: 32 at 64 px, 2 at 224 px
+PART_PIXELS = 2**16  # images run at once, where the graph lets us choose: 16 at 64 px, 1 at 224 px
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
 
@@ -38,13 +40,19 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
     gathered = {name: Gathered(name) for name in watched}
     probe: Thinned | None = None
     images = 0
-    for batch in batches:
-        probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), 16))
-        probe.add(batch)
-        images += len(batch)
-        check_finite(reference.input, batch)  # maxima may lose a NaN; it can come from nowhere else but inf
-        for part in _parts(batch, size):
-            values = iter(reference.run(part))
+
+    def parts() -> Iterator[FloatArray]:
+        nonlocal probe, images
+        for batch in batches:
+            probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), 16))
+            probe.add(batch)
+            images += len(batch)
+            check_finite(reference.input, batch)  # maxima may lose a NaN; it comes from nowhere else but inf
+            yield from _parts(batch, size)
+
+    with closing(ordered_map(reference.run, parts(), chunk=1)) as results:
+        for result in results:
+            values = iter(result)
             for name, tensor in watched.items():
                 gathered[name].add(*tensor.read([next(values) for _ in tensor.outputs]))
     if probe is None:
@@ -125,7 +133,7 @@ def _parts(batch: FloatArray, size: int | None) -> list[FloatArray]:
     A static graph's last part is filled up with the batch's own images.
     """
     if size is None:
-        most = max(BATCH_PIXELS // int(np.prod(batch.shape[2:])), 1)
+        most = max(PART_PIXELS // int(np.prod(batch.shape[2:])), 1)
         return [batch[i : i + most] for i in range(0, len(batch), most)]
     count = -(-len(batch) // size)
     filled = np.resize(batch, (count * size, *batch.shape[1:]))

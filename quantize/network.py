@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,10 +14,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.core.errors import ModelError
+from toolkit.core.parallel import ordered_map
+from toolkit.core.quant import FloatArray
 from toolkit.graph import io
 
 Change = Callable[[str, Tensor], Tensor]
 Operation = Callable[["_Call"], Tensor]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+PART_PIXELS = 2**16  # images of one part: 16 at 64 px, 1 at 224 px; larger tensors leave the caches
+
+
+def parts(images: FloatArray) -> tuple[Tensor, ...]:
+    """Images (N, C, H, W) in parts that are run at once."""
+    size = max(PART_PIXELS // int(np.prod(images.shape[2:])), 1)
+    return torch.split(torch.from_numpy(images), size)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+    """Apply a function that computes with torch to every item, one thread a core; the results in order.
+
+    Threads that share every operation wait for each other all the time, and for whatever else the machine
+    does; with items of their own they do not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with closing(ordered_map(work, items, workers=threads, chunk=1)) as results:
+            yield from results
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Network:

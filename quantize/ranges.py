@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from quantize import observers
-from quantize.network import Network
+from quantize.network import Network, parts, side_by_side
 from quantize.qparams import choose_qparams
 from quantize.statistics import TensorStatistics
-from toolkit.core.progress import tell
+from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
-BATCH_PIXELS = 2**17  # images probed at once: 32 at 64 px, 2 at 224 px
 RANDOM_DIRECTIONS = 2  # of the logits, for every image, beside the one towards its second class
 MARGIN_WEIGHT = 2.0  # of that one, against each random one
 
@@ -51,13 +53,17 @@ def output_aware(
         First-order propagation as in Dong et al. 2019, arXiv:1905.03696, with the clipping bias kept
         coherent; our own.
     """
-    tallies = {name: _Tally(statistics[name].largest) for name in points}
-    generator = torch.Generator().manual_seed(0)
-    size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
-    for start in range(0, len(probe), size):
-        tell("finding clip points", start, len(probe))
-        _probe(network, torch.from_numpy(probe[start : start + size]), tallies, generator)
-    tell("finding clip points", len(probe), len(probe))
+    largest = {name: statistics[name].largest for name in points}
+    tallies = {name: _Tally(most) for name, most in largest.items()}
+
+    def probed(part: tuple[int, Tensor]) -> dict[str, _Tally]:
+        return _probe(network, part[1], largest, seed=part[0])
+
+    images = parts(probe)
+    with closing(side_by_side(probed, enumerate(images))) as results:
+        for part in track(results, "finding clip points", total=len(images)):
+            for name, tally in part.items():
+                tallies[name].merge(tally)
     return {name: tallies[name].choose(spec, statistics[name]) for name, spec in points.items()}
 
 
@@ -101,6 +107,11 @@ class _Tally:
         bins = torch.bincount(self._bin, weights, size).reshape(self._images, -1)
         return bins.flip(1).cumsum(1).flip(1)
 
+    def merge(self, other: _Tally) -> None:
+        """Add what another one tallied."""
+        self._rounding += other._rounding
+        self._clipping += other._clipping
+
     def choose(self, spec: QuantSpec, seen: TensorStatistics) -> QParams:
         scales = CUTS * self._largest / spec.quant_max
         error = self._clipping + self._rounding * scales**2 / 12
@@ -127,7 +138,8 @@ def _margin(logits: Tensor) -> Tensor:
     return direction * (logits.numel() / direction.square().sum().clamp(min=1e-12)).sqrt()
 
 
-def _probe(network: Network, images: Tensor, tallies: dict[str, _Tally], generator: torch.Generator) -> None:
+def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, seed: int) -> dict[str, _Tally]:
+    tallies = {name: _Tally(most) for name, most in largest.items()}
     inputs: list[Tensor] = []
 
     def watch(name: str, value: Tensor) -> Tensor:
@@ -140,7 +152,9 @@ def _probe(network: Network, images: Tensor, tallies: dict[str, _Tally], generat
         return value
 
     logits = network(images, watch)
+    generator = torch.Generator().manual_seed(seed)
     directions = [_margin(logits.detach()) * MARGIN_WEIGHT**0.5]
     directions += [torch.randn(logits.shape, generator=generator) for _ in range(RANDOM_DIRECTIONS)]
     for index, direction in enumerate(directions, 1):
         torch.autograd.grad(logits, inputs, direction, retain_graph=index < len(directions))
+    return tallies

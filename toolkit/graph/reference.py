@@ -12,7 +12,7 @@ from toolkit.core.quant import FloatArray
 
 
 class Reference:
-    """Runs a float graph and gives any of its tensors.
+    """Runs a float graph on one thread and gives any of its tensors; threads may share it.
 
     Attributes:
         input: Name of the images.
@@ -30,6 +30,7 @@ class Reference:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = 1  # images side by side are faster, and do not wait for each other
         self._outputs = list(outputs)
         self.input = str(model.graph.inputs[0].name)
         try:
