@@ -14,9 +14,21 @@ class BuildOptions(NamedTuple):
 
     precision: str = "fp32"  # int8, fp16, fp32
     profile: tuple[int, int, int] | None = None  # batch: lowest, usual, highest
-    workspace_mib: int = 1024
+    workspace_mib: int = 1024  # TensorRT's scratch memory
     optimization_level: int | None = None  # 0..5; None: the SDK's own
     strongly_typed: bool = False
+
+
+def workspace_mib(memory_bytes: int | None) -> int:
+    """TensorRT's scratch memory unless told otherwise: an eighth of a board with 4 GB, which CPU and GPU share.
+
+    Only the whole memory counts, not what is free now: the engine's key must not change from day to day.
+    """
+    usual = BuildOptions().workspace_mib
+    if memory_bytes is None:
+        return usual
+    part = 1 << (memory_bytes // 8 >> 20).bit_length()  # the power of two above: boards have a little less than sold
+    return max(128, min(usual, part))
 
 
 class Built(NamedTuple):

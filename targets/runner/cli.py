@@ -19,7 +19,7 @@ build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32]
           [--profile MIN:OPT:MAX (batches)] [--workspace-mib M] [--optimization-level 0..5] [--strongly-typed]
           [--lock-timeout-s S] [--timeout-s S] [--force]
           Writes ENGINE and ENGINE.json (the sidecar) atomically; the same key is reused, never built twice.
-          Without --backend: the probe's best.
+          Without --backend: the probe's best. Without --workspace-mib: 1024, or an eighth of a small board's memory.
           -> "engine", "sidecar", "key", "reused", "build_s", "size_bytes", "engine_sha256", "graph_sha256",
              "backend", "version", "warnings": [...]
 selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
@@ -118,11 +118,13 @@ def _probe(options: Any, output: Output) -> dict[str, Any]:
 def _build(options: Any, output: Output) -> dict[str, Any]:
     name = options.backend or _probe_best(options, output)
     sdk = backend.load(name, options.sdk)
+    tree = system.Tree(options.root)
+    workspace_mib = options.workspace_mib or backend.workspace_mib(system.memory(tree)["total_bytes"])
     settings = backend.BuildOptions(
-        options.precision, options.profile, options.workspace_mib, options.optimization_level, options.strongly_typed
+        options.precision, options.profile, workspace_mib, options.optimization_level, options.strongly_typed
     )
     result = engines.build(
-        sdk, options.graph, options.out, settings, system.Tree(options.root), output,
+        sdk, options.graph, options.out, settings, tree, output,
         options.cache, options.lock_timeout_s, options.timeout_s, options.force,
     )  # fmt: skip
     fake = result.pop("fake")
@@ -359,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     build.add_argument("--cache")
     build.add_argument("--profile", type=_batches)
-    build.add_argument("--workspace-mib", type=whole, default=1024)
+    build.add_argument("--workspace-mib", type=whole)
     build.add_argument("--optimization-level", type=int, choices=range(6))
     build.add_argument("--strongly-typed", action="store_true")
     build.add_argument("--lock-timeout-s", type=float, default=600.0)

@@ -21,6 +21,8 @@ from .output import Output, watched
 
 _TEMPORARY = ".edgeship-tmp-"
 BUSY = 75  # EX_TEMPFAIL: try again later
+_SIDECAR = {"backend": str, "version": str, "fake": bool, "precision": str, "engine_sha256": str, "identity": dict,
+            "key": str}  # fmt: skip
 _SPACE_FACTOR = 3  # free disk a build wants, in sizes of the graph
 
 
@@ -184,10 +186,10 @@ def sidecar(engine: str) -> dict[str, Any]:
     try:
         with open(engine + ".json", encoding="utf-8") as stream:
             record = json.load(stream)
-        missing = {"backend", "version", "fake", "precision", "engine_sha256", "identity", "key"} - set(record)
-    except (OSError, ValueError, TypeError):
-        record, missing = {}, {"everything"}
-    if missing or not isinstance(record, dict):
+        usable = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in _SIDECAR.items())
+    except (OSError, ValueError, RecursionError):
+        usable = False
+    if not usable:
         raise Failure(
             "sidecar-missing", f"no usable {engine}.json beside the engine",
             "engines are known by the record the build leaves", "build again with this runner",

@@ -134,7 +134,7 @@ def golden(folder: str) -> Golden:
             if hashlib.sha256(data).hexdigest() != digests[name] or len(data) != size:
                 raise _bad(name, "is not the file golden.json describes")
             contents.append(data)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad(path, f"is damaged ({error})") from error
     return Golden(contents[0], rows(contents[1], classes), count, tuple(image_shape), are_pixels)
 

@@ -198,8 +198,8 @@ def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]
     ]
     if known.version >= RUNNER_FROM:
         lines.append(
-            f"Then time it: `python3 {runner.FILE_NAME} time --engine {plan}`; with `--trtexec` by NVIDIA's tool "
-            "as well, and how far the two are apart."
+            f"Then time it: `python3 {runner.FILE_NAME} time --engine {plan}`; with `--trtexec` by NVIDIA's "
+            "tool as well, and how far the two are apart."
         )
         lines.append("By trtexec instead:")
         told = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())

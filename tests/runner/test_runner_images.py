@@ -2,6 +2,7 @@
 
 import array
 import io
+import json
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from calibration import packed as host
 from calibration.datasets import open_dataset
 from calibration.loader import batches
-from targets.runner import images
+from targets.runner import engines, images
 from targets.runner.failures import Failure
 from toolkit.core.statistics import agreement, sqnr_db
 from toolkit.core.tensors import Preprocess
@@ -163,3 +164,57 @@ def test_images_that_are_no_packed_set(run, tmp_path):
     (tmp_path / "x.png").write_bytes(stream.getvalue())
     answer = run("evaluate", "--engine", "none", "--images", tmp_path / "x.png")
     assert answer.result["error"]["code"] == "data-damaged"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+GOLDEN = {"shape": [2, 3, 4, 4], "classes": 5, "inputs": "inputs.f32", "logits": "logits.f32"}
+
+
+@given(
+    content=st.one_of(
+        json_values.map(json.dumps),
+        st.tuples(st.sampled_from(sorted(GOLDEN)), json_values).map(
+            lambda change: json.dumps({**GOLDEN, "sha256": {}, change[0]: change[1]})
+        ),
+        st.text(max_size=40),
+        st.integers(0, 80).map(lambda cut: json.dumps(GOLDEN)[:cut]),
+    )
+)
+def test_a_damaged_golden_record_is_refused_and_never_compared(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "golden.json").write_text(content, errors="ignore")
+    with pytest.raises((Failure, OSError)):
+        images.golden(str(folder))
+
+
+SIDECAR = {
+    "backend": "openvino",
+    "version": "1",
+    "fake": False,
+    "precision": "int8",
+    "engine_sha256": "0",
+    "identity": {},
+    "key": "k",
+}
+
+
+@given(
+    content=st.one_of(
+        json_values.map(json.dumps),
+        st.tuples(st.sampled_from(sorted(SIDECAR)), json_values).map(
+            lambda change: json.dumps({**SIDECAR, change[0]: change[1]})
+        ),
+        st.text(max_size=40),
+        st.integers(0, 80).map(lambda cut: json.dumps(SIDECAR)[:cut]),
+    )
+)
+def test_an_engine_with_a_damaged_record_is_not_loaded(tmp_path_factory, content):
+    engine = tmp_path_factory.getbasetemp() / "engine"
+    engine.write_bytes(b"an engine")
+    engine.with_name("engine.json").write_text(content, errors="ignore")
+    with pytest.raises(Failure):
+        engines.open_engine(str(engine), None, None)

@@ -7,7 +7,7 @@ import time
 import pytest
 from runner import jetson_tree
 
-from targets.runner import meter, system, timing
+from targets.runner import backend, meter, system, timing
 
 
 @pytest.fixture
@@ -246,3 +246,36 @@ def test_a_host_that_cannot_keep_up_is_told_to_use_a_graph():
     subject.samples.update({"wall_ms": [1.0] * 20, "gpu_ms": [0.5] * 20, "enqueue_ms": [0.45] * 20})
     subject.busy_s = subject.first_ms = 1.0
     assert ["--cuda-graph" in mark for mark in subject.result(False, True)["marks"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("sold_gb", "total_kib", "mib"),
+    [
+        (2, 2_027_000, 256),
+        (4, 4_059_000, 512),
+        (8, 7_802_696, 1024),
+        (16, 16_300_000, 1024),
+        (64, 64_300_000, 1024),
+    ],
+)
+def test_small_boards_build_with_less_scratch_memory(sold_gb, total_kib, mib):
+    assert backend.workspace_mib(total_kib * 1024) == mib
+    assert backend.workspace_mib(None) == 1024
+
+
+def test_a_board_with_4_gb_builds_with_512_mib_and_may_be_told_another(run_fake, tmp_path):
+    root = jetson_tree.lay(tmp_path / "root", {"proc/meminfo": "MemTotal:        4059000 kB\n"})
+    (tmp_path / "g").write_text(json.dumps({"shape": [1, 3, 4, 4], "classes": 2}))
+    arguments = [
+        "build",
+        "--graph",
+        tmp_path / "g",
+        "--out",
+        tmp_path / "e",
+        "--backend",
+        "tensorrt",
+        "--root",
+        root,
+    ]
+    assert ["set_memory_pool_limit", 512 << 20] in run_fake("8.5", *arguments).calls
+    assert ["set_memory_pool_limit", 64 << 20] in run_fake("8.5", *arguments, "--workspace-mib", 64).calls

@@ -344,7 +344,7 @@ class ICudaEngine:
             return TensorIOMode.INPUT if _take(name, str, "name") == "images" else TensorIOMode.OUTPUT
 
         def get_tensor_dtype(self, name):
-            return DataType.FLOAT
+            return DataType.UINT8 if name == "images" and self.graph.unsigned else DataType.FLOAT
 
         def get_tensor_shape(self, name):
             return self.graph.shape if name == "images" else (self.graph.shape[0], self.graph.classes)
@@ -438,7 +438,7 @@ class IExecutionContext:
             source, target = self._addresses["images"], self._addresses["logits"]
 
             def work():
-                images = _cudart.device_read(source, 4 * batch * graph.pixels)
+                images = _cudart.device_read(source, (1 if graph.unsigned else 4) * batch * graph.pixels)
                 _cudart.device_write(target, graph.run(images, batch))
                 if profiler is not None:
                     profiler.report_layer_time("fake conv", _cudart.COMPUTE_MS)
