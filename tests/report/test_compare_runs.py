@@ -91,6 +91,25 @@ def test_latency_of_another_device_is_not_judged(runs):
     assert "against another" in found.remarks[0]
 
 
+def within(run, part, **changes):
+    return replace(run, report=replace(run.report, **{part: {**getattr(run.report, part), **changes}}))
+
+
+def test_latency_of_a_busy_machine_is_not_judged(runs):
+    slow = slower(runs[0], 1.5)
+    for pair in ((within(runs[0], "environment", other_share=0.6), slow),
+                 (runs[0], within(slow, "environment", other_share=0.6))):  # fmt: skip
+        found = find(compare(pair), "openvino-int8")
+        assert found.latency_significant is None
+        assert found.remarks == ("timed on a busy machine",)
+
+
+def test_another_input_size_is_named(runs):
+    a, b = (within(run, "model", input_px=size) for run, size in zip(runs, (224, 192), strict=True))
+    assert "input of 224 against 192 px" in find(compare((a, b)), "openvino-int8").remarks
+    assert not any("px" in remark for remark in find(compare((a, a)), "openvino-int8").remarks)
+
+
 def test_markdown_has_a_row_per_variant_and_run(runs):
     text = markdown(runs, compare(runs))
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + 2 * 5

@@ -14,6 +14,7 @@ from toolkit.core.quant import IntArray
 from toolkit.core.results import LatencySummary, RunReport, Variant
 from toolkit.report import words
 from toolkit.report.analysis import Kept, kept
+from toolkit.report.verdict import busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,10 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
             remarks.append("predictions were not kept, so the interval is wider" if same else "other images")
     if base.kind != other.kind:
         remarks.append(f"accuracy {base.kind} against {other.kind}")
-    unlike = _unlike(base.latency_ms, other.latency_ms)
+    unlike = _unlike(base.latency_ms, other.latency_ms) or _disturbed(first.report, run.report)
+    sizes = [each.report.model.get("input_px") for each in (first, run)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        remarks.append(f"input of {sizes[0]} against {sizes[1]} px")
     ratio = apart = None
     if base.latency_ms and other.latency_ms:
         ratio = base.latency_ms.p50 / other.latency_ms.p50
@@ -152,6 +156,11 @@ def _unlike(a: LatencySummary | None, b: LatencySummary | None) -> str:
     if (a.batch, a.threads) != (b.batch, b.threads):
         return "latency of other batch or threads"
     return ""
+
+
+def _disturbed(a: RunReport, b: RunReport) -> str:
+    """Whether other work made latencies of either run longer; empty when it did not."""
+    return "timed on a busy machine" if busy(a.environment) or busy(b.environment) else ""
 
 
 COLUMNS = (

@@ -74,13 +74,13 @@ def warnings(report: RunReport) -> tuple[str, ...]:
         )
     if report.environment.get("throttled"):
         found.append("The processor was throttled during the run: every latency is too long.")
-    found += _busy(report.environment)
+    found += busy(report.environment)
     found += [f"{v.name}: {warning}" for v in report.variants for warning in v.warnings]
     return tuple(found)
 
 
-def _busy(environment: Mapping[str, Any]) -> list[str]:
-    """Whether other work slowed the measurement: by what it took meanwhile or, if unknown, by the load."""
+def busy(environment: Mapping[str, Any]) -> list[str]:
+    """What slowed the measurement: other work, by what it took meanwhile or, if unknown, by the load."""
     found = []
     others, stolen = environment.get("other_share"), environment.get("stolen_share")
     load, cores = environment.get("load_average"), environment.get("cores")
@@ -123,7 +123,11 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     facts = _facts(v)
     missed = [gate for gate in report.missed if gate.variant == v.name]
     if missed:
-        return "bad", f"{facts}: do not ship it, it misses {', '.join(gate.name for gate in missed)}."
+        failed = [gate.name for gate in missed if gate.value is not None]
+        unknown = [gate.name for gate in missed if gate.value is None]
+        why = [f"it misses {', '.join(failed)}"] if failed else []
+        why += [f"nothing was measured that {', '.join(unknown)} could be judged by"] if unknown else []
+        return "bad", f"{facts}: do not ship it, {' and '.join(why)}."
     if v.drop_pp is None:
         return "open", f"{facts}: its accuracy is unknown, evaluate it on labelled images."
     if v.speedup is None:
@@ -159,10 +163,11 @@ def _rival(v: Variant, report: RunReport) -> str | None:
 
 def _may_be_noise(v: Variant, report: RunReport) -> bool:
     """Whether the 95 % intervals of the two medians leave room for none, or other work hid the truth."""
-    others = report.environment.get("other_share")
-    if others is not None and others > OTHERS and v.latency_ms and (v.latency_ms.cv or 0.0) > DISTURBED:
-        return True
     over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
+    others = report.environment.get("other_share")
+    scatter = max((latency.cv or 0.0 for latency in (v.latency_ms, over) if latency), default=0.0)
+    if others is not None and others > OTHERS and scatter > DISTURBED:
+        return True
     own = v.latency_ms.p50_ci95 if v.latency_ms else None
     return bool(over and over.p50_ci95 and own and over.p50_ci95[0] <= own[1])
 
@@ -175,7 +180,11 @@ def _facts(v: Variant) -> str:
     else:
         speed = f"is slower ({v.speedup:.2f}× the speed)"
     if v.drop_pp is None:
-        loss = ""
+        loss = (
+            ""
+            if v.agreement is None
+            else f"agrees with FP32 on {words.percent(v.agreement, 1)} of the images"
+        )
     else:
         verb = "gains" if v.drop_pp < 0 else "loses"
         interval = f" {words.bracket(v.drop_ci95_pp, 1)}" if v.drop_ci95_pp else ""
