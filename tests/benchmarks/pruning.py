@@ -1,235 +1,332 @@
-"""Pruning without labels, beside Torch-Pruning: accuracy, multiply-accumulates, seconds, INT8 latency.
+"""Pruning without labels, beside Torch-Pruning: accuracy, distillation, INT8, latency, prediction, time.
 
     python tests/benchmarks/pruning.py --checkpoint net.pth --calibration train.zip --test test.zip --size 64
+    python tests/benchmarks/pruning.py --sections latency,predicted,time     those that want a quiet machine
 
-Torch-Pruning is not part of the product: `pip install --no-deps torch-pruning==1.6.1`.
+Networks and rows are kept under --work and not made again, so that sections may be run one by one; --redo
+forgets the rows of the sections that are named. Torch-Pruning is no part of the product:
+`pip install --no-deps torch-pruning==1.6.1`.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-import torch
+from _common import SHARED, machine, run_fresh, table, tell, write
+from pruning_tools import (
+    CALIBRATION,
+    Data,
+    Judge,
+    distilled,
+    enlarged,
+    for_latency,
+    latencies,
+    pruned,
+    quantized,
+    torch_pruned,
+)
 
-import quantize
-import targets
-from calibration.datasets import open_dataset
-from calibration.loader import batches
-from calibration.manifest import locate, select
-from quantize.collect import collect
-from targets._timing import interleave
+from toolkit.core.artifact import read_json, write_json
 from toolkit.core.statistics import paired_drop
-from toolkit.core.tensors import Preprocess
-from toolkit.models.export import export
-from toolkit.models.resnet import ResNet, macs, resize
+from toolkit.models.resnet import ResNet, macs
 from toolkit.models.weights import load
-from toolkit.prune import DistillOptions, PruneOptions, distill, prune
-from toolkit.prune.apply import widths_of
+from toolkit.prune import DistillOptions, PruneOptions
 
-KEEPS = (0.75, 0.5, 0.35)
-EVAL_BATCH = 100
+SECTIONS = ("accuracy", "distillation", "int8", "latency", "predicted", "time")
 LATENCY_SIZE = 224
-RUNS = 100
+TARGET_LATENCY = 0.6  # of dense INT8
+TIMEOUT_S = 1800
+DRAW = 16  # images that a graph is calibrated on where only its speed counts
+# largest drop in points that was asked for: network -> channels kept -> pruned, after distillation
+ASKED: Mapping[str, Mapping[float, tuple[float, float | None]]] = {
+    "resnet18": {0.75: (0.4, 0.0), 0.5: (1.2, 0.3), 0.35: (2.6, 1.0)},
+    "resnet50": {0.58: (1.5, None)},
+}
+ASKED_SECONDS = {"resnet18": 60, "resnet50": 240}
+COLUMNS = {
+    "accuracy": ("method", "MACs", "top-1", "drop, pp", "95 %", "asked", "seconds"),
+    "distillation": ("start", "MACs", "top-1", "drop, pp", "95 %", "asked", "seconds"),
+    "int8": ("network", "FP32 drop, pp", "INT8 drop, pp", "INT8 adds, pp", "asked"),
+    "latency": ("network", "ms", "against FP32", "against dense INT8", "asked"),
+    "predicted": ("goal", "dense INT8, ms", "predicted", "measured", "error", "timed again", "asked"),
+    "time": ("one width", "seconds", "asked", "peak memory"),
+}
+TITLES = {
+    "accuracy": "Block-internal channels, no training, no labels, FP32",
+    "distillation": "The same, then label-free distillation",
+    "int8": "What INT8 adds on OpenVINO",
+    "latency": f"OpenVINO, {LATENCY_SIZE} px, batch 1, one thread, in turns",
+    "predicted": f"Widths for a latency, {LATENCY_SIZE} px, batch 1, one thread",
+    "time": "Time and memory of a fresh process on all cores, decoding not counted in the seconds",
+}
 
 
 @dataclass(slots=True)
-class Images:
-    """Unlabelled images to prune with, labelled ones to judge with, as arrays."""
+class Bench:
+    """One network, its images, and the rows that are known."""
 
-    calibration: list[np.ndarray]
-    test: list[np.ndarray]
-    labels: np.ndarray
-    distill: tuple[np.ndarray, ...]
+    dense: ResNet
+    data: Data
+    work: Path
+    job: dict[str, Any]
+    keeps: tuple[float, ...]
+    epochs: int
+    distill_images: int
+    rows: dict[str, dict[str, list[Any]]]
+
+    def row(self, section: str, name: str, make: Callable[[], list[Any]]) -> None:
+        """Make a row, if it is not known yet, and keep it."""
+        known = self.rows.setdefault(section, {})
+        if name in known:
+            return
+        tell(f"{section}: {name}")
+        try:
+            known[name] = make()
+        except ImportError as error:
+            tell(f"  left out: {error}")
+            return
+        write_json(self.work / "rows.json", self.rows)
+
+    def judged(self, model: ResNet, folder: str) -> np.ndarray:
+        """Which test images a network gets right."""
+        return Judge(self.data).network(model, self.work / folder)
+
+    def asked(self, keep: float) -> tuple[float | None, float | None]:
+        """Largest drop asked for at a part of the channels: without and with distillation."""
+        return ASKED.get(self.dense.architecture.name, {}).get(keep, (None, None))
+
+    def sensitive(self, keep: float) -> ResNet:
+        """As few multiply-accumulates as that part of all channels gives, widths by sensitivity."""
+        small = self.uniform(keep)
+        size = self.data.preprocess.crop
+        part = macs(small.architecture, size) / macs(self.dense.architecture, size)
+        return pruned(self.dense, self.data, PruneOptions(macs=part), self.work / f"macs-{keep}")
+
+    def uniform(self, keep: float) -> ResNet:
+        """That part of every inner group's channels."""
+        return pruned(self.dense, self.data, PruneOptions(keep=keep, step=1), self.work / f"keep-{keep}")
+
+    def figures(self, model: ResNet, folder: str, asked: float | None) -> list[Any]:
+        """MACs, top-1, drop, interval, what was asked for and seconds."""
+        before, after = self.judged(self.dense, "dense"), self.judged(model, folder)
+        drop, (low, high) = paired_drop(before, after)
+        size = self.data.preprocess.crop
+        ratio = macs(self.dense.architecture, size) / macs(model.architecture, size)
+        seconds = read_json(self.work / folder / "seconds.json")
+        return [
+            f"{ratio:.2f}x",
+            f"{after.mean():.2%}",
+            f"{drop:.2f}",
+            f"{low:.2f} .. {high:.2f}",
+            None if asked is None else f"<= {asked:g}",
+            f"{seconds:.0f}",
+        ]
+
+
+def accuracy(bench: Bench) -> None:
+    """Uniform widths, widths by sensitivity, and Torch-Pruning."""
+    size = bench.data.preprocess.crop
+    for keep in bench.keeps:
+        asked = bench.asked(keep)[0]
+        bench.row(
+            "accuracy",
+            f"edgeship, keep {keep}",
+            lambda keep=keep, asked=asked: bench.figures(bench.uniform(keep), f"keep-{keep}", asked),
+        )
+        bench.row(
+            "accuracy",
+            f"edgeship, MACs of keep {keep}",
+            lambda keep=keep, asked=asked: bench.figures(bench.sensitive(keep), f"macs-{keep}", asked),
+        )
+        bench.row(
+            "accuracy",
+            f"Torch-Pruning, group L2, keep {keep}",
+            lambda keep=keep: bench.figures(
+                torch_pruned(bench.dense, keep, size, bench.work / f"peer-{keep}"), f"peer-{keep}", None
+            ),
+        )
+
+
+def distillation(bench: Bench) -> None:
+    """Widths by sensitivity, and a few epochs over images that pruning did not see."""
+    for keep in bench.keeps:
+
+        def made(keep: float = keep) -> list[Any]:
+            start, folder = bench.work / f"macs-{keep}", f"tuned-{keep}"
+            tuned = distilled(
+                bench.sensitive(keep),
+                bench.dense,
+                bench.data,
+                DistillOptions(epochs=bench.epochs),
+                bench.distill_images,
+                start / "plan.json",
+                bench.work / folder,
+            )
+            return bench.figures(tuned, folder, bench.asked(keep)[1])
+
+        images = bench.distill_images or len(bench.data.rest)
+        bench.row("distillation", f"MACs of keep {keep}, {bench.epochs} epochs of {images} images", made)
+
+
+def int8(bench: Bench) -> None:
+    """The drop in FP32, and after quantization."""
+    reference = bench.judged(bench.dense, "dense")
+    networks: dict[str, Callable[[], ResNet]] = {"dense": lambda: bench.dense}
+    for keep in bench.keeps:
+        networks |= {f"keep-{keep}": lambda keep=keep: bench.uniform(keep)}
+        networks |= {f"macs-{keep}": lambda keep=keep: bench.sensitive(keep)}
+    for name, network in networks.items():
+
+        def made(name: str = name, network: Callable[[], ResNet] = network) -> list[Any]:
+            model, folder = network(), bench.work / name
+            images = bench.data.unlabelled(bench.data.chosen[:CALIBRATION])
+            _, rounded = quantized(model, bench.data.preprocess.crop, images, folder / "graphs")
+            plain = paired_drop(reference, bench.judged(model, name))[0]
+            drop = paired_drop(reference, Judge(bench.data).graph(rounded, "int8"))[0]
+            return [
+                f"{plain:.2f}",
+                f"{drop:.2f}",
+                f"{drop - plain:.2f}",
+                "<= 0.2" if name != "dense" else None,
+            ]
+
+        bench.row("int8", name, made)
+
+
+def latency(bench: Bench) -> None:
+    """Dense and pruned networks in FP32 and INT8, all in turns."""
+    if bench.rows.get("latency"):
+        return
+    tell("latency")
+    picture = bench.data.pruning()[0][:DRAW]
+    folder = bench.work / "latency"
+    networks = {"dense": bench.dense}
+    for keep in bench.keeps:
+        networks |= {f"keep {keep}": bench.uniform(keep), f"MACs of keep {keep}": bench.sensitive(keep)}
+    graphs = {}
+    for name, model in networks.items():
+        images = enlarged(picture, LATENCY_SIZE)
+        plain, rounded = quantized(model, LATENCY_SIZE, images, folder / name, batch=1)
+        graphs |= {f"{name}, FP32": plain, f"{name}, INT8": rounded}
+    found = latencies(graphs, LATENCY_SIZE, 1.0 * len(graphs), folder)
+    for name, ms in found.items():
+        figures = [f"{ms:.3f}", f"{found['dense, FP32'] / ms:.2f}x", f"{found['dense, INT8'] / ms:.2f}x"]
+        asked = ">= 5.5x of FP32" if name == "keep 0.5, INT8" else None
+        bench.row("latency", name, lambda figures=figures, asked=asked: [*figures, asked])
+
+
+def predicted(bench: Bench) -> None:
+    """The table's word for the latency of the widths it chose, and the clock's."""
+
+    def made() -> list[Any]:
+        folder = bench.work / "predicted"
+        folder.mkdir(exist_ok=True)
+        found = for_latency(bench.dense, bench.data, TARGET_LATENCY, LATENCY_SIZE, folder)
+        error = abs(found["predicted"] / found["measured"] - 1)
+        times = [f"{found[name]:.3f}" for name in ("before", "predicted", "measured")]
+        return [*times, f"{error:.1%}", f"{found['again']:.3f}", "<= 5 %"]
+
+    bench.row("predicted", f"{TARGET_LATENCY} of dense INT8", made)
+
+
+def seconds(bench: Bench) -> None:
+    """One width in a fresh process on every core."""
+
+    def made() -> list[Any]:
+        script = Path(__file__).with_name("pruning_tools.py")
+        found = run_fresh(script, {**bench.job, "keep": 0.5}, bench.work / "time", TIMEOUT_S)
+        if "reason" in found:
+            raise click.ClickException(found["reason"])
+        asked = ASKED_SECONDS.get(bench.dense.architecture.name)
+        memory = f"{found['peak_bytes'] / 2**30:.2f} GiB"
+        return [f"{found['seconds']:.0f}", None if asked is None else f"<= {asked}", memory]
+
+    bench.row("time", "keep 0.5", made)
+
+
+RUN = dict(zip(SECTIONS, (accuracy, distillation, int8, latency, predicted, seconds), strict=True))
 
 
 @click.command()
-@click.option("--checkpoint", type=click.Path(exists=True, path_type=Path), required=True)
-@click.option("--calibration", required=True, help="Folder, archive or CSV; labels are not read.")
-@click.option("--test", required=True, help="Folder, archive or CSV with labels.")
-@click.option("--size", default=224, show_default=True, help="Input height and width, in pixels.")
+@click.option("--checkpoint", default=str(SHARED / "checkpoints/resnet18-cifar10-64px.pth"))
+@click.option(
+    "--calibration", default=str(SHARED / "data/cifar10-jpeg-train.zip"), help="Labels are not read."
+)
+@click.option("--test", default=str(SHARED / "data/cifar10-jpeg-test.zip"), help="With labels.")
+@click.option("--size", default=64, show_default=True, help="Input height and width, in pixels.")
 @click.option("--images", default=1000, show_default=True, help="Images to prune with.")
 @click.option("--limit", default=0, help="Judge on so many test images only; 0 is all.")
-@click.option("--epochs", default=0, show_default=True, help="Epochs of distillation after pruning.")
+@click.option("--keeps", default="0.75,0.5,0.35", show_default=True, help="Parts of the inner channels.")
+@click.option("--epochs", default=2, show_default=True, help="Epochs of distillation after pruning.")
 @click.option("--distill-images", default=0, help="Images of an epoch; 0 is all of --calibration.")
-@click.option("--int8/--no-int8", default=True, show_default=True, help="OpenVINO INT8 at 224 px, keep 0.5.")
-def main(checkpoint, calibration, test, size, images, limit, epochs, distill_images, int8):
-    """Print one row for each method and degree of pruning."""
-    dense = load(checkpoint).model
-    preprocess = Preprocess(resize=size, crop=size)
-    seen = read(calibration, test, preprocess, images, limit, distill_images if epochs else None)
-    right = judge(dense, seen, size)
-    top1 = right.mean()
-    click.echo(f"{dense.architecture.name}: {top1:.2%} top-1 on {len(right)} images, {images} to prune with")
-    click.echo(f"{'method':<34}{'MACs':>7}{'top-1':>9}{'drop pp':>9}{'95 % interval':>18}{'seconds':>9}")
-
-    def row(name, model, seconds, before=right):
-        after = judge(model, seen, size)
-        drop, (low, high) = paired_drop(before, after)
-        ratio = macs(dense.architecture, size) / macs(model.architecture, size)
-        interval = f"{low:.2f} .. {high:.2f}"
-        click.echo(f"{name:<34}{ratio:>6.2f}x{after.mean():>9.2%}{drop:>9.2f}{interval:>18}{seconds:>9.0f}")
-
-    half = None
-    for keep in KEEPS:
-        small, _, seconds = timed(dense, seen, PruneOptions(keep=keep, step=1))
-        row(f"keep {keep}", small, seconds)
-        half = small if keep == 0.5 else half
-        part = macs(small.architecture, size) / macs(dense.architecture, size)
-        free, plan, seconds = timed(dense, seen, PruneOptions(macs=part))
-        row(f"macs {part:.3f}, widths by sensitivity", free, seconds)
-        if epochs:
-            start = time.perf_counter()
-            tuned = tune(free, dense, seen, epochs, plan)
-            row(f"  and {epochs} epochs of distillation", tuned, time.perf_counter() - start)
-        start = time.perf_counter()
-        peer = torch_pruning(dense, keep, size)
-        row(f"Torch-Pruning, group L2, {keep}", peer, time.perf_counter() - start) if peer else click.echo(
-            "Torch-Pruning: not installed"
-        )
-    if int8:
-        latency(dense, half, seen)
-
-
-def read(calibration, test, preprocess, count, limit, distill_images):
-    """Decode everything once."""
-    train, judged = open_dataset(calibration), open_dataset(test, labelled=True)
-    chosen = locate(select(train, count, 0, exclude=judged), train)
-    unlabelled = [batch.images for batch in batches(train, chosen, preprocess, batch=50)]
-    order = np.random.default_rng(0).permutation(len(judged))[: limit or None]
-    labelled = list(batches(judged, order.tolist(), preprocess, batch=EVAL_BATCH))
-    more: tuple[np.ndarray, ...] = ()
-    if distill_images is not None:
-        rest = sorted(set(range(len(train))) - set(chosen))
-        rest = np.random.default_rng(1).permutation(rest)[: distill_images or None].tolist()
-        more = tuple(batch.images for batch in batches(train, rest, preprocess, batch=64))
-    return Images(
-        unlabelled, [b.images for b in labelled], np.concatenate([b.labels for b in labelled]), more
+@click.option("--sections", default=",".join(SECTIONS), show_default=True)
+@click.option("--redo", is_flag=True, help="Forget the rows of these sections.")
+@click.option("--work", type=click.Path(path_type=Path), help="Networks and rows.  [default: runs/bench-...]")
+def main(
+    *,
+    checkpoint: str,
+    calibration: str,
+    test: str,
+    size: int,
+    images: int,
+    limit: int,
+    keeps: str,
+    epochs: int,
+    distill_images: int,
+    sections: str,
+    redo: bool,
+    work: Path | None,
+) -> None:
+    """Make the rows of the named sections, and print every row that is known as Markdown."""
+    for path in (checkpoint, calibration, test):
+        if not Path(path).exists():
+            raise click.ClickException(f"{path} is absent: name --checkpoint, --calibration and --test")
+    wanted = sections.split(",")
+    if unknown := set(wanted) - set(SECTIONS):
+        raise click.ClickException(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    name = Path(checkpoint).stem
+    work = work or Path("runs") / f"bench-pruning-{name}"
+    work.mkdir(parents=True, exist_ok=True)
+    rows = read_json(work / "rows.json") if (work / "rows.json").is_file() else {}
+    if redo:
+        rows = {section: known for section, known in rows.items() if section not in wanted}
+    job = {
+        "weights": str(Path(checkpoint).absolute()),
+        "calibration": str(Path(calibration).absolute()),
+        "test": str(Path(test).absolute()),
+        "size": size,
+        "images": images,
+    }
+    bench = Bench(
+        load(Path(checkpoint)).model.eval(),
+        Data.open(calibration, test, size, images, limit),
+        work,
+        job,
+        tuple(float(part) for part in keeps.split(",")),
+        epochs,
+        distill_images,
+        rows,
     )
-
-
-def judge(model, seen, size):
-    """Which test images a network gets right."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "net.onnx"
-        export(model, path, size=size, batch=None)
-        logits = run(path, seen.test, "fp32")
-    return logits.argmax(1) == seen.labels
-
-
-def run(path, images, precision):
-    """Logits of an ONNX file on OpenVINO."""
-    target = targets.get("openvino")
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = target.compile(path, Path(folder), precision)
-        with target.open(Path(folder) / compiled.file) as session:
-            return np.concatenate([session.infer(batch) for batch in images])
-
-
-def timed(dense, seen, options):
-    """Prune, with the time it takes."""
+    about = machine(["torch", "openvino", "torch-pruning"])
     start = time.perf_counter()
-    small, plan = prune(dense, seen.calibration, options)
-    return small, plan, time.perf_counter() - start
-
-
-def tune(small, dense, seen, epochs, plan):
-    """Distil on the images that pruning did not see; those it saw judge."""
-
-    def feed(epoch):
-        for number in np.random.default_rng(epoch).permutation(len(seen.distill)):
-            yield seen.distill[number], np.full(len(seen.distill[number]), -1)
-
-    with tempfile.TemporaryDirectory() as folder:
-        count = sum(len(batch) for batch in seen.distill)
-        options = DistillOptions(epochs=epochs)
-        held_out = seen.calibration[:6]
-        tuned, _ = distill(
-            small, dense, feed, options, Path(folder), images=count, held_out=held_out, kept=plan.kept
-        )
-    return tuned
-
-
-def torch_pruning(dense, keep, size):
-    """Torch-Pruning of the channels inside blocks by group L2 norm; None where it is not installed."""
-    try:
-        import torch_pruning as tp
-    except ImportError:
-        return None
-    peer = ResNet(dense.architecture)
-    peer.load_state_dict(dense.state_dict())
-    peer.eval()
-    streams = [peer.conv1, peer.fc]
-    for _, _, _, block in peer.blocks():
-        streams.append(block.conv(block.depth))
-        streams.extend(list(block.projection)[:1] if block.projection is not None else [])
-    example = torch.randn(1, dense.architecture.channels, size, size)
-    importance = tp.importance.GroupMagnitudeImportance(p=2)
-    pruner = tp.pruner.BasePruner(
-        peer, example, importance=importance, pruning_ratio=1 - keep, ignored_layers=streams
-    )
-    pruner.step()
-    small = ResNet(resize(dense.architecture, widths_of(peer)))
-    small.load_state_dict(peer.state_dict())
-    return small.eval()
-
-
-def latency(dense, half, seen):
-    """Dense FP32 and INT8, and half the channels in INT8: latency at 224 px, and the drop INT8 adds."""
-    target = targets.get("openvino")
-    click.echo(f"OpenVINO, batch 1, one thread, {LATENCY_SIZE} px, {RUNS} interleaved runs:")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = {}
-        size = seen.test[0].shape[2]
-        for label, model in (("dense", dense), ("keep 0.5", half)):
-            small, large = folder / f"{label}-small.onnx", folder / f"{label}.onnx"
-            export(model, small, size=size, batch=None)
-            export(model, large, size=LATENCY_SIZE)
-            files[f"{label} fp32"] = large
-            for graph, images in ((small, seen.calibration[:6]), (large, enlarged(seen.calibration[0][:16]))):
-                statistics = collect(graph, images)
-                out = graph.with_name(f"{graph.stem}-int8.onnx")
-                quantize.quantize(graph, statistics, target.scheme, quantize.QuantizeOptions(), out)
-            files[f"{label} int8"] = large.with_name(f"{large.stem}-int8.onnx")
-            before = run(small, seen.test, "fp32").argmax(1) == seen.labels
-            after = (
-                run(small.with_name(f"{small.stem}-int8.onnx"), seen.test, "int8").argmax(1) == seen.labels
-            )
-            drop, interval = paired_drop(before, after)
-            click.echo(f"  INT8 of {label}: drop {drop:.2f} pp ({interval[0]:.2f} .. {interval[1]:.2f})")
-        samples = measure(target, files, folder)
-        reference = np.median(samples["dense fp32"])
-        for label, values in samples.items():
-            ms = float(np.median(values))
-            click.echo(f"  {label:<16}{ms:>9.3f} ms{reference / ms:>8.2f}x")
-
-
-def enlarged(images):
-    """Images at the latency's size, one a batch."""
-    larger = torch.nn.functional.interpolate(
-        torch.from_numpy(images), (LATENCY_SIZE, LATENCY_SIZE), mode="bilinear"
-    )
-    return [image[None].numpy() for image in larger]
-
-
-def measure(target, files, folder):
-    """Interleaved latencies of several graphs."""
-    image = np.zeros((1, 3, LATENCY_SIZE, LATENCY_SIZE), np.float32)
-    with ExitStack() as stack:
-        sessions = {}
-        for label, path in files.items():
-            out = folder / label
-            compiled = target.compile(path, out, "int8" if label.endswith("int8") else "fp32")
-            sessions[label] = stack.enter_context(target.open(out / compiled.file, threads=1))
-        runs = {label: partial(session.infer, image) for label, session in sessions.items()}
-        return interleave(runs, count=RUNS)
+    for section in SECTIONS:
+        if section in wanted:
+            RUN[section](bench)
+    tell(f"{time.perf_counter() - start:.0f} s")
+    top1 = bench.judged(bench.dense, "dense")
+    lines = [f"# Pruning {name}", "", about, ""]
+    lines += [f"{top1.mean():.2%} top-1 dense on {len(top1)} images; {images} unlabelled ones to prune with."]
+    for section in SECTIONS:
+        if known := bench.rows.get(section):
+            figures = table(COLUMNS[section], [[row, *cells] for row, cells in known.items()])
+            lines += ["", f"## {TITLES[section]}", "", figures]
+    write(f"pruning-{name}.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from toolkit.pipeline.recipe import PruneOptions
 from toolkit.pipeline.stages import STAGES
 from toolkit.pipeline.stopwatch import Stopwatch
 from toolkit.prune import widths
+from toolkit.report import inside
 
 SIZE = 8
 NARROW = {"method": "obs", "keep": 0.5, "step": 1, "images": 30, "mirror": False}
@@ -52,6 +53,18 @@ def test_half_the_channels_go_and_the_run_is_cached(start):
     assert graphs["pruned"]["macs"] == macs(small.architecture, SIZE) == plan["macs_after"]
     again = start(NARROW, bench={"threads": 2}, compile={"targets": ["onnxruntime"]})
     assert again.stages[-1].cached  # neither matters where nothing is timed
+
+
+def test_what_a_search_tried_is_drawn_as_a_frontier(start):
+    found = start({"method": "magnitude", "max_drop_pp": 40.0, "step": 1, "images": 30, "mirror": False})
+    plan = read_json(found.folder("prune") / "plan.json")
+    drawn = inside.frontier(plan)
+    line, knee, chosen = drawn.data
+    assert line["x"] == sorted(row["macs"] for row in plan["frontier"])
+    assert line["x"][-1] == plan["macs_before"] and line["y"][-1] == 0.0
+    assert chosen["x"] == [plan["macs_after"]] and chosen["y"] == [-plan["expected_drop_pp"]]
+    assert knee["x"][0] in line["x"]
+    assert inside.frontier(read_json(start(NARROW).folder("prune") / "plan.json")) is None  # one candidate
 
 
 def test_only_a_latency_binds_it_to_the_machine():

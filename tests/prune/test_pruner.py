@@ -115,6 +115,55 @@ def test_latency_goal_is_met_by_measuring_and_stairs_are_filled():
     assert len(asked) < 60
 
 
+def by_macs(arch):
+    """Milliseconds that follow the multiply-accumulates, half a millisecond apart from them."""
+    return 0.5 + macs(arch, 32) / 1e5
+
+
+def test_streams_alone_meet_a_latency_and_no_more():
+    dense, asked = lively("resnet18"), []
+
+    def measure(arch):
+        asked.append(arch)
+        return by_macs(arch)
+
+    options = PruneOptions(target_latency=0.7, step=2, scope="stream")
+    small, plan = prune(dense, IMAGES, options, measure)
+    assert plan.widths_after.inner == plan.widths_before.inner
+    assert plan.widths_after.streams < plan.widths_before.streams
+    assert plan.latency_after_ms == by_macs(small.architecture) <= 0.7 * plan.latency_before_ms
+    assert plan.latency_predicted_ms is None
+    wider = [arch for arch in asked if by_macs(arch) > 0.7 * plan.latency_before_ms]
+    assert len(wider) > 1 and len(asked) <= 6  # those between it and the dense one do not do
+    cut = shrink(dense, {place: torch.tensor(indices) for place, indices in plan.kept.items()})
+    assert kl(dense, small) < 0.75 * kl(dense, cut)
+    with pytest.raises(ModelError, match=r"cannot save so much: 0\.10 is asked for, 0\.\d\d can"):
+        prune(dense, IMAGES, replace(options, target_latency=0.1), measure)
+    with pytest.raises(ModelError, match=r"does not pay here: 5\.000 ms dense, 4\.900 ms"):
+        hardly = replace(options, target_latency=0.99)
+        prune(dense, IMAGES, hardly, lambda arch: 5.0 if arch == dense.architecture else 4.9)
+
+
+@pytest.mark.parametrize("part", [0.6, 0.35])
+def test_streams_and_blocks_together_meet_a_latency(part):
+    dense = lively("resnet18")
+    options = PruneOptions(target_latency=part, step=2, scope="both")
+    small, plan = prune(dense, IMAGES, options, by_macs)
+    assert plan.latency_after_ms == pytest.approx(part * by_macs(dense.architecture), rel=0.05)
+    assert plan.latency_predicted_ms == pytest.approx(plan.latency_after_ms, rel=0.05)
+    alone = replace(options, scope="inner")
+    if part < 0.5:
+        with pytest.raises(ModelError, match="cannot be met"):
+            prune(dense, IMAGES, alone, by_macs)
+        assert small.architecture.widths.streams < dense.architecture.widths.streams
+    else:  # never farther from the dense network than what blocks alone give
+        assert plan.kl <= prune(dense, IMAGES, alone, by_macs)[1].kl
+    rows = plan.frontier
+    assert rows[0].macs == plan.macs_before and rows[0].latency_ms == plan.latency_before_ms
+    assert [row.macs for row in rows if row.chosen] == [plan.macs_after]
+    assert len(rows) >= 3
+
+
 def test_pruning_that_does_not_pay_is_refused_with_figures():
     with pytest.raises(ModelError, match=r"cannot be met; 1\.00 can"):
         prune(lively(), IMAGES, PruneOptions(target_latency=0.7, step=2), lambda arch: 5.0)
@@ -160,6 +209,11 @@ def test_expected_drop_limits_the_search(monkeypatch):
     _, tight = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=limit, step=2))
     assert tight.expected_drop_pp <= limit
     assert loose.macs_after < tight.macs_after < tight.macs_before
+    dense_row, *tried = tight.frontier
+    assert (dense_row.macs, dense_row.expected_drop_pp) == (tight.macs_before, 0.0)
+    (chosen,) = (row for row in tried if row.chosen)
+    assert (chosen.macs, chosen.expected_drop_pp) == (tight.macs_after, tight.expected_drop_pp)
+    assert len(tried) >= 2 and all(row.expected_drop_pp > limit for row in tried if row.macs < chosen.macs)
 
 
 def test_expected_drop_by_hand():

@@ -43,6 +43,12 @@ def check(options: PruneOptions) -> None:
 def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> None:
     """Prune the network of a folder; write it and plan.json.
 
+    Args:
+        options: The goal, and how.
+        folder: What the load stage wrote.
+        out: Gets the network and plan.json.
+        checkpoint: Folder for the state of an interrupted pass; what was timed lies beside it.
+
     Raises:
         ModelError: There is only a graph, or the goal cannot be met.
     """
@@ -106,7 +112,7 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
     preprocess = from_json(read_json(dense / "model.json")["preprocess"])
     dataset, indices = images.unevaluated(options.source, options.images, options.seed, options.exclude)
     count = held_out(len(indices))
-    judges, learned = indices[:count], indices[count:]
+    learned, judges = indices[:-count], indices[-count:]  # pruning held out the last ones, too
 
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
         order = np.random.default_rng((options.seed, epoch)).permutation(learned).tolist()
