@@ -18,9 +18,9 @@ from calibration.datasets import Dataset
 from calibration.preprocess import check, normalize, pixels
 from toolkit.core import progress
 from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.tensors import Preprocess
+from toolkit.core.threads import ordered_map
 
 Result = TypeVar("Result")
 
@@ -65,6 +65,7 @@ def batches(
     batch: int,
     workers: int | None = None,
     skip_bad: bool = False,
+    part: bool = False,
     label: str = "",
 ) -> Batches:
     """Decode and preprocess images in worker threads, in order.
@@ -76,6 +77,7 @@ def batches(
         batch: Images a batch; the last one may be smaller.
         workers: Threads; None is one for each core this process may use, at most 8.
         skip_bad: Leave out images that cannot be decoded (`Batches.skipped` names them) instead of stopping.
+        part: Whether these are a part of the images, of which none need be decodable.
         label: What the images are for, told as progress; empty tells nothing.
 
     Raises:
@@ -94,7 +96,7 @@ def batches(
     def assemble() -> Generator[Batch, None, None]:
         waiting: list[tuple[FloatArray, PixelArray]] = []
         kept: list[int] = []
-        decoded = decode_each(dataset, indices, prepare, workers=workers, skip_bad=skip_bad)
+        decoded = decode_each(dataset, indices, prepare, workers=workers, skip_bad=skip_bad, part=part)
         with closing(decoded):
             for done, (index, image) in enumerate(decoded, 1):
                 if image is None:
@@ -118,6 +120,7 @@ def decode_each(
     *,
     workers: int | None = None,
     skip_bad: bool = False,
+    part: bool = False,
 ) -> Generator[tuple[int, Result | None], None, None]:
     """Decode images in worker threads and apply a function there; yield the results in order.
 
@@ -127,6 +130,7 @@ def decode_each(
         work: Turns a decoded RGB image and its name into the result.
         workers: Threads; None is one for each core this process may use, at most 8.
         skip_bad: Yield None for images that cannot be decoded, instead of stopping.
+        part: Whether these are a part of the images, of which none need be decodable.
 
     Raises:
         DataError: An image cannot be decoded (or, with `skip_bad`, none can).
@@ -146,11 +150,16 @@ def decode_each(
         for index, result in zip(indices, results, strict=True):
             bad += result is None
             yield index, result
-    if bad and bad == len(indices):
-        raise DataError(
-            f"none of the {bad} images of {dataset.name} can be decoded",
-            hint="check that the files are images, and copy them again",
-        )
+    if bad and bad == len(indices) and not part:
+        raise none_readable(dataset, bad)
+
+
+def none_readable(dataset: Dataset, count: int) -> DataError:
+    """The error that no image can be decoded."""
+    return DataError(
+        f"none of the {count} images of {dataset.name} can be decoded",
+        hint="check that the files are images, and copy them again",
+    )
 
 
 def _batch(dataset: Dataset, prepared: list[tuple[FloatArray, PixelArray]], indices: list[int]) -> Batch:

@@ -1,55 +1,76 @@
-"""Work on many items in threads: results in order, few of them waiting, all threads gone at the end."""
+"""Work spread over threads, processes or a cluster, by joblib: the same results in the same order."""
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Literal, TypeAlias, TypeVar
 
-CHUNK = 8  # items a task: enough to hide its cost, few enough to bound the memory
-_AHEAD = 2  # tasks for each worker beyond the one that is waited for
-_MAX_WORKERS = 8  # beyond, threads mostly wait for the interpreter lock
+from toolkit.core.errors import RecipeError
+from toolkit.core.progress import tell
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Backend: TypeAlias = Literal["threading", "loky", "ray", "dask"]
 
 
-def ordered_map(
-    work: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None, chunk: int = CHUNK
-) -> Generator[Result, None, None]:
-    """Apply a function to every item in worker threads; yield the results in order.
-
-    Only a few items and results wait at a time, however many there are. When the loop is left, by its end,
-    an error or Ctrl-C, what has not begun is dropped and the threads are gone.
+def ordered(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    backend: Backend = "threading",
+    label: str,
+) -> Iterator[Result]:
+    """Apply a function to every item, some at a time; yield the results in the order of the items.
 
     Args:
-        work: What is done with an item; must release the interpreter lock to run side by side.
-        items: What it is done with; taken from in the caller's thread.
-        workers: Threads; None is one for each core this process may use, at most 8.
-        chunk: Items a task.
+        work: A function that gives the same whoever calls it; other processes need it at the top of a module,
+            or as a `functools.partial` of such a one.
+        items: What it is applied to.
+        workers: Items at a time.
+        backend: threading: here; loky: other processes on this machine; ray, dask: a cluster, which
+            RAY_ADDRESS or DASK_SCHEDULER_ADDRESS names, else one on this machine.
+        label: What is done, told as progress.
+
+    Raises:
+        RecipeError: Ray or Dask is not installed.
     """
-    count = workers or min(available_cores(), _MAX_WORKERS)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-work")
-    source = iter(items)
+    tell(label, 0, len(items))
+    if backend == "threading" and min(workers, len(items)) <= 1:
+        results = map(work, items)
+        yield from _told(results, label, len(items))
+        return
+    import joblib  # type: ignore[import-untyped]
+
+    with _started(backend), joblib.parallel_config(backend=backend):
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
+        yield from _told(parallel(joblib.delayed(work)(item) for item in items), label, len(items))
+
+
+def _told(results: Iterator[Result], label: str, total: int) -> Iterator[Result]:
+    for done, result in enumerate(results, 1):
+        yield result
+        tell(label, done, total)
+
+
+@contextmanager
+def _started(backend: Backend) -> Iterator[None]:
+    """Connect to the cluster of a backend that has one, for as long as it is needed."""
     try:
-        tasks = (
-            pool.submit(lambda part: [work(item) for item in part], part)
-            for part in iter(lambda: list(islice(source, chunk)), [])
-        )
-        pending: deque[Future[list[Result]]] = deque(islice(tasks, 1 + count * _AHEAD))
-        while pending:
-            results = pending.popleft().result()
-            pending.extend(islice(tasks, 1))
-            yield from results
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        if backend == "ray":
+            import_module("ray.util.joblib").register_ray()
+            yield
+        elif backend == "dask":
+            with import_module("dask.distributed").Client():
+                yield
+        else:
+            yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in {"ray", "dask", "distributed"}:
+            raise
+        raise RecipeError(
+            f"backend '{backend}' is not installed: {error}",
+            hint="pip install 'edgeship[ray]', or dask[distributed]",
+        ) from error

@@ -29,13 +29,16 @@ def outside_files(options: Any) -> tuple[Any, dict[str, Path]]:
         options: The options of a stage; those marked `path` are looked at, nested ones too.
 
     Returns:
-        The options without the names of these, and dotted option name -> existing path.
+        The options without the names of these and without those marked `aside`, and dotted option name ->
+        existing path.
     """
     blank: dict[str, Any] = {}
     found: dict[str, Path] = {}
     for each in fields(options):
         value = getattr(options, each.name)
-        if is_dataclass(value):
+        if each.metadata.get("aside"):
+            blank[each.name] = each.default
+        elif is_dataclass(value):
             blank[each.name], inner = outside_files(value)
             found |= {f"{each.name}.{name}": path for name, path in inner.items()}
         elif names_path(each.metadata, value) and (place := existing(value)):

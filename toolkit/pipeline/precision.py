@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ import numpy as np
 
 import targets
 from toolkit.core.errors import RecipeError, TargetError
+from toolkit.core.parallel import Backend
 from toolkit.core.quant import FloatArray, IntArray, QuantScheme
 from toolkit.core.results import Precision
 from toolkit.core.statistics import agreement, paired_drop
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.cost import shares
-from toolkit.pipeline import images, variants
+from toolkit.pipeline import evaluation, images, variants
 from toolkit.pipeline.recipe import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -37,28 +38,41 @@ class HeldOut:
     """Images that limits are judged on: neither calibrated with nor evaluated on.
 
     Attributes:
-        dataset: Where they are.
+        source: Where they are, as in a recipe.
+        dataset: The same, open.
+        classes: Outputs of the network.
         indices: Which of them.
         preprocess: How an image becomes an input.
         batch: Images at once.
         apart: Whether they are others than those that calibrate: there may be no others.
+        workers: Batches at a time; None: one for each core.
+        backend: Where the workers are.
     """
 
+    source: str
     dataset: Dataset
+    classes: int
     indices: list[int]
     preprocess: Preprocess
     batch: int
     apart: bool
+    workers: int | None
+    backend: Backend
 
     @property
     def labels(self) -> IntArray:
         """N class indices."""
         return np.array([self.dataset.items[index].label for index in self.indices], np.int64)
 
-    def logits(self, session: targets.Session, label: str) -> FloatArray:
-        """What a session says of them, (N, classes)."""
-        stream = images.stream(self.dataset, self.indices, self.preprocess, self.batch, label)
-        return np.concatenate([session.infer(part) for part in stream])
+    def logits(self, engine: evaluation.Engine, label: str) -> FloatArray:
+        """What an engine says of them, (N, classes)."""
+        listing = self.dataset.listing_digest()
+        engines = (("judged", engine),)
+        work = evaluation.Work(engines, self.source, listing, self.classes, self.preprocess, self.batch)
+        outcome, _ = evaluation.run(
+            work, self.indices, workers=self.workers, backend=self.backend, label=label
+        )
+        return outcome.logits["judged"]
 
 
 def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
@@ -143,7 +157,17 @@ def held_out(options: QuantizeOptions, selected: Path, graphs: Mapping[str, Any]
     if options.exclude:
         manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, graphs["classes"]))
     indices = manifest.locate(chosen, dataset)
-    return HeldOut(dataset, indices, from_json(graphs["preprocess"]), options.batch, bool(others))
+    return HeldOut(
+        options.source,
+        dataset,
+        graphs["classes"],
+        indices,
+        from_json(graphs["preprocess"]),
+        options.batch,
+        bool(others),
+        options.workers,
+        options.backend,
+    )
 
 
 @dataclass(slots=True)
@@ -163,6 +187,7 @@ class Trials:
     folder: Path
     _reference: FloatArray | None = field(default=None, init=False)
     _absent: bool = field(default=False, init=False)
+    _judged: int = field(default=0, init=False)
 
     def goal(self, options: QuantizeOptions) -> Goal:
         """The limit of a recipe, as the quantizer takes it."""
@@ -222,13 +247,11 @@ class Trials:
 
     def _judge(self, graph: Path, name: str, limit: float) -> Verdict:
         from quantize.mixed import Verdict
-        from targets.onnxruntime import simulate
 
         if self._reference is None:
-            with simulate(self.model) as session:
-                self._reference = self.held_out.logits(session, "running the float network")
-        with self._opened(graph) as session:
-            logits = self.held_out.logits(session, "judging a graph")
+            exact = evaluation.Engine(self.model, None)
+            self._reference = self.held_out.logits(exact, "running the float network")
+        logits = self.held_out.logits(self._engine(graph), "judging a graph")
         if name == "min_agreement":
             value = agreement(self._reference, logits)
             return Verdict(value, value >= limit)
@@ -236,18 +259,13 @@ class Trials:
         drop, _ = paired_drop(self._reference.argmax(1) == labels, logits.argmax(1) == labels)
         return Verdict(drop, drop <= limit)
 
-    @contextmanager
-    def _opened(self, graph: Path) -> Iterator[targets.Session]:
-        """The engine of a graph, or its simulation where the target does not run here."""
-        from targets.onnxruntime import simulate
-
-        built = self._built(graph, "int8", "judged")
-        if built is None:
-            with simulate(graph) as session:
-                yield session
-        else:
-            with targets.get(self.target).open(self.folder / "judged" / built.file) as session:
-                yield session
+    def _engine(self, graph: Path) -> evaluation.Engine:
+        """The engine of a graph, or the graph itself, to be simulated, where none runs here."""
+        self._judged += 1  # a worker that remembers a file must not find another one in its place
+        name = f"judged-{self._judged}"
+        if built := self._built(graph, "int8", name):
+            return evaluation.Engine(self.folder / name / built.file, self.target)
+        return evaluation.Engine(shutil.copyfile(graph, self.folder / f"{name}.onnx"), None)
 
     def _built(self, graph: Path, precision: Precision, name: str) -> targets.Compiled | None:
         """The engine of a graph in a folder of that name; None where it cannot run here."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 from toolkit.core import plugins
 from toolkit.core.artifact import canonical_json
 from toolkit.core.errors import RecipeError, nearest
+from toolkit.core.parallel import Backend
 from toolkit.core.tensors import InputType, Interpolation
 from toolkit.pipeline.outside import existing, names_path
 from toolkit.pipeline.values import convert, merge, parse_override, read_toml
@@ -26,7 +27,8 @@ def option(default: T, explanation: str, **rules: Any) -> T:
         explanation: What it is, with its unit.
         **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
             `required`: may not stay empty; `above`, `least`, `most`: bounds; `known`: gives the names it
-            may have; `derived`: filled from another section, so that a recipe does not set it.
+            may have; `derived`: filled from another section, so that a recipe does not set it; `aside`:
+            the result does not depend on it.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
@@ -176,6 +178,10 @@ class QuantizeOptions:
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
     skip_bad: bool = option(False, "Same as select.skip_bad.", derived=True)
     batch: int = option(8, "Same as evaluate.batch.", derived=True)
+    workers: int | None = option(None, "Same as evaluate.workers.", derived=True, aside=True)
+    backend: Backend = option(  # noqa: RUF009
+        "threading", "Same as evaluate.backend.", derived=True, aside=True
+    )
 
     @property
     def limited(self) -> bool:
@@ -201,6 +207,12 @@ class EvaluateOptions:
     images: int | Literal["all"] = option("all", "How many, or all.", least=1)
     batch: int = option(32, "Images decoded and run at once.", least=1)
     skip_bad: bool = option(False, "Leave unreadable images out and count them.")
+    workers: int | None = option(
+        None, "Batches at a time; default: one for each core, at most 8.", least=1, aside=True
+    )
+    backend: Backend = option(  # noqa: RUF009
+        "threading", "Where: threading, loky (processes), ray or dask (a cluster).", aside=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +319,13 @@ class Recipe:
             ),
             select=replace(self.select, exclude=self.evaluate.source),
             calibrate=replace(self.calibrate, source=self.select.source),
-            quantize=replace(self.quantize, targets=self.compile.targets, **judges),
+            quantize=replace(
+                self.quantize,
+                targets=self.compile.targets,
+                workers=self.evaluate.workers,
+                backend=self.evaluate.backend,
+                **judges,
+            ),
             compile=replace(self.compile, input=self.export.input),
             bench=replace(self.bench, source=self.select.source),
         )

@@ -15,7 +15,7 @@ import numpy as np
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.core.progress import track
-from toolkit.pipeline import images, measure, network, precision, pruning, variants
+from toolkit.pipeline import evaluation, images, measure, network, precision, pruning, variants
 from toolkit.pipeline.preprocessing import check_known, from_json
 from toolkit.pipeline.recipe import (
     BenchOptions,
@@ -185,28 +185,31 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
 
     Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json and findings.json.
     """
-    from calibration.loader import batches
-
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = images.open_evaluation(options.source, graphs["classes"])
-    indices = images.subset(dataset, options.images)
-    stream = batches(
-        dataset,
-        indices,
+    planned = variants.runnable(inputs)
+    work = evaluation.Work(
+        evaluation.engines(planned, inputs),
+        options.source,
+        dataset.listing_digest(),
+        graphs["classes"],
         from_json(graphs["preprocess"]),
-        batch=options.batch,
-        skip_bad=options.skip_bad,
+        options.batch,
+        options.skip_bad,
+    )
+    outcome, skipped = evaluation.run(
+        work,
+        images.subset(dataset, options.images),
+        workers=options.workers,
+        backend=options.backend,
         label="evaluating",
     )
-    planned = variants.runnable(inputs)
-    with variants.sessions(planned, inputs) as sessions:
-        outcome = variants.infer(sessions, stream)
     np.save(out / "labels.npy", outcome.labels)
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
     write_json(out / "images.json", images.identity(dataset, outcome.indices))
-    write_json(out / "findings.json", images.unreadable(dataset, stream.skipped))
+    write_json(out / "findings.json", images.unreadable(dataset, skipped))
     write_json(
         out / "accuracy.json",
         {
@@ -307,7 +310,7 @@ STAGES = (
         "evaluate",
         evaluate,
         needs=("export", "quantize", "compile"),
-        code=(*VARIANTS, *IMAGES, "toolkit.core.statistics"),
+        code=(*VARIANTS, *IMAGES, "toolkit.pipeline.evaluation", "toolkit.core.statistics"),
         on_device=True,
     ),
     Stage(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,24 +150,6 @@ def runnable(inputs: Inputs) -> dict[Variant, dict[str, Any]]:
         for name, record in compiled.items()
         if record["file"]
     }
-
-
-@contextmanager
-def sessions(
-    records: Mapping[Variant, Mapping[str, Any]], inputs: Inputs
-) -> Iterator[dict[str, targets.Session]]:
-    """Load every variant at once; what cannot run here is simulated by ONNX Runtime, exactly as written."""
-    from targets.onnxruntime import simulate
-
-    with ExitStack() as stack:
-        opened = {}
-        for variant, record in records.items():
-            if record["runs_here"]:
-                engine = inputs["compile"] / record["folder"] / record["file"]
-                opened[variant.name] = stack.enter_context(targets.get(variant.target).open(engine))
-            else:
-                opened[variant.name] = stack.enter_context(simulate(built_of(variant, record, inputs)))
-        yield opened
 
 
 def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
