@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli._devices import INVENTORY, WAIT, as_table, chosen, inventory_path
 from toolkit.cli._options import JSON
+
+if TYPE_CHECKING:
+    from toolkit.deploy.inventory import Entry
 
 
 @click.group(
@@ -24,7 +27,7 @@ def command() -> None:
 @command.command()
 @click.argument("name")
 @click.option("--host", required=True, help="Name, address or ssh alias; 'local' is this machine.")
-@click.option("--target", required=True, help="Its runtime: a file name in targets/.")
+@click.option("--target", required=True, help="Its runtime: openvino, onnxruntime or tensorrt.")
 @click.option("--user", default="", help="Login.")
 @click.option("--port", default=0, help="Port of its sshd.")
 @click.option("--key", default="", help="File of the private key.")
@@ -38,7 +41,7 @@ def command() -> None:
 def add(
     inventory: Path | None, name: str, host: str, python: str, tags: tuple[str, ...], **fields: Any
 ) -> None:
-    """Add the device NAME to the inventory."""
+    """Add a device NAME to the inventory."""
     import sys
 
     import targets
@@ -72,9 +75,7 @@ def list_(inventory: Path | None, as_json: bool) -> None:
     elif not entries:
         click.echo("no devices yet: `edgeship device add`", err=True)
     else:
-        rows = [
-            (e.name, f"{e.user}@{e.host}".lstrip("@"), e.target, " ".join(e.tags), e.root) for e in entries
-        ]
+        rows = [(e.name, _address(e), e.target, " ".join(e.tags), e.root) for e in entries]
         as_table(("device", "host", "target", "tags", "root"), rows)
 
 
@@ -83,7 +84,10 @@ def list_(inventory: Path | None, as_json: bool) -> None:
 @INVENTORY
 @JSON
 def probe(name: str, inventory: Path | None, as_json: bool) -> None:
-    """Show the facts of the device NAME, what it can run, and what is wrong with it."""
+    """Show what a device is, can run, and lacks.
+
+    Facts of the device NAME, its runtimes, and every problem with its cure. Nothing is changed there.
+    """
     import json
 
     from toolkit.deploy.release import facts
@@ -104,9 +108,10 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
 @INVENTORY
 @WAIT
 def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> None:
-    """Have the device NAME take only bundles signed by one of SIGNERS.
+    """Let a device take signed bundles only.
 
-    SIGNERS is a file of allowed signers as in ssh-keygen(1): lines of a name and a public key.
+    The device NAME then takes only bundles signed by one of SIGNERS, a file of allowed signers as in
+    ssh-keygen(1): lines of a name and a public key.
     """
     from toolkit.deploy.release import DeployOptions
     from toolkit.deploy.release import trust as have_trust
@@ -120,12 +125,20 @@ def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> No
 @click.argument("name")
 @INVENTORY
 def remove(name: str, inventory: Path | None) -> None:
-    """Remove the device NAME from the inventory; the device itself is left alone."""
+    """Forget a device.
+
+    NAME leaves the inventory; the device itself is left alone.
+    """
     from toolkit.deploy import inventory as inventories
 
     path = inventory_path(inventory)
     inventories.remove(path, name)
     click.echo(f"removed {name} from {path}")
+
+
+def _address(entry: Entry) -> str:
+    """As ssh takes it: user@host, and the port if one is set."""
+    return f"{entry.user}@{entry.host}".lstrip("@") + (f":{entry.port}" if entry.port else "")
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -135,10 +148,14 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("host", status["hostname"]),
         ("system", f"{facts['os']}, {facts['arch']}"),
         ("module", board.get("module")),
-        ("JetPack", board.get("jetpack")),
+        ("JetPack", f"{board['jetpack'] or 'unknown'} (L4T {board['l4t']})" if board else None),
+        ("GPU", _gpu(board, facts["clocks"]["gpu"]) if board else None),
+        ("CUDA", facts["sdk"]["cuda"]),
         ("processor", f"{facts['cpu']['name']} ({', '.join(facts['cpu']['instruction_sets'])})"),
         ("memory", None if memory is None else f"{memory / 2**30:.1f} GiB"),
         ("power mode", facts["power"]["mode"]),
+        ("power", _power(facts["rails"])),
+        ("temperature", _hottest(facts["thermal"]["temperatures_c"]) if board else None),
         ("python", facts["python"]["version"]),
         ("root", f"{status['root']} ({status['free_bytes'] / 2**30:.1f} GiB free)"),
         ("live release", status["current"] or "none"),
@@ -151,3 +168,24 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
         rows.append((name, can))
     return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def _gpu(board: dict[str, Any], clock: dict[str, Any] | None) -> str:
+    parts = [f"SM {board['sm']}", "no INT8" if board["gpu_int8"] is False else "", _dla(board["dla_cores"])]
+    if clock and clock["max_hz"]:
+        locked = {True: "locked", False: "not locked", None: "lock unknown"}[clock["locked"]]
+        parts.append(f"up to {clock['max_hz'] / 1e6:.0f} MHz, {locked}")
+    return ", ".join(part for part in parts if part)
+
+
+def _dla(cores: int | None) -> str:
+    return "" if cores is None else f"{cores or 'no'} DLA core{'' if cores == 1 else 's'}"
+
+
+def _power(rails: dict[str, Any]) -> str | None:
+    return None if rails["total_mw"] is None else f"{rails['total_mw'] / 1000:.2f} W ({rails['total_from']})"
+
+
+def _hottest(temperatures_c: dict[str, float]) -> str | None:
+    name = max(temperatures_c, key=temperatures_c.__getitem__, default=None)
+    return None if name is None else f"{temperatures_c[name]:.0f} C ({name})"

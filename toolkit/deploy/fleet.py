@@ -104,8 +104,10 @@ def markdown(found: dict[str, Any]) -> str:
 
 def sentence(outlier: dict[str, Any]) -> str:
     """One outlier in words."""
-    figure = f"{outlier['figure']} {outlier['value']:.4g} {outlier['unit']}"
-    return f"{outlier['device']}: {figure}, the median of its kind is {outlier['median']:.4g}"
+    figure = f"{outlier['figure']} {outlier['value']:.3g} {outlier['unit']}"
+    return (
+        f"{outlier['device']}: {figure}, the median of its kind is {outlier['median']:.3g} {outlier['unit']}"
+    )
 
 
 COLUMNS = ("device", "state", "release", "runtime", "top-1", "p50 latency", "power", "notes")
