@@ -8,6 +8,7 @@ import pickle
 import urllib.request
 import zipfile
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def download(spec: str, model: str) -> Path:
                     out.write(block)
             if not sha256_file(temporary).startswith(digits):
                 raise DataError(f"{url} does not have its published hash {digits}...", hint=hint)
-    except OSError as error:  # URLError and timeouts are OSErrors
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors, a garbled reply is not
         raise DataError(f"cannot download {url}: {error}", hint=hint) from error
     return cache
 
