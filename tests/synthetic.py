@@ -24,6 +24,7 @@ DEVICE = {
     "stolen_share": 0.0,
     "throttled": False,
     "int8_sums": "exact",
+    "timed": "2026-01-02T03:04:05+00:00",
 }
 HERE = "this machine (Synthetic CPU @ 2.0 GHz)"
 SIMULATED = "simulation (ONNX Runtime, integer arithmetic emulated)"

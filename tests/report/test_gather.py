@@ -234,10 +234,11 @@ def test_the_page_says_how_the_processor_adds_int8_products(run, sums, said):
     page = render.html(report_of(run))
     assert said in page
     assert "4 % of the processors, 0 % taken by other guests" in page
+    assert "<dt>Timed</dt><dd>2026-01-02 03:04:05 UTC</dd>" in page  # and not when it was rendered
 
 
 def test_a_report_of_an_earlier_bench_has_no_such_lines(run):
-    keys = ("other_share", "stolen_share", "int8_sums", "throttled")
+    keys = ("other_share", "stolen_share", "int8_sums", "throttled", "timed")
     edit(run, "bench", "device.json", lambda device: [device.pop(key) for key in keys])
     report = report_of(run)
     bare = replace(report, environment={k: v for k, v in report.environment.items() if k not in keys})

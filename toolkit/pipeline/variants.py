@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -293,7 +294,8 @@ def device() -> dict[str, Any]:
 
     here = this_device()
     described: dict[str, Any] = plain(here)
-    return {**described, "load_average": os.getloadavg(), "int8_sums": int8_sums(here)}
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {**described, "load_average": os.getloadavg(), "int8_sums": int8_sums(here), "timed": now}
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:

@@ -12,7 +12,7 @@ bench/latency.json      a variant may add "throughput": {"<batch>": images a sec
                         "not_measured": {key of a variant: in words}
 bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool, "other_share" and
                         "stolen_share": part of all processors that other processes and guests took meanwhile,
-                        "int8_sums": "exact", or "pairs" that can saturate
+                        "int8_sums": "exact", or "pairs" that can saturate, "timed": UTC, ISO 8601
 quantize/quantize.json  {target or target-pruned: {..., "warnings",
                          "activations": {name: {"dtype", "scale", "zero_point", "low", "high", "counts"}},
                          "weights": {name: {"channels", "smallest_scale", "median_scale", "largest_scale"}}}}
