@@ -11,7 +11,7 @@ from .apart import apart
 from .failures import Failure
 from .output import Output
 
-_LIMIT_S = 60.0  # a first import from a slow card takes seconds, a driver that hangs for ever
+_LIMIT_S = 100.0  # a first import from a slow card takes many seconds, a driver that hangs for ever
 _BROKEN = ("crashed", "hangs", "illegal-instruction")  # it is there, and takes along whatever imports it
 _MEMORY_WANTED = 2**30
 

@@ -33,7 +33,9 @@ def park(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
     yield park
     for server in park.servers:
         server.stop()
-    shutil.rmtree(sockets, ignore_errors=True)  # masters that lost their server remove their own sockets meanwhile
+    shutil.rmtree(
+        sockets, ignore_errors=True
+    )  # masters that lost their server remove their own sockets meanwhile
 
 
 @pytest.fixture

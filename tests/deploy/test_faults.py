@@ -132,6 +132,24 @@ def test_connection_is_lost_during_the_build(settled, bundle, fault):
     assert not list((server.root / "releases").glob(".*"))
 
 
+@pytest.mark.parametrize("state", ["probing", "checking", "self-test", "accuracy", "latency", "switching"])
+def test_connection_is_lost_before_any_other_step(settled, bundle, state):
+    server, entry, first = settled
+    second = bundle(version=2)
+
+    def cut(now: str, _: str) -> None:
+        if now == state:
+            server.cut()
+
+    with reader(server):
+        with pytest.raises(DeviceError, match="connection was lost"):
+            release.deploy(entry, second, QUICK, cut)
+        assert soon(lambda: release.status(entry)["locked_by"] is None)
+        still(server, first)
+        again = release.deploy(entry, second, QUICK, quiet)
+    assert again.state == "live" and live(server) == again.release and again.before == first
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [

@@ -17,6 +17,7 @@ Tell = Callable[[str, str, str], None]  # device, state, detail
 Work = Callable[[Entry, Callable[[str, str], None], Connect], Outcome]
 
 STOPPED = "the rollout was stopped before its turn"
+CUT = "its connection was cut by the interruption; what was live still is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,9 @@ def rollout(entries: Sequence[Entry], work: Work, options: RolloutOptions, tell:
         try:
             outcome = work(entry, lambda state, detail: tell(entry.name, state, detail), connections.connect)
         except ToolkitError as error:
-            state = "interrupted" if connections.were_cut else "failed"
-            outcome = Outcome(entry.name, state, error=str(error), hint=error.hint)
+            outcome = Outcome(entry.name, "failed", error=str(error), hint=error.hint)
+            if connections.were_cut:
+                outcome = Outcome(entry.name, "interrupted", error=CUT, hint="deploy again")
         tell(entry.name, outcome.state, outcome.error)
         return outcome
 
