@@ -1,0 +1,119 @@
+"""Engines that take decoded pixels: the same logits as of ready images, and INT8 from the first layer on."""
+
+import numpy as np
+import onnx
+import pytest
+from float_graphs import residual
+from onnx import TensorProto, helper
+
+import targets
+from calibration.preprocess import normalize
+from quantize import QuantizeOptions, quantize
+from quantize.collect import collect
+from targets.tensorrt import gate, lint, versions
+from toolkit.core.errors import TargetError
+from toolkit.core.tensors import Preprocess
+from toolkit.graph.pixels import take_pixels
+
+PREPROCESS = Preprocess(resize=16, crop=16)
+NAMES = ("openvino", "onnxruntime", "tensorrt")
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """Target -> its INT8 graph, and the same that takes pixels."""
+    folder = tmp_path_factory.mktemp("graphs")
+    path = residual(seed=1).save(folder / "float.onnx")
+    statistics = collect(path, [normalize(PIXELS, PREPROCESS)])
+    found = {}
+    for name in NAMES:
+        ready, pixels = folder / f"{name}.onnx", folder / f"{name}-pixels.onnx"
+        quantize(path, statistics, targets.get(name).scheme, QuantizeOptions(effort="fast"), ready)
+        take_pixels(ready, PREPROCESS, pixels)
+        found[name] = ready, pixels
+    return found
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_logits_are_those_of_ready_images_to_the_last_bit(name, graphs, tmp_path):
+    target, logits, audits = targets.get(name), [], []
+    for graph, images in zip(graphs[name], (normalize(PIXELS, PREPROCESS), PIXELS), strict=True):
+        compiled = target.compile(graph, tmp_path / graph.stem, "int8")
+        with target.open(tmp_path / graph.stem / compiled.file, threads=1) as session:
+            assert session.takes_pixels == (images is PIXELS)
+            logits.append(session.infer(images))
+        audits.append({layer.name: (layer.precision, layer.warning) for layer in compiled.audit})
+    np.testing.assert_array_equal(*logits)
+    assert audits[0] == audits[1]  # nothing is taken out of INT8
+    assert audits[1]["conv0"][0] == "int8"
+
+
+def test_a_fixed_batch_is_filled_up(graphs, tmp_path):
+    path = residual(seed=1, batch=2).save(tmp_path / "float.onnx")
+    take_pixels(path, PREPROCESS, tmp_path / "pixels.onnx")
+    for name in ("openvino", "onnxruntime"):
+        target = targets.get(name)
+        compiled = target.compile(tmp_path / "pixels.onnx", tmp_path / name, "fp32")
+        with target.open(tmp_path / name / compiled.file, threads=1) as session:
+            five, one = session.infer(PIXELS), session.infer(PIXELS[4:])
+        np.testing.assert_allclose(five[4:], one, atol=1e-5 * np.abs(one).max())
+
+
+def test_throughput_takes_pixels_too(graphs, tmp_path):
+    for name in ("openvino", "onnxruntime"):
+        target = targets.get(name)
+        engine = tmp_path / name / target.compile(graphs[name][1], tmp_path / name, "int8").file
+        assert target.throughput_ips(engine, PIXELS[:2], threads=1, duration_s=0.01) > 0
+
+
+def test_tensorrt_reads_and_builds_it_with_the_first_layer_in_int8(graphs):
+    try:
+        verdict = gate.check(graphs["tensorrt"][1])
+    except TargetError as absent:
+        pytest.skip(str(absent))
+    assert verdict.accepted and not verdict.warnings, verdict.errors
+    assert {layer.precision for layer in verdict.layers} == {"int8"}
+
+
+def by_rule(model, version):
+    return [finding for finding in lint.lint(model, version) if finding.rule == "uint8-input"]
+
+
+@pytest.mark.parametrize("version", versions.IN_THE_FIELD)
+def test_the_linter_takes_pixels_from_8_5_on(version, graphs):
+    ready, pixels = graphs["tensorrt"]
+    if versions.rules(version).version >= (8, 5):
+        assert lint.lint(pixels, version) == lint.lint(ready, version)
+        return
+    (finding,) = by_rule(pixels, version)
+    assert (finding.severity, finding.node) == ("error", "images")
+    assert f"TensorRT {version} does not have" in finding.message
+    assert "float32 input" in finding.fix
+
+
+def test_pixels_that_anything_but_a_cast_reads_are_refused_as_tensorrt_does(graphs, tmp_path):
+    """Transposed while still uint8: fine in ONNX, refused by every TensorRT."""
+    model = onnx.load(graphs["tensorrt"][1])
+    nodes = {node.name: node for node in model.graph.node}
+    cast, transpose = nodes["images/cast"], nodes["images/transpose"]
+    first = helper.make_node("Transpose", ["images"], ["planes"], name="early", perm=[0, 3, 1, 2])
+    cast.input[0] = "planes"
+    for reader in model.graph.node:
+        reader.input[:] = [transpose.input[0] if i == transpose.output[0] else i for i in reader.input]
+    model.graph.node.remove(transpose)
+    for name in ("gain", "shift"):
+        constant = next(t for t in model.graph.initializer if t.name == f"images/{name}")
+        constant.dims[:] = [3, 1, 1]
+    model.graph.node.insert(0, first)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    (finding,) = by_rule(tmp_path / "m.onnx", "10.3")
+    assert "is read by early (Transpose), not by a Cast" in finding.message
+    with pytest.raises(TargetError, match="TensorRT would refuse or misread"):
+        targets.get("tensorrt").compile(tmp_path / "m.onnx", tmp_path / "out", "int8")
+    try:
+        verdict = gate.check(tmp_path / "m.onnx")
+    except TargetError as absent:
+        pytest.skip(str(absent))
+    assert not verdict.accepted and "UInt8" in verdict.errors[0]
