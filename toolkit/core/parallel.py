@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from typing import Literal, TypeAlias, TypeVar
 
 from toolkit.core.errors import RecipeError
@@ -13,6 +14,8 @@ from toolkit.core.progress import tell
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Backend: TypeAlias = Literal["threading", "loky", "ray", "dask"]
+
+AT_ONCE = 8  # items a worker between two reports of progress, where a backend reports only at its end
 
 
 def ordered(
@@ -45,8 +48,15 @@ def ordered(
     import joblib  # type: ignore[import-untyped]
 
     with _started(backend), joblib.parallel_config(backend=backend):
-        parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
-        yield from _told(parallel(joblib.delayed(work)(item) for item in items), label, len(items))
+        calls = [joblib.delayed(work)(item) for item in items]
+        if backend == "ray":  # which gives results only when it has them all: so some at a time
+            with joblib.Parallel(n_jobs=workers, batch_size=1) as parallel:
+                size = workers * AT_ONCE
+                rounds = (parallel(calls[start : start + size]) for start in range(0, len(calls), size))
+                yield from _told(chain.from_iterable(rounds), label, len(items))
+        else:
+            parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
+            yield from _told(parallel(calls), label, len(items))
 
 
 def _told(results: Iterator[Result], label: str, total: int) -> Iterator[Result]:
