@@ -21,9 +21,9 @@ from calibration.signature import Stem, check_colours, check_stem
 from calibration.words import some
 from toolkit.core import progress
 from toolkit.core.errors import DataError
-from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import PixelArray
 from toolkit.core.tensors import Preprocess
+from toolkit.core.threads import ordered_map
 
 _SIGNATURE_IMAGES = 64  # enough for the statistics of the first layer
 _UNEVEN = 3.0  # largest over smallest class

@@ -14,7 +14,7 @@ from calibration.loader import decode_each
 from calibration.words import some
 from toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
 from toolkit.core.errors import DataError
-from toolkit.core.parallel import ordered_map
+from toolkit.core.threads import ordered_map
 
 _SCHEMA = 1
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from quantize.network import Network, parts, side_by_side
 from quantize.placement import is_weighted
-from quantize.simulate import fake_quantize
+from quantize.simulate import dequantized, fake_quantize, quantized
+from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams
 
@@ -56,6 +57,8 @@ def corrections(
         done = [name for name in read if not unread[name]]
         for _ in side_by_side(lambda part: part.correct(node, shift, done), running):  # noqa: B023
             pass
+    del running
+    give_back()
     return found
 
 
@@ -76,6 +79,7 @@ def _exact_means(network: Network, images: Iterable[Tensor]) -> dict[str, Tensor
         return seen
 
     found = list(side_by_side(run, images))
+    give_back()
     return {name: torch.cat([seen[name] for seen in found]) for name in corrected}
 
 
@@ -85,16 +89,17 @@ def _means(values: Tensor) -> Tensor:
 
 
 class _Part:
-    """Some images on their way through the quantized network."""
+    """Some images on their way through the quantized network; what is quantized is kept as integers."""
 
     def __init__(self, network: Network, images: Tensor, activations: Mapping[str, QParams]) -> None:
         self._network, self._activations = network, activations
-        self._values = {network.input: self._round(network.input, images)}
+        self._values = {network.input: self._kept(network.input, images)}
 
     @torch.inference_mode()
     def run(self, node: ir.Node, rounded: dict[str, Tensor]) -> Tensor:
         """Run a node, with its weights rounded; the mean of every image and channel."""
-        result = self._network.apply(node, {**self._values, **rounded})
+        read = {str(value.name) for value in node.inputs if value is not None} & self._values.keys()
+        result = self._network.apply(node, {name: self._value(name) for name in read} | rounded)
         self._values[str(node.outputs[0].name)] = result
         return _means(result) if _has_bias(node) else torch.empty(0)
 
@@ -105,13 +110,17 @@ class _Part:
         result = self._values[name]
         if shift is not None:
             result = result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
-        self._values[name] = self._round(name, result)
+        self._values[name] = self._kept(name, result)
         for each in done:
             self._values.pop(each, None)
 
-    def _round(self, name: str, values: Tensor) -> Tensor:
+    def _kept(self, name: str, values: Tensor) -> Tensor:
         qparams = self._activations.get(name)
-        return values if qparams is None else fake_quantize(values, qparams)
+        return values if qparams is None else quantized(values, qparams)
+
+    def _value(self, name: str) -> Tensor:
+        qparams = self._activations.get(name)
+        return self._values[name] if qparams is None else dequantized(self._values[name], qparams)
 
 
 def _has_bias(node: ir.Node) -> bool:

@@ -19,6 +19,7 @@ from quantize.quantized import Quantized
 from quantize.ranges import observed, output_aware
 from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.errors import ModelError, QuantizationError
+from toolkit.core.memory import give_back
 from toolkit.core.quant import FloatArray, QuantScheme
 from toolkit.graph import io
 
@@ -42,9 +43,9 @@ def write(
     reached = None
     if goal is not None:
         probe = spread(statistics.probe, SEARCH_PIXELS)
-        found, reached = mixed.reach(found, goal, probe, lambda trial: corrected(trial, options))
+        found, reached = mixed.reach(found, goal, probe, options, lambda trial: corrected(trial, options))
     io.save(found.graph(), out)
-    costs = _sensitivity(found) if options.sensitivity else None
+    costs = _sensitivity(found, options) if options.sensitivity else None
     return {
         "scheme": scheme.name,
         "effort": options.effort,
@@ -77,11 +78,12 @@ def write(
     }
 
 
-def _sensitivity(found: Quantized) -> dict[str, Any] | None:
+def _sensitivity(found: Quantized, options: QuantizeOptions) -> dict[str, Any] | None:
     """What each layer costs; None, and a warning, where the graph cannot be run by parts."""
     probe = spread(found.statistics.probe, SENSITIVITY_PIXELS)
     try:
-        return sensitivity.to_json(sensitivity.analyse(found, found.exact, probe, quantizers=False))
+        rows = sensitivity.analyse(found, found.exact, probe, quantizers=False, options=options)
+        return sensitivity.to_json(rows)
     except ModelError as error:
         found.warnings.append(f"no sensitivity: {error}")
         return None
@@ -102,6 +104,7 @@ def prepare(
     Raises:
         QuantizationError: The statistics are of another graph, or a tensor cannot be quantized.
     """
+    give_back()  # what the float pass left
     placement = place(model, scheme, options.float_layers)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from quantize.placement import candidates, never_negative
 from quantize.statistics import PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
 from toolkit.core.errors import DataError
-from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import FloatArray
+from toolkit.core.threads import ordered_map
 from toolkit.graph import io
 from toolkit.graph.reference import Reference
 

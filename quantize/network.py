@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.core.errors import ModelError
-from toolkit.core.parallel import ordered_map
 from toolkit.core.quant import FloatArray
+from toolkit.core.threads import ordered_map
 from toolkit.graph import io
 
 Change = Callable[[str, Tensor], Tensor]

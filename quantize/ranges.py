@@ -13,6 +13,7 @@ from quantize import observers
 from quantize.network import Network, parts, side_by_side
 from quantize.qparams import choose_qparams
 from quantize.statistics import TensorStatistics
+from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
@@ -64,6 +65,7 @@ def output_aware(
         for part in track(results, "finding clip points", total=len(images)):
             for name, tally in part.items():
                 tallies[name].merge(tally)
+    give_back()
     return {name: tallies[name].choose(spec, statistics[name]) for name, spec in points.items()}
 
 

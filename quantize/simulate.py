@@ -10,10 +10,31 @@ from toolkit.core.quant import QParams
 
 def fake_quantize(values: Tensor, qparams: QParams) -> Tensor:
     """Values after QuantizeLinear and DequantizeLinear, in float."""
-    shape = [1] * values.ndim
+    scale, zero_point = _shaped(qparams, values.ndim)
+    return _steps(values, qparams).sub_(zero_point).mul_(scale)
+
+
+def quantized(values: Tensor, qparams: QParams) -> Tensor:
+    """Values after QuantizeLinear: a quarter of the memory."""
+    return _steps(values, qparams).to(getattr(torch, qparams.spec.dtype))
+
+
+def dequantized(integers: Tensor, qparams: QParams) -> Tensor:
+    """Integers after DequantizeLinear, in float."""
+    scale, zero_point = _shaped(qparams, integers.ndim)
+    return integers.float().sub_(zero_point).mul_(scale)
+
+
+def _steps(values: Tensor, qparams: QParams) -> Tensor:
+    scale, zero_point = _shaped(qparams, values.ndim)
+    steps = (values / scale).round_().add_(zero_point)
+    return steps.clamp_(qparams.spec.quant_min, qparams.spec.quant_max)
+
+
+def _shaped(qparams: QParams, axes: int) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, shaped to be combined with a tensor of so many axes."""
+    shape = [1] * axes
     if qparams.spec.axis is not None:
         shape[qparams.spec.axis] = -1
     scale = torch.tensor(qparams.scale, dtype=torch.float32).reshape(shape)
-    zero_point = torch.tensor(qparams.zero_point, dtype=torch.float32).reshape(shape)
-    steps = (values / scale).round_().add_(zero_point)
-    return steps.clamp_(qparams.spec.quant_min, qparams.spec.quant_max).sub_(zero_point).mul_(scale)
+    return scale, torch.tensor(qparams.zero_point, dtype=torch.float32).reshape(shape)

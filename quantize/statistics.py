@@ -11,7 +11,7 @@ from toolkit.core.artifact import read_json, replacing, write_json
 from toolkit.core.errors import QuantizationError
 from toolkit.core.quant import FloatArray
 
-SAMPLE_VALUES = 2**18  # values kept of one tensor
+SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
 PROBE_PIXELS = 2**22  # pixels of calibration images kept: all of 1,000 at 64 px, 83 at 224 px
 

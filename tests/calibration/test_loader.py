@@ -16,10 +16,10 @@ from PIL import Image
 from calibration.datasets import Dataset, Item, open_dataset
 from calibration.loader import batches
 from calibration.preprocess import apply
-from toolkit.core import parallel, progress
+from toolkit.core import progress, threads
 from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.parallel import ordered_map
 from toolkit.core.tensors import Preprocess
+from toolkit.core.threads import ordered_map
 
 SMALL = Preprocess(resize=32, crop=24)
 
@@ -127,7 +127,7 @@ def test_reading_runs_ahead_only_a_little(jpeg):
     with closing(batches(dataset, range(1000), SMALL, batch=4, workers=2)) as loading:
         next(loading)
         time.sleep(0.2)
-        assert dataset.store.read_count <= 8 * parallel.CHUNK
+        assert dataset.store.read_count <= 8 * threads.CHUNK
     assert not data_threads()
 
 
@@ -184,7 +184,7 @@ def test_results_keep_their_order_when_work_takes_unequal_time():
 def test_ctrl_c_ends_the_process_at_once(tmp_path):
     script = """
 import time
-from toolkit.core.parallel import ordered_map
+from toolkit.core.threads import ordered_map
 def slow(index):
     if index == 8: print("begun", flush=True)
     time.sleep(0.02)

@@ -182,6 +182,8 @@ def _load(path: Path) -> ir.Model:
         IdentityEliminationPass()(model)
         RemoveUnusedNodesPass()(model)
         inferred: ir.Model = ShapeInferencePass()(model).model
+        for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
+            set_constant(value, np.array(constant(value)))
     except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file
         raise ModelError(
             f"{path.name} is not a readable ONNX file: {str(error).splitlines()[0]}",

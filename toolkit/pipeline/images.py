@@ -128,7 +128,7 @@ def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
 
 def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
     """Which images were evaluated: names, and one digest over names and contents."""
-    from toolkit.core.parallel import ordered_map
+    from toolkit.core.threads import ordered_map
 
     names = [dataset.items[index].name for index in indices]
     contents = list(ordered_map(dataset.digest, indices.tolist()))

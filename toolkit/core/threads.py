@@ -1,0 +1,55 @@
+"""Work on many items in threads: results in order, few of them waiting, all threads gone at the end."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+CHUNK = 8  # items a task: enough to hide its cost, few enough to bound the memory
+_AHEAD = 2  # tasks for each worker beyond the one that is waited for
+_MAX_WORKERS = 8  # beyond, threads mostly wait for the interpreter lock
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(
+    work: Callable[[Item], Result], items: Iterable[Item], *, workers: int | None = None, chunk: int = CHUNK
+) -> Generator[Result, None, None]:
+    """Apply a function to every item in worker threads; yield the results in order.
+
+    Only a few items and results wait at a time, however many there are. When the loop is left, by its end,
+    an error or Ctrl-C, what has not begun is dropped and the threads are gone.
+
+    Args:
+        work: What is done with an item; must release the interpreter lock to run side by side.
+        items: What it is done with; taken from in the caller's thread.
+        workers: Threads; None is one for each core this process may use, at most 8.
+        chunk: Items a task.
+    """
+    count = workers or min(available_cores(), _MAX_WORKERS)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-work")
+    source = iter(items)
+    try:
+        tasks = (
+            pool.submit(lambda part: [work(item) for item in part], part)
+            for part in iter(lambda: list(islice(source, chunk)), [])
+        )
+        pending: deque[Future[list[Result]]] = deque(islice(tasks, 1 + count * _AHEAD))
+        while pending:
+            results = pending.popleft().result()
+            pending.extend(islice(tasks, 1))
+            yield from results
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
