@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from quantize.options import QuantizeOptions
 from quantize.placement import is_weighted
 from quantize.quantized import Quantized
 from quantize.sensitivity import divergences
@@ -59,7 +60,11 @@ class Goal:
 
 
 def reach(
-    found: Quantized, goal: Goal, probe: FloatArray, correct: Callable[[Quantized], Quantized]
+    found: Quantized,
+    goal: Goal,
+    probe: FloatArray,
+    options: QuantizeOptions,
+    correct: Callable[[Quantized], Quantized],
 ) -> tuple[Quantized, dict[str, Any]]:
     """Leave as little in float as meets a limit.
 
@@ -67,6 +72,7 @@ def reach(
         found: The quantized graph.
         goal: What must be met.
         probe: Calibration images (N, C, H, W) that rank the layers.
+        options: Who measures the layers.
         correct: Makes biases fit a graph of which other layers are quantized.
 
     Returns:
@@ -80,7 +86,7 @@ def reach(
         missed = ""
         if not int8.met:
             try:
-                layers = search.layers(probe)
+                layers = search.layers(probe, options)
                 most = search.judge(tuple(quantized_layers(found)))
                 missed = f"even with every layer in float, which reaches {most.value:.6g}"
             except ModelError as error:
@@ -132,13 +138,13 @@ class _Search:
             self.verdicts[key] = self._goal.judge(self._file)
         return self.verdicts[key]
 
-    def layers(self, probe: FloatArray) -> tuple[str, ...]:
+    def layers(self, probe: FloatArray, options: QuantizeOptions) -> tuple[str, ...]:
         """The layers to leave in float; none where even all of them do not help."""
         if not self.judge(tuple(quantized_layers(self._found))).met:
             return ()
         io.save(self._found.graph(), self._file)
         self.costs = self._goal.costs(self._file)
-        order = by_gain(self._found, self.costs, probe)
+        order = by_gain(self._found, self.costs, probe, options)
         taken: list[str] = []
         missed, size = 0, 1  # the largest number that misses the limit, the next to try
         while not taken or not self.judge(tuple(taken)).met:
@@ -161,7 +167,9 @@ class _Search:
         return tuple(kept)
 
 
-def by_gain(found: Quantized, costs: Mapping[str, float], probe: FloatArray) -> Iterator[str]:
+def by_gain(
+    found: Quantized, costs: Mapping[str, float], probe: FloatArray, options: QuantizeOptions
+) -> Iterator[str]:
     """Layers in the order in which they should go to float: most gain for its cost first.
 
     All are measured again after every choice: a tensor that two layers read is only freed by both.
@@ -170,9 +178,10 @@ def by_gain(found: Quantized, costs: Mapping[str, float], probe: FloatArray) -> 
         found: A quantized graph.
         costs: Layer -> what it costs in float, > 0.
         probe: Images (N, C, H, W).
+        options: Who measures the layers.
     """
     while layers := quantized_layers(found):
-        whole, left = divergences(found, layers, probe)
+        whole, left = divergences(found, layers, probe, options)
         best = max(layers, key=lambda name: max(whole - left[name], LEAST_GAIN) / costs[name])
         yield best
         found = found.leaving({best})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from toolkit.core.parallel import Backend
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
@@ -17,6 +19,8 @@ class QuantizeOptions:
             correction; max: balanced, then rounding and scales learned on the calibration images.
         bias_correction: Whether biases absorb the mean error of their layer.
         sensitivity: Whether to measure what each layer costs: seconds to minutes more.
+        workers: Batches of images at a time where layers are measured; more than 1 only pays elsewhere.
+        backend: Where the workers are, see `toolkit.core.parallel`.
         float_layers: Names of convolutions and fully connected layers that stay in float.
     """
 
@@ -25,3 +29,5 @@ class QuantizeOptions:
     bias_correction: bool = True
     sensitivity: bool = False
     float_layers: tuple[str, ...] = ()
+    workers: int = 1
+    backend: Backend = "threading"

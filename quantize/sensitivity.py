@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from quantize.network import Network
+from quantize.options import QuantizeOptions
 from quantize.placement import is_weighted, place
 from quantize.quantized import Quantized
 from quantize.simulate import fake_quantize
-from toolkit.core.progress import tell
+from quantize.statistics import Statistics
+from toolkit.core.parallel import ordered
 from toolkit.core.quant import FloatArray
 from toolkit.core.statistics import kl_divergence, sqnr_db
 
 BATCH_PIXELS = 2**14  # every tensor of so many pixels is kept three times: 4 images at 64 px, 1 at 224 px
+DEFAULT = QuantizeOptions()
 EXACT_DB = 200.0  # stands for no noise at all: JSON has no infinity
 KINDS = {"Conv": "Convolution", "Gemm": "FullyConnected", "MatMul": "FullyConnected"}
 
@@ -54,7 +57,14 @@ class Row:
     sqnr_db: float | None
 
 
-def analyse(prepared: Quantized, exact: ir.Model, probe: FloatArray, *, quantizers: bool = True) -> list[Row]:
+def analyse(
+    prepared: Quantized,
+    exact: ir.Model,
+    probe: FloatArray,
+    *,
+    quantizers: bool = True,
+    options: QuantizeOptions = DEFAULT,
+) -> list[Row]:
     """Find out what every layer and quantizer costs.
 
     The float and the quantized network run once and all their tensors are kept; for each row only what
@@ -65,37 +75,29 @@ def analyse(prepared: Quantized, exact: ir.Model, probe: FloatArray, *, quantize
         exact: The float graph with the same channel scales (equalized, its rounding not learned).
         probe: Images (N, C, H, W).
         quantizers: Whether activations and weights get rows of their own, beside layers.
+        options: Who works on the images.
 
     Returns:
         Layers in the order of the graph, then activations, then weights.
     """
-    reference, coarse = Network(exact), _quantized(prepared)
-    subjects = list(_subjects(reference, prepared, quantizers=quantizers))
-    batches = _batches(probe)
-    seen = _Logits([], [])
-    found = {subject: (_Logits([], []), _Power()) for subject in subjects}
-    with torch.inference_mode():
-        for index, images in enumerate(batches):
-            runs = _Runs(prepared, reference, coarse, images)
-            seen.alone.append(runs.logits(runs.exact))
-            seen.without.append(runs.logits(runs.raw))
-            for done, (subject, (logits, power)) in enumerate(found.items()):
-                tell("measuring sensitivity", index * len(found) + done, len(batches) * len(found))
-                logits.alone.append(runs.alone(subject))
-                logits.without.append(runs.without(subject))
-                if subject.layer is not None:
-                    result = str(subject.layer.outputs[0].name)
-                    power.add(runs.exact[result], runs.raw[result])
-    tell("measuring sensitivity", len(batches) * len(found), len(batches) * len(found))
-    exactly, coarsely = _joined(seen.alone), _joined(seen.without)
+    subjects = tuple(_subjects(prepared, quantizers=quantizers))
+    seen = _measured(_Measure(prepared, exact, subjects, alone=True), probe, options)
+    exactly, coarsely = _joined(part.exact for part in seen), _joined(part.coarse for part in seen)
     return [
-        _row(subject, exactly, coarsely, _joined(logits.alone), _joined(logits.without), power)
-        for subject, (logits, power) in found.items()
+        _row(
+            subject,
+            exactly,
+            coarsely,
+            _joined(part.alone[index] for part in seen),
+            _joined(part.without[index] for part in seen),
+            _power(seen, index),
+        )
+        for index, subject in enumerate(subjects)
     ]
 
 
 def divergences(
-    prepared: Quantized, layers: Iterable[str], probe: FloatArray
+    prepared: Quantized, layers: Iterable[str], probe: FloatArray, options: QuantizeOptions = DEFAULT
 ) -> tuple[float, dict[str, float]]:
     """What it would help to leave layers in float, one at a time.
 
@@ -103,26 +105,21 @@ def divergences(
         prepared: A quantized graph.
         layers: Weighted layers that are quantized.
         probe: Images (N, C, H, W).
+        options: Who works on the images.
 
     Returns:
         KL divergence of the softmax from the float network's, in nats an image: as it is, and with each layer
         in float.
     """
-    reference, coarse = Network(prepared.exact), _quantized(prepared)
     asked = set(layers)
-    subjects = [s for s in _subjects(reference, prepared, quantizers=False) if s.name in asked]
-    exact: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {"": [], **{subject.name: [] for subject in subjects}}
-    with torch.inference_mode():
-        for images in _batches(probe):
-            runs = _Runs(prepared, reference, coarse, images)
-            exact.append(runs.logits(runs.exact))
-            found[""].append(runs.logits(runs.raw))
-            for subject in subjects:
-                found[subject.name].append(runs.without(subject))
-    wanted = _joined(exact)
-    kl = {name: kl_divergence(wanted, _joined(logits)) for name, logits in found.items()}
-    return kl.pop(""), kl
+    subjects = tuple(s for s in _subjects(prepared, quantizers=False) if s.name in asked)
+    seen = _measured(_Measure(prepared, prepared.exact, subjects, alone=False), probe, options)
+    exactly = _joined(part.exact for part in seen)
+    left = {
+        subject.name: kl_divergence(exactly, _joined(part.without[index] for part in seen))
+        for index, subject in enumerate(subjects)
+    }
+    return kl_divergence(exactly, _joined(part.coarse for part in seen)), left
 
 
 def to_json(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
@@ -134,7 +131,7 @@ def to_json(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Subject:
     """A layer, or the quantizer of a tensor.
 
@@ -142,33 +139,115 @@ class _Subject:
         name: Of the node, the tensor or the initializer.
         kind: As of `Row`.
         points: Tensors that are no longer quantized without it.
-        layer: The node of a layer.
     """
 
     name: str
     kind: str
     points: frozenset[str] = frozenset()
-    layer: ir.Node | None = None
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer."""
+        return self.kind in KINDS.values()
+
+    def is_made_by(self, node: ir.Node) -> bool:
+        """Whether it is this layer."""
+        return self.is_layer and node.name == self.name
 
 
-def _subjects(network: Network, prepared: Quantized, *, quantizers: bool) -> Iterator[_Subject]:
-    for node in network.nodes:
+def _subjects(prepared: Quantized, *, quantizers: bool) -> Iterator[_Subject]:
+    for node in prepared.exact.graph:
         if is_weighted(node):
             name = str(node.name)
             rest = place(prepared.source, prepared.scheme, {*prepared.placement.float_layers, name})
             points = frozenset(prepared.activations).difference(rest.activations)
-            yield _Subject(name, KINDS[node.op_type], points, node)
+            yield _Subject(name, KINDS[node.op_type], points)
     if quantizers:
         yield from (_Subject(name, "activation", frozenset({name})) for name in prepared.activations)
         yield from (_Subject(name, "weight") for name in prepared.weights)
 
 
-def _quantized(prepared: Quantized) -> Network:
-    """The network with its weights on their grids; bias corrections are added apart."""
-    network = Network(prepared.model)
-    for name, qparams in prepared.weights.items():
-        network.constants[name] = fake_quantize(network.constants[name], qparams)
-    return network
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Logits of some images, (N, classes): of the networks, and by subject.
+
+    Attributes:
+        exact: Of the float network.
+        coarse: Of the quantized network.
+        alone: With one subject alone quantized.
+        without: With everything quantized but one subject.
+        powers: Of the output of a layer, signal and noise.
+    """
+
+    exact: FloatArray
+    coarse: FloatArray
+    alone: tuple[FloatArray, ...]
+    without: tuple[FloatArray, ...]
+    powers: tuple[tuple[float, float], ...]
+
+
+class _Measure:
+    """Runs subjects on images; in another process, with networks of its own.
+
+    Args:
+        prepared: A quantized graph.
+        exact: Its float graph.
+        subjects: What is measured.
+        alone: Whether to quantize each alone too, and to tell the power of a layer's error.
+    """
+
+    def __init__(
+        self, prepared: Quantized, exact: ir.Model, subjects: tuple[_Subject, ...], *, alone: bool
+    ) -> None:
+        nothing = Statistics(0, {}, np.zeros((0, 1, 1, 1), np.float32))
+        self._given = replace(prepared, statistics=nothing), exact, subjects, alone
+        self._load()
+
+    def _load(self) -> None:
+        prepared, exact, _, _ = self._given
+        self._reference, self._coarse = Network(exact), Network(prepared.model)
+        for name, qparams in prepared.weights.items():  # bias corrections are added apart
+            self._coarse.constants[name] = fake_quantize(self._coarse.constants[name], qparams)
+
+    def __getstate__(self) -> Any:
+        return self._given
+
+    def __setstate__(self, state: Any) -> None:
+        self._given = state
+        self._load()
+
+    def __call__(self, batches: list[FloatArray]) -> list[_Seen]:
+        return [self._run(images) for images in batches]
+
+    @torch.inference_mode()
+    def _run(self, images: FloatArray) -> _Seen:
+        prepared, _, subjects, alone = self._given
+        runs = _Runs(prepared, self._reference, self._coarse, torch.from_numpy(images))
+        layers = {str(node.name): str(node.outputs[0].name) for node in self._reference.nodes}
+        powers = []
+        for subject in subjects if alone else ():
+            result = layers.get(subject.name, "") if subject.is_layer else ""
+            powers.append(_signal_and_noise(runs.exact[result], runs.raw[result]) if result else (0.0, 0.0))
+        return _Seen(
+            runs.logits(runs.exact).numpy(),
+            runs.logits(runs.raw).numpy(),
+            tuple(runs.alone(subject).numpy() for subject in subjects) if alone else (),
+            tuple(runs.without(subject).numpy() for subject in subjects),
+            tuple(powers),
+        )
+
+
+def _measured(measure: _Measure, probe: FloatArray, options: QuantizeOptions) -> list[_Seen]:
+    """Everything seen, in the order of the images, whoever looked."""
+    size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
+    batches = [np.ascontiguousarray(probe[start : start + size]) for start in range(0, len(probe), size)]
+    # here each batch is a piece of work; another process gets several, for it has to load the networks
+    each = 1 if options.backend == "threading" else -(-len(batches) // options.workers)
+    parts = [batches[start : start + each] for start in range(0, len(batches), each)]
+    found = ordered(
+        measure, parts, workers=options.workers, backend=options.backend, label="measuring sensitivity"
+    )
+    return [seen for part in found for seen in part]
 
 
 class _Runs:
@@ -203,7 +282,7 @@ class _Runs:
         if subject.kind == "activation":
             changed[subject.name] = self._round(subject.name, self.exact[subject.name])
         for index, node in enumerate(self._reference.nodes):
-            if node is subject.layer:
+            if subject.is_made_by(node):
                 source = str(node.inputs[0].name)  # type: ignore[union-attr]
                 special[index] = self._apply(
                     node, {**self.exact, source: self._round(source, self.exact[source])}
@@ -218,7 +297,7 @@ class _Runs:
         for node in self._reference.nodes:
             name = str(node.outputs[0].name)
             values = {**self.read, **changed}
-            if node is subject.layer:
+            if subject.is_made_by(node):
                 result = self._reference.apply(node, values)
             elif subject.kind == "weight" and _reads(node, subject.name):
                 result = self._reference.apply(node, values) + self._correction(node)
@@ -253,41 +332,22 @@ class _Runs:
         return value if qparams is None else fake_quantize(value, qparams)
 
 
-def _batches(probe: FloatArray) -> list[Tensor]:
-    size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
-    return list(torch.split(torch.from_numpy(probe), size))
-
-
 def _reads(node: ir.Node, initializer: str) -> bool:
     return any(value is not None and value.name == initializer for value in node.inputs)
 
 
-@dataclass(slots=True)
-class _Logits:
-    """Logits of batches, with one subject alone quantized, and without it."""
-
-    alone: list[Tensor]
-    without: list[Tensor]
+def _signal_and_noise(exact: Tensor, found: Tensor) -> tuple[float, float]:
+    return float(exact.double().square().sum()), float((exact - found).double().square().sum())
 
 
-@dataclass(slots=True)
-class _Power:
-    """Signal and noise, summed over batches."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-
-    def add(self, exact: Tensor, found: Tensor) -> None:
-        self.signal += float(exact.double().square().sum())
-        self.noise += float((exact - found).double().square().sum())
-
-    @property
-    def sqnr_db(self) -> float:
-        return 10 * math.log10(max(self.signal, 1e-300) / max(self.noise, 1e-300))
+def _power(seen: list[_Seen], index: int) -> float:
+    """SQNR of the output of a layer over all images, in dB."""
+    signal, noise = (sum(part.powers[index][side] for part in seen) for side in (0, 1))
+    return 10 * math.log10(max(signal, 1e-300) / max(noise, 1e-300))
 
 
-def _joined(logits: list[Tensor]) -> FloatArray:
-    joined: FloatArray = torch.cat(logits).numpy()
+def _joined(logits: Iterable[FloatArray]) -> FloatArray:
+    joined: FloatArray = np.concatenate(list(logits))
     return joined
 
 
@@ -297,7 +357,7 @@ def _row(
     coarse: FloatArray,
     alone: FloatArray,
     without: FloatArray,
-    power: _Power,
+    output_db: float,
 ) -> Row:
     return Row(
         subject.name,
@@ -307,7 +367,7 @@ def _row(
         float_sqnr_db=_sqnr_db(exact, without),
         float_kl=kl_divergence(exact, without),
         drop_db=_sqnr_db(exact, without) - _sqnr_db(exact, coarse),
-        sqnr_db=min(power.sqnr_db, EXACT_DB) if subject.layer is not None else None,
+        sqnr_db=min(output_db, EXACT_DB) if subject.is_layer else None,
     )
 
 

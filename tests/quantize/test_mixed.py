@@ -64,7 +64,7 @@ def tried(graph, folder, least, costs, target="openvino", options=PLAIN, probe=1
     judge, statistics = Judge(path, least), collect(path, [pixels])
     goal = Goal("min_agreement", least, "ms", lambda graph: costs, judge)
     found = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme, options)
-    found, summary = reach(found, goal, pixels[:probe], lambda trial: corrected(trial, options))
+    found, summary = reach(found, goal, pixels[:probe], options, lambda trial: corrected(trial, options))
     return found, summary, judge
 
 
@@ -103,12 +103,12 @@ def test_of_two_ways_the_cheaper_is_taken(tmp_path):
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme, PLAIN
     )
     names = [str(node.name) for node in found.exact.graph if is_weighted(node)]
-    even = list(by_gain(found, dict.fromkeys(names, 1.0), pixels))
+    even = list(by_gain(found, dict.fromkeys(names, 1.0), pixels, PLAIN))
     assert sorted(even) == sorted(names)
     whole, left = divergences(found, names, pixels)
     assert even[0] == max(names, key=lambda name: whole - left[name])
     dear = {**dict.fromkeys(names, 1.0), even[0]: 1e6}
-    assert list(by_gain(found, dear, pixels))[-1] == even[0]
+    assert list(by_gain(found, dear, pixels, PLAIN))[-1] == even[0]
 
 
 def test_every_choice_is_the_best_after_those_before_it(tmp_path):
@@ -117,7 +117,7 @@ def test_every_choice_is_the_best_after_those_before_it(tmp_path):
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("tensorrt").scheme, PLAIN
     )
     names = [str(node.name) for node in found.exact.graph if is_weighted(node)]
-    order = list(by_gain(found, dict.fromkeys(names, 1.0), pixels))
+    order = list(by_gain(found, dict.fromkeys(names, 1.0), pixels, PLAIN))
     for name in order:
         whole, left = divergences(found, set(names) - found.placement.float_layers, pixels)
         gains = {other: max(whole - left[other], LEAST_GAIN) for other in left}
@@ -248,7 +248,7 @@ def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
     path, pixels = chain().save(tmp_path / "m.onnx"), images(32, 16)
     statistics = collect(path, [pixels])
     found = prepare(io.read_classifier(path).model, statistics, targets.get("openvino").scheme, PLAIN)
-    order = list(by_gain(found, EVEN, pixels))
+    order = list(by_gain(found, EVEN, pixels, PLAIN))
     needed = set(order[1:3])
 
     def judge(graph):
@@ -256,7 +256,9 @@ def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
         left = {name for name in EVEN if f"{name}.weight/quantized" not in quantized}
         return Verdict(len(left & needed), needed <= left)
 
-    _, summary = reach(found, Goal("x", 2, "ms", lambda graph: EVEN, judge), pixels, lambda trial: trial)
+    _, summary = reach(
+        found, Goal("x", 2, "ms", lambda graph: EVEN, judge), pixels, PLAIN, lambda trial: trial
+    )
     assert {layer["name"] for layer in summary["layers"]} == needed
 
 

@@ -9,7 +9,7 @@ import pytest
 from float_graphs import images, residual
 
 import targets
-from quantize import QuantizeOptions, qdq
+from quantize import QuantizeOptions, qdq, sensitivity
 from quantize.calibrated import prepare
 from quantize.collect import collect
 from quantize.equalize import equalize
@@ -111,3 +111,13 @@ def test_json_has_the_shape_of_the_report(analysed):
     assert len(found["layers"]) == 7
     assert {row["kind"] for row in found["quantizers"]} == {"activation", "weight"}
     assert all(np.isfinite(row["drop_db"]) for row in found["layers"])
+
+
+@pytest.mark.parametrize(("workers", "backend"), [(3, "threading"), (2, "loky"), (2, "ray"), (2, "dask")])
+def test_whoever_measures_gets_the_same_rows(workers, backend, analysed, monkeypatch):
+    if backend in ("ray", "dask"):
+        pytest.importorskip({"ray": "ray", "dask": "distributed"}[backend], reason="an extra")
+    monkeypatch.setattr(sensitivity, "BATCH_PIXELS", 3 * 16 * 16)  # 12 images are four batches
+    prepared, exact, pixels, _ = analysed
+    options = QuantizeOptions(workers=workers, backend=backend)
+    assert analyse(prepared, exact, pixels, options=options) == analyse(prepared, exact, pixels)

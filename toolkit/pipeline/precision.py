@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import targets
+from targets._device import granted_cores
 from toolkit.core.errors import RecipeError, TargetError
 from toolkit.core.parallel import Backend
 from toolkit.core.quant import FloatArray, IntArray, QuantScheme
@@ -119,7 +120,13 @@ def quantize(
 
     scheme = targets.get(target).scheme
     how = quantization.QuantizeOptions(
-        options.observer, options.effort, options.bias_correction, options.sensitivity, options.float_layers
+        options.observer,
+        options.effort,
+        options.bias_correction,
+        options.sensitivity,
+        options.float_layers,
+        workers=options.workers or (1 if options.backend == "threading" else granted_cores()),
+        backend=options.backend,
     )
     if judges is None:
         return quantization.quantize(model, statistics, scheme, how, out)
