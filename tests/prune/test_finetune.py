@@ -14,7 +14,7 @@ from toolkit.prune.finetune import divergence, int8
 
 TRAIN = np.concatenate(pictures(48, seed=3))
 HELD = pictures(20, seed=4)
-OPTIONS = DistillOptions(epochs=4, batch=16, learning_rate=0.001, crop_px=1)
+OPTIONS = DistillOptions(epochs=4, batch=16, learning_rate=0.0005, crop_px=1)
 
 
 @pytest.fixture(scope="module")

@@ -176,6 +176,8 @@ def test_pruning_that_does_not_pay_is_refused_with_figures():
 def test_a_goal_out_of_reach_says_what_can_be_met():
     with pytest.raises(ModelError, match=r"0\.05 of the multiply-accumulates cannot be met; 0\.\d\d can"):
         prune(lively(), IMAGES, PruneOptions(macs=0.05, step=2))
+    with pytest.raises(ModelError, match=r"0\.02 of the multiply-accumulates cannot be met; 0\.\d\d can"):
+        prune(lively("resnet18"), IMAGES, PruneOptions(macs=0.02, step=2, scope="both"))  # still of the dense
 
 
 def test_both_scopes_reach_further_than_one():

@@ -128,10 +128,11 @@ def _by_count(
     if options.keep is not None:
         return widths.Allocated(widths.uniform(arch, options.keep, options.step), start, start, dense)
     assert options.macs is not None
-    goal = options.macs * dense / start
-    if goal >= 1:
+    if options.macs * dense >= start:
         return widths.Allocated(arch, start, start, dense)
-    return widths.for_macs(arch, known.surveyed, drops, goal, size=size, step=options.step)
+    return widths.for_macs(
+        arch, known.surveyed, drops, options.macs, size=size, step=options.step, of=known.arch
+    )
 
 
 def _streams_alone(known: Known, rankings: Mapping[str, Ranking]) -> Decision:

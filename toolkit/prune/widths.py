@@ -128,8 +128,18 @@ def for_macs(
     *,
     size: int,
     step: int,
+    of: Architecture | None = None,
 ) -> Allocated:
     """The least loss within a part of the multiply-accumulates.
+
+    Args:
+        arch: The network, its inner groups still whole.
+        surveyed: Group -> loss by count.
+        drops: (stage, block) -> loss of dropping it.
+        part: Of the multiply-accumulates.
+        size: Height of an image in pixels.
+        step: Channel counts are multiples of it.
+        of: The network whose part is meant, where streams are narrower already; default: `arch`.
 
     Raises:
         ModelError: Block-internal channels cannot save so much; the message says what they can.
@@ -142,15 +152,15 @@ def for_macs(
         narrowed = resize(arch, _with(arch.widths, {(stage, block): inner}))
         return float(block_macs(narrowed, stage, block, sides[stage, block]))
 
-    dense = macs(arch, size)
+    dense = macs(of or arch, size)
     found = options(arch, surveyed, drops, cost, lambda w: counts(w, step))
-    fixed = dense - sum(cost(s, b, arch.widths.inner[s][b]) for (s, b), _ in found)
+    fixed = macs(arch, size) - sum(cost(s, b, arch.widths.inner[s][b]) for (s, b), _ in found)
     chosen = allocate([choices for _, choices in found], part * dense - fixed)
     if chosen is None:
         least = (fixed + sum(choices[0].cost for _, choices in found)) / dense
         raise ModelError(
             f"prune: {part:.2f} of the multiply-accumulates cannot be met; {least:.2f} can",
-            hint="raise the goal, allow smaller steps, or set prune.scope=both or prune.drop_blocks=true",
+            hint="raise the goal, allow a smaller prune.step, prune.scope=both or prune.drop_blocks=true",
         )
     widths = {where: choices[n].inner for (where, choices), n in zip(found, chosen, strict=True)}
     narrow = resize(arch, _with(arch.widths, widths))
@@ -200,7 +210,7 @@ def for_latency(
             raise ModelError(
                 f"prune: {part:.2f} of {dense_ms:.3f} ms cannot be met; "
                 f"{reachable / dense_ms:.2f} can, by the table",
-                hint="raise prune.target_latency, or set prune.scope=both or prune.drop_blocks=true",
+                hint="raise prune.target_latency, or allow prune.scope=both or prune.drop_blocks=true",
             )
         widths = {where: choices[n].inner for (where, choices), n in zip(found, chosen, strict=True)}
         candidate = resize(arch, _with(arch.widths, widths))
