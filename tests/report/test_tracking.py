@@ -53,6 +53,9 @@ def test_parameters_figures_and_files_are_logged(report, tmp_path, monkeypatch):
     assert len(seen["params"]["quantize.long"]) == 500
     assert seen["metrics"]["openvino-int8/top1"] == int8.top1
     assert seen["metrics"]["openvino-int8/latency_p50_ms"] == int8.latency_ms.p50
+    assert seen["metrics"]["openvino-int8/memory_bytes"] == int8.memory_bytes > 0
+    assert seen["metrics"]["openvino-int8/end_to_end_ms"] == int8.end_to_end_ms > int8.latency_ms.p50
+    assert "openvino-int8/energy_mj" not in seen["metrics"]
     assert seen["metrics"]["gate/max_drop_pp/openvino-int8"] == 1.0
     assert seen["tags"]["edgeship.command"] == COMMAND
     assert sorted(seen["artifacts"]) == ["junit.xml", "report.html", "report.json", "report.md"]

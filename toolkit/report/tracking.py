@@ -61,6 +61,11 @@ def metrics(report: RunReport) -> dict[str, float]:
             "latency_p50_ms": v.latency_ms.p50 if v.latency_ms else None,
             "latency_p99_ms": v.latency_ms.p99 if v.latency_ms else None,
             "speedup": v.speedup,
+            "throughput_ips": v.throughput_ips,
+            "end_to_end_ms": v.end_to_end_ms,
+            "energy_mj": v.energy_mj,
+            "memory_bytes": v.memory_bytes,
+            "resident_bytes": v.resident_bytes,
             "size_bytes": v.size_bytes,
         }
         found |= {f"{v.name}/{name}": float(value) for name, value in figures.items() if value is not None}

@@ -113,9 +113,12 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
         ),
     )
     level, sentence, best = judged[0]
+    dense = next((v for v in ran if best.pruned and not v.pruned), None)
     pairs = report.environment.get("int8_sums") == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
-    return Verdict(target, level, sentence, (*_steps(best, pairs=pairs), *others)), best
+    return Verdict(
+        target, level, sentence, (*_beside(best, dense), *_steps(best, pairs=pairs), *others)
+    ), best
 
 
 def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
@@ -136,8 +139,9 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     rival = _rival(v, report)
     if rival is not None or v.speedup <= 1.0:
         return "look", f"{facts}: it is not worth it on this machine{rival or ''}."
-    if _may_be_noise(v, report):
-        return "look", f"{facts}, but the speed-up may be noise: measure again on a quiet machine."
+    doubt = _doubt(v, report)
+    if doubt:
+        return "look", f"{facts}, but {doubt}: measure again on a quiet machine."
     gated = any(gate.variant == v.name and gate.name == "max_drop_pp" for gate in report.gates)
     possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
     if not gated and possible > LOSS_PP:
@@ -161,15 +165,16 @@ def _rival(v: Variant, report: RunReport) -> str | None:
     )
 
 
-def _may_be_noise(v: Variant, report: RunReport) -> bool:
-    """Whether the 95 % intervals of the two medians leave room for none, or other work hid the truth."""
+def _doubt(v: Variant, report: RunReport) -> str:
+    """Why a speed-up may not be real: other work, or 95 % intervals of the medians that meet; else empty."""
     over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
     others = report.environment.get("other_share")
     scatter = max((latency.cv or 0.0 for latency in (v.latency_ms, over) if latency), default=0.0)
     if others is not None and others > OTHERS and scatter > DISTURBED:
-        return True
+        return "other work disturbed the timing"
     own = v.latency_ms.p50_ci95 if v.latency_ms else None
-    return bool(over and over.p50_ci95 and own and over.p50_ci95[0] <= own[1])
+    met = over and over.p50_ci95 and own and over.p50_ci95[0] <= own[1]
+    return "the speed-up may be noise" if met else ""
 
 
 def _facts(v: Variant) -> str:
@@ -193,6 +198,17 @@ def _facts(v: Variant) -> str:
         loss = f"{verb} {abs(v.drop_pp):.1f} pp{interval}"
     middle = " and ".join(part for part in (speed, loss) if part) or "ran"
     return f"{words.title(v)} {middle}"
+
+
+def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
+    """What pruning adds to quantization alone."""
+    if dense is None or dense.latency_ms is None or pruned.latency_ms is None:
+        return ()
+    ratio = dense.latency_ms.p50 / pruned.latency_ms.p50
+    return (
+        f"It takes {words.milliseconds(pruned.latency_ms.p50)}, {words.title(dense)} without pruning "
+        f"{words.milliseconds(dense.latency_ms.p50)}: pruning alone is worth {words.times(ratio)}.",
+    )
 
 
 def _steps(v: Variant, *, pairs: bool) -> tuple[str, ...]:
