@@ -98,8 +98,9 @@ class TensorRT:
         plan = _made(builder.build_serialized_network(network, config), log, "building the engine")
         saved = None if cache is None else bytes(config.get_timing_cache().serialize())
         warnings = log.warnings()
-        if options.precision == "fp16" and (options.strongly_typed or not typed_by_flags):
-            warnings.append("strongly typed: layers run in FP16 only where the graph itself is FP16")
+        if options.precision != "fp32" and (options.strongly_typed or not typed_by_flags):
+            where = "FP16 only where" if options.precision == "fp16" else "FP16, where Q/DQ do not say INT8, only if"
+            warnings.append(f"strongly typed: layers run in {where} the graph itself is FP16")
         return Built(bytes(plan), warnings, saved)
 
     def _timing_cache(self, config: Any, stored: bytes) -> Any:

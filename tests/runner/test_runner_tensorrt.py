@@ -168,6 +168,15 @@ def test_strong_typing_is_asked_for_by_flag_where_it_is_a_choice(built):
     assert [call for call in answer.calls if call[0] == "set_flag"] == []
 
 
+@pytest.mark.parametrize(
+    ("version", "arguments", "warned"), [("10.3", (), 0), ("10.13", ("--strongly-typed",), 1), ("11", (), 1)]
+)
+def test_what_strong_typing_leaves_in_fp32_is_told(version, arguments, warned, built):
+    _, answer = built(version, *arguments)
+    told = [text for text in answer.result["warnings"] if "only if the graph itself is FP16" in text]
+    assert len(told) == warned
+
+
 def test_strong_typing_is_refused_where_it_does_not_exist(run_fake, tmp_path):
     arguments = ["build", "--graph", graph(tmp_path / "g"), "--out", tmp_path / "e", "--backend", "tensorrt"]
     answer = run_fake("8.6", *arguments, "--strongly-typed")
