@@ -163,6 +163,32 @@ def test_charts_hold_the_figures_of_report_json(browser, report):
     assert drawn == 4
 
 
+def test_the_speed_section_holds_what_was_measured(browser, report):
+    visit(browser, report[0])
+    draw_all(browser)
+    shown = browser.execute_script(
+        "return Object.fromEntries([...document.querySelectorAll('#speed tr[data-variant]')].map(row =>"
+        "[row.dataset.variant, Object.fromEntries([...row.querySelectorAll('[data-key]')].map(cell =>"
+        "[cell.dataset.key, cell.innerText.trim()]))]))"
+    )
+    timed = {v["name"]: v for v in report[1]["variants"] if v["latency_ms"]}
+    assert shown == {
+        name: {
+            "end_to_end_ms": words.milliseconds(v["end_to_end_ms"]),
+            "resident_bytes": words.size(v["resident_bytes"]),
+            "memory_bytes": words.size(v["memory_bytes"]),
+        }
+        for name, v in timed.items()
+    }
+    rates = {t["name"]: dict(zip(t["x"], t["y"], strict=True)) for t in traces(browser, "throughput")}
+    assert rates["OpenVINO INT8"] == {
+        int(b): ips for b, ips in timed["openvino-int8"]["batch_throughput"].items()
+    }
+    times = {t["name"]: dict(zip(t["y"], t["x"], strict=True)) for t in traces(browser, "layers-openvino")}
+    audit = timed["openvino-int8"]["audit"]
+    assert times["OpenVINO INT8"] == {layer["name"]: layer["time_ms"] for layer in audit if layer["time_ms"]}
+
+
 def test_choosing_an_activation_draws_its_histogram(browser, report):
     visit(browser, report[0])
     draw_all(browser)
