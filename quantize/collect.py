@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,9 @@ PART_PIXELS = 2**16  # images run at once, where the graph lets us choose: 16 at
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
 
-def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
+def collect(
+    model: Path, batches: Iterable[FloatArray], each: Callable[[FloatArray], object] = lambda _: None
+) -> Statistics:
     """Run calibration images through a float graph and keep statistics of its activations.
 
     Extremes are reduced inside the graph, by pooling operations, so that what leaves it is
@@ -30,6 +33,7 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
     Args:
         model: A float ONNX classifier.
         batches: Preprocessed images (N, C, H, W), in batches.
+        each: Gets the largest magnitude of every image in each of T tensors, (N, T), image after image.
 
     Raises:
         ModelError: The graph is not a float classifier.
@@ -40,6 +44,7 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
     gathered = {name: Gathered(name) for name in watched}
     probe: Thinned | None = None
     images = 0
+    counts: deque[int] = deque()  # images of the parts that are on their way
 
     def parts() -> Iterator[FloatArray]:
         nonlocal probe, images
@@ -48,13 +53,19 @@ def collect(model: Path, batches: Iterable[FloatArray]) -> Statistics:
             probe.add(batch)
             images += len(batch)
             check_finite(reference.input, batch)  # maxima may lose a NaN; it comes from nowhere else but inf
-            yield from _parts(batch, size)
+            for part, count in _parts(batch, size):
+                counts.append(count)
+                yield part
 
     with closing(ordered_map(reference.run, parts(), chunk=1)) as results:
         for result in results:
             values = iter(result)
+            count, largest = counts.popleft(), []
             for name, tensor in watched.items():
-                gathered[name].add(*tensor.read([next(values) for _ in tensor.outputs]))
+                low, high, sample = tensor.read([next(values) for _ in tensor.outputs])
+                gathered[name].add(low, high, sample)
+                largest.append(np.maximum(-low, high).reshape(len(result[0]), -1).max(1))
+            each(np.stack(largest, 1)[:count])
     if probe is None:
         raise DataError("there is no calibration image", hint="check select.source and select.images")
     return Statistics(images, {name: seen.result() for name, seen in gathered.items()}, probe.rows())
@@ -127,14 +138,16 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *(value for node in graph for value in node.outputs)]
 
 
-def _parts(batch: FloatArray, size: int | None) -> list[FloatArray]:
+def _parts(batch: FloatArray, size: int | None) -> list[tuple[FloatArray, int]]:
     """A batch as a graph takes it: by a static graph's size, else by so many that memory stays small.
 
-    A static graph's last part is filled up with the batch's own images.
+    A static graph's last part is filled up with the batch's own images; beside each part, how many are not.
     """
     if size is None:
         most = max(PART_PIXELS // int(np.prod(batch.shape[2:])), 1)
-        return [batch[i : i + most] for i in range(0, len(batch), most)]
+        parts = [batch[i : i + most] for i in range(0, len(batch), most)]
+        return [(part, len(part)) for part in parts]
     count = -(-len(batch) // size)
     filled = np.resize(batch, (count * size, *batch.shape[1:]))
-    return [filled[i * size : (i + 1) * size] for i in range(count)]
+    starts = range(0, count * size, size)
+    return [(filled[start : start + size], min(size, len(batch) - start)) for start in starts]

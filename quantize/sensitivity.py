@@ -222,7 +222,7 @@ class _Measure:
     @torch.inference_mode()
     def _run(self, images: FloatArray) -> _Seen:
         prepared, _, subjects, alone = self._given
-        runs = _Runs(prepared, self._reference, self._coarse, torch.from_numpy(images))
+        runs = _Runs(prepared, self._reference, self._coarse, torch.tensor(images))
         layers = {str(node.name): str(node.outputs[0].name) for node in self._reference.nodes}
         powers = []
         for subject in subjects if alone else ():

@@ -63,7 +63,7 @@ def test_every_stage_leaves_what_the_next_and_others_rely_on(finished):
         "finetune": {"model.safetensors", "widths.json", "history.json"},
         "export": {"float.onnx", "graphs.json"},
         "select": {"manifest.json", "findings.json"},
-        "calibrate": {"float"},
+        "calibrate": {"float", "scales.json", "findings.json"},
         "quantize": {"openvino.onnx", "onnxruntime.onnx", "tensorrt.onnx", "quantize.json"},
         "compile": {"compiled.json", "openvino-int8", "onnxruntime-fp32"},
         "evaluate": {"accuracy.json", "logits", "labels.npy", "images.json"},
@@ -73,6 +73,16 @@ def test_every_stage_leaves_what_the_next_and_others_rely_on(finished):
     assert [stage.name for stage in result.stages] == list(expected)
     for stage, names in expected.items():
         assert names <= {path.name for path in result.folder(stage).iterdir()}, stage
+
+
+def test_the_calibration_says_whether_its_images_are_enough(finished):
+    curve = read(finished[0], "calibrate", "scales.json")["float"]
+    assert curve["images"] == [1, 2, 4, 8, 12] and curve["scale"][-1] == 1.0
+    assert curve["scale"] == sorted(curve["scale"])
+    (found,) = read(finished[0], "calibrate", "findings.json")
+    assert "calibration images" in found["what"] and found["severity"] in ("info", "warning")
+    html = (finished[0].folder("report") / "report.html").read_text()
+    assert "calibration images" in html
 
 
 def test_an_absent_target_is_noted_and_the_others_go_on(finished):

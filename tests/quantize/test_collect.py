@@ -89,3 +89,17 @@ def test_an_activation_that_overflows_is_named(tmp_path):
     path = g.head(g.conv(g.unary("Relu", second), 4)).save(tmp_path / "m.onnx")
     with pytest.raises(QuantizationError, match=r"'relu2'|'conv1'"):
         collect(path, [np.abs(images(2))])
+
+
+@pytest.mark.parametrize("graph_batch", ["batch", 1, 4])
+@pytest.mark.parametrize("batch", [3, 7])
+def test_the_largest_magnitudes_of_every_image_are_told_in_order(graph_batch, batch, tmp_path):
+    path, pixels = residual(graph_batch).save(tmp_path / "m.onnx"), images(7, 16)
+    reference = tensors(residual(1).save(tmp_path / "one.onnx"), pixels)
+    told = []
+    got = collect(path, [pixels[i : i + batch] for i in range(0, 7, batch)], told.append)
+    rows = np.concatenate(told)
+    assert rows.shape == (7, len(got.tensors))
+    for index, values in enumerate(reference.values()):
+        expected = np.abs(values).reshape(7, -1).max(1)
+        np.testing.assert_allclose(rows[:, index], expected, atol=1e-5 * expected.max())

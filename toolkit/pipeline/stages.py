@@ -15,6 +15,7 @@ import numpy as np
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.core.progress import track
+from toolkit.core.quant import FloatArray
 from toolkit.pipeline import evaluation, images, measure, network, precision, pruning, variants
 from toolkit.pipeline.preprocessing import check_known, from_json
 from toolkit.pipeline.recipe import (
@@ -124,15 +125,24 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
 
 
 def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
-    """Run the calibration images through the float graphs; write the statistics of every activation."""
+    """Run the calibration images through the float graphs; write the statistics of every activation.
+
+    Also scales.json {graph: {images, scale, enough}}, how the scales grow with the images, and findings.json.
+    """
+    from calibration import scales
     from quantize.collect import collect
 
     graphs = read_json(inputs["export"] / "graphs.json")
     preprocess = from_json(graphs["preprocess"])
     dataset, indices = images.calibration(options.source, inputs["select"])
+    curves = {}
     for name in variants.graph_names(graphs):
         stream = images.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
-        collect(inputs["export"] / graphs[name]["file"], stream).save(out / name)
+        maxima: list[FloatArray] = []
+        collect(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
+        curves[name] = scales.scale_curve(np.concatenate(maxima))
+    write_json(out / "scales.json", curves)
+    write_json(out / "findings.json", [scales.judge(curve, name) for name, curve in curves.items()])
 
 
 def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
@@ -290,7 +300,12 @@ STAGES = (
         code=("toolkit.graph", "toolkit.models.export", *NETWORK, *WEIGHTS),
     ),
     Stage("select", select, needs=("load", "export"), code=("calibration", *IMAGES, *NETWORK)),
-    Stage("calibrate", calibrate, needs=("export", "select"), code=("quantize", "toolkit.graph", *IMAGES)),
+    Stage(
+        "calibrate",
+        calibrate,
+        needs=("export", "select"),
+        code=("quantize", "toolkit.graph", "calibration.scales", *IMAGES),
+    ),
     Stage(
         "quantize",
         quantize,
@@ -323,7 +338,18 @@ STAGES = (
     Stage(
         "report",
         report,
-        needs=("load", "prune", "finetune", "export", "select", "quantize", "compile", "evaluate", "bench"),
+        needs=(
+            "load",
+            "prune",
+            "finetune",
+            "export",
+            "select",
+            "calibrate",
+            "quantize",
+            "compile",
+            "evaluate",
+            "bench",
+        ),
         code=("toolkit.report", "toolkit.core"),
         on_run=True,
     ),

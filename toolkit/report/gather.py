@@ -3,6 +3,7 @@
 Beside the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...) these
 are read where they exist, so that a stage may leave more and the report shows more:
 
+calibrate/findings.json whether the images are enough, as select/findings.json
 evaluate/findings.json  what was left out of the evaluation, as select/findings.json
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
@@ -150,7 +151,7 @@ class _Run:
     def findings(self) -> tuple[dict[str, str], ...]:
         return tuple(
             {key: str(found.get(key) or "") for key in ("severity", "what", "hint")}
-            for stage in ("select", "evaluate")
+            for stage in ("select", "calibrate", "evaluate")
             for found in self.read(stage, "findings.json", [], expected=stage == "select") or ()
         )
 
