@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from toolkit.core.errors import DeviceError
 from toolkit.deploy import inventory
@@ -57,18 +60,48 @@ def test_defaults_hold_for_every_device(tmp_path: Path) -> None:
         ({"jump": "$(touch /tmp/x)"}, "cannot be a jump"),
         ({"jump": "-F/tmp/x"}, "cannot be a jump"),
         ({"target": "../x"}, "cannot be a target"),
+        ({"target": "tensort"}, "no target named 'tensort'"),
         ({"tags": ["a b"]}, "cannot be a tag"),
         ({"tags": "lab"}, "of the wrong kind"),
         ({"port": "22"}, "of the wrong kind"),
         ({"port": True}, "of the wrong kind"),
         ({"port": 70000}, "no port 70000"),
         ({"root": "/a\nb"}, "has a line break"),
+        ({"key": "~nosuchuser/.ssh/id"}, "key = '~nosuchuser/.ssh/id'"),
         ({"password": "x"}, "no field 'password'"),
     ],
 )
 def test_entries_that_cannot_be(fields: dict[str, object], message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         inventory.parse("a", {"host": "x", "target": "openvino", **fields})
+
+
+values = st.recursive(
+    st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=2),
+    max_leaves=5,
+)
+keys = st.sampled_from([field.name for field in dataclasses.fields(Entry)]) | st.text(max_size=6)
+
+
+@given(fields=st.dictionaries(keys, values, max_size=5))
+def test_garbage_is_refused_or_an_entry_that_ssh_can_take(fields: dict[str, object]) -> None:
+    try:
+        entry = inventory.parse("a", {"host": "x", "target": "openvino", **fields})
+    except DeviceError as error:
+        assert error.hint
+    else:
+        assert all(isinstance(word, str) for word in command_line(entry, ["true"]))
+
+
+@given(data=st.binary(max_size=60))
+def test_a_file_of_garbage_is_no_inventory(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "garbage.toml"
+    path.write_bytes(data)
+    try:
+        assert inventory.load(path) == {}
+    except DeviceError as error:
+        assert error.hint
 
 
 @pytest.mark.parametrize("name", ["", "../x", "-x", "a b", "a;b", "$(x)", "x" * 64, "ä"])
@@ -78,7 +111,14 @@ def test_names_that_cannot_be(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[devices", "devices = 3", "[device.a]\nhost='x'", "[devices.a]\ntarget='openvino'"]
+    "text",
+    [
+        "[devices",
+        "devices = 3",
+        "defaults = 3\n[devices.a]\nhost='x'\ntarget='openvino'",
+        "[device.a]\nhost='x'",
+        "[devices.a]\ntarget='openvino'",
+    ],
 )
 def test_files_that_are_no_inventory(tmp_path: Path, text: str) -> None:
     path = tmp_path / "devices.toml"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import targets
 from toolkit.core.artifact import write_text
 from toolkit.core.errors import DeviceError, nearest
 
@@ -93,7 +94,8 @@ def load(path: Path) -> dict[str, Entry]:
     defaults = document.get("defaults", {})
     devices = document.get("devices", {})
     unknown = set(document) - {"defaults", "devices"}
-    if unknown or not isinstance(devices, dict) or not all(isinstance(d, dict) for d in devices.values()):
+    tables = isinstance(devices, dict) and all(isinstance(d, dict) for d in (defaults, *devices.values()))
+    if unknown or not tables:
         raise DeviceError(
             f"{path} is not an inventory", hint="it has [defaults] and one [devices.NAME] for each device"
         )
@@ -128,11 +130,23 @@ def parse(name: str, fields: Mapping[str, Any]) -> Entry:
             raise DeviceError(
                 f"device {name!r}: {value!r} cannot be a {what}", hint="letters, digits, '.', '_' and '-' can"
             )
+    if fields["target"] not in targets.names():
+        raise DeviceError(
+            f"device {name!r}: no target named {fields['target']!r}",
+            hint=nearest(fields["target"], targets.names()),
+        )
     if not 0 <= fields.get("port", 0) < 65536:
         raise DeviceError(f"device {name!r}: no port {fields['port']}", hint="1 to 65535")
     for key in ("root", "health", "python", "key", "ssh_config"):
         if "\0" in fields.get(key, "") or "\n" in fields.get(key, ""):
             raise DeviceError(f"device {name!r}: {key} has a line break in it", hint="write it on one line")
+    for key in ("key", "ssh_config"):  # of this machine
+        try:
+            Path(fields.get(key, "")).expanduser()
+        except RuntimeError as error:
+            raise DeviceError(
+                f"device {name!r}: {key} = {fields[key]!r}: {error}", hint="write the whole path"
+            ) from error
     return Entry(name, **{**fields, "tags": tuple(tags)})
 
 
