@@ -127,6 +127,13 @@ def load(path: Path) -> Any:
     return model
 
 
+def takes_pixels(model: Any) -> bool:
+    """Whether images go in as uint8."""
+    from onnx import TensorProto
+
+    return bool(model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8)
+
+
 def attribute(node: Any, name: str, default: int) -> int:
     """An integer attribute of a node."""
     return next((int(item.i) for item in node.attribute if item.name == name), default)

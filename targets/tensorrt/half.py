@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from targets.tensorrt._index import QUANTIZE, Index, label, load
+from targets.tensorrt._index import QUANTIZE, Index, label, load, takes_pixels
 from targets.tensorrt.lint import weight_axis
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 
 OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
+NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
 HALF_MAX = float(np.finfo(np.float16).max)
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
 
@@ -22,7 +23,8 @@ def to_half(model: Path, out: Path) -> None:
     """Write the graph with FP16 weights, biases, scales and activations; inputs and outputs stay FP32.
 
     The integers of quantized weights do not change: each weight is stored as its integer times the FP16
-    scale, which is within 1/16 of a step after rounding, so the Q finds the same integer again.
+    scale, which is within 1/16 of a step after rounding, so the Q finds the same integer again. What turns
+    uint8 pixels into the network's input, or its integers, stays FP32: FP16 would move some by one.
 
     Args:
         model: An FP32-typed ONNX file, with or without Q/DQ.
@@ -35,13 +37,17 @@ def to_half(model: Path, out: Path) -> None:
 
     graph = load(model)
     _snap_weights(graph)
+    chain = _from_pixels(graph)
+    kept = {name for node in chain for name in node.input} | _full_scales(graph, chain)
     for tensor in graph.graph.initializer:
-        _halve(tensor)
+        if tensor.name not in kept:
+            _halve(tensor)
     for node in graph.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":
                 _halve(attribute.t)
-    _cast_ends(graph)
+    _cast_ends(graph, chain)
+    _cast_after(graph, chain)
     del graph.graph.value_info[:]
     for item in graph.opset_import:
         if item.domain in ("", "ai.onnx"):
@@ -90,7 +96,46 @@ def _half(value: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
     return np.where((value > 0) & (value < HALF_TINY), HALF_TINY, value).astype(np.float16)
 
 
-def _cast_ends(graph: Any) -> None:
+def _from_pixels(graph: Any) -> list[Any]:
+    """The nodes, one after the other, that turn pixels into the network's input."""
+    index, chain = Index(graph), []
+    name = graph.graph.input[0].name
+    while takes_pixels(graph):
+        readers = index.consumers(name)
+        if len(readers) != 1 or readers[0].op_type not in NORMALIZING:
+            break
+        chain.append(readers[0])
+        name = readers[0].output[0]
+    return chain
+
+
+def _full_scales(graph: Any, chain: list[Any]) -> set[str]:
+    """Give each Q of the normalized pixels an FP32 scale of its own, apart from its DQ's; their names."""
+    index, found = Index(graph), set()
+    for node in index.consumers(chain[-1].output[0]) if chain else []:
+        scale = next((each for each in graph.graph.initializer if each.name == node.input[1]), None)
+        if node.op_type == QUANTIZE and scale is not None:
+            graph.graph.initializer.add().CopyFrom(scale)
+            node.input[1] = graph.graph.initializer[-1].name = f"{scale.name}_full"
+            found.add(node.input[1])
+    return found
+
+
+def _cast_after(graph: Any, chain: list[Any]) -> None:
+    """FP16 for what reads the normalized pixels, except for a Q."""
+    from onnx import helper
+
+    full = chain[-1].output[0] if chain else ""
+    nodes = list(graph.graph.node)
+    readers = [node for node in nodes if full in node.input and node.op_type != QUANTIZE] if full else []
+    for node in readers:
+        node.input[:] = [f"{full}_half" if name == full else name for name in node.input]
+    if readers:
+        cast = helper.make_node("Cast", [full], [f"{full}_half"], f"{full}_to_half", to=10)
+        graph.graph.node.insert(nodes.index(chain[-1]) + 1, cast)
+
+
+def _cast_ends(graph: Any, chain: list[Any]) -> None:
     """FP32 at the network's inputs and outputs, so that its users see no difference."""
     from onnx import TensorProto, helper
 
@@ -100,7 +145,7 @@ def _cast_ends(graph: Any) -> None:
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 names[i] = inner.get(name, name)
-        if node.op_type == "Cast":
+        if node.op_type == "Cast" and node not in chain:
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = TensorProto.FLOAT16

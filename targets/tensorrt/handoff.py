@@ -12,11 +12,11 @@ import numpy as np
 
 from targets import onnxruntime, runner
 from targets.tensorrt import builder, dla, half, jetson, lint, versions
-from targets.tensorrt._index import QUANTIZE, load
+from targets.tensorrt._index import QUANTIZE, load, takes_pixels
 from targets.tensorrt.builder import BuildOptions
 from toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
 from toolkit.core.errors import DataError, TargetError
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 from toolkit.core.results import Precision
 
 NOISE_IMAGES = 8
@@ -46,7 +46,7 @@ def write(
     version: str,
     module: str,
     plain: Path | None = None,
-    images: FloatArray | None = None,
+    images: FloatArray | PixelArray | None = None,
     dla_core: int | None = None,
 ) -> Handoff:
     """Write the folder; it appears when it is complete.
@@ -57,22 +57,33 @@ def write(
         version: TensorRT version on the device.
         module: Name of the Jetson module.
         plain: The float graph, so that FP16 can be built beside INT8 and compared.
-        images: (N, C, H, W) preprocessed images: some for the self-test, and all for what the DLA wants to
-            know beyond the graph; None tests with noise, and leaves layers without a scale in FP16 there.
+        images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
+            the self-test, and all for what the DLA wants to know beyond the graph; None tests with noise, and
+            leaves layers without a scale in FP16 there.
         dla_core: Also write what this DLA core needs.
 
     Raises:
-        DataError: `out` has something in it, or the images do not fit the network.
+        DataError: `out` has something in it, or the images do not fit the network, or the DLA.
         DeviceError: The module computes no INT8, or has no such DLA core.
         TargetError: The graph breaks a rule of that TensorRT.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder", hint="choose another --out, or remove it")
     board, known = jetson.module(module), versions.rules(version)
+    if dla_core is not None and takes_pixels(load(model)):
+        raise DataError(
+            f"{model} takes uint8 pixels, which a DLA cannot normalize",
+            hint="give the graph with a float32 input for a DLA",
+        )
     graphs = {_precision(model): model}
     if "int8" in graphs:
         jetson.require_int8(board)
     if plain is not None:
+        if takes_pixels(load(plain)) != takes_pixels(load(model)):
+            raise DataError(
+                f"of {model} and {plain} one takes uint8 pixels, the other ready images",
+                hint="give both in one form: the self-test has one set of images",
+            )
         graphs["fp16"] = plain
     warnings = [text for graph in graphs.values() for text in _checked(graph, version)]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +94,9 @@ def write(
         write_bytes(folder / runner.FILE_NAME, runner.source())
         _golden(model, folder / "golden", images)
         if dla_core is not None:
+            ready: Any = images  # never pixels, as checked above
             bundle = dla.write(
-                model, folder / "dla", module=module, version=version, images=images, core=dla_core
+                model, folder / "dla", module=module, version=version, images=ready, core=dla_core
             )
             warnings.extend(f"{item.node}: {item.message}" for item in bundle.findings)
             if bundle.half_layers:
@@ -162,17 +174,30 @@ def _command(arguments: tuple[str, ...], graph: str) -> str:
     return " ".join(["/usr/src/tensorrt/bin/trtexec", *filled])
 
 
-def _golden(model: Path, folder: Path, images: FloatArray | None) -> None:
+def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -> None:
     """Inputs, and the logits an exact simulation of the graph gives for them."""
-    shape = [dim.dim_value for dim in load(model).graph.input[0].type.tensor_type.shape.dim]
+    graph = load(model)
+    shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or 0 in shape[1:]:
         raise DataError(f"{model} takes images of no fixed size", hint="export it with a fixed size")
+    noise = _noise((max(NOISE_IMAGES, shape[0]), *shape[1:]), pixels=takes_pixels(graph))
     if images is None:
-        count = max(NOISE_IMAGES, shape[0])
-        images = np.random.default_rng(0).normal(size=(count, *shape[1:])).astype(np.float32)
+        images = noise
+    if (images.dtype, images.shape[1:]) != (noise.dtype, noise.shape[1:]):
+        given, wanted = (f"{each.dtype} {each.shape[1:]}" for each in (images, noise))
+        raise DataError(
+            f"the images are {given}, {model} takes {wanted}", hint="save them as the graph takes them"
+        )
     tested = images[: max(GOLDEN_IMAGES, shape[0])]
     with onnxruntime.simulate(model) as session:
         runner.write_golden(folder, tested, session.infer(tested))
+
+
+def _noise(shape: tuple[int, ...], *, pixels: bool) -> FloatArray | PixelArray:
+    random = np.random.default_rng(0)
+    return (
+        random.integers(0, 256, shape, np.uint8) if pixels else random.normal(size=shape).astype(np.float32)
+    )
 
 
 def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]) -> str:

@@ -1,5 +1,7 @@
 """Engines that take decoded pixels: the same logits as of ready images, and INT8 from the first layer on."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -10,8 +12,9 @@ import targets
 from calibration.preprocess import normalize
 from quantize import QuantizeOptions, quantize
 from quantize.collect import collect
-from targets.tensorrt import gate, lint, versions
-from toolkit.core.errors import TargetError
+from targets.onnxruntime import simulate
+from targets.tensorrt import gate, half, handoff, lint, versions
+from toolkit.core.errors import DataError, TargetError
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.pixels import take_pixels
 
@@ -74,6 +77,66 @@ def test_tensorrt_reads_and_builds_it_with_the_first_layer_in_int8(graphs):
         pytest.skip(str(absent))
     assert verdict.accepted and not verdict.warnings, verdict.errors
     assert {layer.precision for layer in verdict.layers} == {"int8"}
+
+
+def first_integers(model, path, images):
+    """What the first QuantizeLinear makes of images."""
+    import onnxruntime
+
+    model.graph.output.append(helper.make_tensor_value_info("images/quantized", TensorProto.INT8, None))
+    onnx.save(model, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["images/quantized"], {"images": images})[0]
+
+
+def test_the_fp16_typed_graph_makes_the_same_integers_of_pixels(graphs, tmp_path):
+    ready, pixels = graphs["tensorrt"]
+    half.to_half(pixels, tmp_path / "half.onnx")
+    wanted = first_integers(onnx.load(ready), tmp_path / "ready.onnx", normalize(PIXELS, PREPROCESS))
+    model = onnx.load(tmp_path / "half.onnx")
+    assert not [found for found in lint.findings(model, versions.rules("11.4")) if found.severity == "error"]
+    np.testing.assert_array_equal(first_integers(model, tmp_path / "h.onnx", PIXELS), wanted)
+    half.to_half(ready, tmp_path / "half.onnx")  # through FP16 some are others
+    model = onnx.load(tmp_path / "half.onnx")
+    through = first_integers(model, tmp_path / "h.onnx", normalize(PIXELS, PREPROCESS))
+    assert np.abs(through.astype(int) - wanted).max() == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "float"])
+def test_nvidias_parser_builds_the_fp16_typed_graph(kind, graphs, tmp_path):
+    path = graphs["tensorrt"][1]
+    if kind == "float":
+        path = tmp_path / "pixels.onnx"
+        take_pixels(residual(seed=1).save(tmp_path / "float.onnx"), PREPROCESS, path)
+    half.to_half(path, tmp_path / "half.onnx")
+    with simulate(path, threads=1) as one, simulate(tmp_path / "half.onnx", threads=1) as two:
+        wanted = one.infer(PIXELS)
+        np.testing.assert_allclose(two.infer(PIXELS), wanted, atol=0.02 * np.abs(wanted).max())
+    try:
+        verdict = gate.check(tmp_path / "half.onnx")
+    except TargetError as absent:
+        pytest.skip(str(absent))
+    assert verdict.accepted, verdict.errors
+    assert {layer.precision for layer in verdict.layers} == {"int8" if kind == "int8" else "fp16"}
+
+
+def test_a_folder_for_a_jetson_has_pixels_as_golden_inputs(graphs, tmp_path):
+    ready, pixels = graphs["tensorrt"]
+    fixed = onnx.load(pixels)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(fixed, pixels.with_name("fixed.onnx"))
+    where = {"version": "10.3", "module": "Orin Nano"}
+    handoff.write(pixels.with_name("fixed.onnx"), tmp_path / "out", **where)
+    golden = json.loads((tmp_path / "out" / "golden" / "golden.json").read_text())
+    assert (golden["inputs"], golden["shape"][1:]) == ("inputs.u8", [16, 16, 3])
+    with pytest.raises(DataError, match=r"float32 \(3, 16, 16\), .* takes uint8 \(16, 16, 3\)"):
+        handoff.write(pixels, tmp_path / "no", **where, images=normalize(PIXELS, PREPROCESS))
+    with pytest.raises(DataError, match="one takes uint8 pixels, the other ready images"):
+        handoff.write(pixels, tmp_path / "no", **where, plain=ready)
+    with pytest.raises(DataError, match="which a DLA cannot normalize") as caught:
+        handoff.write(pixels, tmp_path / "no", version="8.5", module="AGX Orin", dla_core=0)
+    assert "float32 input" in caught.value.hint
+    assert not (tmp_path / "no").exists()
 
 
 def by_rule(model, version):

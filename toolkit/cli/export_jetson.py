@@ -11,7 +11,7 @@ import click
 from toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from toolkit.core.quant import FloatArray
+    from toolkit.core.quant import FloatArray, PixelArray
 
 
 @click.command(
@@ -39,8 +39,8 @@ Examples:
 @click.option(
     "--images",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Preprocessed images, for the self-test and the DLA's ranges: .npy, float32, (N, C, H, W).  "
-    "[default: of a run, what calibrated it; else noise]",
+    help="Preprocessed images, for the self-test and the DLA's ranges: .npy, float32, (N, C, H, W); of a "
+    "graph that takes pixels uint8, (N, H, W, C).  [default: of a run, what calibrated it; else noise]",
 )
 @click.option(
     "--dla",
@@ -74,7 +74,7 @@ def command(
     version = trt or jetson.jetpack(jetpack).tensorrt
     given = _images(images) if images is not None else None
     if model.is_dir():
-        model, float_of_run, calibration = _of_run(model)
+        model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)
         plain, given = plain or float_of_run, given if given is not None else calibration
     done = handoff.write(
         model, out, version=version, module=module, plain=plain, images=given, dla_core=dla_core
@@ -89,11 +89,14 @@ def command(
     click.echo(f"wrote {done.folder}: its README.md has the commands for the device")
 
 
-def _of_run(out: Path) -> tuple[Path, Path, FloatArray | None]:
-    """A finished run's INT8 graph for TensorRT, the float one it was made from, and calibration images."""
+def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
+    """A finished run's INT8 graph for TensorRT, the float one it was made from, and calibration images.
+
+    `ready`: both take ready images, even if the run's engines take pixels.
+    """
     from quantize.statistics import Statistics
+    from toolkit.core.artifact import read_json
     from toolkit.core.errors import DataError
-    from toolkit.graph import io
     from toolkit.pipeline.output import read_run
     from toolkit.pipeline.variants import quantized_name
 
@@ -108,19 +111,29 @@ def _of_run(out: Path) -> tuple[Path, Path, FloatArray | None]:
             hint="run it with --set compile.targets=tensorrt (the others may stand beside it)",
         )
     name = "pruned" if pruned else "float"
-    seen = None if io.read(model).takes_pixels else Statistics.load(folders["calibrate"] / name).probe
+    compiled = {} if ready or "compile" not in folders else read_json(folders["compile"] / "compiled.json")
+    pixels = [
+        compiled.get(quantized_name(f"tensorrt-{precision}", pruned=pruned), {}).get("graph")
+        for precision in ("int8", "fp32")
+    ]
+    if all(pixels):
+        return folders["compile"] / pixels[0], folders["compile"] / pixels[1], None
+    seen = Statistics.load(folders["calibrate"] / name).probe
     return model, folders["export"] / f"{name}.onnx", seen
 
 
-def _images(path: Path) -> FloatArray:
+def _images(path: Path) -> FloatArray | PixelArray:
     import numpy as np
 
     from toolkit.core.errors import DataError
 
     try:
-        values: FloatArray = np.load(path, allow_pickle=False)
+        values: FloatArray | PixelArray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} is not an array in .npy form", hint="numpy.save(path, images)") from error
-    if getattr(values, "ndim", 0) != 4 or values.dtype != np.float32 or not len(values):
-        raise DataError(f"{path} is not float32 (N, C, H, W)", hint="save preprocessed images, N at least 1")
+    if getattr(values, "ndim", 0) != 4 or values.dtype not in (np.float32, np.uint8) or not len(values):
+        raise DataError(
+            f"{path} is neither float32 (N, C, H, W) nor uint8 (N, H, W, C)",
+            hint="save preprocessed images, or pixels for a graph that takes these; N at least 1",
+        )
     return values
