@@ -146,3 +146,23 @@ def test_a_layer_that_is_part_of_another_has_no_bar_and_is_called_fused(report):
     assert [words.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused"]
     untimed = replace(int8, audit=layers[1:])
     assert words.layer_time(layers[1], untimed) == "not measured"
+
+
+def test_a_long_tail_does_not_squeeze_the_medians_together(report):
+    def range_of(p99):
+        variants = tuple(
+            replace(v, latency_ms=replace(v.latency_ms, p99=p99)) if v.latency_ms else v
+            for v in report.variants
+        )
+        return charts(replace(report, variants=variants))["tradeoff"].layout["xaxis"]["range"]
+
+    slowest = max(v.latency_ms.p50 for v in report.variants if v.latency_ms)
+    assert range_of(500.0) == [0, pytest.approx(2.5 * slowest)]
+    assert range_of(1.1 * slowest) == [0, pytest.approx(1.54 * slowest)]
+
+
+def test_pruned_variants_have_a_marker_of_their_own_in_every_precision(report):
+    (int8,) = (v for v in report.variants if v.name == "openvino-int8-pruned")
+    simulated = replace(int8, precision="fp32", kind="simulated")
+    chart = charts(replace(report, variants=(int8, simulated, replace(int8, pruned=False))))["tradeoff"]
+    assert {t["marker"]["symbol"] for t in chart.data} == {"diamond-cross", "circle-cross-open", "diamond"}

@@ -244,3 +244,11 @@ def test_a_report_of_an_earlier_bench_has_no_such_lines(run):
     bare = replace(report, environment={k: v for k, v in report.environment.items() if k not in keys})
     assert "INT8 sums" not in render.html(bare)
     assert "<dt>Throttled for heat</dt><dd>unknown</dd>" in render.html(bare)
+
+
+@pytest.mark.parametrize(("stage", "figure"), [("bench", "latency of"), ("evaluate", "accuracy of")])
+def test_a_stage_that_was_not_run_is_named_once(run, stage, figure):
+    del run[stage]
+    missing = report_of(run).missing
+    assert f"{stage}: not run" in missing
+    assert not any(line.startswith(figure) for line in missing)

@@ -41,7 +41,7 @@ def _colour(variant: Variant) -> str:
 
 def _open(variant: Variant) -> str:
     """Marker symbol: hollow where the accuracy is not a measurement."""
-    symbol = "star" if variant.pruned else SYMBOLS.get(variant.precision, "circle")
+    symbol = SYMBOLS.get(variant.precision, "circle") + ("-cross" if variant.pruned else "")
     return symbol if variant.kind == "measured" else f"{symbol}-open"
 
 
@@ -50,9 +50,10 @@ def _tradeoff(report: RunReport) -> Chart | None:
     if not shown:
         return None
     data = []
-    slowest = max(v.latency_ms.p99 for v in shown if v.latency_ms)
+    timed = [v.latency_ms for v in shown if v.latency_ms]
+    widest = min(1.4 * max(ms.p99 for ms in timed), 2.5 * max(ms.p50 for ms in timed))  # a long tail is cut
     shown.sort(key=lambda v: v.latency_ms.p50 if v.latency_ms else 0.0)
-    labelled = _labels_fit(shown, 1.4 * slowest)
+    labelled = _labels_fit(shown, widest)
     for rank, v in enumerate(shown):  # labels alternate above and below, so that neighbours stay readable
         latency, top1 = v.latency_ms, v.top1
         if latency is None or top1 is None:
@@ -100,7 +101,7 @@ def _tradeoff(report: RunReport) -> Chart | None:
         ),
         data,
         {
-            "xaxis": {"title": "median latency, ms (to p99)", "range": [0, 1.4 * slowest]},
+            "xaxis": {"title": "median latency, ms (to p99)", "range": [0, widest]},
             "showlegend": not labelled,
             "yaxis": {"title": "top-1, % (95 % of the drop)"},
             "height": 340,

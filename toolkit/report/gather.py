@@ -213,14 +213,14 @@ class _Run:
             (n for n in (f"{target}-fp32", REFERENCE) if n != name and summaries.get(n) is not None), None
         )
         base, own = summaries.get(over) if over else None, summaries[name]
-        if kind != "not run" and own is None:
+        if kind != "not run" and own is None and self.latency:
             why = "" if compiled.get("runs_here", True) else ": it does not run on this machine"
             self.missing.append(f"latency of {name}{why}")
         if kind == "not run":
             self.missing.append(
                 f"{name}: not run" + (f" ({compiled['error']})" if compiled.get("error") else "")
             )
-        elif accuracy.get("top1") is None:
+        elif accuracy.get("top1") is None and self.accuracy:
             why = " (the images have no labels)" if accuracy.get("images") else ""
             self.missing.append(f"accuracy of {name}{why}")
         interval = accuracy.get("drop_ci95_pp")
