@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BATCHES = (1, 2, 4, 8, 16)  # of a graph that takes any
-PICTURES = 16  # decoded images that the end-to-end runs take in turn
+PICTURES = 8  # decoded images that the end-to-end runs take in turn
 HOW_END_TO_END = (
     "resize, crop and normalization of decoded images on one core, one after the other (normalization only "
     "where the engine does not do it), then the inference"
