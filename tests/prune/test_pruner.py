@@ -308,6 +308,16 @@ def test_another_network_or_other_images_do_not_go_on_from_it(tmp_path):
         assert plan == other and same(resumed, straight)
 
 
+def test_after_a_goal_out_of_reach_the_next_one_goes_on_from_the_survey(tmp_path, monkeypatch):
+    dense, goal = lively("resnet20"), PruneOptions(macs=0.6, step=2)
+    straight, plan = prune(dense, IMAGES, goal)
+    with pytest.raises(ModelError, match="cannot be met"):
+        prune(dense, IMAGES, replace(goal, macs=0.01), checkpoint=tmp_path)
+    monkeypatch.setattr("toolkit.prune.survey.Targets", None)  # nothing is surveyed again
+    small, other = prune(dense, IMAGES, goal, checkpoint=tmp_path)
+    assert other == plan and same(small, straight)
+
+
 def test_an_interrupted_family_keeps_its_survey_and_finished_widths(tmp_path, monkeypatch):
     dense, parts, how = lively("resnet20"), (0.75, 0.5, 0.25), replace(HALF, keep=0.25)
     straight = family(dense, IMAGES, parts, how)

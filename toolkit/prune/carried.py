@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.artifact import plain
 from toolkit.core.errors import ModelError
 from toolkit.core.quant import FloatArray
 from toolkit.core.statistics import agreement, kl_divergence
@@ -121,7 +120,7 @@ def _repaired(
 ) -> tuple[ResNet, Repair]:
     """The student narrowed, repaired and recalibrated; the state after every block is kept."""
     wanted = _wanted(dense, decision)
-    state = states.of("repair", {"choice": plain(wanted), "streams": plain(dict(decision.streams))})
+    state = states.of("repair", options, wanted, dict(decision.streams))
     found = state.load()
     if found is not None:  # as an interrupted pass left it
         student = shrink(student, found["kept"])

@@ -53,7 +53,7 @@ def prune(
         return model, unpruned(model)
     dense = copy.deepcopy(model).eval()
     seen = split(dense, images, mirror=options.mirror)
-    states = States(checkpoint, dense, seen.fit.images, options)
+    states = States(checkpoint, dense, seen.fit.images)
     if options.keep is not None and options.scope == "inner":
         narrow = widths.uniform(dense.architecture, options.keep, options.step)
         result = carry_out(dense, seen, options, Decision({}, {}, narrow), states)
@@ -88,7 +88,7 @@ def family(
     """
     dense = copy.deepcopy(model).eval()
     seen = split(dense, images, mirror=options.mirror)
-    states = States(checkpoint, dense, seen.fit.images, options)
+    states = States(checkpoint, dense, seen.fit.images)
     surveyed = _survey(dense, seen, options, states, probe=False)
     found = []
     for part in track(sorted(parts, reverse=True), "pruning a family"):
@@ -109,7 +109,8 @@ def _survey(
     dense: ResNet, seen: Images, options: PruneOptions, states: States, *, probe: bool
 ) -> Mapping[str, Surveyed]:
     importance = importances.get(options.method)
-    state = states.of("survey", probe)
+    # the goal does not matter: where one cannot be met, the next begins with what is known
+    state = states.of("survey", probe, options.method, options.mirror, options.seed)
     return survey_inner(dense, seen.fit, importance, probe=probe, state=state, seed=options.seed)
 
 

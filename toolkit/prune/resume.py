@@ -9,32 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes
+from toolkit.core.artifact import canonical_json, replacing, sha256_bytes
 
 
 class States:
     """A folder of states, each found again only by the same work on the same network and images."""
 
-    def __init__(self, folder: Path | None, model: nn.Module, images: Tensor, options: Any) -> None:
+    def __init__(self, folder: Path | None, model: nn.Module, images: Tensor) -> None:
         """Name the work.
 
         Args:
             folder: Where states lie; None: nowhere, and nothing is ever found.
             model: That is worked on.
             images: That it is worked on with.
-            options: And how.
         """
         self._folder = folder
-        self._work: dict[str, Any] = {}
+        self._work = ""
         if folder is not None:
             weights = [value.contiguous().numpy() for value in model.state_dict().values()]
-            self._work = {"options": plain(options), "of": _digest(*weights, images.numpy())}
+            self._work = _digest(*weights, images.numpy())
 
-    def of(self, kind: str, what: Any = None) -> State:
+    def of(self, kind: str, *what: Any) -> State:
         """The state of one part of the work: its kind, and what tells it from others of that kind."""
         if self._folder is None:
             return State(None)
-        key = canonical_json({**self._work, "what": what})
+        key = canonical_json([self._work, *what])
         return State(self._folder / f"{kind}-{sha256_bytes(key.encode())[:16]}.pt")
 
     def clear(self) -> None:
