@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quantize import bias, mixed, rounding, saturation, sensitivity
+from quantize import bias, mixed, outliers, rounding, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
@@ -139,6 +139,7 @@ def prepare(
             name: observed(statistics.tensors[name], spec, options.observer)
             for name, spec in placement.activations.items()
         }
+    warnings += outliers.coarse(activations, statistics.tensors)
     found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
     if network is not None:
         found = corrected(found, options, network)

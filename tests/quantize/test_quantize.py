@@ -135,12 +135,28 @@ class TestBadInput:
         assert "activation 'relu3' is zero on every calibration image" in summary["warnings"]
 
     def test_an_outlier_of_a_million(self, effort, tmp_path):
-        """One pixel of one image: the others stay usable."""
+        """One pixel of one image: nothing breaks, and the tensors whose scale it spoils are named."""
         pixels = images(32, 16)
         pixels[3, 1, 5, 5] = 1e6
-        _, int8, _ = quantized(residual(), tmp_path, pixels, effort=effort)
-        got = run(int8, images(8, 16, seed=9))
-        assert np.isfinite(got).all()
+        _, int8, summary = quantized(residual(), tmp_path, pixels, effort=effort)
+        assert np.isfinite(run(int8, images(8, 16, seed=9))).all()
+        named = [text for text in summary["warnings"] if "'images' loses nearly all it holds" in text]
+        assert len(named) == 1 and "an outlier of 1e+06" in named[0]
+
+    def test_an_outlier_that_leaves_enough_steps_is_nothing_to_tell(self, effort, tmp_path):
+        pixels = images(32, 16)
+        pixels[3, 1, 5, 5] = 20
+        summary = self.close(residual(), tmp_path, pixels, effort, other=images(16, 16, seed=3), at_least=15)
+        assert summary["warnings"] == []
+
+    def test_a_convolution_without_bias(self, effort, tmp_path):
+        g = Graph()
+        first = g.unary("Relu", g.conv("images", 8, bias=False))
+        self.close(g.head(g.conv(first, 8, bias=False)), tmp_path, images(32), effort)
+
+    def test_a_matrix_product_gets_no_bias_it_cannot_have(self, effort, tmp_path):
+        g = Graph()
+        self.close(g.head(g.conv("images", 8), kind="MatMul"), tmp_path, images(32), effort)
 
     @pytest.mark.parametrize("kind", ["Sigmoid", "HardSwish"])
     def test_other_activations(self, kind, effort, tmp_path):
