@@ -89,12 +89,14 @@ class Backend(Protocol):
         version: Version of the SDK, in full.
         fake: Whether the SDK is a fake for tests.
         suffix: Of engine files.
+        typed_only: Whether precision comes from the types of the graph alone, and from no option.
     """
 
     name: str
     version: str
     fake: bool
     suffix: str
+    typed_only: bool
 
     def identity(self, tree: system.Tree) -> dict[str, Any]:
         """What an engine is bound to besides the graph and the options."""

@@ -13,7 +13,8 @@ evaluate with --top1-min); 75 another build holds the lock (try again later).
 probe     [--root DIR] [--disk DIR] [--sdk MODULE] [--backend B (ask only this one)]
           -> "facts": {"arch", "os", "python", "cpu", "jetson" (null elsewhere), "power", "clocks", "rails",
              "thermal", "memory", "disk", "sdk"}, "backends": {"tensorrt"|"openvino"|"onnxruntime":
-             {"available", "version", "precisions", "cause", "cure"}}, "best": backend name or null,
+             {"available", "version", "precisions", "typed_only" (types of the graph alone decide), "cause", "cure"}},
+             "best": backend name or null,
              "problems": [{"code", "cause", "cure"}]
 build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32] [--cache DIR]
           [--profile MIN:OPT:MAX (batches)] [--workspace-mib M] [--optimization-level 0..5] [--strongly-typed]

@@ -34,6 +34,7 @@ class OnnxRuntime:
     """The CPU execution provider."""
 
     name, suffix = "onnxruntime", ".onnx"
+    typed_only = False
 
     def __init__(self, sdk: Any) -> None:
         self._sdk = sdk

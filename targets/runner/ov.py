@@ -30,6 +30,7 @@ class OpenVINO:
     """The CPU plug-in."""
 
     name, suffix = "openvino", ".blob"
+    typed_only = False
 
     def __init__(self, sdk: Any) -> None:
         self._sdk = sdk

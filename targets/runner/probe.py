@@ -47,7 +47,8 @@ def _asking(name: str, sdk: str | None, tree: system.Tree) -> Callable[[], Any]:
     def ask() -> dict[str, Any]:
         loaded = backend.load(name, sdk)
         return {"version": loaded.version, "precisions": loaded.precisions(tree),
-                "identity": loaded.identity(tree), "fake": loaded.fake, **_imported_numpy()}  # fmt: skip
+                "identity": loaded.identity(tree), "typed_only": loaded.typed_only, "fake": loaded.fake,
+                **_imported_numpy()}  # fmt: skip
 
     return ask
 
@@ -66,7 +67,8 @@ def _imported_numpy() -> dict[str, Any]:
 
 def _offer(answer: Any) -> dict[str, Any]:
     if isinstance(answer, Failure):
-        return {"available": False, "version": None, "precisions": [], "identity": None, "fake": False,
+        return {"available": False, "version": None, "precisions": [], "identity": None, "typed_only": False,
+                "fake": False,
                 "code": answer.code, "cause": answer.cause, "cure": answer.cure}  # fmt: skip
     return {"available": True, **answer, "cause": None, "cure": None}
 

@@ -44,6 +44,7 @@ class TensorRT:
         self._log = _logger(sdk)  # must outlive every object made with it
         self.version = str(sdk.__version__)
         self.fake = bool(getattr(sdk, "__fake__", False))
+        self.typed_only = not hasattr(sdk.BuilderFlag, "FP16")  # 11 has no precision flags
 
     def identity(self, tree: system.Tree) -> dict[str, Any]:
         """CUDA, SM and module: plans load nowhere else."""
@@ -65,11 +66,10 @@ class TensorRT:
         log.forget()
         builder = _made(trt.Builder(log), log, "creating the builder")
         kinds = trt.NetworkDefinitionCreationFlag
-        typed_by_flags = hasattr(trt.BuilderFlag, "FP16")  # 11 has no precision flags: always strongly typed
         creation = 0
         if hasattr(kinds, "EXPLICIT_BATCH") and _major(trt) < 10:  # from 10 on it is ignored, and warned about
             creation |= 1 << int(kinds.EXPLICIT_BATCH)
-        if options.strongly_typed and typed_by_flags:
+        if options.strongly_typed and not self.typed_only:
             if not hasattr(kinds, "STRONGLY_TYPED"):
                 raise Failure(
                     "strongly-typed-missing", f"TensorRT {self.version} has no strongly typed networks",
@@ -86,7 +86,7 @@ class TensorRT:
         log.refuse_unsigned()
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-        if typed_by_flags and not options.strongly_typed:
+        if not (self.typed_only or options.strongly_typed):
             wanted = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[options.precision]
             for flag in wanted:
                 config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -98,7 +98,7 @@ class TensorRT:
         plan = _made(builder.build_serialized_network(network, config), log, "building the engine")
         saved = None if cache is None else bytes(config.get_timing_cache().serialize())
         warnings = log.warnings()
-        if options.precision != "fp32" and (options.strongly_typed or not typed_by_flags):
+        if options.precision != "fp32" and (options.strongly_typed or self.typed_only):
             where = "FP16 only where" if options.precision == "fp16" else "FP16, where Q/DQ do not say INT8, only if"
             warnings.append(f"strongly typed: layers run in {where} the graph itself is FP16")
         return Built(bytes(plan), warnings, saved)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 from targets import Compiled, Session, Target
 from targets._timing import loop_ips
-from targets.tensorrt import gate, lint, live
+from targets.tensorrt import gate, half, lint, live
 from toolkit.core.artifact import write_bytes
-from toolkit.core.errors import TargetError
+from toolkit.core.errors import ModelError, TargetError
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
+TYPED = "typed.onnx"  # the same with FP16 types, for a TensorRT that goes by the types of the graph alone
 PORTABLE = "8.5"  # what this version reads is read by every later one; an engine is built on the device
 
 
@@ -59,12 +60,14 @@ class TensorRT:
             write_bytes(out / ENGINE, engine)
             with live.opened(out / ENGINE) as session:
                 audit = session.audit(model)
+            warnings = (*warnings, *said, *_typed(model, out, precision))
             note = f"built for this GPU by TensorRT {live.version()}"
-            return Compiled(ENGINE, runs_here=True, note=note, audit=audit, warnings=(*warnings, *said))
+            return Compiled(ENGINE, runs_here=True, note=note, audit=audit, warnings=warnings)
         note, audit, said = _checked(model)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model, out / GRAPH)
-        return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=(*warnings, *said))
+        warnings = (*warnings, *said, *_typed(model, out, precision))
+        return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=warnings)
 
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
@@ -88,6 +91,17 @@ class TensorRT:
         """Images a second, one batch after the other: a batch of 8 or more fills the GPU."""
         with self.open(engine, threads=threads) as session:
             return loop_ips(session, images, duration_s)
+
+
+def _typed(model: Path, out: Path, precision: Precision) -> tuple[str, ...]:
+    """Write the FP16-typed form, which TensorRT 11 needs for FP16 beside INT8; a warning if it cannot be."""
+    if precision == "fp32":
+        return ()
+    try:
+        half.to_half(model, out / TYPED)
+    except ModelError as error:
+        return (f"no FP16-typed form for TensorRT 11: {error}",)
+    return ()
 
 
 def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:

@@ -175,6 +175,24 @@ def test_the_tensorrt_path_by_a_fake_that_says_so(park, tmp_path):
     assert release.deploy(entry, made, QUICK, quiet).state == "unchanged"
 
 
+def test_a_tensorrt_that_goes_by_types_alone_gets_the_typed_graph_and_others_the_portable_one(park, tmp_path):
+    made = tensorrt_contents(tmp_path)
+    typed = tmp_path / "typed.onnx"
+    typed.write_text(made.graphs[0].file.read_text() + "\n")  # for the fake the same, but another file
+    both = bundles.make(
+        dataclasses.replace(made, graphs=[dataclasses.replace(made.graphs[0], typed=typed)]),
+        tmp_path / "b.tar",
+    )
+    for version, graph in (("10.3", "tensorrt.onnx"), ("11", "tensorrt-typed.onnx")):
+        server, entry = jetson(park, f"orin{version}", version)
+        outcome = release.deploy(entry, both, QUICK, quiet)
+        assert outcome.record["fake"] is True and outcome.record["accuracy"]["agreement"] == 1.0
+        assert [path.name for path in (server.root / "current/graphs").iterdir()] == [graph]
+        assert release.deploy(entry, both, QUICK, quiet).state == "unchanged"
+        warned = "only if the graph itself is FP16" in " ".join(outcome.record["build"]["warnings"])
+        assert warned == (version == "11")
+
+
 def test_int8_is_refused_where_the_gpu_has_none(park, tmp_path):
     server, entry = jetson(park, "nano", version="8.2", sm="5.3")
     made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")

@@ -92,6 +92,21 @@ def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: 
     assert made.manifest["name"] == "resnet18" and made.manifest["provenance"]["command"] == "edgeship run x"
 
 
+def test_the_typed_form_of_a_graph_is_shipped_beside_it(run: Path) -> None:
+    compiled = run.parent / "compile" / "compiled.json"
+    records = json.loads(compiled.read_text())
+    records["tensorrt-int8"]["folder"] = "tensorrt-int8"
+    compiled.write_text(json.dumps(records))
+    (run.parent / "compile/tensorrt-int8").mkdir()
+    (run.parent / "compile/tensorrt-int8" / shipment.TYPED).write_text("typed graph")
+    made = shipment.find(run)
+    assert made.read("graphs/tensorrt-typed.onnx") == b"typed graph"
+    paths = {typed: {f.path for f in made.files_for("tensorrt", typed=typed)} for typed in (False, True)}
+    assert paths[False] ^ paths[True] == {"graphs/tensorrt.onnx", "graphs/tensorrt-typed.onnx"}
+    assert "graphs/tensorrt.onnx" in paths[False]
+    assert made.graph_for("openvino", typed=True) == "graphs/openvino.onnx"  # it has no other
+
+
 def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tmp_path: Path) -> None:
     made = shipment.make(run, tmp_path / "b.tar", images=10, golden=4)
     packed_file = tmp_path / "images.set"

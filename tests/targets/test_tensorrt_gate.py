@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
 from targets.tensorrt import TARGET, gate
@@ -20,6 +21,9 @@ def test_a_legal_graph_is_accepted_and_every_weighted_layer_reads_int8(batch, tm
     assert compiled.note.startswith("accepted by TensorRT-RTX")
     assert not compiled.runs_here
     assert (tmp_path / "out" / compiled.file).is_file()
+    typed = gate.check(tmp_path / "out" / "typed.onnx")
+    assert typed.accepted, typed.errors
+    assert {layer.precision for layer in typed.layers} == {"int8"}
     assert {layer.name for layer in compiled.audit} >= {
         "conv1",
         "layer1.conv1",
@@ -32,6 +36,16 @@ def test_a_legal_graph_is_accepted_and_every_weighted_layer_reads_int8(batch, tm
 def test_a_float_graph_is_accepted_as_float(tmp_path):
     compiled = TARGET.compile(save(residual_net(FLOAT), tmp_path / "net.onnx"), tmp_path / "out", "fp32")
     assert {layer.precision for layer in compiled.audit if layer.kind == "Convolution"} == {"fp32"}
+    assert not (tmp_path / "out" / "typed.onnx").exists()
+
+
+def test_values_that_fp16_cannot_hold_are_a_warning_and_the_portable_graph_stays(tmp_path):
+    model = residual_net(TENSORRT)
+    bias = next(item for item in model.graph.initializer if item.name.endswith("conv1.bias"))
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1e6), bias.name))
+    compiled = TARGET.compile(save(model, tmp_path / "net.onnx"), tmp_path / "out", "int8")
+    assert [text for text in compiled.warnings if "no FP16-typed form for TensorRT 11" in text]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [compiled.file]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Graph:
         golden: (G, classes) logits that the device must come close to on the golden inputs.
         reference: (N, classes) logits on the evaluation set; None without one.
         simulated: What the run measured of it on the evaluation set: top1, top5, images, measured_on.
+        typed: The same graph with FP16 types, for runtimes that go by types alone; None where there is none.
     """
 
     variant: str
@@ -51,6 +52,7 @@ class Graph:
     golden: FloatArray
     reference: FloatArray | None = None
     simulated: Mapping[str, Any] | None = None
+    typed: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +117,22 @@ class Bundle:
         """Targets it has a graph for."""
         return tuple(self.manifest["targets"])
 
-    def files_for(self, target: str) -> list[BundleFile]:
-        """What a device with this target needs: manifest and signature first."""
+    def files_for(self, target: str, *, typed: bool = False) -> list[BundleFile]:
+        """What a device with this target needs: manifest and signature first.
+
+        Args:
+            target: Name of the target.
+            typed: Whether its runtime goes by the types of a graph alone.
+        """
         first = [f for f in (self.manifest_file, self.signature_file) if f]
-        return first + [f for f in self.files.values() if not f.targets or target in f.targets]
+        other = {graph_path(target), typed_path(target)} - {self.graph_for(target, typed=typed)}
+        return first + [
+            f for f in self.files.values() if (not f.targets or target in f.targets) and f.path not in other
+        ]
+
+    def graph_for(self, target: str, *, typed: bool) -> str:
+        """The graph that a device builds: the one with FP16 types if types are all its runtime goes by."""
+        return typed_path(target) if typed and typed_path(target) in self.files else graph_path(target)
 
     def read(self, path: str) -> bytes:
         """Content of one file."""
@@ -277,6 +291,8 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
     for graph in contents.graphs:
         needed = (graph.target,)
         yield graph_path(graph.target), (graph.file, needed)
+        if graph.typed is not None:
+            yield typed_path(graph.target), (graph.typed, needed)
         golden = scratch / "golden" / graph.target
         runner.write_golden(golden, contents.golden_inputs, graph.golden)
         for file in golden.iterdir():
@@ -290,6 +306,11 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
 def graph_path(target: str) -> str:
     """Where a bundle has the graph of a target."""
     return f"graphs/{target}.onnx"
+
+
+def typed_path(target: str) -> str:
+    """Where a bundle has the graph of a target with FP16 types."""
+    return f"graphs/{target}-typed.onnx"
 
 
 def golden_path(target: str) -> str:

@@ -52,6 +52,12 @@ def environment(target: str, probed: Mapping[str, Any]) -> str:
     return sha256_bytes(canonical_json({"target": target, **parts}).encode())
 
 
+def typed_only(target: str, probed: Mapping[str, Any]) -> bool:
+    """Whether a device's runtime goes by the types of a graph alone."""
+    typed: bool = (probed["backends"].get(target) or {}).get("typed_only", False)
+    return typed
+
+
 def refuse_early(entry: Entry, bundle: Bundle, probed: Mapping[str, Any]) -> None:
     """See whether a bundle can run on a device at all, before anything is sent.
 
@@ -110,13 +116,14 @@ def prove(
     gates = {**GATES, **bundle.manifest["gates"]}
     program, engine = f"{folder}/{bundles.RUNNER}", f"{folder}/{ENGINE}"
     simulated = wanted["simulated"]
+    graph = bundle.graph_for(entry.target, typed=typed_only(entry.target, probed))
 
     def step(state: str, *arguments: str) -> dict[str, Any]:
         tell(state, "")
         return run_runner(session, [program, *arguments], limit_s, lambda detail: tell(state, detail))
 
     built = step(
-        "building", "build", "--graph", f"{folder}/{bundles.graph_path(entry.target)}", "--out", engine,
+        "building", "build", "--graph", f"{folder}/{graph}", "--out", engine,
         "--backend", entry.target, "--precision", wanted["precision"], "--cache", f"{folder}/../../engines",
     )  # fmt: skip
     tested = step("self-test", *selftest(entry.target, folder, gates))

@@ -13,7 +13,16 @@ from typing import Any
 from toolkit.core.errors import DeviceError
 from toolkit.deploy.bundle import MANIFEST, RUNNER, SIGNATURE, Bundle, BundleFile
 from toolkit.deploy.inventory import Entry
-from toolkit.deploy.proof import GATES, Tell, environment, probe, prove, refuse_early, selftest
+from toolkit.deploy.proof import (
+    GATES,
+    Tell,
+    environment,
+    probe,
+    prove,
+    refuse_early,
+    selftest,
+    typed_only,
+)
 from toolkit.deploy.session import RefusedError, Session, connect
 
 Connect = Callable[[Entry], AbstractContextManager[Session]]
@@ -100,7 +109,8 @@ def deploy(
             return Outcome(entry.name, "unchanged", release, before, 0, seconds, status["releases"][release])
 
         installed = _is_installed(status, release)
-        missing = [] if installed else _missing(session, bundle.files_for(entry.target))
+        files = bundle.files_for(entry.target, typed=typed_only(entry.target, probed))
+        missing = [] if installed else _missing(session, files)
         size = sum(left for _, left in missing)
         _refuse_full(entry, status, size)
         if options.dry_run:
@@ -317,13 +327,14 @@ def _install(
 ) -> dict[str, Any]:
     """Stage, prove and commit a release whose files are on the device."""
     tell("checking", "")
+    files = bundle.files_for(entry.target, typed=typed_only(entry.target, probed))
     signature = bundle.signature_file
     staged = session.call(
         "stage",
         release=release,
         manifest=bundle.manifest_file.sha256,
         signature=signature.sha256 if signature else None,
-        paths=[f.path for f in bundle.files_for(entry.target) if f.path not in {MANIFEST, SIGNATURE}],
+        paths=[file.path for file in files if file.path not in {MANIFEST, SIGNATURE}],
     )
     try:
         record = prove(

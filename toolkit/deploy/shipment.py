@@ -21,6 +21,7 @@ GOLDEN = 8  # images of the self-test
 EVALUATION = 500  # images of the packed evaluation set
 FILE = "bundle.tar"  # where the bundle of a run lies, beside its report
 TOP = 5
+TYPED = "typed.onnx"  # what a compilation may leave for runtimes that go by the types of the graph alone
 _STAGES = ("load", "export", "calibrate", "quantize")  # what a graph is made of
 
 
@@ -130,8 +131,16 @@ class _Run:
                 "images": len(packed),
                 "measured_on": self.evaluated[variant]["measured_on"],
             }
+        typed = self._folders["compile"] / (record.get("folder") or ".") / TYPED
         return Graph(
-            variant, record["target"], record["precision"], file, logits[golden], reference, simulated
+            variant,
+            record["target"],
+            record["precision"],
+            file,
+            logits[golden],
+            reference,
+            simulated,
+            typed if typed.is_file() else None,
         )
 
     def inputs(self, places: list[int]) -> FloatArray | PixelArray:
