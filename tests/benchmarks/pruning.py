@@ -303,6 +303,10 @@ def main(
         "size": size,
         "images": images,
     }
+    settings = {**job, "limit": limit, "epochs": epochs, "distill_images": distill_images}
+    if (work / "settings.json").is_file() and read_json(work / "settings.json") != settings:
+        raise click.ClickException(f"{work} holds rows of other settings: name another --work")
+    write_json(work / "settings.json", settings)
     bench = Bench(
         load(Path(checkpoint)).model.eval(),
         Data.open(calibration, test, size, images, limit),

@@ -91,7 +91,9 @@ class Judge:
             with tempfile.TemporaryDirectory() as name:
                 graph = Path(name) / "float.onnx"
                 export(model, graph, size=self._data.preprocess.crop, batch=None)
-                np.save(known, self.graph(graph, "fp32"))
+                right = self.graph(graph, "fp32")
+            folder.mkdir(exist_ok=True)
+            np.save(known, right)
         return np.load(known)
 
     def graph(self, path: Path, precision: str) -> np.ndarray:
