@@ -24,6 +24,7 @@ from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray
 from toolkit.graph import io
 
+GIVEN_BACK = 4  # layers that are tried in INT8 again, at the end
 LEAST_GAIN = 1e-9  # nats; a layer that seems to gain nothing is taken last, the cheapest first
 
 
@@ -158,9 +159,9 @@ class _Search:
         return self._needed(taken[:met])
 
     def _needed(self, layers: list[str]) -> tuple[str, ...]:
-        """The layers without those that later ones made superfluous, the dearest first."""
+        """The layers without those that later ones made superfluous; only the dearest are tried."""
         kept = layers
-        for name in sorted(layers[:-1], key=lambda name: -self.costs[name]):
+        for name in sorted(layers[:-1], key=lambda name: -self.costs[name])[:GIVEN_BACK]:
             rest = [other for other in kept if other != name]
             if self.judge(tuple(rest)).met:
                 kept = rest
