@@ -147,6 +147,7 @@ def test_what_it_looks_like_from_outside(quantized, tmp_path):
     assert (found.input, found.takes_pixels, found.quantized) == ("images", True, True)
     assert (found.batch, found.channels, found.size, found.classes) == (None, 3, 16, 5)
     first = [node.op_type for node in found.model.graph][:5]
+    assert found.model.graph.initializers["images/gain"].shape == (16, 3)  # a row: 3 would be repeated slowly
     assert first == ["Cast", "Mul", "Sub", "Transpose", "QuantizeLinear"]  # TensorRT: only a Cast reads uint8
 
 

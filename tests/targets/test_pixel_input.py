@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from float_graphs import residual
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import targets
 from calibration.preprocess import normalize
@@ -167,7 +167,8 @@ def test_pixels_that_anything_but_a_cast_reads_are_refused_as_tensorrt_does(grap
     model.graph.node.remove(transpose)
     for name in ("gain", "shift"):
         constant = next(t for t in model.graph.initializer if t.name == f"images/{name}")
-        constant.dims[:] = [3, 1, 1]
+        planes = numpy_helper.to_array(constant)[0].reshape(3, 1, 1)
+        constant.CopyFrom(numpy_helper.from_array(planes, constant.name))
     model.graph.node.insert(0, first)
     onnx.save(model, tmp_path / "m.onnx")
     assert model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8

@@ -55,7 +55,10 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
     gain, shift = affine(preprocess, [use.node for use in uses])
     nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT})]
     for kind, name, array in (("Mul", "gain", gain), ("Sub", "shift", shift)):
-        constant = io.add_constant(graph, f"{found.input}/{name}", array)
+        row = (
+            np.tile(array, (found.size, 1)) if found.size else array
+        )  # runtimes are slow at repeating 3 numbers
+        constant = io.add_constant(graph, f"{found.input}/{name}", row)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
     nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
     for node in nodes:

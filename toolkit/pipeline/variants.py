@@ -115,6 +115,7 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
         float_input += f"/{target.compile(source, out / float_input, variant.precision).file}"
     return {
         **plain(built),
+        "note": built.note + ("; takes uint8 pixels" if preprocess is not None else ""),
         "folder": variant.name,
         "size_bytes": size_bytes(out / variant.name),
         "input": "float32" if preprocess is None else "uint8",
