@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GRAM_ROWS = 8192  # rows multiplied at once
+GRAM_ROWS = 2048  # rows multiplied at once
 GRAM_COLUMNS = 768  # and columns: below the diagonal nothing is multiplied
 
 
@@ -68,7 +68,7 @@ class Moments:
         self._waiting.append(shifted)
         if sum(len(rows) for rows in self._waiting) >= GRAM_ROWS:
             self.flush()
-        self.add_targets(x, t)
+        self._add(shifted, t)
 
     def flush(self) -> None:
         """Add the rows that wait to x'x: many at once, since its size is what costs."""
@@ -82,9 +82,12 @@ class Moments:
 
     def add_targets(self, x: Tensor, t: Tensor) -> None:
         """Add the targets of rows that are counted already."""
+        self._add(x - self.x_offset, t)
+
+    def _add(self, x: Tensor, t: Tensor) -> None:
         shifted = t - self.t_offset
         self.t += shifted.sum(0, dtype=torch.float64)
-        self.xt += (x - self.x_offset).T @ shifted
+        self.xt += x.T @ shifted
         self.tt += shifted.double().square().sum(0)
 
     def without_targets(self) -> Moments:
