@@ -35,6 +35,7 @@ def test_memory_grows_by_the_weights(tmp_path):
         engine = dense(tmp_path / f"{inputs}.onnx", inputs)
         found[inputs] = _memory.measure("onnxruntime", engine, np.zeros((1, inputs), np.float32), threads=1)
     small, large = found.values()
+    assert 0 < small["resident_bytes"] < 30 * MB  # without what the runtime takes before
     grown = large["resident_bytes"] - small["resident_bytes"]
     assert 38 * MB < grown < 130 * MB  # the weights once, or with a copy in the kernel's own layout
     assert large["peak_bytes"] >= large["resident_bytes"] and large["peak_bytes"] < 200 * MB
