@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from targets._timing import quick_mean
+
 PROFILED_RUNS = 30  # at most
 PROFILED_S = 1.0  # and no new run after so many seconds
 RENAMED = re.compile(r"(_nchwc|_token_\d+)+$")  # what fusions and memory layouts append to a name
@@ -19,7 +21,7 @@ SUFFIX = "_kernel_time"
 
 
 def profile(session: Any, nodes: Iterable[Any], layers: Collection[str]) -> dict[str, float]:
-    """Milliseconds of every layer: the mean of the quicker half of its runs, which other work spares.
+    """Milliseconds of every layer.
 
     Args:
         session: An onnxruntime session with profiling on; it is ended.
@@ -40,7 +42,7 @@ def profile(session: Any, nodes: Iterable[Any], layers: Collection[str]) -> dict
             host = hosts.get(RENAMED.sub("", name.removesuffix(SUFFIX)))
             if host is not None:
                 took_ms[host].append(event["dur"] / 1000)
-    return {name: float(np.mean(sorted(each)[: (len(each) + 1) // 2])) for name, each in took_ms.items()}
+    return {name: quick_mean(each) for name, each in took_ms.items()}
 
 
 def _hosts(nodes: Iterable[Any], layers: Collection[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from targets._timing import quick_mean
 from toolkit.core.results import LayerAudit, Precision
 
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16"}
@@ -114,7 +115,7 @@ def _onnx_names(facts: Mapping[str, str], names: Mapping[str, str]) -> list[str]
 
 
 def _profile(compiled: Any) -> dict[str, float]:
-    """Milliseconds of every layer that ran: the mean of the quicker half, which other work spares.
+    """Milliseconds of every layer that ran.
 
     An input with a dynamic height or width cannot be made up, so that nothing is known of its layers.
     """
@@ -135,7 +136,7 @@ def _profile(compiled: Any) -> dict[str, float]:
                 took_ms[layer.node_name].append(1000 * layer.real_time.total_seconds())
         if time.perf_counter() - began > PROFILED_S:
             break
-    return {name: float(np.mean(sorted(each)[: (len(each) + 1) // 2])) for name, each in took_ms.items()}
+    return {name: quick_mean(each) for name, each in took_ms.items()}
 
 
 def _texts(info: Any) -> dict[str, str]:
