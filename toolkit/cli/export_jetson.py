@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 Examples:
   edgeship export-jetson runs/main --out orin-nano
   edgeship export-jetson runs/main --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
-  edgeship export-jetson int8.onnx --float float.onnx --images calibration.npy --dla 0 --module "AGX Xavier" \
-    --jetpack 5.1.2 --out xavier
+  edgeship export-jetson int8.onnx --float float.onnx --images calibration.npy --out orin-nano
 """
 )
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
