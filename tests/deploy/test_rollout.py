@@ -102,6 +102,10 @@ def record(ms=2.0, top1=0.9, power_mw=None, cpu="x"):
     return {
         "target": "openvino", "variant": "openvino-int8", "fake": False,
         "facts": {"jetson": None, "cpu": {"name": cpu}}, "power_mw": power_mw, "marks": ["spread is 9 %"],
+        "problems": [
+            {"code": "power-mode", "cause": "power mode 15W caps the clocks", "cure": "nvpmodel"},
+            {"code": "clocks-free", "cause": "not of interest here", "cure": "x"},
+        ],
         "build": {"backend": "openvino", "version": "2026.0"},
         "accuracy": {"top1": top1, "gap_pp": 0.25}, "latency_ms": {"p50": ms, "batch": 1},
     }  # fmt: skip
@@ -136,8 +140,8 @@ def test_the_report_of_a_fleet(tmp_path):
     assert found["counts"] == {"live": 1, "failed": 1} and found["fake"] is False
     text = path.read_text()
     assert (
-        "| a | live | r-1 | openvino 2026.0 | 90.00 % (-0.25 pp) | 2 ms (batch 1) | 4.32 W | spread is 9 % |"
-        in text
+        "| a | live | r-1 | openvino 2026.0 | 90.00 % (-0.25 pp) | 2 ms (batch 1) | 4.32 W | "
+        "power mode 15W caps the clocks; spread is 9 % |" in text
     )
     assert "| b\\|c | failed |" in text and "- b|c: b: it | broke (mend it)" in text
     assert "fake" not in text

@@ -17,6 +17,8 @@ PEERS = 3  # devices of a kind below which nobody can be out of line
 SCORE = 3.5  # modified z-score (Iglewicz and Hoaglin 1993, "How to detect and handle outliers")
 MARGIN = 0.1  # and at least this share away from the median: ten equal devices differ by noise only
 
+_EXPLAINS = ("power-mode", "over-current")  # problems of a device that its latency must be read with
+
 # What is compared: name, unit, factor from the record to the unit.
 _FIGURES = (("latency p50", "ms", 1.0), ("top-1", "%", 100.0), ("power", "mW", 1.0))
 
@@ -144,7 +146,8 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
     latency_ms, top1, power_mw = _figures(record)
     gap_pp = (record["accuracy"] or {}).get("gap_pp")
     against = "" if gap_pp is None else f" ({0.0 - gap_pp:+.2f} pp)"
-    notes = [*(["fake"] if record["fake"] else []), *(record["marks"] or ())]
+    causes = [problem["cause"] for problem in record["problems"] if problem["code"] in _EXPLAINS]
+    notes = [*(["fake"] if record["fake"] else []), *causes, *(record["marks"] or ())]
     return (
         device["device"],
         device["state"],
