@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantize.placement import candidates, never_negative
-from quantize.statistics import PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
+from quantize.statistics import PROBE_IMAGES, PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray
 from toolkit.core.threads import ordered_map
@@ -49,7 +49,7 @@ def collect(
     def parts() -> Iterator[FloatArray]:
         nonlocal probe, images
         for batch in batches:
-            probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), 16))
+            probe = probe or Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), PROBE_IMAGES))
             probe.add(batch)
             images += len(batch)
             check_finite(reference.input, batch)  # maxima may lose a NaN; it comes from nowhere else but inf

@@ -13,7 +13,8 @@ from toolkit.core.quant import FloatArray
 
 SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
-PROBE_PIXELS = 2**22  # pixels of calibration images kept: all of 1,000 at 64 px, 83 at 224 px
+PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
+PROBE_IMAGES = 83  # at least, however large
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,29 @@ class Thinned:
         self._kept.append(chosen.copy())
         self._count += len(chosen)
         while self._count > self._most:
-            self._kept = [self.rows()[::2].copy()]
-            self._count = len(self._kept[0])
-            self._stride *= 2
+            self._halve()
 
     def rows(self) -> FloatArray:
         """The rows that were kept."""
-        return np.concatenate(self._kept)
+        if len(self._kept) > 1:
+            whole = np.empty((self._count, *self._kept[0].shape[1:]), self._kept[0].dtype)
+            end = self._count
+            while self._kept:  # memory: a part goes as soon as it is in its place
+                part = self._kept.pop()
+                whole[end - len(part) : end] = part
+                end -= len(part)
+            self._kept = [whole]
+        return self._kept[0]
+
+    def _halve(self) -> None:
+        """Let every second row go, part by part."""
+        seen = 0
+        for index, part in enumerate(self._kept):
+            self._kept[index] = part[seen % 2 :: 2].copy()
+            seen += len(part)
+        self._kept = [part for part in self._kept if len(part)]
+        self._count = sum(map(len, self._kept))
+        self._stride *= 2
 
 
 def check_finite(name: str, *values: FloatArray) -> None:
