@@ -114,7 +114,7 @@ class FinetuneOptions:
     source: str = option("", "Images; default: select.source.", path=True)
     images: int | Literal["all"] = option("all", "How many of them, or all.", least=2)
     batch: int = option(64, "Images a step.", least=2)
-    learning_rate: float = option(0.02, "Highest rate of the one-cycle schedule.", above=0.0)
+    learning_rate: float = option(0.01, "Highest rate of the one-cycle schedule.", above=0.0)
     weight_decay: float = option(1e-4, "Decay of the weights.", least=0.0)
     flip: bool = option(True, "Mirror half of the images.")
     crop_px: int = option(4, "Random shift, in pixels.", least=0)

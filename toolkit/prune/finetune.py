@@ -44,7 +44,7 @@ class DistillOptions:
 
     epochs: int = 2
     batch: int = 64
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
     weight_decay: float = 1e-4
     flip: bool = True
     crop_px: int = 4
