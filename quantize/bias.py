@@ -46,15 +46,17 @@ def corrections(
     unread = dict(network.reads)
     for node in track(network.nodes, "correcting biases"):
         rounded = _rounded_weight(network, node, weights)
-        means = list(side_by_side(lambda part: part.run(node, rounded), running))  # noqa: B023 (used at once)
-        shift = None
-        if _has_bias(node):
-            shift = _typical(exact[str(node.outputs[0].name)] - torch.cat(means))
-            found[str(node.name)] = np.array(shift.numpy())
         read = [str(value.name) for value in node.inputs if value is not None]
         for name in read:
             unread[name] -= 1
         done = [name for name in read if not unread[name]]
+        if not _has_bias(node):  # memory: a part's input goes before the next part's result comes
+            for _ in side_by_side(lambda part: part.through(node, rounded, done), running):  # noqa: B023
+                pass
+            continue
+        means = list(side_by_side(lambda part: part.run(node, rounded), running))  # noqa: B023 (used at once)
+        shift = _typical(exact[str(node.outputs[0].name)] - torch.cat(means))
+        found[str(node.name)] = np.array(shift.numpy())
         for _ in side_by_side(lambda part: part.correct(node, shift, done), running):  # noqa: B023
             pass
     del running
@@ -102,6 +104,11 @@ class _Part:
         result = self._network.apply(node, {name: self._value(name) for name in read} | rounded)
         self._values[str(node.outputs[0].name)] = result
         return _means(result) if _has_bias(node) else torch.empty(0)
+
+    def through(self, node: ir.Node, rounded: dict[str, Tensor], done: Iterable[str]) -> None:
+        """Run a node that nothing corrects, quantize its result, forget what is done."""
+        self.run(node, rounded)
+        self.correct(node, None, done)
 
     @torch.inference_mode()
     def correct(self, node: ir.Node, shift: Tensor | None, done: Iterable[str]) -> None:
