@@ -71,6 +71,7 @@ def test_what_hangs_is_given_up_and_nothing_is_left_running():
 
 def test_an_interruption_ends_the_children():
     def interrupt() -> None:
+        time.sleep(1.0)  # in the middle of a fork CPython ignores it
         os.kill(os.getppid(), signal.SIGINT)
         time.sleep(60)
 
