@@ -14,7 +14,7 @@ from calibration import manifest
 from calibration.datasets import open_dataset
 from calibration.loader import batches
 from targets.onnxruntime import simulate
-from toolkit.core.errors import RecipeError
+from toolkit.core.errors import DataError, RecipeError
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.cost import shares
 from toolkit.models import resnet, weights
@@ -124,6 +124,16 @@ def test_a_drop_without_labels_is_refused(recipe, store, tmp_path):
     with pytest.raises(RecipeError, match="max_drop_pp needs labels") as caught:
         quantized(recipe, store, "quantize.max_drop_pp=1", f"select.source={source}")
     assert "min_agreement" in caught.value.hint
+
+
+def test_labels_of_something_else_do_not_matter_to_agreement(recipe, store, tmp_path):
+    for label in range(12):  # more than the network has outputs
+        unlabelled(tmp_path / str(label), 2)
+    overrides = [f"select.source={tmp_path}", "compile.targets=tensorrt"]
+    result = quantized(recipe, store, "quantize.min_agreement=0.5", *overrides)
+    assert read(result, "quantize.json")["tensorrt"]["mixed"]["images"] == 12
+    with pytest.raises(DataError, match="12 classes"):
+        quantized(recipe, store, "quantize.max_drop_pp=1", *overrides)
 
 
 def test_where_all_images_calibrate_they_judge_too_and_that_is_said(recipe, store, tmp_path):

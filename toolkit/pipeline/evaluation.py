@@ -47,7 +47,7 @@ class Work:
         engines: Name -> engine; equal ones run once.
         source: The images, as in a recipe.
         listing: Digest of their names, labels and lengths.
-        classes: Outputs of the network.
+        classes: Outputs of the network, which the labels must fit; None: labels do not matter.
         preprocess: How an image becomes an input.
         batch: Images decoded and run at once.
         skip_bad: Whether images that cannot be decoded are left out.
@@ -56,7 +56,7 @@ class Work:
     engines: tuple[tuple[str, Engine], ...]
     source: str
     listing: str
-    classes: int
+    classes: int | None
     preprocess: Preprocess
     batch: int
     skip_bad: bool = False
@@ -164,7 +164,7 @@ class _Pool:
     """The images and the sessions of one process: a set for every batch that runs at a time."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = images.open_evaluation(work.source, work.classes)
+        self.dataset: Dataset = images.open_judges(work.source, work.classes)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []

@@ -43,6 +43,13 @@ def open_evaluation(source: str, classes: int) -> Dataset:
     return dataset
 
 
+def open_judges(source: str, classes: int | None) -> Dataset:
+    """Open images for evaluation; without a number of classes their labels do not matter."""
+    from calibration.datasets import open_dataset
+
+    return open_dataset(source) if classes is None else open_evaluation(source, classes)
+
+
 def unevaluated(
     source: str, count: int | Literal["all"], seed: int, exclude: str
 ) -> tuple[Dataset, list[int]]:

@@ -41,7 +41,7 @@ class HeldOut:
     Attributes:
         source: Where they are, as in a recipe.
         dataset: The same, open.
-        classes: Outputs of the network.
+        classes: Outputs of the network, if labels matter.
         indices: Which of them.
         preprocess: How an image becomes an input.
         batch: Images at once.
@@ -52,7 +52,7 @@ class HeldOut:
 
     source: str
     dataset: Dataset
-    classes: int
+    classes: int | None
     indices: list[int]
     preprocess: Preprocess
     batch: int
@@ -148,7 +148,8 @@ def held_out(options: QuantizeOptions, selected: Path, graphs: Mapping[str, Any]
     from calibration import manifest
     from toolkit.pipeline.preprocessing import from_json
 
-    dataset = images.open_evaluation(options.source, graphs["classes"])
+    classes = None if options.max_drop_pp is None else graphs["classes"]
+    dataset = images.open_judges(options.source, classes)
     if options.max_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
@@ -167,7 +168,7 @@ def held_out(options: QuantizeOptions, selected: Path, graphs: Mapping[str, Any]
     return HeldOut(
         options.source,
         dataset,
-        graphs["classes"],
+        classes,
         indices,
         from_json(graphs["preprocess"]),
         options.batch,
