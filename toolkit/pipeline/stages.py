@@ -310,7 +310,15 @@ STAGES = (
         "quantize",
         quantize,
         needs=("export", "select", "calibrate"),
-        code=("quantize", "toolkit.graph", "toolkit.pipeline.precision", *IMAGES, *VARIANTS),
+        code=(
+            "quantize",
+            "toolkit.graph",
+            "toolkit.pipeline.precision",
+            "toolkit.pipeline.evaluation",
+            "toolkit.core.statistics",
+            *IMAGES,
+            *VARIANTS,
+        ),
         on_device="limited",  # layers are timed here
         facts=precision.schemes,
     ),
