@@ -1,4 +1,4 @@
-"""In continuous integration a missing part is a failure, not a skip; what the machine does meanwhile is none."""
+"""In CI a missing part is a failure, not a skip; what the machine does meanwhile is none."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ ALLOWED = (
     "registry",
 )  # what no machine of ours is promised to have
 
-# A busy machine is slow, and that proves nothing. The same examples every time: a failure is one for everybody.
+# A busy machine is slow, and that proves nothing. The same examples every time: a failure is everybody's.
 settings.register_profile(
     "edgeship", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
