@@ -22,7 +22,8 @@ lint: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test-slow: $(VENV)/.installed-dev ## checks that take minutes
+test-slow: $(VENV)/.installed-dev ## checks that take minutes; a local Ray and Dask among them
+	$(PIP) --editable '.[dev,ray,dask]'
 	$(BIN)/python -m pytest -m 'slow and not arm64'
 
 test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debian's qemu-user-static, binfmt-support, debootstrap)

@@ -70,6 +70,7 @@ def test_the_same_bits_whoever_works(workers, backend, work, alone):
     np.testing.assert_array_equal(outcome.indices, range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ray", "dask"])
 def test_a_cluster_gives_the_same_bits(backend, work, alone):
     pytest.importorskip({"ray": "ray", "dask": "distributed"}[backend], reason="an extra")

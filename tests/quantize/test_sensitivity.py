@@ -113,7 +113,10 @@ def test_json_has_the_shape_of_the_report(analysed):
     assert all(np.isfinite(row["drop_db"]) for row in found["layers"])
 
 
-@pytest.mark.parametrize(("workers", "backend"), [(3, "threading"), (2, "loky"), (2, "ray"), (2, "dask")])
+CLUSTERS = [pytest.param(2, backend, marks=pytest.mark.slow) for backend in ("ray", "dask")]
+
+
+@pytest.mark.parametrize(("workers", "backend"), [(3, "threading"), (2, "loky"), *CLUSTERS])
 def test_whoever_measures_gets_the_same_rows(workers, backend, analysed, monkeypatch):
     if backend in ("ray", "dask"):
         pytest.importorskip({"ray": "ray", "dask": "distributed"}[backend], reason="an extra")

@@ -82,5 +82,5 @@ def _started(backend: Backend) -> Iterator[None]:
             raise
         raise RecipeError(
             f"backend '{backend}' is not installed: {error}",
-            hint="pip install 'edgeship[ray]', or dask[distributed]",
+            hint=f"pip install 'edgeship[{backend}]'",
         ) from error
