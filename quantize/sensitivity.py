@@ -325,7 +325,8 @@ class _Runs:
         shift = self._prepared.biases.get(str(node.name))
         if shift is None or node.op_type == "MatMul":  # which has no bias to correct
             return torch.zeros(())
-        return torch.from_numpy(shift) if node.op_type != "Conv" else torch.from_numpy(shift)[:, None, None]
+        values = torch.tensor(shift)  # a copy: what other processes are given may be read-only
+        return values[:, None, None] if node.op_type == "Conv" else values
 
     def _round(self, name: str, value: Tensor) -> Tensor:
         qparams = self._prepared.activations.get(name)
