@@ -24,7 +24,7 @@ from toolkit.core.quant import FloatArray, QuantScheme
 from toolkit.graph import io
 
 RANGE_PIXELS = 2**19  # probe images for clip points: 128 at 64 px, 10 at 224 px
-BIAS_PIXELS = 2**20  # probe images for bias correction: 256 at 64 px, 20 at 224 px
+BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
 SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px
 

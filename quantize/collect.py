@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from toolkit.graph import io
 from toolkit.graph.reference import Reference
 
 PART_PIXELS = 2**16  # images run at once, where the graph lets us choose: 16 at 64 px, 1 at 224 px
+GROUP = 8  # parts whose results are taken up together: numpy costs as much for one image as for some
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
 
@@ -58,14 +60,15 @@ def collect(
                 yield part
 
     with closing(ordered_map(reference.run, parts(), chunk=1)) as results:
-        for result in results:
-            values = iter(result)
-            count, largest = counts.popleft(), []
+        for group in iter(lambda: list(islice(results, GROUP)), []):
+            values = map(np.concatenate, zip(*group, strict=True))
+            own = np.concatenate([np.arange(len(result[0])) < counts.popleft() for result in group])
+            largest = []
             for name, tensor in watched.items():
                 low, high, sample = tensor.read([next(values) for _ in tensor.outputs])
                 gathered[name].add(low, high, sample)
-                largest.append(np.maximum(-low, high).reshape(len(result[0]), -1).max(1))
-            each(np.stack(largest, 1)[:count])
+                largest.append(np.maximum(-low, high).reshape(len(own), -1).max(1))
+            each(np.stack(largest, 1)[own])
     if probe is None:
         raise DataError("there is no calibration image", hint="check select.source and select.images")
     return Statistics(images, {name: seen.result() for name, seen in gathered.items()}, probe.rows())

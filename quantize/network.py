@@ -174,6 +174,8 @@ def _padded(call: _Call, spatial: int, fill: float) -> tuple[Tensor, list[int]]:
 def _conv(call: _Call) -> Tensor:
     x, pads = _padded(call, 2, 0.0)
     strides, dilations = call.ints("strides", [1, 1]), call.ints("dilations", [1, 1])
+    if call[1].shape[2:] == (1, 1):
+        dilations = [2, 2]  # changes nothing, but has PyTorch take oneDNN on a single thread, twice as fast
     return F.conv2d(x, call[1], call.get(2), strides, pads, dilations, call.integer("group", 1))
 
 

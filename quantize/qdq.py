@@ -76,7 +76,8 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, *, folded: bool) -
     if producer is not None:
         graph.insert_after(producer, pair)
     else:
-        graph.insert_before(min((use.node for use in users), key=graph.index), pair)
+        first = users[0].node if len(users) == 1 else min((use.node for use in users), key=graph.index)
+        graph.insert_before(first, pair)
     for use in users:
         use.node.replace_input_with(use.idx, result)
     if folded:

@@ -18,8 +18,7 @@ from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
-RANDOM_DIRECTIONS = 2  # of the logits, for every image, beside the one towards its second class
-MARGIN_WEIGHT = 2.0  # of that one, against each random one
+DIRECTIONS = 4  # of the logits, for every image
 
 
 def observed(seen: TensorStatistics, spec: QuantSpec, observer: str) -> QParams:
@@ -127,19 +126,6 @@ def _flat(values: Tensor) -> Tensor:
     return (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).reshape(len(values), -1)
 
 
-def _margin(logits: Tensor) -> Tensor:
-    """The direction in which the first class and the second change places; longest where they are near.
-
-    As long as a random direction on average, so that both kinds count alike.
-    """
-    top = logits.topk(2)
-    gap = top.values[:, 0] - top.values[:, 1]
-    weight = torch.exp(-gap / gap.mean().clamp(min=1e-12))
-    direction = torch.zeros_like(logits)
-    direction.scatter_(1, top.indices, torch.stack([weight, -weight], 1))
-    return direction * (logits.numel() / direction.square().sum().clamp(min=1e-12)).sqrt()
-
-
 def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, seed: int) -> dict[str, _Tally]:
     tallies = {name: _Tally(most) for name, most in largest.items()}
     inputs: list[Tensor] = []
@@ -155,8 +141,7 @@ def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, se
 
     logits = network(images, watch)
     generator = torch.Generator().manual_seed(seed)
-    directions = [_margin(logits.detach()) * MARGIN_WEIGHT**0.5]
-    directions += [torch.randn(logits.shape, generator=generator) for _ in range(RANDOM_DIRECTIONS)]
-    for index, direction in enumerate(directions, 1):
-        torch.autograd.grad(logits, inputs, direction, retain_graph=index < len(directions))
+    for left in reversed(range(DIRECTIONS)):
+        direction = torch.randn(logits.shape, generator=generator)
+        torch.autograd.grad(logits, inputs, direction, retain_graph=left > 0)
     return tallies

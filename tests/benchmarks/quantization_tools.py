@@ -204,14 +204,15 @@ def model_optimizer(method: str) -> Tool:
 
 def fp32_pass() -> Tool:
     def prepare(job: Job) -> Callable[[], Path]:
+        from toolkit.core.threads import ordered_map
         from toolkit.graph import io
         from toolkit.graph.reference import Reference
 
         def run() -> Path:
             classifier = io.read_classifier(job.model)
             reference = Reference(classifier.model, [classifier.output])
-            for image in job.images:
-                reference.run(image)
+            for _ in ordered_map(reference.run, job.images, chunk=1):
+                pass
             return job.model
 
         return run
