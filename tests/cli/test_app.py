@@ -252,7 +252,7 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
     assert process.returncode in (130, -signal.SIGINT), err
     assert err.splitlines()[-2:] == [
         "error: interrupted in stage 'load'",
-        " hint: finished stages are kept: the same command goes on from there",
+        " hint: what is finished is kept: the same command goes on from there",
     ]
     assert "Traceback" not in err and out == ""
     assert not list(store.glob("tmp/*")) and not list(store.glob("objects/*"))

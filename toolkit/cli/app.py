@@ -98,7 +98,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort) as interrupt:
         _print(
             str(interrupt) or "interrupted",
-            "finished stages are kept: the same command goes on from there",
+            "what is finished is kept: the same command goes on from there",
         )
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
