@@ -68,15 +68,16 @@ def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
 def judge(curve: Curve, network: str = "") -> Finding:
     """Say whether the calibration images are enough, for a network of that name."""
     total = curve.images[-1]
-    where = f" of the {network} network" if network else ""
+    named = f"the {network} network" if network else ""
     if curve.enough is not None:
         return Finding(
             "info",
-            f"{curve.enough} calibration images set the scales{where} to within 2 %; there are {total}",
+            f"{curve.enough} calibration images set the scales{named and f' of {named}'} to within 2 %; "
+            f"there are {total}",
         )
     return Finding(
         "warning",
-        f"{total} calibration images are few{where}: half of them set scales only "
+        f"{total} calibration images are few{named and f' for {named}'}: half of them set scales only "
         f"{_at_half(curve):.0%} as large as all of them",
         "raise select.images",
     )
