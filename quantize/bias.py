@@ -24,8 +24,9 @@ def corrections(
 ) -> dict[str, FloatArray]:
     """What to add to the bias of every convolution and Gemm, so that its output keeps its channel means.
 
-    The float and the quantized network run side by side, once, layer by layer; a layer is corrected
-    before the next one is run, so that each corrects only what is left of the errors before it.
+    The float network runs first, and only its means are kept. Then the quantized one runs layer by layer; a
+    layer is corrected before the next one is run, so that each corrects only what is left of the errors
+    before it.
 
     Args:
         network: The float graph.

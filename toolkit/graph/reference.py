@@ -18,7 +18,7 @@ class Reference:
         input: Name of the images.
 
     Args:
-        model: The graph; its batch dimension is made dynamic.
+        model: The graph; images come in batches of its own size.
         outputs: Names of the tensors to give, in this order; they must be outputs of the graph.
 
     Raises:
