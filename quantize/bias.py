@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -16,11 +16,17 @@ from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams
 
+Rounding = Callable[[ir.Node, str, Callable[[], Iterable[Tensor]]], Tensor]  # node, weights, its inputs
+
 TRIMMED = 10  # one image in so many is left out at either end
 
 
 def corrections(
-    network: Network, probe: FloatArray, activations: Mapping[str, QParams], weights: Mapping[str, QParams]
+    network: Network,
+    probe: FloatArray,
+    activations: Mapping[str, QParams],
+    weights: Mapping[str, QParams],
+    choose: Rounding | None = None,
 ) -> dict[str, FloatArray]:
     """What to add to the bias of every convolution and Gemm, so that its output keeps its channel means.
 
@@ -33,6 +39,7 @@ def corrections(
         probe: Calibration images (N, C, H, W), all in memory at once.
         activations: Quantized tensors.
         weights: Quantized initializers.
+        choose: Rounds the weights of a layer; without it they go to the nearest integers.
 
     Returns:
         Node name -> correction for each of its output channels.
@@ -46,7 +53,7 @@ def corrections(
     found: dict[str, FloatArray] = {}
     unread = dict(network.reads)
     for node in track(network.nodes, "correcting biases"):
-        rounded = _rounded_weight(network, node, weights)
+        rounded = _rounded_weight(network, node, weights, choose, running)
         read = [str(value.name) for value in node.inputs if value is not None]
         for name in read:
             unread[name] -= 1
@@ -122,6 +129,10 @@ class _Part:
         for each in done:
             self._values.pop(each, None)
 
+    def read(self, name: str) -> Tensor:
+        """A tensor that was made and is not forgotten."""
+        return self._value(name)
+
     def _kept(self, name: str, values: Tensor) -> Tensor:
         qparams = self._activations.get(name)
         return values if qparams is None else quantized(values, qparams)
@@ -145,7 +156,18 @@ def _typical(error: Tensor) -> Tensor:
     return error.sort(0).values[cut : len(error) - cut].mean(0)
 
 
-def _rounded_weight(network: Network, node: ir.Node, weights: Mapping[str, QParams]) -> dict[str, Tensor]:
+def _rounded_weight(
+    network: Network,
+    node: ir.Node,
+    weights: Mapping[str, QParams],
+    choose: Rounding | None,
+    running: Iterable[_Part],
+) -> dict[str, Tensor]:
     """The weight of a node on its grid, if it is quantized."""
     name = str(node.inputs[1].name) if is_weighted(node) and node.inputs[1] is not None else ""
-    return {name: fake_quantize(network.constants[name], weights[name])} if name in weights else {}
+    if name not in weights:
+        return {}
+    if choose is None:
+        return {name: fake_quantize(network.constants[name], weights[name])}
+    source = str(node.inputs[0].name)  # type: ignore[union-attr]
+    return {name: choose(node, name, lambda: (part.read(source) for part in running))}

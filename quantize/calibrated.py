@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quantize import bias, mixed, outliers, rounding, saturation, sensitivity
+from quantize import bias, learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.options import QuantizeOptions
@@ -23,8 +23,13 @@ from toolkit.core.memory import give_back
 from toolkit.core.quant import FloatArray, QuantScheme
 from toolkit.graph import io
 
-RANGE_PIXELS = 2**19  # probe images for clip points: 128 at 64 px, 10 at 224 px
+RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 at 224 px
+    "balanced": 2**19,
+    "max": 2**21,
+}
+EQUALIZATION = {"balanced": 0.5, "max": 0.65}  # strength: fitted weights lose less by it
 BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
+LEARNING_PIXELS = 2**21  # probe images for effort max: 512 at 64 px, 41 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
 SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px
 
@@ -105,6 +110,17 @@ def prepare(
         QuantizationError: The statistics are of another graph, or a tensor cannot be quantized.
     """
     give_back()  # what the float pass left
+    if options.effort != "max":
+        return _chosen(model, statistics, scheme, options)[0]
+    plain = _chosen(model, statistics, scheme, replace(options, effort="balanced"))[0]
+    found, network = _chosen(model, statistics, scheme, options)
+    return plain if network is None else _learned(plain, found, network)
+
+
+def _chosen(
+    model: ir.Model, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions
+) -> tuple[Quantized, Network | None]:
+    """The parameters without learning, and the float network where the effort needs one."""
     placement = place(model, scheme, options.float_layers)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
@@ -118,7 +134,7 @@ def prepare(
     ]
     source, network = model, None
     if options.effort != "fast":
-        source, statistics = equalize(model, statistics)
+        source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
     model = unshare(source, placement)
     if options.effort != "fast":
         try:
@@ -132,7 +148,7 @@ def prepare(
     if scheme.pair_sums:
         weights = saturation.relieve(model, placement.activations, weights)
     if network is not None and options.observer == "mse":
-        images = spread(statistics.probe, RANGE_PIXELS)
+        images = spread(statistics.probe, RANGE_PIXELS[options.effort])
         activations = output_aware(network, images, placement.activations, statistics.tensors)
     else:
         activations = {
@@ -141,35 +157,38 @@ def prepare(
         }
     warnings += outliers.coarse(activations, statistics.tensors)
     found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
-    if network is not None:
+    if network is not None and options.effort == "balanced":
         found = corrected(found, options, network)
-    if network is not None and options.effort == "max":
-        _learn(found, network)
-    return found
+    return found, network
 
 
 def corrected(found: Quantized, options: QuantizeOptions, network: Network | None = None) -> Quantized:
     """The same with the biases that fit what is quantized, unless they were learned or are not asked for."""
-    learned = found.model is not found.exact
-    if learned or not options.bias_correction or options.effort == "fast":
+    if found.model is not found.exact or not options.bias_correction or options.effort == "fast":
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
     return replace(found, biases=bias.corrections(network, probe, found.activations, found.weights))
 
 
-def _learn(found: Quantized, network: Network) -> None:
-    """Learn rounding, and keep it only if images it was not taught on are the better for it."""
-    student = rounding.Student(network, found.activations, found.weights, found.biases)
-    before, after = rounding.improve(student, found.statistics.probe)
-    if after >= before:
-        found.warnings.append(
-            f"learned rounding was dropped: KL {after:.2e} on held-out images, {before:.2e} without it"
+def _learned(plain: Quantized, found: Quantized, network: Network) -> Quantized:
+    """Learn weights and scales; what was there without stays where images that did not teach prefer it."""
+    teachers, judges = learned.split(spread(found.statistics.probe, LEARNING_PIXELS))
+    before = learned.disturbance(Network(plain.exact), judges, plain.activations, plain.weights, plain.biases)
+    best = learned.improve(network, teachers, judges, found.activations, found.weights)
+    if best.disturbance >= before:
+        plain.warnings.append(
+            f"learned rounding was dropped: root KL {best.disturbance:.2e} on held-out images, "
+            f"{before:.2e} without it"
         )
-        return
-    found.activations, found.biases = student.qparams(), student.biases()
-    found.model = io.copy(found.exact)
-    student.write_weights(found.model)
+        return plain
+    model = io.copy(found.exact)
+    for name, values in best.weights.items():
+        io.set_constant(model.graph.initializers[name], values)
+    weights = found.weights
+    if found.scheme.pair_sums:
+        weights = saturation.relieve(model, found.placement.activations, weights)
+    return replace(found, model=model, activations=best.activations, weights=weights, biases=best.biases)
 
 
 def spread(probe: FloatArray, pixels: int) -> FloatArray:

@@ -23,7 +23,7 @@ from toolkit.core.quant import FloatArray
 from toolkit.graph import io
 
 HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Add", "GlobalAveragePool", "AveragePool", "Flatten", "Identity"})
-STRENGTH = 0.5  # 0 leaves the ranges, 1 makes them equal
+STRENGTH = 0.5  # half way: the readers' weights pay for what the ranges win
 LARGEST_FACTOR = 16.0
 
 
@@ -36,8 +36,15 @@ class Space:
     tensors: list[str] = field(default_factory=list)
 
 
-def equalize(model: ir.Model, statistics: Statistics) -> tuple[ir.Model, Statistics]:
+def equalize(
+    model: ir.Model, statistics: Statistics, strength: float = STRENGTH
+) -> tuple[ir.Model, Statistics]:
     """Even out the channel ranges of every space that may be scaled.
+
+    Args:
+        model: A float graph; it stays as it is.
+        statistics: What was seen of it.
+        strength: 0 leaves the ranges, 1 makes them equal.
 
     Returns:
         A graph that computes the same, and the statistics it would have given.
@@ -45,7 +52,7 @@ def equalize(model: ir.Model, statistics: Statistics) -> tuple[ir.Model, Statist
     changed = io.copy(model)
     tensors = dict(statistics.tensors)
     for space in spaces(changed):
-        factor = _factor([statistics.tensors[t] for t in space.tensors if t in statistics.tensors])
+        factor = _factor([statistics.tensors[t] for t in space.tensors if t in statistics.tensors], strength)
         if factor is None or not _fits(space, len(factor)):
             continue
         for writer in space.writers:
@@ -123,13 +130,13 @@ def _fits(space: Space, channels: int) -> bool:
     )
 
 
-def _factor(seen: list[TensorStatistics]) -> FloatArray | None:
+def _factor(seen: list[TensorStatistics], strength: float) -> FloatArray | None:
     """What every channel is divided by; None where the space gives no hint."""
     ranges = [np.maximum(-s.low, s.high) for s in seen]
     ranges = [r / r.max() for r in ranges if len(r) > 1 and r.max() > 0]
     if not ranges or len({len(r) for r in ranges}) != 1:
         return None
-    even = np.maximum(np.mean(ranges, axis=0), 1e-3) ** STRENGTH
+    even = np.maximum(np.mean(ranges, axis=0), 1e-3) ** strength
     even /= np.exp(np.log(even).mean())
     factor: FloatArray = np.clip(even, 1 / LARGEST_FACTOR, LARGEST_FACTOR).astype(np.float32)
     return factor

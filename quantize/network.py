@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -87,16 +87,19 @@ class Network:
             if value is not None
         }
 
-    def __call__(self, images: Tensor, change: Change | None = None) -> Tensor:
+    def __call__(
+        self, images: Tensor, change: Change | None = None, constants: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W).
 
         Args:
             images: Preprocessed images.
             change: Called with the name and value of the input and of every result; what it returns
                 is what later operations read.
+            constants: Initializer name -> tensor that is read in its place.
         """
         images = _channels_last(images)
-        values = {self.input: change(self.input, images) if change else images}
+        values = {self.input: change(self.input, images) if change else images, **(constants or {})}
         for index, node in enumerate(self.nodes):
             name = str(node.outputs[0].name)
             result = self.apply(node, values)

@@ -83,9 +83,9 @@ def test_a_hand_worked_space():
     from quantize.statistics import TensorStatistics
 
     seen = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [1, 4], [[0, 0]])))
-    np.testing.assert_allclose(_factor([seen]), [2**-0.5, 2**0.5], rtol=1e-6)
+    np.testing.assert_allclose(_factor([seen], 0.5), [2**-0.5, 2**0.5], rtol=1e-6)
     dead = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [0, 4], [[0, 0]])))
-    assert (np.abs(np.log(_factor([dead]))) <= np.log(LARGEST_FACTOR) + 1e-6).all()
+    assert (np.abs(np.log(_factor([dead], 0.5))) <= np.log(LARGEST_FACTOR) + 1e-6).all()
 
 
 def test_what_is_not_homogeneous_blocks_its_space():
