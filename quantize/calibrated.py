@@ -113,7 +113,8 @@ def prepare(
     if options.effort != "max":
         return _chosen(model, statistics, scheme, options)[0]
     plain = _chosen(model, statistics, scheme, replace(options, effort="balanced"))[0]
-    found, network = _chosen(model, statistics, scheme, options)
+    joins = scheme.add_inputs == "both"  # of a few Adds each in float, for a quarter of the noise
+    found, network = _chosen(model, statistics, replace(scheme, float_joins=joins), options)
     return plain if network is None else _learned(plain, found, network)
 
 

@@ -197,7 +197,7 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:
     if not any(made_by_convolution):
         return True
     if all(made_by_convolution):
-        return value is (second if _depth(first) >= _depth(second) else first)
+        return not scheme.float_joins and value is (second if _depth(first) >= _depth(second) else first)
     main = first if made_by_convolution[0] else second
     return value is not main or scheme.add_inputs == "both"
 

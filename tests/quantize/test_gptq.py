@@ -19,7 +19,7 @@ def _error(steps, weight, moments, scale):
 
 
 def test_two_inputs_that_are_always_alike_share_their_error():
-    """Both weights are 0.4 steps, so 0.8 of a step is asked for: the nearest integers give 0, these give 1."""
+    """Both weights are 0.4 steps, 0.8 in all: the nearest integers give 0, these give 1."""
     weight, moments = torch.tensor([[0.4, 0.4]]), torch.ones(2, 2)
     steps = rounded(weight, moments, torch.ones(1), 127)
     assert steps.sum() == 1

@@ -61,8 +61,9 @@ def test_every_point_of_every_scheme_is_calibrated(name, folder):
         assert set(place(model, targets.get(scheme).scheme).activations) <= set(candidates(model))
 
 
-def placed(graph, scheme):
-    return set(place(ir.from_proto(graph.model()), targets.get(scheme).scheme).activations)
+def placed(graph, scheme, **changes):
+    scheme = replace(targets.get(scheme).scheme, **changes)
+    return set(place(ir.from_proto(graph.model()), scheme).activations)
 
 
 def test_tensorrt_leaves_the_main_branch_to_the_add_and_openvino_wants_it():
@@ -73,6 +74,7 @@ def test_tensorrt_leaves_the_main_branch_to_the_add_and_openvino_wants_it():
     assert projection in placed(graph, "tensorrt")
     assert {main, projection} <= placed(graph, "openvino")
     assert deep not in placed(graph, "openvino")
+    assert placed(graph, "openvino") - placed(graph, "openvino", float_joins=True) == {projection}
 
 
 def test_the_tensor_between_a_convolution_and_its_activation_is_never_quantized():

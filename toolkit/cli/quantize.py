@@ -35,7 +35,7 @@ Examples:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of their choice.")
 @click.option("--observer", default="mse", show_default=True, help="mse, minmax, percentile or entropy.")
-@click.option("--effort", default="balanced", show_default=True, help="fast, balanced or max.")
+@click.option("--effort", default="balanced", show_default=True, help="fast, balanced, or max (minutes).")
 @click.option(
     "--input",
     "input_type",

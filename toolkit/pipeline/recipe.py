@@ -113,7 +113,7 @@ class FinetuneOptions:
     epochs: int = option(0, "Passes over the images; 0 = none.", least=0)
     source: str = option("", "Images; default: select.source.", path=True)
     images: int | Literal["all"] = option("all", "How many of them, or all.", least=2)
-    batch: int = option(64, "Images a step.", least=2)
+    batch: int = option(32, "Images a step.", least=2)
     learning_rate: float = option(0.01, "Highest rate of the one-cycle schedule.", above=0.0)
     weight_decay: float = option(1e-4, "Decay of the weights.", least=0.0)
     flip: bool = option(True, "Mirror half of the images.")
@@ -160,7 +160,9 @@ class QuantizeOptions:
     """From ranges to graphs with Q/DQ nodes."""
 
     observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
-    effort: Literal["fast", "balanced", "max"] = option("balanced", "fast, balanced or max.")
+    effort: Literal["fast", "balanced", "max"] = option(
+        "balanced", "fast (seconds), balanced, or max (minutes: weights fitted, scales learned)."
+    )
     bias_correction: bool = option(True, "Let biases absorb the mean error of their layer.")
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
     float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")

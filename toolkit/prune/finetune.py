@@ -43,7 +43,7 @@ class DistillOptions:
     """
 
     epochs: int = 2
-    batch: int = 64
+    batch: int = 32
     learning_rate: float = 0.01
     weight_decay: float = 1e-4
     flip: bool = True

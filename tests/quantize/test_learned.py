@@ -1,0 +1,102 @@
+"""Effort max: better than what it starts from, the same every time, and a way back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from float_graphs import images, residual
+
+import targets
+from quantize import QuantizeOptions, calibrated, learned, saturation
+from quantize.collect import collect
+from quantize.network import Network
+from toolkit.graph import io
+
+SCHEME = targets.get("openvino").scheme
+
+
+def smooth(count, seed=0):
+    """Images whose neighbouring pixels are alike, as those of the world are."""
+    noise = images(count, 16, seed=seed)
+    for axis in (2, 3):
+        noise = sum(np.roll(noise, shift, axis) for shift in range(4)) / 2
+    return noise.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def float_graph(tmp_path_factory):
+    path = residual().save(tmp_path_factory.mktemp("net") / "float.onnx")
+    return io.read_classifier(path).model, collect(path, [smooth(256)])
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(learned, "STEPS", 40)  # enough to move, an eighth of the time
+
+
+def prepared(float_graph, effort, scheme=SCHEME):
+    return calibrated.prepare(*float_graph, scheme, QuantizeOptions(effort=effort))
+
+
+def error(found, pixels):
+    """Mean root of the divergence of what is written, weights as they were rounded."""
+    exact = Network(found.exact)
+    constants = learned._nearest(Network(found.model), found.weights)
+    rounded = learned._Rounded(exact, found.activations, constants, found.biases)
+    return learned._disturbance(exact, pixels, rounded)
+
+
+def test_it_is_better_on_images_that_neither_taught_nor_judged(float_graph):
+    """With weights of five bits, whose rounding is most of the noise."""
+    other, coarse = smooth(256, seed=5), replace(SCHEME, weight=replace(SCHEME.weight, bits=5))
+    plain, best = prepared(float_graph, "balanced", coarse), prepared(float_graph, "max", coarse)
+    assert best.warnings == []
+    assert error(best, other) < 0.85 * error(plain, other)
+
+
+def test_the_weights_lie_on_their_grid_and_are_not_all_the_nearest(float_graph):
+    best = prepared(float_graph, "max")
+    moved = 0
+    for name, qparams in best.weights.items():
+        values = io.constant(best.model.graph.initializers[name])
+        exact = io.constant(best.exact.graph.initializers[name])
+        shape = [-1 if axis == (qparams.spec.axis or 0) else 1 for axis in range(values.ndim)]
+        scale = np.reshape(qparams.scale, shape)
+        steps = values / scale
+        np.testing.assert_allclose(steps, steps.round(), atol=1e-3)
+        assert np.abs(steps).max() <= 127.001
+        moved += int((np.abs(steps - (exact / scale).round()) > 0.5).sum())
+    assert moved > 10
+
+
+def test_the_same_seed_gives_the_same_result(float_graph, tmp_path):
+    one, two = prepared(float_graph, "max"), prepared(float_graph, "max")
+    assert one.activations == two.activations
+    for name, found in {"one": one, "two": two}.items():
+        io.save(found.graph(), tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_what_was_learned_is_dropped_where_the_judges_prefer_what_was_there(float_graph, monkeypatch):
+    plain = prepared(float_graph, "balanced")
+    monkeypatch.setattr(learned, "disturbance", lambda *_: 0.0)  # as if nothing could be better
+    kept = prepared(float_graph, "max")
+    assert kept.activations == plain.activations
+    assert kept.model is kept.exact
+    assert "learned rounding was dropped" in kept.warnings[0]
+
+
+def test_no_pair_sum_saturates_after_learning(float_graph):
+    best = prepared(float_graph, "max", replace(SCHEME, pair_sums=True))
+    placed = best.placement.activations
+    assert saturation.saturating(best.model, placed, best.weights) == {}
+
+
+def test_teachers_do_not_judge_but_for_a_single_image():
+    probe = np.arange(11.0, dtype=np.float32).reshape(11, 1, 1, 1)
+    teachers, judges = learned.split(probe)
+    assert judges.ravel().tolist() == [4, 9, 10]
+    assert sorted([*teachers.ravel(), *judges.ravel()]) == list(range(11))
+    assert [len(part) for part in learned.split(probe[:1])] == [1, 1]
