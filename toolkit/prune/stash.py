@@ -1,12 +1,12 @@
-"""Activations of many images between two blocks: in memory while they fit, else in temporary files."""
+"""Activations of many images between two blocks: in memory while they fit, else in a temporary file."""
 
 from __future__ import annotations
 
-import shutil
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -16,20 +16,20 @@ BUDGET_BYTES = 1 << 28
 
 
 class Stash:
-    """A list of tensors, one a batch; what is beyond the budget lies on disk until the stash is dropped."""
+    """A list of tensors, one a batch; what is beyond the budget lies in a file without a name.
+
+    The system takes such a file away with the process, however that ends.
+    """
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
         self._budget = self._left = budget_bytes
-        self._held: list[Tensor | Path] = []
-        self._folder: Path | None = None
+        self._held: list[Tensor | int] = []  # an integer: where the tensor begins in the file
+        self._file: IO[bytes] | None = None
 
     @property
-    def folder(self) -> Path:
-        """Where the overflow lies; it goes with the stash."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="edgeship-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
+    def bytes_on_disk(self) -> int:
+        """Size of the file."""
+        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
 
     def append(self, value: Tensor) -> None:
         """Add one batch."""
@@ -38,9 +38,11 @@ class Stash:
             self._left -= size
             self._held.append(value)
             return
-        path = self.folder / f"{len(self._held)}.npy"
-        np.save(path, value.numpy())
-        self._held.append(path)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="edgeship-", buffering=0)  # noqa: SIM115 (lives on)
+            weakref.finalize(self, self._file.close)
+        self._held.append(self._file.seek(0, os.SEEK_END))
+        np.save(self._file, value.numpy())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Stash:
         """A new stash of the function's results."""
@@ -62,4 +64,9 @@ class Stash:
 
     def __iter__(self) -> Iterator[Tensor]:
         for held in self._held:
-            yield torch.from_numpy(np.load(held)) if isinstance(held, Path) else held
+            yield self._read(held) if isinstance(held, int) else held
+
+    def _read(self, start: int) -> Tensor:
+        assert self._file is not None, "only what is on disk has a place there"
+        self._file.seek(start)
+        return torch.from_numpy(np.load(self._file))
