@@ -73,22 +73,37 @@ def improve(
     Args:
         network: The float graph.
         teachers: Images (N, C, H, W).
-        judges: Other images, which choose: the scales as they were, or as they were learned.
+        judges: Other images, which choose: the nearest weights or fitted ones, given scales or learned ones.
         activations: Quantized tensors.
         weights: Quantized initializers.
         seed: Order of the images; the same seed gives the same result.
     """
-    fitted = LeastSquares(network, weights)
-    biases = bias.corrections(network, teachers, activations, weights, fitted)
-    constants = _nearest(network, weights) | {
-        name: torch.from_numpy(values) for name, values in fitted.rounded.items()
-    }
-    rounded = _Rounded(network, activations, constants, biases)
-    before = _disturbance(network, judges, rounded)
+    tried = [
+        _fitted(network, teachers, judges, activations, weights, choose)
+        for choose in (None, LeastSquares(network, weights))
+    ]
+    rounded, best = min(tried, key=lambda each: each[1].disturbance)
     _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
-    scaled = rounded.qparams() if after < before else dict(activations)
-    return Learned(scaled, fitted.rounded, biases, min(before, after))
+    if after < best.disturbance:
+        return replace(best, activations=rounded.qparams(), disturbance=after)
+    return best
+
+
+def _fitted(
+    network: Network,
+    teachers: FloatArray,
+    judges: FloatArray,
+    activations: Mapping[str, QParams],
+    weights: Mapping[str, QParams],
+    choose: LeastSquares | None,
+) -> tuple[_Rounded, Learned]:
+    """Weights at the nearest integers (few images may tell no more) or by least squares; their biases."""
+    biases = bias.corrections(network, teachers, activations, weights, choose)
+    moved = {} if choose is None else choose.rounded
+    constants = {name: torch.from_numpy(values) for name, values in moved.items()}
+    rounded = _Rounded(network, activations, _nearest(network, weights) | constants, biases)
+    return rounded, Learned(dict(activations), moved, biases, _disturbance(network, judges, rounded))
 
 
 def disturbance(
