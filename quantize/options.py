@@ -17,7 +17,7 @@ class QuantizeOptions:
             more than the least effort, the error is that of the logits.
         effort: fast: an observer, nothing else; balanced: equalization, output-aware ranges and bias
             correction; max: weights fitted to their inputs and scales learned on the logits, in minutes, and
-            for OpenVINO the Adds where two convolutions meet in float: 1 to 3 % of the time.
+            for OpenVINO the Adds where two convolutions meet in float: about 1 % of the time.
         bias_correction: Whether biases absorb the mean error of their layer.
         sensitivity: Whether to measure what each layer costs: seconds to minutes more.
         workers: Batches of images at a time where layers are measured; more than 1 only pays elsewhere.
