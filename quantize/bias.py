@@ -52,7 +52,7 @@ def corrections(
     running = [_Part(network, part, activations) for part in images]
     found: dict[str, FloatArray] = {}
     unread = dict(network.reads)
-    for node in track(network.nodes, "correcting biases"):
+    for node in track(network.nodes, "correcting biases" if choose is None else "fitting weights"):
         rounded = _rounded_weight(network, node, weights, choose, running)
         read = [str(value.name) for value in node.inputs if value is not None]
         for name in read:
