@@ -4,7 +4,7 @@ A layer's output is a sum over its inputs, and neighbouring inputs are alike: wh
 rounding, its neighbours can give back. For the integers this asks for the inputs' second moments alone.
 
 Source:
-    Frantar et al. 2022 (GPTQ), arXiv:2210.17323, sec. 3; Frantar and Alistarh 2022 (OBQ), arXiv:2208.11580.
+    Frantar et al. 2022 (GPTQ), arXiv:2210.17323; Frantar and Alistarh 2022 (OBQ), arXiv:2208.11580.
 """
 
 from __future__ import annotations

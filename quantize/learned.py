@@ -6,8 +6,8 @@ their scales drift to where the classes change least. Nothing else is learned th
 would fit the noise of a few hundred images.
 
 Source:
-    Scales: Esser et al. 2020 (LSQ), arXiv:1902.08153, eq. 3, on the logits' divergence as Li et al. 2021
-    (BRECQ), arXiv:2102.05426, sec. 3.3 end.
+    Scales: Esser et al. 2020 (LSQ), arXiv:1902.08153, eq. 3; that they follow the logits alone, and who
+    judges, is ours.
 """
 
 from __future__ import annotations
@@ -78,32 +78,22 @@ def improve(
         weights: Quantized initializers.
         seed: Order of the images; the same seed gives the same result.
     """
-    tried = [
-        _fitted(network, teachers, judges, activations, weights, choose)
-        for choose in (None, LeastSquares(network, weights))
-    ]
+
+    def fitted(choose: LeastSquares | None) -> tuple[_Rounded, Learned]:
+        biases = bias.corrections(network, teachers, activations, weights, choose)
+        moved = {} if choose is None else choose.rounded
+        constants = {name: torch.from_numpy(values) for name, values in moved.items()}
+        rounded = _Rounded(network, activations, _nearest(network, weights) | constants, biases)
+        return rounded, Learned(dict(activations), moved, biases, _disturbance(network, judges, rounded))
+
+    # the nearest weights are tried too: a few images may not tell enough to fit any
+    tried = [fitted(choose) for choose in (None, LeastSquares(network, weights))]
     rounded, best = min(tried, key=lambda each: each[1].disturbance)
     _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
     if after < best.disturbance:
         return replace(best, activations=rounded.qparams(), disturbance=after)
     return best
-
-
-def _fitted(
-    network: Network,
-    teachers: FloatArray,
-    judges: FloatArray,
-    activations: Mapping[str, QParams],
-    weights: Mapping[str, QParams],
-    choose: LeastSquares | None,
-) -> tuple[_Rounded, Learned]:
-    """Weights at the nearest integers (few images may tell no more) or by least squares; their biases."""
-    biases = bias.corrections(network, teachers, activations, weights, choose)
-    moved = {} if choose is None else choose.rounded
-    constants = {name: torch.from_numpy(values) for name, values in moved.items()}
-    rounded = _Rounded(network, activations, _nearest(network, weights) | constants, biases)
-    return rounded, Learned(dict(activations), moved, biases, _disturbance(network, judges, rounded))
 
 
 def disturbance(
@@ -180,9 +170,8 @@ def _learn_scales(network: Network, images: Tensor, rounded: _Rounded, seed: int
         tell("learning scales", step, STEPS)
         optimizer.param_groups[0]["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         batch = images[torch.randint(len(images), (size,), generator=generator)]
-        mirrored = (
-            torch.rand(size, generator=generator) < 0.5
-        )  # more to learn from, nothing it would not meet
+        # mirror images: more to learn from, and nothing the network would not meet
+        mirrored = torch.rand(size, generator=generator) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
         with torch.no_grad():
             wanted = F.log_softmax(network(batch), 1)
