@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +17,7 @@ from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams
 
-Rounding = Callable[[ir.Node, str, Callable[[], Iterable[Tensor]]], Tensor]  # node, weights, its inputs
+Rounding = Callable[[ir.Node, str, Sequence[Callable[[], Tensor]]], Tensor]  # node, weights, its inputs
 
 TRIMMED = 10  # one image in so many is left out at either end
 
@@ -170,4 +171,4 @@ def _rounded_weight(
     if choose is None:
         return {name: fake_quantize(network.constants[name], weights[name])}
     source = str(node.inputs[0].name)  # type: ignore[union-attr]
-    return {name: choose(node, name, lambda: (part.read(source) for part in running))}
+    return {name: choose(node, name, [partial(part.read, source) for part in running])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from quantize import bias, learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
+from quantize.gptq import LeastSquares
 from quantize.network import Network
 from quantize.options import QuantizeOptions
 from quantize.placement import place, unshare
@@ -29,6 +31,7 @@ RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 
 }
 EQUALIZATION = {"balanced": 0.5, "max": 0.65}  # strength: fitted weights lose less by it
 BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
+TOGETHER = 144  # inputs that balanced fits weights to together: a 3x3 kernel's of 16 channels
 LEARNING_PIXELS = 2**21  # probe images for effort max: 512 at 64 px, 41 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
 SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px
@@ -122,7 +125,10 @@ def _chosen(
     model: ir.Model, statistics: Statistics, scheme: QuantScheme, options: QuantizeOptions
 ) -> tuple[Quantized, Network | None]:
     """The parameters without learning, and the float network where the effort needs one."""
-    placement = place(model, scheme, options.float_layers)
+    source = model
+    if options.effort != "fast":
+        source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
+    placement = place(source, scheme, options.float_layers, statistics.largest)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
         raise QuantizationError(
@@ -133,10 +139,8 @@ def _chosen(
         for name in placement.activations
         if statistics.tensors[name].largest == 0.0
     ]
-    source, network = model, None
-    if options.effort != "fast":
-        source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
     model = unshare(source, placement)
+    network = None
     if options.effort != "fast":
         try:
             network = Network(model)
@@ -164,18 +168,25 @@ def _chosen(
 
 
 def corrected(found: Quantized, options: QuantizeOptions, network: Network | None = None) -> Quantized:
-    """The same with the biases that fit what is quantized, unless they were learned or are not asked for."""
-    if found.model is not found.exact or not options.bias_correction or options.effort == "fast":
+    """The same with weights and biases that fit what is quantized, unless learned or not asked for.
+
+    Weights are fitted to what their inputs have in common beside their means, which are the biases' part:
+    without biases they stay the nearest.
+    """
+    if found.learned or not options.bias_correction or options.effort == "fast":
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
-    return replace(found, biases=bias.corrections(network, probe, found.activations, found.weights))
+    near = LeastSquares(network, found.weights, TOGETHER)
+    biases = bias.corrections(network, probe, found.activations, found.weights, near)
+    return replace(_with_weights(found, near.rounded), biases=biases)
 
 
 def _learned(plain: Quantized, found: Quantized, network: Network) -> Quantized:
     """Learn weights and scales; what was there without stays where images that did not teach prefer it."""
     teachers, judges = learned.split(spread(found.statistics.probe, LEARNING_PIXELS))
-    before = learned.disturbance(Network(plain.exact), judges, plain.activations, plain.weights, plain.biases)
+    weights = learned.on_grid(Network(plain.model), plain.weights)
+    before = learned.disturbance(Network(plain.exact), judges, plain.activations, weights, plain.biases)
     best = learned.improve(network, teachers, judges, found.activations, found.weights)
     if best.disturbance >= before:
         plain.warnings.append(
@@ -183,13 +194,19 @@ def _learned(plain: Quantized, found: Quantized, network: Network) -> Quantized:
             f"{before:.2e} without it"
         )
         return plain
+    fitted = _with_weights(found, best.weights)
+    return replace(fitted, activations=best.activations, biases=best.biases, learned=True)
+
+
+def _with_weights(found: Quantized, rounded: Mapping[str, FloatArray]) -> Quantized:
+    """The same with these weights, on their grid."""
     model = io.copy(found.exact)
-    for name, values in best.weights.items():
+    for name, values in rounded.items():
         io.set_constant(model.graph.initializers[name], values)
     weights = found.weights
     if found.scheme.pair_sums:
         weights = saturation.relieve(model, found.placement.activations, weights)
-    return replace(found, model=model, activations=best.activations, weights=weights, biases=best.biases)
+    return replace(found, model=model, weights=weights)
 
 
 def spread(probe: FloatArray, pixels: int) -> FloatArray:

@@ -9,7 +9,8 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +23,10 @@ from quantize.placement import weight_axis
 from quantize.simulate import fake_quantize
 from toolkit.core.quant import FloatArray, QParams
 
-ROWS = 2**15  # positions that a layer's second moments are taken over
+ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
+NEAR_ROWS = 2**12  # the same where few are
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
-BLOCK = 128  # inputs between updates of all later weights
+BLOCK = 64  # inputs between updates of all later weights
 
 
 class LeastSquares:
@@ -33,89 +35,119 @@ class LeastSquares:
     Args:
         network: The float graph.
         weights: Quantized initializers.
+        together: About so many inputs of an output are fitted together: the taps of a kernel first, then of
+            neighbouring channels. Time grows with its square; None: all.
 
     Attributes:
         rounded: Initializer name -> its values on the grid, of the layers that were rounded.
     """
 
-    def __init__(self, network: Network, weights: Mapping[str, QParams]) -> None:
-        self._network, self._weights = network, weights
+    def __init__(self, network: Network, weights: Mapping[str, QParams], together: int | None = None) -> None:
+        self._network, self._weights, self._together = network, weights, together
         self.rounded: dict[str, FloatArray] = {}
 
-    def __call__(self, node: ir.Node, name: str, inputs: Callable[[], Iterable[Tensor]]) -> Tensor:
+    def __call__(self, node: ir.Node, name: str, inputs: Sequence[Callable[[], Tensor]]) -> Tensor:
         """The weights `name` of a layer on their grid.
 
         Args:
             node: A convolution or matrix product; of a grouped convolution the nearest integers are taken.
             name: Its weights.
-            inputs: Gives the layer's input (N, C, ...), in parts.
+            inputs: Give the layer's input (N, C, ...), in parts.
         """
         weight, qparams = self._network.constants[name], self._weights[name]
         if self._network.reads[name] > 1 or (node.attributes.get_int("group", 1) or 1) > 1:
             return fake_quantize(weight, qparams)
         axis = weight_axis(node)
         rows = weight.transpose(0, axis) if axis else weight  # (O, I, ...)
+        shape = tuple(rows.shape)
+        taps = int(np.prod(shape[2:]))
+        size = shape[1] if self._together is None else min(max(self._together // taps, 1), shape[1])
+        moments = _moments(node, shape, inputs, size, ROWS if self._together is None else NEAR_ROWS)
         scale = torch.tensor(qparams.scale, dtype=torch.float64)
-        moments = _moments(node, tuple(rows.shape), inputs)
-        steps = rounded(rows.reshape(len(rows), -1), moments, scale, qparams.spec.quant_max)
-        found = (steps * scale[:, None]).float().reshape(rows.shape)
+        blocks = _blocks(rows.reshape(len(rows), -1), size * taps)
+        steps = rounded(blocks, moments, scale, qparams.spec.quant_max)
+        steps = steps.transpose(0, 1).reshape(len(rows), -1)[:, : shape[1] * taps]
+        found = (steps * scale[:, None]).float().reshape(shape)
         found = found.transpose(0, axis) if axis else found
         self.rounded[name] = np.ascontiguousarray(found.numpy())
         return found.contiguous(memory_format=torch.channels_last) if found.ndim == 4 else found
 
 
 def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tensor:
-    """Integers (O, K) for weights (O, K), so that the outputs change little.
+    """Integers (B, O, K) for weights (B, O, K), so that the outputs change little.
 
     Args:
-        weight: One row for every output.
-        moments: Second moments of the inputs, (K, K).
+        weight: B blocks of inputs that are fitted apart; one row for every output.
+        moments: Second moments of the inputs of every block, (B, K, K).
         scale: Step of every row, (O,).
         limit: Largest magnitude of an integer.
     """
-    count = weight.shape[1]
+    count = weight.shape[2]
     left = weight.double() / scale[:, None]
     moments = moments.double().clone()
-    mean = float(moments.diagonal().mean())
-    if mean == 0.0:  # an input that is never there
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean()
+    if mean <= 0.0:  # inputs that never change, but for rounding errors
         return left.round().clamp(-limit, limit)
-    moments.diagonal().add_(DAMPING * mean)
-    order = moments.diagonal().argsort(descending=True)  # what matters most has most that can make up for it
-    moments, left = moments[order][:, order], left[:, order]
+    diagonal.add_(DAMPING * mean)
+    order = diagonal.argsort(1, descending=True)  # what matters most has most that can make up for it
+    moments = moments.gather(1, order[:, :, None].expand_as(moments))
+    moments = moments.gather(2, order[:, None].expand_as(moments))
+    left = left.gather(2, order[:, None].expand_as(left))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     factor = torch.linalg.cholesky(inverse, upper=True)
     steps = torch.empty_like(left)
     for start in range(0, count, BLOCK):
         end = min(start + BLOCK, count)
-        part, corner = left[:, start:end], factor[start:end, start:end]
+        part, corner = left[..., start:end], factor[:, start:end, start:end]
         errors = torch.empty_like(part)
         for i in range(end - start):
-            steps[:, start + i] = part[:, i].round().clamp(-limit, limit)
-            errors[:, i] = (part[:, i] - steps[:, start + i]) / corner[i, i]
-            part[:, i:] -= errors[:, i : i + 1] * corner[i, i:]
-        left[:, end:] -= errors @ factor[start:end, end:]
+            steps[..., start + i] = part[..., i].round().clamp(-limit, limit)
+            errors[..., i] = (part[..., i] - steps[..., start + i]) / corner[:, i, i, None]
+            part[..., i:] -= errors[..., i : i + 1] * corner[:, i : i + 1, i:]
+        left[..., end:] -= errors @ factor[:, start:end, end:]
     result = torch.empty_like(steps)
-    result[:, order] = steps
-    return result
+    return result.scatter_(2, order[:, None].expand_as(steps), steps)
 
 
-def _moments(node: ir.Node, shape: tuple[int, ...], inputs: Callable[[], Iterable[Tensor]]) -> Tensor:
-    """Second moments (K, K) of what the K weights of an output are multiplied with."""
-    size = int(np.prod(shape[1:]))
-    total = torch.zeros(size, size, dtype=torch.float64)
-    parts = sum(1 for _ in inputs())
-    for values in inputs():
-        columns = _columns(node, shape, values)
-        columns = columns[:: max(len(columns) * parts // ROWS, 1)]
-        total += (columns.T @ columns).double()
-    return total
+def _moments(
+    node: ir.Node, shape: tuple[int, ...], inputs: Sequence[Callable[[], Tensor]], size: int, rows: int
+) -> Tensor:
+    """Second moments (B, K, K) of what the weights of an output are multiplied with, `size` channels a block.
+
+    About their means, where a bias makes up for these.
+    """
+    width = size * int(np.prod(shape[2:]))
+    blocks = -(-shape[1] // size)
+    squares = torch.zeros(blocks, width, width, dtype=torch.float64)
+    sums = torch.zeros(blocks, width, dtype=torch.float64)
+    center: Tensor | None = None  # near the means: what is summed is then no larger than what comes out
+    seen = 0
+    for read in inputs:
+        parts = _blocks(_columns(node, shape, read(), max(rows // len(inputs), 1)), width)
+        if node.op_type != "MatMul":
+            center = parts.mean(1, keepdim=True) if center is None else center
+            parts = parts - center
+        squares += parts.transpose(1, 2) @ parts
+        sums += parts.sum(1)
+        seen += parts.shape[1]
+    if center is None:
+        return squares
+    return squares - sums[:, :, None] * sums[:, None] / seen
 
 
-def _columns(node: ir.Node, shape: tuple[int, ...], values: Tensor) -> Tensor:
-    """What the weights of an output are multiplied with, (positions, K)."""
+def _blocks(columns: Tensor, width: int) -> Tensor:
+    """Columns (R, C) in blocks of that many, (B, R, width); the last one filled up with zeros."""
+    filled = F.pad(columns, (0, -columns.shape[1] % width))
+    return filled.reshape(len(columns), -1, width).transpose(0, 1)
+
+
+def _columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> Tensor:
+    """What the weights of an output are multiplied with, (positions, K), at about `most` positions."""
     if values.ndim != 4:
         turned = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
-        return values.T if turned else values.reshape(-1, shape[1])
+        rows = values.T if turned else values.reshape(-1, shape[1])
+        return rows[:: max(len(rows) // most, 1)]
 
     def two(name: str) -> tuple[int, int]:
         attribute = node.attributes.get(name)
@@ -125,6 +157,8 @@ def _columns(node: ir.Node, shape: tuple[int, ...], values: Tensor) -> Tensor:
     pads = node.attributes.get("pads")
     top, left, bottom, right = (0, 0, 0, 0) if pads is None else (int(i) for i in pads.as_ints())
     padded = F.pad(values, (left, right, top, bottom)).contiguous()
-    kernel = (shape[2], shape[3])
-    unfolded = F.unfold(padded, kernel, dilation=two("dilations"), stride=two("strides"))
+    down, across = two("strides")
+    apart = max(math.isqrt(len(values) * values.shape[2] * values.shape[3] // (down * across * most)), 1)
+    stride = (down * apart, across * apart)
+    unfolded = F.unfold(padded, (shape[2], shape[3]), dilation=two("dilations"), stride=stride)
     return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])

@@ -83,7 +83,7 @@ def improve(
         biases = bias.corrections(network, teachers, activations, weights, choose)
         moved = {} if choose is None else choose.rounded
         constants = {name: torch.from_numpy(values) for name, values in moved.items()}
-        rounded = _Rounded(network, activations, _nearest(network, weights) | constants, biases)
+        rounded = _Rounded(network, activations, on_grid(network, weights) | constants, biases)
         return rounded, Learned(dict(activations), moved, biases, _disturbance(network, judges, rounded))
 
     # the nearest weights are tried too: a few images may not tell enough to fit any
@@ -100,7 +100,7 @@ def disturbance(
     network: Network,
     images: FloatArray,
     activations: Mapping[str, QParams],
-    weights: Mapping[str, QParams],
+    weights: Mapping[str, Tensor],
     biases: Mapping[str, FloatArray],
 ) -> float:
     """Mean root of the KL divergence of the quantized network's classes, on images and their mirror images.
@@ -112,10 +112,15 @@ def disturbance(
         network: The float graph.
         images: (N, C, H, W).
         activations: Quantized tensors.
-        weights: Quantized initializers, rounded to the nearest integers.
+        weights: Initializer name -> values on their grid.
         biases: Node name -> correction.
     """
-    return _disturbance(network, images, _Rounded(network, activations, _nearest(network, weights), biases))
+    return _disturbance(network, images, _Rounded(network, activations, weights, biases))
+
+
+def on_grid(network: Network, weights: Mapping[str, QParams]) -> dict[str, Tensor]:
+    """The weights of a network at their nearest integers."""
+    return {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
 
 
 class _Rounded:
@@ -189,10 +194,6 @@ def _disturbance(network: Network, images: FloatArray, rounded: _Rounded) -> flo
     exact, found = (torch.cat([F.log_softmax(run(part), 1) for part in parts]) for run in (network, rounded))
     divergence = (exact.exp() * (exact - found)).sum(1)
     return float(divergence.clamp_min(0).sqrt().mean())
-
-
-def _nearest(network: Network, weights: Mapping[str, QParams]) -> dict[str, Tensor]:
-    return {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
 
 
 def _batch(images: Tensor) -> int:

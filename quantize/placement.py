@@ -12,8 +12,9 @@ follows the layer before it: an Add whose main branch ends in a float layer, or 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -42,13 +43,20 @@ class Placement:
     float_layers: frozenset[str] = frozenset()
 
 
-def place(model: ir.Model, scheme: QuantScheme, float_layers: Collection[str] = ()) -> Placement:
+def place(
+    model: ir.Model,
+    scheme: QuantScheme,
+    float_layers: Collection[str] = (),
+    largest: Mapping[str, float] = MappingProxyType({}),
+) -> Placement:
     """Decide which tensors of a float graph are quantized, and how.
 
     Args:
         model: A float graph.
         scheme: What the target wants.
         float_layers: Names of weighted layers that stay in float.
+        largest: Tensor name -> its largest magnitude, where it is known: of two convolutions that meet, the
+            one with the smaller range is quantized where the target lets us choose, for it loses less.
 
     Returns:
         Points and weights. Weights that are not constant stay in float.
@@ -65,7 +73,7 @@ def place(model: ir.Model, scheme: QuantScheme, float_layers: Collection[str] = 
         if name not in layers:
             raise QuantizationError(f"no layer named '{name}' to leave in float", hint=nearest(name, layers))
     exact = frozenset(float_layers)
-    wanted = {id(value) for node in model.graph for value in _wanted(node, scheme, exact)}
+    wanted = {id(value) for node in model.graph for value in _wanted(node, scheme, exact, largest)}
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     if not scheme.signed_concat:
         wanted -= {id(value) for value in values if not never_negative(value) and _concatenated(value)}
@@ -126,14 +134,16 @@ def never_negative(value: ir.Value) -> bool:
     return False
 
 
-def _wanted(node: ir.Node, scheme: QuantScheme, exact: frozenset[str]) -> Iterator[ir.Value]:
+def _wanted(
+    node: ir.Node, scheme: QuantScheme, exact: frozenset[str], largest: Mapping[str, float]
+) -> Iterator[ir.Value]:
     if exact and (str(node.name) if is_weighted(node) else _layer_before(node)) in exact:
         return
     for value in _readable(node):
         if node.op_type == "BatchNormalization":
             wants = scheme.add_inputs == "both"
         else:
-            wants = not is_residual(node) or _add_wants(node, value, scheme)
+            wants = not is_residual(node) or _add_wants(node, value, scheme, largest)
         if wants:
             yield _stand(value, pools=scheme.max_pool == "input")
 
@@ -181,12 +191,13 @@ def _concatenated(value: ir.Value) -> bool:
     )
 
 
-def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:
+def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme, largest: Mapping[str, float]) -> bool:
     """Whether an input of a residual Add is quantized.
 
     The convolution that ends the main branch fuses with the Add and stays in float. OpenVINO fuses
     by itself only where the shortcut is a convolution too, that nothing else reads; else it wants the
-    main branch quantized.
+    main branch quantized. Of two convolutions either
+    may fuse there; TensorRT looks for the quantized shortcut, which is the shorter way.
     """
     if scheme.add_inputs == "all":
         return True
@@ -197,7 +208,10 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme) -> bool:
     if not any(made_by_convolution):
         return True
     if all(made_by_convolution):
-        return not scheme.float_joins and value is (second if _depth(first) >= _depth(second) else first)
+        sizes = [largest.get(str(v.name), 0.0) for v in (first, second)]
+        if scheme.add_inputs == "skip" or sizes[0] == sizes[1]:
+            sizes = [float(_depth(v)) for v in (first, second)]
+        return not scheme.float_joins and value is (first if sizes[0] < sizes[1] else second)
     main = first if made_by_convolution[0] else second
     return value is not main or scheme.add_inputs == "both"
 

@@ -22,13 +22,14 @@ class Quantized:
         source: The float graph with the channel scales of `model`.
         scheme: What the target wants.
         exact: `source`, in which layers that stay in float have weights of their own.
-        model: The graph whose weights are quantized: `exact`, or with learned weights.
+        model: The graph whose weights are quantized: `exact`, or with fitted weights, on their grid.
         statistics: Statistics of that graph.
         placement: What is quantized.
         activations: Tensor name -> parameters.
         weights: Initializer name -> parameters.
         biases: Node name -> correction.
         warnings: What the reader of the report must know.
+        learned: Whether scales and weights were learned together: then nothing of it is fitted anew.
     """
 
     source: ir.Model
@@ -41,6 +42,7 @@ class Quantized:
     weights: dict[str, QParams]
     biases: dict[str, FloatArray]
     warnings: list[str]
+    learned: bool = False
 
     def graph(self) -> ir.Model:
         """The graph with its Q/DQ pairs."""
@@ -49,15 +51,20 @@ class Quantized:
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
         )
 
+    def placed(self, layers: Collection[str]) -> Placement:
+        """What would be quantized with more layers in float."""
+        exact = self.placement.float_layers.union(layers)
+        return place(self.source, self.scheme, exact, self.statistics.largest)
+
     def leaving(self, layers: Collection[str]) -> Quantized:
         """The same with more layers in float; what the others use stays as it is."""
-        placement = place(self.source, self.scheme, self.placement.float_layers.union(layers))
+        placement = self.placed(layers)
         exact = model = unshare(self.source, placement)
-        if self.model is not self.exact:  # learned weights
+        if self.model is not self.exact:  # fitted weights
             model = io.copy(exact)
             for name in placement.weights:
-                learned = io.constant(self.model.graph.initializers[name])
-                io.set_constant(model.graph.initializers[name], learned)
+                fitted = io.constant(self.model.graph.initializers[name])
+                io.set_constant(model.graph.initializers[name], fitted)
         return replace(
             self,
             exact=exact,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantize.network import Network
 from quantize.options import QuantizeOptions
-from quantize.placement import is_weighted, place
+from quantize.placement import is_weighted
 from quantize.quantized import Quantized
 from quantize.simulate import fake_quantize
 from quantize.statistics import Statistics
@@ -159,7 +159,7 @@ def _subjects(prepared: Quantized, *, quantizers: bool) -> Iterator[_Subject]:
     for node in prepared.exact.graph:
         if is_weighted(node):
             name = str(node.name)
-            rest = place(prepared.source, prepared.scheme, {*prepared.placement.float_layers, name})
+            rest = prepared.placed({name})
             points = frozenset(prepared.activations).difference(rest.activations)
             yield _Subject(name, KINDS[node.op_type], points)
     if quantizers:

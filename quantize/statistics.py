@@ -55,6 +55,11 @@ class Statistics:
     tensors: dict[str, TensorStatistics]
     probe: FloatArray
 
+    @property
+    def largest(self) -> dict[str, float]:
+        """Tensor name -> its largest magnitude."""
+        return {name: seen.largest for name, seen in self.tensors.items()}
+
     def save(self, folder: Path) -> None:
         """Write statistics.npz and statistics.json into a folder."""
         arrays = {

@@ -10,7 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quantize.gptq import _columns, rounded
+from float_graphs import Graph
+
+from quantize.gptq import LeastSquares, _columns, _moments
+from quantize.gptq import rounded as rounded_blocks
+from quantize.network import Network
+from quantize.qparams import weight_qparams
+from quantize.simulate import fake_quantize
+from toolkit.core.quant import QuantSpec
+
+
+def rounded(weight, moments, scale, limit):
+    """One block of inputs."""
+    return rounded_blocks(weight[None], moments[None], scale, limit)[0]
 
 
 def _error(steps, weight, moments, scale):
@@ -75,5 +87,57 @@ def test_columns_times_weights_are_the_convolution(kernel, stride, pads, dilatio
     node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
     top, left, bottom, right = pads
     exact = F.conv2d(F.pad(values, (left, right, top, bottom)), weight, stride=stride, dilation=dilation)
-    found = _columns(node, tuple(weight.shape), values) @ weight.reshape(4, -1).T
+    found = _columns(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
     np.testing.assert_allclose(found, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
+
+
+def test_few_positions_are_spread_over_the_map():
+    values = torch.arange(64.0).reshape(1, 1, 8, 8)
+    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")])
+    assert _columns(node, (1, 1, 1, 1), values, 4).ravel().tolist() == [0, 4, 32, 36]
+
+
+def test_moments_are_those_of_every_block_about_their_means():
+    generator = torch.Generator().manual_seed(2)
+    parts = [torch.randn(4, 5, 6, 6, generator=generator) + 3 for _ in range(2)]
+    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")])
+    found = _moments(node, (8, 5, 1, 1), [lambda part=part: part for part in parts], 2, 10**6)
+    rows = torch.cat(parts).permute(0, 2, 3, 1).reshape(-1, 5).double()
+    exact = (rows - rows.mean(0)).T @ (rows - rows.mean(0))
+    assert found.shape == (3, 2, 2)
+    for block, first in enumerate((0, 2)):
+        np.testing.assert_allclose(found[block], exact[first : first + 2, first : first + 2], rtol=1e-4)
+    np.testing.assert_allclose(found[2], torch.diag(torch.tensor([float(exact[4, 4]), 0])), rtol=1e-4)
+
+
+def test_a_matrix_product_has_no_bias_that_makes_up_for_the_mean():
+    values = torch.ones(7, 2)
+    product, layer = (ir.node(kind, [ir.Value(name="x"), ir.Value(name="w")]) for kind in ("MatMul", "Gemm"))
+    assert torch.equal(
+        _moments(product, (3, 2), [lambda: values], 2, 100)[0], torch.full((2, 2), 7.0).double()
+    )
+    assert _moments(layer, (3, 2), [lambda: values], 2, 100).abs().max() == 0
+
+
+@pytest.mark.parametrize(("together", "most"), [(None, 0.35), (18, 0.6), (1, 0.9)])
+def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(together, most):
+    """Smooth images: neighbouring pixels and channels are alike; what the output loses, over the nearest's."""
+    generator = torch.Generator().manual_seed(3)
+    rough = torch.randn(6, 8, 16, 16, generator=generator) + torch.randn(6, 1, 16, 16, generator=generator)
+    values = F.avg_pool2d(rough, 5, 1, 2)
+    graph = Graph(size=16, channels=8)
+    graph.head(graph.conv("images", 4))
+    network = Network(ir.from_proto(graph.model()))
+    node, name = network.nodes[0], str(network.nodes[0].inputs[1].name)
+    weight = network.constants[name]
+    qparams = weight_qparams(weight.numpy(), QuantSpec("int8", symmetric=True, axis=0, bits=5))
+
+    def lost(found):
+        errors = F.conv2d(values, found - weight)
+        return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
+
+    fit = LeastSquares(network, {name: qparams}, together)
+    found = fit(node, name, [lambda: values])
+    assert lost(found) < most * lost(fake_quantize(weight, qparams))
+    torch.testing.assert_close(fake_quantize(found, qparams), found)
+    np.testing.assert_array_equal(fit.rounded[name], found)

@@ -43,17 +43,17 @@ def prepared(float_graph, effort, scheme=SCHEME):
 def error(found, pixels):
     """Mean root of the divergence of what is written, weights as they were rounded."""
     exact = Network(found.exact)
-    constants = learned._nearest(Network(found.model), found.weights)
+    constants = learned.on_grid(Network(found.model), found.weights)
     rounded = learned._Rounded(exact, found.activations, constants, found.biases)
     return learned._disturbance(exact, pixels, rounded)
 
 
 def test_it_is_better_on_images_that_neither_taught_nor_judged(float_graph):
-    """With weights of five bits, whose rounding is most of the noise."""
+    """With weights of five bits, whose rounding is most of the noise; `balanced` fits them too, in part."""
     other, coarse = smooth(256, seed=5), replace(SCHEME, weight=replace(SCHEME.weight, bits=5))
-    plain, best = prepared(float_graph, "balanced", coarse), prepared(float_graph, "max", coarse)
-    assert best.warnings == []
-    assert error(best, other) < 0.85 * error(plain, other)
+    nearest, best = (error(prepared(float_graph, effort, coarse), other) for effort in ("fast", "max"))
+    assert best < 0.7 * nearest
+    assert error(prepared(float_graph, "balanced", coarse), other) < 0.8 * nearest
 
 
 def test_the_weights_lie_on_their_grid_and_are_not_all_the_nearest(float_graph):
@@ -84,7 +84,9 @@ def test_what_was_learned_is_dropped_where_the_judges_prefer_what_was_there(floa
     monkeypatch.setattr(learned, "disturbance", lambda *_: 0.0)  # as if nothing could be better
     kept = prepared(float_graph, "max")
     assert kept.activations == plain.activations
-    assert kept.model is kept.exact
+    for name in kept.weights:
+        initializers = [found.model.graph.initializers[name] for found in (kept, plain)]
+        np.testing.assert_array_equal(*map(io.constant, initializers))
     assert "learned rounding was dropped" in kept.warnings[0]
 
 

@@ -77,6 +77,20 @@ def test_tensorrt_leaves_the_main_branch_to_the_add_and_openvino_wants_it():
     assert placed(graph, "openvino") - placed(graph, "openvino", float_joins=True) == {projection}
 
 
+@pytest.mark.parametrize("scheme", ["openvino", "tensorrt"])
+def test_of_two_convolutions_that_meet_openvino_quantizes_the_one_with_the_smaller_range(scheme):
+    graph = residual()
+    deep, projection = [node.input for node in graph.nodes if node.op_type == "Add"][1]
+    model, wants = ir.from_proto(graph.model()), targets.get(scheme).scheme
+    for ranges, chosen in (
+        ({deep: 1.0, projection: 2.0}, deep if scheme == "openvino" else projection),
+        ({deep: 2.0, projection: 1.0}, projection),
+        ({deep: 2.0, projection: 2.0}, projection),
+        ({}, projection),
+    ):
+        assert {deep, projection} & set(place(model, wants, largest=ranges).activations) == {chosen}
+
+
 def test_the_tensor_between_a_convolution_and_its_activation_is_never_quantized():
     graph = residual()
     fused = {n.input[0] for n in graph.nodes if n.op_type == "Relu"}

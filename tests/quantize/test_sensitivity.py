@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from float_graphs import images, residual
 
 import targets
@@ -13,7 +14,9 @@ from quantize import QuantizeOptions, qdq, sensitivity
 from quantize.calibrated import prepare
 from quantize.collect import collect
 from quantize.equalize import equalize
+from quantize.network import Network
 from quantize.sensitivity import analyse, to_json
+from quantize.simulate import fake_quantize
 from toolkit.core.statistics import kl_divergence, sqnr_db
 from toolkit.graph import io
 
@@ -35,8 +38,30 @@ def run(model, pixels):
     return session.run(None, {"images": pixels})[0]
 
 
+def simulated(model, activations, weights, biases, pixels):
+    """Logits by PyTorch, in one go, whose sums end in the same last digits as those of parts."""
+    network = Network(model)
+    for name, qparams in weights.items():
+        network.constants[name] = fake_quantize(network.constants[name], qparams)
+    shifts = {str(node.outputs[0].name): biases.get(node.name) for node in network.nodes}
+
+    def change(name, value):
+        if shifts.get(name) is not None:
+            value = value + torch.tensor(shifts[name]).reshape(-1, *[1] * (value.ndim - 2))
+        return fake_quantize(value, activations[name]) if name in activations else value
+
+    return network(torch.from_numpy(pixels), change).numpy()
+
+
 def without(mapping, name):
     return {key: value for key, value in mapping.items() if key != name}
+
+
+def taking(model, name, other):
+    """A model with the weights of that name from another one."""
+    changed = io.copy(model)
+    io.set_constant(changed.graph.initializers[name], io.constant(other.graph.initializers[name]))
+    return changed
 
 
 def test_every_layer_and_quantizer_has_a_row(analysed):
@@ -53,19 +78,25 @@ def test_rows_of_quantizers_equal_whole_runs(kind, analysed):
     float_logits = run(exact, pixels)
     everything = run(prepared.graph(), pixels)
     for row in (row for row in rows if row.kind == kind):
+        kept = prepared.model
         a, w = prepared.activations, prepared.weights
         if kind == "activation":
             alone = qdq.insert(exact, {row.name: a[row.name]}, {}, {})
             rest = qdq.insert(prepared.model, without(a, row.name), w, prepared.biases)
         else:
-            alone = qdq.insert(exact, {}, {row.name: w[row.name]}, {})
-            rest = qdq.insert(prepared.model, a, without(w, row.name), prepared.biases)
+            fitted = taking(exact, row.name, prepared.model)
+            alone = qdq.insert(fitted, {}, {row.name: w[row.name]}, {})
+            kept = taking(prepared.model, row.name, exact)
+            rest = qdq.insert(kept, a, without(w, row.name), prepared.biases)
+        changed = (without(a, row.name), w) if kind == "activation" else (a, without(w, row.name))
+        same = simulated(kept, *changed, prepared.biases, pixels)
+        assert row.float_kl == pytest.approx(kl_divergence(float_logits, same), rel=1e-3)
         alone, rest = run(alone, pixels), run(rest, pixels)
         assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, alone), abs=0.05), row.name
         # in a quantized network a last digit can move a tie by a whole step
         assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, rest), abs=1), row.name
         assert row.alone_kl == pytest.approx(kl_divergence(float_logits, alone), rel=0.05, abs=1e-9)
-        assert row.float_kl == pytest.approx(kl_divergence(float_logits, rest), rel=0.4)
+        assert row.float_kl == pytest.approx(kl_divergence(float_logits, rest), rel=0.6)
         expected = sqnr_db(float_logits, rest) - sqnr_db(float_logits, everything)
         assert row.drop_db == pytest.approx(expected, abs=1)
 
@@ -75,13 +106,13 @@ def test_a_layer_in_float_reads_its_input_before_the_quantizer(analysed):
     prepared, exact, pixels, rows = analysed
     row = next(row for row in rows if row.name == "conv0")
     alone = qdq.insert(
-        exact,
+        taking(exact, "conv0.weight", prepared.model),
         {"images": prepared.activations["images"]},
         {"conv0.weight": prepared.weights["conv0.weight"]},
         {"conv0": prepared.biases["conv0"]},
     )
     rest = qdq.insert(
-        prepared.model,
+        taking(prepared.model, "conv0.weight", exact),
         without(prepared.activations, "images"),
         without(prepared.weights, "conv0.weight"),
         without(prepared.biases, "conv0"),
