@@ -29,7 +29,7 @@ RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 
     "balanced": 2**19,
     "max": 2**21,
 }
-EQUALIZATION = {"balanced": 0.5, "max": 0.65}  # strength: fitted weights lose less by it
+EQUALIZATION = {"balanced": 0.6, "max": 0.65}  # strength: fitted weights lose less by it
 BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
 TOGETHER = 144  # inputs that balanced fits weights to together: a 3x3 kernel's of 16 channels
 LEARNING_PIXELS = 2**21  # probe images for effort max: 512 at 64 px, 41 at 224 px

@@ -9,7 +9,6 @@ import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
-
 from float_graphs import Graph
 
 from quantize.gptq import LeastSquares, _columns, _moments
