@@ -15,7 +15,7 @@ from quantize.equalize import equalize
 from quantize.gptq import LeastSquares
 from quantize.network import Network
 from quantize.options import QuantizeOptions
-from quantize.placement import place, unshare
+from quantize.placement import fork, place, unshare
 from quantize.qparams import weight_qparams
 from quantize.quantized import Quantized
 from quantize.ranges import observed, output_aware
@@ -116,8 +116,8 @@ def prepare(
     if options.effort != "max":
         return _chosen(model, statistics, scheme, options)[0]
     plain = _chosen(model, statistics, scheme, replace(options, effort="balanced"))[0]
-    joins = scheme.add_inputs == "both"  # of a few Adds each in float, for a quarter of the noise
-    found, network = _chosen(model, statistics, replace(scheme, float_joins=joins), options)
+    float_adds = scheme.add_inputs != "all"  # for a third to a half of the noise; integer Adds stay
+    found, network = _chosen(model, statistics, replace(scheme, float_adds=float_adds), options)
     return plain if network is None else _learned(plain, found, network)
 
 
@@ -128,6 +128,8 @@ def _chosen(
     source = model
     if options.effort != "fast":
         source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
+    if scheme.float_adds:
+        source = fork(source)
     placement = place(source, scheme, options.float_layers, statistics.largest)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:

@@ -15,10 +15,12 @@ class QuantizeOptions:
     Attributes:
         observer: Rule for the ranges of activations: mse, minmax, percentile or entropy. With `mse` and
             more than the least effort, the error is that of the logits.
-        effort: fast: an observer, nothing else; balanced: equalization, output-aware ranges and bias
-            correction; max: weights fitted to their inputs and scales learned on the logits, in minutes, and
-            for OpenVINO the Adds where two convolutions meet in float: about 1 % of the time.
-        bias_correction: Whether biases absorb the mean error of their layer.
+        effort: fast: an observer, nothing else; balanced: equalization, output-aware ranges, weights
+            fitted to what neighbouring inputs share, and bias correction; max: weights fitted to all their
+            inputs and scales learned on the logits, in minutes, and residual Adds in float, for which the
+            engine takes longer (4 % on OpenVINO; not measured on TensorRT; ONNX Runtime adds integers).
+        bias_correction: Whether biases absorb the mean error of their layer, and weights are fitted to
+            the rest.
         sensitivity: Whether to measure what each layer costs: seconds to minutes more.
         workers: Batches of images at a time where layers are measured; more than 1 only pays elsewhere.
         backend: Where the workers are, see `toolkit.core.parallel`.

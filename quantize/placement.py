@@ -24,7 +24,7 @@ from toolkit.graph import io
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 POOLED = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
-MOVED = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+MOVED = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})
 NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
 
 
@@ -127,7 +127,7 @@ def never_negative(value: ir.Value) -> bool:
         low = node.inputs[1] if len(node.inputs) > 1 else None
         return low is not None and low.const_value is not None and float(low.const_value.numpy()) >= 0
     first = node.inputs[0]
-    if node.op_type in MOVED | POOLED | {"MaxPool", "Slice", "GlobalMaxPool"}:
+    if node.op_type in MOVED | POOLED | {"MaxPool", "Slice", "GlobalMaxPool", "Identity"}:
         return first is not None and never_negative(first)
     if node.op_type in {"Concat", "Add"}:
         return all(value is not None and never_negative(value) for value in node.inputs)
@@ -199,6 +199,8 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme, largest: Map
     main branch quantized. Of two convolutions either
     may fuse there; TensorRT looks for the quantized shortcut, which is the shorter way.
     """
+    if scheme.float_adds:
+        return False
     if scheme.add_inputs == "all":
         return True
     first, second = (v for v in node.inputs if v is not None)
@@ -211,7 +213,7 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme, largest: Map
         sizes = [largest.get(str(v.name), 0.0) for v in (first, second)]
         if scheme.add_inputs == "skip" or sizes[0] == sizes[1]:
             sizes = [float(_depth(v)) for v in (first, second)]
-        return not scheme.float_joins and value is (first if sizes[0] < sizes[1] else second)
+        return value is (first if sizes[0] < sizes[1] else second)
     main = first if made_by_convolution[0] else second
     return value is not main or scheme.add_inputs == "both"
 
@@ -238,6 +240,32 @@ def _depth(value: ir.Value) -> int:
         deepest[id(top)] = own + max((deepest[id(v)] for v in before), default=0)
         stack.pop()
     return deepest[id(value)]
+
+
+def fork(model: ir.Model) -> ir.Model:
+    """Let residual Adds read what was made, where others read it quantized.
+
+    Args:
+        model: A float graph; it stays as it is.
+
+    Returns:
+        A graph that computes the same: what a layer and an Add read together goes to all but the Adds through
+        an Identity, which takes the tensor's name.
+    """
+    changed = io.copy(model)
+    for node in list(changed.graph):
+        for value in node.outputs:
+            readers = [use for use in value.uses() if not is_residual(use.node)]
+            if value.is_graph_output() or len(readers) in (0, len(value.uses())):
+                continue
+            identity = ir.node("Identity", [value], name=f"{value.name}/identity")
+            copy = identity.outputs[0]
+            copy.name, copy.shape, copy.type = value.name, value.shape, value.type
+            value.name = f"{value.name}/exact"
+            changed.graph.insert_after(node, identity)
+            for use in readers:
+                use.node.replace_input_with(use.idx, copy)
+    return changed
 
 
 def unshare(model: ir.Model, placement: Placement) -> ir.Model:

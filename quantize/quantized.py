@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
+from onnx_ir.passes.common import IdentityEliminationPass
 
 from quantize import qdq
 from quantize.placement import Placement, place, unshare
@@ -47,9 +48,11 @@ class Quantized:
     def graph(self) -> ir.Model:
         """The graph with its Q/DQ pairs."""
         store_integers = self.scheme.store_integers
-        return qdq.insert(
+        made = qdq.insert(
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
         )
+        IdentityEliminationPass()(made)  # of `placement.fork`
+        return made
 
     def placed(self, layers: Collection[str]) -> Placement:
         """What would be quantized with more layers in float."""

@@ -18,7 +18,7 @@ from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
-DIRECTIONS = 4  # of the logits, for every image
+DIRECTIONS = 2  # of the logits, for every image
 
 
 def observed(seen: TensorStatistics, spec: QuantSpec, observer: str) -> QParams:

@@ -15,6 +15,7 @@ from targets._device import granted_cores
 from targets._onnxruntime_profile import profile
 from targets._sessions import in_batches
 from targets._timing import loop_ips
+from targets._warnings import summed_up
 from toolkit.core.errors import TargetError
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import LayerAudit, Precision
@@ -65,7 +66,7 @@ class OnnxRuntime:
             runs_here=True,
             note=f"run by ONNX Runtime {self.versions()['onnxruntime']} on the CPU",
             audit=layers,
-            warnings=tuple(f"{layer.name}: {layer.warning}" for layer in layers if layer.warning),
+            warnings=summed_up((each.warning, each.name, each.warning) for each in layers if each.warning),
         )
 
     @contextmanager

@@ -13,6 +13,7 @@ from targets._device import granted_cores, pair_sums_saturate, this_device
 from targets._openvino_audit import audit
 from targets._sessions import in_batches
 from targets._timing import count_until
+from targets._warnings import summed_up
 from toolkit.core.errors import TargetError
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import Precision
@@ -58,7 +59,7 @@ class OpenVINO:
             runs_here=True,
             note=f"built for this CPU by OpenVINO {self.versions()['openvino']}",
             audit=layers,
-            warnings=tuple(f"{layer.name}: {layer.warning}" for layer in layers if layer.warning),
+            warnings=summed_up((each.warning, each.name, each.warning) for each in layers if each.warning),
         )
 
     @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from targets import Compiled, Session, Target
 from targets._timing import loop_ips
+from targets._warnings import summed_up
 from targets.tensorrt import gate, half, lint, live
 from toolkit.core.artifact import write_bytes
 from toolkit.core.errors import ModelError, TargetError
@@ -54,7 +55,7 @@ class TensorRT:
         refused = [finding for finding in findings if finding.severity == "error"]
         if refused:
             raise TargetError(_told(model, refused), hint=_audit_hint(model))
-        warnings = tuple(f"{finding.node}: {finding.message}" for finding in findings)
+        warnings = summed_up((found.rule, found.node, found.message) for found in findings)
         if live.available():
             engine, said = live.build(model, precision)
             write_bytes(out / ENGINE, engine)

@@ -120,10 +120,10 @@ def test_a_matrix_product_has_no_bias_that_makes_up_for_the_mean():
 
 @pytest.mark.parametrize(("together", "most"), [(None, 0.35), (18, 0.6), (1, 0.9)])
 def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(together, most):
-    """Smooth images: neighbouring pixels and channels are alike; what the output loses, over the nearest's."""
+    """Smooth images: neighbouring pixels and channels are alike. What the output loses, over the nearest's."""
     generator = torch.Generator().manual_seed(3)
-    rough = torch.randn(6, 8, 16, 16, generator=generator) + torch.randn(6, 1, 16, 16, generator=generator)
-    values = F.avg_pool2d(rough, 5, 1, 2)
+    own, common = (torch.randn(6, channels, 16, 16, generator=generator) for channels in (8, 1))
+    values = F.avg_pool2d(own + common, 5, 1, 2)
     graph = Graph(size=16, channels=8)
     graph.head(graph.conv("images", 4))
     network = Network(ir.from_proto(graph.model()))

@@ -56,8 +56,27 @@ def test_it_is_better_on_images_that_neither_taught_nor_judged(float_graph):
     assert error(prepared(float_graph, "balanced", coarse), other) < 0.8 * nearest
 
 
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_adds_read_what_was_made_and_every_layer_reads_integers(float_graph, target):
+    graph = prepared(float_graph, "max", targets.get(target).scheme).graph().graph
+    kinds = [node.op_type for node in graph]
+    assert "Identity" not in kinds
+    assert kinds.count("Add") == [node.op_type for node in float_graph[0].graph].count("Add") > 0
+    for node in graph:
+        makers = [value.producer() for value in node.inputs if value is not None and value.producer()]
+        if node.op_type == "Add":
+            assert {maker.op_type for maker in makers} <= {"Conv", "Relu", "MaxPool"}
+        if node.op_type in ("Conv", "Gemm"):
+            maker = (
+                makers[0]
+                if makers[0].op_type not in ("MaxPool", "Flatten")
+                else makers[0].inputs[0].producer()
+            )
+            assert maker.op_type == "DequantizeLinear"
+
+
 def test_the_weights_lie_on_their_grid_and_are_not_all_the_nearest(float_graph):
-    best = prepared(float_graph, "max")
+    best = prepared(float_graph, "max", replace(SCHEME, weight=replace(SCHEME.weight, bits=5)))
     moved = 0
     for name, qparams in best.weights.items():
         values = io.constant(best.model.graph.initializers[name])
@@ -66,7 +85,7 @@ def test_the_weights_lie_on_their_grid_and_are_not_all_the_nearest(float_graph):
         scale = np.reshape(qparams.scale, shape)
         steps = values / scale
         np.testing.assert_allclose(steps, steps.round(), atol=1e-3)
-        assert np.abs(steps).max() <= 127.001
+        assert np.abs(steps).max() <= 15.001
         moved += int((np.abs(steps - (exact / scale).round()) > 0.5).sum())
     assert moved > 10
 

@@ -13,7 +13,7 @@ import pytest
 from float_graphs import Graph, residual
 
 import targets
-from quantize.placement import candidates, place
+from quantize.placement import candidates, fork, place
 from toolkit.graph import io
 from toolkit.models import resnet
 from toolkit.models.export import export
@@ -74,7 +74,35 @@ def test_tensorrt_leaves_the_main_branch_to_the_add_and_openvino_wants_it():
     assert projection in placed(graph, "tensorrt")
     assert {main, projection} <= placed(graph, "openvino")
     assert deep not in placed(graph, "openvino")
-    assert placed(graph, "openvino") - placed(graph, "openvino", float_joins=True) == {projection}
+
+
+@pytest.mark.parametrize("scheme", ["openvino", "tensorrt"])
+def test_float_adds_read_what_was_made_and_the_layers_beside_them_read_it_quantized(scheme):
+    graph = residual()
+    made = ir.from_proto(graph.model())
+    wants = replace(targets.get(scheme).scheme, float_adds=True)
+    forked = fork(made)
+    points = set(place(forked, wants).activations)
+    assert set(candidates(forked)) >= points
+    read = {str(v.name): v for node in forked.graph if node.op_type == "Add" for v in node.inputs}
+    assert not points & set(read)
+    shared = [name for name in read if name.endswith("/exact")]
+    assert shared
+    for name in shared:
+        (identity,) = (use.node for use in read[name].uses() if use.node.op_type == "Identity")
+        copy = identity.outputs[0]
+        assert f"{copy.name}/exact" == name
+        assert {use.node.op_type for use in read[name].uses()} == {"Identity", "Add"}
+        assert "Add" not in {use.node.op_type for use in copy.uses()}
+    for node in forked.graph:  # as many layers read quantized inputs as without
+        assert node.op_type != "Conv" or _stands(node.inputs[0], points)
+
+
+def _stands(value, points):
+    node = value.producer()
+    if value.name in points:
+        return True
+    return node.op_type in ("MaxPool", "Identity") and _stands(node.inputs[0], points)
 
 
 @pytest.mark.parametrize("scheme", ["openvino", "tensorrt"])

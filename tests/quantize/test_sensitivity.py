@@ -13,7 +13,6 @@ import targets
 from quantize import QuantizeOptions, qdq, sensitivity
 from quantize.calibrated import prepare
 from quantize.collect import collect
-from quantize.equalize import equalize
 from quantize.network import Network
 from quantize.sensitivity import analyse, to_json
 from quantize.simulate import fake_quantize
@@ -26,8 +25,7 @@ def analysed(tmp_path_factory):
     path, pixels = residual().save(tmp_path_factory.mktemp("m") / "m.onnx"), images(12, 16)
     model, statistics = io.read_classifier(path).model, collect(path, [pixels])
     prepared = prepare(model, statistics, targets.get("openvino").scheme, QuantizeOptions())
-    exact, _ = equalize(model, statistics)
-    return prepared, exact, pixels, analyse(prepared, exact, pixels)
+    return prepared, prepared.exact, pixels, analyse(prepared, prepared.exact, pixels)
 
 
 def run(model, pixels):
@@ -76,7 +74,7 @@ def test_every_layer_and_quantizer_has_a_row(analysed):
 def test_rows_of_quantizers_equal_whole_runs(kind, analysed):
     prepared, exact, pixels, rows = analysed
     float_logits = run(exact, pixels)
-    everything = run(prepared.graph(), pixels)
+    everything = simulated(prepared.model, prepared.activations, prepared.weights, prepared.biases, pixels)
     for row in (row for row in rows if row.kind == kind):
         kept = prepared.model
         a, w = prepared.activations, prepared.weights
@@ -90,15 +88,16 @@ def test_rows_of_quantizers_equal_whole_runs(kind, analysed):
             rest = qdq.insert(kept, a, without(w, row.name), prepared.biases)
         changed = (without(a, row.name), w) if kind == "activation" else (a, without(w, row.name))
         same = simulated(kept, *changed, prepared.biases, pixels)
+        assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, same), abs=0.01), row.name
         assert row.float_kl == pytest.approx(kl_divergence(float_logits, same), rel=1e-3)
         alone, rest = run(alone, pixels), run(rest, pixels)
         assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, alone), abs=0.05), row.name
         # in a quantized network a last digit can move a tie by a whole step
-        assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, rest), abs=1), row.name
+        assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, rest), abs=2), row.name
         assert row.alone_kl == pytest.approx(kl_divergence(float_logits, alone), rel=0.05, abs=1e-9)
         assert row.float_kl == pytest.approx(kl_divergence(float_logits, rest), rel=0.6)
-        expected = sqnr_db(float_logits, rest) - sqnr_db(float_logits, everything)
-        assert row.drop_db == pytest.approx(expected, abs=1)
+        expected = sqnr_db(float_logits, same) - sqnr_db(float_logits, everything)
+        assert row.drop_db == pytest.approx(expected, abs=0.02)
 
 
 def test_a_layer_in_float_reads_its_input_before_the_quantizer(analysed):
@@ -119,7 +118,7 @@ def test_a_layer_in_float_reads_its_input_before_the_quantizer(analysed):
     )
     float_logits = run(exact, pixels)
     assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, run(alone, pixels)), abs=0.05)
-    assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, run(rest, pixels)), abs=1)
+    assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, run(rest, pixels)), abs=2)
 
 
 def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):

@@ -56,8 +56,8 @@ class QuantScheme:
             fuse; "all": always both, for an integer Add of its own.
         store_integers: Whether weights are stored as the integers they become, a quarter of the size;
             else in float, with a Q of their own, as TensorRT before 10 wants them.
-        float_joins: Whether an Add of two convolutions reads both as they were made: more accurate, and
-            an operation of its own.
+        float_adds: Whether residual Adds read both inputs as they were made: more accurate, and what they
+            write is four times as large.
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
         signed_concat: Whether a tensor that can be negative may be quantized where it goes into a Concat
             or comes out of one; if not, what reads it stays in float.
@@ -74,7 +74,7 @@ class QuantScheme:
     store_integers: bool
     signed_concat: bool = True
     pair_sums: bool = False
-    float_joins: bool = False
+    float_adds: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,9 +161,11 @@ class QuantizeOptions:
 
     observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
     effort: Literal["fast", "balanced", "max"] = option(
-        "balanced", "fast (seconds), balanced, or max (minutes: weights fitted, scales learned)."
+        "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
     )
-    bias_correction: bool = option(True, "Let biases absorb the mean error of their layer.")
+    bias_correction: bool = option(
+        True, "Let biases absorb the mean error of their layer, and fit weights to the rest."
+    )
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
     float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
     max_drop_pp: float | None = option(
