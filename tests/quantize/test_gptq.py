@@ -120,7 +120,7 @@ def test_a_matrix_product_has_no_bias_that_makes_up_for_the_mean():
 
 @pytest.mark.parametrize(("together", "most"), [(None, 0.35), (18, 0.6), (1, 0.9)])
 def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(together, most):
-    """Smooth images: neighbouring pixels and channels are alike. What the output loses, over the nearest's."""
+    """Smooth images: neighbours are alike. What the output loses, over what the nearest integers do."""
     generator = torch.Generator().manual_seed(3)
     own, common = (torch.randn(6, channels, 16, 16, generator=generator) for channels in (8, 1))
     values = F.avg_pool2d(own + common, 5, 1, 2)
