@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from quantize import bias, learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
-from quantize.gptq import LeastSquares
+from quantize.gptq import NEAR, LeastSquares
 from quantize.network import Network
 from quantize.options import QuantizeOptions
 from quantize.placement import fork, place, unshare
@@ -31,7 +31,6 @@ RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 
 }
 EQUALIZATION = {"balanced": 0.6, "max": 0.65}  # strength: fitted weights lose less by it
 BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
-TOGETHER = 144  # inputs that balanced fits weights to together: a 3x3 kernel's of 16 channels
 LEARNING_PIXELS = 2**21  # probe images for effort max: 512 at 64 px, 41 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
 SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px
@@ -115,10 +114,11 @@ def prepare(
     give_back()  # what the float pass left
     if options.effort != "max":
         return _chosen(model, statistics, scheme, options)[0]
-    plain = _chosen(model, statistics, scheme, replace(options, effort="balanced"))[0]
+    balanced = replace(options, effort="balanced")
+    plain = _chosen(model, statistics, scheme, balanced)[0]
     float_adds = scheme.add_inputs != "all"  # for a third to a half of the noise; integer Adds stay
     found, network = _chosen(model, statistics, replace(scheme, float_adds=float_adds), options)
-    return plain if network is None else _learned(plain, found, network)
+    return plain if network is None else _learned(plain, found, network, balanced)
 
 
 def _chosen(
@@ -179,16 +179,18 @@ def corrected(found: Quantized, options: QuantizeOptions, network: Network | Non
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
-    near = LeastSquares(network, found.weights, TOGETHER)
+    near = LeastSquares(network, found.weights, NEAR)
     biases = bias.corrections(network, probe, found.activations, found.weights, near)
     return replace(_with_weights(found, near.rounded), biases=biases)
 
 
-def _learned(plain: Quantized, found: Quantized, network: Network) -> Quantized:
+def _learned(plain: Quantized, found: Quantized, network: Network, options: QuantizeOptions) -> Quantized:
     """Learn weights and scales; what was there without stays where images that did not teach prefer it."""
     teachers, judges = learned.split(spread(found.statistics.probe, LEARNING_PIXELS))
-    weights = learned.on_grid(Network(plain.model), plain.weights)
-    before = learned.disturbance(Network(plain.exact), judges, plain.activations, weights, plain.biases)
+    # what judges is not what taught, for either of the two
+    fair = corrected(replace(plain, statistics=replace(plain.statistics, probe=teachers)), options)
+    weights = learned.on_grid(Network(fair.model), fair.weights)
+    before = learned.disturbance(Network(fair.exact), judges, fair.activations, weights, fair.biases)
     best = learned.improve(network, teachers, judges, found.activations, found.weights)
     if best.disturbance >= before:
         plain.warnings.append(

@@ -27,7 +27,8 @@ from quantize.simulate import fake_quantize
 from toolkit.core.quant import FloatArray, QParams
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
-NEAR_ROWS = 2**11  # the same where few are
+NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
+NEAR_ROWS = 2**11  # positions for these
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
 BLOCK = 16  # inputs between updates of all later weights
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantize import bias
-from quantize.gptq import LeastSquares
+from quantize.gptq import NEAR, LeastSquares
 from quantize.network import Network
 from quantize.placement import is_weighted
 from quantize.simulate import fake_quantize
@@ -42,7 +42,7 @@ class Learned:
 
     Attributes:
         activations: Tensor name -> parameters.
-        weights: Initializer name -> values on their grid, of the weights that are not the nearest ones.
+        weights: Initializer name -> values on their grid, of those that were fitted.
         biases: Node name -> correction.
         disturbance: See `disturbance`.
     """
@@ -74,21 +74,21 @@ def improve(
     Args:
         network: The float graph.
         teachers: Images (N, C, H, W).
-        judges: Other images, which choose: the nearest weights or fitted ones, given scales or learned ones.
+        judges: Other images, which choose: how many inputs are fitted together, given or learned scales.
         activations: Quantized tensors.
         weights: Quantized initializers.
         seed: Order of the images; the same seed gives the same result.
     """
 
-    def fitted(choose: LeastSquares | None) -> tuple[_Rounded, Learned]:
+    def fitted(choose: LeastSquares) -> tuple[_Rounded, Learned]:
         biases = bias.corrections(network, teachers, activations, weights, choose)
-        moved = {} if choose is None else choose.rounded
-        constants = {name: torch.from_numpy(values) for name, values in moved.items()}
+        constants = {name: torch.from_numpy(values) for name, values in choose.rounded.items()}
         rounded = _Rounded(network, activations, on_grid(network, weights) | constants, biases)
-        return rounded, Learned(dict(activations), moved, biases, _disturbance(network, judges, rounded))
+        found = Learned(dict(activations), choose.rounded, biases, _disturbance(network, judges, rounded))
+        return rounded, found
 
-    # the nearest weights are tried too: a few images may not tell enough to fit any
-    tried = [fitted(choose) for choose in (None, LeastSquares(network, weights))]
+    # a few images may not tell enough to fit all inputs together
+    tried = [fitted(LeastSquares(network, weights, together)) for together in (NEAR, None)]
     rounded, best = min(tried, key=lambda each: each[1].disturbance)
     _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
