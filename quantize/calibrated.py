@@ -116,7 +116,7 @@ def prepare(
         return _chosen(model, statistics, scheme, options)[0]
     balanced = replace(options, effort="balanced")
     plain = _chosen(model, statistics, scheme, balanced)[0]
-    float_adds = scheme.add_inputs != "all"  # for a third to a half of the noise; integer Adds stay
+    float_adds = scheme.add_inputs != "all"  # integer Adds stay
     found, network = _chosen(model, statistics, replace(scheme, float_adds=float_adds), options)
     return plain if network is None else _learned(plain, found, network, balanced)
 

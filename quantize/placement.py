@@ -196,8 +196,8 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme, largest: Map
 
     The convolution that ends the main branch fuses with the Add and stays in float. OpenVINO fuses
     by itself only where the shortcut is a convolution too, that nothing else reads; else it wants the
-    main branch quantized. Of two convolutions either
-    may fuse there; TensorRT looks for the quantized shortcut, which is the shorter way.
+    main branch quantized. Of two convolutions either may fuse there;
+    TensorRT looks for the quantized shortcut, which is the shorter way.
     """
     if scheme.float_adds:
         return False
