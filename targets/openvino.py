@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from targets._sessions import in_batches
 from targets._timing import count_until
 from targets._warnings import summed_up
 from toolkit.core.errors import TargetError
+from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import Precision
 
@@ -38,7 +38,7 @@ class OpenVINO:
 
     def versions(self) -> Mapping[str, str]:
         """The installed OpenVINO."""
-        return {"openvino": str(_sdk().__version__).split("-", maxsplit=1)[0]}
+        return {"openvino": str(sdk().__version__).split("-", maxsplit=1)[0]}
 
     def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
         """Convert to OpenVINO's own format (`model.xml`, `model.bin`) and audit what the CPU executes.
@@ -46,10 +46,10 @@ class OpenVINO:
         The weights keep their type: `save_model` would otherwise halve float weights to FP16. "fp16" asks
         for just that; the CPU still computes in FP32.
         """
-        ov = _sdk()
+        ov = sdk()
         out.mkdir(parents=True, exist_ok=True)
         try:
-            network = _core().read_model(str(model))
+            network = core().read_model(str(model))
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
             layers = audit(_compiled(out / ENGINE, 1, {"PERF_COUNT": True}), model, precision)
         except RuntimeError as error:
@@ -80,7 +80,7 @@ class OpenVINO:
         duration_s: float,
     ) -> float:
         """Images a second with several requests in flight (OpenVINO's THROUGHPUT hint)."""
-        ov = _sdk()
+        ov = sdk()
         try:
             compiled = _compiled(engine, threads, {"PERFORMANCE_HINT": "THROUGHPUT"})
         except RuntimeError as error:
@@ -102,7 +102,7 @@ class _Session:
         entry = compiled.input(0)
         first = entry.get_partial_shape()[0]
         self._batch = None if first.is_dynamic else first.get_length()
-        self.takes_pixels = entry.get_element_type() == _sdk().Type.u8
+        self.takes_pixels = entry.get_element_type() == sdk().Type.u8
 
     def infer(self, images: FloatArray | PixelArray) -> FloatArray:
         return in_batches(self._run, images, self._batch)
@@ -115,7 +115,7 @@ class _Session:
 
 def _compiled(engine: Path, threads: int | None, options: Mapping[str, Any]) -> Any:
     """A compiled model; floats stay FP32, so that bfloat16 is never used unasked on a CPU that has it."""
-    return _core().compile_model(
+    return core().compile_model(
         str(engine),
         "CPU",
         {
@@ -126,30 +126,11 @@ def _compiled(engine: Path, threads: int | None, options: Mapping[str, Any]) -> 
     )
 
 
-@cache
-def _core() -> Any:
-    """The one Core of the process.
-
-    Its CPU plug-in gives the thread a stack for signals and, when it goes, brings back the one it found.
-    Of two Cores that do not go in reverse order, one so brings back freed memory, and Ctrl-C would crash.
-    """
-    return _sdk().Core()
-
-
 def _refused(file: Path, error: Exception) -> TargetError:
-    reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
     return TargetError(
-        f"OpenVINO cannot use {file}: {reason}",
+        f"OpenVINO cannot use {file}: {reason(error)}",
         hint="check that the file exists and is complete; `edgeship inspect` tells what is in it",
     )
-
-
-def _sdk() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise TargetError("openvino is not installed", hint="pip install openvino") from error
-    return openvino
 
 
 TARGET: Target = OpenVINO()  # annotated, so mypy checks it against the protocol

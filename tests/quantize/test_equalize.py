@@ -37,7 +37,7 @@ def uneven(seed=0):
 def calibrated(model, folder, pixels):
     io.save(model, folder / "m.onnx")
     model = io.read_classifier(folder / "m.onnx").model
-    return model, collect(folder / "m.onnx", [pixels])
+    return model, collect(folder / "m.onnx", [pixels], exact=True)
 
 
 def quantizing(activations):

@@ -23,7 +23,7 @@ from toolkit.graph import io
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory):
     path, pixels = residual().save(tmp_path_factory.mktemp("m") / "m.onnx"), images(12, 16)
-    model, statistics = io.read_classifier(path).model, collect(path, [pixels])
+    model, statistics = io.read_classifier(path).model, collect(path, [pixels], exact=True)
     prepared = prepare(model, statistics, targets.get("openvino").scheme, QuantizeOptions())
     return prepared, prepared.exact, pixels, analyse(prepared, prepared.exact, pixels)
 

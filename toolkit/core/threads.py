@@ -31,7 +31,7 @@ def ordered_map(
         workers: Threads; None is one for each core this process may use, at most 8.
         chunk: Items a task.
     """
-    count = workers or min(available_cores(), _MAX_WORKERS)
+    count = workers or default_workers()
     pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-work")
     source = iter(items)
     try:
@@ -46,6 +46,11 @@ def ordered_map(
             yield from results
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def default_workers() -> int:
+    """Threads of `ordered_map` where none are asked for."""
+    return min(available_cores(), _MAX_WORKERS)
 
 
 def available_cores() -> int:

@@ -1,0 +1,37 @@
+"""OpenVINO, of which a process has one `Core`."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from toolkit.core.errors import TargetError
+
+
+def sdk() -> Any:
+    """The package.
+
+    Raises:
+        TargetError: It is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise TargetError("openvino is not installed", hint="pip install openvino") from error
+    return openvino
+
+
+@cache
+def core() -> Any:
+    """The one Core of the process.
+
+    Its CPU plug-in gives the thread a stack for signals and, when it goes, brings back the one it found.
+    Of two Cores that do not go in reverse order, one so brings back freed memory, and Ctrl-C would crash.
+    """
+    return sdk().Core()
+
+
+def reason(error: Exception) -> str:
+    """What OpenVINO complains of: the last line, after the places in its sources."""
+    text = str(error).strip()
+    return text.splitlines()[-1].strip() if text else type(error).__name__
