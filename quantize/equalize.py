@@ -148,4 +148,4 @@ def _scale(value: ir.Value | None, axis: int, factor: FloatArray) -> None:
     array = io.constant(value)
     shape = [1] * array.ndim
     shape[axis] = -1
-    io.set_constant(value, (array * factor.reshape(shape)).astype(np.float32))
+    io.set_constant(value, (array * factor.reshape(shape)).astype(np.float32, copy=False))

@@ -28,7 +28,7 @@ from toolkit.core.quant import FloatArray, QParams
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
-NEAR_ROWS = 2**11  # positions for these
+NEAR_ROWS = 2**10  # positions for these
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
 BLOCK = 16  # inputs between updates of all later weights
 
@@ -88,7 +88,7 @@ def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tenso
     """
     count = weight.shape[2]
     left = (weight / scale[:, None].to(weight.dtype)).transpose(1, 2).contiguous()  # (B, K, O)
-    moments = moments.double().clone()
+    moments = moments.to(weight.dtype, copy=True)
     diagonal = moments.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean()
     if mean <= 0.0:  # inputs that never change, but for rounding errors

@@ -77,7 +77,7 @@ Tool = Callable[[Job], Callable[[], Path]]  # imports what it needs; the functio
 
 def edgeship(effort: str) -> Tool:
     def prepare(job: Job) -> Callable[[], Path]:
-        import onnxruntime  # noqa: F401
+        import openvino  # noqa: F401
         import torch  # noqa: F401
 
         import quantize
