@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -38,8 +37,8 @@ def collect(
         model: A float ONNX classifier.
         batches: Preprocessed images (N, C, H, W), in batches.
         each: Gets the largest magnitude of every image in each of T tensors, (N, T), image after image.
-        exact: Compute in float32; else in bfloat16 where the CPU has instructions for it, which moves extremes
-            by less than one in a hundred.
+        exact: Compute in float32; else in bfloat16 where the CPU has instructions for it, which moves
+            extremes by less than one in a hundred.
 
     Raises:
         ModelError: The graph is not a float classifier.
@@ -50,47 +49,46 @@ def collect(
     names = candidates(classifier.model)
     gathered = {name: Gathered(name) for name in names}
     images = 0
-    counts: deque[int] = deque()  # images of the parts that are on their way
     passing: FloatPass | None = None
     probe: Thinned | None = None
 
-    def parts() -> Iterator[FloatArray]:
+    def parts() -> Iterator[tuple[FloatArray, int]]:
         nonlocal probe, passing, images
         for batch in batches:
             if passing is None or probe is None:
-                size = classifier.batch or min(max(PART_PIXELS // int(np.prod(batch.shape[2:])), 1), len(batch))
+                pixels = int(np.prod(batch.shape[2:]))
+                size = classifier.batch or min(max(PART_PIXELS // pixels, 1), len(batch))
                 passing = FloatPass(classifier.model, names, (size, *batch.shape[1:]), exact=exact)
-                probe = Thinned(max(PROBE_PIXELS // int(np.prod(batch.shape[2:])), PROBE_IMAGES))
+                probe = Thinned(max(PROBE_PIXELS // pixels, PROBE_IMAGES))
             probe.add(batch)
             images += len(batch)
             check_finite(classifier.input, batch)  # maxima may lose a NaN; it comes from nowhere else but inf
-            for part, count in _parts(batch, passing.size):
-                counts.append(count)
-                yield part
+            yield from _parts(batch, passing.size)
 
-    def run(part: FloatArray) -> list[Seen]:
+    def run(part: tuple[FloatArray, int]) -> tuple[list[Seen], int]:
         assert passing is not None
-        return passing.run(part)
+        images, count = part
+        return [seen.first(count, of=len(images)) for seen in passing.run(images)], count
 
     with closing(ordered_map(run, parts(), chunk=1)) as results:
-        for group in iter(lambda: list(islice(results, GROUP)), []):
-            own = np.concatenate([np.arange(len(result[0].low)) < counts.popleft() for result in group])
+        for some in iter(lambda: list(islice(results, GROUP)), []):
+            group, counts = zip(*some, strict=True)
             largest = []
             for name, *seen in zip(names, *group, strict=True):
                 found = Seen.joined(seen)
                 gathered[name].add(found.low, found.high, found.sample)
-                largest.append(np.maximum(-found.low, found.high).reshape(len(own), -1).max(1))
-            each(np.stack(largest, 1)[own])
+                largest.append(np.maximum(-found.low, found.high).reshape(sum(counts), -1).max(1))
+            each(np.stack(largest, 1))
     if passing is None or probe is None:
         raise DataError("there is no calibration image", hint="check select.source and select.images")
     tensors = {name: seen.result() for name, seen in gathered.items()}
     if passing.precision == "bf16":
         tensors |= {name: seen.dithered() for name, seen in tensors.items() if name != classifier.input}
-    return Statistics(images, tensors, probe.rows())
+    return Statistics(images, tensors, probe.rows(), passing.precision)
 
 
 def _parts(batch: FloatArray, size: int) -> list[tuple[FloatArray, int]]:
-    """A batch in parts of one size, the last one filled up with the batch's own images; how many are not."""
+    """A batch in parts of one size, the last one filled up with the batch's own images; how many count."""
     count = -(-len(batch) // size)
     filled = np.resize(batch, (count * size, *batch.shape[1:])) if len(batch) % size else batch
     starts = range(0, count * size, size)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantize.placement import never_negative
+from quantize.statistics import FloatPrecision
 from toolkit.core.errors import ModelError
 from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray
@@ -29,7 +30,7 @@ class Seen:
     """A tensor with C channels on N images.
 
     Attributes:
-        low: Lowest value of every channel, (N, C); of rows (..., C) the values themselves, as all that follow.
+        low: Lowest value of every channel, (N, C); of rows (..., C) every value, here and below.
         high: Highest value of every channel, (N, C).
         sample: Values at positions spread evenly over the images, (rows, C).
     """
@@ -43,6 +44,12 @@ class Seen:
         """What was seen of the images of all parts."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
+    def first(self, images: int, *, of: int) -> Seen:
+        """What was seen of the first images alone."""
+        return Seen(
+            *(getattr(self, name)[: len(getattr(self, name)) // of * images] for name in self.__slots__)
+        )
+
 
 class FloatPass:
     """Runs a float graph on all cores, one thread each; call it from so many threads.
@@ -55,7 +62,7 @@ class FloatPass:
 
     Attributes:
         size: Images that are run at once.
-        precision: What it computes in: "f32" or "bf16".
+        precision: What it computes in.
 
     Raises:
         ModelError: OpenVINO refuses the graph.
@@ -65,7 +72,7 @@ class FloatPass:
         self, model: ir.Model, names: Sequence[str], shape: Sequence[int], *, exact: bool = False
     ) -> None:
         self.size = shape[0]
-        self.precision = "f32" if exact else fastest_float()
+        self.precision: FloatPrecision = "f32" if exact else fastest_float()
         values = {str(value.name): value for value in _values(model.graph)}
         self._input = model.graph.inputs[0]
         self._watched: list[tuple[ir.Value, list[_Place]]] = []
@@ -115,7 +122,8 @@ class FloatPass:
         """A copy of a result, which the next images overwrite."""
         if self.precision == "f32":
             return np.array(tensor.data)
-        return (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        bits: np.ndarray[Any, np.dtype[np.uint32]] = tensor.data.view(np.uint16).astype(np.uint32) << 16
+        return bits.view(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +147,14 @@ class _Joined:
         alike.append(tensor)
         return _Place(list(self._tensors).index(tuple(rest)), slice(first, first + channels))
 
-    def results(self, precision: str) -> list[Any]:
-        """In bfloat16 if the graph computes in it: what gave float32 would be computed in it, reductions too."""
+    def results(self, precision: FloatPrecision) -> list[Any]:
+        """In what the graph computes in: reductions that gave float32 would be computed in it."""
         ops = sdk().opset15
         return [ops.convert(ops.concat(alike, axis=-1), precision) for alike in self._tensors.values()]
 
 
-def fastest_float() -> str:
-    """What this CPU computes convolutions fastest in: "bf16" or "f32"."""
+def fastest_float() -> FloatPrecision:
+    """What this CPU computes convolutions fastest in."""
     return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
@@ -162,7 +170,7 @@ def _with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> bytes:
     changed.graph.outputs[:] = [value for value in _values(changed.graph) if value.name in wanted]
     for value in changed.graph.outputs:
         value.type = ir.TensorType(ir.DataType.FLOAT)
-    return ir.to_proto(changed).SerializeToString()
+    return bytes(ir.to_proto(changed).SerializeToString())
 
 
 def _reduced(value: ir.Value, tensor: Any) -> list[Any]:

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from quantize.network import Network
 from quantize.placement import weight_axis
-from quantize.simulate import fake_quantize
+from quantize.simulate import dequantized, fake_quantize
 from toolkit.core.quant import FloatArray, QParams
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
-NEAR_ROWS = 2**10  # positions for these
+NEAR_ROWS = 2**11  # positions for these
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
 BLOCK = 16  # inputs between updates of all later weights
 
@@ -41,14 +41,11 @@ class LeastSquares:
         weights: Quantized initializers.
         together: About so many inputs of an output are fitted together: the taps of a kernel first, then of
             neighbouring channels. Time grows with its square; None: all.
-
-    Attributes:
-        rounded: Initializer name -> its values on the grid, of the layers that were rounded.
     """
 
     def __init__(self, network: Network, weights: Mapping[str, QParams], together: int | None = None) -> None:
         self._network, self._weights, self._together = network, weights, together
-        self.rounded: dict[str, FloatArray] = {}
+        self._steps: dict[str, Tensor] = {}  # int8: a quarter of the memory
 
     def __call__(self, node: ir.Node, name: str, inputs: Sequence[Callable[[], Tensor]]) -> Tensor:
         """The weights `name` of a layer on their grid.
@@ -70,11 +67,19 @@ class LeastSquares:
         scale = torch.tensor(qparams.scale)
         blocks = _blocks(rows.reshape(len(rows), -1), size * taps)
         steps = rounded(blocks, moments, scale, qparams.spec.quant_max)
-        steps = steps.transpose(0, 1).reshape(len(rows), -1)[:, : shape[1] * taps]
-        found = (steps * scale[:, None]).reshape(shape)
-        found = found.transpose(0, axis) if axis else found
-        self.rounded[name] = np.ascontiguousarray(found.numpy())
+        steps = steps.transpose(0, 1).reshape(len(rows), -1)[:, : shape[1] * taps].reshape(shape)
+        steps = steps.transpose(0, axis) if axis else steps
+        self._steps[name] = steps.to(torch.int8)
+        found = dequantized(steps, qparams)
         return found.contiguous(memory_format=torch.channels_last) if found.ndim == 4 else found
+
+    @property
+    def rounded(self) -> dict[str, FloatArray]:
+        """Initializer name -> its values on the grid, of the layers that were rounded."""
+        return {
+            name: dequantized(steps, self._weights[name]).contiguous().numpy()
+            for name, steps in self._steps.items()
+        }
 
 
 def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tensor:

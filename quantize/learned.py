@@ -82,9 +82,10 @@ def improve(
 
     def fitted(choose: LeastSquares) -> tuple[_Rounded, Learned]:
         biases = bias.corrections(network, teachers, activations, weights, choose)
-        constants = {name: torch.from_numpy(values) for name, values in choose.rounded.items()}
+        values = choose.rounded
+        constants = {name: torch.from_numpy(value) for name, value in values.items()}
         rounded = _Rounded(network, activations, on_grid(network, weights) | constants, biases)
-        found = Learned(dict(activations), choose.rounded, biases, _disturbance(network, judges, rounded))
+        found = Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
         return rounded, found
 
     # a few images may not tell enough to fit all inputs together

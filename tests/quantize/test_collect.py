@@ -7,6 +7,7 @@ import pytest
 from float_graphs import Graph, images, residual
 
 from quantize.collect import collect
+from quantize.float_pass import fastest_float
 from quantize.placement import candidates
 from toolkit.core.errors import DataError, QuantizationError
 from toolkit.graph import io
@@ -104,3 +105,36 @@ def test_the_largest_magnitudes_of_every_image_are_told_in_order(graph_batch, ba
     for index, values in enumerate(reference.values()):
         expected = np.abs(values).reshape(7, -1).max(1)
         np.testing.assert_allclose(rows[:, index], expected, atol=1e-5 * expected.max())
+
+
+def test_the_fastest_float_moves_extremes_by_less_than_one_in_a_hundred(tmp_path):
+    """Three layers deep; the images are what they are, whatever the graph computes in."""
+    path, pixels = residual().save(tmp_path / "m.onnx"), images(7, 16)
+    exact, fast = collect(path, [pixels], exact=True), collect(path, [pixels])
+    assert (exact.precision, fast.precision) == ("f32", fastest_float())
+    for name, seen in fast.tensors.items():
+        expected = exact.tensors[name]
+        np.testing.assert_allclose(seen.low, expected.low, atol=0.01 * expected.largest, err_msg=name)
+        np.testing.assert_allclose(seen.high, expected.high, atol=0.01 * expected.largest, err_msg=name)
+        difference = np.sqrt(np.mean((seen.sample - expected.sample) ** 2))
+        assert difference <= 0.01 * np.sqrt(np.mean(expected.sample**2)), name
+    for part in ("low", "high", "sample"):
+        np.testing.assert_array_equal(
+            getattr(fast.tensors["images"], part), getattr(exact.tensors["images"], part)
+        )
+
+
+def test_the_same_images_give_the_same_statistics(tmp_path):
+    path, pixels = residual().save(tmp_path / "m.onnx"), images(40, 16)
+    one, other = (collect(path, [pixels[i : i + 8] for i in range(0, 40, 8)]) for _ in range(2))
+    for name, seen in one.tensors.items():
+        for part in ("low", "high", "sample"):
+            np.testing.assert_array_equal(getattr(seen, part), getattr(other.tensors[name], part))
+
+
+@pytest.mark.parametrize("graph_batch", ["batch", 4])
+def test_images_that_fill_up_a_batch_do_not_count(graph_batch, tmp_path):
+    path, pixels = residual(graph_batch).save(tmp_path / "m.onnx"), images(7, 16)
+    got = collect(path, [pixels[:5], pixels[5:]])
+    assert len(got.tensors["images"].sample) == 7 * 4 * 4
+    assert {len(seen.sample) % 7 for seen in got.tensors.values()} == {0}

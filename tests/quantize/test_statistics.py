@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from quantize.statistics import Gathered, Statistics, TensorStatistics, Thinned
 from toolkit.core.errors import QuantizationError, ToolkitError
@@ -62,8 +63,9 @@ def test_nan_and_infinite_values_name_the_tensor(bad):
 def test_saved_statistics_come_back(tmp_path):
     random = np.random.default_rng(0)
     tensor = TensorStatistics(*(random.normal(size=(2, 3)).astype(np.float32) for _ in range(3)))
-    Statistics(7, {"a/b": tensor, "c": tensor}, np.ones((2, 3, 4, 4), np.float32)).save(tmp_path)
+    Statistics(7, {"a/b": tensor, "c": tensor}, np.ones((2, 3, 4, 4), np.float32), "bf16").save(tmp_path)
     got = Statistics.load(tmp_path)
+    assert got.precision == "bf16"
     assert (got.images, list(got.tensors), got.probe.shape) == (7, ["a/b", "c"], (2, 3, 4, 4))
     np.testing.assert_array_equal(got.tensors["a/b"].sample, tensor.sample)
 
@@ -78,3 +80,20 @@ def test_a_scaled_tensor_is_divided_channel_by_channel():
     got = TensorStatistics(ones[0], ones[0], ones).scaled(np.array([2, 4], np.float32))
     np.testing.assert_array_equal(got.sample, [[0.5, 0.25]] * 2)
     np.testing.assert_array_equal(got.high, [0.5, 0.25])
+
+
+def test_a_dithered_sample_rounds_to_what_it_was_and_fills_the_comb():
+    exact = np.random.default_rng(0).normal(size=(4000, 3)).astype(np.float32)
+    exact[::7] = 0.0
+    rounded = torch.from_numpy(exact).bfloat16()
+    sample = rounded.float().numpy()
+    seen = TensorStatistics(sample.min(0), sample.max(0), sample)
+    got = seen.dithered()
+    away = (torch.from_numpy(got.sample).bfloat16() != rounded).float().mean()
+    assert away < 0.01  # ties, and what was cut at the extremes
+    np.testing.assert_array_equal(got.sample == 0, sample == 0)
+    assert (got.sample >= seen.low).all() and (got.sample <= seen.high).all()
+    assert len(np.unique(got.sample)) > 0.99 * (sample != 0).sum()
+    counts = [np.histogram(values, 512, (1.0, 3.0))[0] for values in (sample, got.sample)]
+    assert (counts[0] == 0).mean() > 0.6 and (counts[1] == 0).mean() < 0.3
+    np.testing.assert_array_equal(got.sample, seen.dithered().sample)

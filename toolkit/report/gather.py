@@ -137,12 +137,14 @@ class _Run:
         data = self.accuracy.get("data") or {}
         manifest = self.read("select", "manifest.json", {})
         entries = manifest.get("entries")
+        calibrated = self.read("calibrate", "float/statistics.json", {}, expected=False)
         classes = data.get("classes") or self.loaded.get("classes") or []
         return {
             "name": data.get("name"),
             "eval_images": data.get("images"),
             "calibration_images": len(entries) if entries is not None else None,
             "calibration_source": manifest.get("source"),
+            "calibration_precision": calibrated.get("precision"),
             "classes": list(classes) if isinstance(classes, (list, tuple)) else [],
             "eval_source": self.images.get("source"),
             "eval_digest": self.images.get("digest"),

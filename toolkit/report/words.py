@@ -13,6 +13,7 @@ UNKNOWN = "not known"
 MINUS = "−"
 
 TARGETS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
+FLOATS = {"f32": "float32", "bf16": "bfloat16"}
 GATES = {
     "max_drop_pp": "Top-1 drop at most",
     "min_speedup": "Speed-up at least",
