@@ -70,7 +70,7 @@ def test_a_limit_is_met_by_layers_in_float_on_images_that_did_not_calibrate(reci
     for target, summary in read(result, "quantize.json").items():
         mixed = summary["mixed"]
         assert mixed["int8"] < LIMIT <= mixed["reached"] and mixed["met"]
-        assert len(mixed["layers"]) == 1  # the fewest: leaving none misses it
+        assert len(mixed["layers"]) == 1  # which one depends on milliseconds where they are measured
         assert mixed["held_out"] and mixed["images"] == 60
         names = sorted(layer["name"] for layer in mixed["layers"])
         assert names == summary["float_layers"] and 0 < mixed["part"] < 1
@@ -82,6 +82,7 @@ def test_a_limit_is_met_by_layers_in_float_on_images_that_did_not_calibrate(reci
     timed = read(result, "quantize.json")["openvino"]["mixed"]["latency_ms"]
     assert set(timed) == {"fp32", "int8", "mixed"} and min(timed.values()) > 0
     untimed = read(result, "quantize.json")["tensorrt"]["mixed"]
+    assert [layer["name"] for layer in untimed["layers"]] == ["layer2.1.conv2"]
     assert "not timed" in untimed["unit"] and untimed["latency_ms"] is None
     assert untimed["cost"] == pytest.approx(untimed["part"])
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.core.errors import GateError
 from toolkit.core.tensors import InputType
 
 
@@ -20,6 +22,7 @@ Examples:
   edgeship quantize net.onnx train.zip --target tensorrt --images 500 --out trt.onnx
   edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
   edgeship quantize net.onnx photos/ --target openvino --input uint8 --out pixels.onnx
+  edgeship quantize net.onnx photos/ --target tensorrt --min-agreement 0.995 --out trt.onnx
 """
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -44,6 +47,19 @@ Examples:
     show_default=True,
     help="What OUT takes: ready images, or decoded pixels (N, H, W, C) that it normalizes itself.",
 )
+@click.option(
+    "--max-drop-pp",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Most top-1 that INT8 may lose on up to 1000 other images of SOURCE, in points; layers go to float "
+    "until it holds.",
+)
+@click.option(
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    metavar="PART",
+    help="The same without labels: least part of these images with the float network's class.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
@@ -58,6 +74,8 @@ def command(
     observer: str,
     effort: str,
     input_type: InputType,
+    max_drop_pp: float | None,
+    min_agreement: float | None,
     skip_bad: bool,
     settings: tuple[str, ...],
     as_json: bool,
@@ -66,8 +84,6 @@ def command(
 
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
-    import quantize
-    import targets
     from calibration import manifest
     from calibration.datasets import open_dataset
     from quantize.collect import collect
@@ -75,24 +91,30 @@ def command(
     from toolkit.graph import io
     from toolkit.graph.pixels import take_pixels
     from toolkit.pipeline import images as pictures
-    from toolkit.pipeline import preprocessing
+    from toolkit.pipeline import precision, preprocessing
     from toolkit.pipeline.recipe import Recipe
 
-    target = targets.get(target_name)
-    table = {"quantize": {"observer": observer, "effort": effort}}
+    limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
+    table = {
+        "compile": {"targets": [target_name]},
+        "quantize": {"observer": observer, "effort": effort, **_given(limits)},
+    }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
+    how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
+    limited = precision.limited(how)
     graph = io.read_classifier(model)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
     known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
     dataset = open_dataset(source)
-    how = quantize.QuantizeOptions(recipe.quantize.observer, recipe.quantize.effort)
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
+        judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
             made = out if input_type == "float32" else Path(folder) / out.name
-            summary = quantize.quantize(model, collect(model, stream), target.scheme, how, made)
+            statistics = collect(model, stream)
+            summary = precision.quantize(how, model, statistics, target_name, judges, made)
             if made != out:
                 take_pixels(made, prepared, out)
     if as_json:
@@ -101,3 +123,27 @@ def command(
     for warning in summary.get("warnings", ()):
         click.echo(f"note: {warning}", err=True)
     click.echo(out)
+    if mixed := summary["mixed"]:
+        _tell(mixed)
+
+
+def _tell(mixed: dict[str, Any]) -> None:
+    """Say what came of the limit where no warning does.
+
+    Raises:
+        GateError: It is missed.
+    """
+    said = f"{mixed['limit']} = {mixed['value']:g}"
+    if not mixed["met"]:
+        raise GateError(
+            f"{said} is missed: {mixed['reached']:.4g} on {mixed['images']} images",
+            hint="the file is written all the same; more layers in float did not help",
+        )
+    if not mixed["layers"]:
+        told = f"{said}: {mixed['reached']:.4g} on {mixed['images']} images, every layer in INT8"
+        click.echo(f"note: {told}", err=True)
+
+
+def _given(values: dict[str, float | None]) -> dict[str, float]:
+    """The options that were given."""
+    return {name: value for name, value in values.items() if value is not None}

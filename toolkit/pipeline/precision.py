@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from toolkit.pipeline import evaluation, images, variants
 from toolkit.pipeline.recipe import QuantizeOptions
 
 if TYPE_CHECKING:
+    from calibration import manifest
     from calibration.datasets import Dataset
     from quantize.mixed import Goal, Verdict
     from quantize.statistics import Statistics
@@ -138,24 +138,30 @@ def quantize(
     return summary
 
 
-def held_out(options: QuantizeOptions, selected: Path, graphs: Mapping[str, Any]) -> HeldOut:
+def held_out(
+    options: QuantizeOptions, used: manifest.Manifest, classes: int, preprocess: Preprocess
+) -> HeldOut:
     """The images of the calibration source that come after those that calibrate.
+
+    Args:
+        options: Where they are, how many judge, and by what.
+        used: Those that calibrate.
+        classes: Outputs of the network.
+        preprocess: How an image becomes an input.
 
     Raises:
         RecipeError: Accuracy is limited, and there are no labels.
         DataError: Evaluation images are among them.
     """
     from calibration import manifest
-    from toolkit.pipeline.preprocessing import from_json
 
-    classes = None if options.max_drop_pp is None else graphs["classes"]
-    dataset = images.open_judges(options.source, classes)
+    labels = None if options.max_drop_pp is None else classes
+    dataset = images.open_judges(options.source, labels)
     if options.max_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
             hint="set quantize.min_agreement instead, or give labelled images as select.source",
         )
-    used = manifest.read(selected / "manifest.json")
     before = len(used.entries)
     most = min(before + options.judge_images, len(dataset))
     line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_bad) if most > before else used
@@ -163,14 +169,14 @@ def held_out(options: QuantizeOptions, selected: Path, graphs: Mapping[str, Any]
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
     if options.exclude:
-        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, graphs["classes"]))
+        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, classes))
     indices = manifest.locate(chosen, dataset)
     return HeldOut(
         options.source,
         dataset,
-        classes,
+        labels,
         indices,
-        from_json(graphs["preprocess"]),
+        preprocess,
         options.batch,
         bool(others),
         options.workers,

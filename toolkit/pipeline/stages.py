@@ -150,10 +150,14 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
 
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
+    from calibration import manifest
     from quantize.statistics import Statistics
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    judges = precision.held_out(options, inputs["select"], graphs) if precision.limited(options) else None
+    judges = None
+    if precision.limited(options):
+        used = manifest.read(inputs["select"] / "manifest.json")
+        judges = precision.held_out(options, used, graphs["classes"], from_json(graphs["preprocess"]))
     summaries = {}
     for graph in variants.graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)

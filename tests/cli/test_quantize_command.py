@@ -1,0 +1,70 @@
+"""`edgeship quantize` with a limit: met by layers in float, told either way, and an exit code if missed."""
+
+import json
+
+import onnx
+import pytest
+import torch
+
+from calibration.datasets import open_dataset
+from calibration.loader import batches
+from toolkit.cli import app
+from toolkit.core.tensors import Preprocess
+from toolkit.models import export, resnet
+from toolkit.pipeline import precision
+
+MEAN, STD = (0.5,) * 3, (0.25,) * 3
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    net = resnet.ResNet(resnet.architecture("resnet20", width=4)).eval()
+    prepare = Preprocess(16, 16, MEAN, STD)
+    with torch.no_grad():
+        (batch,) = batches(open_dataset("digits:train"), range(60), prepare, batch=60)
+        net.fc.bias -= net(torch.from_numpy(batch.images)).mean(0)  # else it says the same of every image
+    export.export(net, path, size=16, preprocess=prepare)
+    return path
+
+
+def quantize(network, out, *more):
+    fixed = ["--target", "tensorrt", "--images", "8", "--effort", "fast", "--out", str(out)]
+    with pytest.raises(SystemExit) as ended:
+        app.main(["quantize", str(network), "digits:train", *fixed, *more])
+    return ended.value.code or 0
+
+
+def layers_in_int8(path):
+    """Names of the layers with quantized weights."""
+    return {n.name for n in onnx.load(path).graph.node if n.op_type == "Conv" and "dequantized" in n.input[1]}
+
+
+def test_a_limit_that_holds_is_told(network, tmp_path, capfd):
+    assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.01") == 0
+    assert "note: min_agreement = 0.01: " in (said := capfd.readouterr().err)
+    assert "on 1000 images, every layer in INT8" in said
+
+
+def test_layers_go_to_float_until_it_holds(network, tmp_path, capfd):
+    assert quantize(network, tmp_path / "plain.onnx") == 0
+    capfd.readouterr()
+    assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "1", "--json") == 0
+    mixed = json.loads(capfd.readouterr().out)["mixed"]
+    names = {layer["name"] for layer in mixed["layers"]}
+    assert mixed["int8"] < 1 == mixed["reached"] and mixed["images"] == 1000 and mixed["held_out"]
+    assert layers_in_int8(tmp_path / "q.onnx") == layers_in_int8(tmp_path / "plain.onnx") - names
+
+
+def test_two_limits_are_refused_before_any_work(network, tmp_path, capfd):
+    code = quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9", "--max-drop-pp", "1")
+    assert code == 2 and "both set" in capfd.readouterr().err
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_a_limit_that_nothing_meets_ends_with_code_3_and_the_file(network, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(precision, "agreement", lambda *_: 0.5)
+    assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9") == 3
+    assert "min_agreement = 0.9 is missed: 0.5 on 1000 images" in capfd.readouterr().err
+    assert (tmp_path / "q.onnx").is_file()
