@@ -191,7 +191,8 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     fair = corrected(replace(plain, statistics=replace(plain.statistics, probe=teachers)), options)
     weights = learned.on_grid(Network(fair.model), fair.weights)
     before = learned.disturbance(Network(fair.exact), judges, fair.activations, weights, fair.biases)
-    best = learned.improve(network, teachers, judges, found.activations, found.weights)
+    fit = options.bias_correction
+    best = learned.improve(network, teachers, judges, found.activations, found.weights, fit=fit)
     if best.disturbance >= before:
         plain.warnings.append(
             f"learned rounding was dropped: root KL {best.disturbance:.2e} on held-out images, "

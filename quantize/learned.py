@@ -67,6 +67,7 @@ def improve(
     activations: Mapping[str, QParams],
     weights: Mapping[str, QParams],
     *,
+    fit: bool = True,
     seed: int = 0,
 ) -> Learned:
     """Fit weights, biases and scales to the images that teach.
@@ -77,19 +78,22 @@ def improve(
         judges: Other images, which choose: how many inputs are fitted together, given or learned scales.
         activations: Quantized tensors.
         weights: Quantized initializers.
+        fit: Whether weights and biases are fitted: else only scales are learned.
         seed: Order of the images; the same seed gives the same result.
     """
 
-    def fitted(choose: LeastSquares) -> tuple[_Rounded, Learned]:
-        biases = bias.corrections(network, teachers, activations, weights, choose)
-        values = choose.rounded
+    def judged(values: dict[str, FloatArray], biases: dict[str, FloatArray]) -> tuple[_Rounded, Learned]:
         constants = {name: torch.from_numpy(value) for name, value in values.items()}
         rounded = _Rounded(network, activations, on_grid(network, weights) | constants, biases)
-        found = Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
-        return rounded, found
+        return rounded, Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
+
+    def fitted(choose: LeastSquares) -> tuple[_Rounded, Learned]:
+        biases = bias.corrections(network, teachers, activations, weights, choose)
+        return judged(choose.rounded, biases)
 
     # a few images may not tell enough to fit all inputs together
-    tried = [fitted(LeastSquares(network, weights, together)) for together in (NEAR, None)]
+    sizes = (NEAR, None) if fit else ()
+    tried = [fitted(LeastSquares(network, weights, together)) for together in sizes] or [judged({}, {})]
     rounded, best = min(tried, key=lambda each: each[1].disturbance)
     _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)

@@ -57,6 +57,16 @@ def test_it_is_better_on_images_that_neither_taught_nor_judged(float_graph):
     assert best < balanced < 0.8 * nearest
 
 
+def test_without_bias_correction_nothing_but_scales_is_learned(float_graph):
+    options = QuantizeOptions(effort="max", bias_correction=False)
+    found = calibrated.prepare(*float_graph, SCHEME, options)
+    assert found.biases == {} and found.learned
+    for name, value in found.exact.graph.initializers.items():
+        np.testing.assert_array_equal(io.constant(found.model.graph.initializers[name]), io.constant(value))
+    other = smooth(256, seed=5)
+    assert error(found, other) < error(prepared(float_graph, "fast"), other)
+
+
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
 def test_adds_read_what_was_made_and_every_layer_reads_integers(float_graph, target):
     graph = prepared(float_graph, "max", targets.get(target).scheme).graph().graph
