@@ -150,6 +150,13 @@ def test_exit_codes(capsys, monkeypatch, error, code):
     assert err.startswith("error: ") and "\n hint: " in err and "Traceback" not in err
 
 
+def test_an_interrupted_codec_is_an_interrupt(capsys, monkeypatch):
+    """Seen: Ctrl-C while a zip file's names were read."""
+    raising(monkeypatch, KeyboardInterrupt("decoding with 'cp437' codec failed (KeyboardInterrupt: )"))
+    got, _, err = call(capsys, "run")
+    assert got == 130 and err.startswith("error: interrupted\n")
+
+
 def test_debug_shows_the_traceback(capsys, monkeypatch):
     raising(monkeypatch, ToolkitError("broken", hint="mend it"))
     with pytest.raises(ToolkitError):

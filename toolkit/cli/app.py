@@ -96,10 +96,9 @@ def _run(arguments: list[str]) -> int:
         _print(str(error), error.hint)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        _print(
-            str(interrupt) or "interrupted",
-            "what is finished is kept: the same command goes on from there",
-        )
+        # ours say what was stopped; a codec of Python that is interrupted says so in words of its own
+        told = str(interrupt) if str(interrupt).startswith(("interrupted", "stopped")) else "interrupted"
+        _print(told, "what is finished is kept: the same command goes on from there")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
