@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantize.float_pass import FloatPass, Seen
+from quantize.float_pass import FloatPass, Run
 from quantize.placement import candidates
 from quantize.statistics import PROBE_IMAGES, PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
 from toolkit.core.errors import DataError
@@ -65,19 +65,18 @@ def collect(
             check_finite(classifier.input, batch)  # maxima may lose a NaN; it comes from nowhere else but inf
             yield from _parts(batch, passing.size)
 
-    def run(part: tuple[FloatArray, int]) -> tuple[list[Seen], int]:
+    def run(part: tuple[FloatArray, int]) -> Run:
         assert passing is not None
-        images, count = part
-        return [seen.first(count, of=len(images)) for seen in passing.run(images)], count
+        return passing.run(*part)
 
     with closing(ordered_map(run, parts(), chunk=1)) as results:
-        for some in iter(lambda: list(islice(results, GROUP)), []):
-            group, counts = zip(*some, strict=True)
+        for runs in iter(lambda: list(islice(results, GROUP)), []):
+            assert passing is not None
+            count = sum(len(each.images) for each in runs)
             largest = []
-            for name, *seen in zip(names, *group, strict=True):
-                found = Seen.joined(seen)
-                gathered[name].add(found.low, found.high, found.sample)
-                largest.append(np.maximum(-found.low, found.high).reshape(sum(counts), -1).max(1))
+            for name, seen in zip(names, passing.seen(runs), strict=True):
+                gathered[name].add(seen.low, seen.high, seen.sample)
+                largest.append(np.maximum(-seen.low, seen.high).reshape(count, -1).max(1))
             each(np.stack(largest, 1))
     if passing is None or probe is None:
         raise DataError("there is no calibration image", hint="check select.source and select.images")

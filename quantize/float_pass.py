@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quantize.placement import never_negative
-from quantize.statistics import FloatPrecision
+from quantize.statistics import FloatPrecision, Raw, float32
 from toolkit.core.errors import ModelError
 from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray
@@ -32,23 +32,20 @@ class Seen:
     Attributes:
         low: Lowest value of every channel, (N, C); of rows (..., C) every value, here and below.
         high: Highest value of every channel, (N, C).
-        sample: Values at positions spread evenly over the images, (rows, C).
+        sample: Values at positions spread evenly over the images, (rows, C); of bfloat16 its bits, as uint16.
     """
 
     low: FloatArray
     high: FloatArray
-    sample: FloatArray
+    sample: Raw
 
-    @classmethod
-    def joined(cls, parts: Sequence[Seen]) -> Seen:
-        """What was seen of the images of all parts."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
-    def first(self, images: int, *, of: int) -> Seen:
-        """What was seen of the first images alone."""
-        return Seen(
-            *(getattr(self, name)[: len(getattr(self, name)) // of * images] for name in self.__slots__)
-        )
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of some images: they themselves, and the results as they are in memory."""
+
+    images: FloatArray
+    results: list[Raw]
 
 
 class FloatPass:
@@ -74,93 +71,97 @@ class FloatPass:
         self.size = shape[0]
         self.precision: FloatPrecision = "f32" if exact else fastest_float()
         values = {str(value.name): value for value in _values(model.graph)}
+        self._watched = [values[name] for name in names]
         self._input = model.graph.inputs[0]
-        self._watched: list[tuple[ir.Value, list[_Place]]] = []
+        self._joined = _Joined()
         self._requests = threading.local()
         try:
-            self._compiled = self._compile(model, [values[name] for name in names], list(shape))
+            self._compiled = self._compile(model, list(shape))
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO refuses the graph: {reason(error)}",
                 hint="check it with onnx.checker, and export it again",
             ) from error
 
-    def run(self, images: FloatArray) -> list[Seen]:
-        """The tensors on images of the shape that was told, in the order of their names."""
+    def run(self, images: FloatArray, count: int) -> Run:
+        """Run images of the shape that was told; only the first `count` are looked at."""
         if not hasattr(self._requests, "own"):
             self._requests.own = self._compiled.create_infer_request()
         self._requests.own.infer([images], share_inputs=True)
-        results = [self._array(tensor) for tensor in self._requests.own.output_tensors]
+        results = [self._raw(tensor) for tensor in self._requests.own.output_tensors]
+        return Run(images[:count], [each[: len(each) * count // len(images)].copy() for each in results])
 
-        def taken(place: _Place) -> FloatArray:
-            return results[place.result][..., place.channels]
+    def seen(self, runs: Sequence[Run]) -> list[Seen]:
+        """What runs saw of the tensors, in the order of their names."""
+        together = zip(*(run.results for run in runs), strict=True)
+        results = [np.concatenate(parts).reshape(-1, parts[0].shape[-1]) for parts in together]
+        found = []
+        for value in self._watched:
+            if value is self._input:
+                found.append(_of_images(np.concatenate([run.images for run in runs])))
+            else:
+                places = self._joined.places[str(value.name)]
+                found.append(_of_tensor(value, [results[index][:, channels] for index, channels in places]))
+        return found
 
-        return [
-            _of_images(images) if value is self._input else _of_tensor(value, [taken(p) for p in places])
-            for value, places in self._watched
-        ]
+    def _raw(self, tensor: Any) -> Raw:
+        data: Raw = tensor.data
+        return data if self.precision == "f32" else data.view(np.uint16)  # it says float16
 
-    def _compile(self, model: ir.Model, values: Sequence[ir.Value], shape: list[int]) -> Any:
-        made = [value for value in values if value is not self._input]
+    def _compile(self, model: ir.Model, shape: list[int]) -> Any:
+        made = [value for value in self._watched if value is not self._input]
         network = core().read_model(_with_outputs(model, made))
         network.reshape(shape)
-        joined = _Joined()
-        for value in values:
-            places = []
-            if value is not self._input:
-                tensor = network.output(str(value.name)).get_node().input_value(0)
-                places = [joined.add(each) for each in _reduced(value, tensor)]
-            self._watched.append((value, places))
+        for value in made:
+            tensor = network.output(str(value.name)).get_node().input_value(0)
+            self._joined.add(str(value.name), _reduced(value, tensor))
         threads = {"INFERENCE_NUM_THREADS": default_workers(), "NUM_STREAMS": default_workers()}
         return core().compile_model(
-            sdk().Model(joined.results(self.precision), network.get_parameters(), "activations"),
+            sdk().Model(self._joined.results(self.precision), network.get_parameters(), "activations"),
             "CPU",
             {"INFERENCE_PRECISION_HINT": self.precision, **threads},
         )
 
-    def _array(self, tensor: Any) -> FloatArray:
-        """A copy of a result, which the next images overwrite."""
-        if self.precision == "f32":
-            return np.array(tensor.data)
-        bits: np.ndarray[Any, np.dtype[np.uint32]] = tensor.data.view(np.uint16).astype(np.uint32) << 16
-        return bits.view(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a tensor lies among the results: in which, and in which of its channels."""
-
-    result: int
-    channels: slice
-
 
 class _Joined:
-    """Tensors (..., C) that are alike but in C, side by side in one result: hundreds would cost time each."""
+    """Tensors that are alike but in their channels, in one result (..., channels): hundreds would cost time.
+
+    Attributes:
+        places: Name -> for each tensor that was added under it: the result, and the channels there.
+    """
 
     def __init__(self) -> None:
+        self.places: dict[str, list[tuple[int, slice]]] = {}
         self._tensors: dict[tuple[int, ...], list[Any]] = {}
 
-    def add(self, tensor: Any) -> _Place:
-        *rest, channels = tensor.get_shape()
-        alike = self._tensors.setdefault(tuple(rest), [])
-        first = sum(other.get_shape()[-1] for other in alike)
-        alike.append(tensor)
-        return _Place(list(self._tensors).index(tuple(rest)), slice(first, first + channels))
+    def add(self, name: str, tensors: Sequence[Any]) -> None:
+        """Add tensors (N, C, H, W) or (..., C)."""
+        self.places[name] = []
+        for tensor in tensors:
+            shape = list(tensor.get_shape())
+            axis = _channel_axis(shape)
+            channels = shape[axis]
+            shape[axis] = 0
+            alike = self._tensors.setdefault(tuple(shape), [])
+            first = sum(other.get_shape()[axis] for other in alike)
+            alike.append(tensor)
+            place = list(self._tensors).index(tuple(shape)), slice(first, first + channels)
+            self.places[name].append(place)
 
     def results(self, precision: FloatPrecision) -> list[Any]:
         """In what the graph computes in: reductions that gave float32 would be computed in it."""
         ops = sdk().opset15
-        return [ops.convert(ops.concat(alike, axis=-1), precision) for alike in self._tensors.values()]
+        found = []
+        for shape, alike in self._tensors.items():
+            joined = ops.concat(alike, _channel_axis(shape))
+            last = ops.transpose(joined, [0, 2, 3, 1]) if len(shape) == 4 else joined
+            found.append(ops.convert(last, precision))
+        return found
 
 
 def fastest_float() -> FloatPrecision:
     """What this CPU computes convolutions fastest in."""
     return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
-
-
-def widened(bits: np.ndarray[Any, Any]) -> FloatArray:
-    """bfloat16, given as uint16, as float32."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> bytes:
@@ -178,19 +179,21 @@ def _reduced(value: ir.Value, tensor: Any) -> list[Any]:
     if not _is_map(value):
         return [tensor]
     ops = sdk().opset15
-    sample = ops.max_pool(tensor, _strides(tensor.get_shape()), [1, 1], [0, 0], [0, 0], [1, 1]).output(0)
-    sample = ops.transpose(sample, [0, 2, 3, 1]).output(0)
-    lowest = [] if never_negative(value) else [ops.reduce_min(tensor, [2, 3]).output(0)]
-    return [sample, ops.reduce_max(tensor, [2, 3]).output(0), *lowest]
+    shape = list(tensor.get_shape())
+
+    def most(side: Sequence[int], step: Sequence[int]) -> Any:
+        """Pooled: without overlap faster than the same as a reduction."""
+        return ops.max_pool(tensor, step, [1, 1], [0, 0], [0, 0], side).output(0)
+
+    lowest = [] if never_negative(value) else [ops.reduce_min(tensor, [2, 3], keep_dims=True).output(0)]
+    return [most([1, 1], _strides(shape)), most(shape[2:], [1, 1]), *lowest]
 
 
-def _of_tensor(value: ir.Value, results: Sequence[FloatArray]) -> Seen:
-    """A tensor by what its operations gave."""
-    sample = results[0].reshape(-1, results[0].shape[-1])
-    if not _is_map(value):
-        return Seen(sample, sample, sample)
-    high = results[1]
-    return Seen(np.zeros_like(high) if never_negative(value) else results[2], high, sample)
+def _of_tensor(value: ir.Value, results: Sequence[Raw]) -> Seen:
+    """A tensor by what its operations gave, (rows, C) each."""
+    sample, *extremes = results
+    high, *lowest = (float32(each) for each in extremes or results)
+    return Seen(lowest[0] if lowest else np.zeros_like(high) if _is_map(value) else high, high, sample)
 
 
 def _of_images(images: FloatArray) -> Seen:
@@ -198,6 +201,10 @@ def _of_images(images: FloatArray) -> Seen:
     down, across = _strides(images.shape)
     sample = images[:, :, ::down, ::across].transpose(0, 2, 3, 1)
     return Seen(images.min((2, 3)), images.max((2, 3)), sample.reshape(-1, images.shape[1]))
+
+
+def _channel_axis(shape: Sequence[int]) -> int:
+    return 1 if len(shape) == 4 else len(shape) - 1
 
 
 def _strides(shape: Sequence[int]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from toolkit.core.errors import QuantizationError
 from toolkit.core.quant import FloatArray
 
 FloatPrecision = Literal["f32", "bf16"]
+Raw = np.ndarray[Any, Any]  # float32, or uint16: the bits of bfloat16
 SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
 PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
@@ -114,10 +115,10 @@ class Thinned:
         self._most = max(most, 2)
         self._stride = 1
         self._seen = 0
-        self._kept: list[FloatArray] = []
+        self._kept: list[Raw] = []
         self._count = 0
 
-    def add(self, rows: FloatArray) -> None:
+    def add(self, rows: Raw) -> None:
         """Offer rows, (n, ...)."""
         first = -self._seen % self._stride
         self._seen += len(rows)
@@ -127,7 +128,7 @@ class Thinned:
         while self._count > self._most:
             self._halve()
 
-    def rows(self) -> FloatArray:
+    def rows(self) -> Raw:
         """The rows that were kept."""
         if len(self._kept) > 1:
             whole = np.empty((self._count, *self._kept[0].shape[1:]), self._kept[0].dtype)
@@ -163,6 +164,11 @@ def check_finite(name: str, *values: FloatArray) -> None:
         )
 
 
+def float32(values: Raw) -> FloatArray:
+    """Values as float32; what is of another type is the bits of bfloat16."""
+    return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
+
+
 class Gathered:
     """Statistics of one tensor while batches come in."""
 
@@ -170,13 +176,13 @@ class Gathered:
         self._name = name
         self._sample: Thinned | None = None
 
-    def add(self, low: FloatArray, high: FloatArray, sample: FloatArray) -> None:
+    def add(self, low: FloatArray, high: FloatArray, sample: Raw) -> None:
         """Add a batch: low and high (N, C) and sample (rows, C).
 
         Raises:
             QuantizationError: A value is NaN or infinite.
         """
-        check_finite(self._name, low, high, sample)
+        check_finite(self._name, low, high)
         if self._sample is None:
             self._low, self._high = low.min(0), high.max(0)
             self._sample = Thinned(max(SAMPLE_ROWS, SAMPLE_VALUES // sample.shape[1]))
@@ -185,6 +191,12 @@ class Gathered:
         self._sample.add(sample)
 
     def result(self) -> TensorStatistics:
-        """What was seen."""
+        """What was seen.
+
+        Raises:
+            QuantizationError: A value is NaN or infinite.
+        """
         assert self._sample is not None
-        return TensorStatistics(self._low, self._high, self._sample.rows())
+        sample = float32(self._sample.rows())
+        check_finite(self._name, sample)
+        return TensorStatistics(self._low, self._high, sample)
