@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from quantize import bias, learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
@@ -156,7 +157,8 @@ def _chosen(
         weights = saturation.relieve(model, placement.activations, weights)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
-        activations = output_aware(network, images, placement.activations, statistics.tensors)
+        rough = Network(model, torch.bfloat16) if statistics.precision == "bf16" else network
+        activations = output_aware(rough, images, placement.activations, statistics.tensors)
     else:
         activations = {
             name: observed(statistics.tensors[name], spec, options.observer)

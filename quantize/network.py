@@ -58,15 +58,17 @@ class Network:
 
     Args:
         model: A float graph.
+        dtype: What to compute in.
 
     Raises:
         ModelError: An operation is not known here; the message names it.
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, dtype: torch.dtype = torch.float32) -> None:
         self.model = model
+        self._dtype = dtype
         self.constants = {
-            name: _channels_last(_tensor(io.constant(value)))
+            name: self._typed(_channels_last(_tensor(io.constant(value))))
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }
@@ -98,7 +100,7 @@ class Network:
                 is what later operations read.
             constants: Initializer name -> tensor that is read in its place.
         """
-        images = _channels_last(images)
+        images = self._typed(_channels_last(images))
         values = {self.input: change(self.input, images) if change else images, **(constants or {})}
         for index, node in enumerate(self.nodes):
             name = str(node.outputs[0].name)
@@ -112,6 +114,9 @@ class Network:
                 ):
                     values.pop(str(value.name), None)
         return values[self.output]
+
+    def _typed(self, values: Tensor) -> Tensor:
+        return values.to(self._dtype) if values.is_floating_point() else values
 
     def apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
         """The result of one node, its inputs taken from `values` or the constants."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
+Doubles = np.ndarray[Any, np.dtype[np.float64]]
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
 DIRECTIONS = 2  # of the logits, for every image
+SPARSE = 5  # one position in so many tells of rounding errors
+TRUST = 0.02  # of the largest magnitude: a reach that tells little of what clipping costs
 
 
 def observed(seen: TensorStatistics, spec: QuantSpec, observer: str) -> QParams:
@@ -38,7 +42,9 @@ def output_aware(
     To first order an error e of a tensor moves the logits by J e. For a random direction r the number
     g = J^T r is one backward pass, and the mean of (g.e)^2 over r is the squared change of the logits.
     Rounding errors are independent, so they add up as g^2 scale^2 / 12 (an exact zero stays exact);
-    clipping errors have one sign, so they are summed before they are squared.
+    clipping errors have one sign, so they are summed before they are squared. Outliers are rare, and the
+    images are few: what clipping costs is taken from these, for how far they go beyond a clip point; how
+    far images do go is taken from the peaks of all.
 
     Args:
         network: The float graph.
@@ -73,57 +79,102 @@ class _Tally:
 
     def __init__(self, largest: float) -> None:
         self._largest = largest
-        self._cuts = torch.from_numpy((CUTS[::-1] * largest).astype(np.float32))
+        self._cuts = torch.from_numpy(np.ascontiguousarray(CUTS[::-1] * largest))
+        self._images = 0
+        self._alive = 0.0
         self._rounding = 0.0
         self._clipping = np.zeros(len(CUTS))
+        self._reach = np.zeros(len(CUTS))
 
     def look(self, values: Tensor) -> None:
-        """Take images (N, ...) whose gradients follow."""
-        values = _flat(values)
-        self._alive = values != 0
-        magnitudes = values.abs()
-        self._far = (magnitudes.ravel() > self._cuts[0]).nonzero()[:, 0]  # few: only these can be clipped
-        far = magnitudes.ravel()[self._far]
-        image = self._far // values.shape[1]
-        self._bin = image * len(CUTS) + torch.bucketize(far, self._cuts) - 1  # above that many cuts
-        self._signed = values.ravel()[self._far].double()
-        self._images = len(values)
+        """Take images (N, C, ...) whose gradients follow."""
+        rows = _rows(values).float()
+        sparse = _sparse(rows)
+        self._living, self._share = sparse != 0, rows.shape[1] / sparse.shape[1]
+        magnitudes = rows.abs().flatten()
+        beyond = np.flatnonzero(magnitudes.numpy() > float(self._cuts[0]))  # PyTorch takes five times as long
+        self._far = torch.from_numpy(beyond)  # few: only these can be clipped
+        far = magnitudes[self._far].double()
+        self._image = self._far // rows[0].numel()
+        self._size = far
+        self._sign = rows.reshape(-1)[self._far].sign().double()
+        channels = self._image * rows.shape[2] + self._far % rows.shape[2]
+        peaks = torch.zeros(len(rows) * rows.shape[2], dtype=torch.float64)
+        peaks.scatter_reduce_(0, channels, far, "amax")
+        self._images += len(rows)
+        self._alive += self._share * float(self._living.sum())
+        self._reach += _reach(peaks.reshape(len(rows), -1), self._cuts)
 
     @torch.no_grad()
     def add(self, gradients: Tensor) -> None:
-        """Add a direction: gradients (N, ...) of the images looked at."""
-        gradients = _flat(gradients)
-        alive = (gradients * self._alive).ravel()
-        self._rounding += float(torch.dot(alive, alive))
-        near = gradients.ravel()[self._far].double()
-        # sum over values beyond a cut of g sign(v) (|v| - cut) = sum of g v - cut * sum of g sign(v)
-        change = (
-            self._beyond(near * self._signed) - self._beyond(near * self._signed.sign()) * self._cuts.double()
-        )
-        self._clipping += change.square().sum(0).flip(0).numpy()
-
-    def _beyond(self, weights: Tensor) -> Tensor:
-        """Sums of the far values' weights beyond every cut, (N, cuts)."""
-        size = self._images * len(CUTS)
-        bins = torch.bincount(self._bin, weights, size).reshape(self._images, -1)
-        return bins.flip(1).cumsum(1).flip(1)
+        """Add a direction: gradients (N, C, ...) of the images looked at."""
+        rows = _rows(gradients)
+        living = _sparse(rows).float() * self._living
+        self._rounding += self._share * float(torch.linalg.vector_norm(living)) ** 2
+        pull = rows.reshape(-1)[self._far].double() * self._sign
+        change = _beyond(self._cuts, self._image, len(rows), self._size, pull)
+        self._clipping += change.square().sum(0).numpy()
 
     def merge(self, other: _Tally) -> None:
         """Add what another one tallied."""
-        self._rounding += other._rounding
-        self._clipping += other._clipping
+        for name in ("_images", "_alive", "_rounding", "_clipping", "_reach"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def choose(self, spec: QuantSpec, seen: TensorStatistics) -> QParams:
-        scales = CUTS * self._largest / spec.quant_max
-        error = self._clipping + self._rounding * scales**2 / 12
-        cut = float(CUTS[int(np.argmin(error))]) * self._largest
+        """The clip point of least error over all images, those too that were not looked at."""
+        scales = self._cuts.numpy() / spec.quant_max
+        everywhere = (
+            _reach(torch.from_numpy(seen.peaks).double(), self._cuts) * self._images / len(seen.peaks)
+        )
+        error = self._sensitivity() * everywhere + self._rounding * scales**2 / 12
+        cut = float(self._cuts[len(CUTS) - 1 - int(np.argmin(error[::-1]))])
         low, high = float(seen.low.min()), float(seen.high.max())
         return choose_qparams(observers.clipped(cut, low, high), spec)
 
+    def _sensitivity(self) -> Doubles:
+        """What clipping costs for its reach at every cut; where next to none reach, as at lower cuts."""
+        found = np.zeros(len(CUTS))
+        known, trust = self._rounding / max(self._alive, 1), (TRUST * self._largest) ** 2
+        for index, (clipping, reach) in enumerate(zip(self._clipping, self._reach, strict=True)):
+            known = found[index] = (clipping + known * trust) / (reach + trust) if self._largest else 0.0
+        return found
 
-def _flat(values: Tensor) -> Tensor:
-    """Values (N, ...) as (N, values), in the order in which they lie in memory where channels are last."""
-    return (values.permute(0, 2, 3, 1) if values.ndim == 4 else values).reshape(len(values), -1)
+
+def _reach(peaks: Tensor, cuts: Tensor) -> Doubles:
+    """How far images go beyond every cut: the channels' excess, summed, squared, summed over images.
+
+    Args:
+        peaks: Largest magnitude of every channel, (N, C).
+        cuts: Clip points, ascending.
+    """
+    image, channel = (peaks > cuts[0]).nonzero(as_tuple=True)
+    far = peaks[image, channel]
+    excess = _beyond(cuts, image, len(peaks), far, torch.ones_like(far))
+    found: Doubles = excess.square().sum(0).numpy()
+    return found
+
+
+def _beyond(cuts: Tensor, image: Tensor, images: int, sizes: Tensor, weights: Tensor) -> Tensor:
+    """Sums of weight x (size - cut) over an image's values that are larger than the cut, (images, cuts)."""
+    larger_than = torch.bucketize(sizes, cuts).clamp_(min=1)  # the lowest, but for its rounding to float32
+    bins = image * len(cuts) + larger_than - 1
+
+    def sums(each: Tensor) -> Tensor:
+        counted = torch.bincount(bins, each, images * len(cuts)).reshape(images, -1)
+        return counted.flip(1).cumsum(1).flip(1)
+
+    return sums(weights * sizes) - sums(weights) * cuts
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Values (N, C, ...) as (N, positions, C), as they lie in memory where channels are last."""
+    last = values.permute(0, 2, 3, 1) if values.ndim == 4 else values
+    return last.reshape(len(last), -1, last.shape[-1])
+
+
+def _sparse(rows: Tensor) -> Tensor:
+    """Some positions of (N, positions, C), which tell as much of an average as all."""
+    return rows[:, ::SPARSE] if rows.shape[1] >= SPARSE**2 else rows
 
 
 def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, seed: int) -> dict[str, _Tally]:
@@ -142,6 +193,6 @@ def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, se
     logits = network(images, watch)
     generator = torch.Generator().manual_seed(seed)
     for left in reversed(range(DIRECTIONS)):
-        direction = torch.randn(logits.shape, generator=generator)
+        direction = torch.randn(logits.shape, generator=generator).to(logits.dtype)
         torch.autograd.grad(logits, inputs, direction, retain_graph=left > 0)
     return tallies

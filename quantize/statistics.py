@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,11 @@ from toolkit.core.quant import FloatArray
 
 FloatPrecision = Literal["f32", "bf16"]
 Raw = np.ndarray[Any, Any]  # float32, or uint16: the bits of bfloat16
+_Numbers = np.ndarray[Any, np.dtype[np.uint64]]
+GOLDEN = 2654435769  # 2**32 times the fraction of the golden ratio
 SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
+PEAK_ROWS = 2**9  # images whose channels' magnitudes are kept
 PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
 PROBE_IMAGES = 83  # at least, however large
 
@@ -28,11 +31,13 @@ class TensorStatistics:
         low: Exact lowest value of every channel, (C,).
         high: Exact highest value of every channel, (C,).
         sample: Rows of values at positions spread evenly over images and pixels, (rows, C).
+        peaks: Largest magnitude of every channel in each of some images, spread evenly, (images, C).
     """
 
     low: FloatArray
     high: FloatArray
     sample: FloatArray
+    peaks: FloatArray
 
     @property
     def largest(self) -> float:
@@ -41,7 +46,7 @@ class TensorStatistics:
 
     def scaled(self, factor: FloatArray) -> TensorStatistics:
         """The statistics of the tensor divided by a factor for every channel, (C,) > 0."""
-        return TensorStatistics(self.low / factor, self.high / factor, self.sample / factor)
+        return TensorStatistics(*(getattr(self, part) / factor for part in self.__slots__))
 
     def dithered(self) -> TensorStatistics:
         """The same with a sample of bfloat16 as float32: for every value one of those that round to it.
@@ -52,7 +57,7 @@ class TensorStatistics:
         noise = np.random.default_rng(0).integers(0, 2**16, self.sample.shape, np.uint32)
         moved = (self.sample.view(np.uint32) - 2**15 + noise).view(np.float32)
         sample = np.where(self.sample == 0, self.sample, moved).clip(self.low, self.high)
-        return TensorStatistics(self.low, self.high, sample)
+        return replace(self, sample=sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,48 +112,47 @@ class Statistics:
 class Thinned:
     """A bounded, evenly spread part of a stream of rows.
 
-    Every `stride`-th row is kept; when there are too many, every second of them goes and the stride
-    doubles. No random numbers: the same stream gives the same rows.
+    A row is kept if the fraction of its number times the golden ratio is small enough; when there are too
+    many, the limit is halved. So nothing in the order of the rows is preferred, as every second row would
+    prefer some of a map's positions, or every other class. The same stream gives the same rows, in whatever
+    parts it comes.
+
+    Source:
+        Weyl's equidistribution; the golden ratio as in Knuth, The Art of Computer Programming, vol. 3, 6.4.
     """
 
     def __init__(self, most: int) -> None:
         self._most = max(most, 2)
-        self._stride = 1
+        self._limit = 2**32
         self._seen = 0
-        self._kept: list[Raw] = []
-        self._count = 0
+        self._kept: list[tuple[_Numbers, Raw]] = []
 
     def add(self, rows: Raw) -> None:
         """Offer rows, (n, ...)."""
-        first = -self._seen % self._stride
+        numbers = np.arange(self._seen, self._seen + len(rows), dtype=np.uint64)
         self._seen += len(rows)
-        chosen = rows[first :: self._stride]
-        self._kept.append(chosen.copy())
-        self._count += len(chosen)
-        while self._count > self._most:
-            self._halve()
+        self._kept.append(self._chosen(numbers, rows))
+        while sum(len(numbers) for numbers, _ in self._kept) > self._most:
+            self._limit //= 2
+            for index, part in enumerate(self._kept):  # memory: part by part
+                self._kept[index] = self._chosen(*part)
 
     def rows(self) -> Raw:
-        """The rows that were kept."""
-        if len(self._kept) > 1:
-            whole = np.empty((self._count, *self._kept[0].shape[1:]), self._kept[0].dtype)
-            end = self._count
-            while self._kept:  # memory: a part goes as soon as it is in its place
-                part = self._kept.pop()
-                whole[end - len(part) : end] = part
-                end -= len(part)
-            self._kept = [whole]
-        return self._kept[0]
+        """Hand over the rows that were kept."""
+        parts = [rows for _, rows in self._kept]
+        whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+        end = len(whole)
+        del self._kept[:]
+        while parts:  # memory: a part goes as soon as it is in its place
+            part = parts.pop()
+            whole[end - len(part) : end] = part
+            end -= len(part)
+        return whole
 
-    def _halve(self) -> None:
-        """Let every second row go, part by part."""
-        seen = 0
-        for index, part in enumerate(self._kept):
-            self._kept[index] = part[seen % 2 :: 2].copy()
-            seen += len(part)
-        self._kept = [part for part in self._kept if len(part)]
-        self._count = sum(map(len, self._kept))
-        self._stride *= 2
+    def _chosen(self, numbers: _Numbers, rows: Raw) -> tuple[_Numbers, Raw]:
+        """A copy of those that the limit leaves."""
+        chosen = numbers * GOLDEN % 2**32 < self._limit
+        return numbers[chosen], rows[chosen]
 
 
 def check_finite(name: str, *values: FloatArray) -> None:
@@ -174,6 +178,7 @@ class Gathered:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._peaks = Thinned(PEAK_ROWS)
         self._sample: Thinned | None = None
 
     def add(self, low: FloatArray, high: FloatArray, sample: Raw) -> None:
@@ -183,6 +188,7 @@ class Gathered:
             QuantizationError: A value is NaN or infinite.
         """
         check_finite(self._name, low, high)
+        self._peaks.add(np.maximum(-low, high))
         if self._sample is None:
             self._low, self._high = low.min(0), high.max(0)
             self._sample = Thinned(max(SAMPLE_ROWS, SAMPLE_VALUES // sample.shape[1]))
@@ -199,4 +205,4 @@ class Gathered:
         assert self._sample is not None
         sample = float32(self._sample.rows())
         check_finite(self._name, sample)
-        return TensorStatistics(self._low, self._high, sample)
+        return TensorStatistics(self._low, self._high, sample, self._peaks.rows())

@@ -82,9 +82,9 @@ def test_a_hand_worked_space():
     from quantize.equalize import _factor
     from quantize.statistics import TensorStatistics
 
-    seen = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [1, 4], [[0, 0]])))
+    seen = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [1, 4], [[0, 0]], [[1, 4]])))
     np.testing.assert_allclose(_factor([seen], 0.5), [2**-0.5, 2**0.5], rtol=1e-6)
-    dead = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [0, 4], [[0, 0]])))
+    dead = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [0, 4], [[0, 0]], [[0, 4]])))
     assert (np.abs(np.log(_factor([dead], 0.5))) <= np.log(LARGEST_FACTOR) + 1e-6).all()
 
 
