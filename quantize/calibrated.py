@@ -31,7 +31,7 @@ RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 
     "max": 2**21,
 }
 EQUALIZATION = {"balanced": 0.6, "max": 0.65}  # strength: fitted weights lose less by it
-BIAS_PIXELS = 2**19  # probe images for bias correction: 128 at 64 px, 10 at 224 px
+BIAS_PIXELS = 2**18  # probe images for bias correction: 64 at 64 px, 8 at 224 px
 LEARNING_PIXELS = 2**21  # probe images for effort max: 512 at 64 px, 41 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
 SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px

@@ -58,7 +58,7 @@ def collect(
             if passing is None or probe is None:
                 pixels = int(np.prod(batch.shape[2:]))
                 size = classifier.batch or min(max(PART_PIXELS // pixels, 1), len(batch))
-                passing = FloatPass(classifier.model, names, (size, *batch.shape[1:]), exact=exact)
+                passing = FloatPass(model, classifier.model, names, (size, *batch.shape[1:]), exact=exact)
                 probe = Thinned(max(PROBE_PIXELS // pixels, PROBE_IMAGES))
             probe.add(batch)
             images += len(batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from toolkit.core.errors import ModelError
 from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray
 from toolkit.core.threads import default_workers
-from toolkit.graph import io
 
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
@@ -52,6 +52,7 @@ class FloatPass:
     """Runs a float graph on all cores, one thread each; call it from so many threads.
 
     Args:
+        path: The graph's file.
         model: The graph, its shapes inferred.
         names: Tensors to look at.
         shape: Of the images that are run at once, (N, C, H, W).
@@ -66,7 +67,7 @@ class FloatPass:
     """
 
     def __init__(
-        self, model: ir.Model, names: Sequence[str], shape: Sequence[int], *, exact: bool = False
+        self, path: Path, model: ir.Model, names: Sequence[str], shape: Sequence[int], *, exact: bool = False
     ) -> None:
         self.size = shape[0]
         self.precision: FloatPrecision = "f32" if exact else fastest_float()
@@ -76,7 +77,7 @@ class FloatPass:
         self._joined = _Joined()
         self._requests = threading.local()
         try:
-            self._compiled = self._compile(model, list(shape))
+            self._compiled = self._compile(path, list(shape))
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO refuses the graph: {reason(error)}",
@@ -108,12 +109,13 @@ class FloatPass:
         data: Raw = tensor.data
         return data if self.precision == "f32" else data.view(np.uint16)  # it says float16
 
-    def _compile(self, model: ir.Model, shape: list[int]) -> Any:
+    def _compile(self, path: Path, shape: list[int]) -> Any:
         made = [value for value in self._watched if value is not self._input]
-        network = core().read_model(_with_outputs(model, made))
+        network = core().read_model(path)
         network.reshape(shape)
-        for value in made:
-            tensor = network.output(str(value.name)).get_node().input_value(0)
+        results = network.add_outputs([str(value.name) for value in made])
+        for value, result in zip(made, results, strict=True):
+            tensor = result.get_node().input_value(0)
             self._joined.add(str(value.name), _reduced(value, tensor))
         threads = {"INFERENCE_NUM_THREADS": default_workers(), "NUM_STREAMS": default_workers()}
         return core().compile_model(
@@ -162,16 +164,6 @@ class _Joined:
 def fastest_float() -> FloatPrecision:
     """What this CPU computes convolutions fastest in."""
     return "bf16" if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
-
-
-def _with_outputs(model: ir.Model, values: Sequence[ir.Value]) -> bytes:
-    """The graph, giving these tensors."""
-    changed = io.copy(model)
-    wanted = {str(value.name) for value in values}
-    changed.graph.outputs[:] = [value for value in _values(changed.graph) if value.name in wanted]
-    for value in changed.graph.outputs:
-        value.type = ir.TensorType(ir.DataType.FLOAT)
-    return bytes(ir.to_proto(changed).SerializeToString())
 
 
 def _reduced(value: ir.Value, tensor: Any) -> list[Any]:

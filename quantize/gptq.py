@@ -13,7 +13,7 @@ Source:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,7 +28,8 @@ from toolkit.core.quant import FloatArray, QParams
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
-NEAR_ROWS = 2**11  # positions for these
+NEAR_ROWS = 2**10  # positions for these
+JOINED_ROWS = 2**11  # positions taken up together: one large product is faster than some small ones
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
 BLOCK = 16  # inputs between updates of all later weights
 
@@ -132,8 +133,9 @@ def _moments(
     sums = torch.zeros(blocks, width, dtype=torch.float64)
     center: Tensor | None = None  # near the means: what is summed is then no larger than what comes out
     seen = 0
-    for read in inputs:
-        parts = _blocks(_columns(node, shape, read(), max(rows // len(inputs), 1)), width)
+    each = max(rows // len(inputs), 1)
+    for columns in _joined((_columns(node, shape, read(), each) for read in inputs), JOINED_ROWS):
+        parts = _blocks(columns, width)
         if node.op_type != "MatMul":
             center = parts.mean(1, keepdim=True) if center is None else center
             parts = parts - center
@@ -165,9 +167,26 @@ def _columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -
 
     pads = node.attributes.get("pads")
     top, left, bottom, right = (0, 0, 0, 0) if pads is None else (int(i) for i in pads.as_ints())
-    padded = F.pad(values, (left, right, top, bottom)).contiguous()
+    padded = F.pad(values, (left, right, top, bottom))
     down, across = two("strides")
+    below, beside = two("dilations")
     apart = max(math.isqrt(len(values) * values.shape[2] * values.shape[3] // (down * across * most)), 1)
-    stride = (down * apart, across * apart)
-    unfolded = F.unfold(padded, (shape[2], shape[3]), dilation=two("dilations"), stride=stride)
-    return unfolded.transpose(1, 2).reshape(-1, unfolded.shape[1])
+    ends = padded.shape[2] - below * (shape[2] - 1), padded.shape[3] - beside * (shape[3] - 1)
+    taps = [
+        padded[:, :, y : y + ends[0] : down * apart, x : x + ends[1] : across * apart]
+        for y in range(0, below * shape[2], below)
+        for x in range(0, beside * shape[3], beside)
+    ]
+    return torch.stack(taps, 2).permute(0, 3, 4, 1, 2).reshape(-1, shape[1] * len(taps))
+
+
+def _joined(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
+    """Columns (R, K) with so many rows at least, but for the last ones."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= least:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)

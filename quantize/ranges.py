@@ -20,7 +20,6 @@ from toolkit.core.quant import FloatArray, QParams, QuantSpec
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
-DIRECTIONS = 2  # of the logits, for every image
 SPARSE = 5  # one position in so many tells of rounding errors
 TRUST = 0.02  # of the largest magnitude: a reach that tells little of what clipping costs
 
@@ -39,7 +38,7 @@ def output_aware(
 ) -> dict[str, QParams]:
     """Choose the clip point of every tensor that disturbs the logits least.
 
-    To first order an error e of a tensor moves the logits by J e. For a random direction r the number
+    To first order an error e of a tensor moves the logits by J e. For random signs r the gradient
     g = J^T r is one backward pass, and the mean of (g.e)^2 over r is the squared change of the logits.
     Rounding errors are independent, so they add up as g^2 scale^2 / 12 (an exact zero stays exact);
     clipping errors have one sign, so they are summed before they are squared. Outliers are rare, and the
@@ -56,8 +55,9 @@ def output_aware(
         Tensor name -> parameters.
 
     Source:
-        First-order propagation as in Dong et al. 2019, arXiv:1905.03696, with the clipping bias kept
-        coherent; our own.
+        First-order propagation as in Dong et al. 2019, arXiv:1905.03696; signs, for they scatter less than
+        normal numbers, as in Hutchinson 1990, Communications in Statistics 19(2); the clipping bias kept
+        coherent, and its reach, are our own.
     """
     largest = {name: statistics[name].largest for name in points}
     tallies = {name: _Tally(most) for name, most in largest.items()}
@@ -75,7 +75,7 @@ def output_aware(
 
 
 class _Tally:
-    """Squared changes of the logits by one tensor, summed over images and directions."""
+    """Squared changes of the logits by one tensor, summed over images."""
 
     def __init__(self, largest: float) -> None:
         self._largest = largest
@@ -107,7 +107,7 @@ class _Tally:
 
     @torch.no_grad()
     def add(self, gradients: Tensor) -> None:
-        """Add a direction: gradients (N, C, ...) of the images looked at."""
+        """Take the gradients (N, C, ...) of the images looked at."""
         rows = _rows(gradients)
         living = _sparse(rows).float() * self._living
         self._rounding += self._share * float(torch.linalg.vector_norm(living)) ** 2
@@ -191,8 +191,6 @@ def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, se
         return value
 
     logits = network(images, watch)
-    generator = torch.Generator().manual_seed(seed)
-    for left in reversed(range(DIRECTIONS)):
-        direction = torch.randn(logits.shape, generator=generator).to(logits.dtype)
-        torch.autograd.grad(logits, inputs, direction, retain_graph=left > 0)
+    signs = torch.randint(0, 2, logits.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    torch.autograd.grad(logits, inputs, signs.to(logits.dtype))
     return tallies
