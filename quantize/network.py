@@ -79,6 +79,11 @@ class Network:
                     f"operation {node.op_type} (node '{node.name}') cannot be differentiated here",
                     hint="quantize.effort = fast does not need it",
                 )
+            if node.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
+                raise ModelError(
+                    f"node '{node.name}' is padded by the size of its input, which is not known",
+                    hint="export with a fixed image size",
+                )
         self.input = str(model.graph.inputs[0].name)
         self.output = str(model.graph.outputs[0].name)
         self.reads = Counter(str(v.name) for node in self.nodes for v in node.inputs if v is not None)
@@ -145,12 +150,12 @@ class _Call:
     """Inputs and attributes of a node."""
 
     def __init__(self, node: ir.Node, inputs: list[Tensor | None]) -> None:
-        self._node = node
+        self.node = node
         self._inputs = inputs
 
     def __getitem__(self, index: int) -> Tensor:
         found = self.get(index)
-        assert found is not None, f"{self._node.name}: input {index} is absent"
+        assert found is not None, f"{self.node.name}: input {index} is absent"
         return found
 
     def get(self, index: int) -> Tensor | None:
@@ -160,14 +165,14 @@ class _Call:
         return [value for value in self._inputs if value is not None]
 
     def ints(self, name: str, default: list[int]) -> list[int]:
-        attribute = self._node.attributes.get(name)
+        attribute = self.node.attributes.get(name)
         return default if attribute is None else [int(v) for v in attribute.as_ints()]
 
     def integer(self, name: str, default: int) -> int:
-        return int(self._node.attributes.get_int(name, default) or 0)
+        return int(self.node.attributes.get_int(name, default) or 0)
 
     def number(self, name: str, default: float) -> float:
-        found = self._node.attributes.get_float(name, default)
+        found = self.node.attributes.get_float(name, default)
         return default if found is None else float(found)
 
     def constant(self, index: int) -> list[int]:
@@ -211,9 +216,12 @@ def _average_pool(call: _Call) -> Tensor:
     x, pads = _padded(call, 2, 0.0)
     include = bool(call.integer("count_include_pad", 0))
     ceil = bool(call.integer("ceil_mode", 0))
-    return F.avg_pool2d(
-        x, call.ints("kernel_shape", [1, 1]), call.ints("strides", [1, 1]), pads, ceil, include
-    )
+    kernel, strides = call.ints("kernel_shape", [1, 1]), call.ints("strides", [1, 1])
+    found = F.avg_pool2d(x, kernel, strides, pads, ceil, include)
+    if include or x is call[0]:
+        return found
+    inside, _ = _padded(_Call(call.node, [torch.ones_like(call[0][:1, :1])]), 2, 0.0)
+    return found / F.avg_pool2d(inside, kernel, strides, pads, ceil, include)
 
 
 def _batch_norm(call: _Call) -> Tensor:

@@ -126,7 +126,7 @@ def never_negative(value: ir.Value) -> bool:
     if node.op_type == "Clip":
         low = node.inputs[1] if len(node.inputs) > 1 else None
         return low is not None and low.const_value is not None and float(low.const_value.numpy()) >= 0
-    first = node.inputs[0]
+    first = node.inputs[0] if node.inputs else None
     if node.op_type in MOVED | POOLED | {"MaxPool", "Slice", "GlobalMaxPool", "Identity"}:
         return first is not None and never_negative(first)
     if node.op_type in {"Concat", "Add"}:
@@ -171,7 +171,7 @@ def _stays_apart(node: ir.Node) -> bool:
 def _stand(value: ir.Value, *, pools: bool) -> ir.Value:
     """Where the Q/DQ pair of a wish stands: before what only moves values around, and max pools if asked."""
     node = value.producer()
-    while node is not None and node.inputs[0] is not None:
+    while node is not None and node.inputs and node.inputs[0] is not None:
         if node.op_type not in MOVED and not (pools and node.op_type == "MaxPool"):
             break
         value = node.inputs[0]

@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    IdentityEliminationPass,
-    LiftConstantsToInitializersPass,
-    RemoveUnusedNodesPass,
-    ShapeInferencePass,
-)
+from onnx_ir.passes.common import IdentityEliminationPass, ShapeInferencePass
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
+from toolkit.graph.simplify import fold_constants, write_padding
 
 QUANTIZED_OPS = frozenset(
     {
@@ -178,10 +174,11 @@ def _load(path: Path) -> ir.Model:
         raise ModelError(f"no such file: {path}", hint="check the path")
     try:
         model = ir.load(path)
-        LiftConstantsToInitializersPass()(model)
         IdentityEliminationPass()(model)
-        RemoveUnusedNodesPass()(model)
         inferred: ir.Model = ShapeInferencePass()(model).model
+        if fold_constants(inferred):
+            inferred = ShapeInferencePass()(inferred).model
+        write_padding(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
             set_constant(value, np.array(constant(value)))
     except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file

@@ -1,0 +1,121 @@
+"""Constants, computed shapes and automatic padding come out as numbers, and the graph computes the same."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from float_graphs import Graph, images
+
+import targets
+from quantize import QuantizeOptions, quantize
+from quantize.collect import collect
+from quantize.network import Network
+from toolkit.graph import io
+
+KINDS = ["SAME_UPPER", "SAME_LOWER", "VALID"]
+
+
+def run(path, pixels):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"images": pixels}
+    )[0]
+
+
+def padded(kind, side):
+    """Convolutions and pools of uneven padding."""
+    g = Graph(side)
+    x = "images"
+    for number, (stride, kernel) in enumerate([(2, 3), (1, 4), (2, 2)]):
+        weight = np.random.default_rng(number).normal(size=(4, g.shapes[x][0], kernel, kernel))
+        side = -(-side // stride) if kind != "VALID" else (side - kernel) // stride + 1
+        options = {"strides": [stride] * 2, "auto_pad": kind}
+        x = g.node("Conv", [x, g.constant(f"w{number}", weight)], (4, side, side), **options)
+    x = g.node("AveragePool", [x], (4, side, side), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    side = side if kind != "VALID" else side - 1
+    x = g.node("AveragePool", [x], (4, side, side), kernel_shape=[2, 2], auto_pad=kind)
+    side = side if kind != "VALID" else side - 1
+    x = g.node("MaxPool", [x], (4, side, side), kernel_shape=[2, 2], auto_pad=kind)
+    return g.head(x)
+
+
+def exported():
+    """As PyTorch's exporter writes: bounds, shapes and a shortcut's filling are nodes that compute."""
+    g = Graph(16)
+
+    def constant(name, values, dtype=np.int64):
+        value = onnx.numpy_helper.from_array(np.asarray(values, dtype), name)
+        g.nodes.append(onnx.helper.make_node("Constant", [], [name], value=value))
+        return name
+
+    x = g.conv("images", 4)
+    x = g.node("Clip", [x, constant("low", 0, np.float32), constant("high", 6, np.float32)], (4, 16, 16))
+    y = g.conv(g.unary("Relu", g.conv(x, 8, stride=2)), 8)
+    bounds = [("begin", [0, 0]), ("end", [99, 99]), ("axes", [2, 3]), ("step", [2, 2])]
+    x = g.node("Slice", [x, *(constant(*each) for each in bounds)], (4, 8, 8))
+    zero = onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
+    zeros = g.node("ConstantOfShape", [constant("two", [2])], (2,), value=zero)
+    beside = g.node("Concat", [zeros, constant("more", [2]), zeros], (5,), axis=0)
+    channels = g.node("Slice", [beside, constant("first", [1]), constant("last", [5])], (4,))
+    pads = g.node("Concat", [channels, channels], (8,), axis=0)
+    x = g.unary("Relu", g.add(y, g.node("Pad", [x, pads], (8, 8, 8))))
+    x = g.node("GlobalAveragePool", [x], (8, 1, 1))
+    x = g.node("Reshape", [x, constant("flat", [-1, 8])], (8,))
+    weight = g.constant("fc.weight", g.random.normal(0, 0.5, (8, 5)))
+    g.nodes.append(onnx.helper.make_node("MatMul", [x, weight], ["logits"], name="fc"))
+    g.shapes["logits"] = (5,)
+    return g
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [24, 27])
+def test_automatic_padding_is_written_out(kind, side, tmp_path):
+    g = padded(kind, side)
+    g.shapes["images"] = (3, side, side)
+    path, pixels = g.save(tmp_path / "m.onnx"), images(2, side)
+    classifier = io.read_classifier(path)
+    assert not any("auto_pad" in node.attributes for node in classifier.model.graph)
+    expected = run(path, pixels)
+    io.save(classifier.model, tmp_path / "written.onnx")
+    np.testing.assert_allclose(run(tmp_path / "written.onnx", pixels), expected, rtol=1e-6)
+    with torch.inference_mode():
+        got = Network(classifier.model)(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_what_depends_on_no_image_becomes_an_initializer(tmp_path):
+    path, pixels = exported().save(tmp_path / "m.onnx"), images(3, 16)
+    classifier = io.read_classifier(path)
+    kinds = {node.op_type for node in classifier.model.graph}
+    assert kinds == {"Conv", "Clip", "Relu", "Slice", "Pad", "Add", "GlobalAveragePool", "Reshape", "MatMul"}
+    io.save(classifier.model, tmp_path / "folded.onnx")
+    np.testing.assert_array_equal(run(tmp_path / "folded.onnx", pixels), run(path, pixels))
+
+
+def test_a_known_shape_is_a_constant_and_a_dynamic_one_is_not(tmp_path):
+    for batch, left in ((2, set()), ("batch", {"Shape"})):
+        g = Graph(8, batch=batch)
+        shape = g.node("Shape", ["images"], (4,))
+        x = g.node("Reshape", [g.conv("images", 3), shape], (3, 8, 8))
+        path = g.head(x).save(tmp_path / f"{batch}.onnx")
+        assert {n.op_type for n in io.read_classifier(path).model.graph} & {"Shape"} == left
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt", "onnxruntime"])
+def test_an_exported_graph_is_quantized_with_full_effort(target, tmp_path):
+    path, pixels = exported().save(tmp_path / "m.onnx"), images(8, 16)
+    found = quantize(
+        path, collect(path, [pixels]), targets.get(target).scheme, QuantizeOptions(), tmp_path / "q.onnx"
+    )
+    assert not any("fast" in warning for warning in found["warnings"]), found["warnings"]
+    exact, coarse = run(path, pixels), run(tmp_path / "q.onnx", pixels)
+    assert np.abs(exact - coarse).max() <= 0.05 * np.abs(exact).max()
+
+
+def test_a_weight_that_is_dequantized_stays_a_node(tmp_path):
+    g = Graph(8)
+    g.constant("scale", 0.01)
+    values = g.constant("values", np.ones((4, 3, 1, 1)), np.int8)
+    weight = g.node("DequantizeLinear", [values, "scale"], (3, 1, 1))
+    path = g.head(g.node("Conv", ["images", weight], (4, 8, 8))).save(tmp_path / "m.onnx")
+    assert "DequantizeLinear" in {node.op_type for node in io.read(path).model.graph}

@@ -1,0 +1,125 @@
+"""What exporters write in many ways, written in one: constants as initializers, padding in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
+
+FOLDED = frozenset(  # what paddings, shapes and fills are computed with
+    {
+        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Cast", "Equal", "Where", "Range"),
+        *("Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Expand"),
+        *("Shape", "ConstantOfShape"),
+    }
+)
+
+
+def fold_constants(model: ir.Model) -> bool:
+    """Make constants and what is computed of them initializers; shapes that are known are constants.
+
+    Returns:
+        Whether anything was computed, so that more shapes may be known.
+    """
+    found = False
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in list(model.graph):
+        arrays = _worked_out(node)
+        if arrays is None:
+            continue
+        found = True
+        for output, array in zip(node.outputs, arrays, strict=True):
+            value = ir.Value(name=f"{output.name}/constant", const_value=ir.tensor(array))
+            value.shape, value.type = (
+                ir.Shape(array.shape),
+                ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            )
+            model.graph.register_initializer(value)
+            ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=False)
+    RemoveUnusedNodesPass()(model)
+    return found
+
+
+def write_padding(model: ir.Model) -> None:
+    """Turn `auto_pad` into the pads that it means, where the size of the input is known.
+
+    Source:
+        ONNX operators, Conv: `auto_pad`.
+    """
+    for node in model.graph:
+        how = node.attributes.get_string("auto_pad", "NOTSET")
+        if how == "VALID":
+            del node.attributes["auto_pad"]
+        if how not in {"SAME_UPPER", "SAME_LOWER"} or node.inputs[0] is None:
+            continue
+        sides = _sides(node.inputs[0])
+        kernel = _kernel(node)
+        if sides is None or kernel is None or len(sides) != len(kernel):
+            continue
+        strides, dilations = (_ints(node, name, [1] * len(kernel)) for name in ("strides", "dilations"))
+        padding = [
+            max((-(-side // stride) - 1) * stride + dilation * (taps - 1) + 1 - side, 0)
+            for side, stride, dilation, taps in zip(sides, strides, dilations, kernel, strict=True)
+        ]
+        less, more = [each // 2 for each in padding], [-(-each // 2) for each in padding]
+        del node.attributes["auto_pad"]
+        node.attributes["pads"] = ir.AttrInt64s(
+            "pads", [*less, *more] if how == "SAME_UPPER" else [*more, *less]
+        )
+
+
+def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
+    """The results of a node that depend on no image, if it is one that is folded."""
+    if node.op_type not in FOLDED or node.domain not in {"", "ai.onnx"} or node.graph is None:
+        return None
+    if node.op_type == "Shape" and node.inputs[0] is not None:
+        dims = node.inputs[0].shape
+        if dims is None or not all(isinstance(dim, int) for dim in dims):
+            return None
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
+        return [np.array([int(dim) for dim in dims][start:end], np.int64)]  # type: ignore[arg-type]
+    read = [value for value in node.inputs if value is not None]
+    if not read or any(value.const_value is None or value.is_graph_input() for value in read):
+        return None
+    version = node.graph.opset_imports.get("") or onnx.defs.onnx_opset_version()
+    alone = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [ir.to_proto(node)],
+            "alone",
+            [],
+            [onnx.helper.make_empty_tensor_value_info(str(value.name)) for value in node.outputs],
+            [onnx.numpy_helper.from_array(_array(value), value.name) for value in read],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", version)],
+    )
+    return [np.asarray(each) for each in ReferenceEvaluator(alone).run(None, {})]
+
+
+def _array(value: ir.Value) -> np.ndarray:
+    assert value.const_value is not None, "an initializer"
+    return np.asarray(value.const_value.numpy())
+
+
+def _kernel(node: ir.Node) -> list[int] | None:
+    """Sides of the kernel."""
+    written = node.attributes.get("kernel_shape")
+    if written is not None:
+        return [int(side) for side in written.as_ints()]
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    return None if weight is None else _sides(weight)
+
+
+def _sides(value: ir.Value) -> list[int] | None:
+    """Sides of a map or of a kernel, without the first two axes."""
+    if value.shape is None or not all(isinstance(dim, int) for dim in list(value.shape)[2:]):
+        return None
+    return [int(dim) for dim in list(value.shape)[2:]]  # type: ignore[arg-type]
+
+
+def _ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
+    attribute = node.attributes.get(name)
+    return list(default) if attribute is None else [int(each) for each in attribute.as_ints()]
