@@ -56,6 +56,17 @@ def test_the_sample_holds_values_of_the_tensor_only(tmp_path):
         assert away.max() <= 1e-5 * np.abs(values).max(), name
 
 
+def test_the_sample_covers_the_map_evenly(tmp_path):
+    """Of 512 channels a 32nd part of the rows is kept: the first of every map alone, if each 32nd were."""
+    places = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4) + 1
+    g = Graph(4, channels=1)
+    path = g.head(g.unary("Relu", g.conv("images", 512, 1, weight=np.ones((512, 1, 1, 1)), bias=False)))
+    seen = collect(path.save(tmp_path / "m.onnx"), [np.repeat(places, 100, 0)] * 5, exact=True)
+    counts = np.bincount(seen.tensors["relu1"].sample[:, 0].astype(int), minlength=17)[1:]
+    assert len(seen.tensors["relu1"].sample) < 5 * 100 * 16 / 16
+    assert counts.min() >= counts.mean() / 2
+
+
 def test_memory_does_not_grow_with_the_images(tmp_path):
     path = residual().save(tmp_path / "m.onnx")
 

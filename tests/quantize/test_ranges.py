@@ -1,0 +1,81 @@
+"""Clip points: the least change of the logits, worked out by hand; outliers count that no probe image has."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from float_graphs import Graph
+
+from quantize.collect import collect
+from quantize.network import Network
+from quantize.ranges import CUTS, output_aware
+from toolkit.core.quant import QuantSpec
+from toolkit.graph import io
+
+SPEC = QuantSpec("int8", symmetric=True)
+SIDE = 8
+POINT = "relu1"
+
+
+def averaged(tmp_path):
+    """A network whose one logit is three times the mean of what ReLU leaves of the image."""
+    g = Graph(SIDE, channels=1)
+    x = g.unary("Relu", g.conv("images", 1, 1, bias=False, weight=np.ones((1, 1, 1, 1))))
+    pooled = g.node("GlobalAveragePool", [x], (1, 1, 1))
+    flat = g.node("Flatten", [pooled], (1,), axis=1)
+    g.node("Gemm", [flat, g.constant("w", [[3.0]])], (1,))
+    g.nodes[-1].output[0] = "logits"
+    g.shapes["logits"] = (1,)
+    return g.save(tmp_path / "m.onnx")
+
+
+def pictures(count, outliers, seed=0):
+    """Images of which every so many-th has a few values far from the rest."""
+    random = np.random.default_rng(seed)
+    found = np.abs(random.normal(size=(count, 1, SIDE, SIDE))).astype(np.float32)
+    found[::outliers, 0, 0, :3] = random.uniform(15, 25, (len(found[::outliers]), 3))
+    return found
+
+
+def chosen(path, probe, statistics):
+    return output_aware(Network(io.read_classifier(path).model), probe, {POINT: SPEC}, statistics)[
+        POINT
+    ].scale[0]
+
+
+def by_hand(pixels):
+    """The clip point at which rounding and clipping change the logit least, in squares."""
+    gradient = 3 / SIDE**2
+    cuts = CUTS * pixels.max()
+    excess = np.maximum(pixels[..., None] - cuts, 0).sum((1, 2, 3))  # (images, cuts)
+    clipping = np.square(gradient * excess).sum(0)
+    rounding = gradient**2 * (pixels > 0).sum() * np.square(cuts / 127) / 12
+    return float(cuts[np.argmin(clipping + rounding)]) / 127
+
+
+@pytest.mark.parametrize("outliers", [1, 2, 10])
+def test_clip_points_are_those_worked_out_by_hand(outliers, tmp_path):
+    path, pixels = averaged(tmp_path), pictures(64, outliers)
+    seen = collect(path, [pixels], exact=True).tensors
+    step = 1.5 * float((CUTS[0] - CUTS[1]) * pixels.max()) / 127
+    assert chosen(path, pixels, seen) == pytest.approx(by_hand(pixels), abs=step)
+
+
+def test_outliers_that_no_probe_image_has_are_not_cut_off(tmp_path):
+    path, pixels = averaged(tmp_path), pictures(100, 10)
+    seen = collect(path, [pixels], exact=True).tensors
+    tame = pixels[np.arange(len(pixels)) % 10 != 0]
+    knowing = chosen(path, tame, seen)
+    blind = chosen(path, tame, {POINT: replace(seen[POINT], peaks=tame.max((2, 3)))})
+    assert blind == pytest.approx(CUTS[-1] * pixels.max() / 127)
+    assert knowing >= 2 * blind
+    assert knowing == pytest.approx(by_hand(pixels), rel=0.25)
+
+
+def test_bfloat16_finds_the_same_clip_points(tmp_path):
+    path, pixels = averaged(tmp_path), pictures(64, 4)
+    seen = collect(path, [pixels], exact=True).tensors
+    rough = Network(io.read_classifier(path).model, torch.bfloat16)
+    found = output_aware(rough, pixels, {POINT: SPEC}, seen)[POINT].scale[0]
+    assert found == pytest.approx(chosen(path, pixels, seen), rel=0.05)
