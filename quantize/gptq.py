@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.network import Network
+from quantize.network import Network, side_by_side
 from quantize.placement import weight_axis
 from quantize.simulate import dequantized, fake_quantize
 from toolkit.core.quant import FloatArray, QParams
@@ -31,6 +31,9 @@ NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 ch
 NEAR_ROWS = 2**10  # positions for these
 JOINED_ROWS = 2**11  # positions taken up together: one large product is faster than some small ones
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
+GROUPS = 4  # of parts whose moments are taken side by side
+BLOCKS_EACH = 8  # blocks of inputs a thread fits at once
+OUTPUTS_EACH = 256  # outputs a thread fits at once, where there is one block
 BLOCK = 16  # inputs between updates of all later weights
 
 
@@ -92,24 +95,43 @@ def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tenso
         scale: Step of every row, (O,).
         limit: Largest magnitude of an integer.
     """
-    count = weight.shape[2]
-    left = (weight / scale[:, None].to(weight.dtype)).transpose(1, 2).contiguous()  # (B, K, O)
     moments = moments.to(weight.dtype, copy=True)
     diagonal = moments.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean()
     if mean <= 0.0:  # inputs that never change, but for rounding errors
-        return left.round().clamp(-limit, limit).transpose(1, 2)
+        return (weight / scale[:, None].to(weight.dtype)).round().clamp(-limit, limit)
     diagonal.add_(DAMPING * mean)
-    order = diagonal.argsort(1, descending=True)  # what matters most has most that can make up for it
+    if len(weight) == 1:
+        order, shares = _shares(moments)
+        some = zip(torch.split(weight, OUTPUTS_EACH, 1), torch.split(scale, OUTPUTS_EACH), strict=True)
+        return torch.cat(
+            list(side_by_side(lambda some: _fitted(some[0], order, shares, some[1], limit), some)), 1
+        )
+    blocks = zip(torch.split(weight, BLOCKS_EACH), torch.split(moments, BLOCKS_EACH), strict=True)
+    return torch.cat(
+        list(side_by_side(lambda some: _fitted(some[0], *_shares(some[1]), scale, limit), blocks))
+    )
+
+
+def _shares(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """In what order inputs are rounded, (B, K); what each of the later ones takes of an error, (B, K, K)."""
+    order = moments.diagonal(dim1=1, dim2=2).argsort(
+        1, descending=True
+    )  # most to make up for what matters most
     moments = moments.gather(1, order[:, :, None].expand_as(moments))
     moments = moments.gather(2, order[:, None].expand_as(moments))
-    left = left.gather(1, order[:, :, None].expand_as(left))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    shares = (factor / factor.diagonal(dim1=1, dim2=2)[:, :, None]).to(left.dtype)
+    return order, factor / factor.diagonal(dim1=1, dim2=2)[:, :, None]
+
+
+def _fitted(weight: Tensor, order: Tensor, shares: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """Integers for weights (B, O, K), one input after another."""
+    left = (weight / scale[:, None].to(weight.dtype)).transpose(1, 2).contiguous()  # (B, K, O)
+    left = left.gather(1, order[:, :, None].expand_as(left))
     steps = torch.empty_like(left)
-    for start in range(0, count, BLOCK):
-        end = min(start + BLOCK, count)
+    for start in range(0, left.shape[1], BLOCK):
+        end = min(start + BLOCK, left.shape[1])
         errors = torch.empty_like(left[:, start:end])
         for i in range(start, end):
             steps[:, i] = left[:, i].round().clamp_(-limit, limit)
@@ -128,23 +150,33 @@ def _moments(
     About their means, where a bias makes up for these.
     """
     width = size * int(np.prod(shape[2:]))
-    blocks = -(-shape[1] // size)
-    squares = torch.zeros(blocks, width, width, dtype=torch.float64)
-    sums = torch.zeros(blocks, width, dtype=torch.float64)
-    center: Tensor | None = None  # near the means: what is summed is then no larger than what comes out
-    seen = 0
     each = max(rows // len(inputs), 1)
-    for columns in _joined((_columns(node, shape, read(), each) for read in inputs), JOINED_ROWS):
-        parts = _blocks(columns, width)
-        if node.op_type != "MatMul":
-            center = parts.mean(1, keepdim=True) if center is None else center
+
+    def summed(some: Sequence[Callable[[], Tensor]]) -> tuple[Tensor, Tensor, int]:
+        """Squares about the mean, the mean, and how many."""
+        squares, sums, center, seen = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
+        for columns in _joined((_columns(node, shape, read(), each) for read in some), JOINED_ROWS):
+            parts = _blocks(columns, width)
+            center = center if seen else parts.mean(1, keepdim=True)  # near the mean: sums stay small
             parts = parts - center
-        squares += parts.transpose(1, 2) @ parts
-        sums += parts.sum(1)
-        seen += parts.shape[1]
-    if center is None:
-        return squares
-    return squares - sums[:, :, None] * sums[:, None] / seen
+            squares = squares + (parts.transpose(1, 2) @ parts).double()
+            sums = sums + parts.sum(1).double()
+            seen += parts.shape[1]
+        return squares - _outer(sums) / seen, sums / seen + center[:, 0], seen
+
+    groups = [inputs[start::GROUPS] for start in range(min(GROUPS, len(inputs)))]
+    squares, means, counts = zip(*side_by_side(summed, groups), strict=True)
+    total = sum(counts)
+    mean = sum(m * n for m, n in zip(means, counts, strict=True)) / total
+    if node.op_type == "MatMul":
+        mean = torch.zeros_like(mean)
+    apart = (_outer(m - mean) * n for m, n in zip(means, counts, strict=True))
+    return torch.stack([s + a for s, a in zip(squares, apart, strict=True)]).sum(0)
+
+
+def _outer(rows: Tensor) -> Tensor:
+    """Products of all pairs, (B, K, K) of (B, K)."""
+    return rows[:, :, None] * rows[:, None]
 
 
 def _blocks(columns: Tensor, width: int) -> Tensor:

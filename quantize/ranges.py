@@ -71,7 +71,8 @@ def output_aware(
             for name, tally in part.items():
                 tallies[name].merge(tally)
     give_back()
-    return {name: tallies[name].choose(spec, statistics[name]) for name, spec in points.items()}
+    chosen = side_by_side(lambda name: tallies[name].choose(points[name], statistics[name]), points)
+    return dict(zip(points, chosen, strict=True))
 
 
 class _Tally:
