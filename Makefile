@@ -32,7 +32,7 @@ test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debia
 bench: $(VENV)/.installed-bench ## quantization: the figures, beside NNCF and ONNX Runtime
 	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)
 
-bench-peers: $(VENV)/.installed-bench ## quantization against every peer
+bench-peers: $(VENV)/.installed-peers ## quantization against every peer
 	$(BIN)/python tests/benchmarks/quantization.py --peers $(ARGS)
 
 bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, beside Torch-Pruning
@@ -52,6 +52,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(PIP) --editable '.[dev,bench]'
+	touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-bench
+	$(PIP) --editable '.[dev,bench,peers]'
 	touch $@
 
 clean: ## forget the environment and all runs

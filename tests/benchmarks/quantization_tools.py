@@ -25,6 +25,7 @@ from toolkit.core.tensors import Preprocess
 
 BATCH = 8  # images at once, as `edgeship run` calibrates
 INPUT = "images"  # of the graphs we export
+AIMET_BATCH = 32  # as in its examples; it quantizes the weights anew in every run of its simulation
 CONTROLLED_DROP = 0.001  # of top-1, that accuracy control is asked to keep
 
 
@@ -202,6 +203,46 @@ def model_optimizer(method: str) -> Tool:
     return prepare
 
 
+def aimet(scheme: str = "min_max", *, equalize: bool = False, adaround: bool = False) -> Tool:
+    def prepare(job: Job) -> Callable[[], Path]:
+        import aimet_onnx
+        import onnx
+        from aimet_onnx.common.quantsim_config.utils import get_path_for_per_channel_config
+        from aimet_onnx.cross_layer_equalization import equalize_model
+        from quantization_measure import any_batch
+
+        import targets
+
+        signed = targets.get(job.target).scheme.unsigned_activation is None
+        config = json.loads(Path(get_path_for_per_channel_config()).read_text(encoding="utf-8"))
+        if signed:  # its default, unsigned integers with a zero point, is refused by NVIDIA's parser
+            config["defaults"]["ops"]["is_symmetric"] = "True"
+            config["defaults"]["unsigned_symmetric"] = "False"
+
+        def feeds() -> Iterator[dict[str, np.ndarray]]:
+            return ({INPUT: images} for images in job.images.batches(AIMET_BATCH))
+
+        def run() -> Path:
+            batched, options, out = (job.out / name for name in ("batched.onnx", "aimet.json", "aimet.onnx"))
+            any_batch(job.model, batched)
+            options.write_text(json.dumps(config), encoding="utf-8")
+            model = onnx.load(str(batched))
+            if equalize:
+                equalize_model(model)
+            simulation = aimet_onnx.QuantizationSimModel(model, quant_scheme=scheme, config_file=str(options))
+            if adaround:
+                aimet_onnx.apply_adaround(simulation, list(feeds()))
+            simulation.compute_encodings(feeds())
+            sign = "signed" if signed else "unsigned"
+            graph = simulation.to_onnx_qdq(prequantize_constants=True, force_activation_as=sign)
+            onnx.save(graph, str(out))
+            return out
+
+        return run
+
+    return prepare
+
+
 def fp32_pass() -> Tool:
     def prepare(job: Job) -> Callable[[], Path]:
         from toolkit.core.threads import ordered_map
@@ -236,6 +277,10 @@ TOOLS: dict[str, Tool] = {
     "ONNX Runtime percentile": onnxruntime("Percentile", **ADVISED),
     "Model Optimizer entropy": model_optimizer("entropy"),
     "Model Optimizer max": model_optimizer("max"),
+    "AIMET min-max": aimet(),
+    "AIMET tf-enhanced": aimet("tf_enhanced"),
+    "AIMET equalized": aimet(equalize=True),
+    "AIMET AdaRound": aimet(adaround=True),
     FLOOR: fp32_pass(),
 }
 
