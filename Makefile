@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT    ?= runs/quickstart
+# What its ONNX quantization imports; all that it asks for would bring CUDA
+MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
 .PHONY: help run test lint test-slow test-arm64 bench bench-peers bench-pruning clean
 
@@ -56,6 +58,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed-dev
 
 $(VENV)/.installed-peers: $(VENV)/.installed-bench
 	$(PIP) --editable '.[dev,bench,peers]'
+	$(PIP) --no-deps $(MODEL_OPTIMIZER)
 	touch $@
 
 clean: ## forget the environment and all runs
