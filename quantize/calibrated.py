@@ -14,7 +14,7 @@ import torch
 from quantize import bias, learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.gptq import NEAR, LeastSquares
-from quantize.network import Network
+from quantize.network import Network, one_thread
 from quantize.options import QuantizeOptions
 from quantize.placement import fork, place, unshare
 from quantize.qparams import weight_qparams
@@ -182,7 +182,8 @@ def corrected(found: Quantized, options: QuantizeOptions, network: Network | Non
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
     near = LeastSquares(network, found.weights, NEAR)
-    biases = bias.corrections(network, probe, found.activations, found.weights, near)
+    with one_thread():  # much is done between what runs side by side
+        biases = bias.corrections(network, probe, found.activations, found.weights, near)
     return replace(_with_weights(found, near.rounded), biases=biases)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_threads: list[int] = []  # of an operation outside `one_thread`, while in it
 PART_PIXELS = 2**16  # images of one part: 16 at 64 px, 1 at 224 px; larger tensors leave the caches
 
 
@@ -39,13 +40,22 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Gener
     Threads that share every operation wait for each other all the time, and for whatever else the machine
     does; with items of their own they do not.
     """
-    threads = torch.get_num_threads()
+    with one_thread() as workers, closing(ordered_map(work, items, workers=workers, chunk=1)) as results:
+        yield from results
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Operations do not share threads meanwhile; gives how many threads there are for `side_by_side`."""
+    if _threads:
+        yield _threads[0]
+        return
+    _threads.append(torch.get_num_threads())
     torch.set_num_threads(1)
     try:
-        with closing(ordered_map(work, items, workers=threads, chunk=1)) as results:
-            yield from results
+        yield _threads[0]
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(_threads.pop())
 
 
 class Network:
