@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli._options import JSON
+from toolkit.cli._outputs import refuse_inputs
 
 if TYPE_CHECKING:
     from targets.tensorrt.explain import Explanation
@@ -71,6 +72,8 @@ def command(
         _explain(source, profile, model, as_json=as_json)
     elif source.suffix == ".onnx" and target == "tensorrt":
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
+        if fixed is not None:
+            refuse_inputs(fixed, source)
         _lint(source, trt, fixed, as_json=as_json)
     elif source.suffix == ".onnx":
         _compile(source, target, as_json=as_json)

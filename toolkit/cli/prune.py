@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.cli._outputs import refuse_other_network
 
 
 @click.command(
@@ -95,8 +96,10 @@ def command(
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings]).resolved()
     parts = _parts(widths)
     family.check(parts)
-    with shown(), tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder)
+    for folder in family.folders(parts, out).values():
+        refuse_other_network(folder, last="plan.json", source=weights)
+    with shown(), tempfile.TemporaryDirectory() as name:
+        dense = Path(name)
         stages.load(recipe.load, {}, dense)
         pruned = family.prune(recipe, parts, dense, out)
         _warn(pruned)

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.cli._outputs import refuse_inputs
 from toolkit.core.errors import GateError
 from toolkit.core.tensors import InputType
 
@@ -94,6 +95,7 @@ def command(
     from toolkit.pipeline import precision, preprocessing
     from toolkit.pipeline.recipe import Recipe
 
+    refuse_inputs(out, model, source)
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
     table = {
         "compile": {"targets": [target_name]},
