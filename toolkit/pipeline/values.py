@@ -141,9 +141,12 @@ def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
     if isinstance(value, float) and math.isnan(value):
         raise RecipeError(f"{where} is not a number", hint="write a number")
     for rule, kept in (("above", operator.gt), ("least", operator.ge), ("most", operator.le)):
-        if rule in rules and not kept(value, rules[rule]):
+        if rule not in rules:
+            continue
+        bound = rules[rule]() if callable(rules[rule]) else rules[rule]
+        if not kept(value, bound):
             words = {"above": "above", "least": "at least", "most": "at most"}[rule]
-            raise RecipeError(f"{where} = {value} must be {words} {rules[rule]}", hint=str(rules["help"]))
+            raise RecipeError(f"{where} = {value} must be {words} {bound}", hint=str(rules["help"]))
     if "known" in rules and value not in rules["known"]():
         raise RecipeError(f"{where} cannot be '{value}'", hint=nearest(value, rules["known"]()))
 
