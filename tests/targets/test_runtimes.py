@@ -155,3 +155,15 @@ def test_throughput_counts_images_not_calls(name, tmp_path):
 def test_a_compilation_becomes_json(tmp_path):
     compiled = openvino.TARGET.compile(save(residual_net(FLOAT), tmp_path / "net.onnx"), tmp_path, "fp32")
     assert json.loads(canonical_json(compiled))["runs_here"] is True
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_images_it_cannot_take_are_a_target_error(name, tmp_path):
+    target = targets.get(name)
+    compiled = target.compile(save(residual_net(FLOAT), tmp_path / "net.onnx"), tmp_path, "fp32")
+    with (
+        target.open(tmp_path / compiled.file, threads=1) as session,
+        pytest.raises(TargetError, match=r"cannot run images of shape \(1, 1, 32, 32\)") as caught,
+    ):
+        session.infer(images(1)[:, :1])
+    assert "edgeship inspect" in caught.value.hint

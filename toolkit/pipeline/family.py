@@ -159,7 +159,8 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
                     "macs": exported.macs,
                     "parameters": exported.parameters,
                 }
-        noise = np.random.default_rng(0).normal(size=(1, 3, preprocess.crop, preprocess.crop))
+        shape = (1, len(preprocess.mean), preprocess.crop, preprocess.crop)
+        noise = np.random.default_rng(0).normal(size=shape)
         timed = variants.time_all(recipe.bench, engines, noise.astype(np.float32))
         opened = {
             label: stack.enter_context(targets.get(target).open(engine))
