@@ -5,6 +5,7 @@ import json
 import onnx
 import pytest
 import torch
+from float_graphs import Graph
 
 from calibration.datasets import open_dataset
 from calibration.loader import batches
@@ -68,3 +69,24 @@ def test_a_limit_that_nothing_meets_ends_with_code_3_and_the_file(network, tmp_p
     assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9") == 3
     assert "min_agreement = 0.9 is missed: 0.5 on 1000 images" in capfd.readouterr().err
     assert (tmp_path / "q.onnx").is_file()
+
+
+def grey(tmp_path):
+    graph = Graph(8, 1, batch=1)
+    return graph.head(graph.conv("images", 4), classes=10).save(tmp_path / "grey.onnx")
+
+
+def test_a_grey_net_takes_one_number(tmp_path, capfd):
+    stated = ("--preprocess", "mean=0.5", "--preprocess", "std=0.25")
+    assert quantize(grey(tmp_path), tmp_path / "q.onnx", *stated) == 0
+    assert (tmp_path / "q.onnx").is_file()
+
+
+def test_other_channels_than_the_graph_takes_are_told_before_any_work(tmp_path, capfd):
+    assert quantize(grey(tmp_path), tmp_path / "q.onnx") == 2
+    said = capfd.readouterr().err
+    assert "takes images of 1 channel, but the preprocessing has 3" in said
+    assert "--preprocess mean=0.5 --preprocess std=0.25" in said
+    with pytest.raises(SystemExit) as ended:
+        app.main(["inspect", "ranges", str(tmp_path / "grey.onnx"), "digits:train"])
+    assert ended.value.code == 2

@@ -18,5 +18,6 @@ PREPROCESS = click.option(
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="resize, crop, mean, std or interpolation, where the file does not say it; e.g. mean=0.5,0.5,0.5.",
+    help="resize, crop, mean, std or interpolation, where the file does not say it; e.g. mean=0.5,0.5,0.5 "
+    "(grey: mean=0.5).",
 )

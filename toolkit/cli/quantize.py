@@ -106,6 +106,7 @@ def command(
     limited = precision.limited(how)
     graph = io.read_classifier(model)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
+    preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
     known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
     dataset = open_dataset(source)

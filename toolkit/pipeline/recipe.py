@@ -26,9 +26,9 @@ def option(default: T, explanation: str, **rules: Any) -> T:
         default: The value if a recipe says nothing.
         explanation: What it is, with its unit.
         **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
-            `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`: gives the
-            names it may have; `derived`: filled from another section, so that a recipe does not set it;
-            `aside`: the result does not depend on it.
+            `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`:
+            gives the names it may have; `derived`: filled from another section, so that a recipe does not
+            set it; `aside`: the result does not depend on it.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
