@@ -9,7 +9,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_ne
 import targets
 from targets import onnxruntime, openvino
 from toolkit.core.artifact import canonical_json
-from toolkit.core.errors import TargetError
+from toolkit.core.errors import RecipeError, TargetError
 
 RUNTIMES = ("openvino", "onnxruntime")
 
@@ -20,6 +20,10 @@ def audit_of(compiled, kind):
 
 def test_every_target_is_found_and_none_is_called_runner():
     assert targets.names() == ("onnxruntime", "openvino", "tensorrt")
+    for name in ("runner", "runtime"):  # the code that runs on devices is not a target here
+        with pytest.raises(RecipeError, match=f"no target named '{name}'") as caught:
+            targets.get(name)
+        assert "runner" not in caught.value.hint
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
