@@ -6,6 +6,11 @@ from pathlib import Path
 
 import click
 
+
+class Resumable(click.Command):
+    """A command that keeps what it has finished: interrupted and given again, it goes on."""
+
+
 STORE = click.option(
     "--store",
     "store_root",

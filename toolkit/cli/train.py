@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
+from toolkit.cli._options import Resumable
 from toolkit.cli._outputs import refuse_other_network
 
 
 @click.command(
+    cls=Resumable,
     epilog="""\b
 Examples:
   edgeship train digits:train --model resnet20 --size 32 --no-flip --out digits20
   edgeship train cifar10/train --model plain_resnet20 --size 32 --epochs 40 --batch 128 --out plain20
-"""
+""",
 )
 @click.argument("source")
 @click.option("--model", required=True, help="resnet18, resnet20, plain_resnet20, preact_resnet18, ...")
