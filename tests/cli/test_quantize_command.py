@@ -82,6 +82,19 @@ def test_a_grey_net_takes_one_number(tmp_path, capfd):
     assert (tmp_path / "q.onnx").is_file()
 
 
+def test_what_inspect_counts_is_what_the_float_graph_has(network, tmp_path, capfd):
+    assert quantize(network, tmp_path / "q.onnx") == 0
+    capfd.readouterr()
+    counted = []
+    for path in (network, tmp_path / "q.onnx"):
+        with pytest.raises(SystemExit):
+            app.main(["inspect", "graph", str(path), "--json"])
+        counted.append(json.loads(capfd.readouterr().out))
+    assert counted[1]["quantized"] and not counted[0]["quantized"]
+    for key in ("macs", "parameters"):
+        assert counted[1][key] == counted[0][key] > 1000
+
+
 def test_other_channels_than_the_graph_takes_are_told_before_any_work(tmp_path, capfd):
     assert quantize(grey(tmp_path), tmp_path / "q.onnx") == 2
     said = capfd.readouterr().err

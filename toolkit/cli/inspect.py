@@ -42,7 +42,7 @@ def graph(model: Path, as_json: bool) -> None:
             "dtype": "uint8" if found.takes_pixels else "float32",
         },
         "output": {"name": found.output, "shape": [found.batch, found.classes]},
-        "macs": None if found.quantized else count.macs,  # counted in float graphs only
+        "macs": count.macs or None,  # not counted where operators are integer ones
         "parameters": count.parameters,
         "quantized": found.quantized,
         "opset": found.model.graph.opset_imports.get(""),
@@ -55,7 +55,7 @@ def graph(model: Path, as_json: bool) -> None:
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
         kind = "  uint8" if side == "input" and found.takes_pixels else ""
         click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
-    if not found.quantized:
+    if count.macs:
         click.echo(f"{'macs':<12}{count.macs:,} an image")
     click.echo(f"{'parameters':<12}{count.parameters:,}")
     click.echo(f"{'precision':<12}{'quantized' if found.quantized else 'float'}, opset {described['opset']}")

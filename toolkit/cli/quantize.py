@@ -83,6 +83,7 @@ def command(
 ) -> None:
     """Quantize MODEL, a float ONNX classifier, to INT8 with images of SOURCE; labels are not needed.
 
+    MODEL has one input, square images (N, C, S, S), and one output, the logits (N, classes).
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
     from calibration import manifest
