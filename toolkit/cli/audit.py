@@ -109,7 +109,8 @@ def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> N
             _tell(finding)
         verdict = f"{len(errors)} errors, {len(left) - len(errors)} warnings"
         where = f"; {len(gone)} fixed in {fixed}" if fixed is not None else ""
-        click.echo(f"TensorRT {version}: {verdict if left else 'nothing to change'}{where}")
+        nothing = "nothing to change" if _quantized(source) else "nothing in INT8"
+        click.echo(f"TensorRT {version}: {verdict if left else nothing}{where}")
     _check_quantized(source, "tensorrt")
     if errors:
         repairable = any(finding.repairable for finding in errors) and fixed is None
@@ -206,18 +207,22 @@ def _time(time_ms: float | None) -> str:
     return f"{time_ms:7.3f} ms" if time_ms is not None else " " * 10
 
 
+def _quantized(source: Path) -> bool:
+    import onnx
+
+    from toolkit.graph.io import QUANTIZED_OPS
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return any(node.op_type in QUANTIZED_OPS for node in nodes)
+
+
 def _check_quantized(source: Path, target: str) -> None:
     """See that a graph has something that could run in INT8, whatever the target makes of it.
 
     Raises:
         GateError: It is a float graph.
     """
-    import onnx
-
-    from toolkit.graph.io import QUANTIZED_OPS
-
-    nodes = onnx.load(str(source), load_external_data=False).graph.node
-    if not any(node.op_type in QUANTIZED_OPS for node in nodes):
+    if not _quantized(source):
         raise GateError(
             f"no Q/DQ in {source.name}: nothing would run in INT8",
             hint=f"quantize it: edgeship quantize {source} IMAGES --target {target} --out FILE",
