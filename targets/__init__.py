@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from toolkit.core import plugins
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme
@@ -93,6 +93,5 @@ def get(name: str) -> Target:
     Raises:
         RecipeError: There is none; the hint gives the nearest one.
     """
-    target: Any = plugins.get("targets", name, "TARGET")
-    found: Target = target
+    found: Target = plugins.get("targets", name, "TARGET", known=names())
     return found

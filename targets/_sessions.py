@@ -8,6 +8,8 @@ import numpy as np
 
 from toolkit.core.quant import FloatArray, PixelArray
 
+OTHER_IMAGES = "`edgeship inspect graph` tells what images the graph takes, if it was not the memory"
+
 
 def in_batches(
     run: Callable[[FloatArray | PixelArray], FloatArray],

@@ -13,7 +13,7 @@ from typing import Any
 from targets import Compiled, Session, Target
 from targets._device import granted_cores
 from targets._onnxruntime_profile import profile
-from targets._sessions import in_batches
+from targets._sessions import OTHER_IMAGES, in_batches
 from targets._timing import loop_ips
 from targets._warnings import summed_up
 from toolkit.core.errors import TargetError
@@ -109,7 +109,13 @@ class _Session:
         return in_batches(self._run, images, self._batch)
 
     def _run(self, images: FloatArray | PixelArray) -> FloatArray:
-        logits: FloatArray = self._session.run(None, {self._input: images})[0]
+        try:
+            logits: FloatArray = self._session.run(None, {self._input: images})[0]
+        except Exception as error:  # its exception classes share no base but Exception
+            reason = str(error).strip().splitlines()[0]
+            raise TargetError(
+                f"ONNX Runtime cannot run images of shape {images.shape}: {reason}", hint=OTHER_IMAGES
+            ) from error
         return logits
 
 

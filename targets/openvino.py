@@ -10,7 +10,7 @@ from typing import Any
 from targets import Compiled, Session, Target
 from targets._device import granted_cores, pair_sums_saturate, this_device
 from targets._openvino_audit import audit
-from targets._sessions import in_batches
+from targets._sessions import OTHER_IMAGES, in_batches
 from targets._timing import count_until
 from targets._warnings import summed_up
 from toolkit.core.errors import TargetError
@@ -108,7 +108,12 @@ class _Session:
         return in_batches(self._run, images, self._batch)
 
     def _run(self, images: FloatArray | PixelArray) -> FloatArray:
-        self._request.infer([images], share_inputs=True)
+        try:
+            self._request.infer([images], share_inputs=True)
+        except RuntimeError as error:
+            raise TargetError(
+                f"OpenVINO cannot run images of shape {images.shape}: {reason(error)}", hint=OTHER_IMAGES
+            ) from error
         logits: FloatArray = self._request.get_output_tensor(0).data.copy()
         return logits
 

@@ -150,6 +150,22 @@ def test_exit_codes(capsys, monkeypatch, error, code):
     assert err.startswith("error: ") and "\n hint: " in err and "Traceback" not in err
 
 
+def test_only_a_command_that_goes_on_says_so(capsys, monkeypatch):
+    goes_on, commands = [], [name for name in COMMANDS if not isinstance(command_of(name), click.Group)]
+    for name in commands:
+        monkeypatch.setattr(command_of(name), "invoke", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(command_of(name), "params", [])
+        code, _, err = call(capsys, name)
+        assert code == 130 and err.startswith("error: interrupted\n")
+        goes_on += [name] if "goes on from there" in err else []
+        assert ("starts anew" in err) is (name not in goes_on)
+    assert goes_on == ["deploy", "prune", "run", "train"]
+
+
+def command_of(name):
+    return cli.app.get_command(None, name)
+
+
 def test_an_interrupted_codec_is_an_interrupt(capsys, monkeypatch):
     """Seen: Ctrl-C while a zip file's names were read."""
     raising(monkeypatch, KeyboardInterrupt("decoding with 'cp437' codec failed (KeyboardInterrupt: )"))

@@ -98,11 +98,11 @@ def test_an_interrupted_family_goes_on_from_its_last_block(prune, tmp_path, monk
 
     monkeypatch.setattr(Repair, "_block", counted)
     assert prune(*WIDTHS, "--no-compare")[0] == 130
-    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "unfinished"]
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / comparing.UNFINISHED]
     assert prune(*WIDTHS, "--no-compare")[0] == 0
     assert len(repaired) == 3 * 9 + 1  # the block that was interrupted, twice
     assert members(tmp_path / "out") == straight
-    assert not (tmp_path / "out" / "unfinished").exists()
+    assert not (tmp_path / "out" / comparing.UNFINISHED).exists()
 
 
 def test_networks_that_are_finished_are_not_pruned_again_for_an_interrupted_comparison(
@@ -117,7 +117,7 @@ def test_networks_that_are_finished_are_not_pruned_again_for_an_interrupted_comp
         patched.setattr(Repair, "_block", None)  # nothing is to be repaired
         assert prune(*WIDTHS, *quick)[0] == 0
     assert members(tmp_path / "out") == made and (tmp_path / "out" / "family.json").is_file()
-    assert not (tmp_path / "out" / "unfinished").exists()
+    assert not (tmp_path / "out" / comparing.UNFINISHED).exists()
     changed = (*FEW[:-1], "batchnorm", "--widths", "0.75,0.5,0.25")
     assert prune(*changed, "--no-compare")[0] == 0
     assert members(tmp_path / "out") != made

@@ -5,6 +5,7 @@ import json
 import onnx
 import pytest
 import torch
+from float_graphs import Graph
 
 from calibration.datasets import open_dataset
 from calibration.loader import batches
@@ -68,3 +69,37 @@ def test_a_limit_that_nothing_meets_ends_with_code_3_and_the_file(network, tmp_p
     assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9") == 3
     assert "min_agreement = 0.9 is missed: 0.5 on 1000 images" in capfd.readouterr().err
     assert (tmp_path / "q.onnx").is_file()
+
+
+def grey(tmp_path):
+    graph = Graph(8, 1, batch=1)
+    return graph.head(graph.conv("images", 4), classes=10).save(tmp_path / "grey.onnx")
+
+
+def test_a_grey_net_takes_one_number(tmp_path, capfd):
+    stated = ("--preprocess", "mean=0.5", "--preprocess", "std=0.25")
+    assert quantize(grey(tmp_path), tmp_path / "q.onnx", *stated) == 0
+    assert (tmp_path / "q.onnx").is_file()
+
+
+def test_what_inspect_counts_is_what_the_float_graph_has(network, tmp_path, capfd):
+    assert quantize(network, tmp_path / "q.onnx") == 0
+    capfd.readouterr()
+    counted = []
+    for path in (network, tmp_path / "q.onnx"):
+        with pytest.raises(SystemExit):
+            app.main(["inspect", "graph", str(path), "--json"])
+        counted.append(json.loads(capfd.readouterr().out))
+    assert counted[1]["quantized"] and not counted[0]["quantized"]
+    for key in ("macs", "parameters"):
+        assert counted[1][key] == counted[0][key] > 1000
+
+
+def test_other_channels_than_the_graph_takes_are_told_before_any_work(tmp_path, capfd):
+    assert quantize(grey(tmp_path), tmp_path / "q.onnx") == 2
+    said = capfd.readouterr().err
+    assert "takes images of 1 channel, but the preprocessing has 3" in said
+    assert "--preprocess mean=0.5 --preprocess std=0.25" in said
+    with pytest.raises(SystemExit) as ended:
+        app.main(["inspect", "ranges", str(tmp_path / "grey.onnx"), "digits:train"])
+    assert ended.value.code == 2

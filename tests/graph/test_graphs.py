@@ -7,7 +7,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from float_graphs import Graph, images, residual
-from qdq_graphs import residual_net, save
+from onnx import numpy_helper
+from qdq_graphs import FLOAT, OPENVINO, TENSORRT, residual_net, save
 
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
@@ -29,6 +30,72 @@ def test_cost_by_hand(tmp_path):
     path = g.head(g.conv(g.conv("images", 8), 8, stride=2, group=4, bias=False)).save(tmp_path / "m.onnx")
     assert cost(path).macs == 8 * 27 * 64 + 8 * 18 * 16 + 40
     assert cost(path).parameters == (8 * 27 + 8) + 8 * 18 + (40 + 5)
+
+
+@pytest.mark.parametrize("placement", [TENSORRT, OPENVINO])
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_quantized_graph_costs_what_the_float_one_does(placement, integers, tmp_path):
+    plain = cost(save(residual_net(FLOAT), tmp_path / "float.onnx"))
+    model = residual_net(placement)
+    if integers:
+        store_integers(model)
+    assert cost(save(model, tmp_path / "q.onnx")) == plain
+
+
+def store_integers(model):
+    """Weights as the integers that their QuantizeLinear gives."""
+    values = {item.name: item for item in model.graph.initializer}
+    for node in [n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in values]:
+        item = values[node.input[0]]
+        weight = numpy_helper.to_array(item)
+        item.CopyFrom(numpy_helper.from_array(np.sign(weight).astype(np.int8), node.output[0]))
+        model.graph.node.remove(node)
+
+
+def test_parameters_of_an_operator_on_integers(tmp_path):
+    weight, zero = np.ones((4, 3, 3, 3), np.int8), np.int8(0)
+    names = ("x_scale", "x_zero", "weight", "w_scale", "w_zero", "y_scale", "y_zero", "bias")
+    arrays = (np.float32(1), zero, weight, np.float32(1), zero, np.float32(1), zero, np.ones(4, np.int32))
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["images", "x_scale", "x_zero"], ["x"]),
+        onnx.helper.make_node("QLinearConv", ["x", *names], ["y"]),
+        onnx.helper.make_node("DequantizeLinear", ["y", "y_scale", "y_zero"], ["float"]),
+        onnx.helper.make_node("GlobalAveragePool", ["float"], ["pooled"]),
+        onnx.helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    sides = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("images", [1, 3, 8, 8]), ("logits", [1, 4]))
+    ]
+    initializers = [numpy_helper.from_array(np.asarray(a), n) for n, a in zip(names, arrays, strict=True)]
+    graph = onnx.helper.make_graph(nodes, "net", sides[:1], sides[1:], initializers)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    assert io.read(save(model, tmp_path / "q.onnx")).parameters == 4 * 27 + 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "cure"),
+    [
+        (["batch", 8, 8, 3], 1, "NHWC"),
+        (["batch", "height", "width", 1], 1, "NHWC"),
+        (["batch", 3, 8, 6], 1, "not square"),
+        (["batch", "channels", 8, 8], 1, "number of channels"),
+        (["batch", 192], 1, "batch, channels, height, width"),
+        (["batch", 3, 8, 8], 2, "logits as its only output"),
+    ],
+)
+def test_what_is_wrong_with_the_outside_of_a_graph_is_named(shape, outputs, cure, tmp_path):
+    image = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, shape)
+    nodes = [onnx.helper.make_node("Identity", ["weights"], [f"logits{n}"]) for n in range(outputs)]
+    logits = [
+        onnx.helper.make_tensor_value_info(n.output[0], onnx.TensorProto.FLOAT, ["batch", 5]) for n in nodes
+    ]
+    weights = numpy_helper.from_array(np.ones((1, 5), np.float32), "weights")
+    graph = onnx.helper.make_graph(nodes, "net", [image], logits, [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(ModelError, match="expected") as caught:
+        io.read(save(model, tmp_path / "m.onnx"))
+    assert cure in caught.value.hint
 
 
 def test_preprocessing_is_read_from_metadata_and_foreign_metadata_is_not(tmp_path):

@@ -3,9 +3,9 @@
 import pytest
 
 from toolkit.core.artifact import plain
-from toolkit.core.errors import RecipeError
+from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.tensors import Preprocess
-from toolkit.pipeline.preprocessing import from_json, resolve
+from toolkit.pipeline.preprocessing import check_channels, from_json, resolve
 from toolkit.pipeline.recipe import PreprocessOptions
 
 OWN = Preprocess(resize=236, crop=224, mean=(0.5,) * 3, std=(0.2,) * 3, interpolation="bicubic")
@@ -46,3 +46,18 @@ def test_two_sizes_that_contradict_are_refused():
 
 def test_json_keeps_everything():
     assert from_json(plain(OWN)) == OWN
+
+
+@pytest.mark.parametrize("mean", [(0.5,), (0.5,) * 3])
+def test_channels_that_differ_are_refused_with_the_cure(mean):
+    prepared = Preprocess(mean=mean, std=mean)
+    check_channels(prepared, len(mean))
+    with pytest.raises(RecipeError, match=f"{len(mean)} in its mean and {len(mean)} in its std") as caught:
+        check_channels(prepared, 4 - len(mean), option="--preprocess ")
+    cure = {1: "--preprocess mean=0.485,0.456,0.406 ", 3: "--preprocess mean=0.5 --preprocess std=0.25"}
+    assert cure[len(mean)] in caught.value.hint
+    with pytest.raises(RecipeError):
+        check_channels(Preprocess(mean=(0.5,)), 1)
+    with pytest.raises(ModelError, match="4 channels") as several:
+        check_channels(prepared, 4)
+    assert "RGB" in several.value.hint

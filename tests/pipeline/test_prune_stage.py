@@ -28,7 +28,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def start(checkpoint, tmp_path):
+def start(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("targets._device.granted_cores", lambda: 4)
+
     def start(prune, until="prune", **sections):
         table = {
             "load": {"weights": str(checkpoint)},

@@ -64,6 +64,12 @@ def test_overrides_need_no_quotes(recipe, override, value):
     assert value(Recipe.read(base, [override]))
 
 
+@pytest.mark.parametrize("written", ["0.5", "[0.5]"])
+def test_one_number_is_a_list_of_one(recipe, written):
+    assert Recipe.read(recipe(f"[load.preprocess]\nmean = {written}\n")).load.preprocess.mean == (0.5,)
+    assert Recipe.read(recipe(""), [f"load.preprocess.mean={written}"]).load.preprocess.mean == (0.5,)
+
+
 def test_an_override_keeps_its_neighbours(recipe):
     path = recipe("[load]\npreprocess = {resize = 64, crop = 60}\n")
     got = Recipe.read(path, ["load.preprocess.crop=56"])
@@ -87,10 +93,18 @@ def test_overrides_may_be_a_mapping(recipe):
         ("select.skip_bad=maybe", "select.skip_bad cannot be 'maybe'", "true or false"),
         ("select.images=0", "select.images = 0 must be at least 1", "How many"),
         ("prune.keep=1.5", "prune.keep = 1.5 must be at most 1.0", "Part of"),
+        ("bench.threads=99999", "bench.threads = 99999 must be at most", "cores"),
         ("prune.keep=0", "prune.keep = 0.0 must be above 0.0", "Part of"),
         ("report.max_drop_pp=nan", "report.max_drop_pp is not a number", "number"),
         ("quantize.effort=fats", "quantize.effort cannot be 'fats'", "did you mean 'fast'"),
         ("compile.targets=openvin", "compile.targets cannot be 'openvin'", "did you mean 'openvino'"),
+        (
+            "load.preprocess.mean=grey",
+            "mean cannot be 'grey'",
+            "a list, each a number, separated by commas: mean=0.5",
+        ),
+        ("load.preprocess.mean=true", "load.preprocess.mean cannot be True", "mean=0.5,0.25"),
+        ("compile.targets=3", "compile.targets cannot be 3", "a list, each a text: targets=one,two"),
         ("load.preprocess=64", "load.preprocess must be a section", "[load.preprocess]"),
         ("select.exclude=x", "unknown 'select.exclude'", "known"),
         ("images=3", "cannot read 'images=3'", "section.key=value"),

@@ -9,7 +9,7 @@ import pytest
 from toolkit.core.artifact import write_json
 from toolkit.core.errors import DataError, RecipeError, ToolkitError
 from toolkit.pipeline.output import command, read_run
-from toolkit.pipeline.recipe import Recipe, SelectOptions
+from toolkit.pipeline.recipe import CompileOptions, Recipe, SelectOptions
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.store import Store
@@ -235,3 +235,102 @@ def test_the_command_that_repeats_a_run():
         "--set 'compile.targets=[\"openvino\"]'"
     )
     assert command(Recipe()) is None
+
+
+ENGINES = ("onnxruntime-fp32", "openvino-int8")
+
+
+def compile(options, inputs, out):
+    """Records as the stage leaves them, of engines that are files with a word in them."""
+    records = {}
+    for name in ENGINES if "openvino" in options.targets else ENGINES[:1]:
+        target, precision = name.split("-")
+        (out / name).mkdir()
+        (out / name / "graph.onnx").write_text(name)
+        records[name] = {"target": target, "precision": precision, "pruned": False, "folder": name}
+        records[name] |= {"file": "graph.onnx", "graph": None}
+    write_json(out / "compiled.json", records)
+
+
+BUILDING = (*STAGES[:3], Stage("compile", compile, needs=("calibrate",)), STAGES[3])
+
+
+def built(*names, **more):
+    return replace(RECIPE, compile=CompileOptions(targets=names), **more)
+
+
+def files(out):
+    return {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+
+
+def test_out_keeps_what_no_run_has_put_there(start, tmp_path):
+    """Seen: a note below engines/ that a run removed."""
+    out = tmp_path / "mine"
+    notes = ("engines/notes.txt", "photo.jpg", "engines/openvino/openvino-int8/notes.txt")
+    (out / "engines").mkdir(parents=True)
+    for name in notes[:2]:
+        (out / name).write_text("precious")
+    start(built("openvino", "onnxruntime"), BUILDING, out=out)
+    ours = {"run.json", "report.json", *(f"engines/{n.split('-')[0]}/{n}/graph.onnx" for n in ENGINES)}
+    assert set(read_run(out)["files"]) == ours and files(out) == {*ours, *notes[:2]}
+    (out / notes[2]).write_text("precious")
+    start(built("onnxruntime"), BUILDING, out=out)
+    ours.remove("engines/openvino/openvino-int8/graph.onnx")
+    assert set(read_run(out)["files"]) == ours and files(out) == {*ours, *notes}
+    assert all((out / name).read_text() == "precious" for name in notes)
+
+
+def test_stale_engines_leave_no_empty_folder(start, tmp_path):
+    start(built("openvino"), BUILDING, out=tmp_path / "out")
+    start(built("onnxruntime"), BUILDING, out=tmp_path / "out")
+    assert {folder.name for folder in (tmp_path / "out" / "engines").iterdir()} == {"onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "run.json",
+        "report.md",
+        "report.html",
+        "report.json",
+        "engines",
+        "engines/openvino/openvino-int8/graph.onnx",
+    ],
+)
+def test_out_with_a_file_that_would_be_overwritten_is_refused_before_any_work(start, tmp_path, name):
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": 1}')
+    with pytest.raises(RecipeError, match="would be overwritten") as caught:
+        start(built("openvino"), BUILDING, out=tmp_path / "mine")
+    assert "--out" in caught.value.hint and caught.value.exit_code == 2 and CALLS == []
+    assert mine.read_text() == '{"mine": 1}'
+    if name.startswith("report"):  # a run that writes no report does not mind it
+        start(built("openvino"), BUILDING, out=tmp_path / "mine", until="compile")
+        with pytest.raises(RecipeError, match="would be overwritten"):
+            start(built("openvino"), BUILDING, out=tmp_path / "mine")
+        assert mine.read_text() == '{"mine": 1}'
+
+
+def test_a_file_in_the_way_of_a_new_engine_stays(start, tmp_path):
+    out = tmp_path / "out"
+    start(built("onnxruntime"), BUILDING, out=out)
+    mine = out / "engines/openvino/openvino-int8/graph.onnx"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    before = files(out)
+    with pytest.raises(RecipeError, match="would be overwritten"):
+        start(built("openvino"), BUILDING, out=out)
+    assert mine.read_text() == "mine" and files(out) == before
+
+
+def test_a_run_json_from_elsewhere_cannot_name_files_outside(start, tmp_path):
+    out = tmp_path / "out"
+    start(built("onnxruntime"), BUILDING, out=out)
+    (tmp_path / "mine").write_text("mine")
+    told = read_run(out)
+    write_json(
+        out / "run.json", {**told, "files": [*told["files"], "engines/../../mine", str(tmp_path / "mine")]}
+    )
+    start(built("openvino"), BUILDING, out=out)
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
+import targets
 from quantize.statistics import Statistics
 from toolkit.cli.app import main
 
@@ -53,7 +54,25 @@ def test_what_openvino_runs(edgeship, tmp_path):
     )
     assert code == 3
     assert "0 of 7 weighted layers run in INT8" in out
-    assert "conv1" in err
+    assert "conv1" in out and "no Q/DQ in net.onnx: nothing would run in INT8" in err
+
+
+@pytest.mark.parametrize("target", targets.names())
+def test_a_float_graph_is_not_in_order_for_any_target(edgeship, tmp_path, target):
+    path = save(residual_net(FLOAT), tmp_path / "net.onnx")
+    for more in ((), ("--json",)):
+        code, out, err = edgeship("audit", path, "--target", target, *more)
+        assert code == 3 and "no Q/DQ in net.onnx: nothing would run in INT8" in err
+        assert "nothing to change" not in out
+        assert f"edgeship quantize {path} IMAGES --target {target}" in err
+    json.loads(out)
+
+
+@pytest.mark.parametrize("name", ["model.xml", "x.zip", "net.pth"])
+def test_what_is_no_graph_is_called_that(edgeship, tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    code, _, err = edgeship("audit", tmp_path / name)
+    assert code == 1 and f"{name} is neither an ONNX file" in err and "GPU" not in err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_ne
 import targets
 from targets import onnxruntime, openvino
 from toolkit.core.artifact import canonical_json
-from toolkit.core.errors import TargetError
+from toolkit.core.errors import RecipeError, TargetError
 
 RUNTIMES = ("openvino", "onnxruntime")
 
@@ -20,6 +20,10 @@ def audit_of(compiled, kind):
 
 def test_every_target_is_found_and_none_is_called_runner():
     assert targets.names() == ("onnxruntime", "openvino", "tensorrt")
+    for name in ("runner", "runtime"):  # the code that runs on devices is not a target here
+        with pytest.raises(RecipeError, match=f"no target named '{name}'") as caught:
+            targets.get(name)
+        assert "runner" not in caught.value.hint
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -155,3 +159,15 @@ def test_throughput_counts_images_not_calls(name, tmp_path):
 def test_a_compilation_becomes_json(tmp_path):
     compiled = openvino.TARGET.compile(save(residual_net(FLOAT), tmp_path / "net.onnx"), tmp_path, "fp32")
     assert json.loads(canonical_json(compiled))["runs_here"] is True
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_images_it_cannot_take_are_a_target_error(name, tmp_path):
+    target = targets.get(name)
+    compiled = target.compile(save(residual_net(FLOAT), tmp_path / "net.onnx"), tmp_path, "fp32")
+    with (
+        target.open(tmp_path / compiled.file, threads=1) as session,
+        pytest.raises(TargetError, match=r"cannot run images of shape \(1, 1, 32, 32\)") as caught,
+    ):
+        session.infer(images(1)[:, :1])
+    assert "edgeship inspect" in caught.value.hint

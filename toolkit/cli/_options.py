@@ -6,6 +6,11 @@ from pathlib import Path
 
 import click
 
+
+class Resumable(click.Command):
+    """A command that keeps what it has finished: interrupted and given again, it goes on."""
+
+
 STORE = click.option(
     "--store",
     "store_root",
@@ -18,5 +23,6 @@ PREPROCESS = click.option(
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="resize, crop, mean, std or interpolation, where the file does not say it; e.g. mean=0.5,0.5,0.5.",
+    help="resize, crop, mean, std or interpolation, where the file does not say it; e.g. mean=0.5,0.5,0.5 "
+    "(grey: mean=0.5).",
 )

@@ -14,9 +14,11 @@ from typing import Any
 
 import click
 
+from toolkit.cli._options import Resumable
 from toolkit.core.errors import ToolkitError, nearest
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+GOES_ON = "what is finished is kept: the same command goes on from there"
 
 
 class Commands(click.Group):
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    debug = False
+    debug = goes_on = False
     # torch's threads spin while they wait for each other: on a busy machine training takes ten times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)  # so that a stopped run cleans up like an interrupted one
@@ -80,6 +82,8 @@ def _run(arguments: list[str]) -> int:
                 app.invoke(context)
             finally:
                 debug = context.obj["debug"]
+                called = app.get_command(context, context.invoked_subcommand or "")
+                goes_on = isinstance(called, Resumable)
         sys.stdout.flush()
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
@@ -98,7 +102,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # ours say what was stopped; a codec of Python that is interrupted says so in words of its own
         told = str(interrupt) if str(interrupt).startswith(("interrupted", "stopped")) else "interrupted"
-        _print(told, "what is finished is kept: the same command goes on from there")
+        _print(told, GOES_ON if goes_on else "nothing of it is kept: the same command starts anew")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

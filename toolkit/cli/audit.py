@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from toolkit.cli._options import JSON
+from toolkit.cli._outputs import refuse_inputs
+from toolkit.core.errors import GateError, ModelError
 
 if TYPE_CHECKING:
     from targets.tensorrt.explain import Explanation
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from toolkit.core.results import LayerAudit
 
 RECORD_SUFFIXES = ("", ".json")  # a folder of records, or one
+ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
 @click.command(
@@ -71,17 +74,24 @@ def command(
         _explain(source, profile, model, as_json=as_json)
     elif source.suffix == ".onnx" and target == "tensorrt":
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
+        if fixed is not None:
+            refuse_inputs(fixed, source)
         _lint(source, trt, fixed, as_json=as_json)
     elif source.suffix == ".onnx":
         _compile(source, target, as_json=as_json)
-    else:
+    elif source.suffix in ENGINE_SUFFIXES:
         _live(source, model, as_json=as_json)
+    else:
+        raise ModelError(
+            f"{source.name} is neither an ONNX file (.onnx), nor a TensorRT engine "
+            f"({', '.join(ENGINE_SUFFIXES)}) or its record (.json, or a folder)",
+            hint="audit the ONNX file it was made from, e.g. with --target openvino",
+        )
 
 
 def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> None:
     from targets.tensorrt import lint, repair
     from toolkit.core.artifact import plain
-    from toolkit.core.errors import GateError
 
     gone: tuple[Finding, ...] = ()
     if fixed is None:
@@ -99,7 +109,9 @@ def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> N
             _tell(finding)
         verdict = f"{len(errors)} errors, {len(left) - len(errors)} warnings"
         where = f"; {len(gone)} fixed in {fixed}" if fixed is not None else ""
-        click.echo(f"TensorRT {version}: {verdict if left else 'nothing to change'}{where}")
+        nothing = "nothing to change" if _quantized(source) else "nothing in INT8"
+        click.echo(f"TensorRT {version}: {verdict if left else nothing}{where}")
+    _check_quantized(source, "tensorrt")
     if errors:
         repairable = any(finding.repairable for finding in errors) and fixed is None
         raise GateError(
@@ -127,6 +139,7 @@ def _compile(source: Path, target: str, *, as_json: bool) -> None:
     else:
         _layers(compiled.audit)
         click.echo(compiled.note)
+    _check_quantized(source, target)
     _gate(compiled.audit)
 
 
@@ -194,9 +207,29 @@ def _time(time_ms: float | None) -> str:
     return f"{time_ms:7.3f} ms" if time_ms is not None else " " * 10
 
 
-def _gate(layers: tuple[LayerAudit, ...]) -> None:
-    from toolkit.core.errors import GateError
+def _quantized(source: Path) -> bool:
+    import onnx
 
+    from toolkit.graph.io import QUANTIZED_OPS
+
+    nodes = onnx.load(str(source), load_external_data=False).graph.node
+    return any(node.op_type in QUANTIZED_OPS for node in nodes)
+
+
+def _check_quantized(source: Path, target: str) -> None:
+    """See that a graph has something that could run in INT8, whatever the target makes of it.
+
+    Raises:
+        GateError: It is a float graph.
+    """
+    if not _quantized(source):
+        raise GateError(
+            f"no Q/DQ in {source.name}: nothing would run in INT8",
+            hint=f"quantize it: edgeship quantize {source} IMAGES --target {target} --out FILE",
+        )
+
+
+def _gate(layers: tuple[LayerAudit, ...]) -> None:
     warned = [layer for layer in layers if layer.warning]
     if warned:
         raise GateError(

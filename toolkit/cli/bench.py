@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +16,9 @@ from toolkit.cli._options import JSON
 if TYPE_CHECKING:
     from toolkit.core.quant import FloatArray
 
-DEFAULT_SIZE = 224  # pixels, of a graph that takes any
+DEFAULT_SIZE = 224  # pixels, where every graph takes any
 Engines = dict[str, tuple[str, Path]]
+Shape = tuple[int | None, int, int | None]  # batch, channels and size in pixels of images; None: any
 
 
 @click.command(
@@ -55,39 +58,57 @@ def command(
     """
     from toolkit.cli._progress import shown
     from toolkit.pipeline import variants
-    from toolkit.pipeline.recipe import BenchOptions
+    from toolkit.pipeline.recipe import Recipe
 
-    options = BenchOptions(batch=batch, threads=threads, duration_s=seconds, runs=runs, throughput_s=0.0)
+    how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
+    options = Recipe.build({"bench": how}).bench
     with tempfile.TemporaryDirectory() as folder, shown():
         engines: Engines = {}
-        shapes: set[tuple[int, int]] = set()
-        for number, path in enumerate(paths):
-            found, shape = (
-                _of_run(path) if path.is_dir() else _compiled(path, names, Path(folder) / str(number))
+        shapes: dict[str, Shape] = {}
+        for label, path in _labels(paths).items():
+            found, shapes[label] = (
+                _of_run(path) if path.is_dir() else _compiled(path, names, Path(folder) / str(len(shapes)))
             )
-            label = f"{path.name}:" if len(paths) > 1 else ""
-            engines |= {f"{label}{name}": engine for name, engine in found.items()}
-            shapes.add(shape)
-        if len(shapes) > 1:
-            raise click.UsageError(f"these take inputs of different sizes: {sorted(shapes)}")
-        images = _noise(options, *shapes.pop())
+            prefix = f"{label}:" if len(paths) > 1 else ""
+            engines |= {f"{prefix}{name}": engine for name, engine in found.items()}
+        images = _noise(options, _common(shapes))
         measured = variants.time_all(options, engines, images)
     click.echo(json.dumps(measured, indent=1) if as_json else _table(measured), nl=as_json)
 
 
-def _of_run(out: Path) -> tuple[Engines, tuple[int, int]]:
-    """The engines of a finished run, and its batch (0: dynamic) and size."""
+def _labels(paths: Sequence[Path]) -> dict[str, Path]:
+    """The shortest end of each path that no other one has, and the path.
+
+    Raises:
+        RecipeError: One is given twice.
+    """
+    from toolkit.core.errors import RecipeError
+
+    places = [Path(os.path.normpath(path.absolute())).parts for path in paths]
+    found = {}
+    for path, parts in zip(paths, places, strict=True):
+        if places.count(parts) > 1:
+            raise RecipeError(f"{path} is given twice", hint="name each file or folder once")
+        ends = (parts[-count:] for count in range(1, len(parts) + 1))
+        end = next(end for end in ends if sum(other[-len(end) :] == end for other in places) == 1)
+        found[str(Path(*end))] = path
+    return found
+
+
+def _of_run(out: Path) -> tuple[Engines, Shape]:
+    """The engines of a finished run, and the images they take."""
     from toolkit.core.artifact import read_json
     from toolkit.pipeline import variants
     from toolkit.pipeline.output import read_run
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     graphs = read_json(folders["export"] / "graphs.json")
-    return variants.engines(folders["compile"]), (graphs["batch"] or 0, graphs["size"])
+    shape = (graphs["batch"], len(graphs["preprocess"]["mean"]), graphs["size"])
+    return variants.engines(folders["compile"]), shape
 
 
-def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, tuple[int, int]]:
-    """Engines of an ONNX file for these targets, and its batch (0: dynamic) and size."""
+def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, Shape]:
+    """Engines of an ONNX file for these targets, and the images they take."""
     import targets
     from toolkit.core.errors import RecipeError
     from toolkit.graph import io
@@ -101,16 +122,43 @@ def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines
         if not built.runs_here:
             raise RecipeError(f"{name} does not run on this machine", hint="measure on the device instead")
         found[name] = (name, folder / name / built.file)
-    return found, (graph.batch or 0, graph.size or DEFAULT_SIZE)
+    return found, (graph.batch, graph.channels, graph.size)
 
 
-def _noise(options: Any, batch: int, size: int) -> FloatArray:
+def _common(shapes: Mapping[str, Shape]) -> Shape:
+    """The images that all take.
+
+    Raises:
+        RecipeError: There are none.
+    """
+    from toolkit.core.errors import RecipeError
+
+    fixed = [{size for size in sizes if size is not None} for sizes in zip(*shapes.values(), strict=True)]
+    if any(len(sizes) > 1 for sizes in fixed):
+        listed = "; ".join(f"{label} takes {_in_words(shape)}" for label, shape in shapes.items())
+        raise RecipeError(
+            f"these cannot be timed on the same images: {listed}",
+            hint="export them with one batch, number of channels and size, or time each by itself",
+        )
+    batch, channels, size = (max(sizes, default=None) for sizes in fixed)
+    return batch, channels or 0, size
+
+
+def _in_words(shape: Shape) -> str:
+    batch, channels, size = shape
+    pixels = "of any size" if size is None else f"of {size} x {size} pixels"
+    return f"batches of {batch or 'any number'}, {channels} channel{'s' * (channels > 1)} {pixels}"
+
+
+def _noise(options: Any, shape: Shape) -> FloatArray:
     import numpy as np
 
     from toolkit.pipeline.variants import bench_batch
 
-    shape = (bench_batch(options, {"batch": batch or None}), 3, size, size)
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    batch, channels, size = shape
+    sides = (size or DEFAULT_SIZE,) * 2
+    count = bench_batch(options, {"batch": batch})
+    return np.random.default_rng(0).normal(size=(count, channels, *sides)).astype(np.float32)
 
 
 def _table(measured: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from toolkit.cli._outputs import refuse_inputs
+
 
 @click.command(
     epilog="\b\nExamples:\n  edgeship bundle runs/quickstart\n"
@@ -53,9 +55,10 @@ def command(
     from toolkit.deploy import bundle as bundles
     from toolkit.deploy import shipment
 
+    target = out or run / shipment.FILE
+    refuse_inputs(target, *([key] if key is not None else ()))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
-    target = out or run / shipment.FILE
     with shown():
         made = shipment.make(run, target, variants=variants, golden=golden, images=images, gates=gates)
     if key is not None:

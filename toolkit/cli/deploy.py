@@ -7,12 +7,14 @@ from pathlib import Path
 import click
 
 from toolkit.cli._devices import DRY_RUN, WAIT, as_table, choice, chosen, finish, states
+from toolkit.cli._options import Resumable
 
 
 @click.command(
+    cls=Resumable,
     epilog="\b\nExamples:\n  edgeship deploy runs/quickstart --device nano-1\n"
     "  edgeship deploy runs/main --tag shop --parallel 10 --canaries 2 --max-failures 0.05\n"
-    "  edgeship deploy bundle.tar --device nano-1 --dry-run"
+    "  edgeship deploy bundle.tar --device nano-1 --dry-run",
 )
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
 @choice

@@ -42,7 +42,7 @@ def graph(model: Path, as_json: bool) -> None:
             "dtype": "uint8" if found.takes_pixels else "float32",
         },
         "output": {"name": found.output, "shape": [found.batch, found.classes]},
-        "macs": None if found.quantized else count.macs,  # counted in float graphs only
+        "macs": count.macs or None,  # not counted where operators are integer ones
         "parameters": count.parameters,
         "quantized": found.quantized,
         "opset": found.model.graph.opset_imports.get(""),
@@ -55,7 +55,7 @@ def graph(model: Path, as_json: bool) -> None:
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
         kind = "  uint8" if side == "input" and found.takes_pixels else ""
         click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
-    if not found.quantized:
+    if count.macs:
         click.echo(f"{'macs':<12}{count.macs:,} an image")
     click.echo(f"{'parameters':<12}{count.parameters:,}")
     click.echo(f"{'precision':<12}{'quantized' if found.quantized else 'float'}, opset {described['opset']}")
@@ -81,12 +81,13 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     from toolkit.cli._progress import shown
     from toolkit.graph import io
     from toolkit.pipeline import images as pictures
-    from toolkit.pipeline.preprocessing import resolve
+    from toolkit.pipeline.preprocessing import check_channels, resolve
     from toolkit.pipeline.recipe import Recipe
 
     recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
     found = io.read_classifier(model)
     prepared = resolve(recipe.load.preprocess, found.preprocess, found.size)
+    check_channels(prepared, found.channels, option="--preprocess ")
     dataset = open_dataset(source)
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
     with shown():

@@ -9,17 +9,19 @@ from typing import Any
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.cli._options import JSON, PREPROCESS, Resumable
+from toolkit.cli._outputs import refuse_other_network
 
 
 @click.command(
+    cls=Resumable,
     epilog="""\b
 Examples:
   edgeship prune resnet18.pth photos/ --keep 0.5 --out small
   edgeship prune resnet18.pth photos/ --target-latency 0.6 --target openvino --out fast
   edgeship prune resnet18.pth photos/ --max-drop-pp 1 --no-compare --out safe
   edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.6,0.5,0.4 --test test.zip --out family
-"""
+""",
 )
 @click.argument("weights")
 @click.argument("source")
@@ -95,8 +97,10 @@ def command(
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings]).resolved()
     parts = _parts(widths)
     family.check(parts)
-    with shown(), tempfile.TemporaryDirectory() as folder:
-        dense = Path(folder)
+    for folder in family.folders(parts, out).values():
+        refuse_other_network(folder, last="plan.json", source=weights)
+    with shown(), tempfile.TemporaryDirectory() as name:
+        dense = Path(name)
         stages.load(recipe.load, {}, dense)
         pruned = family.prune(recipe, parts, dense, out)
         _warn(pruned)

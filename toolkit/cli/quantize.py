@@ -11,6 +11,7 @@ from typing import Any, get_args
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.cli._outputs import refuse_inputs
 from toolkit.core.errors import GateError
 from toolkit.core.tensors import InputType
 
@@ -82,6 +83,7 @@ def command(
 ) -> None:
     """Quantize MODEL, a float ONNX classifier, to INT8 with images of SOURCE; labels are not needed.
 
+    MODEL has one input, square images (N, C, S, S), and one output, the logits (N, classes).
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
     from calibration import manifest
@@ -94,6 +96,7 @@ def command(
     from toolkit.pipeline import precision, preprocessing
     from toolkit.pipeline.recipe import Recipe
 
+    refuse_inputs(out, model, source)
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
     table = {
         "compile": {"targets": [target_name]},
@@ -104,6 +107,7 @@ def command(
     limited = precision.limited(how)
     graph = io.read_classifier(model)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
+    preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
     known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
     dataset = open_dataset(source)

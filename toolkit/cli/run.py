@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._options import JSON, STORE
+from toolkit.cli._options import JSON, STORE, Resumable
 
 
 def _list_options(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
@@ -20,12 +20,13 @@ def _list_options(context: click.Context, _parameter: click.Parameter, asked: bo
 
 
 @click.command(
+    cls=Resumable,
     epilog="""\b
 Examples:
   edgeship run quickstart --out runs/quickstart
   edgeship run resnet50-imagenet --set select.source=train/ --set evaluate.source=val.csv
   edgeship run my.toml --until quantize --redo calibrate
-"""
+""",
 )
 @click.argument("recipe")
 @click.option(

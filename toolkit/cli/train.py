@@ -6,13 +6,17 @@ from pathlib import Path
 
 import click
 
+from toolkit.cli._options import Resumable
+from toolkit.cli._outputs import refuse_other_network
+
 
 @click.command(
+    cls=Resumable,
     epilog="""\b
 Examples:
   edgeship train digits:train --model resnet20 --size 32 --no-flip --out digits20
   edgeship train cifar10/train --model plain_resnet20 --size 32 --epochs 40 --batch 128 --out plain20
-"""
+""",
 )
 @click.argument("source")
 @click.option("--model", required=True, help="resnet18, resnet20, plain_resnet20, preact_resnet18, ...")
@@ -35,13 +39,14 @@ def command(source: str, model: str, out: Path, size: int | None, **training: in
     """
     from toolkit.cli._progress import shown
     from toolkit.core.artifact import read_json
-    from toolkit.pipeline import network
+    from toolkit.pipeline import family, network
     from toolkit.pipeline.recipe import Recipe
 
     table = {"model": model, "weights": "train", "train": {"source": source, **training}}
     recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}}).resolved()
-    out.mkdir(parents=True, exist_ok=True)
+    refuse_other_network(out, last="history.json", source=source)
     with shown():
-        network.train(recipe.load, out, checkpoint=out / "checkpoint.pt")
+        network.train(recipe.load, out, checkpoint=out / family.UNFINISHED / "checkpoint.pt")
+    family.done(out)
     accuracy = read_json(out / "history.json")["accuracy"][-1]
     click.echo(f"{out / 'model.safetensors'}: {100 * accuracy:.1f} % right on its own augmented images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Collection
 from typing import Any
 
 from toolkit.core.errors import RecipeError, nearest
@@ -15,13 +16,19 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")))
 
 
-def get(package: str, name: str, attribute: str) -> Any:
+def get(package: str, name: str, attribute: str, known: Collection[str] | None = None) -> Any:
     """Import one plug-in and return its attribute.
+
+    Args:
+        package: Where it is.
+        name: Its file.
+        attribute: What of it is wanted.
+        known: Those of the package that have the attribute; None: all.
 
     Raises:
         RecipeError: No file of that name; the hint gives the nearest one.
     """
-    known = names(package)
+    known = names(package) if known is None else known
     if name not in known:
         kind = package.rsplit(".", 1)[-1].rstrip("s")
         raise RecipeError(f"no {kind} named '{name}'", hint=nearest(name, known))

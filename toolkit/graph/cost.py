@@ -10,10 +10,12 @@ import onnx_ir as ir
 
 from toolkit.graph.io import constant, read
 
+PAIR = ("QuantizeLinear", "DequantizeLinear")  # between a weight and its layer
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Multiply-accumulates of one image, and float parameters."""
+    """Multiply-accumulates of one image, and weights and biases."""
 
     macs: int
     parameters: int
@@ -60,6 +62,8 @@ def _macs(node: ir.Node) -> int:
     if node.op_type not in {"Conv", "Gemm", "MatMul"}:
         return 0
     weight = node.inputs[1]
+    while weight is not None and (producer := weight.producer()) and producer.op_type in PAIR:
+        weight = producer.inputs[0]
     if weight is None or weight.const_value is None:
         return 0
     output = node.outputs[0].shape

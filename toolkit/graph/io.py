@@ -27,6 +27,16 @@ QUANTIZED_OPS = frozenset(
         "MatMulInteger",
     }
 )
+PARAMETER_TYPES = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64 is of shapes
+)
+PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if not first
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3,),
+    "ConvInteger": (1,),
+    "MatMulInteger": (1,),
+}
+COLOURS = (1, 3)  # channels of grey and RGB images
 _EXPORT_AGAIN = "export it again as a float32 image classifier"
 
 
@@ -42,7 +52,7 @@ class Classifier:
         channels: Channels of the image.
         size: Height and width of the image in pixels; None is dynamic.
         classes: Number of classes.
-        parameters: Number of float weights.
+        parameters: Number of weights and biases.
         quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
         preprocess: What its metadata says of preprocessing, if anything.
         takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
@@ -73,7 +83,7 @@ def read(path: Path) -> Classifier:
     if len(images) != 1 or len(graph.outputs) != 1:
         raise ModelError(
             f"{path.name} has {len(images)} inputs and {len(graph.outputs)} outputs; one of each is expected",
-            hint=_EXPORT_AGAIN,
+            hint="export it with the images as its only input and the logits as its only output",
         )
     image, logits = images[0], graph.outputs[0]
     shape, result = _dims(image), _dims(logits)
@@ -84,7 +94,7 @@ def read(path: Path) -> Classifier:
         raise ModelError(
             f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
             "is expected",
-            hint=_EXPORT_AGAIN,
+            hint=_cure(shape, result),
         )
     return Classifier(
         model,
@@ -195,8 +205,32 @@ def _dims(value: ir.Value) -> tuple[int | None, ...]:
     return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
 
 
+def _cure(shape: tuple[int | None, ...], result: tuple[int | None, ...]) -> str:
+    """What to change about a graph that maps one shape to another."""
+    if len(shape) != 4:
+        return "its input must be images: (N, C, S, S), i.e. batch, channels, height, width"
+    if shape[3] in COLOURS and shape[1] not in COLOURS:
+        return "its channels come last (NHWC): export it with channels first (NCHW)"
+    if shape[1] is None:
+        return "export it with a fixed number of channels"
+    if shape[2] != shape[3]:
+        return "its images are not square: export it for as many pixels in height as in width"
+    if len(result) != 2:
+        return "its output must be the logits: (N, classes), one number a class"
+    return "export it with a fixed number of classes"
+
+
 def _parameters(graph: ir.Graph) -> int:
-    return sum(_size(v) for v in graph.initializers.values() if v.dtype == ir.DataType.FLOAT)
+    """Weights and biases, in whatever type they are stored; scales and zero points are none."""
+    scales = {
+        id(value)
+        for node in graph
+        if node.op_type in QUANTIZED_OPS
+        for place, value in enumerate(node.inputs)
+        if place not in PARAMETER_INPUTS.get(node.op_type, (0,))
+    }
+    found = graph.initializers.values()
+    return sum(_size(value) for value in found if value.dtype in PARAMETER_TYPES and id(value) not in scales)
 
 
 def _size(value: ir.Value) -> int:

@@ -23,7 +23,7 @@ from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import Recipe
 
 DENSE = "dense"
-UNFINISHED = "unfinished"  # folder of what an interrupted command left
+UNFINISHED = ".edgeship-unfinished"  # folder of what an interrupted command left; nobody else's
 BATCH = 8  # images calibrated and judged at once
 
 
@@ -41,6 +41,13 @@ def check(parts: Sequence[float]) -> None:
             )
     if len(set(parts)) < len(parts):
         raise RecipeError("a width is given twice", hint="name each once")
+
+
+def folders(parts: Sequence[float], out: Path) -> dict[str, Path]:
+    """Where networks of these widths go, widest first; without any, the one of a goal."""
+    return {f"keep-{part:g}": out / f"keep-{part:g}" for part in sorted(parts, reverse=True)} or {
+        "pruned": out
+    }
 
 
 def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dict[str, Path]:
@@ -62,18 +69,17 @@ def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dic
         ModelError: There is only a graph, or nothing to prune.
     """
     check(parts)
-    folders = {f"keep-{part:g}": out / f"keep-{part:g}" for part in sorted(parts, reverse=True)}
-    folders = folders or {"pruned": out}
+    places = folders(parts, out)
     finished, state = out / UNFINISHED / "pruned.json", out / UNFINISHED / "states"
     work = _identity(recipe, parts, dense)
-    if finished.is_file() and read_json(finished) == work and _complete(folders.values()):
-        return folders
+    if finished.is_file() and read_json(finished) == work and _complete(places.values()):
+        return places
     if not parts:
         pruning.prune(recipe.prune, dense, out, checkpoint=state)
     else:
-        _prune_family(recipe, parts, dense, folders, state)
+        _prune_family(recipe, parts, dense, places, state)
     write_json(finished, work)
-    return folders
+    return places
 
 
 def done(out: Path) -> None:
@@ -153,7 +159,8 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
                     "macs": exported.macs,
                     "parameters": exported.parameters,
                 }
-        noise = np.random.default_rng(0).normal(size=(1, 3, preprocess.crop, preprocess.crop))
+        shape = (1, len(preprocess.mean), preprocess.crop, preprocess.crop)
+        noise = np.random.default_rng(0).normal(size=shape)
         timed = variants.time_all(recipe.bench, engines, noise.astype(np.float32))
         opened = {
             label: stack.enter_context(targets.get(target).open(engine))

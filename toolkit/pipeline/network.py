@@ -74,6 +74,7 @@ def load_checkpoint(options: LoadOptions, out: Path) -> None:
         source = weights.download(options.weights, options.model)
     loaded = weights.load(source, options.model)
     prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
+    preprocessing.check_channels(prepared, loaded.model.architecture.channels)
     weights.save(loaded.model, out, prepared)
     published = options.weights.startswith("torchvision:")  # all of these share mean and std
     known = published or preprocessing.known(options.preprocess, loaded.preprocess)
@@ -105,7 +106,8 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
     prepared = preprocessing.resolve(options.preprocess, None, options.size)
     dataset = open_dataset(how.source, labelled=True)
     torch.manual_seed(how.seed)  # of the first weights
-    model = resnet.ResNet(resnet.architecture(options.model, classes=len(dataset.classes)))
+    channels, classes = len(prepared.mean), len(dataset.classes)
+    model = resnet.ResNet(resnet.architecture(options.model, classes=classes, channels=channels))
 
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
         order = np.random.default_rng((how.seed, epoch)).permutation(len(dataset)).tolist()
@@ -143,6 +145,7 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
             hint="leave export.size out: an ONNX file has its own size",
         )
     prepared = preprocessing.resolve(options.preprocess, graph.preprocess, graph.size or options.size)
+    preprocessing.check_channels(prepared, graph.channels)
     io.save(graph.model, out / ONNX)
     content = {
         "name": source.stem,

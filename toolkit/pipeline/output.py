@@ -4,7 +4,8 @@ report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the same, with the stages as in this run: seconds, and whether cached
 engines/<target>/<variant>/         engines, and the Q/DQ graph each was built from
-run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}]
+run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}],
+                                    files: what runs put there; nothing else is ever overwritten or removed
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifact import canonical_json, plain, read_json, write_json
-from toolkit.core.errors import DataError, ToolkitError
+from toolkit.core.errors import DataError, RecipeError, ToolkitError
 from toolkit.pipeline.recipe import Recipe
 
 SCHEMA = 1
-REPORT = "report.json"
+RUN, REPORT = Path("run.json"), "report.json"
+PAGES = tuple(Path(name) for name in (REPORT, "report.md", "report.html", "junit.xml", "predictions.npz"))
+ENGINES = Path("engines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +80,39 @@ def _differences(options: Any, default: Any, section: str = "") -> list[str]:
     return found
 
 
+def check_free(recipe: Recipe, stages: Collection[str], out: Path) -> None:
+    """Refuse a folder where a run of these stages would overwrite what no run of ours has put there.
+
+    Raises:
+        RecipeError: It would; files that are in nobody's way may stay.
+    """
+    from toolkit.pipeline.variants import REFERENCE_TARGET
+
+    owned = _owned(out)
+    claimed = [RUN, *(PAGES if "report" in stages else ())]
+    if "compile" in stages and not owned:  # else the names of our engines are known, and of new ones soon
+        for target in (*recipe.compile.targets, REFERENCE_TARGET):
+            found = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
+            claimed += [file.relative_to(out) for file in found]
+        claimed += [ENGINES] if (out / ENGINES).is_file() else []
+    _refuse_foreign(claimed, owned, out)
+
+
 def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     """Put what people want of a run into a folder: all of it or, on failure, nothing; stale engines go.
 
     Raises:
+        RecipeError: A file is in the way that no run has put there.
         ToolkitError: The folder cannot be written to.
     """
     folders = {stage.name: stage.folder for stage in stages}
     wanted = _wanted(folders)
-    new = not out.exists()
+    written = {Path(REPORT): read_report(folders["report"], stages)} if "report" in folders else {}
+    new, owned = not out.exists(), _owned(out)
+    _refuse_foreign((RUN, *wanted, *written), owned, out)
+    stale = {place for place in owned - {*wanted} if ENGINES in place.parents}
+    files = sorted({RUN, *wanted, *written, *(owned - stale)})
+    written = {RUN: {**describe(recipe, stages), "files": files}, **written}
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
@@ -94,15 +121,13 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             for place in changed:
                 (incoming / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(wanted[place], incoming / place)
-            written = {Path("run.json"): describe(recipe, stages)}
-            if report := folders.get("report"):
-                written[Path(REPORT)] = read_report(report, stages)
             for place, content in written.items():
                 write_json(incoming / place, content)
-            for place in (*changed, *written):  # renames need no room: from here on nothing fails
+            for place in stale:
+                _remove(place, out)
+            for place in (*written, *changed):  # run.json first: killed after it, the rest is still ours
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / place).replace(out / place)
-        _remove_stale(out, wanted)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise ToolkitError(
             f"cannot write to {error.filename or out}: {error.strerror}",
@@ -138,13 +163,32 @@ def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
     return found
 
 
-def _remove_stale(out: Path, wanted: Mapping[Path, Path]) -> None:
-    for old in sorted((out / "engines").rglob("*"), reverse=True):
-        if old.is_dir():
-            if not any(old.iterdir()):
-                old.rmdir()
-        elif old.relative_to(out) not in wanted:
-            old.unlink()
+def _owned(out: Path) -> frozenset[Path]:
+    """The files that an earlier run has put into a folder, as its run.json lists them."""
+    try:
+        found = read_run(out)
+        places = [Path(name) for name in found["files"]]
+    except (DataError, AttributeError, KeyError, TypeError):  # none, or somebody else's of the same name
+        return frozenset()
+    inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
+    return frozenset(place for place in inside if (out / place).is_file())
+
+
+def _refuse_foreign(places: Iterable[Path], owned: Collection[Path], out: Path) -> None:
+    for place in places:
+        if place not in owned and ((out / place).exists() or (out / place).is_symlink()):
+            raise RecipeError(
+                f"{out / place} would be overwritten, and no run of edgeship is known to have written it",
+                hint="name another folder with --out, or move it away",
+            )
+
+
+def _remove(place: Path, out: Path) -> None:
+    """Remove a file, and the folders that it leaves empty."""
+    (out / place).unlink()
+    for folder in place.parents:
+        if folder != Path() and (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
 
 
 def _same(source: Path, target: Path) -> bool:

@@ -9,6 +9,7 @@ from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.tensors import InputType, Preprocess
 from toolkit.pipeline.recipe import PreprocessOptions
 
+EXAMPLES = {1: ("0.5", "0.25"), 3: ("0.485,0.456,0.406", "0.229,0.224,0.225")}  # channels -> mean, std
 SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop
 
 
@@ -44,6 +45,33 @@ def resolve(options: PreprocessOptions, own: Preprocess | None, size: int | None
     return replace(base, crop=crop, resize=resize, **given)
 
 
+def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set load.preprocess.") -> None:
+    """See that images get the channels the network takes.
+
+    Args:
+        prepared: How they are prepared.
+        channels: What the network takes.
+        option: How mean and std are set, for the hint.
+
+    Raises:
+        ModelError: Neither grey nor colour images are taken.
+        RecipeError: mean or std has another number of values.
+    """
+    if channels not in EXAMPLES:
+        raise ModelError(
+            f"the network takes images of {channels} channels",
+            hint="images are read as RGB (3 channels) or grey (1 channel)",
+        )
+    given = (len(prepared.mean), len(prepared.std))
+    if given != (channels, channels):
+        mean, std = EXAMPLES[channels]
+        raise RecipeError(
+            f"the network takes images of {channels} channel{'s' * (channels > 1)}, but the preprocessing "
+            f"has {given[0]} in its mean and {given[1]} in its std",
+            hint=f"state what it was trained with, e.g. {option}mean={mean} {option}std={std}",
+        )
+
+
 def known(options: PreprocessOptions, own: Preprocess | None) -> bool:
     """Whether mean and standard deviation are stated, by the recipe or the checkpoint, and not assumed."""
     return own is not None or (options.mean is not None and options.std is not None)
@@ -61,10 +89,11 @@ def check_known(input_type: InputType, *, is_known: bool, option: str = "--set l
         ModelError: Pixels, and the mean and standard deviation would be assumed.
     """
     if input_type == "uint8" and not is_known:
+        mean, std = EXAMPLES[3]
         raise ModelError(
             "an engine with uint8 input normalizes pixels itself, and nothing says how this network wants it",
-            hint=f"state what it was trained with, e.g. {option}mean=0.485,0.456,0.406 "
-            f"{option}std=0.229,0.224,0.225; or leave the input float32",
+            hint=f"state what it was trained with, e.g. {option}mean={mean} "
+            f"{option}std={std}; or leave the input float32",
         )
 
 

@@ -26,9 +26,9 @@ def option(default: T, explanation: str, **rules: Any) -> T:
         default: The value if a recipe says nothing.
         explanation: What it is, with its unit.
         **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
-            `required`: may not stay empty; `above`, `least`, `most`: bounds; `known`: gives the names it
-            may have; `derived`: filled from another section, so that a recipe does not set it; `aside`:
-            the result does not depend on it.
+            `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`:
+            gives the names it may have; `derived`: filled from another section, so that a recipe does not
+            set it; `aside`: the result does not depend on it.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
@@ -45,6 +45,12 @@ def _targets() -> tuple[str, ...]:
     import targets
 
     return targets.names()
+
+
+def _cores() -> int:
+    from targets._device import granted_cores
+
+    return granted_cores()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +230,7 @@ class BenchOptions:
     """How latency is measured."""
 
     batch: int | None = option(None, "Images of one inference; default: the graph's, else 1.", least=1)
-    threads: int = option(1, "CPU threads of one session.", least=1)
+    threads: int = option(1, "CPU threads of one session; not more than cores.", least=1, most=_cores)
     duration_s: float = option(2.0, "Seconds of timed inferences for each variant.", above=0.0)
     runs: int | None = option(None, "Timed inferences of each variant, instead of a duration.", least=1)
     warmup_s: float = option(0.5, "Seconds of inferences before, for each variant.", least=0.0)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from toolkit.core.artifact import plain, write_json
 from toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
-from toolkit.pipeline.output import StageResult, describe, publish, read_report
+from toolkit.pipeline.output import StageResult, check_free, describe, publish, read_report
 from toolkit.pipeline.outside import check_exist, fingerprint, outside_files
 from toolkit.pipeline.recipe import Recipe, check_required
 from toolkit.pipeline.stage import Stage
@@ -86,13 +86,15 @@ def run(
         The stages and their folders. Gates are not judged: see `Run.check_gates`.
 
     Raises:
-        RecipeError: An option or a stage name cannot be used.
+        RecipeError: An option or a stage name cannot be used, or `out` holds files that it would overwrite.
         ToolkitError: A stage failed; what was finished before it is kept.
     """
     chosen = _chosen(stages, until, redo)
     check_required(recipe, [stage.name for stage in chosen])
     for stage in chosen:
         check_exist(getattr(recipe, stage.name), stage.name)
+    if out is not None:
+        check_free(recipe, [stage.name for stage in chosen], Path(out))
     store = store or Store()
     with ExitStack() as held:
         with _no_room_explained(store.root):

@@ -89,23 +89,26 @@ def convert(
         return value
     if origin is tuple:
         parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, (int, float)):  # one number is a list of one
+            parts = (parts,)
         if not isinstance(parts, (list, tuple)):
             raise _wrong(value, annotation, where)
-        return tuple(
-            convert(
-                _from_text(part.strip(), choices[0]) if isinstance(part, str) else part,
-                choices[0],
-                where,
-                rules,
-            )
-            for part in parts
-        )
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, annotation) or (annotation is int and isinstance(value, bool)):
+        given = [_from_text(part.strip(), choices[0]) if isinstance(part, str) else part for part in parts]
+        if any(_misfit(part, choices[0]) for part in given):
+            raise _wrong(value, annotation, where)
+        return tuple(convert(part, choices[0], where, rules) for part in given)
+    if _misfit(value, annotation):
         raise _wrong(value, annotation, where)
+    if annotation is float:
+        value = float(value)
     _check(value, where, rules)
     return value
+
+
+def _misfit(value: Any, annotation: Any) -> bool:
+    """Whether a value is not of a plain type; whole numbers are numbers, true and false are neither."""
+    kinds = (int, float) if annotation is float else annotation
+    return not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)
 
 
 def _options(value: Any, kind: Any, where: str) -> Any:
@@ -141,9 +144,12 @@ def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
     if isinstance(value, float) and math.isnan(value):
         raise RecipeError(f"{where} is not a number", hint="write a number")
     for rule, kept in (("above", operator.gt), ("least", operator.ge), ("most", operator.le)):
-        if rule in rules and not kept(value, rules[rule]):
+        if rule not in rules:
+            continue
+        bound = rules[rule]() if callable(rules[rule]) else rules[rule]
+        if not kept(value, bound):
             words = {"above": "above", "least": "at least", "most": "at most"}[rule]
-            raise RecipeError(f"{where} = {value} must be {words} {rules[rule]}", hint=str(rules["help"]))
+            raise RecipeError(f"{where} = {value} must be {words} {bound}", hint=str(rules["help"]))
     if "known" in rules and value not in rules["known"]():
         raise RecipeError(f"{where} cannot be '{value}'", hint=nearest(value, rules["known"]()))
 
@@ -170,7 +176,11 @@ def _optional(annotation: Any) -> bool:
 
 
 def _wrong(value: Any, annotation: Any, where: str) -> RecipeError:
-    return RecipeError(f"{where} cannot be {_shown(value)}", hint=f"it takes {_words(annotation)}")
+    words = _words(annotation)
+    if "a list" in words:
+        key = where.rsplit(".", 1)[-1]
+        words += f", separated by commas: {key}=0.5,0.25" if "number" in words else f": {key}=one,two"
+    return RecipeError(f"{where} cannot be {_shown(value)}", hint=f"it takes {words}")
 
 
 def _shown(value: Any) -> str:
