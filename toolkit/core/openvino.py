@@ -28,6 +28,7 @@ def core() -> Any:
     Its CPU plug-in gives the thread a stack for signals and, when it goes, brings back the one it found.
     Of two Cores that do not go in reverse order, one so brings back freed memory, and Ctrl-C would crash.
     """
+    sdk().Type.f32.to_dtype()  # makes a table that two threads, asking for it first, wait for without end
     return sdk().Core()
 
 
