@@ -142,11 +142,25 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     doubt = _doubt(v, report)
     if doubt:
         return "look", f"{facts}, but {doubt}: measure again on a quiet machine."
-    gated = any(gate.variant == v.name and gate.name == "max_drop_pp" for gate in report.gates)
     possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
-    if not gated and possible > LOSS_PP:
+    limit = next((g.limit for g in report.gates if (g.variant, g.name) == (v.name, "max_drop_pp")), None)
+    if possible <= (LOSS_PP if limit is None else limit):
+        return "good", f"{facts}: ship it."
+    if limit is None:
         return "look", f"{facts}: decide whether that loss is acceptable."
-    return "good", f"{facts}: ship it."
+    return "look", f"{facts}: {_unproven(v, limit)}; decide whether that is enough."
+
+
+def _unproven(v: Variant, limit_pp: float) -> str:
+    """What a gate is worth that the drop itself keeps, and the upper end of its interval does not."""
+    number = "so few images" if v.images is None else words.images(v.images)
+    said = f"it passes max_drop_pp = {limit_pp:g}, but {number} cannot prove that at 95 %"
+    if v.images is None or v.drop_pp is None or v.drop_ci95_pp is None or v.drop_pp >= limit_pp:
+        return said
+    # The interval narrows with the root of the number of images.
+    needed = v.images * ((v.drop_ci95_pp[1] - v.drop_pp) / (limit_pp - v.drop_pp)) ** 2
+    step = 10 ** math.floor(math.log10(needed) - 1)
+    return f"{said} (at this drop, about {words.whole(step * math.ceil(needed / step))} would)"
 
 
 def _rival(v: Variant, report: RunReport) -> str | None:
