@@ -1,5 +1,6 @@
 """Gates: kept, missed, not judged; and the verdict in words that follows."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from toolkit.report.verdict import verdicts, warnings
 
 
 def latency(p50):
-    return LatencySummary(batch=1, p50=p50, p90=p50, p99=p50, mean=p50, runs=100)
+    return LatencySummary(batch=1, p50=p50, p90=p50, p99=p50, mean=p50, runs=100, p50_ci95=(p50, p50))
 
 
 FP32 = Variant(
@@ -20,7 +21,7 @@ FP32 = Variant(
 )
 INT8 = replace(
     FP32, name="openvino-int8", precision="int8", drop_pp=0.4, drop_ci95_pp=(0.1, 0.8), speedup=3.0,
-    latency_ms=latency(2.0),
+    speedup_over=FP32.name, latency_ms=latency(2.0),
 )  # fmt: skip
 SIMULATED = Variant(
     "tensorrt-int8", "tensorrt", "int8", False, kind="simulated", drop_pp=0.1, drop_ci95_pp=(-0.2, 0.4)
@@ -156,6 +157,24 @@ def test_a_speed_up_within_the_noise_is_not_praised(high, level):
     (verdict,) = verdicts(report(base, int8))
     assert verdict.level == level
     assert ("may be noise" in verdict.sentence) == (level == "look")
+
+
+@pytest.mark.parametrize("runs", [1, 49, 50])
+def test_a_speed_up_of_few_runs_is_not_praised(run, runs):
+    path = run["bench"] / "latency.json"
+    measured = json.loads(path.read_text())
+    for row in measured["variants"].values():
+        row["samples_ms"] = row["samples_ms"][:runs]
+    path.write_text(json.dumps(measured))
+    found = gather(run, recipe="r", stages=STAGES)
+    verdict = next(each for each in verdicts(found) if each.target == "openvino")
+    said = f", but only {runs} run{' was' if runs == 1 else 's were'} timed: time at least 50 (`--set bench."
+    assert (said in verdict.sentence) == (runs < 50)
+    assert any("Few timed runs" in line and f"openvino-int8 {runs}," in line for line in warnings(found)) == (
+        runs < 50
+    )
+    if runs < 50:
+        assert verdict.level == "look"
 
 
 def test_noise_and_load_are_warned_of():

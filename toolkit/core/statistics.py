@@ -12,6 +12,7 @@ from toolkit.core.quant import FloatArray
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 T95_9 = 2.2621571627409915  # that of Student's t with 9 degrees of freedom: ten batch medians
+FEWEST_RUNS = 50  # timings of which a median has an interval: five in each batch
 
 
 def paired_drop(
@@ -121,12 +122,12 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     (clocks, neighbours) that an interval for independent samples would miss.
 
     Returns:
-        Low and high, in the unit of the samples; None for fewer than 50 samples.
+        Low and high, in the unit of the samples; None for fewer than `FEWEST_RUNS` samples.
 
     Source:
         The batch means method, Law 2014, "Simulation Modeling and Analysis", sec. 9.5.3.
     """
-    if len(samples) < 50:
+    if len(samples) < FEWEST_RUNS:
         return None
     medians = [float(np.median(part)) for part in np.array_split(np.asarray(samples, np.float64), 10)]
     half = T95_9 * float(np.std(medians, ddof=1)) / math.sqrt(10)
