@@ -1,12 +1,14 @@
 """Gates: kept, missed, not judged; and the verdict in words that follows."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from synthetic import STAGES
 
 from toolkit.core.results import LatencySummary, Variant
+from toolkit.pipeline.stages import STAGES as STAGES_OF_A_RUN
 from toolkit.report import gates
 from toolkit.report.gather import gather
 from toolkit.report.verdict import verdicts, warnings
@@ -185,6 +187,14 @@ def test_noise_and_load_are_warned_of():
     assert "throttled" in second
     assert "load of 5.0 on 2 cores" in third
     assert warnings(report(FP32, INT8)) == ()
+
+
+def test_the_advice_to_measure_again_works_on_a_stored_measurement():
+    noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.4))
+    (verdict,) = verdicts(replace(report(FP32, noisy), environment={"other_share": 0.5}))
+    for said in (verdict.sentence, warnings(report(FP32, noisy))[0]):
+        (stage,) = re.findall("measure again on a quiet machine, with `--redo ([a-z]+)`", said)
+        assert stage in [known.name for known in STAGES_OF_A_RUN]
 
 
 def test_what_to_ship_comes_first_and_the_fastest_of_several_says_so():

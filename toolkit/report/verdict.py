@@ -15,6 +15,7 @@ NOISY = 0.05  # coefficient of variation above which a latency is called noisy
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
 DISTURBED = 0.25  # coefficient of variation above which a median of a busy machine says nothing
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
+AGAIN = "measure again on a quiet machine, with `--redo bench`"  # the stage: the store has its result
 MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
 
 FASTEST = "The fastest of the {} that may be shipped."
@@ -72,7 +73,7 @@ def warnings(report: RunReport) -> tuple[str, ...]:
     if noisy:
         found.append(
             f"Noisy latency: the coefficient of variation is above 5 % ({', '.join(noisy)}). "
-            "Other work ran, or the clock changed: trust the median, and measure again on a quiet machine."
+            f"Other work ran, or the clock changed: trust the median, and {AGAIN}: else what is stored is shown."
         )
     few = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and _few(v.latency_ms)]
     if few:
@@ -153,7 +154,7 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
         return "look", f"{facts}: it is not worth it on this machine{rival or ''}."
     doubt = _doubt(v.latency_ms, over, report)
     if doubt:
-        return "look", f"{facts}, but {doubt}: measure again on a quiet machine."
+        return "look", f"{facts}, but {doubt}: {AGAIN}."
     possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
     limit = next((g.limit for g in report.gates if (g.variant, g.name) == (v.name, "max_drop_pp")), None)
     if possible <= (LOSS_PP if limit is None else limit):
