@@ -92,7 +92,7 @@ class LatencySummary:
         p50: Median; p90, p99 and mean likewise.
         runs: Timed inferences.
         threads: CPU threads the session could use; None where it does not apply.
-        cv: Coefficient of variation: standard deviation over mean.
+        cv: Coefficient of variation of the middle 90 %: standard deviation over mean.
         p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock).
         included: What the time holds, in words.
         measured_on: The device.

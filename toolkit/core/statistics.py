@@ -12,6 +12,7 @@ from toolkit.core.quant import FloatArray
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 T95_9 = 2.2621571627409915  # that of Student's t with 9 degrees of freedom: ten batch medians
+NOISY = 0.05  # `variation` above which a latency is called noisy
 FEWEST_RUNS = 50  # timings of which a median has an interval: five in each batch
 
 
@@ -113,6 +114,18 @@ def expected_calibration_error(
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(index, confidence - right, bins)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def variation(samples: Sequence[float]) -> float:
+    """Coefficient of variation of the middle 90 % of samples: standard deviation over mean (0 where that is 0).
+
+    A rare pause of the system says nothing about the run, so 5 % at either end are left out.
+    """
+    ordered = np.sort(np.asarray(samples, np.float64))
+    cut = len(ordered) // 20
+    middle = ordered[cut : len(ordered) - cut]
+    mean = float(middle.mean())
+    return float(middle.std()) / mean if mean > 0 else 0.0
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:

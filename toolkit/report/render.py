@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifact import plain, read_json, write_json, write_text
 from toolkit.core.errors import DataError
 from toolkit.core.results import RunReport
+from toolkit.core.statistics import NOISY
 from toolkit.report import analysis, gather, words
-from toolkit.report.verdict import NOISY, verdicts, warnings
+from toolkit.report.verdict import verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from toolkit.core.results import LatencySummary, RunReport, Variant
-from toolkit.core.statistics import FEWEST_RUNS
+from toolkit.core.statistics import FEWEST_RUNS, NOISY
 from toolkit.report import words
 
-NOISY = 0.05  # coefficient of variation above which a latency is called noisy
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
-DISTURBED = 0.25  # coefficient of variation above which a median of a busy machine says nothing
+DISTURBED = 0.25  # `variation` above which a median of a busy machine says nothing
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
 AGAIN = "measure again on a quiet machine, with `--redo bench`"  # the stage: the store has its result
 MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
@@ -72,7 +71,7 @@ def warnings(report: RunReport) -> tuple[str, ...]:
     ]
     if noisy:
         found.append(
-            f"Noisy latency: the coefficient of variation is above 5 % ({', '.join(noisy)}). "
+            f"Noisy latency: the coefficient of variation is above {100 * NOISY:.0f} % ({', '.join(noisy)}). "
             f"Other work ran, or the clock changed: trust the median, and {AGAIN}: else what is stored is shown."
         )
     few = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and _few(v.latency_ms)]
