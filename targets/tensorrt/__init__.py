@@ -116,7 +116,10 @@ def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]
         message = f"TensorRT's parser and builder refuse {model}: {verdict.errors[0]}"
         raise TargetError(message, hint=_audit_hint(model))
     note = f"accepted by TensorRT-RTX {verdict.version} parser and builder, not built for a Jetson"
-    return note, verdict.layers, verdict.warnings
+    doubts = summed_up(
+        (layer.warning, layer.name, layer.warning) for layer in verdict.layers if layer.warning
+    )
+    return note, verdict.layers, (*verdict.warnings, *doubts)
 
 
 def _told(model: Path, refused: list[lint.Finding]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from synthetic import STAGES
 
-from toolkit.core.results import LatencySummary, Variant
+from toolkit.core.results import LatencySummary, LayerAudit, Variant
 from toolkit.pipeline.stages import STAGES as STAGES_OF_A_RUN
 from toolkit.report import gates
 from toolkit.report.gather import gather
@@ -251,6 +251,17 @@ def test_a_speed_up_on_a_busy_machine_is_not_praised(share, cv, level):
         (found,) = verdicts(replace(report(*variants), environment={"other_share": share}))
         assert found.level == level
         assert ("other work disturbed the timing: measure" in found.sentence) == (level == "look")
+
+
+def test_layers_in_float_and_layers_of_unknown_precision_are_told_apart():
+    layers = [
+        LayerAudit(f"{precision}{i}", "Convolution", precision, weighted=True)
+        for precision, count in (("int8", 3), ("fp16", 4), ("unknown", 1))
+        for i in range(count)
+    ]
+    (verdict,) = verdicts(report(FP32, replace(INT8, audit=tuple(layers), weighted_layers=8)))
+    assert "4 of 8 layers with weights run in float: fp160, fp161, fp162…." in verdict.steps
+    assert "1 of 8 layers with weights are not listed, so their precision is unknown: unknown0." in verdict.steps
 
 
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])

@@ -117,9 +117,10 @@ def expected_calibration_error(
 
 
 def variation(samples: Sequence[float]) -> float:
-    """Coefficient of variation of the middle 90 % of samples: standard deviation over mean (0 where that is 0).
+    """Coefficient of variation of the middle 90 % of samples: standard deviation over mean.
 
-    A rare pause of the system says nothing about the run, so 5 % at either end are left out.
+    A rare pause of the system says nothing about the run, so 5 % at either end are left out. Of nothing
+    but zeros it is 0.
     """
     ordered = np.sort(np.asarray(samples, np.float64))
     cut = len(ordered) // 20

@@ -72,7 +72,7 @@ def warnings(report: RunReport) -> tuple[str, ...]:
     if noisy:
         found.append(
             f"Noisy latency: the coefficient of variation is above {100 * NOISY:.0f} % ({', '.join(noisy)}). "
-            f"Other work ran, or the clock changed: trust the median, and {AGAIN}: else what is stored is shown."
+            f"Other work ran, or the clock changed: trust the median, and {AGAIN}."
         )
     few = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and _few(v.latency_ms)]
     if few:
@@ -147,7 +147,10 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     timed = [latency for latency in (v.latency_ms, over) if latency]
     if any(_few(latency) for latency in timed):
         least = min(latency.runs for latency in timed)
-        return "look", f"{facts}, but only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}."
+        return (
+            "look",
+            f"{facts}, but only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}.",
+        )
     rival = _rival(v, report)
     if rival is not None or v.speedup <= 1.0:
         return "look", f"{facts}: it is not worth it on this machine{rival or ''}."
@@ -244,10 +247,15 @@ def _steps(v: Variant, *, pairs: bool) -> tuple[str, ...]:
     steps = []
     if v.drop_ci95_pp and v.drop_ci95_pp[0] > 0 and v.drop_pp is not None and v.drop_pp > 0.3:
         steps.append("Spend more effort on accuracy: --set quantize.effort=max, or more calibration images.")
-    floating = [layer for layer in v.audit if layer.weighted and layer.precision != "int8"]
-    if floating:
-        shown = ", ".join(layer.name for layer in floating[:3]) + ("…" if len(floating) > 3 else "")
-        steps.append(f"{len(floating)} of {v.weighted_layers} layers with weights run in float: {shown}.")
+    for unknown, said in ((False, "run in float"), (True, "are not listed, so their precision is unknown")):
+        names = [
+            layer.name
+            for layer in v.audit
+            if layer.weighted and layer.precision != "int8" and (layer.precision == "unknown") == unknown
+        ]
+        if names:
+            shown = ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
+            steps.append(f"{len(names)} of {v.weighted_layers} layers with weights {said}: {shown}.")
     if v.latency_ms is None and v.kind == "simulated":
         steps.append("Build and measure it on the device: the accuracy is a simulation of its arithmetic.")
     elif v.speedup is not None and v.speedup <= 1:
