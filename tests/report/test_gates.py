@@ -261,7 +261,9 @@ def test_layers_in_float_and_layers_of_unknown_precision_are_told_apart():
     ]
     (verdict,) = verdicts(report(FP32, replace(INT8, audit=tuple(layers), weighted_layers=8)))
     assert "4 of 8 layers with weights run in float: fp160, fp161, fp162…." in verdict.steps
-    assert "1 of 8 layers with weights are not listed, so their precision is unknown: unknown0." in verdict.steps
+    assert (
+        "1 of 8 layers with weights are not listed, so their precision is unknown: unknown0." in verdict.steps
+    )
 
 
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])

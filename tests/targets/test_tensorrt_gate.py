@@ -24,6 +24,7 @@ def test_a_legal_graph_is_accepted_and_every_weighted_layer_reads_int8(batch, tm
     assert compiled.note.startswith("accepted by TensorRT-RTX")
     assert not compiled.runs_here
     assert (tmp_path / "out" / compiled.file).is_file()
+    assert compiled.instead == ("typed.onnx",)
     typed = gate.check(tmp_path / "out" / "typed.onnx")
     assert typed.accepted, typed.errors
     assert {layer.precision for layer in typed.layers} == {"int8"}
@@ -49,6 +50,7 @@ def test_values_that_fp16_cannot_hold_are_a_warning_and_the_portable_graph_stays
     compiled = TARGET.compile(save(model, tmp_path / "net.onnx"), tmp_path / "out", "int8")
     assert [text for text in compiled.warnings if "no FP16-typed form for TensorRT 11" in text]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [compiled.file]
+    assert compiled.instead == ()
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def terminal(report: RunReport) -> None:
                 words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
                 words.times(v.speedup),
                 words.coverage(v),
-                words.size(v.size_bytes),
+                words.shipped(v),
                 words.count(v.macs),
                 v.kind,
             )
@@ -143,6 +143,8 @@ def terminal(report: RunReport) -> None:
         console.print(Text(f"{kind}: {where}", style="dim"))
     for where in words.latency_sources(report.variants):
         console.print(Text(f"latency: {where}", style="dim"))
+    if any(words.ships_graph(v) for v in report.variants):
+        console.print(Text(f"graph: {words.GRAPH}", style="dim"))
     console.print()
     for verdict in verdicts(report):
         mark, style = VERDICTS[verdict.level]
@@ -194,6 +196,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "titles": {v.name: words.title(v) for v in report.variants},
         "noisy": NOISY,
         "sources": words.sources(report.variants),
+        "ships_graph": any(words.ships_graph(v) for v in report.variants),
         "latency_sources": words.latency_sources(report.variants),
         "has_inside": any(report.details.get(key) for key in ("sensitivity", "quantize")),
     }
