@@ -23,6 +23,7 @@ class Compiled:
         note: What was built and checked, in words, for the report.
         audit: Layers as the runtime executes them (empty where it cannot be known here).
         warnings: What a reader of the report must know.
+        instead: Other forms of that file, of which some devices need one in its place.
     """
 
     file: str
@@ -30,6 +31,7 @@ class Compiled:
     note: str
     audit: tuple[LayerAudit, ...] = ()
     warnings: tuple[str, ...] = ()
+    instead: tuple[str, ...] = ()
 
 
 class Session(Protocol):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from targets import Session
 from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray, PixelArray
+from toolkit.core.statistics import NOISY, variation
 
-NOISY_CV = 0.05  # coefficient of variation above which a latency is called noisy
 MIN_RUNS = 10
 TURN_S = 0.02  # timed seconds of a turn, for the quickest run
 LEAD_S = 0.005  # untimed seconds at the start of a turn
@@ -69,17 +69,6 @@ def interleave(
     return {name: tuple(values) for name, values in samples.items()}
 
 
-def variation(samples_ms: Sequence[float]) -> float:
-    """Coefficient of variation of the middle 90 % of samples: standard deviation over mean.
-
-    A rare pause of the system says nothing about the run, so 5 % at either end are left out.
-    """
-    ordered = sorted(samples_ms)
-    cut = len(ordered) // 20
-    middle = ordered[cut : len(ordered) - cut]
-    return statistics.pstdev(middle) / statistics.fmean(middle)
-
-
 def quick_mean(samples: Sequence[float]) -> float:
     """Mean of the quickest quarter: other work on the machine only ever slows a run down."""
     return statistics.fmean(sorted(samples)[: math.ceil(len(samples) / 4)])
@@ -88,11 +77,9 @@ def quick_mean(samples: Sequence[float]) -> float:
 def noise_warning(samples_ms: Sequence[float]) -> str:
     """What to say about samples that scatter too much to compare; empty when they do not."""
     spread = variation(samples_ms)
-    if spread <= NOISY_CV:
+    if spread <= NOISY:
         return ""
-    return (
-        f"noisy: latency varies by {100 * spread:.0f} % (limit {100 * NOISY_CV:.0f} %); is the machine busy?"
-    )
+    return f"noisy: latency varies by {100 * spread:.0f} % (limit {100 * NOISY:.0f} %); is the machine busy?"
 
 
 def loop_ips(session: Session, images: FloatArray | PixelArray, duration_s: float) -> float:

@@ -35,9 +35,9 @@ time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [-
           --trtexec times the same engines by NVIDIA's tool as well (without PATH: where JetPack has it), alike.
           -> "timings": one per engine: {"engine", "batch", "runs",
           "wall_ms"|"gpu_ms"|"h2d_ms"|"d2h_ms"|"enqueue_ms"|"latency_ms": {"min","mean","median","p90","p95","p99",
-          "max","cv"} or null, "throughput_ips", "included", "power_mw", "power_of", "energy_mj" (an image; both
-          null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with --samples, "trtexec"
-          with --trtexec: {"runs", "gpu_ms" ... as above, "difference": our median over its median - 1} or
+          "max","cv" (of the middle 90 %)} or null, "throughput_ips", "included", "power_mw", "power_of", "energy_mj"
+          (an image; both null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with
+          --samples, "trtexec" with --trtexec: {"runs", "gpu_ms" ... as above, "difference": our median over its median - 1} or
           {"error"}; null of an engine of another SDK}, "before"/"after": clocks, temperatures, counters;
           "throttled": true|false|null,
           "marks": why the run should not be trusted (throttled, clocks changed, spread above 5 %)

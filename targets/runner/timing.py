@@ -26,20 +26,25 @@ def percentile(ordered: list[float], percent: int) -> float:
 
 
 def summary(samples: list[float]) -> dict[str, float] | None:
-    """Mean, spread and percentiles of samples, in their unit; None without samples."""
+    """Mean, spread and percentiles of samples, in their unit; None without samples.
+
+    The spread "cv" is of the middle 90 %, as the host counts it: a rare pause of the system says nothing.
+    """
     if not samples:
         return None
     ordered, count = sorted(samples), len(samples)
     mean = math.fsum(ordered) / count
     middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in ordered) / count)
+    calm = ordered[count // 20 : count - count // 20]
+    usual = math.fsum(calm) / len(calm)
+    deviation = math.sqrt(math.fsum((value - usual) ** 2 for value in calm) / len(calm))
     return {
         "min": ordered[0],
         "mean": mean,
         "median": middle,
         **{f"p{percent}": percentile(ordered, percent) for percent in (90, 95, 99)},
         "max": ordered[-1],
-        "cv": deviation / mean if mean > 0 else 0.0,
+        "cv": deviation / usual if usual > 0 else 0.0,
     }
 
 

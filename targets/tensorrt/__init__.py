@@ -61,14 +61,18 @@ class TensorRT:
             write_bytes(out / ENGINE, engine)
             with live.opened(out / ENGINE) as session:
                 audit = session.audit(model)
-            warnings = (*warnings, *said, *_typed(model, out, precision))
+            instead, why = _typed(model, out, precision)
             note = f"built for this GPU by TensorRT {live.version()}"
-            return Compiled(ENGINE, runs_here=True, note=note, audit=audit, warnings=warnings)
+            warnings = (*warnings, *said, *why)
+            return Compiled(
+                ENGINE, runs_here=True, note=note, audit=audit, warnings=warnings, instead=instead
+            )
         note, audit, said = _checked(model)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model, out / GRAPH)
-        warnings = (*warnings, *said, *_typed(model, out, precision))
-        return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=warnings)
+        instead, why = _typed(model, out, precision)
+        warnings = (*warnings, *said, *why)
+        return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=warnings, instead=instead)
 
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
@@ -94,15 +98,15 @@ class TensorRT:
             return loop_ips(session, images, duration_s)
 
 
-def _typed(model: Path, out: Path, precision: Precision) -> tuple[str, ...]:
-    """Write the FP16-typed form, which TensorRT 11 needs for FP16 beside INT8; a warning if it cannot be."""
+def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write the FP16-typed form, which TensorRT 11 needs for FP16 beside INT8: its name; why there is none."""
     if precision == "fp32":
-        return ()
+        return (), ()
     try:
         half.to_half(model, out / TYPED)
     except ModelError as error:
-        return (f"no FP16-typed form for TensorRT 11: {error}",)
-    return ()
+        return (), (f"no FP16-typed form for TensorRT 11: {error}",)
+    return (TYPED,), ()
 
 
 def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
@@ -116,7 +120,10 @@ def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]
         message = f"TensorRT's parser and builder refuse {model}: {verdict.errors[0]}"
         raise TargetError(message, hint=_audit_hint(model))
     note = f"accepted by TensorRT-RTX {verdict.version} parser and builder, not built for a Jetson"
-    return note, verdict.layers, verdict.warnings
+    doubts = summed_up(
+        (layer.warning, layer.name, layer.warning) for layer in verdict.layers if layer.warning
+    )
+    return note, verdict.layers, (*verdict.warnings, *doubts)
 
 
 def _told(model: Path, refused: list[lint.Finding]) -> str:

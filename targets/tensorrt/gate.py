@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,21 @@ NEAREST_TO_ORIN = ("SM86",)  # Orin is SM 8.7, which TensorRT-RTX does not build
 DYNAMIC_BATCH = ShapeProfile(min=(1,), opt=(8,), max=(32,))
 NO_GPU = "cudaError"  # a driver check that says nothing about the graph
 
-KINDS = {"correlation": "Convolution", "gemm": "FullyConnected"}
+KINDS = {
+    "Conv": "Convolution",
+    "ConvTranspose": "Convolution",
+    "Gemm": "FullyConnected",
+    "MatMul": "FullyConnected",
+}
+KERNELS = ("correlation", "gemm")  # beside them: runtime_fusion (with what follows), kgen (generated code)
 PRECISIONS = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16"}
+UNLISTED = "not in the builder's listing"
 LAYER = re.compile(
-    r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], (?:Constants|Outputs): ",
+    r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
+    r"(?P<rest>(?:Constants|Outputs): .*)$",
     re.MULTILINE,
 )
+TENSOR = re.compile(r"Dimensions: \[(?P<shape>[\d,]*)\].*?Datatype: (?P<type>\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Verdict:
         errors: Why it was refused; empty when it was accepted. A parser warning that a UINT8 zero point is
             read as INT8 is an error: the engine would be built, and its numbers would be wrong.
         warnings: What else the parser warned of.
-        layers: Weighted layers of the built engine; `precision` is that of their first input.
+        layers: Every layer of the graph that has weights, as the built engine lists it.
     """
 
     version: str
@@ -74,26 +85,63 @@ def check(model: Path, capabilities: tuple[str, ...] = NEAREST_TO_ORIN) -> Verdi
         errors = [text for text in logger.texts(trt.ILogger.Severity.ERROR) if NO_GPU not in text]
         return Verdict(trt.__version__, tuple(errors) or ("the builder gave no reason",), warnings, ())
     listing = next((t for t in logger.texts(trt.ILogger.Severity.VERBOSE) if t.startswith("Layers:")), "")
-    return Verdict(trt.__version__, (), warnings, layers(listing, [node.name for node in _nodes(model)]))
+    return Verdict(trt.__version__, (), warnings, layers(listing, weighted_nodes(model)))
 
 
-def layers(listing: str, nodes: list[str]) -> tuple[LayerAudit, ...]:
-    """Weighted layers of the builder's listing, under the names of their ONNX nodes.
+def weighted_nodes(model: Path) -> dict[str, str]:
+    """Name of every node that has weights -> its operator."""
+    from targets.tensorrt._index import Index, label, load
+
+    index = Index(load(model))
+    return {
+        label(node): str(node.op_type)
+        for node in index.nodes
+        if node.op_type in KINDS and any(index.weights(name) for name in node.input[:2])
+    }
+
+
+def layers(listing: str, nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
+    """What the builder's listing says of layers with weights; of one that it does not name, just that.
+
+    A layer is INT8 where both its first input and its weights are; else its precision is that of the other.
 
     Args:
-        listing: Text with one line a layer: "Name: ..., LayerType: ..., Inputs: [...], ...".
-        nodes: Names of the ONNX nodes; a layer is called like its node, with a suffix.
+        listing: Text with one line a layer: "Name: ..., LayerType: ..., Inputs: [...], Constants: [...],
+            Outputs: [...], ..., Metadata: [ONNX Layer: ...][ONNX Layer: ...]".
+        nodes: Name of every node with weights -> its operator.
     """
+    lines = list(LAYER.finditer(listing))
     found = []
-    for match in LAYER.finditer(listing):
-        kind = KINDS.get(match["kind"])
-        types = re.findall(r"Datatype: (\w+)", match["inputs"])
-        if kind is None or not types:
-            continue
-        layer = re.sub(r"_U\d+_myl\d+_\d+$", "", match["name"])
-        name = layer if layer in nodes else match["name"]
-        found.append(LayerAudit(name, kind, PRECISIONS.get(types[0], types[0].lower()), weighted=True))
+    for node, operator in nodes.items():
+        named = [line for line in lines if _names(line, node)]
+        types = max((_weights_and_types(line) for line in named), default=(False, 0, []))[2]
+        precisions = [PRECISIONS.get(each, each.lower()) for each in types]
+        precision = next((each for each in precisions if each != "int8"), "int8") if precisions else "unknown"
+        warning = "" if precisions else UNLISTED
+        found.append(LayerAudit(node, KINDS[operator], precision, weighted=True, warning=warning))
     return tuple(found)
+
+
+def _names(line: re.Match[str], node: str) -> bool:
+    """Whether a line is of a node, by its metadata or by its own name: the node's, with a suffix."""
+    own = re.sub(r"(_U\d+)?_myl\d+_\d+$", "", line["name"])
+    return node == own or any(f"[ONNX Layer: {name}]" in line["rest"] for name in (node, f"node_of_{node}"))
+
+
+def _weights_and_types(line: re.Match[str]) -> tuple[bool, int, list[str]]:
+    """Whether a line is a kernel's, the size of its largest constant, and the types of input and constant.
+
+    Several lines name a node where scales, bias or padding became code of their own: the greatest of these
+    computes it.
+    """
+    constants = line["rest"].split("], Outputs: ")[0] if line["rest"].startswith("Constants") else ""
+    sizes = [
+        (math.prod(int(size) for size in tensor["shape"].split(",") if size), tensor["type"])
+        for tensor in TENSOR.finditer(constants)
+    ]
+    largest, kind = max(sizes, default=(0, ""))
+    first = re.search(r"Datatype: (\w+)", line["inputs"])
+    return line["kind"] in KERNELS, largest, [each for each in (first and first[1], kind) if each]
 
 
 def sdk() -> Any:
@@ -141,9 +189,3 @@ def _logger(trt: Any) -> Any:
             return [text for kind, text in self._messages if kind == severity]
 
     return Logger()
-
-
-def _nodes(model: Path) -> Any:
-    import onnx
-
-    return onnx.load(str(model), load_external_data=False).graph.node

@@ -109,6 +109,12 @@ def test_quantiles_are_those_of_the_distributions():
     assert pytest.approx(t.ppf(0.975, 9)) == statistics.T95_9
 
 
+def test_variation_by_hand():
+    assert statistics.variation([1.0, 3.0]) == pytest.approx(0.5)  # mean 2, deviation 1
+    assert statistics.variation([1.0] * 30 + [1000.0]) == 0.0  # one pause of the system is not the run's
+    assert statistics.variation([0.0, 0.0]) == 0.0  # a clock that did not tick
+
+
 def test_median_interval_widens_with_drift_and_needs_fifty_samples():
     rng = np.random.default_rng(1)
     steady = 5 + 0.1 * rng.normal(size=500)

@@ -36,6 +36,13 @@ def test_pruned_ones_stand_beside_the_whole():
     ]
 
 
+def test_of_two_forms_of_a_graph_one_ships(tmp_path):
+    for name, size in (("model.xml", 3), ("model.bin", 40), ("typed.onnx", 500)):
+        (tmp_path / name).write_bytes(bytes(size))
+    assert variants.size_bytes(tmp_path, ()) == 543
+    assert variants.size_bytes(tmp_path, ("typed.onnx",)) == 43
+
+
 def outcome(labels):
     """Ten images of three classes: the reference gets 9 right, the other 7, two of these lost."""
     truth = np.arange(10) % 3

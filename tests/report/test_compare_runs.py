@@ -28,6 +28,14 @@ def find(differences, name):
     return next(d for d in differences if d.variant == name)
 
 
+def test_the_size_of_a_graph_is_not_set_against_that_of_an_engine(runs):
+    rough, fine = runs
+    built = tuple(replace(v, runs_here=True) for v in fine.report.variants)
+    assert find(compare(runs), "tensorrt-int8").size_ratio == 1
+    other = replace(fine, report=replace(fine.report, variants=built))
+    assert find(compare((rough, other)), "tensorrt-int8").size_ratio is None
+
+
 def test_same_images_are_compared_pairwise(runs, tmp_path):
     rough, fine = (
         np.load(tmp_path / n / "stages/evaluate/logits/openvino-int8-pruned.npy") for n in ("rough", "fine")

@@ -1,18 +1,21 @@
 """Gates: kept, missed, not judged; and the verdict in words that follows."""
 
+import json
+import re
 from dataclasses import replace
 
 import pytest
 from synthetic import STAGES
 
-from toolkit.core.results import LatencySummary, Variant
+from toolkit.core.results import LatencySummary, LayerAudit, Variant
+from toolkit.pipeline.stages import STAGES as STAGES_OF_A_RUN
 from toolkit.report import gates
 from toolkit.report.gather import gather
 from toolkit.report.verdict import verdicts, warnings
 
 
 def latency(p50):
-    return LatencySummary(batch=1, p50=p50, p90=p50, p99=p50, mean=p50, runs=100)
+    return LatencySummary(batch=1, p50=p50, p90=p50, p99=p50, mean=p50, runs=100, p50_ci95=(p50, p50))
 
 
 FP32 = Variant(
@@ -20,7 +23,7 @@ FP32 = Variant(
 )
 INT8 = replace(
     FP32, name="openvino-int8", precision="int8", drop_pp=0.4, drop_ci95_pp=(0.1, 0.8), speedup=3.0,
-    latency_ms=latency(2.0),
+    speedup_over=FP32.name, latency_ms=latency(2.0),
 )  # fmt: skip
 SIMULATED = Variant(
     "tensorrt-int8", "tensorrt", "int8", False, kind="simulated", drop_pp=0.1, drop_ci95_pp=(-0.2, 0.4)
@@ -94,7 +97,26 @@ def report(*variants, **limits):
         (INT8, {}, "good", "OpenVINO INT8 is 3.0× faster and loses 0.4 pp [0.1, 0.8]: ship it."),
         (INT8, {"drop": 0.1}, "bad", "do not ship it, it misses max_drop_pp."),
         (replace(INT8, drop_ci95_pp=(0.1, 1.4)), {}, "look", "decide whether that loss is acceptable"),
-        (replace(INT8, drop_ci95_pp=(0.1, 1.4)), {"drop": 0.5}, "good", "ship it"),
+        (replace(INT8, drop_ci95_pp=(0.1, 1.4)), {"drop": 1.4}, "good", "ship it"),
+        (
+            replace(INT8, drop_ci95_pp=(0.1, 1.4)),
+            {"drop": 0.5},
+            "look",
+            "it passes max_drop_pp = 0.5, but so few images cannot prove that at 95 %; decide whether that",
+        ),
+        (  # the half width of 1.07 must become 1: 360 * 1.07² = 412
+            replace(INT8, drop_pp=0.0, drop_ci95_pp=(-1.07, 1.07), images=360),
+            {"drop": 1.0},
+            "look",
+            "but 360 images cannot prove that at 95 % (at this drop, about 420 would); decide",
+        ),
+        (
+            replace(INT8, drop_pp=4.9, drop_ci95_pp=(2.0, 8.0), images=100),
+            {"drop": 5.0},
+            "look",
+            "it passes max_drop_pp = 5, but 100 images cannot prove that at 95 %",
+        ),
+        (replace(INT8, drop_ci95_pp=(0.1, 0.9), images=9), {"drop": 0.4}, "look", "at 95 %; decide"),
         (replace(INT8, drop_pp=-0.4, drop_ci95_pp=(-0.8, 0.1)), {}, "good", "gains 0.4 pp [−0.1, 0.8]"),
         (replace(INT8, speedup=0.8), {}, "look", "is slower (0.80× the speed)"),
         (replace(INT8, drop_pp=None, drop_ci95_pp=None), {}, "open", "its accuracy is unknown"),
@@ -139,6 +161,24 @@ def test_a_speed_up_within_the_noise_is_not_praised(high, level):
     assert ("may be noise" in verdict.sentence) == (level == "look")
 
 
+@pytest.mark.parametrize("runs", [1, 49, 50])
+def test_a_speed_up_of_few_runs_is_not_praised(run, runs):
+    path = run["bench"] / "latency.json"
+    measured = json.loads(path.read_text())
+    for row in measured["variants"].values():
+        row["samples_ms"] = row["samples_ms"][:runs]
+    path.write_text(json.dumps(measured))
+    found = gather(run, recipe="r", stages=STAGES)
+    verdict = next(each for each in verdicts(found) if each.target == "openvino")
+    said = f", but only {runs} run{' was' if runs == 1 else 's were'} timed: time at least 50 (`--set bench."
+    assert (said in verdict.sentence) == (runs < 50)
+    assert any("Few timed runs" in line and f"openvino-int8 {runs}," in line for line in warnings(found)) == (
+        runs < 50
+    )
+    if runs < 50:
+        assert verdict.level == "look"
+
+
 def test_noise_and_load_are_warned_of():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.12))
     environment = {"cores": 2, "load_average": [5.0, 1.0, 1.0], "throttled": True}
@@ -147,6 +187,14 @@ def test_noise_and_load_are_warned_of():
     assert "throttled" in second
     assert "load of 5.0 on 2 cores" in third
     assert warnings(report(FP32, INT8)) == ()
+
+
+def test_the_advice_to_measure_again_works_on_a_stored_measurement():
+    noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.4))
+    (verdict,) = verdicts(replace(report(FP32, noisy), environment={"other_share": 0.5}))
+    for said in (verdict.sentence, warnings(report(FP32, noisy))[0]):
+        (stage,) = re.findall("measure again on a quiet machine, with `--redo ([a-z]+)`", said)
+        assert stage in [known.name for known in STAGES_OF_A_RUN]
 
 
 def test_what_to_ship_comes_first_and_the_fastest_of_several_says_so():
@@ -203,6 +251,19 @@ def test_a_speed_up_on_a_busy_machine_is_not_praised(share, cv, level):
         (found,) = verdicts(replace(report(*variants), environment={"other_share": share}))
         assert found.level == level
         assert ("other work disturbed the timing: measure" in found.sentence) == (level == "look")
+
+
+def test_layers_in_float_and_layers_of_unknown_precision_are_told_apart():
+    layers = [
+        LayerAudit(f"{precision}{i}", "Convolution", precision, weighted=True)
+        for precision, count in (("int8", 3), ("fp16", 4), ("unknown", 1))
+        for i in range(count)
+    ]
+    (verdict,) = verdicts(report(FP32, replace(INT8, audit=tuple(layers), weighted_layers=8)))
+    assert "4 of 8 layers with weights run in float: fp160, fp161, fp162…." in verdict.steps
+    assert (
+        "1 of 8 layers with weights are not listed, so their precision is unknown: unknown0." in verdict.steps
+    )
 
 
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])

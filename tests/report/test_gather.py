@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from synthetic import COMMAND, HERE, SIMULATED, STAGES, synthetic_run
 
+from targets._timing import noise_warning
 from toolkit.core.artifact import plain
 from toolkit.report import render
 from toolkit.report.gather import gather
+from toolkit.report.verdict import warnings
 
 PUBLIC = """
     name target precision pruned top1 top5 images measured_on drop_pp drop_ci95_pp agreement sqnr_db
@@ -78,6 +80,19 @@ def test_the_samples_that_are_kept_are_not_biased_by_the_order_of_runs(run):
     latency = by_name(report_of(run))["openvino-int8"].latency_ms
     assert (latency.runs, len(latency.samples)) == (3000, 1000)
     assert 400 < latency.samples.count(1.0) < 600
+
+
+def test_noise_is_what_the_timing_calls_noise(run):
+    pauses = [1.0] * 96 + [40.0] * 4  # of the system
+
+    def pause(content):
+        content["variants"]["openvino-int8"]["samples_ms"] = pauses
+
+    edit(run, "bench", "latency.json", pause)
+    report = report_of(run)
+    assert noise_warning(pauses) == ""
+    assert by_name(report)["openvino-int8"].latency_ms.cv == 0
+    assert not any("Noisy" in line and "openvino-int8 " in line for line in warnings(report))
 
 
 def test_the_reference_is_not_compared_with_itself(run):

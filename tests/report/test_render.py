@@ -110,6 +110,17 @@ def test_the_terminal_table_goes_to_stdout_with_every_variant_and_gate(report, c
     assert out.count("passed") + out.count("MISSED") + out.count("open  ") == len(report.gates)
 
 
+def test_a_graph_that_ships_in_place_of_an_engine_says_so(report, capsys):
+    render.terminal(report)
+    for text in (capsys.readouterr().out, render.markdown(report), render.html(report)):
+        assert text.count("11.3 MB graph") == 1  # TensorRT's, which was not built here
+        assert "the device builds its engine of it" in text
+    built = replace(report, variants=tuple(v for v in report.variants if v.runs_here))
+    render.terminal(built)
+    for text in (capsys.readouterr().out, render.markdown(built), render.html(built)):
+        assert "builds its engine" not in text
+
+
 def test_the_page_asks_no_network_for_anything(report):
     page = render.html(report)
     own = page.replace(page[page.index("/**\n* plotly.js") : page.rindex("<script>")], "")

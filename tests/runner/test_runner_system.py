@@ -8,6 +8,7 @@ import pytest
 from runner import jetson_tree
 
 from targets.runner import backend, meter, system, timing
+from toolkit.core import statistics
 
 
 @pytest.fixture
@@ -207,6 +208,12 @@ def test_percentiles_follow_trtexec():
     assert (found["median"], found["mean"], found["min"], found["max"]) == (2.5, 2.5, 1.0, 4.0)
     assert found["cv"] == pytest.approx(1.118033988749895 / 2.5)
     assert timing.summary([]) is None
+
+
+def test_noise_is_what_the_host_calls_noise():
+    pauses = [2.0, 1.0, 1.1] * 30 + [500.0] * 4
+    assert timing.summary(pauses)["cv"] == pytest.approx(statistics.variation(pauses))
+    assert timing._SPREAD_LIMIT == statistics.NOISY
 
 
 def _snapshot(**more):

@@ -1,6 +1,7 @@
 """NVIDIA's parser and builder accept the TensorRT placement, and refuse what they must."""
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_ne
 
 from targets.tensorrt import TARGET, gate
 from toolkit.core.errors import TargetError
+from toolkit.models import resnet
+from toolkit.models.export import export
 
 pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
 
@@ -21,6 +24,7 @@ def test_a_legal_graph_is_accepted_and_every_weighted_layer_reads_int8(batch, tm
     assert compiled.note.startswith("accepted by TensorRT-RTX")
     assert not compiled.runs_here
     assert (tmp_path / "out" / compiled.file).is_file()
+    assert compiled.instead == ("typed.onnx",)
     typed = gate.check(tmp_path / "out" / "typed.onnx")
     assert typed.accepted, typed.errors
     assert {layer.precision for layer in typed.layers} == {"int8"}
@@ -46,6 +50,7 @@ def test_values_that_fp16_cannot_hold_are_a_warning_and_the_portable_graph_stays
     compiled = TARGET.compile(save(model, tmp_path / "net.onnx"), tmp_path / "out", "int8")
     assert [text for text in compiled.warnings if "no FP16-typed form for TensorRT 11" in text]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [compiled.file]
+    assert compiled.instead == ()
 
 
 @pytest.mark.parametrize(
@@ -111,29 +116,67 @@ def test_opening_says_where_it_runs(tmp_path):
     assert "device" in caught.value.hint
 
 
-def test_the_listing_by_hand():
-    listing = (
-        "Layers:\n"
-        "Name: __myl_Mul_myl0_0, LayerType: kgen, Inputs: [ { Name: a, Datatype: Float }], Constants: [ ]\n"
-        "Name: layer1.0.conv1_U43_myl0_1, LayerType: correlation, "
-        "Inputs: [ { Name: b, Dimensions: [1,3], Datatype: Int8 }], Outputs: []\n"
-        "Name: fc_U7_myl0_13, LayerType: gemm, Inputs: [ { Name: c, Datatype: Half }], Constants: [ ]\n"
+def listed(name, kind, given, constants, metadata=""):
+    """A line of the builder's listing; constants are "shape type"."""
+    held = ", ".join(
+        f"{{ Name: c, Dimensions: [{shape}], Strides: [1], Datatype: {dtype}, Format: (Linear) }}"
+        for shape, dtype in (each.split() for each in constants)
     )
-    found = gate.layers(listing, ["layer1.0.conv1", "fc"])
-    assert [(layer.name, layer.kind, layer.precision) for layer in found] == [
-        ("layer1.0.conv1", "Convolution", "int8"),
-        ("fc", "FullyConnected", "fp16"),
-    ]
-    assert gate.layers("", []) == ()
-    assert np.all([layer.weighted for layer in found])
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {{ Name: a, Dimensions: [1,3], Datatype: {given} }}], "
+        f"Constants: [ {held}], Outputs: [ {{ Name: b, Dimensions: [9,9,9,9], Datatype: Float }}], "
+        f"Metadata: {''.join(f'[ONNX Layer: {node}]' for node in metadata.split())}\n"
+    )
+
+
+LISTING = "Layers:\n" + "".join(
+    (
+        listed("__myl_Mul_myl0_0", "kgen", "Float", ["1 Float"], "conv1"),  # its input, quantized
+        listed("conv1_U43_myl0_1", "correlation", "Int8", ["8 Float", "8,3,3,3 Int8"], "conv1"),
+        listed("__myl_CorrAddRelu_myl0_2", "runtime_fusion", "Float", ["8,8,3,3 Float"], "conv2 add relu"),
+        listed("__myl_ReshMulSumAdd_myl0_3", "kgen", "Int8", ["8,10 Half"], "node_of_logits"),
+        listed("alone_myl0_4", "gemm", "Half", []),
+    )
+)
+
+
+def test_the_listing_by_hand():
+    nodes = {"conv1": "Conv", "conv2": "Conv", "logits": "Gemm", "alone": "MatMul", "conv": "Conv"}
+    found = gate.layers(LISTING, nodes)
+    assert [(layer.name, layer.kind, layer.precision, layer.warning) for layer in found] == [
+        ("conv1", "Convolution", "int8", ""),
+        ("conv2", "Convolution", "fp32", ""),  # fused with the Add and the ReLU behind it
+        ("logits", "FullyConnected", "fp16", ""),  # a node without a name, as generated code
+        ("alone", "FullyConnected", "fp16", ""),
+        ("conv", "Convolution", "unknown", "not in the builder's listing"),
+    ]  # fmt: skip
+    assert gate.layers(LISTING, {}) == ()
+
+
+def test_every_layer_with_weights_is_told_of_whatever_it_was_fused_into(tmp_path):
+    for name in ("resnet18", "resnet20"):  # FP32 fuses the last convolutions with what follows, and fc
+        export(resnet.build(resnet.architecture(name, classes=10), seed=0), tmp_path / "net.onnx", size=32)
+        found = gate.check(tmp_path / "net.onnx").layers
+        wanted = [
+            node.name for node in onnx.load(tmp_path / "net.onnx").graph.node if node.op_type in gate.KINDS
+        ]
+        assert [layer.name for layer in found] == wanted
+        assert {(layer.precision, layer.warning) for layer in found} == {("fp32", "")}
+
+
+def test_a_layer_that_the_builder_does_not_list_is_a_warning(monkeypatch, tmp_path):
+    names = gate._names
+    monkeypatch.setattr(gate, "_names", lambda line, node: node != "conv1" and names(line, node))
+    compiled = TARGET.compile(save(residual_net(TENSORRT), tmp_path / "net.onnx"), tmp_path / "out", "int8")
+    assert [layer.name for layer in compiled.audit if layer.precision != "int8"] == ["conv1"]
+    assert "conv1: not in the builder's listing" in compiled.warnings
 
 
 @given(
     text=st.text(max_size=200)
     | st.text(max_size=80).map(lambda tail: f"Layers:\nName: a, LayerType: gemm, {tail}")
 )
-def test_a_listing_of_another_form_gives_no_layers_made_up(text):
-    for layer in gate.layers(text, ["a"]):
-        assert layer.kind in gate.KINDS.values()
-        assert f"Name: {layer.name}" in text
-        assert "Datatype: " in text
+def test_a_listing_of_another_form_makes_up_no_precision(text):
+    (layer,) = gate.layers(text, {"a": "Gemm"})
+    assert (layer.precision == "unknown") == (layer.warning == gate.UNLISTED)
+    assert layer.precision == "unknown" or "Datatype: " in text

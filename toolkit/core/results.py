@@ -92,7 +92,7 @@ class LatencySummary:
         p50: Median; p90, p99 and mean likewise.
         runs: Timed inferences.
         threads: CPU threads the session could use; None where it does not apply.
-        cv: Coefficient of variation: standard deviation over mean.
+        cv: Coefficient of variation of the middle 90 %: standard deviation over mean.
         p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock).
         included: What the time holds, in words.
         measured_on: The device.
@@ -193,6 +193,7 @@ class Variant:
         drop_ci95_pp: 95 % interval of the drop, for paired outcomes.
         agreement: Fraction of images with the reference's first class.
         sqnr_db: Signal to quantization noise ratio of the logits.
+        size_bytes: Of what ships: the engine, or without `runs_here` the graph that a device builds it of.
         int8_layers: Weighted layers that execute in INT8, of `weighted_layers`.
         kind: Where the accuracy came from.
         speedup: Median latency of `speedup_over` divided by this one's.

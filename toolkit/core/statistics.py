@@ -12,6 +12,8 @@ from toolkit.core.quant import FloatArray
 
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 T95_9 = 2.2621571627409915  # that of Student's t with 9 degrees of freedom: ten batch medians
+NOISY = 0.05  # `variation` above which a latency is called noisy
+FEWEST_RUNS = 50  # timings of which a median has an interval: five in each batch
 
 
 def paired_drop(
@@ -114,6 +116,19 @@ def expected_calibration_error(
     return float(np.abs(gap).sum() / len(confidence))
 
 
+def variation(samples: Sequence[float]) -> float:
+    """Coefficient of variation of the middle 90 % of samples: standard deviation over mean.
+
+    A rare pause of the system says nothing about the run, so 5 % at either end are left out. Of nothing
+    but zeros it is 0.
+    """
+    ordered = np.sort(np.asarray(samples, np.float64))
+    cut = len(ordered) // 20
+    middle = ordered[cut : len(ordered) - cut]
+    mean = float(middle.mean())
+    return float(middle.std()) / mean if mean > 0 else 0.0
+
+
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     """95 % interval of the median of timings that depend on each other, by batch medians.
 
@@ -121,12 +136,12 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     (clocks, neighbours) that an interval for independent samples would miss.
 
     Returns:
-        Low and high, in the unit of the samples; None for fewer than 50 samples.
+        Low and high, in the unit of the samples; None for fewer than `FEWEST_RUNS` samples.
 
     Source:
         The batch means method, Law 2014, "Simulation Modeling and Analysis", sec. 9.5.3.
     """
-    if len(samples) < 50:
+    if len(samples) < FEWEST_RUNS:
         return None
     medians = [float(np.median(part)) for part in np.array_split(np.asarray(samples, np.float64), 10)]
     half = T95_9 * float(np.std(medians, ddof=1)) / math.sqrt(10)

@@ -176,7 +176,7 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
     """Build every variant, and ask the runtime what really runs in INT8.
 
     Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, folder, file,
-    runs_here, note, audit, warnings, size_bytes, input, graph, float_input, error, hint}}; see
+    runs_here, note, audit, warnings, instead, size_bytes, input, graph, float_input, error, hint}}; see
     `variants.build`. A target that is absent or refuses is recorded with its error, and the others go on.
     """
     graphs = read_json(inputs["export"] / "graphs.json")

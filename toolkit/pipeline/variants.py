@@ -117,7 +117,7 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
         **plain(built),
         "note": built.note + ("; takes uint8 pixels" if preprocess is not None else ""),
         "folder": variant.name,
-        "size_bytes": size_bytes(out / variant.name),
+        "size_bytes": size_bytes(out / variant.name, built.instead),
         "input": "float32" if preprocess is None else "uint8",
         "graph": None if preprocess is None else str(graph.relative_to(out)),
         "float_input": float_input,
@@ -129,9 +129,10 @@ def built_of(variant: Variant, record: Mapping[str, Any], inputs: Inputs) -> Pat
     return inputs["compile"] / record["graph"] if record["graph"] else variant.graph(inputs)
 
 
-def size_bytes(folder: Path) -> int:
-    """Size of the files of an engine."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def size_bytes(folder: Path, instead: Sequence[str]) -> int:
+    """Size of the files of an engine, or of the graph that it is built of, without its other forms."""
+    others = {folder / name for name in instead}
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file not in others)
 
 
 def check_room(folder: Path, graph: Path, error: Exception) -> None:

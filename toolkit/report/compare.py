@@ -127,7 +127,9 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
         top1_significant=None if interval is None else not interval[0] <= 0 <= interval[1],
         latency_ratio=ratio,
         latency_significant=apart,
-        size_ratio=other.size_bytes / base.size_bytes if base.size_bytes and other.size_bytes else None,
+        size_ratio=other.size_bytes / base.size_bytes
+        if base.size_bytes and other.size_bytes and words.ships_graph(base) == words.ships_graph(other)
+        else None,
         remarks=tuple(remarks),
     )
 
@@ -207,7 +209,7 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
         words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
         ratio,
         speed,
-        words.size(v.size_bytes),
+        words.shipped(v),
         "; ".join(d.remarks) if d is not None else "",
     )
 

@@ -287,7 +287,7 @@ class _Run:
             mean=mean,
             runs=len(samples),
             threads=timing.get("threads", self.latency.get("threads")),
-            cv=float(np.std(samples)) / mean if mean > 0 else None,
+            cv=statistics.variation(samples),
             p50_ci95=statistics.median_interval(samples),
             included=timing.get("included", self.latency.get("included")),
             measured_on=timing.get("measured_on", self.device.get("name")),

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifact import plain, read_json, write_json, write_text
 from toolkit.core.errors import DataError
 from toolkit.core.results import RunReport
+from toolkit.core.statistics import NOISY
 from toolkit.report import analysis, gather, words
-from toolkit.report.verdict import NOISY, verdicts, warnings
+from toolkit.report.verdict import verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2
@@ -130,7 +131,7 @@ def terminal(report: RunReport) -> None:
                 words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
                 words.times(v.speedup),
                 words.coverage(v),
-                words.size(v.size_bytes),
+                words.shipped(v),
                 words.count(v.macs),
                 v.kind,
             )
@@ -142,6 +143,8 @@ def terminal(report: RunReport) -> None:
         console.print(Text(f"{kind}: {where}", style="dim"))
     for where in words.latency_sources(report.variants):
         console.print(Text(f"latency: {where}", style="dim"))
+    if any(words.ships_graph(v) for v in report.variants):
+        console.print(Text(f"graph: {words.GRAPH}", style="dim"))
     console.print()
     for verdict in verdicts(report):
         mark, style = VERDICTS[verdict.level]
@@ -193,6 +196,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "titles": {v.name: words.title(v) for v in report.variants},
         "noisy": NOISY,
         "sources": words.sources(report.variants),
+        "ships_graph": any(words.ships_graph(v) for v in report.variants),
         "latency_sources": words.latency_sources(report.variants),
         "has_inside": any(report.details.get(key) for key in ("sensitivity", "quantize")),
     }

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from toolkit.core.results import RunReport, Variant
+from toolkit.core.results import LatencySummary, RunReport, Variant
+from toolkit.core.statistics import FEWEST_RUNS, NOISY
 from toolkit.report import words
 
-NOISY = 0.05  # coefficient of variation above which a latency is called noisy
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
-DISTURBED = 0.25  # coefficient of variation above which a median of a busy machine says nothing
+DISTURBED = 0.25  # `variation` above which a median of a busy machine says nothing
 LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
+AGAIN = "measure again on a quiet machine, with `--redo bench`"  # the stage: the store has its result
+MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
 
 FASTEST = "The fastest of the {} that may be shipped."
 
@@ -69,8 +71,13 @@ def warnings(report: RunReport) -> tuple[str, ...]:
     ]
     if noisy:
         found.append(
-            f"Noisy latency: the coefficient of variation is above 5 % ({', '.join(noisy)}). "
-            "Other work ran, or the clock changed: trust the median, and measure again on a quiet machine."
+            f"Noisy latency: the coefficient of variation is above {100 * NOISY:.0f} % ({', '.join(noisy)}). "
+            f"Other work ran, or the clock changed: trust the median, and {AGAIN}."
+        )
+    few = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and _few(v.latency_ms)]
+    if few:
+        found.append(
+            f"Few timed runs: neither their spread nor their p99 says much ({', '.join(few)}): {MORE_RUNS}."
         )
     if report.environment.get("throttled"):
         found.append("The processor was throttled during the run: every latency is too long.")
@@ -136,17 +143,39 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     if v.speedup is None:
         where = " in simulation" if v.kind == "simulated" else ""
         return "open", f"{facts}{where}; its speed was not measured: decide after measuring on the device."
+    over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
+    timed = [latency for latency in (v.latency_ms, over) if latency]
+    if any(_few(latency) for latency in timed):
+        least = min(latency.runs for latency in timed)
+        return (
+            "look",
+            f"{facts}, but only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}.",
+        )
     rival = _rival(v, report)
     if rival is not None or v.speedup <= 1.0:
         return "look", f"{facts}: it is not worth it on this machine{rival or ''}."
-    doubt = _doubt(v, report)
+    doubt = _doubt(v.latency_ms, over, report)
     if doubt:
-        return "look", f"{facts}, but {doubt}: measure again on a quiet machine."
-    gated = any(gate.variant == v.name and gate.name == "max_drop_pp" for gate in report.gates)
+        return "look", f"{facts}, but {doubt}: {AGAIN}."
     possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
-    if not gated and possible > LOSS_PP:
+    limit = next((g.limit for g in report.gates if (g.variant, g.name) == (v.name, "max_drop_pp")), None)
+    if possible <= (LOSS_PP if limit is None else limit):
+        return "good", f"{facts}: ship it."
+    if limit is None:
         return "look", f"{facts}: decide whether that loss is acceptable."
-    return "good", f"{facts}: ship it."
+    return "look", f"{facts}: {_unproven(v, limit)}; decide whether that is enough."
+
+
+def _unproven(v: Variant, limit_pp: float) -> str:
+    """What a gate is worth that the drop itself keeps, and the upper end of its interval does not."""
+    number = "so few images" if v.images is None else words.images(v.images)
+    said = f"it passes max_drop_pp = {limit_pp:g}, but {number} cannot prove that at 95 %"
+    if v.images is None or v.drop_pp is None or v.drop_ci95_pp is None or v.drop_pp >= limit_pp:
+        return said
+    # The interval narrows with the root of the number of images.
+    needed = v.images * ((v.drop_ci95_pp[1] - v.drop_pp) / (limit_pp - v.drop_pp)) ** 2
+    step = 10 ** math.floor(math.log10(needed) - 1)
+    return f"{said} (at this drop, about {words.whole(step * math.ceil(needed / step))} would)"
 
 
 def _rival(v: Variant, report: RunReport) -> str | None:
@@ -165,16 +194,19 @@ def _rival(v: Variant, report: RunReport) -> str | None:
     )
 
 
-def _doubt(v: Variant, report: RunReport) -> str:
+def _few(latency: LatencySummary) -> bool:
+    """Whether so few runs were timed that their median has no interval."""
+    return latency.p50_ci95 is None
+
+
+def _doubt(own: LatencySummary | None, over: LatencySummary | None, report: RunReport) -> str:
     """Why a speed-up may not be real: other work, or 95 % intervals of the medians that meet; else empty."""
-    over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
     others = report.environment.get("other_share")
-    scatter = max((latency.cv or 0.0 for latency in (v.latency_ms, over) if latency), default=0.0)
+    scatter = max((latency.cv or 0.0 for latency in (own, over) if latency), default=0.0)
     if others is not None and others > OTHERS and scatter > DISTURBED:
         return "other work disturbed the timing"
-    own = v.latency_ms.p50_ci95 if v.latency_ms else None
-    met = over and over.p50_ci95 and own and over.p50_ci95[0] <= own[1]
-    return "the speed-up may be noise" if met else ""
+    first, second = own and own.p50_ci95, over and over.p50_ci95
+    return "the speed-up may be noise" if first and second and second[0] <= first[1] else ""
 
 
 def _facts(v: Variant) -> str:
@@ -215,10 +247,15 @@ def _steps(v: Variant, *, pairs: bool) -> tuple[str, ...]:
     steps = []
     if v.drop_ci95_pp and v.drop_ci95_pp[0] > 0 and v.drop_pp is not None and v.drop_pp > 0.3:
         steps.append("Spend more effort on accuracy: --set quantize.effort=max, or more calibration images.")
-    floating = [layer for layer in v.audit if layer.weighted and layer.precision != "int8"]
-    if floating:
-        shown = ", ".join(layer.name for layer in floating[:3]) + ("…" if len(floating) > 3 else "")
-        steps.append(f"{len(floating)} of {v.weighted_layers} layers with weights run in float: {shown}.")
+    for unknown, said in ((False, "run in float"), (True, "are not listed, so their precision is unknown")):
+        names = [
+            layer.name
+            for layer in v.audit
+            if layer.weighted and layer.precision != "int8" and (layer.precision == "unknown") == unknown
+        ]
+        if names:
+            shown = ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
+            steps.append(f"{len(names)} of {v.weighted_layers} layers with weights {said}: {shown}.")
     if v.latency_ms is None and v.kind == "simulated":
         steps.append("Build and measure it on the device: the accuracy is a simulation of its arithmetic.")
     elif v.speedup is not None and v.speedup <= 1:

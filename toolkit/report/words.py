@@ -11,6 +11,7 @@ from toolkit.core.results import LatencySummary, LayerAudit, Variant
 NONE = "not measured"
 UNKNOWN = "not known"
 MINUS = "−"
+GRAPH = "the file that ships; the device builds its engine of it, which is not of this size"
 
 TARGETS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 FLOATS = {"f32": "float32", "bf16": "bfloat16"}
@@ -93,6 +94,16 @@ def decibel(value: float | None) -> str:
 def size(count: int | None) -> str:
     """Bytes in decimal units."""
     return NONE if count is None else _scaled(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def shipped(variant: Variant) -> str:
+    """The size of what ships: an engine, or the graph that a device builds its own engine of."""
+    return size(variant.size_bytes) + (" graph" if ships_graph(variant) else "")
+
+
+def ships_graph(variant: Variant) -> bool:
+    """Whether there is no engine of a variant here, but only the checked graph."""
+    return variant.size_bytes is not None and not variant.runs_here
 
 
 def count(number: float | None) -> str:
