@@ -157,8 +157,9 @@ def _chosen(
         weights = saturation.relieve(model, placement.activations, weights)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
-        rough = Network(model, torch.bfloat16) if statistics.precision == "bf16" else network
+        rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16)
         activations = output_aware(rough, images, placement.activations, statistics.tensors)
+        del rough  # memory
     else:
         activations = {
             name: observed(statistics.tensors[name], spec, options.observer)

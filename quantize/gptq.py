@@ -31,7 +31,7 @@ NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 ch
 NEAR_ROWS = 2**10  # positions for these
 JOINED_ROWS = 2**11  # positions taken up together: one large product is faster than some small ones
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
-GROUPS = 4  # of parts whose moments are taken side by side
+GROUPS = 2  # of parts whose moments are taken side by side
 BLOCKS_EACH = 8  # blocks of inputs a thread fits at once
 OUTPUTS_EACH = 256  # outputs a thread fits at once, where there is one block
 BLOCK = 16  # inputs between updates of all later weights
@@ -162,16 +162,21 @@ def _moments(
             squares = squares + (parts.transpose(1, 2) @ parts).double()
             sums = sums + parts.sum(1).double()
             seen += parts.shape[1]
-        return squares - _outer(sums) / seen, sums / seen + center[:, 0], seen
+        return squares.sub_(_outer(sums), alpha=1 / seen), sums / seen + center[:, 0], seen
 
-    groups = [inputs[start::GROUPS] for start in range(min(GROUPS, len(inputs)))]
+    count = min(GROUPS, len(inputs)) if size < shape[1] else 1  # memory: moments of all inputs are large
+    groups = [inputs[start::count] for start in range(count)]
     squares, means, counts = zip(*side_by_side(summed, groups), strict=True)
     total = sum(counts)
     mean = sum(m * n for m, n in zip(means, counts, strict=True)) / total
     if node.op_type == "MatMul":
         mean = torch.zeros_like(mean)
-    apart = (_outer(m - mean) * n for m, n in zip(means, counts, strict=True))
-    return torch.stack([s + a for s, a in zip(squares, apart, strict=True)]).sum(0)
+    found = squares[0]
+    for more in squares[1:]:
+        found = found.add_(more)
+    for m, n in zip(means, counts, strict=True):
+        found = found.add_(_outer(m - mean), alpha=n)
+    return found
 
 
 def _outer(rows: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,18 @@ def output_aware(
     return dict(zip(points, chosen, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is kept of a tensor until its gradients come: what is not zero, of a share; the far values."""
+
+    living: Tensor
+    share: float
+    places: Tensor
+    image: Tensor
+    sizes: Tensor
+    signs: Tensor
+
+
 class _Tally:
     """Squared changes of the logits by one tensor, summed over images."""
 
@@ -87,33 +101,31 @@ class _Tally:
         self._clipping = np.zeros(len(CUTS))
         self._reach = np.zeros(len(CUTS))
 
-    def look(self, values: Tensor) -> None:
+    def look(self, values: Tensor) -> _Look:
         """Take images (N, C, ...) whose gradients follow."""
         rows = _rows(values).float()
         sparse = _sparse(rows)
-        self._living, self._share = sparse != 0, rows.shape[1] / sparse.shape[1]
+        share = rows.shape[1] / sparse.shape[1]
         magnitudes = rows.abs().flatten()
         beyond = np.flatnonzero(magnitudes.numpy() > float(self._cuts[0]))  # PyTorch takes five times as long
-        self._far = torch.from_numpy(beyond)  # few: only these can be clipped
-        far = magnitudes[self._far].double()
-        self._image = self._far // rows[0].numel()
-        self._size = far
-        self._sign = rows.reshape(-1)[self._far].sign().double()
-        channels = self._image * rows.shape[2] + self._far % rows.shape[2]
+        places = torch.from_numpy(beyond)  # few: only these can be clipped
+        far, image = magnitudes[places].double(), places // rows[0].numel()
         peaks = torch.zeros(len(rows) * rows.shape[2], dtype=torch.float64)
-        peaks.scatter_reduce_(0, channels, far, "amax")
+        peaks.scatter_reduce_(0, image * rows.shape[2] + places % rows.shape[2], far, "amax")
+        look = _Look(sparse != 0, share, places, image, far, rows.reshape(-1)[places].sign().double())
         self._images += len(rows)
-        self._alive += self._share * float(self._living.sum())
+        self._alive += share * float(look.living.sum())
         self._reach += _reach(peaks.reshape(len(rows), -1), self._cuts)
+        return look
 
     @torch.no_grad()
-    def add(self, gradients: Tensor) -> None:
-        """Take the gradients (N, C, ...) of the images looked at."""
+    def add(self, look: _Look, gradients: Tensor) -> None:
+        """Take the gradients (N, C, ...) of images looked at."""
         rows = _rows(gradients)
-        living = _sparse(rows).float() * self._living
-        self._rounding += self._share * float(torch.linalg.vector_norm(living)) ** 2
-        pull = rows.reshape(-1)[self._far].double() * self._sign
-        change = _beyond(self._cuts, self._image, len(rows), self._size, pull)
+        living = _sparse(rows).float() * look.living
+        self._rounding += look.share * float(torch.linalg.vector_norm(living)) ** 2
+        pull = rows.reshape(-1)[look.places].double() * look.signs
+        change = _beyond(self._cuts, look.image, len(rows), look.sizes, pull)
         self._clipping += change.square().sum(0).numpy()
 
     def merge(self, other: _Tally) -> None:
@@ -187,8 +199,8 @@ def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, se
             value = value.detach().requires_grad_()
             inputs.append(value)
         if name in tallies:
-            tallies[name].look(value.detach())
-            value.register_hook(tallies[name].add)  # type: ignore[no-untyped-call]  # frees it at once
+            look = tallies[name].look(value.detach())
+            value.register_hook(partial(tallies[name].add, look))  # type: ignore[no-untyped-call]
         return value
 
     logits = network(images, watch)
