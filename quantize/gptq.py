@@ -171,11 +171,11 @@ def _moments(
     mean = sum(m * n for m, n in zip(means, counts, strict=True)) / total
     if node.op_type == "MatMul":
         mean = torch.zeros_like(mean)
-    found = squares[0]
+    found: Tensor = squares[0]
     for more in squares[1:]:
-        found = found.add_(more)
+        found.add_(more)
     for m, n in zip(means, counts, strict=True):
-        found = found.add_(_outer(m - mean), alpha=n)
+        found.add_(_outer(m - mean), alpha=n)
     return found
 
 

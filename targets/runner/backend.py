@@ -48,6 +48,7 @@ class Session(Protocol):
         classes: Logits an image.
         batch: Images an inference when that is fixed; None when it can be chosen.
         batch_max: The most images an inference takes; None when there is no limit.
+        threads: CPU threads it runs with; None on a GPU, and where the runtime keeps that to itself.
     """
 
     takes_pixels: bool
@@ -55,6 +56,7 @@ class Session(Protocol):
     classes: int
     batch: int | None
     batch_max: int | None
+    threads: int | None
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
         """Make ready for inferences of `batch` images."""

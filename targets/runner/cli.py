@@ -33,7 +33,8 @@ time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [-
           [--rounds 3] [--threads T] [--cuda-graph] [--no-transfers] [--samples] [--trtexec [PATH]]
           --duration-s and --iterations are totals of all rounds. Several engines are interleaved (A B C A B C).
           --trtexec times the same engines by NVIDIA's tool as well (without PATH: where JetPack has it), alike.
-          -> "timings": one per engine: {"engine", "batch", "runs",
+          -> "timings": one per engine: {"engine", "batch", "runs", "threads" (of the CPU that it really ran with; null
+          on a GPU, and where the runtime chose and does not tell),
           "wall_ms"|"gpu_ms"|"h2d_ms"|"d2h_ms"|"enqueue_ms"|"latency_ms": {"min","mean","median","p90","p95","p99",
           "max","cv" (of the middle 90 %)} or null, "throughput_ips", "included", "power_mw", "power_of", "energy_mj"
           (an image; both null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with
@@ -207,13 +208,16 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
     finally:
         for one in opened:
             one.session.close()
-    timings = [subject.result(options.samples, not options.no_transfers) for subject in subjects]
+    timings = [
+        {**subject.result(options.samples, not options.no_transfers), "threads": subject.session.threads}
+        for subject in subjects
+    ]
     if checker is not None:  # after the engines are closed: a small board has no memory for both
         for subject, entry in zip(subjects, timings):
             output.progress("trtexec", engine=subject.engine)
             entry["trtexec"] = _checked(checker, subject, options)
             entry["marks"] += trtexec.mark(entry["trtexec"] or {})
-    return {"timings": timings, **around, "cuda_graph": options.cuda_graph, "threads": options.threads,
+    return {"timings": timings, **around, "cuda_graph": options.cuda_graph,
             **_faked(any(one.sdk.fake for one in opened))}  # fmt: skip
 
 

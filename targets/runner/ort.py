@@ -73,7 +73,7 @@ class OnnxRuntime:
             session = self._sdk.InferenceSession(engine, settings, providers=_PROVIDERS)
         except Exception as error:
             raise from_error(error, doing="loading the engine") from error
-        return _OnnxRuntimeSession(session)
+        return _OnnxRuntimeSession(session, threads)
 
     def _settings(self, threads: int | None) -> Any:
         settings = self._sdk.SessionOptions()
@@ -84,10 +84,10 @@ class OnnxRuntime:
 
 
 class _OnnxRuntimeSession:
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, threads: int | None) -> None:
         import numpy
 
-        self._numpy, self._session = numpy, session
+        self._numpy, self._session, self.threads = numpy, session, threads
         image, logits = session.get_inputs()[0], session.get_outputs()[0]
         self._name = image.name
         self.batch = image.shape[0] if isinstance(image.shape[0], int) else None

@@ -88,6 +88,7 @@ class _OpenVINOSession:
         self.takes_pixels = compiled.input(0).element_type == sdk.Type.u8
         self.image_shape = tuple(size.get_length() for size in list(shape)[1:])
         self.classes = list(out)[-1].get_length()
+        self.threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         self._request = compiled.create_infer_request()
         self._images: Any = None
 

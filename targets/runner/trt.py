@@ -120,6 +120,8 @@ class TensorRT:
 
 
 class _TensorRTSession:
+    threads = None  # of a CPU
+
     def __init__(self, sdk: Any, log: Any, plan: bytes) -> None:
         self._sdk, self._log = sdk, log
         log.forget()

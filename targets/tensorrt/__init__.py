@@ -99,7 +99,7 @@ class TensorRT:
 
 
 def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write the FP16-typed form, which TensorRT 11 needs for FP16 beside INT8: name; why there is none."""
+    """Write the FP16-typed form, which TensorRT 11 needs for FP16 beside INT8: its name, or why not."""
     if precision == "fp32":
         return (), ()
     try:

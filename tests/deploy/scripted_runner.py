@@ -39,6 +39,7 @@ figures = {
             {
                 "batch": 1, "runs": 10, "throughput_ips": 100.0, "included": "scripted", "energy_mj": None,
                 "power_mw": SCRIPT.get("power_mw"), "power_of": None, "marks": [], "latency_ms": None,
+                "threads": int(option("--threads")) if command == "time" else None,
                 "wall_ms": dict.fromkeys(("median", "mean", "p90", "p99"), SCRIPT.get("ms", 2.0)),
             }
         ],

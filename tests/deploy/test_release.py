@@ -36,6 +36,7 @@ def test_a_release_is_uploaded_proved_and_live(device, bundle):
     assert record == outcome.record
     assert record["accuracy"]["measured_on"] == "device device" and record["accuracy"]["gap_pp"] == 0
     assert record["latency_ms"]["p50"] == 2.0 and record["fake"] is True
+    assert record["latency_ms"]["threads"] == 1
     assert record["facts"]["arch"]
     assert not (server.root / "current/graphs/onnxruntime.onnx").exists()  # another target's
 
@@ -218,7 +219,9 @@ def test_a_reader_sees_no_moment_without_a_valid_release(device, bundle):
     ("fault", "message"),
     [
         pytest.param(
-            {"gates": {"max_latency_ms": 1.5}}, "takes 2 ms there, 1.5 ms are allowed", id="too slow"
+            {"gates": {"max_latency_ms": 1.5}},
+            "takes 2 ms .batch 1, 1 thread. there, 1.5 ms are",
+            id="too slow",
         ),
         pytest.param({"top1": 0.88}, "2.00 pp below the simulation; 1.00 pp are allowed", id="less accurate"),
     ],

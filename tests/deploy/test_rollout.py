@@ -13,7 +13,7 @@ import pytest
 from loopback import QUICK, live
 
 from toolkit.core.errors import DeviceError
-from toolkit.deploy import fleet, release
+from toolkit.deploy import fleet, proof, release
 from toolkit.deploy.inventory import Entry
 from toolkit.deploy.release import Outcome
 from toolkit.deploy.rollout import RolloutOptions, rollout
@@ -98,7 +98,7 @@ def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle,
     assert len({live(server) for server in servers}) == 1
 
 
-def record(ms=2.0, top1=0.9, power_mw=None, cpu="x"):
+def record(ms=2.0, top1=0.9, power_mw=None, cpu="x", threads=None):
     return {
         "target": "openvino", "variant": "openvino-int8", "fake": False,
         "facts": {"jetson": None, "cpu": {"name": cpu}}, "power_mw": power_mw, "marks": ["spread is 9 %"],
@@ -107,7 +107,7 @@ def record(ms=2.0, top1=0.9, power_mw=None, cpu="x"):
             {"code": "clocks-free", "cause": "not of interest here", "cure": "x"},
         ],
         "build": {"backend": "openvino", "version": "2026.0"},
-        "accuracy": {"top1": top1, "gap_pp": 0.25}, "latency_ms": {"p50": ms, "batch": 1},
+        "accuracy": {"top1": top1, "gap_pp": 0.25}, "latency_ms": {"p50": ms, "batch": 1, "threads": threads},
     }  # fmt: skip
 
 
@@ -124,12 +124,23 @@ def test_outliers_are_found_among_their_kind():
     assert fleet.outliers([outcome("a"), outcome("b", ms=9.0)]) == []  # two cannot say which is odd
     equal = [outcome(f"e{n}") for n in range(5)]
     assert fleet.outliers([*equal, outcome("n", ms=2.1)]) == []  # 5 % is no outlier, however equal the rest
+    assert fleet.outliers([*equal, outcome("t", ms=1.0, threads=4)]) == []  # not of the same kind
     hungry = [outcome(f"p{n}", power_mw=5000.0 + n) for n in range(5)] + [outcome("hungry", power_mw=9000.0)]
     assert [(o["device"], o["figure"]) for o in fleet.outliers(hungry)] == [("hungry", "power")]
     wrong = [outcome(f"a{n}") for n in range(5)] + [outcome("wrong", top1=0.5)]
     assert [(o["device"], o["figure"], o["value"]) for o in fleet.outliers(wrong)] == [
         ("wrong", "top-1", 50.0)
     ]
+
+
+def test_a_latency_says_how_many_threads_it_was_measured_with():
+    assert proof.latency(record(threads=1)) == "2 ms (batch 1, 1 thread)"
+    assert proof.latency(record(threads=4)) == "2 ms (batch 1, 4 threads)"
+    older = record()
+    del older["latency_ms"]["threads"]
+    assert proof.latency(older) == "2 ms (batch 1)"
+    (row,) = fleet.table(fleet.report([outcome("a", threads=2)], "net-1", parallel=1))
+    assert "2 ms (batch 1, 2 threads)" in row
 
 
 def test_the_report_of_a_fleet(tmp_path):

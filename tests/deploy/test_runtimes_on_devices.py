@@ -18,6 +18,7 @@ from toolkit.core.tensors import Preprocess
 from toolkit.deploy import bundle as bundles
 from toolkit.deploy import release
 from toolkit.deploy.bundle import Contents, Graph
+from toolkit.deploy.proof import latency
 from toolkit.deploy.session import RefusedError
 from toolkit.deploy.shipment import clear_cases
 
@@ -86,6 +87,7 @@ def test_openvino_is_deployed_measured_upgraded_and_rolled_back(intel, tmp_path)
         0 < record["latency_ms"]["p50"] <= record["latency_ms"]["p99"] and record["latency_ms"]["runs"] >= 10
     )
     assert record["facts"]["cpu"]["name"]
+    assert record["latency_ms"]["threads"] == 1 and "1 thread)" in latency(record)
 
     second = bundles.make(
         dataclasses.replace(contents(tmp_path), provenance={"seed": 1}), tmp_path / "second.tar"
@@ -164,6 +166,7 @@ def test_the_tensorrt_path_by_a_fake_that_says_so(park, tmp_path):
     made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
     outcome = release.deploy(entry, made, QUICK, quiet)
     assert outcome.record["fake"] is True and outcome.record["build"]["version"] == "10.3.0.30"
+    assert outcome.record["latency_ms"]["threads"] is None and "thread" not in latency(outcome.record)
     assert outcome.record["accuracy"]["agreement"] == 1.0 and outcome.record["accuracy"]["gap_pp"] == 0
     assert [found["fake"] for found in release.records(entry)] == [True]
     # JetPack is upgraded below it: the engine no longer fits, so the same bundle is a new release.

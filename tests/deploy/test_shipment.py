@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def run(tmp_path: Path) -> Path:
     out = tmp_path / "run"
     out.mkdir()
     described = [{"name": name, "folder": str(folder), "digest": name * 2} for name, folder in stages.items()]
-    recipe = {"evaluate": {"source": "digits:test"}}
+    recipe = {"evaluate": {"source": "digits:test"}, "bench": {"threads": 2}}
     write_json(
         out / "run.json", {"schema": 1, "command": "edgeship run x", "recipe": recipe, "stages": described}
     )
@@ -157,6 +158,17 @@ def test_the_bundle_of_a_run_is_made_once_and_again_when_the_run_changes(run: Pa
     (run / "run.json").write_text(json.dumps(described))
     assert shipment.find(run).id != first.id
     assert shipment.make(run, run / "again.tar").path.read_bytes() == shipment.find(run).path.read_bytes()
+
+
+def test_devices_time_with_as_many_threads_as_the_run(run: Path) -> None:
+    made = shipment.find(run)
+    assert made.threads == made.manifest["threads"] == 2
+    described = json.loads((run / "run.json").read_text())
+    described["recipe"]["bench"]["threads"] = 4
+    (run / "run.json").write_text(json.dumps(described))
+    assert shipment.find(run).threads == 4
+    older = {key: value for key, value in made.manifest.items() if key != "threads"}
+    assert dataclasses.replace(made, manifest=older).threads == 1  # what a run does where nothing is said
 
 
 def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:

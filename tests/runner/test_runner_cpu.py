@@ -150,7 +150,18 @@ def test_both_engines_are_timed_in_turns(build, run):
         assert sum(timing["samples_ms"]) / timing["runs"] == pytest.approx(wall["mean"])
         assert timing["throughput_ips"] <= 1000 / wall["mean"]
         assert timing["gpu_ms"] is None
-    assert answer.result["threads"] == 1
+        assert timing["threads"] == 1
+
+
+def test_the_threads_of_a_timing_are_those_it_ran_with(build, run):
+    """An engine is built with all threads; what counts is what it is loaded with, and what there are."""
+    cores = len(os.sched_getaffinity(0))
+    for backend, wanted in (("openvino", {1: 1, 64: cores}), ("onnxruntime", {1: 1, None: None})):
+        engine, _ = build(backend)
+        for threads, real in wanted.items():
+            asked = () if threads is None else ("--threads", threads)
+            answer = run("time", "--engine", engine, "--warmup-ms", 1, "--duration-s", 0.01, *asked)
+            assert [timing["threads"] for timing in answer.result["timings"]] == [real]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -23,6 +23,7 @@ from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray, PixelArray
 
 SCHEMA = 1
+THREADS = 1  # CPU threads of the timing on a device where a bundle does not say: as of a run's own timing
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 EVALUATION = "evaluation/images.set"
 RUNNER = f"runner/{runner.FILE_NAME}"
@@ -67,6 +68,7 @@ class Contents:
         evaluation: A packed evaluation set; None leaves accuracy on the device unmeasured.
         gates: Limits that must hold on the device (see `proof`).
         provenance: Where all this came from.
+        threads: CPU threads that devices time with, so that their latency compares with the run's.
         runner: The program that builds and proves on the device.
     """
 
@@ -76,6 +78,7 @@ class Contents:
     evaluation: Path | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = THREADS
     runner: bytes = field(default_factory=runner.source)
 
 
@@ -111,6 +114,12 @@ class Bundle:
     def id(self) -> str:
         """Name and digest: what the release is called, apart from the device's environment."""
         return f"{self.manifest['name']}-{self.manifest_file.sha256[:12]}"
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that devices time with."""
+        found: int = self.manifest.get("threads", THREADS)
+        return found
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -338,6 +347,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
             },
             "input": str(contents.golden_inputs.dtype),
             "gates": contents.gates,
+            "threads": contents.threads,
             "provenance": contents.provenance,
             "files": {
                 file.path: {"sha256": file.sha256, "size_bytes": file.size_bytes, "targets": file.targets}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.artifact import plain, write_json, write_text
+from toolkit.deploy.proof import latency
 from toolkit.deploy.release import Outcome
 
 SCHEMA = 1
@@ -92,7 +93,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table(found)]
     lines += [
         "",
-        "Accuracy in brackets: against the simulation, on the same images. Latency: median, batch as given.",
+        "Accuracy in brackets: against the simulation, on the same images. "
+        "Latency: median, batch and CPU threads as given.",
     ]
     if found["outliers"]:
         lines += ["", "## Out of line", ""]
@@ -131,7 +133,9 @@ def _kind(record: Any) -> tuple[str, ...]:
     facts = record["facts"]
     machine = facts.get("jetson") or facts.get("cpu") or {}
     name = machine.get("module") or machine.get("name")
-    return record["target"], record["variant"], str(name), str(record["latency_ms"]["batch"])
+    measured = record["latency_ms"]
+    setting = f"batch {measured['batch']}, threads {measured.get('threads')}"
+    return record["target"], record["variant"], str(name), setting
 
 
 def _figures(record: Any) -> tuple[float | None, float | None, float | None]:
@@ -143,7 +147,7 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
     record = device["record"]
     if record is None:
         return (device["device"], device["state"], device["release"] or "", "", "", "", "", "")
-    latency_ms, top1, power_mw = _figures(record)
+    _, top1, power_mw = _figures(record)
     gap_pp = (record["accuracy"] or {}).get("gap_pp")
     against = "" if gap_pp is None else f" ({0.0 - gap_pp:+.2f} pp)"
     causes = [problem["cause"] for problem in record["problems"] if problem["code"] in _EXPLAINS]
@@ -154,7 +158,7 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
         device["release"],
         f"{record['build']['backend']} {record['build']['version'].split('-')[0]}",
         "" if top1 is None else f"{100 * top1:.2f} %{against}",
-        f"{latency_ms:.3g} ms (batch {record['latency_ms']['batch']})",
+        latency(record),
         "" if power_mw is None else f"{power_mw / 1000:.2f} W",
         "; ".join(notes),
     )

@@ -39,7 +39,8 @@ def find(run: Path) -> Bundle:
     made = run / FILE
     if made.is_file():
         bundle = bundles.load(made)
-        if bundle.manifest["provenance"] == _provenance(_Run(run)):
+        source = _Run(run)
+        if (bundle.manifest["provenance"], bundle.threads) == (_provenance(source), source.threads):
             return bundle
     return make(run, made)
 
@@ -82,6 +83,7 @@ def make(
             evaluation=evaluation,
             gates=gates or {},
             provenance=_provenance(source),
+            threads=source.threads,
         )
         return bundles.make(contents, out)
 
@@ -100,6 +102,7 @@ class _Run:
                     hint="run the recipe again, to its end: what is in the store is not made twice",
                 )
         self.command = self._run["command"]
+        self.threads: int = self._run["recipe"]["bench"]["threads"]
         self.model: dict[str, Any] = read_json(self._folders["load"] / "model.json")
         self.compiled: dict[str, Any] = read_json(self._folders["compile"] / "compiled.json")
         accuracy = read_json(self._folders["evaluate"] / "accuracy.json")
