@@ -18,7 +18,7 @@ from toolkit.core.threads import ordered_map
 from toolkit.graph import io
 
 PART_PIXELS = 2**16  # images run at once, where the graph lets us choose: 16 at 64 px, 1 at 224 px
-GROUP = 8  # parts whose results are taken up together: numpy costs as much for one image as for some
+GROUP = 16  # parts whose results are taken up together: numpy costs as much for one image as for some
 
 
 def collect(

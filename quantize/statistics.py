@@ -125,6 +125,7 @@ class Thinned:
         self._most = max(most, 2)
         self._limit = 2**32
         self._seen = 0
+        self._count = 0
         self._kept: list[tuple[_Numbers, Raw]] = []
 
     def add(self, rows: Raw) -> None:
@@ -132,10 +133,12 @@ class Thinned:
         numbers = np.arange(self._seen, self._seen + len(rows), dtype=np.uint64)
         self._seen += len(rows)
         self._kept.append(self._chosen(numbers, rows))
-        while sum(len(numbers) for numbers, _ in self._kept) > self._most:
+        self._count += len(self._kept[-1][0])
+        while self._count > self._most:
             self._limit //= 2
             for index, part in enumerate(self._kept):  # memory: part by part
                 self._kept[index] = self._chosen(*part)
+            self._count = sum(len(numbers) for numbers, _ in self._kept)
 
     def rows(self) -> Raw:
         """Hand over the rows that were kept."""
