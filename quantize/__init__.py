@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from quantize.mixed import Goal
     from quantize.statistics import Statistics
     from toolkit.core.quant import QuantScheme
+    from toolkit.graph.io import Classifier
 
 __all__ = ["QuantizeOptions", "quantize"]
 
 
 def quantize(
-    model: Path,
+    model: Path | Classifier,
     statistics: Statistics,
     scheme: QuantScheme,
     options: QuantizeOptions,
@@ -26,7 +27,7 @@ def quantize(
     """Write a float graph as a Q/DQ graph by a target's scheme.
 
     Args:
-        model: The float ONNX classifier that the statistics are of.
+        model: The float ONNX classifier that the statistics are of, or what `read_classifier` gave of it.
         statistics: What `quantize.collect.collect` gave.
         scheme: What the target wants.
         options: Observer and effort.

@@ -38,7 +38,7 @@ SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 a
 
 
 def write(
-    model: Path,
+    model: Path | io.Classifier,
     statistics: Statistics,
     scheme: QuantScheme,
     options: QuantizeOptions,

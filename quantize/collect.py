@@ -22,7 +22,7 @@ GROUP = 16  # parts whose results are taken up together: numpy costs as much for
 
 
 def collect(
-    model: Path,
+    model: Path | io.Classifier,
     batches: Iterable[FloatArray],
     each: Callable[[FloatArray], object] = lambda _: None,
     *,
@@ -34,7 +34,7 @@ def collect(
     more than the inference alone.
 
     Args:
-        model: A float ONNX classifier.
+        model: A float ONNX classifier, or what `read_classifier` gave of it.
         batches: Preprocessed images (N, C, H, W), in batches.
         each: Gets the largest magnitude of every image in each of T tensors, (N, T), image after image.
         exact: Compute in float32; else in bfloat16 where the CPU has instructions for it, which moves
@@ -58,7 +58,7 @@ def collect(
             if passing is None or probe is None:
                 pixels = int(np.prod(batch.shape[2:]))
                 size = classifier.batch or min(max(PART_PIXELS // pixels, 1), len(batch))
-                passing = FloatPass(model, classifier.model, names, (size, *batch.shape[1:]), exact=exact)
+                passing = FloatPass(classifier, names, (size, *batch.shape[1:]), exact=exact)
                 probe = Thinned(max(PROBE_PIXELS // pixels, PROBE_IMAGES))
             probe.add(batch)
             images += len(batch)

@@ -21,6 +21,7 @@ from toolkit.core.errors import ModelError
 from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray
 from toolkit.core.threads import default_workers
+from toolkit.graph.io import Classifier
 
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
@@ -52,8 +53,7 @@ class FloatPass:
     """Runs a float graph on all cores, one thread each; call it from so many threads.
 
     Args:
-        path: The graph's file.
-        model: The graph, its shapes inferred.
+        graph: A float classifier.
         names: Tensors to look at.
         shape: Of the images that are run at once, (N, C, H, W).
         exact: Compute in float32, however fast bfloat16 is.
@@ -67,17 +67,17 @@ class FloatPass:
     """
 
     def __init__(
-        self, path: Path, model: ir.Model, names: Sequence[str], shape: Sequence[int], *, exact: bool = False
+        self, graph: Classifier, names: Sequence[str], shape: Sequence[int], *, exact: bool = False
     ) -> None:
         self.size = shape[0]
         self.precision: FloatPrecision = "f32" if exact else fastest_float()
-        values = {str(value.name): value for value in _values(model.graph)}
+        values = {str(value.name): value for value in _values(graph.model.graph)}
         self._watched = [values[name] for name in names]
-        self._input = model.graph.inputs[0]
+        self._input = graph.model.graph.inputs[0]
         self._joined = _Joined()
         self._requests = threading.local()
         try:
-            self._compiled = self._compile(path, list(shape))
+            self._compiled = self._compile(graph.path, list(shape))
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO refuses the graph: {reason(error)}",

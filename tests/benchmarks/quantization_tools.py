@@ -85,13 +85,15 @@ def edgeship(effort: str) -> Tool:
         import quantize.calibrated
         import targets
         from quantize.collect import collect
+        from toolkit.graph.io import read_classifier
 
         scheme = targets.get(job.target).scheme
 
         def run() -> Path:
             out = job.out / "edgeship.onnx"
-            statistics = collect(job.model, job.images.batches(BATCH))
-            quantize.quantize(job.model, statistics, scheme, quantize.QuantizeOptions(effort=effort), out)
+            graph = read_classifier(job.model)  # once, as `edgeship quantize` does
+            statistics = collect(graph, job.images.batches(BATCH))
+            quantize.quantize(graph, statistics, scheme, quantize.QuantizeOptions(effort=effort), out)
             return out
 
         return run

@@ -92,7 +92,7 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
     with shown():
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "running images")
-        statistics = collect(model, stream, exact=True)
+        statistics = collect(found, stream, exact=True)
     rows = {
         name: {
             "low": float(seen.low.min()),

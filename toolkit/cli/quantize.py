@@ -117,8 +117,8 @@ def command(
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
             made = out if input_type == "float32" else Path(folder) / out.name
-            statistics = collect(model, stream)
-            summary = precision.quantize(how, model, statistics, target_name, judges, made)
+            statistics = collect(graph, stream)
+            summary = precision.quantize(how, graph, statistics, target_name, judges, made)
             if made != out:
                 take_pixels(made, prepared, out)
     if as_json:

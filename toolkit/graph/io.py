@@ -45,6 +45,7 @@ class Classifier:
     """An ONNX classifier and what its outside looks like.
 
     Attributes:
+        path: Its file.
         model: The graph, shapes inferred, constants lifted to initializers.
         input: Name of the image input, float32 (N, channels, size, size) or pixels.
         output: Name of the logits, float32 (N, classes).
@@ -58,6 +59,7 @@ class Classifier:
         takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
     """
 
+    path: Path
     model: ir.Model
     input: str
     output: str
@@ -97,6 +99,7 @@ def read(path: Path) -> Classifier:
             hint=_cure(shape, result),
         )
     return Classifier(
+        path,
         model,
         str(image.name),
         str(logits.name),
@@ -111,14 +114,19 @@ def read(path: Path) -> Classifier:
     )
 
 
-def read_classifier(path: Path) -> Classifier:
+def read_classifier(path: Path | Classifier) -> Classifier:
     """Read a float32 classifier that is to be quantized, each BatchNormalization in the layer before it.
+
+    Args:
+        path: The file; what was read of it comes back as it is.
 
     Raises:
         ModelError: As `read`; or it is quantized already, computes in another type, or holds NaN weights.
     """
     from toolkit.graph.fold import fold_batchnorms  # it edits with the functions below
 
+    if isinstance(path, Classifier):
+        return path
     found = read(path)
     for node in found.model.graph:
         if node.op_type in QUANTIZED_OPS:

@@ -20,6 +20,7 @@ from toolkit.core.results import Precision
 from toolkit.core.statistics import agreement, paired_drop
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.cost import shares
+from toolkit.graph.io import Classifier
 from toolkit.pipeline import evaluation, images, variants
 from toolkit.pipeline.recipe import QuantizeOptions
 
@@ -97,7 +98,7 @@ def limited(options: QuantizeOptions) -> bool:
 
 def quantize(
     options: QuantizeOptions,
-    model: Path,
+    graph: Classifier,
     statistics: Statistics,
     target: str,
     judges: HeldOut | None,
@@ -107,7 +108,7 @@ def quantize(
 
     Args:
         options: How.
-        model: The float graph.
+        graph: The float graph.
         statistics: Of its activations.
         target: Its name.
         judges: Images that judge the limit; None where there is none.
@@ -129,10 +130,10 @@ def quantize(
         backend=options.backend,
     )
     if judges is None:
-        return quantization.quantize(model, statistics, scheme, how, out)
+        return quantization.quantize(graph, statistics, scheme, how, out)
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(target, model, judges, Path(folder))
-        summary = quantization.quantize(model, statistics, scheme, how, out, trials.goal(options))
+        trials = Trials(target, graph.path, judges, Path(folder))
+        summary = quantization.quantize(graph, statistics, scheme, how, out, trials.goal(options))
         summary["mixed"], warnings = given_up(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary

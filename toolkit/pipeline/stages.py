@@ -152,6 +152,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     """
     from calibration import manifest
     from quantize.statistics import Statistics
+    from toolkit.graph import io
 
     graphs = read_json(inputs["export"] / "graphs.json")
     judges = None
@@ -161,9 +162,9 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     summaries = {}
     for graph in variants.graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
+        model = io.read_classifier(inputs["export"] / graphs[graph]["file"])
         for target in track(options.targets, f"quantizing {graph}"):
             name = variants.quantized_name(target, pruned=graph == "pruned")
-            model = inputs["export"] / graphs[graph]["file"]
             summaries[name] = precision.quantize(
                 options, model, statistics, target, judges, out / f"{name}.onnx"
             )
