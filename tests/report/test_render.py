@@ -11,6 +11,7 @@ from PIL import Image
 from synthetic import CLASSES, COMMAND, STAGES, synthetic_run, thumbnail
 
 from toolkit.core.errors import DataError
+from toolkit.core.results import LatencySummary
 from toolkit.report import analysis, render, words
 from toolkit.report.gather import gather
 
@@ -207,6 +208,14 @@ def test_a_thousand_classes_and_fifty_thousand_images_stay_under_15_mb(run, repo
     )
     assert len(paired.classes) == 1000
     assert len(render.html(large, thumbnails=noise).encode()) < 15e6
+
+
+def test_what_a_latency_was_measured_under():
+    one = LatencySummary(batch=1, p50=1.0, p90=1.0, p99=1.0, mean=1.0, runs=1, threads=1)
+    assert words.conditions(one) == "batch 1, 1 thread, 1 run"
+    assert (
+        words.conditions(replace(one, batch=None, threads=2, runs=50)) == "batch unknown, 2 threads, 50 runs"
+    )
 
 
 def test_numbers_are_rendered_as_people_read_them():

@@ -153,7 +153,7 @@ def conditions(latency: LatencySummary | None) -> str:
         return ""
     threads = "" if latency.threads is None else f", {latency.threads} thread{'s' * (latency.threads != 1)}"
     batch = "unknown" if latency.batch is None else latency.batch
-    return f"batch {batch}{threads}, {latency.runs} runs" + (
+    return f"batch {batch}{threads}, {latency.runs} run{'s' * (latency.runs != 1)}" + (
         f", {latency.included}" if latency.included else ""
     )
 
