@@ -66,6 +66,7 @@ def test_a_device_from_adding_to_removing(edgeship, park, bundle, tmp_path):
 
     status = edgeship("status", "--device", "one").stdout
     assert status.count("one ") == 2 and " live " in status and " previous " in status and "(fake)" in status
+    assert status.count("2 ms (batch 1, 1 thread)") == 2
     back = edgeship("rollback", "--device", "one")
     assert back.stdout.startswith(f"one: {live(server)} is live, before: ") and first.id in back.stdout
     assert first.id == json.loads(edgeship("status", "--json").stdout)["one"]["current"].split(".")[0]

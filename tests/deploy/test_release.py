@@ -134,7 +134,7 @@ def test_the_report_of_a_device_shows_what_it_measured(device, bundle, tmp_path,
     (record,) = json.loads(shown.stdout)
     assert (record["release"], record["latency_ms"]["p50"], record["live"]) == (made, 7, True)
     table = CliRunner().invoke(report.command, ["--device", entry.name], env={"COLUMNS": "240"})
-    assert made in table.stdout and "7 ms (batch" in table.stdout and "live" in table.stdout
+    assert made in table.stdout and "7 ms (batch 1, 1 thread)" in table.stdout and "live" in table.stdout
 
 
 def test_another_environment_is_another_release(device, bundle):

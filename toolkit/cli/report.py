@@ -57,8 +57,9 @@ def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    from toolkit.deploy.proof import latency
+
     accuracy, power_mw = record["accuracy"] or {}, record["power_mw"]
-    latency = record["latency_ms"]
     return (
         record["release"],
         "live" if record["live"] else "",
@@ -66,7 +67,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         f"{record['build']['backend']} {record['build']['version'].split('-')[0]}",
         _percent(accuracy.get("top1")),
         _percent(accuracy.get("simulated_top1")),
-        f"{latency['p50']:.3g} ms (batch {latency['batch']})",
+        latency(record),
         "not measured" if power_mw is None else f"{power_mw / 1000:.2f} W",
         ", ".join([*(["fake"] if record["fake"] else []), *(record["marks"] or ())]),
     )

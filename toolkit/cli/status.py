@@ -51,6 +51,8 @@ def _ask(entry: Entry) -> dict[str, Any]:
 
 
 def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
+    from toolkit.deploy.proof import latency
+
     if "error" in status:
         return [(name, "", "unreachable", "", "", "")]
     rows: list[tuple[str, ...]] = []
@@ -61,7 +63,6 @@ def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
         if release == status["previous"]:
             states.append("previous")
         top1 = ((record or {}).get("accuracy") or {}).get("top1")
-        latency_ms = record and record["latency_ms"]["p50"]
         rows.append(
             (
                 name,
@@ -71,7 +72,7 @@ def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
                 if record
                 else "record is damaged",
                 "" if top1 is None else f"{100 * top1:.2f} %",
-                "" if latency_ms is None else f"{latency_ms:.3g} ms",
+                latency(record) if record else "",
             )
         )
     if status["locked_by"]:
