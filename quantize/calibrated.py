@@ -26,8 +26,8 @@ from toolkit.core.memory import give_back
 from toolkit.core.quant import FloatArray, QuantScheme
 from toolkit.graph import io
 
-RANGE_PIXELS = {  # probe images for clip points: 96 or 512 at 64 px, 8 or 41 at 224 px
-    "balanced": 3 * 2**17,
+RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 at 224 px
+    "balanced": 2**19,
     "max": 2**21,
 }
 EQUALIZATION = {"balanced": 0.6, "max": 0.65}  # strength: fitted weights lose less by it
