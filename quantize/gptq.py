@@ -32,7 +32,7 @@ NEAR_ROWS = 2**10  # positions for these
 JOINED_ROWS = 2**11  # positions taken up together: one large product is faster than some small ones
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
 GROUPS = 2  # of parts whose moments are taken side by side
-BLOCKS_EACH = 16  # blocks of inputs a thread fits at once
+BLOCKS_EACH = 8  # blocks of inputs a thread fits at once
 OUTPUTS_EACH = 256  # outputs a thread fits at once, where there is one block
 BLOCK = 16  # inputs between updates of all later weights
 
