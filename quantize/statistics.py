@@ -18,7 +18,7 @@ _Numbers = np.ndarray[Any, np.dtype[np.uint64]]
 GOLDEN = 2654435769  # 2**32 times the fraction of the golden ratio
 SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
-PEAK_ROWS = 2**9  # images whose channels' magnitudes are kept
+PEAK_ROWS = 2**8  # images whose channels' magnitudes are kept
 PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
 PROBE_IMAGES = 83  # at least, however large
 
