@@ -115,9 +115,8 @@ def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tenso
 
 def _shares(moments: Tensor) -> tuple[Tensor, Tensor]:
     """In what order inputs are rounded, (B, K); what each of the later ones takes of an error, (B, K, K)."""
-    order = moments.diagonal(dim1=1, dim2=2).argsort(
-        1, descending=True
-    )  # most to make up for what matters most
+    # what matters most has most that can make up for it
+    order = moments.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
     moments = moments.gather(1, order[:, :, None].expand_as(moments))
     moments = moments.gather(2, order[:, None].expand_as(moments))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))

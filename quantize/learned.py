@@ -168,7 +168,7 @@ class _Rounded:
         spec, zero_point = self._activations[name].spec, self._activations[name].zero_point[0]
         gain = 1 / math.sqrt(value[0].numel() * spec.quant_max)  # evens the gradients out over sizes
         scale = (self.scales[name] * gain + (self.scales[name] * (1 - gain)).detach()).exp()
-        steps = (value / scale).clamp(spec.quant_min - zero_point, spec.quant_max - zero_point)
+        steps = (value / scale).clamp(spec.saturation - zero_point, spec.quant_max - zero_point)
         return (steps + (steps.round() - steps).detach()) * scale  # straight through the rounding
 
 

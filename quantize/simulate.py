@@ -31,7 +31,8 @@ def _steps(values: Tensor, qparams: QParams) -> Tensor:
     scale, zero_point = _shaped(qparams, values.ndim)
     steps = (values / scale).round_()
     steps = steps if zero_point is None else steps.add_(zero_point)
-    return steps.clamp_(qparams.spec.quant_min, qparams.spec.quant_max)
+    spec = qparams.spec
+    return steps.clamp_(spec.saturation if spec.axis is None else spec.quant_min, spec.quant_max)
 
 
 def _shaped(qparams: QParams, axes: int) -> tuple[Tensor, Tensor | None]:

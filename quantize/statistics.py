@@ -28,8 +28,8 @@ class TensorStatistics:
     """What was seen of one activation with C channels.
 
     Attributes:
-        low: Exact lowest value of every channel, (C,).
-        high: Exact highest value of every channel, (C,).
+        low: Lowest value of every channel on all images, (C,).
+        high: Highest value of every channel on all images, (C,).
         sample: Rows of values at positions spread evenly over images and pixels, (rows, C).
         peaks: Largest magnitude of every channel in each of some images, spread evenly, (images, C).
     """

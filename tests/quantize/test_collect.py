@@ -78,8 +78,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     few, many = kept(40), kept(160)
     assert many[0] <= 4 * 2**18 * 17  # SAMPLE_VALUES of float32 in each of 17 tensors at most
     assert many[0] <= 1.6 * few[0]
-    half = 4 * 3 * 16 * 16 * 160 * 64 / 2  # for there are more than 2**13
-    assert many[1] == pytest.approx(half, rel=0.01)
+    assert many[1] == 4 * 3 * 16 * 16 * 5121  # half of the 10240, which are more than 2**13
     assert few[1] == 4 * 3 * 16 * 16 * 40 * 64
 
 

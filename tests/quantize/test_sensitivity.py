@@ -91,7 +91,7 @@ def test_rows_of_quantizers_equal_whole_runs(kind, analysed):
         assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, same), abs=0.01), row.name
         assert row.float_kl == pytest.approx(kl_divergence(float_logits, same), rel=1e-3)
         alone, rest = run(alone, pixels), run(rest, pixels)
-        assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, alone), abs=0.1), row.name
+        assert row.alone_sqnr_db == pytest.approx(sqnr_db(float_logits, alone), abs=0.05), row.name
         # in a quantized network a last digit can move a tie by a whole step
         assert row.float_sqnr_db == pytest.approx(sqnr_db(float_logits, rest), abs=2), row.name
         assert row.alone_kl == pytest.approx(kl_divergence(float_logits, alone), rel=0.05, abs=1e-9)

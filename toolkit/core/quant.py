@@ -37,6 +37,11 @@ class QuantSpec:
         return -self.quant_max if self.symmetric else int(-(2 ** (self.bits - 1)))
 
     @property
+    def saturation(self) -> int:
+        """Lowest integer that an activation comes out as: QuantizeLinear does not know of a narrow range."""
+        return self.quant_min if self.dtype == "uint8" else -128
+
+    @property
     def quant_max(self) -> int:
         """Highest integer used."""
         return int(2 ** (self.bits - (self.dtype == "int8")) - 1)
