@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from quantize.moments import channel_means
 from quantize.network import Network, parts, side_by_side
 from quantize.placement import is_weighted
-from quantize.simulate import dequantized, fake_quantize, quantized
+from quantize.simulate import dequantized, quantized
 from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams
-
-Rounding = Callable[[ir.Node, str, Sequence[Callable[[], Tensor]]], Tensor]  # node, weights, its inputs
 
 TRIMMED = 10  # one image in so many is left out at either end
 
@@ -26,21 +24,20 @@ def corrections(
     network: Network,
     probe: FloatArray,
     activations: Mapping[str, QParams],
-    weights: Mapping[str, QParams],
-    choose: Rounding | None = None,
+    weights: Mapping[str, Tensor],
+    means: Mapping[str, Tensor],
 ) -> dict[str, FloatArray]:
     """What to add to the bias of every convolution and Gemm, so that its output keeps its channel means.
 
-    The float network runs first, and only its means are kept. Then the quantized one runs layer by layer; a
-    layer is corrected before the next one is run, so that each corrects only what is left of the errors
-    before it.
+    The quantized network runs layer by layer; a layer is corrected before the next one is run, so that each
+    corrects only what is left of the errors before it.
 
     Args:
         network: The float graph.
         probe: Calibration images (N, C, H, W), all in memory at once.
         activations: Quantized tensors.
-        weights: Quantized initializers.
-        choose: Rounds the weights of a layer; without it they go to the nearest integers.
+        weights: Initializer name -> values on their grid.
+        means: What `moments.observe` saw of these images in the float network.
 
     Returns:
         Node name -> correction for each of its output channels.
@@ -49,22 +46,20 @@ def corrections(
         Nagel et al. 2019, arXiv:1906.04721, sec. 4.2, empirical and sequential; the trimmed mean is ours.
     """
     images = parts(probe)
-    exact = _exact_means(network, images)
-    running = [_Part(network, part, activations) for part in images]
+    running = [_Part(network, part, activations, weights) for part in images]
     found: dict[str, FloatArray] = {}
     unread = dict(network.reads)
-    for node in track(network.nodes, "correcting biases" if choose is None else "fitting weights"):
-        rounded = _rounded_weight(network, node, weights, choose, running)
+    for node in track(network.nodes, "correcting biases"):
         read = [str(value.name) for value in node.inputs if value is not None]
         for name in read:
             unread[name] -= 1
         done = [name for name in read if not unread[name]]
         if not _has_bias(node):  # memory: a part's input goes before the next part's result comes
-            for _ in side_by_side(lambda part: part.through(node, rounded, done), running):  # noqa: B023
+            for _ in side_by_side(lambda part: part.through(node, done), running):  # noqa: B023 (used at once)
                 pass
             continue
-        means = list(side_by_side(lambda part: part.run(node, rounded), running))  # noqa: B023 (used at once)
-        shift = _typical(exact[str(node.outputs[0].name)] - torch.cat(means))
+        seen = list(side_by_side(lambda part: part.run(node), running))  # noqa: B023
+        shift = _typical(means[str(node.outputs[0].name)] - torch.cat(seen))
         found[str(node.name)] = np.array(shift.numpy())
         for _ in side_by_side(lambda part: part.correct(node, shift, done), running):  # noqa: B023
             pass
@@ -73,50 +68,32 @@ def corrections(
     return found
 
 
-def _exact_means(network: Network, images: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Mean of every image and channel of what is corrected, in the float network: name -> (N, C)."""
-    corrected = {str(node.outputs[0].name) for node in network.nodes if _has_bias(node)}
-
-    @torch.inference_mode()
-    def run(part: Tensor) -> dict[str, Tensor]:
-        seen: dict[str, Tensor] = {}
-
-        def look(name: str, value: Tensor) -> Tensor:
-            if name in corrected:
-                seen[name] = _means(value)
-            return value
-
-        network(part, look)
-        return seen
-
-    found = list(side_by_side(run, images))
-    give_back()
-    return {name: torch.cat([seen[name] for seen in found]) for name in corrected}
-
-
-def _means(values: Tensor) -> Tensor:
-    """Means of (N, C, ...) over all but images and channels, (N, C)."""
-    return values.mean(tuple(range(2, values.ndim))) if values.ndim > 2 else values.clone()
-
-
 class _Part:
     """Some images on their way through the quantized network; what is quantized is kept as integers."""
 
-    def __init__(self, network: Network, images: Tensor, activations: Mapping[str, QParams]) -> None:
-        self._network, self._activations = network, activations
+    def __init__(
+        self,
+        network: Network,
+        images: Tensor,
+        activations: Mapping[str, QParams],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        self._network, self._activations, self._weights = network, activations, weights
         self._values = {network.input: self._kept(network.input, images)}
 
     @torch.inference_mode()
-    def run(self, node: ir.Node, rounded: dict[str, Tensor]) -> Tensor:
+    def run(self, node: ir.Node) -> Tensor:
         """Run a node, with its weights rounded; the mean of every image and channel."""
-        read = {str(value.name) for value in node.inputs if value is not None} & self._values.keys()
-        result = self._network.apply(node, {name: self._value(name) for name in read} | rounded)
+        read = {str(value.name) for value in node.inputs if value is not None}
+        values = {name: self._value(name) for name in read & self._values.keys()}
+        values |= {name: self._weights[name] for name in read & self._weights.keys()}
+        result = self._network.apply(node, values)
         self._values[str(node.outputs[0].name)] = result
-        return _means(result) if _has_bias(node) else torch.empty(0)
+        return channel_means(result) if _has_bias(node) else torch.empty(0)
 
-    def through(self, node: ir.Node, rounded: dict[str, Tensor], done: Iterable[str]) -> None:
+    def through(self, node: ir.Node, done: Iterable[str]) -> None:
         """Run a node that nothing corrects, quantize its result, forget what is done."""
-        self.run(node, rounded)
+        self.run(node)
         self.correct(node, None, done)
 
     @torch.inference_mode()
@@ -129,10 +106,6 @@ class _Part:
         self._values[name] = self._kept(name, result)
         for each in done:
             self._values.pop(each, None)
-
-    def read(self, name: str) -> Tensor:
-        """A tensor that was made and is not forgotten."""
-        return self._value(name)
 
     def _kept(self, name: str, values: Tensor) -> Tensor:
         qparams = self._activations.get(name)
@@ -155,20 +128,3 @@ def _typical(error: Tensor) -> Tensor:
     """
     cut = len(error) // TRIMMED
     return error.sort(0).values[cut : len(error) - cut].mean(0)
-
-
-def _rounded_weight(
-    network: Network,
-    node: ir.Node,
-    weights: Mapping[str, QParams],
-    choose: Rounding | None,
-    running: Iterable[_Part],
-) -> dict[str, Tensor]:
-    """The weight of a node on its grid, if it is quantized."""
-    name = str(node.inputs[1].name) if is_weighted(node) and node.inputs[1] is not None else ""
-    if name not in weights:
-        return {}
-    if choose is None:
-        return {name: fake_quantize(network.constants[name], weights[name])}
-    source = str(node.inputs[0].name)  # type: ignore[union-attr]
-    return {name: choose(node, name, [partial(part.read, source) for part in running])}

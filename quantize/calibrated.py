@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
-from quantize import bias, learned, mixed, outliers, saturation, sensitivity
+from quantize import learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
-from quantize.gptq import NEAR, LeastSquares
-from quantize.network import Network, one_thread
+from quantize.fitting import fit_layers
+from quantize.network import Network
 from quantize.options import QuantizeOptions
 from quantize.placement import fork, place, unshare
 from quantize.qparams import weight_qparams
@@ -182,10 +183,8 @@ def corrected(found: Quantized, options: QuantizeOptions, network: Network | Non
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
-    near = LeastSquares(network, found.weights, NEAR)
-    with one_thread():  # much is done between what runs side by side
-        biases = bias.corrections(network, probe, found.activations, found.weights, near)
-    return replace(_with_weights(found, near.rounded), biases=biases)
+    weights, biases = fit_layers(network, probe, found.activations, found.weights)
+    return replace(_with_weights(found, weights), biases=biases)
 
 
 def _learned(plain: Quantized, found: Quantized, network: Network, options: QuantizeOptions) -> Quantized:
@@ -207,11 +206,11 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     return replace(fitted, activations=best.activations, biases=best.biases, learned=True)
 
 
-def _with_weights(found: Quantized, rounded: Mapping[str, FloatArray]) -> Quantized:
+def _with_weights(found: Quantized, fitted: Mapping[str, Tensor]) -> Quantized:
     """The same with these weights, on their grid."""
     model = io.copy(found.exact)
-    for name, values in rounded.items():
-        io.set_constant(model.graph.initializers[name], values)
+    for name, values in fitted.items():
+        io.set_constant(model.graph.initializers[name], values.contiguous().numpy())
     weights = found.weights
     if found.scheme.pair_sums:
         weights = saturation.relieve(model, found.placement.activations, weights)

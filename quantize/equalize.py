@@ -20,6 +20,7 @@ import onnx_ir as ir
 from quantize.placement import is_weighted, weight_axis
 from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.quant import FloatArray
+from toolkit.core.threads import ordered_map
 from toolkit.graph import io
 
 HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Add", "GlobalAveragePool", "AveragePool", "Flatten", "Identity"})
@@ -51,19 +52,24 @@ def equalize(
     """
     changed = io.copy(model)
     tensors = dict(statistics.tensors)
+    factors: dict[ir.Value, list[tuple[int, FloatArray]]] = {}
     for space in spaces(changed):
         factor = _factor([statistics.tensors[t] for t in space.tensors if t in statistics.tensors], strength)
         if factor is None or not _fits(space, len(factor)):
             continue
         for writer in space.writers:
-            for value in writer.inputs[1:]:
-                _scale(value, weight_axis(writer) if value is writer.inputs[1] else 0, np.reciprocal(factor))
+            for value in filter(None, writer.inputs[1:]):
+                axis = weight_axis(writer) if value is writer.inputs[1] else 0
+                factors.setdefault(value, []).append((axis, np.reciprocal(factor)))
         for reader in space.readers:
-            axis = 1 - weight_axis(reader)
-            _scale(reader.inputs[1], axis, factor)
+            weight = reader.inputs[1]
+            assert weight is not None
+            factors.setdefault(weight, []).append((1 - weight_axis(reader), factor))
         for name in space.tensors:
             if name in tensors:
                 tensors[name] = tensors[name].scaled(factor)
+    for value, array in zip(factors, ordered_map(_scaled, factors.items(), chunk=1), strict=True):
+        io.set_constant(value, array)
     return changed, replace(statistics, tensors=tensors)
 
 
@@ -142,10 +148,12 @@ def _factor(seen: list[TensorStatistics], strength: float) -> FloatArray | None:
     return factor
 
 
-def _scale(value: ir.Value | None, axis: int, factor: FloatArray) -> None:
-    if value is None:
-        return
-    array = io.constant(value)
-    shape = [1] * array.ndim
-    shape[axis] = -1
-    io.set_constant(value, (array * factor.reshape(shape)).astype(np.float32, copy=False))
+def _scaled(wanted: tuple[ir.Value, list[tuple[int, FloatArray]]]) -> FloatArray:
+    """The array of a constant times a factor for every index along an axis, for some axes."""
+    value, factors = wanted
+    array = np.array(io.constant(value), np.float32)
+    for axis, factor in factors:
+        shape = [1] * array.ndim
+        shape[axis] = -1
+        array *= factor.reshape(shape)
+    return array

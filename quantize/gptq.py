@@ -3,7 +3,8 @@
 A layer's output is a sum over its inputs, and neighbouring inputs are alike: what one weight loses by
 rounding, its neighbours can give back. For the integers this asks for the inputs' second moments alone.
 All inputs of a layer together take seconds to minutes; a kernel's taps and a few channels at a time take
-next to none, and keep most of the gain.
+next to none, and keep most of the gain. The inputs are those of the float network: their rounding errors
+move second moments by less than one in a thousand, and without them no layer waits for another.
 
 Source:
     Frantar et al. 2022 (GPTQ), arXiv:2210.17323; Frantar and Alistarh 2022 (OBQ), arXiv:2208.11580; blocks
@@ -12,78 +13,125 @@ Source:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import onnx_ir as ir
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.network import Network, side_by_side
-from quantize.placement import weight_axis
+from quantize.moments import Reader, in_blocks, observe
+from quantize.network import Network, channels_last, parts, side_by_side
+from quantize.placement import is_weighted, weight_axis
 from quantize.simulate import dequantized, fake_quantize
+from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray, QParams
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
 NEAR_ROWS = 2**10  # positions for these
-JOINED_ROWS = 2**11  # positions taken up together: one large product is faster than some small ones
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
-GROUPS = 2  # of parts whose moments are taken side by side
-BLOCKS_EACH = 8  # blocks of inputs a thread fits at once
-OUTPUTS_EACH = 256  # outputs a thread fits at once, where there is one block
+AT_ONCE = 2**26  # numbers among the second moments of one float pass: memory
 BLOCK = 16  # inputs between updates of all later weights
 
 
-class LeastSquares:
-    """Rounds the weights of one layer after another to fit the inputs that it gets.
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weights that are fitted."""
+
+    name: str
+    weight: Tensor
+    qparams: QParams
+    reader: Reader
+
+    @property
+    def size(self) -> int:
+        """Numbers among its second moments."""
+        return self.reader.blocks * self.reader.width**2
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Weights that were fitted.
+
+    Attributes:
+        weights: Initializer name -> values on their grid.
+        means: Of what the layers gave in the float network, as `moments.Observed` has them.
+    """
+
+    weights: dict[str, Tensor]
+    means: dict[str, Tensor]
+
+
+def fitted(
+    network: Network, probe: FloatArray, weights: Mapping[str, QParams], together: int | None = None
+) -> Fitted:
+    """Round weights to fit what their layers read.
+
+    Those of grouped convolutions, and those that several layers share, go to the nearest integers.
 
     Args:
         network: The float graph.
+        probe: Calibration images (N, C, H, W).
         weights: Quantized initializers.
         together: About so many inputs of an output are fitted together: the taps of a kernel first, then of
             neighbouring channels. Time grows with its square; None: all.
     """
+    images, found, means = parts(probe), {}, {}
+    layers = _layers(network, weights, together)
+    rows = ROWS if together is None else NEAR_ROWS
+    tell("fitting weights", 0, len(layers))
+    for some in _portions(layers):
+        observed = observe(network, images, [layer.reader for layer in some], rows)
+        means = observed.means
+        for layer, values in zip(some, side_by_side(_fit, _pairs(some, observed.moments)), strict=True):
+            found[layer.name] = values
+            tell("fitting weights", len(found), len(layers))
+    for name in weights.keys() - found.keys():
+        found[name] = fake_quantize(network.constants[name], weights[name])
+    return Fitted(found, means)
 
-    def __init__(self, network: Network, weights: Mapping[str, QParams], together: int | None = None) -> None:
-        self._network, self._weights, self._together = network, weights, together
-        self._steps: dict[str, Tensor] = {}  # int8: a quarter of the memory
 
-    def __call__(self, node: ir.Node, name: str, inputs: Sequence[Callable[[], Tensor]]) -> Tensor:
-        """The weights `name` of a layer on their grid.
+def _layers(network: Network, weights: Mapping[str, QParams], together: int | None) -> list[_Layer]:
+    """The layers whose weights can be fitted."""
+    found = []
+    for node in network.nodes:
+        name = str(node.inputs[1].name) if is_weighted(node) and node.inputs[1] is not None else ""
+        grouped = (node.attributes.get_int("group", 1) or 1) > 1
+        if name not in weights or network.reads[name] > 1 or grouped:
+            continue
+        weight = network.constants[name]
+        shape = tuple(weight.transpose(0, weight_axis(node)).shape)
+        taps = weight[0, 0].numel()
+        channels = shape[1] if together is None else min(max(together // taps, 1), shape[1])
+        found.append(_Layer(name, weight, weights[name], Reader(node, shape, channels)))
+    return found
 
-        Args:
-            node: A convolution or matrix product; of a grouped convolution the nearest integers are taken.
-            name: Its weights.
-            inputs: Give the layer's input (N, C, ...), in parts.
-        """
-        weight, qparams = self._network.constants[name], self._weights[name]
-        if self._network.reads[name] > 1 or (node.attributes.get_int("group", 1) or 1) > 1:
-            return fake_quantize(weight, qparams)
-        axis = weight_axis(node)
-        rows = weight.transpose(0, axis) if axis else weight  # (O, I, ...)
-        shape = tuple(rows.shape)
-        taps = int(np.prod(shape[2:]))
-        size = shape[1] if self._together is None else min(max(self._together // taps, 1), shape[1])
-        moments = _moments(node, shape, inputs, size, ROWS if self._together is None else NEAR_ROWS)
-        scale = torch.tensor(qparams.scale)
-        blocks = _blocks(rows.reshape(len(rows), -1), size * taps)
-        steps = rounded(blocks, moments, scale, qparams.spec.quant_max)
-        steps = steps.transpose(0, 1).reshape(len(rows), -1)[:, : shape[1] * taps].reshape(shape)
-        steps = steps.transpose(0, axis) if axis else steps
-        self._steps[name] = steps.to(torch.int8)
-        found = dequantized(steps, qparams)
-        return found.contiguous(memory_format=torch.channels_last) if found.ndim == 4 else found
 
-    @property
-    def rounded(self) -> dict[str, FloatArray]:
-        """Initializer name -> its values on the grid, of the layers that were rounded."""
-        return {
-            name: dequantized(steps, self._weights[name]).contiguous().numpy()
-            for name, steps in self._steps.items()
-        }
+def _portions(layers: Sequence[_Layer]) -> list[list[_Layer]]:
+    """Layers whose second moments find room together; one portion at least, for the means."""
+    found: list[list[_Layer]] = [[]]
+    for layer in layers:
+        if found[-1] and sum(each.size for each in found[-1]) + layer.size > AT_ONCE:
+            found.append([])
+        found[-1].append(layer)
+    return found
+
+
+def _pairs(layers: Sequence[_Layer], moments: list[Tensor]) -> Iterator[tuple[_Layer, Tensor]]:
+    """Each layer with its moments, which nobody else holds any more: memory."""
+    for layer in layers:
+        yield layer, moments.pop(0)
+
+
+def _fit(pair: tuple[_Layer, Tensor]) -> Tensor:
+    """The weights of a layer on their grid."""
+    layer, moments = pair
+    axis, shape = weight_axis(layer.reader.node), layer.reader.shape
+    rows = layer.weight.transpose(0, axis).reshape(shape[0], -1)
+    scale, limit = torch.tensor(layer.qparams.scale), layer.qparams.spec.quant_max
+    steps = rounded(in_blocks(rows, layer.reader.width), moments, scale, limit)
+    flat = steps.transpose(0, 1).reshape(shape[0], -1)[:, : rows.shape[1]]
+    return channels_last(dequantized(flat.reshape(shape).transpose(0, axis), layer.qparams))
 
 
 def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tensor:
@@ -101,128 +149,36 @@ def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tenso
     if mean <= 0.0:  # inputs that never change, but for rounding errors
         return (weight / scale[:, None].to(weight.dtype)).round().clamp(-limit, limit)
     diagonal.add_(DAMPING * mean)
-    if len(weight) == 1:
-        order, shares = _shares(moments)
-        some = zip(torch.split(weight, OUTPUTS_EACH, 1), torch.split(scale, OUTPUTS_EACH), strict=True)
-        return torch.cat(
-            list(side_by_side(lambda some: _fitted(some[0], order, shares, some[1], limit), some)), 1
-        )
-    blocks = zip(torch.split(weight, BLOCKS_EACH), torch.split(moments, BLOCKS_EACH), strict=True)
-    return torch.cat(
-        list(side_by_side(lambda some: _fitted(some[0], *_shares(some[1]), scale, limit), blocks))
-    )
+    return _fitted(weight, *_shares(moments), scale, limit)
 
 
 def _shares(moments: Tensor) -> tuple[Tensor, Tensor]:
     """In what order inputs are rounded, (B, K); what each of the later ones takes of an error, (B, K, K)."""
     # what matters most has most that can make up for it
     order = moments.diagonal(dim1=1, dim2=2).argsort(1, descending=True)
-    moments = moments.gather(1, order[:, :, None].expand_as(moments))
-    moments = moments.gather(2, order[:, None].expand_as(moments))
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    backwards = order.flip(1)
+    moments = moments.gather(1, backwards[:, :, None].expand_as(moments))
+    moments = moments.gather(2, backwards[:, None].expand_as(moments))
+    # L of moments backwards, inverted and turned round, is the U of their inverse = U^T U
+    lower = torch.linalg.cholesky(moments)
+    factor = torch.linalg.solve_triangular(lower, torch.eye(lower.shape[1]), upper=False).flip(1, 2)
     return order, factor / factor.diagonal(dim1=1, dim2=2)[:, :, None]
 
 
 def _fitted(weight: Tensor, order: Tensor, shares: Tensor, scale: Tensor, limit: int) -> Tensor:
     """Integers for weights (B, O, K), one input after another."""
-    left = (weight / scale[:, None].to(weight.dtype)).transpose(1, 2).contiguous()  # (B, K, O)
+    left = (weight / scale[:, None]).transpose(1, 2).contiguous()  # (B, K, O); integers step by step
     left = left.gather(1, order[:, :, None].expand_as(left))
-    steps = torch.empty_like(left)
+    errors = torch.empty_like(left[:, :BLOCK])
     for start in range(0, left.shape[1], BLOCK):
-        end = min(start + BLOCK, left.shape[1])
-        errors = torch.empty_like(left[:, start:end])
-        for i in range(start, end):
-            steps[:, i] = left[:, i].round().clamp_(-limit, limit)
-            errors[:, i - start] = left[:, i] - steps[:, i]
-            left[:, i + 1 : end] -= shares[:, i, i + 1 : end, None] * errors[:, i - start, None]
-        left[:, end:] -= shares[:, start:end, end:].transpose(1, 2) @ errors
-    result = torch.empty_like(steps)
-    return result.scatter_(1, order[:, :, None].expand_as(steps), steps).transpose(1, 2)
-
-
-def _moments(
-    node: ir.Node, shape: tuple[int, ...], inputs: Sequence[Callable[[], Tensor]], size: int, rows: int
-) -> Tensor:
-    """Second moments (B, K, K) of what the weights of an output are multiplied with, `size` channels a block.
-
-    About their means, where a bias makes up for these.
-    """
-    width = size * int(np.prod(shape[2:]))
-    each = max(rows // len(inputs), 1)
-
-    def summed(some: Sequence[Callable[[], Tensor]]) -> tuple[Tensor, Tensor, int]:
-        """Squares about the mean, the mean, and how many."""
-        squares, sums, center, seen = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
-        for columns in _joined((_columns(node, shape, read(), each) for read in some), JOINED_ROWS):
-            parts = _blocks(columns, width)
-            center = center if seen else parts.mean(1, keepdim=True)  # near the mean: sums stay small
-            parts = parts - center
-            squares = squares + (parts.transpose(1, 2) @ parts).double()
-            sums = sums + parts.sum(1).double()
-            seen += parts.shape[1]
-        return squares.sub_(_outer(sums), alpha=1 / seen), sums / seen + center[:, 0], seen
-
-    count = min(GROUPS, len(inputs)) if size < shape[1] else 1  # memory: moments of all inputs are large
-    groups = [inputs[start::count] for start in range(count)]
-    squares, means, counts = zip(*side_by_side(summed, groups), strict=True)
-    total = sum(counts)
-    mean = sum(m * n for m, n in zip(means, counts, strict=True)) / total
-    if node.op_type == "MatMul":
-        mean = torch.zeros_like(mean)
-    found: Tensor = squares[0]
-    for more in squares[1:]:
-        found.add_(more)
-    for m, n in zip(means, counts, strict=True):
-        found.add_(_outer(m - mean), alpha=n)
-    return found
-
-
-def _outer(rows: Tensor) -> Tensor:
-    """Products of all pairs, (B, K, K) of (B, K)."""
-    return rows[:, :, None] * rows[:, None]
-
-
-def _blocks(columns: Tensor, width: int) -> Tensor:
-    """Columns (R, C) in blocks of that many, (B, R, width); the last one filled up with zeros."""
-    filled = F.pad(columns, (0, -columns.shape[1] % width))
-    return filled.reshape(len(columns), -1, width).transpose(0, 1)
-
-
-def _columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> Tensor:
-    """What the weights of an output are multiplied with, (positions, K), at about `most` positions."""
-    if values.ndim != 4:
-        turned = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
-        rows = values.T if turned else values.reshape(-1, shape[1])
-        return rows[:: max(len(rows) // most, 1)]
-
-    def two(name: str) -> tuple[int, int]:
-        attribute = node.attributes.get(name)
-        first, second = (1, 1) if attribute is None else attribute.as_ints()
-        return int(first), int(second)
-
-    pads = node.attributes.get("pads")
-    top, left, bottom, right = (0, 0, 0, 0) if pads is None else (int(i) for i in pads.as_ints())
-    padded = F.pad(values, (left, right, top, bottom))
-    down, across = two("strides")
-    below, beside = two("dilations")
-    apart = max(math.isqrt(len(values) * values.shape[2] * values.shape[3] // (down * across * most)), 1)
-    ends = padded.shape[2] - below * (shape[2] - 1), padded.shape[3] - beside * (shape[3] - 1)
-    taps = [
-        padded[:, :, y : y + ends[0] : down * apart, x : x + ends[1] : across * apart]
-        for y in range(0, below * shape[2], below)
-        for x in range(0, beside * shape[3], beside)
-    ]
-    return torch.stack(taps, 2).permute(0, 3, 4, 1, 2).reshape(-1, shape[1] * len(taps))
-
-
-def _joined(parts: Iterable[Tensor], least: int) -> Iterator[Tensor]:
-    """Columns (R, K) with so many rows at least, but for the last ones."""
-    waiting: list[Tensor] = []
-    for part in parts:
-        waiting.append(part)
-        if sum(map(len, waiting)) >= least:
-            yield torch.cat(waiting)
-            waiting = []
-    if waiting:
-        yield torch.cat(waiting)
+        now = left[:, start : start + BLOCK]
+        end = start + now.shape[1]
+        own = shares[:, start:end, start:end, None]
+        for i in range(end - start):
+            steps = now[:, i].round().clamp_(-limit, limit)
+            torch.sub(now[:, i], steps, out=errors[:, i])
+            now[:, i] = steps
+            now[:, i + 1 :].addcmul_(own[:, i, i + 1 :], errors[:, i, None], value=-1)
+        left[:, end:].baddbmm_(shares[:, start:end, end:].transpose(1, 2), errors[:, : end - start], alpha=-1)
+    result = torch.empty_like(left)
+    return result.scatter_(1, order[:, :, None].expand_as(left), left).transpose(1, 2)

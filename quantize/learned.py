@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize import bias
-from quantize.gptq import NEAR, LeastSquares
+from quantize.fitting import fit_layers
+from quantize.gptq import NEAR
 from quantize.network import Network
 from quantize.placement import is_weighted
 from quantize.simulate import fake_quantize
@@ -42,13 +42,13 @@ class Learned:
 
     Attributes:
         activations: Tensor name -> parameters.
-        weights: Initializer name -> values on their grid, of those that were fitted.
+        weights: Initializer name -> values on their grid.
         biases: Node name -> correction.
         disturbance: See `disturbance`.
     """
 
     activations: dict[str, QParams]
-    weights: dict[str, FloatArray]
+    weights: dict[str, Tensor]
     biases: dict[str, FloatArray]
     disturbance: float
 
@@ -82,18 +82,16 @@ def improve(
         seed: Order of the images; the same seed gives the same result.
     """
 
-    def judged(values: dict[str, FloatArray], biases: dict[str, FloatArray]) -> tuple[_Rounded, Learned]:
-        constants = {name: torch.from_numpy(value) for name, value in values.items()}
-        rounded = _Rounded(network, activations, on_grid(network, weights) | constants, biases)
+    def judged(values: dict[str, Tensor], biases: dict[str, FloatArray]) -> tuple[_Rounded, Learned]:
+        rounded = _Rounded(network, activations, values, biases)
         return rounded, Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
 
-    def fitted(choose: LeastSquares) -> tuple[_Rounded, Learned]:
-        biases = bias.corrections(network, teachers, activations, weights, choose)
-        return judged(choose.rounded, biases)
+    def fitted(together: int | None) -> tuple[_Rounded, Learned]:
+        return judged(*fit_layers(network, teachers, activations, weights, together))
 
     # a few images may not tell enough to fit all inputs together
     sizes = (NEAR, None) if fit else ()
-    tried = [fitted(LeastSquares(network, weights, together)) for together in sizes] or [judged({}, {})]
+    tried = [fitted(together) for together in sizes] or [judged(on_grid(network, weights), {})]
     rounded, best = min(tried, key=lambda each: each[1].disturbance)
     _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)

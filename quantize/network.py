@@ -78,7 +78,7 @@ class Network:
         self.model = model
         self._dtype = dtype
         self.constants = {
-            name: self._typed(_channels_last(_tensor(io.constant(value))))
+            name: self._typed(channels_last(_tensor(io.constant(value))))
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }
@@ -115,7 +115,7 @@ class Network:
                 is what later operations read.
             constants: Initializer name -> tensor that is read in its place.
         """
-        images = self._typed(_channels_last(images))
+        images = self._typed(channels_last(images))
         values = {self.input: change(self.input, images) if change else images, **(constants or {})}
         for index, node in enumerate(self.nodes):
             name = str(node.outputs[0].name)
@@ -151,7 +151,7 @@ def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _channels_last(values: Tensor) -> Tensor:
+def channels_last(values: Tensor) -> Tensor:
     """The same values in the memory order that convolutions are fastest with on CPUs."""
     return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 

@@ -61,16 +61,17 @@ def weight_qparams(weight: npt.NDArray[np.float32], spec: QuantSpec) -> QParams:
     return choose_qparams(Range(tuple(-v for v in bound), bound), spec)
 
 
-def quantize_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDArray[np.int64]:
+def quantize_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDArray[np.int32]:
     """The integers of an array, rounded half to even as ONNX QuantizeLinear does."""
-    scale, zero_point = _along_axis(values, qparams)
-    spec = qparams.spec
-    steps = np.round(values / scale.astype(np.float32)) + zero_point
-    found: npt.NDArray[np.int64] = np.clip(steps, spec.quant_min, spec.quant_max).astype(np.int64)
-    return found
+    scale, zero_point = (each.astype(np.float32) for each in _along_axis(values, qparams))
+    steps = values / scale
+    np.round(steps, out=steps)
+    steps += zero_point
+    np.clip(steps, qparams.spec.quant_min, qparams.spec.quant_max, out=steps)
+    return steps.astype(np.int32)
 
 
-def dequantize_array(integers: npt.NDArray[np.int64], qparams: QParams) -> npt.NDArray[np.float32]:
+def dequantize_array(integers: npt.NDArray[np.int32], qparams: QParams) -> npt.NDArray[np.float32]:
     """What integers are read back as."""
     scale, zero_point = _along_axis(integers, qparams)
     found: npt.NDArray[np.float32] = ((integers - zero_point) * scale).astype(np.float32)

@@ -99,23 +99,21 @@ class _Tally:
         self._alive = 0.0
         self._rounding = 0.0
         self._clipping = np.zeros(len(CUTS))
-        self._reach = np.zeros(len(CUTS))
+        self._peaks: list[Tensor] = []
 
     def look(self, values: Tensor) -> _Look:
         """Take images (N, C, ...) whose gradients follow."""
-        rows = _rows(values).float()
+        rows = _rows(values)
         sparse = _sparse(rows)
         share = rows.shape[1] / sparse.shape[1]
-        magnitudes = rows.abs().flatten()
-        beyond = np.flatnonzero(magnitudes.numpy() > float(self._cuts[0]))  # PyTorch takes five times as long
-        places = torch.from_numpy(beyond)  # few: only these can be clipped
-        far, image = magnitudes[places].double(), places // rows[0].numel()
-        peaks = torch.zeros(len(rows) * rows.shape[2], dtype=torch.float64)
-        peaks.scatter_reduce_(0, image * rows.shape[2] + places % rows.shape[2], far, "amax")
-        look = _Look(sparse != 0, share, places, image, far, rows.reshape(-1)[places].sign().double())
+        places = _larger(rows, float(self._cuts[0]))  # few: only these can be clipped
+        far, image = rows.flatten()[places].double(), places // rows[0].numel()
+        look = _Look(sparse != 0, share, places, image, far.abs(), far.sign())
+        peaks = torch.zeros(len(rows) * rows.shape[2])
+        peaks.scatter_reduce_(0, image * rows.shape[2] + places % rows.shape[2], look.sizes.float(), "amax")
         self._images += len(rows)
         self._alive += share * float(look.living.sum())
-        self._reach += _reach(peaks.reshape(len(rows), -1), self._cuts)
+        self._peaks.append(peaks.reshape(len(rows), -1))
         return look
 
     @torch.no_grad()
@@ -130,15 +128,13 @@ class _Tally:
 
     def merge(self, other: _Tally) -> None:
         """Add what another one tallied."""
-        for name in ("_images", "_alive", "_rounding", "_clipping", "_reach"):
+        for name in ("_images", "_alive", "_rounding", "_clipping", "_peaks"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def choose(self, spec: QuantSpec, seen: TensorStatistics) -> QParams:
         """The clip point of least error over all images, those too that were not looked at."""
         scales = self._cuts.numpy() / spec.quant_max
-        everywhere = (
-            _reach(torch.from_numpy(seen.peaks).double(), self._cuts) * self._images / len(seen.peaks)
-        )
+        everywhere = _reach(torch.from_numpy(seen.peaks), self._cuts) * self._images / len(seen.peaks)
         error = self._sensitivity() * everywhere + self._rounding * scales**2 / 12
         cut = float(self._cuts[len(CUTS) - 1 - int(np.argmin(error[::-1]))])
         low, high = float(seen.low.min()), float(seen.high.max())
@@ -148,7 +144,8 @@ class _Tally:
         """What clipping costs for its reach at every cut; where next to none reach, as at lower cuts."""
         found = np.zeros(len(CUTS))
         known, trust = self._rounding / max(self._alive, 1), (TRUST * self._largest) ** 2
-        for index, (clipping, reach) in enumerate(zip(self._clipping, self._reach, strict=True)):
+        reaches = _reach(torch.cat(self._peaks), self._cuts)
+        for index, (clipping, reach) in enumerate(zip(self._clipping, reaches, strict=True)):
             known = found[index] = (clipping + known * trust) / (reach + trust) if self._largest else 0.0
         return found
 
@@ -160,8 +157,8 @@ def _reach(peaks: Tensor, cuts: Tensor) -> Doubles:
         peaks: Largest magnitude of every channel, (N, C).
         cuts: Clip points, ascending.
     """
-    image, channel = (peaks > cuts[0]).nonzero(as_tuple=True)
-    far = peaks[image, channel]
+    places = _larger(peaks, float(cuts[0]))
+    far, image = peaks.flatten()[places].double(), places // peaks.shape[1]
     excess = _beyond(cuts, image, len(peaks), far, torch.ones_like(far))
     found: Doubles = excess.square().sum(0).numpy()
     return found
@@ -169,14 +166,27 @@ def _reach(peaks: Tensor, cuts: Tensor) -> Doubles:
 
 def _beyond(cuts: Tensor, image: Tensor, images: int, sizes: Tensor, weights: Tensor) -> Tensor:
     """Sums of weight x (size - cut) over an image's values that are larger than the cut, (images, cuts)."""
-    larger_than = torch.bucketize(sizes, cuts).clamp_(min=1)  # the lowest, but for its rounding to float32
-    bins = image * len(cuts) + larger_than - 1
+    steps = (sizes - cuts[0]) * ((len(cuts) - 1) / (cuts[-1] - cuts[0]))  # they are evenly spaced
+    bins = image * len(cuts) + steps.to(torch.int64).clamp_(0, len(cuts) - 1)
 
     def sums(each: Tensor) -> Tensor:
         counted = torch.bincount(bins, each, images * len(cuts)).reshape(images, -1)
         return counted.flip(1).cumsum(1).flip(1)
 
     return sums(weights * sizes) - sums(weights) * cuts
+
+
+def _larger(values: Tensor, than: float) -> Tensor:
+    """Places in memory of values, float32 or bfloat16, whose magnitude is larger.
+
+    Found by their bits, whose order is that of the numbers: several times as fast as PyTorch's comparison.
+    """
+    limit = int(np.float32(than).view(np.int32))
+    if values.dtype == torch.bfloat16:
+        bits, limit = values.view(torch.int16).numpy(), limit >> 16
+    else:
+        bits = values.view(torch.int32).numpy()
+    return torch.from_numpy(np.flatnonzero((bits & np.iinfo(bits.dtype).max) > limit))
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ LARGEST_PAIR = 128  # magnitude that the weights of one sign in a pair may add u
 MOVING = MOVED | {"MaxPool"}
 
 
-def saturating_channels(weight: IntArray) -> npt.NDArray[np.bool_]:
+def saturating_channels(weight: IntArray | npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """Output channels of which some input saturates a pair sum.
 
     Args:

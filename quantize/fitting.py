@@ -1,0 +1,35 @@
+"""Weights and biases that make up for each other's rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from quantize import bias, gptq
+from quantize.network import Network, one_thread
+from toolkit.core.quant import FloatArray, QParams
+
+
+def fit_layers(
+    network: Network,
+    probe: FloatArray,
+    activations: Mapping[str, QParams],
+    weights: Mapping[str, QParams],
+    together: int | None = gptq.NEAR,
+) -> tuple[dict[str, Tensor], dict[str, FloatArray]]:
+    """Fit weights to what their layers read, then biases to what is left of the errors.
+
+    Args:
+        network: The float graph.
+        probe: Calibration images (N, C, H, W).
+        activations: Quantized tensors.
+        weights: Quantized initializers.
+        together: See `gptq.fitted`.
+
+    Returns:
+        Initializer name -> values on their grid; node name -> correction of its bias.
+    """
+    with one_thread():  # much is done between what runs side by side
+        found = gptq.fitted(network, probe, weights, together)
+        return found.weights, bias.corrections(network, probe, activations, found.weights, found.means)
