@@ -202,7 +202,7 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
             f"{before:.2e} without it"
         )
         return plain
-    fitted = _with_weights(found, best.weights)
+    fitted = _with_weights(found, best.weights) if fit else found
     return replace(fitted, activations=best.activations, biases=best.biases, learned=True)
 
 

@@ -23,6 +23,7 @@ from quantize.moments import Reader, in_blocks, observe
 from quantize.network import Network, channels_last, parts, side_by_side
 from quantize.placement import is_weighted, weight_axis
 from quantize.simulate import dequantized, fake_quantize
+from toolkit.core.memory import give_back
 from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray, QParams
 
@@ -86,6 +87,7 @@ def fitted(
         for layer, values in zip(some, side_by_side(_fit, _pairs(some, observed.moments)), strict=True):
             found[layer.name] = values
             tell("fitting weights", len(found), len(layers))
+        give_back()
     for name in weights.keys() - found.keys():
         found[name] = fake_quantize(network.constants[name], weights[name])
     return Fitted(found, means)
@@ -143,11 +145,11 @@ def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tenso
         scale: Step of every row, (O,).
         limit: Largest magnitude of an integer.
     """
-    moments = moments.to(weight.dtype, copy=True)
+    moments = moments.clone()
     diagonal = moments.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean()
     if mean <= 0.0:  # inputs that never change, but for rounding errors
-        return (weight / scale[:, None].to(weight.dtype)).round().clamp(-limit, limit)
+        return (weight / scale[:, None]).round().clamp_(-limit, limit).to(torch.int8)
     diagonal.add_(DAMPING * mean)
     return _fitted(weight, *_shares(moments), scale, limit)
 
@@ -167,8 +169,9 @@ def _shares(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fitted(weight: Tensor, order: Tensor, shares: Tensor, scale: Tensor, limit: int) -> Tensor:
     """Integers for weights (B, O, K), one input after another."""
-    left = (weight / scale[:, None]).transpose(1, 2).contiguous()  # (B, K, O); integers step by step
-    left = left.gather(1, order[:, :, None].expand_as(left))
+    left = (weight / scale[:, None]).transpose(1, 2)  # (B, K, O)
+    places = order[:, :, None].expand_as(left)
+    left = left.gather(1, places)  # integers step by step
     errors = torch.empty_like(left[:, :BLOCK])
     for start in range(0, left.shape[1], BLOCK):
         now = left[:, start : start + BLOCK]
@@ -180,5 +183,5 @@ def _fitted(weight: Tensor, order: Tensor, shares: Tensor, scale: Tensor, limit:
             now[:, i] = steps
             now[:, i + 1 :].addcmul_(own[:, i, i + 1 :], errors[:, i, None], value=-1)
         left[:, end:].baddbmm_(shares[:, start:end, end:].transpose(1, 2), errors[:, : end - start], alpha=-1)
-    result = torch.empty_like(left)
-    return result.scatter_(1, order[:, :, None].expand_as(left), left).transpose(1, 2)
+    integers = left.to(torch.int8)
+    return torch.empty_like(integers).scatter_(1, places, integers).transpose(1, 2)

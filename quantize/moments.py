@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quantize.network import Network, side_by_side
 from quantize.placement import is_weighted
+from toolkit.core.memory import give_back
 
 GROUPS = 2  # of images whose moments are summed up side by side: memory
 
@@ -111,6 +112,8 @@ def observe(network: Network, images: Sequence[Tensor], readers: Sequence[Reader
     for watch in watches[1:]:
         for mine, theirs in zip(moments, watch.moments, strict=True):
             mine.merge(theirs)
+    del watches
+    give_back()
     products = [reader.node.op_type == "MatMul" for reader in readers]
     return Observed(
         means,
@@ -152,7 +155,8 @@ def channel_means(values: Tensor) -> Tensor:
 
 def in_blocks(values: Tensor, width: int) -> Tensor:
     """Rows (R, C) in blocks of so many numbers, (B, R, width); the last one filled up with zeros."""
-    filled = F.pad(values, (0, -values.shape[1] % width))
+    missing = -values.shape[1] % width
+    filled = F.pad(values, (0, missing)) if missing else values
     return filled.reshape(len(values), -1, width).transpose(0, 1)
 
 

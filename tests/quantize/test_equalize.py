@@ -10,6 +10,7 @@ import targets
 from quantize import bias
 from quantize.collect import collect
 from quantize.equalize import LARGEST_FACTOR, equalize, spaces
+from quantize.moments import observe
 from quantize.network import Network
 from quantize.placement import place
 from quantize.qparams import weight_qparams
@@ -112,12 +113,13 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
         name: weight_qparams(io.constant(model.graph.initializers[name]), coarse)
         for name in placement.weights
     }
-    found = bias.corrections(network, pixels, activations, weights)
+    grid = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
+    means = observe(network, [torch.from_numpy(pixels)], [], 1).means
+    found = bias.corrections(network, pixels, activations, grid, means)
 
     def errors(corrected):
         changed = Network(model)
-        for name, q in weights.items():
-            changed.constants[name] = fake_quantize(changed.constants[name], q)
+        changed.constants |= grid
         for node in changed.nodes:
             if corrected and str(node.name) in found:
                 shift = torch.from_numpy(found[str(node.name)])

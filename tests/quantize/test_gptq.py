@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 import torch.nn.functional as F
-from float_graphs import Graph
+from float_graphs import Graph, images
 
-from quantize.gptq import LeastSquares, _columns, _moments
+from quantize import gptq
+from quantize.gptq import fitted
 from quantize.gptq import rounded as rounded_blocks
 from quantize.network import Network
 from quantize.qparams import weight_qparams
 from quantize.simulate import fake_quantize
 from toolkit.core.quant import QuantSpec
+
+COARSE = QuantSpec("int8", symmetric=True, axis=0, bits=5)
 
 
 def rounded(weight, moments, scale, limit):
@@ -69,55 +72,6 @@ def test_it_is_near_the_best_of_all_roundings_and_far_better_than_the_nearest():
     assert ours < 0.35 * nearest
 
 
-@pytest.mark.parametrize(
-    ("kernel", "stride", "pads", "dilation"),
-    [
-        ((3, 3), 1, (1, 1, 1, 1), 1),
-        ((3, 3), 2, (0, 0, 1, 1), 1),
-        ((1, 1), 2, (0,) * 4, 1),
-        ((3, 2), 1, (2, 1, 0, 1), 2),
-    ],
-)
-def test_columns_times_weights_are_the_convolution(kernel, stride, pads, dilation):
-    generator = torch.Generator().manual_seed(1)
-    values = torch.randn(2, 3, 9, 8, generator=generator)
-    weight = torch.randn(4, 3, *kernel, generator=generator)
-    attributes = {"pads": list(pads), "strides": [stride] * 2, "dilations": [dilation] * 2}
-    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
-    top, left, bottom, right = pads
-    exact = F.conv2d(F.pad(values, (left, right, top, bottom)), weight, stride=stride, dilation=dilation)
-    found = _columns(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
-    np.testing.assert_allclose(found, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
-
-
-def test_few_positions_are_spread_over_the_map():
-    values = torch.arange(64.0).reshape(1, 1, 8, 8)
-    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")])
-    assert _columns(node, (1, 1, 1, 1), values, 4).ravel().tolist() == [0, 4, 32, 36]
-
-
-def test_moments_are_those_of_every_block_about_their_means():
-    generator = torch.Generator().manual_seed(2)
-    parts = [torch.randn(4, 5, 6, 6, generator=generator) + 3 for _ in range(2)]
-    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")])
-    found = _moments(node, (8, 5, 1, 1), [lambda part=part: part for part in parts], 2, 10**6)
-    rows = torch.cat(parts).permute(0, 2, 3, 1).reshape(-1, 5).double()
-    exact = (rows - rows.mean(0)).T @ (rows - rows.mean(0))
-    assert found.shape == (3, 2, 2)
-    for block, first in enumerate((0, 2)):
-        np.testing.assert_allclose(found[block], exact[first : first + 2, first : first + 2], rtol=1e-4)
-    np.testing.assert_allclose(found[2], torch.diag(torch.tensor([float(exact[4, 4]), 0])), rtol=1e-4)
-
-
-def test_a_matrix_product_has_no_bias_that_makes_up_for_the_mean():
-    values = torch.ones(7, 2)
-    product, layer = (ir.node(kind, [ir.Value(name="x"), ir.Value(name="w")]) for kind in ("MatMul", "Gemm"))
-    assert torch.equal(
-        _moments(product, (3, 2), [lambda: values], 2, 100)[0], torch.full((2, 2), 7.0).double()
-    )
-    assert _moments(layer, (3, 2), [lambda: values], 2, 100).abs().max() == 0
-
-
 @pytest.mark.parametrize(("together", "most"), [(None, 0.35), (18, 0.6), (1, 0.9)])
 def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(together, most):
     """Smooth images: neighbours are alike. What the output loses, over what the nearest integers do."""
@@ -127,16 +81,62 @@ def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(tog
     graph = Graph(size=16, channels=8)
     graph.head(graph.conv("images", 4))
     network = Network(ir.from_proto(graph.model()))
-    node, name = network.nodes[0], str(network.nodes[0].inputs[1].name)
+    name = str(network.nodes[0].inputs[1].name)
     weight = network.constants[name]
-    qparams = weight_qparams(weight.numpy(), QuantSpec("int8", symmetric=True, axis=0, bits=5))
+    qparams = weight_qparams(weight.numpy(), COARSE)
 
     def lost(found):
-        errors = F.conv2d(values, found - weight)
+        errors = F.conv2d(values, found - weight, padding=1)
         return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
 
-    fit = LeastSquares(network, {name: qparams}, together)
-    found = fit(node, name, [lambda: values])
+    found = fitted(network, values.numpy(), {name: qparams}, together).weights[name]
     assert lost(found) < most * lost(fake_quantize(weight, qparams))
     torch.testing.assert_close(fake_quantize(found, qparams), found)
-    np.testing.assert_array_equal(fit.rounded[name], found)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_what_cannot_be_fitted_goes_to_the_nearest_integers(kind):
+    """Grouped and shared weights; the classifier, whose outputs lie along either axis, is fitted."""
+    graph = Graph(size=8, channels=4)
+    first = graph.conv("images", 4, group=2)
+    second = graph.conv(first, 4, 1)
+    graph.head(graph.conv(second, 4, 1, shared="conv1.weight"), 6, kind)
+    network = Network(ir.from_proto(graph.model()))
+    images = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(4)).cumsum(2).numpy()
+    weights = {
+        name: weight_qparams(network.constants[name].numpy(), replace(COARSE, axis=axis))
+        for name, axis in (("conv0.weight", 0), ("conv1.weight", 0), ("fc.weight", int(kind == "MatMul")))
+    }
+    found = fitted(network, images, weights).weights
+    nearest = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
+    assert {name for name in weights if torch.equal(found[name], nearest[name])} == {
+        "conv0.weight",
+        "conv1.weight",
+    }
+    read = {}
+    network(torch.from_numpy(images), lambda name, value: read.setdefault(name, value))
+    features = read[str(network.nodes[-1].inputs[0].name)]
+
+    def lost(values):
+        error = values["fc.weight"] - network.constants["fc.weight"]
+        lost = features @ (error if kind == "MatMul" else error.T)
+        return float((lost if kind == "MatMul" else lost - lost.mean(0)).square().sum())
+
+    assert lost(found) < 0.8 * lost(nearest)
+
+
+def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monkeypatch):
+    graph = Graph(size=8)
+    graph.head(graph.conv(graph.unary("Relu", graph.conv("images", 8)), 8))
+    network = Network(ir.from_proto(graph.model()))
+    weights = {
+        f"{name}.weight": weight_qparams(network.constants[f"{name}.weight"].numpy(), COARSE)
+        for name in ("conv0", "conv2", "fc")
+    }
+    at_once = fitted(network, images(16), weights)
+    monkeypatch.setattr(gptq, "AT_ONCE", 1)
+    alone = fitted(network, images(16), weights)
+    for name in weights:
+        assert torch.equal(at_once.weights[name], alone.weights[name])
+    for name, mean in at_once.means.items():
+        assert torch.equal(mean, alone.means[name])
