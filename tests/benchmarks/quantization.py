@@ -16,22 +16,19 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from _common import SHARED, machine, ratio_interval, run_fresh, table, tell, write
+from _common import SHARED, machine, ratio_interval, table, tell, write
+from quantization_jobs import Images, Network, Runner
 from quantization_measure import FLOAT, Engine, Quality, build, latencies, qualities, reshaped
 from quantization_tools import BATCH, CONTROLLED_DROP, FLOOR
 
-from calibration import manifest
-from calibration.datasets import Dataset, open_dataset
 from calibration.loader import batches
 from targets.tensorrt import gate
-from toolkit.core.artifact import plain
 from toolkit.core.errors import ToolkitError
 from toolkit.core.tensors import Preprocess
 from toolkit.models.export import export
@@ -40,7 +37,6 @@ from toolkit.models.weights import load
 from toolkit.pipeline import preprocessing
 from toolkit.pipeline.recipe import PreprocessOptions
 
-WORKER = Path(__file__).with_name("quantization_tools.py")
 OURS, NNCF = "edgeship balanced", "NNCF default"
 MAIN = ("edgeship fast", OURS, NNCF, "ONNX Runtime min-max")
 PEERS = (
@@ -68,6 +64,7 @@ TIMED = (
     "Model Optimizer entropy",
     "AIMET min-max",
 )
+DRAWN = ("edgeship fast", OURS, "edgeship max", NNCF)
 RETARGETED = ("edgeship", "AIMET")  # their graph for TensorRT is another one
 SPEED_SIZE = 224
 GATED = {  # network -> size of its input in pixels
@@ -78,83 +75,8 @@ GATED = {  # network -> size of its input in pixels
     "plain_resnet34": 224,
     "resnet20": 32,
 }
-SECTIONS = ("accuracy", "latency", "time", "memory", "gate")
+SECTIONS = ("accuracy", "latency", "draws", "time", "memory", "gate")
 DEFAULT_SIZE = 64  # of the networks in ../shared
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """A source of images, and the positions of those that are used."""
-
-    source: str
-    dataset: Dataset
-    indices: tuple[int, ...]
-
-    @classmethod
-    def choose(cls, source: str, count: int, seed: int = 0) -> Images:
-        """So many images, balanced by class; all for 0, or where there are fewer."""
-        dataset = open_dataset(source)
-        if count == 0 or count >= len(dataset):
-            return cls(source, dataset, tuple(range(len(dataset))))
-        chosen = manifest.locate(manifest.select(dataset, count, seed), dataset)
-        return cls(source, dataset, tuple(chosen))
-
-    def described(self, preprocess: Preprocess) -> dict[str, Any]:
-        """For the process of a tool."""
-        return {"source": self.source, "indices": self.indices, "preprocess": plain(preprocess)}
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A checkpoint under test; `size` is the side of its own input in pixels."""
-
-    name: str
-    model: ResNet
-    own: Preprocess | None
-    size: int
-
-    def at(self, size: int) -> Preprocess:
-        """How images are prepared for an input of that size."""
-        return preprocessing.resolve(PreprocessOptions(), self.own, size)
-
-    def exported(self, size: int, folder: Path) -> Path:
-        """Its float graph for one image of that size."""
-        out = folder / f"{self.name}-{size}.onnx"
-        if not out.exists():
-            export(self.model, out, size=size, batch=1, preprocess=self.at(size))
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class Runner:
-    """Starts tools in processes of their own."""
-
-    folder: Path
-    memory_limit_bytes: int
-    timeout_s: float
-
-    def run(
-        self,
-        tool: str,
-        model: Path,
-        images: Mapping[str, Any],
-        *,
-        target: str = "openvino",
-        control: Mapping[str, Any] | None = None,
-        run: str = "",
-    ) -> dict[str, Any]:
-        """What `quantization_tools` writes: graph, seconds, peak_bytes; or the reason of a failure."""
-        tell(f"{model.stem}: {tool} {run}")
-        folder = self.folder / "-".join([model.stem, target, tool.replace(" ", "-"), run]).strip("-")
-        job = {
-            "tool": tool,
-            "model": str(model),
-            "images": images,
-            "control": control,
-            "target": target,
-            "memory_limit_bytes": self.memory_limit_bytes,
-        }
-        return run_fresh(WORKER, job, folder, self.timeout_s)
 
 
 @click.command()
@@ -171,6 +93,7 @@ class Runner:
 @click.option("--tools", default="", help="Only these, separated by commas.")
 @click.option("--sections", default=",".join(SECTIONS), show_default=True, help="Only these parts.")
 @click.option("--latency-seconds", default=20.0, show_default=True, help="For each engine.")
+@click.option("--draws", default=5, show_default=True, help="Sets of calibration images, in section draws.")
 @click.option("--rounds", default=3, show_default=True, help="Times that quantizing is timed.")
 @click.option("--memory-images", default=10_000, show_default=True, help="Calibration images, against 100.")
 @click.option("--memory-limit-gb", default=8.0, show_default=True, help="A tool that wants more is stopped.")
@@ -189,6 +112,7 @@ def main(
     tools: str,
     sections: str,
     latency_seconds: float,
+    draws: int,
     rounds: int,
     memory_images: int,
     memory_limit_gb: float,
@@ -197,6 +121,8 @@ def main(
 ) -> None:
     """Quantize checkpoints with edgeship and its peers, and compare what comes out."""
     wanted = sections.split(",")
+    if unknown := set(wanted) - set(SECTIONS):
+        raise click.ClickException(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     names = tuple(tools.split(",")) if tools else PEERS if peers else MAIN
     if not weights:
         weights = tuple(sorted((SHARED / "checkpoints").glob("*")))
@@ -224,6 +150,9 @@ def main(
                 if {"accuracy", "latency"} & set(wanted):
                     seconds = latency_seconds if "latency" in wanted else 0.0
                     parts += compared(network, names, chosen, judged, control, runner, seconds)
+                if "draws" in wanted:
+                    some = [Images.choose(calibration, images, seed) for seed in range(draws)]
+                    parts += drawn(network, [tool for tool in DRAWN if tool in names], some, judged, runner)
                 if "time" in wanted:
                     timed = [tool for tool in TIMED if tool in names]
                     parts += timing(network, timed, chosen, runner, rounds)
@@ -246,33 +175,9 @@ def compared(
     """Accuracy, layers in INT8, latency; then the graphs for TensorRT, simulated."""
     model, preprocess = network.exported(network.size, runner.folder), network.at(network.size)
     files = chosen.described(preprocess)
-    results = {tool: runner.run(tool, model, files, control=control.described(preprocess)) for tool in names}
-    engines = {}
-    for tool, result in results.items():
-        if "graph" in result:
-            try:
-                engines[tool] = build(Path(result["graph"]), model, Path(result["graph"]).parent / "engine")
-            except ToolkitError as error:
-                results[tool] = {"reason": f"OpenVINO refuses it: {error}"}
-    signed = {
-        tool: runner.run(tool, model, files, target="tensorrt")
-        if tool.startswith(RETARGETED)
-        else results[tool]
-        for tool in names
-        if tool.startswith((*RETARGETED, "Model Optimizer"))
-    }
-    simulated = {
-        f"TensorRT: {tool}": Path(result["graph"]) for tool, result in signed.items() if "graph" in result
-    }
+    results, engines, signed = _quantized(names, model, files, runner, control.described(preprocess))
     tell(f"{network.name}: evaluating on {len(judged.indices)} images")
-    quality = qualities(
-        {tool: engine.file for tool, engine in engines.items()},
-        simulated,
-        model,
-        judged.dataset,
-        judged.indices,
-        preprocess,
-    )
+    quality = _qualities(engines, signed, model, judged, preprocess)
     medians = _latencies(network, model, engines, runner.folder, latency_seconds) if latency_seconds else {}
     columns = (
         "OpenVINO",
@@ -315,6 +220,34 @@ def compared(
         for tool in signed
     ]
     return [*parts, table(("TensorRT graph, simulated by ONNX Runtime", *columns[1:6]), rows)]
+
+
+def drawn(
+    network: Network, names: Sequence[str], draws: Sequence[Images], judged: Images, runner: Runner
+) -> list[str]:
+    """Flipped predictions with several draws of calibration images: one count alone is a matter of luck."""
+    model, preprocess = network.exported(network.size, runner.folder), network.at(network.size)
+    flips: dict[str, list[int]] = {}
+    for number, images in enumerate(draws, 1):
+        run = f"draw-{number}"
+        _, engines, signed = _quantized(names, model, images.described(preprocess), runner, run=run)
+        for name, quality in _qualities(engines, signed, model, judged, preprocess).items():
+            if name != FLOAT:
+                flips.setdefault(name, []).append(round((1 - quality.agreement) * len(judged.indices)))
+    peer = np.mean(flips[NNCF]) if NNCF in flips else None
+    rows = [
+        (
+            name,
+            ", ".join(map(str, counts)),
+            f"{np.mean(counts):.1f}",
+            f"{100 * (1 - np.mean(counts) / len(judged.indices)):.2f}",
+            f"{np.mean(counts) / peer:.2f}" if peer else None,
+        )
+        for name, counts in flips.items()
+    ]
+    heading = f"Predictions flipped with {len(draws)} draws of {len(draws[0].indices)} calibration images."
+    columns = ("flipped", "in each draw", "mean", "mean agreement %", f"mean / {NNCF}'s mean")
+    return [heading, table(columns, rows)]
 
 
 def timing(network: Network, names: Sequence[str], chosen: Images, runner: Runner, rounds: int) -> list[str]:
@@ -406,6 +339,46 @@ def gates(runner: Runner) -> list[str]:
         rows.append((name, tool, said, in_int8 if verdict.accepted else None))
     columns = ("network", "quantized by", "TensorRT-RTX parser and builder", "weighted layers in INT8")
     return ["## TensorRT-RTX", table(columns, rows)]
+
+
+def _quantized(
+    names: Sequence[str],
+    model: Path,
+    files: Mapping[str, Any],
+    runner: Runner,
+    control: Mapping[str, Any] | None = None,
+    run: str = "",
+) -> tuple[dict[str, dict[str, Any]], dict[str, Engine], dict[str, dict[str, Any]]]:
+    """What every tool made or said, its OpenVINO engine, and what it made for TensorRT."""
+    results = {tool: runner.run(tool, model, files, control=control, run=run) for tool in names}
+    engines = {}
+    for tool, result in results.items():
+        if "graph" in result:
+            try:
+                engines[tool] = build(Path(result["graph"]), model, Path(result["graph"]).parent / "engine")
+            except ToolkitError as error:
+                results[tool] = {"reason": f"OpenVINO refuses it: {error}"}
+    signed = {
+        tool: runner.run(tool, model, files, target="tensorrt", run=run)
+        if tool.startswith(RETARGETED)
+        else results[tool]
+        for tool in names
+        if tool.startswith((*RETARGETED, "Model Optimizer"))
+    }
+    return results, engines, signed
+
+
+def _qualities(
+    engines: Mapping[str, Engine],
+    signed: Mapping[str, Mapping[str, Any]],
+    model: Path,
+    judged: Images,
+    preprocess: Preprocess,
+) -> dict[str, Quality]:
+    """Tool, or "TensorRT: " and the tool -> quality of what it made."""
+    simulated = {f"TensorRT: {tool}": Path(made["graph"]) for tool, made in signed.items() if "graph" in made}
+    files = {tool: engine.file for tool, engine in engines.items()}
+    return qualities(files, simulated, model, judged.dataset, judged.indices, preprocess)
 
 
 def _networks(weights: Sequence[Path], size: int | None) -> list[Network]:
