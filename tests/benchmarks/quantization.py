@@ -243,7 +243,7 @@ def drawn(
             f"{100 * (1 - np.mean(counts) / len(judged.indices)):.2f}",
             f"{np.mean(counts) / peer:.2f}" if peer else None,
         )
-        for name, counts in flips.items()
+        for name, counts in sorted(flips.items(), key=lambda item: item[0].startswith("TensorRT"))
     ]
     heading = f"Predictions flipped with {len(draws)} draws of {len(draws[0].indices)} calibration images."
     columns = ("flipped", "in each draw", "mean", "mean agreement %", f"mean / {NNCF}'s mean")
