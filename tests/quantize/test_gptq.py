@@ -14,6 +14,7 @@ from float_graphs import Graph, images
 from quantize import gptq
 from quantize.gptq import fitted
 from quantize.gptq import rounded as rounded_blocks
+from quantize.moments import observe
 from quantize.network import Network
 from quantize.qparams import weight_qparams
 from quantize.simulate import fake_quantize
@@ -70,6 +71,26 @@ def test_it_is_near_the_best_of_all_roundings_and_far_better_than_the_nearest():
         )
     assert best <= ours < 2.5 * best
     assert ours < 0.35 * nearest
+
+
+def test_blocks_agree_with_rounding_one_input_after_another():
+    """GPTQ's paper, eq. 2 and 3, with the inverse itself; more inputs than are updated at once."""
+    generator = torch.Generator().manual_seed(5)
+    blocks, outputs, inputs = 2, 3, 41
+    rows = torch.randn(blocks, 200, inputs, generator=generator, dtype=torch.float64).cumsum(2)
+    moments = rows.transpose(1, 2) @ rows
+    weight = 20 * torch.randn(blocks, outputs, inputs, generator=generator, dtype=torch.float64)
+    expected = torch.empty_like(weight)
+    for block in range(blocks):
+        damped = moments[block] + gptq.DAMPING * moments.diagonal(dim1=1, dim2=2).mean() * torch.eye(inputs)
+        left, inverse = weight[block].clone(), torch.linalg.inv(damped)
+        for i in moments[block].diagonal().argsort(descending=True).tolist():
+            expected[block, :, i] = left[:, i].round().clamp(-127, 127)
+            error = (left[:, i] - expected[block, :, i]) / inverse[i, i]
+            left -= error[:, None] * inverse[i]
+            inverse = inverse - inverse[:, i : i + 1] * inverse[i] / inverse[i, i]
+    found = rounded_blocks(weight, moments, torch.ones(outputs, dtype=torch.float64), 127)
+    assert torch.equal(found.double(), expected)
 
 
 @pytest.mark.parametrize(("together", "most"), [(None, 0.35), (18, 0.6), (1, 0.9)])
@@ -134,8 +155,11 @@ def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monk
         for name in ("conv0", "conv2", "fc")
     }
     at_once = fitted(network, images(16), weights)
+    passes = []
     monkeypatch.setattr(gptq, "AT_ONCE", 1)
+    monkeypatch.setattr(gptq, "observe", lambda *given: passes.append(len(given[2])) or observe(*given))
     alone = fitted(network, images(16), weights)
+    assert passes == [1, 1, 1]
     for name in weights:
         assert torch.equal(at_once.weights[name], alone.weights[name])
     for name, mean in at_once.means.items():

@@ -9,7 +9,7 @@ from float_graphs import Graph
 
 from quantize.collect import collect
 from quantize.network import Network
-from quantize.ranges import CUTS, output_aware
+from quantize.ranges import CUTS, _beyond, _larger, output_aware
 from toolkit.core.quant import QuantSpec
 from toolkit.graph import io
 
@@ -79,3 +79,23 @@ def test_bfloat16_finds_the_same_clip_points(tmp_path):
     rough = Network(io.read_classifier(path).model, torch.bfloat16)
     found = output_aware(rough, pixels, {POINT: SPEC}, seen)[POINT].scale[0]
     assert found == pytest.approx(chosen(path, pixels, seen), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_larger_magnitudes_are_found_by_their_bits(dtype):
+    values = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[0, 0, :4] = torch.tensor([0.0, -0.0, 1e30, -1e30], dtype=dtype)
+    limits = [0.0, 0.3, 1.0, float(values[1, 1, 1].abs()), 1e29]
+    for limit in limits:
+        np.testing.assert_array_equal(_larger(values, limit), np.flatnonzero(values.float().abs() > limit))
+
+
+def test_what_lies_beyond_every_cut_is_summed_image_by_image():
+    generator = torch.Generator().manual_seed(1)
+    cuts = torch.from_numpy(np.ascontiguousarray(CUTS[::-1] * 3.0))
+    sizes = torch.rand(40, generator=generator, dtype=torch.float64) * 2.5 + 0.75
+    sizes[:3] = cuts[[0, 30, 60]]
+    image, weights = torch.arange(40) % 3, torch.randn(40, generator=generator, dtype=torch.float64)
+    excess = (sizes[:, None] - cuts).clamp_min(0) * weights[:, None]
+    exact = torch.stack([excess[image == each].sum(0) for each in range(3)])
+    np.testing.assert_allclose(_beyond(cuts, image, 3, sizes, weights), exact, atol=1e-12)
