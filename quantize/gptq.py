@@ -163,7 +163,8 @@ def _shares(moments: Tensor) -> tuple[Tensor, Tensor]:
     moments = moments.gather(2, backwards[:, None].expand_as(moments))
     # L of moments backwards, inverted and turned round, is the U of their inverse = U^T U
     lower = torch.linalg.cholesky(moments)
-    factor = torch.linalg.solve_triangular(lower, torch.eye(lower.shape[1], dtype=lower.dtype), upper=False).flip(1, 2)
+    identity = torch.eye(lower.shape[1], dtype=lower.dtype)
+    factor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(1, 2)
     return order, factor / factor.diagonal(dim1=1, dim2=2)[:, :, None]
 
 
