@@ -48,7 +48,13 @@ class Manifest:
 
 
 def select(
-    dataset: Dataset, count: int, seed: int, exclude: Dataset | None = None, *, skip_bad: bool = False
+    dataset: Dataset,
+    count: int,
+    seed: int,
+    exclude: Dataset | None = None,
+    *,
+    skip_bad: bool = False,
+    at_most: bool = False,
 ) -> Manifest:
     """Choose calibration images.
 
@@ -62,6 +68,7 @@ def select(
         seed: Another seed is another choice.
         exclude: Images for evaluation, which must not be among the chosen, whatever their names.
         skip_bad: Decode every candidate and pass over those that cannot be; otherwise nothing is decoded.
+        at_most: Fewer will do, if there are no more.
 
     Raises:
         DataError: Fewer images than asked, or chosen images are among those for evaluation.
@@ -70,11 +77,11 @@ def select(
         raise DataError(
             f"cannot calibrate with {count} images", hint="set select.images to 1 or more; 300 is usual"
         )
-    if count > len(dataset):
+    if count > len(dataset) and not at_most:
         raise _too_few(dataset, count, len(dataset))
     line = _line(dataset, seed)
     chosen = list(_decodable(dataset, line, count) if skip_bad else line[:count])
-    if len(chosen) < count:
+    if len(chosen) < count and not at_most:
         raise _too_few(dataset, count, len(chosen))
     digests = ordered_map(dataset.digest, chosen)
     entries = tuple(

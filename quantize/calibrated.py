@@ -196,7 +196,7 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     before = learned.disturbance(Network(fair.exact), judges, fair.activations, weights, fair.biases)
     fit = options.bias_correction
     best = learned.improve(network, teachers, judges, found.activations, found.weights, fit=fit)
-    if best.disturbance >= before:
+    if not best.disturbance < before:  # nor is NaN better
         plain.warnings.append(
             f"learned rounding was dropped: root KL {best.disturbance:.2e} on held-out images, "
             f"{before:.2e} without it"

@@ -31,7 +31,7 @@ ROWS = 2**15  # positions that a layer's second moments are taken over, where al
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
 NEAR_ROWS = 2**10  # positions for these
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
-AT_ONCE = 2**26  # numbers among the second moments of one float pass: memory
+AT_ONCE = 2**26  # numbers among the second moments of one pass over a group of images: memory
 BLOCK = 16  # inputs between updates of all later weights
 
 

@@ -1,6 +1,6 @@
 """Effort `max`: weights that fit their inputs, and activation scales that follow the logits.
 
-Layer by layer the weights are rounded to fit what they read (`gptq`), and the biases follow. What is
+The weights are rounded to fit what they read (`gptq`), and the biases follow. What is
 left is the rounding of activations: a short pass over the whole network lets their scales drift to where
 the classes change least. Nothing else is learned there: weights and biases would fit the noise of a few
 hundred images. Residual Adds read what was made (`placement.fork`): what goes from block to block is

@@ -174,7 +174,7 @@ def columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) ->
 
     pads = node.attributes.get("pads")
     top, left, bottom, right = (0, 0, 0, 0) if pads is None else (int(i) for i in pads.as_ints())
-    padded = F.pad(values, (left, right, top, bottom))
+    padded = F.pad(values, (left, right, top, bottom)) if max(top, left, bottom, right) else values
     down, across = two("strides")
     below, beside = two("dilations")
     apart = max(math.isqrt(len(values) * values.shape[2] * values.shape[3] // (down * across * most)), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -13,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quantize.placement import clip_bounds
 from toolkit.core.errors import ModelError
 from toolkit.core.quant import FloatArray
-from toolkit.core.threads import ordered_map
+from toolkit.core.threads import default_workers, ordered_map
 from toolkit.graph import io
 
 Change = Callable[[str, Tensor], Tensor]
@@ -24,7 +26,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-_threads: list[int] = []  # of an operation outside `one_thread`, while in it
+_lock = threading.Lock()
+_inside: list[int] = []  # for each `one_thread` that is entered: the threads of an operation before the first
 PART_PIXELS = 2**16  # images of one part: 16 at 64 px, 1 at 224 px; larger tensors leave the caches
 
 
@@ -47,15 +50,16 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Gener
 @contextmanager
 def one_thread() -> Iterator[int]:
     """Operations do not share threads meanwhile; gives how many threads there are for `side_by_side`."""
-    if _threads:
-        yield _threads[0]
-        return
-    _threads.append(torch.get_num_threads())
-    torch.set_num_threads(1)
+    with _lock:
+        _inside.append(_inside[0] if _inside else torch.get_num_threads())
+        torch.set_num_threads(1)
     try:
-        yield _threads[0]
+        yield min(_inside[0], default_workers())
     finally:
-        torch.set_num_threads(_threads.pop())
+        with _lock:
+            before = _inside.pop()
+            if not _inside:
+                torch.set_num_threads(before)
 
 
 class Network:
@@ -244,8 +248,8 @@ def _reduce_mean(call: _Call) -> Tensor:
 
 
 def _clip(call: _Call) -> Tensor:
-    low, high = call.get(1), call.get(2)
-    return torch.clamp(call[0], None if low is None else low.item(), None if high is None else high.item())
+    low, high = clip_bounds(call.node)
+    return call[0] if low is None and high is None else torch.clamp(call[0], low, high)
 
 
 def _reshape(call: _Call) -> Tensor:

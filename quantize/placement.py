@@ -116,6 +116,16 @@ def weight_axis(node: ir.Node) -> int:
     return 1
 
 
+def clip_bounds(node: ir.Node) -> tuple[float | None, float | None]:
+    """Bounds of a Clip, where they are constants: inputs, or before opset 11 attributes."""
+    found: list[float | None] = []
+    for index, name in ((1, "min"), (2, "max")):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        known = value is not None and value.const_value is not None
+        found.append(float(io.constant(value)) if known and value else node.attributes.get_float(name, None))
+    return found[0], found[1]
+
+
 def never_negative(value: ir.Value) -> bool:
     """Whether a tensor cannot be negative, by the operations that made it."""
     node = value.producer()
@@ -124,8 +134,8 @@ def never_negative(value: ir.Value) -> bool:
     if node.op_type in NEVER_NEGATIVE:
         return True
     if node.op_type == "Clip":
-        low = node.inputs[1] if len(node.inputs) > 1 else None
-        return low is not None and low.const_value is not None and float(low.const_value.numpy()) >= 0
+        low, _ = clip_bounds(node)
+        return low is not None and low >= 0
     first = node.inputs[0] if node.inputs else None
     if node.op_type in MOVED | POOLED | {"MaxPool", "Slice", "GlobalMaxPool", "Identity"}:
         return first is not None and never_negative(first)

@@ -45,7 +45,7 @@ def output_aware(
     Rounding errors are independent, so they add up as g^2 scale^2 / 12 (an exact zero stays exact);
     clipping errors have one sign, so they are summed before they are squared. Outliers are rare, and the
     images are few: what clipping costs is taken from these, for how far they go beyond a clip point; how
-    far images do go is taken from the peaks of all.
+    far images do go is taken from the peaks of many.
 
     Args:
         network: The float graph.
@@ -128,8 +128,11 @@ class _Tally:
 
     def merge(self, other: _Tally) -> None:
         """Add what another one tallied."""
-        for name in ("_images", "_alive", "_rounding", "_clipping", "_peaks"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._images += other._images
+        self._alive += other._alive
+        self._rounding += other._rounding
+        self._clipping += other._clipping
+        self._peaks += other._peaks
 
     def choose(self, spec: QuantSpec, seen: TensorStatistics) -> QParams:
         """The clip point of least error over all images, those too that were not looked at."""

@@ -20,7 +20,7 @@ SAMPLE_VALUES = 2**17  # values kept of one tensor
 SAMPLE_ROWS = 256  # at least so many positions, however many channels
 PEAK_ROWS = 2**8  # images whose channels' magnitudes are kept
 PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
-PROBE_IMAGES = 83  # at least, however large
+PROBE_IMAGES = 83  # at most, of large ones; of many images at least half as many are kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib import metadata
 from pathlib import Path
 
 from toolkit.core.results import Device
+from toolkit.core.threads import granted_cores
 
 # Linux's flag -> our name, for the instruction sets that decide the speed of INT8
 INSTRUCTION_SETS = {
@@ -61,25 +61,6 @@ def int8_sums(device: Device) -> str | None:
     if pair_sums_saturate(device):
         return "pairs"
     return "exact" if EXACT_DOT_PRODUCTS & set(device.instruction_sets) else None
-
-
-def granted_cores() -> int:
-    """Cores this process may use: its affinity, and below that a container's quota."""
-    cores = len(os.sched_getaffinity(0))
-    quota = cgroup_cores(
-        _text("/sys/fs/cgroup/cpu.max"),
-        _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
-        _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    )
-    return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def cgroup_cores(cpu_max: str, quota_us: str = "", period_us: str = "") -> float | None:
-    """Cores a control group grants: version 2 ("200000 100000", "max 100000") or version 1; None is all."""
-    parts = cpu_max.split() or [quota_us.strip(), period_us.strip()]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[1]) == 0:
-        return None
-    return int(parts[0]) / int(parts[1])
 
 
 def _cpu_name(cpuinfo: str) -> str:

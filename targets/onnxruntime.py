@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from targets import Compiled, Session, Target
-from targets._device import granted_cores
 from targets._onnxruntime_profile import profile
 from targets._sessions import OTHER_IMAGES, in_batches
 from targets._timing import loop_ips
@@ -19,6 +18,7 @@ from targets._warnings import summed_up
 from toolkit.core.errors import TargetError
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import LayerAudit, Precision
+from toolkit.core.threads import granted_cores
 
 ENGINE = "model.onnx"
 INT8_KINDS = {

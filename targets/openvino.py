@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from targets import Compiled, Session, Target
-from targets._device import granted_cores, pair_sums_saturate, this_device
+from targets._device import pair_sums_saturate, this_device
 from targets._openvino_audit import audit
 from targets._sessions import OTHER_IMAGES, in_batches
 from targets._timing import count_until
@@ -17,6 +17,7 @@ from toolkit.core.errors import TargetError
 from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
 from toolkit.core.results import Precision
+from toolkit.core.threads import granted_cores
 
 ENGINE = "model.xml"
 

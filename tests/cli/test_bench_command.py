@@ -7,7 +7,7 @@ import pytest
 from float_graphs import Graph
 
 from toolkit.cli import app
-from toolkit.core.threads import available_cores
+from toolkit.core.threads import granted_cores
 
 QUICK = ("--target", "onnxruntime", "--runs", "2")
 
@@ -74,7 +74,7 @@ def test_a_graph_of_any_size_takes_that_of_the_others(bench, tmp_path):
         ("--seconds", "0", "must be above 0"),
         ("--seconds", "-5", "must be above 0"),
         ("--seconds", "nan", "not a number"),
-        ("--threads", str(available_cores() + 1), "must be at most"),
+        ("--threads", str(granted_cores() + 1), "must be at most"),
         ("--batch", "2", "but the graph takes 1"),
     ],
 )

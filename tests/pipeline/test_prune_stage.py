@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def start(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("targets._device.granted_cores", lambda: 4)
+    monkeypatch.setattr("toolkit.core.threads.granted_cores", lambda: 4)
 
     def start(prune, until="prune", **sections):
         table = {

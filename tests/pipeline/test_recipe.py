@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.core.errors import RecipeError
-from toolkit.core.threads import available_cores
+from toolkit.core.threads import granted_cores
 from toolkit.pipeline.recipe import Recipe, check_required, names
 
 
@@ -94,7 +94,7 @@ def test_overrides_may_be_a_mapping(recipe):
         ("select.skip_bad=maybe", "select.skip_bad cannot be 'maybe'", "true or false"),
         ("select.images=0", "select.images = 0 must be at least 1", "How many"),
         ("prune.keep=1.5", "prune.keep = 1.5 must be at most 1.0", "Part of"),
-        (f"bench.threads={available_cores() + 1}", "must be at most", "cores"),
+        (f"bench.threads={granted_cores() + 1}", "must be at most", "cores"),
         ("prune.keep=0", "prune.keep = 0.0 must be above 0.0", "Part of"),
         ("report.max_drop_pp=nan", "report.max_drop_pp is not a number", "number"),
         ("quantize.effort=fats", "quantize.effort cannot be 'fats'", "did you mean 'fast'"),

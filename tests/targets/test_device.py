@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets._device import INSTRUCTION_SETS, cgroup_cores, instruction_sets, this_device
+from targets._device import INSTRUCTION_SETS, instruction_sets, this_device
+from toolkit.core.threads import cgroup_cores
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni amx_int8\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp atomics i8mm\n"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 CHUNK = 8  # items a task: enough to hide its cost, few enough to bound the memory
@@ -50,11 +51,29 @@ def ordered_map(
 
 def default_workers() -> int:
     """Threads of `ordered_map` where none are asked for."""
-    return min(available_cores(), _MAX_WORKERS)
+    return min(granted_cores(), _MAX_WORKERS)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def granted_cores() -> int:
+    """Cores this process may use: its affinity, and below that a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = Path("/sys/fs/cgroup")
+    quota = cgroup_cores(
+        *(_text(groups / name) for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+    )
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cgroup_cores(cpu_max: str, quota_us: str = "", period_us: str = "") -> float | None:
+    """Cores a control group grants: version 2 ("200000 100000", "max 100000") or version 1; None is all."""
+    parts = cpu_max.split() or [quota_us.strip(), period_us.strip()]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[1]) == 0:
+        return None
+    return int(parts[0]) / int(parts[1])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

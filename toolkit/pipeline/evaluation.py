@@ -111,7 +111,7 @@ def run(
         DataError: An image cannot be decoded, or with `skip_bad` none can.
     """
     from calibration.loader import none_readable
-    from targets._device import granted_cores
+    from toolkit.core.threads import granted_cores
 
     pool = _pool(work)  # before any thread asks for it
     batches = [tuple(indices[start : start + work.batch]) for start in range(0, len(indices), work.batch)]

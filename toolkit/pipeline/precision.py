@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import targets
-from targets._device import granted_cores
 from toolkit.core.errors import RecipeError, TargetError
 from toolkit.core.parallel import Backend
 from toolkit.core.quant import FloatArray, IntArray, QuantScheme
 from toolkit.core.results import Precision
 from toolkit.core.statistics import agreement, paired_drop
 from toolkit.core.tensors import Preprocess
+from toolkit.core.threads import granted_cores
 from toolkit.graph.cost import shares
 from toolkit.graph.io import Classifier
 from toolkit.pipeline import evaluation, images, variants
@@ -164,8 +164,8 @@ def held_out(
             hint="set quantize.min_agreement instead, or give labelled images as select.source",
         )
     before = len(used.entries)
-    most = min(before + options.judge_images, len(dataset))
-    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_bad) if most > before else used
+    most = before + options.judge_images
+    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_bad, at_most=True)
     files = {entry.file for entry in used.entries}
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)

@@ -48,7 +48,7 @@ def _targets() -> tuple[str, ...]:
 
 
 def _cores() -> int:
-    from targets._device import granted_cores
+    from toolkit.core.threads import granted_cores
 
     return granted_cores()
 

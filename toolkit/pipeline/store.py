@@ -11,7 +11,6 @@ of a key owns `tmp/<key>`; whoever runs holds the store's own lock shared, and c
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import shutil
@@ -198,8 +197,11 @@ class Store:
         folder = self._object(stage, digest)
         if _sizes(folder) != files:  # absent, or damaged since
             _remove(folder)
-            with contextlib.suppress(FileExistsError):  # another key just led to the same content
+            try:
                 temporary.rename(folder)
+            except OSError:
+                if _sizes(folder) != files:  # another key just led to the same content
+                    raise
         record = {
             "stage": stage,
             "key": key,
