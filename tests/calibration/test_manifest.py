@@ -93,6 +93,8 @@ def test_bad_images_are_passed_over_when_asked(class_folder):
     assert Counter(entry.label for entry in result.entries)[0] in (1, 2)
     with pytest.raises(DataError, match="has 9 usable images, fewer than the 10"):
         select(dataset, 10, seed=0, skip_bad=True)
+    some = select(dataset, 10, seed=0, skip_bad=True, at_most=True)
+    assert len(some.entries) == len(dataset) - 1 and bad not in chosen(some)
 
 
 def test_overlap_by_content_is_an_error_whatever_the_names(class_folder, tmp_path):

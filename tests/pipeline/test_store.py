@@ -11,6 +11,7 @@ import time
 import pytest
 
 from toolkit.core.errors import ToolkitError
+from toolkit.pipeline import store as store_module
 from toolkit.pipeline.outside import existing, fingerprint
 from toolkit.pipeline.stage import resumable
 from toolkit.pipeline.store import Store, default_root, key_of
@@ -271,3 +272,18 @@ class TestFingerprint:
         assert existing(f"{tmp_path}/data.zip/test") == (tmp_path / "data.zip", "test")
         assert existing(f"{tmp_path}/folder") == (tmp_path / "folder", ".")
         assert existing(f"{tmp_path}/folder/nothing") is None
+
+
+def test_a_result_that_another_run_has_just_kept_is_taken_as_it_is(store, monkeypatch):
+    """Between the look and the renaming: the first look sees nothing yet."""
+    first, _ = store.make("load", "k1", write("same"))
+    sizes, looks = store_module._sizes, []
+
+    def late(folder):
+        looks.append(folder)
+        return {} if looks.count(folder) == 1 and folder == first.folder else sizes(folder)
+
+    monkeypatch.setattr(store_module, "_sizes", late)
+    monkeypatch.setattr(store_module, "_remove", lambda folder: None)
+    again, _ = store.make("load", "k2", write("same"))
+    assert again.folder == first.folder and (first.folder / "a.txt").read_text() == "same"

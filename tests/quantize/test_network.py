@@ -6,9 +6,12 @@ import onnxruntime
 import pytest
 import torch
 from float_graphs import Graph, images, residual
+from onnx import TensorProto, helper
 
-from quantize.network import Network
+from quantize.network import Network, one_thread, side_by_side
+from quantize.placement import clip_bounds, never_negative
 from toolkit.core.errors import ModelError
+from toolkit.core.threads import default_workers
 from toolkit.graph import io
 
 
@@ -79,3 +82,44 @@ def test_an_unknown_operation_is_named():
     with pytest.raises(ModelError, match="Erf") as caught:
         Network(model)
     assert "effort" in caught.value.hint
+
+
+@pytest.mark.parametrize(("bounds", "never"), [({"min": 0.0, "max": 6.0}, True), ({"max": 0.5}, False)])
+def test_a_clip_of_before_opset_11_has_its_bounds_as_attributes(bounds, never):
+    pixels = torch.from_numpy(10 * images(2))
+    node = ir.node("Clip", [ir.Value(name="x")], attributes=bounds)
+    assert (
+        clip_bounds(node) == (bounds.get("min"), bounds["max"]) and never_negative(node.outputs[0]) == never
+    )
+    g = Graph()
+    g.head(g.unary("Clip", "images", **bounds))
+    onnx_model = helper.make_model(_graph(g), opset_imports=[helper.make_opsetid("", 10)], ir_version=8)
+    found = {}
+    Network(ir.from_proto(onnx_model))(pixels, lambda name, value: found.setdefault(name, value))
+    torch.testing.assert_close(found["clip0"], pixels.clamp(bounds.get("min"), bounds["max"]))
+
+
+def _graph(g):
+    shapes = {"images": ["n", *g.shapes["images"]], "logits": ["n", *g.shapes["logits"]]}
+    image, logits = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items())
+    return helper.make_graph(g.nodes, "net", [image], [logits], g.initializers)
+
+
+def test_threads_come_back_after_errors_nested_and_abandoned_work():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(side_by_side(lambda item: torch.get_num_threads(), range(4))) == [1] * 4
+        assert torch.get_num_threads() == 3
+        with one_thread(), one_thread() as workers:
+            assert torch.get_num_threads() == 1 and workers == min(3, default_workers())
+        assert torch.get_num_threads() == 3
+        with pytest.raises(ZeroDivisionError):
+            list(side_by_side(lambda item: 1 // item, range(3)))
+        assert torch.get_num_threads() == 3
+        abandoned = side_by_side(lambda item: item, range(9))
+        next(abandoned)
+        abandoned.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
