@@ -13,6 +13,7 @@ import targets
 from calibration import manifest
 from calibration.datasets import open_dataset
 from calibration.loader import batches
+from targets._device import this_device
 from targets.onnxruntime import simulate
 from toolkit.core.errors import DataError, RecipeError
 from toolkit.core.tensors import Preprocess
@@ -185,3 +186,11 @@ def test_shares_are_parts_of_one(recipe, store):
     found = shares(graph)
     assert sum(found.values()) == pytest.approx(1) and min(found.values()) > 0
     assert "conv1" in found and "fc" in found
+
+
+def test_a_store_that_processors_share_keeps_calibrations_in_bfloat16_apart(monkeypatch):
+    def on(*names):
+        monkeypatch.setattr(precision, "this_device", lambda: replace(this_device(), instruction_sets=names))
+        return precision.float_types(None)
+
+    assert on("avx2", "avx512_vnni") == [] != on("avx2", "avx512_bf16") == ["avx512_bf16"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import targets
+from targets._device import this_device
 from toolkit.core.errors import RecipeError, TargetError
 from toolkit.core.parallel import Backend
 from toolkit.core.quant import FloatArray, IntArray, QuantScheme
@@ -80,6 +81,11 @@ class HeldOut:
 def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
     """What the targets want: it may depend on the processor."""
     return {name: targets.get(name).scheme for name in options.targets}
+
+
+def float_types(_options: object) -> list[str]:
+    """The instructions by which the calibration pass may compute in bfloat16: they depend on the processor."""
+    return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
 
 
 def limited(options: QuantizeOptions) -> bool:

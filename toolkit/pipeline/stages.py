@@ -309,7 +309,8 @@ STAGES = (
         "calibrate",
         calibrate,
         needs=("export", "select"),
-        code=("quantize", "toolkit.graph", "calibration.scales", *IMAGES),
+        code=("quantize", "toolkit.core.quant", "toolkit.graph", "calibration.scales", *IMAGES),
+        facts=precision.float_types,
     ),
     Stage(
         "quantize",
@@ -317,6 +318,7 @@ STAGES = (
         needs=("export", "select", "calibrate"),
         code=(
             "quantize",
+            "toolkit.core.quant",
             "toolkit.graph",
             "toolkit.pipeline.precision",
             "toolkit.pipeline.evaluation",
