@@ -84,7 +84,7 @@ def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
 
 
 def float_types(_options: object) -> list[str]:
-    """The instructions by which the calibration pass may compute in bfloat16: they depend on the processor."""
+    """Instructions by which the calibration pass may compute in bfloat16: the processor decides."""
     return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
 
 
