@@ -3,7 +3,7 @@
 A ReLU network computes the same when a channel is divided by a factor wherever it is written and
 multiplied by it wherever it is read. Channels that share one scale lose least when their ranges are
 alike, so every space (the tensors that a residual stream or a block's inside passes through) is
-divided by the square root of its channels' ranges: half way, since the readers' weights pay for it.
+divided by a power of its channels' ranges: about half way, since the readers' weights pay for it.
 
 Source:
     Nagel et al. 2019, arXiv:1906.04721, sec. 4.1, for pairs of layers; here for spaces with any
