@@ -59,6 +59,7 @@ def write(
         "scheme": scheme.name,
         "effort": options.effort,
         "observer": options.observer,
+        "int8_sums": _sums(scheme),
         "activations": {
             name: {
                 "dtype": q.spec.dtype,
@@ -85,6 +86,13 @@ def write(
         "sensitivity": costs,
         "warnings": found.warnings,
     }
+
+
+def _sums(scheme: QuantScheme) -> str | None:
+    """How the processor that the graph is for adds products: "exact" or in "pairs"; None: it is no CPU."""
+    if scheme.pairs is None:
+        return None
+    return "pairs" if scheme.pair_sums else "exact"
 
 
 def _sensitivity(found: Quantized, options: QuantizeOptions) -> dict[str, Any] | None:
@@ -154,8 +162,8 @@ def _chosen(
         name: weight_qparams(np.asarray(io.constant(model.graph.initializers[name]), np.float32), spec)
         for name, spec in placement.weights.items()
     }
-    if scheme.pair_sums:
-        weights = saturation.relieve(model, placement.activations, weights)
+    if scheme.pair_sums and scheme.pairs is not None:
+        weights = saturation.relieve(model, weights, scheme.pairs)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
         rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16)
@@ -212,8 +220,8 @@ def _with_weights(found: Quantized, fitted: Mapping[str, Tensor]) -> Quantized:
     for name, values in fitted.items():
         io.set_constant(model.graph.initializers[name], values.contiguous().numpy())
     weights = found.weights
-    if found.scheme.pair_sums:
-        weights = saturation.relieve(model, found.placement.activations, weights)
+    if found.scheme.pair_sums and found.scheme.pairs is not None:
+        weights = saturation.relieve(model, weights, found.scheme.pairs)
     return replace(found, model=model, weights=weights)
 
 

@@ -2,73 +2,78 @@
 
 There a dot product is a chain of `vpmaddubsw` (two products of an unsigned and a signed byte, added and
 saturated to 16 bits), `vpmaddwd` and `vpaddd`, which are exact. With VNNI one instruction does all of
-it and nothing saturates. oneDNN, which OpenVINO runs on, pairs input channels 2j and 2j+1 of one group at
-one position of the kernel (it broadcasts four channels at a time; a missing one is zero), so a pair is
+it and nothing saturates. A pair is
 
     a0 w0 + a1 w1, with 0 <= a <= 255: it fits 16 bits for every input if and only if neither the positive
     nor the negative ones of (w0, w1) add up to more than 128 in magnitude (255 * 128 = 32640).
 
-Signed activations have 128 added first, so they span 0..255 too. But for these a convolution halves its
-weights itself and cannot saturate, a fully connected layer does not and can. One channel a
-group (depthwise) is multiplied in 16 bits and is exact.
+Signed activations have 128 added first, so they span 0..255 too. Which weights make a pair depends on the
+runtime:
+
+- "channels" (OpenVINO, by oneDNN): input channels 2j and 2j+1 at one position of the kernel; an odd last one
+  stays alone. Grouped convolutions are matrix products, with pairs as in "rows".
+- "rows" (ONNX Runtime, by MLAS): elements 2j and 2j+1 of the row that a matrix product reads, whose order is
+  (kernel height, kernel width, input channel). With an even number of channels that is the same.
+
+One channel a group (depthwise) is multiplied in 16 bits by both, and is exact. All of this was seen on a CPU
+without VNNI, every pair of weights one after the other; tests/targets/test_pair_sums.py does that again
+wherever it runs on such a CPU.
 
 Source:
-    oneDNN, "Nuances of int8 computations" (doc/advanced/int8_computations.md, 1.1 and 2), and
-    src/cpu/x64/jit_uni_x8s8s32x_conv_kernel.cpp: compute_ker, compute_ker_dw.
+    oneDNN, "Nuances of int8 computations" (doc/advanced/int8_computations.md, 1.1 and 2). What it says of
+    signed convolutions, that their weights are halved, does not hold for OpenVINO's on AVX2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from quantize.placement import MOVED, is_weighted, weight_axis
+from quantize.placement import is_weighted, weight_axis
 from quantize.qparams import quantize_array
-from toolkit.core.quant import FloatArray, IntArray, QParams, QuantSpec
+from toolkit.core.quant import FloatArray, IntArray, PairOrder, QParams
 from toolkit.graph import io
 
 LARGEST_PAIR = 128  # magnitude that the weights of one sign in a pair may add up to: 32767 // 255
-MOVING = MOVED | {"MaxPool"}
 
 
-def saturating_channels(weight: IntArray | npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+def saturating_channels(
+    weight: IntArray | npt.NDArray[np.int32], order: PairOrder = "channels"
+) -> npt.NDArray[np.bool_]:
     """Output channels of which some input saturates a pair sum.
 
     Args:
         weight: Integers (O, I, ...) with I input channels of one group; (O, I) of a fully connected layer.
+        order: Which weights make a pair.
 
     Returns:
         (O,).
     """
-    return _largest_pair(weight) > LARGEST_PAIR
+    return _largest_pair(weight, order) > LARGEST_PAIR
 
 
-def saturating(
-    model: ir.Model, activations: Mapping[str, QuantSpec], weights: Mapping[str, QParams]
-) -> dict[str, int]:
+def saturating(model: ir.Model, weights: Mapping[str, QParams], order: PairOrder) -> dict[str, int]:
     """Weights of a quantized graph -> how many output channels can saturate; those without any are left out.
 
     Args:
         model: The float graph.
-        activations: Quantized tensors.
         weights: Quantized initializers.
+        order: Which weights make a pair.
     """
     found = {}
-    for name, (array, axis) in _exposed(model, activations, weights).items():
+    for name, array, axis, paired in _exposed(model, weights, order):
         integers = np.moveaxis(quantize_array(array, weights[name]), axis, 0)
-        count = int(saturating_channels(integers).sum())
+        count = int(saturating_channels(integers, paired).sum())
         if count:
             found[name] = count
     return found
 
 
-def relieve(
-    model: ir.Model, activations: Mapping[str, QuantSpec], weights: Mapping[str, QParams]
-) -> dict[str, QParams]:
+def relieve(model: ir.Model, weights: Mapping[str, QParams], order: PairOrder) -> dict[str, QParams]:
     """Larger scales for the channels that could saturate, so that no input saturates any.
 
     A channel loses what its largest pair needs, one bit at most; the others stay as they are. It holds for
@@ -76,33 +81,34 @@ def relieve(
 
     Args:
         model: The float graph.
-        activations: Quantized tensors.
         weights: Quantized initializers.
+        order: Which weights make a pair.
     """
     relieved = dict(weights)
-    for name, (array, axis) in _exposed(model, activations, weights).items():
-        qparams = weights[name]
+    for name, array, axis, paired in _exposed(model, weights, order):
+        qparams = relieved[name]
         rows = np.moveaxis(array, axis, 0)
         scale = np.asarray(qparams.scale)
-        for channel in np.flatnonzero(
-            saturating_channels(np.moveaxis(quantize_array(array, qparams), axis, 0))
-        ):
-            scale[channel] = _least_scale(rows[channel : channel + 1], float(scale[channel]))
+        integers = np.moveaxis(quantize_array(array, qparams), axis, 0)
+        for channel in np.flatnonzero(saturating_channels(integers, paired)):
+            scale[channel] = _least_scale(rows[channel : channel + 1], float(scale[channel]), paired)
         relieved[name] = replace(qparams, scale=tuple(scale.tolist()))
     return relieved
 
 
-def _least_scale(row: FloatArray, scale: float) -> float:
+def _least_scale(row: FloatArray, scale: float, order: PairOrder) -> float:
     """A scale, little above the least, by which no pair of (1, I, ...) exceeds its bound."""
-    grown = max(scale, float(_largest_pair(row)[0]) / LARGEST_PAIR)
-    while _largest_pair(np.sign(row) * np.ceil(np.abs(row) / np.float32(grown)))[0] > LARGEST_PAIR:
+    grown = max(scale, float(_largest_pair(row, order)[0]) / LARGEST_PAIR)
+    while _largest_pair(np.sign(row) * np.ceil(np.abs(row) / np.float32(grown)), order)[0] > LARGEST_PAIR:
         grown *= 1 + 1 / 256
     return grown
 
 
-def _largest_pair(weight: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+def _largest_pair(weight: npt.NDArray[np.generic], order: PairOrder) -> npt.NDArray[np.float64]:
     """Largest magnitude that the weights of one sign in a pair add up to, for every output channel."""
     values = np.asarray(weight, np.float64)
+    if order == "rows":
+        values = np.moveaxis(values, 1, -1).reshape(len(values), -1)
     if values.shape[1] % 2:
         values = np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
     first, second = values[:, ::2], values[:, 1::2]
@@ -113,28 +119,14 @@ def _largest_pair(weight: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
 
 
 def _exposed(
-    model: ir.Model, activations: Mapping[str, QuantSpec], weights: Mapping[str, QParams]
-) -> dict[str, tuple[FloatArray, int]]:
-    """Weights whose layer pairs unsigned bytes as they are -> (array, axis of the output channels)."""
-    found: dict[str, tuple[FloatArray, int]] = {}
+    model: ir.Model, weights: Mapping[str, QParams], order: PairOrder
+) -> Iterator[tuple[str, FloatArray, int, PairOrder]]:
+    """Weights whose layer pairs bytes: (name, array, axis of the output channels, how they are paired)."""
     for node in model.graph:
         weight = node.inputs[1] if is_weighted(node) else None
         if weight is None or str(weight.name) not in weights:
             continue
-        spec = _read_as(node.inputs[0], activations)
-        halved = node.op_type == "Conv" and (spec is None or spec.dtype == "int8")
-        if spec is not None and not halved:
-            found[str(weight.name)] = io.constant(weight).astype(np.float32), weight_axis(node)
-    return found
-
-
-def _read_as(value: ir.Value | None, activations: Mapping[str, QuantSpec]) -> QuantSpec | None:
-    """The type in which a layer reads its input, quantized there or before what only moves values around."""
-    while value is not None:
-        if str(value.name) in activations:
-            return activations[str(value.name)]
-        producer = value.producer()
-        if producer is None or producer.op_type not in MOVING:
-            return None
-        value = producer.inputs[0]
-    return None
+        array, groups = io.constant(weight).astype(np.float32), node.attributes.get_int("group", 1) or 1
+        if groups > 1 and array.shape[:2] == (groups, 1):
+            continue
+        yield str(weight.name), array, weight_axis(node), "rows" if groups > 1 else order

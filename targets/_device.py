@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -53,14 +54,14 @@ def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
 
 def pair_sums_saturate(device: Device) -> bool:
     """Whether the CPU adds INT8 products by twos in 16 bits that saturate: x86 without VNNI."""
-    return device.arch in {"x86_64", "AMD64"} and not EXACT_DOT_PRODUCTS & set(device.instruction_sets)
+    return int8_sums(device.arch, device.instruction_sets) == "pairs"
 
 
-def int8_sums(device: Device) -> str | None:
-    """How the CPU adds INT8 products: "exact", or in "pairs" that can saturate; None: not known."""
-    if pair_sums_saturate(device):
-        return "pairs"
-    return "exact" if EXACT_DOT_PRODUCTS & set(device.instruction_sets) else None
+def int8_sums(arch: str, instruction_sets: Iterable[str]) -> str | None:
+    """How a CPU adds INT8 products: "exact", or in "pairs" that can saturate; None: not known."""
+    if EXACT_DOT_PRODUCTS.intersection(instruction_sets):
+        return "exact"
+    return "pairs" if arch in {"x86_64", "AMD64"} else None
 
 
 def _cpu_name(cpuinfo: str) -> str:

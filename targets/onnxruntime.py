@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from targets import Compiled, Session, Target
+from targets._device import pair_sums_saturate, this_device
 from targets._onnxruntime_profile import profile
 from targets._sessions import OTHER_IMAGES, in_batches
 from targets._timing import loop_ips
@@ -49,6 +50,8 @@ class OnnxRuntime:
         add_inputs="all",
         max_pool="input",
         store_integers=True,
+        pairs="rows",
+        pair_sums=pair_sums_saturate(this_device()),
     )
 
     def versions(self) -> Mapping[str, str]:

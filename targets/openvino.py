@@ -34,6 +34,7 @@ class OpenVINO:
         max_pool="input",
         store_integers=True,
         signed_concat=False,  # 2026.4 takes its integers for unsigned, and convolutions read nonsense
+        pairs="channels",
         pair_sums=pair_sums_saturate(this_device()),
     )
 

@@ -81,7 +81,7 @@ class Writer:
         self.constant(name, weight)
         if self.placement.activation is None:
             return name
-        scale = np.abs(weight).max(axis=tuple(range(1, len(shape)))) / 127
+        scale = np.abs(weight).max(axis=tuple(range(1, len(shape)))) / 63  # no pair sum saturates
         return self.qdq(name, scale, "int8", 0, self.placement.axis)
 
     def conv(self, x: str, name: str, shape: tuple[int, ...], stride: int = 1) -> str:

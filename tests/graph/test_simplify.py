@@ -11,6 +11,7 @@ import targets
 from quantize import QuantizeOptions, quantize
 from quantize.collect import collect
 from quantize.network import Network
+from targets.onnxruntime import simulate
 from toolkit.graph import io
 
 KINDS = ["SAME_UPPER", "SAME_LOWER", "VALID"]
@@ -108,7 +109,9 @@ def test_an_exported_graph_is_quantized_with_full_effort(target, tmp_path):
         path, collect(path, [pixels]), targets.get(target).scheme, QuantizeOptions(), tmp_path / "q.onnx"
     )
     assert not any("fast" in warning for warning in found["warnings"]), found["warnings"]
-    exact, coarse = run(path, pixels), run(tmp_path / "q.onnx", pixels)
+    exact = run(path, pixels)
+    with simulate(tmp_path / "q.onnx") as session:
+        coarse = session.infer(pixels)
     assert np.abs(exact - coarse).max() <= 0.05 * np.abs(exact).max()
 
 

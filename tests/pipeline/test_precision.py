@@ -35,8 +35,8 @@ def recipe(tmp_path_factory):
     with torch.no_grad():
         (batch,) = batches(open_dataset("digits:train"), range(60), Preprocess(16, 16, MEAN, STD), batch=60)
         net.fc.bias -= net(torch.from_numpy(batch.images)).mean(0)  # else it says the same of every image
-        net.layer2[1].bn1.weight[0] *= 300  # one channel that layer2.1.conv2 reads
-        net.layer2[1].conv2.weight[:, 0] /= 300
+        net.layer2[1].bn1.weight[0] *= 1000  # one channel that layer2.1.conv2 reads
+        net.layer2[1].conv2.weight[:, 0] /= 1000
     weights.save(net, folder)
     return {
         "load": {
@@ -194,3 +194,20 @@ def test_a_store_that_processors_share_keeps_calibrations_in_bfloat16_apart(monk
         return precision.float_types(None)
 
     assert on("avx2", "avx512_vnni") == [] != on("avx2", "avx512_bf16") == ["avx512_bf16"]
+
+
+def test_a_graph_may_be_for_another_processor(recipe, store):
+    """What `auto` gives here is one of the two; TensorRT has no such sums."""
+    plans = {
+        sums: Recipe.build(recipe, [f"quantize.int8_sums={sums}"]) for sums in ("auto", "exact", "pairs")
+    }
+    found = {sums: precision.schemes(plan.resolved().quantize) for sums, plan in plans.items()}
+    assert [found[sums]["openvino"].pair_sums for sums in ("exact", "pairs")] == [False, True]
+    assert found["auto"]["openvino"] in (found["exact"]["openvino"], found["pairs"]["openvino"])
+    scales = {}
+    for sums in ("exact", "pairs"):
+        result = quantized(recipe, store, f"quantize.int8_sums={sums}")
+        summaries = read(result, "quantize.json")
+        assert [summaries[target]["int8_sums"] for target in ("openvino", "tensorrt")] == [sums, None]
+        scales[sums] = [weight["median_scale"] for weight in summaries["openvino"]["weights"].values()]
+    assert all(np.greater_equal(scales["pairs"], scales["exact"])) and scales["pairs"] != scales["exact"]

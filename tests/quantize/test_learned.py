@@ -121,9 +121,8 @@ def test_what_was_learned_is_dropped_where_the_judges_prefer_what_was_there(floa
 
 
 def test_no_pair_sum_saturates_after_learning(float_graph):
-    best = prepared(float_graph, "max", replace(SCHEME, pair_sums=True))
-    placed = best.placement.activations
-    assert saturation.saturating(best.model, placed, best.weights) == {}
+    best = prepared(float_graph, "max", replace(SCHEME, pairs="channels", pair_sums=True))
+    assert saturation.saturating(best.model, best.weights, "channels") == {}
 
 
 def test_teachers_do_not_judge_but_for_a_single_image():

@@ -17,7 +17,6 @@ from quantize.collect import collect
 from quantize.placement import place
 from quantize.qparams import quantize_array, weight_qparams
 from quantize.saturation import relieve, saturating, saturating_channels
-from toolkit.core.quant import QuantSpec
 from toolkit.graph import io
 
 
@@ -72,6 +71,20 @@ def test_channels_pair_within_a_position_and_an_odd_one_stays_alone():
     assert saturating_channels(weight).tolist() == [False, False, True]
 
 
+def test_a_row_runs_over_the_channels_of_a_position_first():
+    """Three channels: elements (0, 1), (2, 3), ... are channels (0, 1), (2, 0 of the next position), ..."""
+    weight = np.zeros((4, 3, 1, 2), np.int64)
+    for output, first, second in (
+        (0, (0, 0, 0), (1, 0, 0)),  # elements 0 and 1
+        (1, (2, 0, 0), (0, 0, 1)),  # 2 and 3
+        (2, (0, 0, 1), (1, 0, 1)),  # 3 and 4
+        (3, (1, 0, 1), (2, 0, 1)),  # 4 and 5
+    ):
+        weight[(output, *first)] = weight[(output, *second)] = 127
+    assert saturating_channels(weight, "rows").tolist() == [True, True, False, True]
+    assert saturating_channels(weight, "channels").tolist() == [True, False, True, False]
+
+
 def network(seed=0):
     g = Graph(seed=seed)
     first = g.unary("Relu", g.conv("images", 8, weight=np.full((8, 3, 3, 3), 0.5)))
@@ -86,43 +99,54 @@ def parameters(model, scheme):
     return placed, arrays, {n: weight_qparams(arrays[n], s) for n, s in placed.weights.items()}
 
 
-def test_signed_convolutions_and_depthwise_ones_cannot_saturate_but_a_signed_fully_connected_can():
-    """The first convolution reads signed pixels: oneDNN halves its weights, however large their pairs."""
+def test_every_layer_can_saturate_but_a_depthwise_one():
+    """The first convolution reads signed pixels: 128 is added to them, and they span all of a byte."""
     placed, _, weights = parameters(network(), "openvino")
     assert placed.activations["images"].dtype == "int8"
-    found = saturating(network(), placed.activations, weights)
-    assert "conv0.weight" not in found
+    found = saturating(network(), weights, "channels")
+    assert found.keys() >= {"conv0.weight", "conv2.weight", "conv6.weight"}
     assert "conv4.weight" not in found
-    assert {"conv2.weight", "conv6.weight"} <= set(found)
-    signed = dict.fromkeys(placed.activations, QuantSpec("int8", symmetric=True))
-    assert not {name for name in saturating(network(), signed, weights) if name != "fc.weight"}
 
 
+def test_grouped_convolutions_pair_along_their_rows():
+    """A depthwise one with two outputs a channel has no two channels, and pairs taps of its kernel."""
+    weight = np.zeros((16, 1, 3, 3))
+    weight[:, 0, 0, :2] = 1.0  # elements 0 and 1
+    g = Graph(8)
+    model = ir.from_proto(g.head(g.conv(g.conv("images", 8), 16, weight=weight, group=8)).model())
+    _, _, weights = parameters(model, "openvino")
+    assert saturating(model, weights, "channels")["conv1.weight"] == 16
+    apart = np.roll(weight, 1, axis=3)  # elements 1 and 2 are of two pairs
+    model.graph.initializers["conv1.weight"].const_value = ir.tensor(apart.astype(np.float32))
+    assert "conv1.weight" not in saturating(model, weights, "channels")
+
+
+@pytest.mark.parametrize("order", ["channels", "rows"])
 @pytest.mark.parametrize("seed", range(5))
-def test_relieved_weights_never_saturate_and_lose_a_bit_at_most(seed):
+def test_relieved_weights_never_saturate_and_lose_a_bit_at_most(seed, order):
     model = network(seed)
-    placed, arrays, weights = parameters(model, "openvino")
-    before = saturating(model, placed.activations, weights)
+    _, arrays, weights = parameters(model, "openvino")
+    before = saturating(model, weights, order)
     assert before
-    relieved = relieve(model, placed.activations, weights)
-    assert saturating(model, placed.activations, relieved) == {}
+    relieved = relieve(model, weights, order)
+    assert saturating(model, relieved, order) == {}
     for name, array in arrays.items():
         old, new = np.array(weights[name].scale), np.array(relieved[name].scale)
         assert (new >= old).all()
         assert (new <= old * 2.05).all()
         assert (new != old).sum() == before.get(name, 0), "others stay as they are"
-        down = np.floor(np.abs(array) / new.reshape(-1, *[1] * (array.ndim - 1)))
-        up = np.sign(array) * (down + (down > 0))
+        steps = np.abs(array) / new.reshape(-1, *[1] * (array.ndim - 1)).astype(np.float32)
+        up = np.sign(array) * np.ceil(steps)
         if name in before:
             touched = new != old
-            assert not saturating_channels(up[touched].astype(np.int64)).any(), "any rounding fits"
+            assert not saturating_channels(up[touched].astype(np.int64), order).any(), "any rounding fits"
 
 
 def test_relieved_integers_are_exact_in_the_emulation():
     """Whole rows through the instruction, with random inputs: saturated before, exact after."""
     model = network()
-    placed, arrays, weights = parameters(model, "openvino")
-    relieved = relieve(model, placed.activations, weights)
+    _, arrays, weights = parameters(model, "openvino")
+    relieved = relieve(model, weights, "channels")
     random = np.random.default_rng(0)
     pixels = random.choice([0, 255], (2000, 8)).astype(np.uint8)
 
@@ -146,4 +170,4 @@ def test_a_scheme_whose_sums_saturate_gets_relieved_weights(effort, tmp_path):
     for pair_sums in (False, True):
         scheme = replace(targets.get("openvino").scheme, pair_sums=pair_sums)
         found = prepare(model, statistics, scheme, QuantizeOptions(effort=effort))
-        assert bool(saturating(found.model, found.placement.activations, found.weights)) != pair_sums
+        assert bool(saturating(found.model, found.weights, "channels")) != pair_sums

@@ -28,7 +28,7 @@ MEANING = {
 @JSON
 def command(as_json: bool) -> None:
     """Show what is installed, what this machine can do and what is missing."""
-    from targets._device import EXACT_DOT_PRODUCTS, pair_sums_saturate, this_device
+    from targets._device import int8_sums, this_device
     from toolkit.core.artifact import plain
     from toolkit.pipeline.store import default_root
 
@@ -49,11 +49,12 @@ def command(as_json: bool) -> None:
         click.echo(f"power mode {device.power_mode}")
     for name in device.instruction_sets:
         click.echo(f"  {name:<14}{MEANING.get(name, '')}".rstrip())
-    if pair_sums_saturate(device):
+    sums = int8_sums(device.arch, device.instruction_sets)
+    if sums == "pairs":
         click.echo(
             "  INT8 sums: by twos in 16 bits, which can saturate; weights get head room where a pair needs it"
         )
-    elif EXACT_DOT_PRODUCTS & set(device.instruction_sets):
+    elif sums == "exact":
         click.echo("  INT8 sums: exact, nothing saturates; all 8 bits of the weights are used")
     click.echo("\ntargets")
     for name, state in runtimes.items():

@@ -24,6 +24,7 @@ Examples:
   edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
   edgeship quantize net.onnx photos/ --target openvino --input uint8 --out pixels.onnx
   edgeship quantize net.onnx photos/ --target tensorrt --min-agreement 0.995 --out trt.onnx
+  edgeship quantize net.onnx photos/ --target openvino --int8-sums pairs --out old-cpus.onnx
 """
 )
 @click.argument("model", type=click.Path(path_type=Path))
@@ -47,6 +48,14 @@ Examples:
     default="float32",
     show_default=True,
     help="What OUT takes: ready images, or decoded pixels (N, H, W, C) that it normalizes itself.",
+)
+@click.option(
+    "--int8-sums",
+    type=click.Choice(["auto", "exact", "pairs"]),
+    default="auto",
+    show_default=True,
+    help="How the CPU it is for adds products: exact (VNNI), in pairs that can saturate (older x86), or as "
+    "this one.",
 )
 @click.option(
     "--max-drop-pp",
@@ -75,6 +84,7 @@ def command(
     observer: str,
     effort: str,
     input_type: InputType,
+    int8_sums: str,
     max_drop_pp: float | None,
     min_agreement: float | None,
     skip_bad: bool,
@@ -100,7 +110,12 @@ def command(
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
     table = {
         "compile": {"targets": [target_name]},
-        "quantize": {"observer": observer, "effort": effort, **_given(limits)},
+        "quantize": {
+            "observer": observer,
+            "effort": effort,
+            "int8_sums": int8_sums,
+            **_given(limits),
+        },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
     how = replace(recipe.quantize, source=source, skip_bad=skip_bad)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
+PairOrder: TypeAlias = Literal["channels", "rows"]  # see `quantize.saturation`
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,9 @@ class QuantScheme:
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
         signed_concat: Whether a tensor that can be negative may be quantized where it goes into a Concat
             or comes out of one; if not, what reads it stays in float.
-        pair_sums: Whether products of unsigned and signed bytes are added by twos in 16 bits that saturate
-            (x86 without VNNI): weights then leave head room where a pair needs it.
+        pairs: Which products the runtime adds by twos in 16 bits on an x86 CPU without VNNI; None: never.
+        pair_sums: Whether it runs on such a CPU: these sums saturate, and weights leave head room where a
+            pair needs it.
     """
 
     name: str
@@ -78,6 +80,7 @@ class QuantScheme:
     max_pool: Literal["input", "output"]
     store_integers: bool
     signed_concat: bool = True
+    pairs: PairOrder | None = None
     pair_sums: bool = False
     float_adds: bool = False
 

@@ -44,6 +44,7 @@ class Graph:
         reference: (N, classes) logits on the evaluation set; None without one.
         simulated: What the run measured of it on the evaluation set: top1, top5, images, measured_on.
         typed: The same graph with FP16 types, for runtimes that go by types alone; None where there is none.
+        int8_sums: How the CPU that it is for adds INT8 products, see `recipe.QuantizeOptions`; None: any.
     """
 
     variant: str
@@ -54,6 +55,7 @@ class Graph:
     reference: FloatArray | None = None
     simulated: Mapping[str, Any] | None = None
     typed: Path | None = None
+    int8_sums: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +344,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
                     "variant": graph.variant,
                     "precision": graph.precision,
                     "simulated": graph.simulated,
+                    "int8_sums": graph.int8_sums,
                 }
                 for graph in contents.graphs
             },

@@ -10,11 +10,13 @@ Gates, from the bundle's manifest (a gate that is absent has the value given her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
 from targets import runner
+from targets._device import int8_sums
 from targets.runner.backend import NAMES
 from targets.runner.failures import translate_exit
 from toolkit.core.artifact import canonical_json, sha256_bytes
@@ -122,11 +124,13 @@ def prove(
         tell(state, "")
         return run_runner(session, [program, *arguments], limit_s, lambda detail: tell(state, detail))
 
+    doubts = _doubts(wanted, probed)
     built = step(
         "building", "build", "--graph", f"{folder}/{graph}", "--out", engine,
         "--backend", entry.target, "--precision", wanted["precision"], "--cache", f"{folder}/../../engines",
     )  # fmt: skip
-    tested = step("self-test", *selftest(entry.target, folder, gates))
+    with _blaming(doubts):
+        tested = step("self-test", *selftest(entry.target, folder, gates))
     evaluated = None
     if bundles.EVALUATION in bundle.files:
         reference = bundles.reference_path(entry.target)
@@ -147,7 +151,7 @@ def prove(
         "fake": any(part.get("fake", False) for part in (probed, built, tested, evaluated or {}, timed)),
         "measured_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "facts": probed["facts"],
-        "problems": probed["problems"],
+        "problems": [*probed["problems"], *doubts],
         "build": _some(built, "key", "reused", "build_s", "size_bytes", "backend", "version", "warnings"),
         "selftest": _some(
             tested, "images", "cosine_min", "cosine_mean", "top1_agreement", "largest_difference"
@@ -155,8 +159,37 @@ def prove(
         "accuracy": None if evaluated is None else _accuracy(entry, evaluated, simulated),
         **_latency(timed),
     }
-    _judge(entry, record, gates)
+    with _blaming(doubts):
+        _judge(entry, record, gates)
     return record
+
+
+def _doubts(wanted: Mapping[str, Any], probed: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What may make an engine less accurate on this device than elsewhere."""
+    facts = probed["facts"]
+    sums = int8_sums(facts["arch"], (facts.get("cpu") or {}).get("instruction_sets", ()))
+    if wanted.get("int8_sums") != "exact" or sums != "pairs":  # bundles of earlier versions do not say
+        return []
+    return [
+        {
+            "code": "pair-sums",
+            "cause": "its processor adds INT8 products in pairs that can saturate (no VNNI), "
+            "and the graph was made for exact sums",
+            "cure": "run the recipe with --set quantize.int8_sums=pairs, and bundle that",
+        }
+    ]
+
+
+@contextmanager
+def _blaming(doubts: Sequence[Mapping[str, str]]) -> Iterator[None]:
+    """Name a doubt as the reason where a device is less accurate than it should be."""
+    try:
+        yield
+    except RefusedError as error:
+        if not doubts or error.code not in ("selftest", "evaluate"):
+            raise
+        message = f"{error}; {doubts[0]['cause']}"
+        raise RefusedError(message, hint=doubts[0]["cure"], code=error.code) from error
 
 
 def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:

@@ -105,6 +105,7 @@ class _Run:
         self.threads: int = self._run["recipe"]["bench"]["threads"]
         self.model: dict[str, Any] = read_json(self._folders["load"] / "model.json")
         self.compiled: dict[str, Any] = read_json(self._folders["compile"] / "compiled.json")
+        self.quantized: dict[str, Any] = read_json(self._folders["quantize"] / "quantize.json")
         accuracy = read_json(self._folders["evaluate"] / "accuracy.json")
         self.evaluated: dict[str, Any] = accuracy["variants"]
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
@@ -120,10 +121,14 @@ class _Run:
         record = self.compiled[variant]
         logits = self.logits(variant)
         pruned = record["pruned"]
+        name = f"{record['target']}{'-pruned' if pruned else ''}"
+        sums = None
+        if record["precision"] == "int8":
+            sums = self.quantized[name].get("int8_sums")
         if record.get("graph"):  # one that takes pixels
             file = self._folders["compile"] / record["graph"]
         elif record["precision"] == "int8":
-            file = self._folders["quantize"] / f"{record['target']}{'-pruned' if pruned else ''}.onnx"
+            file = self._folders["quantize"] / f"{name}.onnx"
         else:
             file = self._folders["export"] / ("pruned.onnx" if pruned else "float.onnx")
         reference, simulated = None, None
@@ -144,6 +149,7 @@ class _Run:
             reference,
             simulated,
             typed if typed.is_file() else None,
+            sums,
         )
 
     def inputs(self, places: list[int]) -> FloatArray | PixelArray:

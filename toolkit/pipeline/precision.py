@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,15 @@ class HeldOut:
 
 def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
     """What the targets want: it may depend on the processor."""
-    return {name: targets.get(name).scheme for name in options.targets}
+    return {name: scheme(options, name) for name in options.targets}
+
+
+def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
+    """What a target wants on the processor that the graph is for."""
+    found = targets.get(target).scheme
+    if options.int8_sums == "auto":
+        return found
+    return replace(found, pair_sums=options.int8_sums == "pairs")
 
 
 def float_types(_options: object) -> list[str]:
@@ -125,7 +133,6 @@ def quantize(
     """
     import quantize as quantization
 
-    scheme = targets.get(target).scheme
     how = quantization.QuantizeOptions(
         options.observer,
         options.effort,
@@ -136,10 +143,11 @@ def quantize(
         backend=options.backend,
     )
     if judges is None:
-        return quantization.quantize(graph, statistics, scheme, how, out)
+        return quantization.quantize(graph, statistics, scheme(options, target), how, out)
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(target, graph.path, judges, Path(folder))
-        summary = quantization.quantize(graph, statistics, scheme, how, out, trials.goal(options))
+        goal = trials.goal(options)
+        summary = quantization.quantize(graph, statistics, scheme(options, target), how, out, goal)
         summary["mixed"], warnings = given_up(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary

@@ -173,6 +173,10 @@ class QuantizeOptions:
         True, "Let biases absorb the mean error of their layer, and fit weights to the rest."
     )
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
+    int8_sums: Literal["auto", "exact", "pairs"] = option(
+        "auto",
+        "How the CPU it is for adds products: exact (VNNI), in pairs that can saturate, auto: as here.",
+    )
     float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
     max_drop_pp: float | None = option(
         None, "Most top-1 INT8 may lose, in points; layers go to float until it holds.", least=0.0

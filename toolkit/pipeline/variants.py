@@ -296,8 +296,9 @@ def device() -> dict[str, Any]:
 
     here = this_device()
     described: dict[str, Any] = plain(here)
+    sums = int8_sums(here.arch, here.instruction_sets)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {**described, "load_average": os.getloadavg(), "int8_sums": int8_sums(here), "timed": now}
+    return {**described, "load_average": os.getloadavg(), "int8_sums": sums, "timed": now}
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:
