@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from . import system
 from .backend import BuildOptions, Built
@@ -19,6 +21,8 @@ def load() -> OpenVINO:
     Raises:
         Failure: OpenVINO is absent.
     """
+    # Its telemetry would send an event from a forked process that may hang, and keeps standard output open.
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))  # as if not installed
     try:
         import openvino
     except (ImportError, OSError) as error:

@@ -1,7 +1,10 @@
 """What OpenVINO's bindings would do to a process with threads."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 FIRST_USE = """
 import sys, threading
@@ -22,3 +25,15 @@ def test_threads_that_ask_for_a_type_at_once_come_back():
     """Without what `core` does first, five of six such processes hung (OpenVINO 2026.4)."""
     for _ in range(2):
         subprocess.run([sys.executable, "-c", FIRST_USE], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "first", ["from toolkit.core.openvino import core; core()", "from targets.runner import ov; ov.load()"]
+)
+def test_nothing_is_sent_over_the_network(first):
+    """OpenVINO's telemetry forks a process that once hung for ever, and kept a runner's output open."""
+    said = "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry.')))"
+    variables = {name: value for name, value in os.environ.items() if name != "CI"}  # it is silent in CI
+    command = [sys.executable, "-c", f"import sys; {first}; {said}"]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True, env=variables)
+    assert done.stdout.strip() == "[]"

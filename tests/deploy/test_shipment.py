@@ -42,6 +42,10 @@ def run(tmp_path: Path) -> Path:
     write_json(stages["export"] / "graphs.json", {"preprocess": plain(PREPROCESS)})
     for target in ("openvino", "openvino-pruned", "tensorrt"):
         (stages["quantize"] / f"{target}.onnx").write_text(f"graph {target}")
+    made_for = {"openvino": "pairs", "openvino-pruned": "exact", "tensorrt": None}
+    write_json(
+        stages["quantize"] / "quantize.json", {name: {"int8_sums": sums} for name, sums in made_for.items()}
+    )
     (stages["export"] / "float.onnx").write_text("graph float")
     compiled = {
         name: {"target": target, "precision": precision, "pruned": pruned, "file": "x"}
@@ -88,6 +92,9 @@ def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: 
     about = made.manifest["targets"]
     assert {target: entry["variant"] for target, entry in about.items()} == {
         "openvino": "openvino-int8-pruned", "tensorrt": "tensorrt-int8",
+    }  # fmt: skip
+    assert {target: entry["int8_sums"] for target, entry in about.items()} == {
+        "openvino": "exact", "tensorrt": None,
     }  # fmt: skip
     assert made.read("graphs/openvino.onnx") == b"graph openvino-pruned"
     assert made.manifest["name"] == "resnet18" and made.manifest["provenance"]["command"] == "edgeship run x"

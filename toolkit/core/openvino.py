@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from toolkit.core.errors import TargetError
 
 
 def sdk() -> Any:
-    """The package.
+    """The package, without its telemetry.
+
+    On import that would send an event over the network from a forked process, which may hang for ever and
+    keeps the standard output open: whoever reads that would wait.
 
     Raises:
         TargetError: It is not installed.
     """
+    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))  # as if not installed
     try:
         import openvino
     except ImportError as error:
