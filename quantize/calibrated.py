@@ -162,8 +162,8 @@ def _chosen(
         name: weight_qparams(np.asarray(io.constant(model.graph.initializers[name]), np.float32), spec)
         for name, spec in placement.weights.items()
     }
-    if scheme.pair_sums and scheme.pairs is not None:
-        weights = saturation.relieve(model, weights, scheme.pairs)
+    if (pairs := scheme.saturating_pairs) is not None:
+        weights = saturation.relieve(model, weights, pairs)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
         rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16)
@@ -191,7 +191,8 @@ def corrected(found: Quantized, options: QuantizeOptions, network: Network | Non
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
-    weights, biases = fit_layers(network, probe, found.activations, found.weights)
+    pairs = found.scheme.saturating_pairs
+    weights, biases = fit_layers(network, probe, found.activations, found.weights, pairs=pairs)
     return replace(_with_weights(found, weights), biases=biases)
 
 
@@ -203,7 +204,8 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     weights = learned.on_grid(Network(fair.model), fair.weights)
     before = learned.disturbance(Network(fair.exact), judges, fair.activations, weights, fair.biases)
     fit = options.bias_correction
-    best = learned.improve(network, teachers, judges, found.activations, found.weights, fit=fit)
+    pairs = found.scheme.saturating_pairs
+    best = learned.improve(network, teachers, judges, found.activations, found.weights, fit=fit, pairs=pairs)
     if not best.disturbance < before:  # nor is NaN better
         plain.warnings.append(
             f"learned rounding was dropped: root KL {best.disturbance:.2e} on held-out images, "
@@ -219,10 +221,7 @@ def _with_weights(found: Quantized, fitted: Mapping[str, Tensor]) -> Quantized:
     model = io.copy(found.exact)
     for name, values in fitted.items():
         io.set_constant(model.graph.initializers[name], values.contiguous().numpy())
-    weights = found.weights
-    if found.scheme.pair_sums and found.scheme.pairs is not None:
-        weights = saturation.relieve(model, weights, found.scheme.pairs)
-    return replace(found, model=model, weights=weights)
+    return replace(found, model=model)
 
 
 def spread(probe: FloatArray, pixels: int) -> FloatArray:

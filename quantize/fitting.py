@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quantize import bias, gptq
 from quantize.network import Network, one_thread
-from toolkit.core.quant import FloatArray, QParams
+from toolkit.core.quant import FloatArray, PairOrder, QParams
 
 
 def fit_layers(
@@ -17,6 +17,7 @@ def fit_layers(
     activations: Mapping[str, QParams],
     weights: Mapping[str, QParams],
     together: int | None = gptq.NEAR,
+    pairs: PairOrder | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, FloatArray]]:
     """Fit weights to what their layers read, then biases to what is left of the errors.
 
@@ -26,10 +27,11 @@ def fit_layers(
         activations: Quantized tensors.
         weights: Quantized initializers.
         together: See `gptq.fitted`.
+        pairs: See `gptq.fitted`.
 
     Returns:
         Initializer name -> values on their grid; node name -> correction of its bias.
     """
     with one_thread():  # much is done between what runs side by side
-        found = gptq.fitted(network, probe, weights, together)
+        found = gptq.fitted(network, probe, weights, together, pairs)
         return found.weights, bias.corrections(network, probe, activations, found.weights, found.means)

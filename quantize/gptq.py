@@ -22,10 +22,11 @@ from torch import Tensor
 from quantize.moments import Reader, in_blocks, observe
 from quantize.network import Network, channels_last, parts, side_by_side
 from quantize.placement import is_weighted, weight_axis
+from quantize.saturation import clipped
 from quantize.simulate import dequantized, fake_quantize
 from toolkit.core.memory import give_back
 from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray, QParams
+from toolkit.core.quant import FloatArray, PairOrder, QParams
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
@@ -43,6 +44,7 @@ class _Layer:
     weight: Tensor
     qparams: QParams
     reader: Reader
+    pairs: PairOrder | None
 
     @property
     def size(self) -> int:
@@ -64,7 +66,11 @@ class Fitted:
 
 
 def fitted(
-    network: Network, probe: FloatArray, weights: Mapping[str, QParams], together: int | None = None
+    network: Network,
+    probe: FloatArray,
+    weights: Mapping[str, QParams],
+    together: int | None = None,
+    pairs: PairOrder | None = None,
 ) -> Fitted:
     """Round weights to fit what their layers read.
 
@@ -76,9 +82,10 @@ def fitted(
         weights: Quantized initializers.
         together: About so many inputs of an output are fitted together: the taps of a kernel first, then of
             neighbouring channels. Time grows with its square; None: all.
+        pairs: Which weights share a sum that must not saturate (see `saturation`); None: none do.
     """
     images, found, means = parts(probe), {}, {}
-    layers = _layers(network, weights, together)
+    layers = _layers(network, weights, together, pairs)
     rows = ROWS if together is None else NEAR_ROWS
     tell("fitting weights", 0, len(layers))
     for some in _portions(layers):
@@ -93,7 +100,9 @@ def fitted(
     return Fitted(found, means)
 
 
-def _layers(network: Network, weights: Mapping[str, QParams], together: int | None) -> list[_Layer]:
+def _layers(
+    network: Network, weights: Mapping[str, QParams], together: int | None, pairs: PairOrder | None
+) -> list[_Layer]:
     """The layers whose weights can be fitted."""
     found = []
     for node in network.nodes:
@@ -105,7 +114,7 @@ def _layers(network: Network, weights: Mapping[str, QParams], together: int | No
         shape = tuple(weight.transpose(0, weight_axis(node)).shape)
         taps = weight[0, 0].numel()
         channels = shape[1] if together is None else min(max(together // taps, 1), shape[1])
-        found.append(_Layer(name, weight, weights[name], Reader(node, shape, channels)))
+        found.append(_Layer(name, weight, weights[name], Reader(node, shape, channels), pairs))
     return found
 
 
@@ -132,8 +141,10 @@ def _fit(pair: tuple[_Layer, Tensor]) -> Tensor:
     rows = layer.weight.transpose(0, axis).reshape(shape[0], -1)
     scale, limit = torch.tensor(layer.qparams.scale), layer.qparams.spec.quant_max
     steps = rounded(in_blocks(rows, layer.reader.width), moments, scale, limit)
-    flat = steps.transpose(0, 1).reshape(shape[0], -1)[:, : rows.shape[1]]
-    return channels_last(dequantized(flat.reshape(shape).transpose(0, axis), layer.qparams))
+    whole = steps.transpose(0, 1).reshape(shape[0], -1)[:, : rows.shape[1]].reshape(shape)
+    if layer.pairs is not None:
+        whole = clipped(whole, layer.pairs)
+    return channels_last(dequantized(whole.transpose(0, axis), layer.qparams))
 
 
 def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tensor:

@@ -28,7 +28,7 @@ from quantize.network import Network
 from quantize.placement import is_weighted
 from quantize.simulate import fake_quantize
 from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray, QParams
+from toolkit.core.quant import FloatArray, PairOrder, QParams
 
 HELD_OUT = 5  # one image in so many judges, the others teach
 STEPS = 300
@@ -68,6 +68,7 @@ def improve(
     weights: Mapping[str, QParams],
     *,
     fit: bool = True,
+    pairs: PairOrder | None = None,
     seed: int = 0,
 ) -> Learned:
     """Fit weights, biases and scales to the images that teach.
@@ -79,6 +80,7 @@ def improve(
         activations: Quantized tensors.
         weights: Quantized initializers.
         fit: Whether weights and biases are fitted: else only scales are learned.
+        pairs: See `gptq.fitted`.
         seed: Order of the images; the same seed gives the same result.
     """
 
@@ -87,7 +89,7 @@ def improve(
         return rounded, Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
 
     def fitted(together: int | None) -> tuple[_Rounded, Learned]:
-        return judged(*fit_layers(network, teachers, activations, weights, together))
+        return judged(*fit_layers(network, teachers, activations, weights, together, pairs))
 
     # a few images may not tell enough to fit all inputs together
     sizes = (NEAR, None) if fit else ()

@@ -28,10 +28,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
 from quantize.placement import is_weighted, weight_axis
 from quantize.qparams import quantize_array
@@ -87,34 +90,49 @@ def relieve(model: ir.Model, weights: Mapping[str, QParams], order: PairOrder) -
     relieved = dict(weights)
     for name, array, axis, paired in _exposed(model, weights, order):
         qparams = relieved[name]
-        rows = np.moveaxis(array, axis, 0)
-        scale = np.asarray(qparams.scale)
-        integers = np.moveaxis(quantize_array(array, qparams), axis, 0)
-        for channel in np.flatnonzero(saturating_channels(integers, paired)):
-            scale[channel] = _least_scale(rows[channel : channel + 1], float(scale[channel]), paired)
+        rows, scale = np.moveaxis(array, axis, 0), np.asarray(qparams.scale)
+        tight = saturating_channels(np.moveaxis(quantize_array(array, qparams), axis, 0), paired)
+        least = _largest_pair(rows[tight], paired) / (LARGEST_PAIR - 2)  # both may be rounded up
+        scale[tight] = np.maximum(scale[tight], least)
         relieved[name] = replace(qparams, scale=tuple(scale.tolist()))
     return relieved
 
 
-def _least_scale(row: FloatArray, scale: float, order: PairOrder) -> float:
-    """A scale, little above the least, by which no pair of (1, I, ...) exceeds its bound."""
-    grown = max(scale, float(_largest_pair(row, order)[0]) / LARGEST_PAIR)
-    while _largest_pair(np.sign(row) * np.ceil(np.abs(row) / np.float32(grown)), order)[0] > LARGEST_PAIR:
-        grown *= 1 + 1 / 256
-    return grown
+def clipped(steps: Tensor, order: PairOrder) -> Tensor:
+    """Integers of which no pair saturates: of one that would, the larger weight is made smaller.
 
+    Args:
+        steps: (O, I, ...), with I input channels of one group; (O, I) of a fully connected layer.
+        order: Which weights make a pair.
 
-def _largest_pair(weight: npt.NDArray[np.generic], order: PairOrder) -> npt.NDArray[np.float64]:
-    """Largest magnitude that the weights of one sign in a pair add up to, for every output channel."""
-    values = np.asarray(weight, np.float64)
+    Returns:
+        The same shape, int8.
+    """
+    rows = steps.movedim(1, -1).flatten(1) if order == "rows" else steps
+    rows = rows.to(torch.int16, copy=True)
+    count = rows.shape[1] // 2
+    first, second = rows[:, : 2 * count : 2], rows[:, 1::2]
+    together = first + second
+    excess = (together.abs() - LARGEST_PAIR).clamp_(min=0) * together.sign()
+    larger = first.abs() >= second.abs()
+    first -= excess * larger
+    second -= excess * ~larger
     if order == "rows":
-        values = np.moveaxis(values, 1, -1).reshape(len(values), -1)
-    if values.shape[1] % 2:
-        values = np.concatenate([values, np.zeros_like(values[:, :1])], axis=1)
-    first, second = values[:, ::2], values[:, 1::2]
-    positive = np.maximum(first, 0) + np.maximum(second, 0)
-    negative = np.maximum(-first, 0) + np.maximum(-second, 0)
-    largest: npt.NDArray[np.float64] = np.maximum(positive, negative).reshape(len(values), -1).max(1)
+        rows = rows.reshape(len(steps), *steps.shape[2:], steps.shape[1]).movedim(-1, 1)
+    return rows.to(torch.int8)
+
+
+def _largest_pair(
+    weight: npt.NDArray[np.floating[Any] | np.integer[Any]], order: PairOrder
+) -> npt.NDArray[np.float32]:
+    """Largest magnitude that the weights of one sign in a pair add up to, for every output channel."""
+    values = np.asarray(weight, np.float32)
+    if order == "rows":
+        values = np.moveaxis(values, 1, -1).reshape(len(values), int(np.prod(values.shape[1:])))
+    rest, count = tuple(range(1, values.ndim)), values.shape[1] // 2
+    alone = np.abs(values).max(rest, initial=0)
+    together = values[:, : 2 * count : 2] + values[:, 1::2]  # of two signs it is less than the larger alone
+    largest: npt.NDArray[np.float32] = np.maximum(alone, np.abs(together).max(rest, initial=0))
     return largest
 
 

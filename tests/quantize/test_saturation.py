@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from float_graphs import Graph, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from quantize.calibrated import prepare
 from quantize.collect import collect
 from quantize.placement import place
 from quantize.qparams import quantize_array, weight_qparams
-from quantize.saturation import relieve, saturating, saturating_channels
+from quantize.saturation import clipped, relieve, saturating, saturating_channels
 from toolkit.graph import io
 
 
@@ -83,6 +84,24 @@ def test_a_row_runs_over_the_channels_of_a_position_first():
         weight[(output, *first)] = weight[(output, *second)] = 127
     assert saturating_channels(weight, "rows").tolist() == [True, True, False, True]
     assert saturating_channels(weight, "channels").tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("order", ["channels", "rows"])
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(3, 5, 3, 3), (4, 4, 1, 1), (2, 7), (1, 1, 3, 3)]))
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_clipped_integers_fit_and_only_the_larger_of_a_pair_is_changed(order, seed, shape):
+    steps = np.random.default_rng(seed).integers(-127, 128, shape)
+    found = clipped(torch.from_numpy(steps).to(torch.int8), order).numpy().astype(int)
+    assert found.shape == shape and not saturating_channels(found, order).any()
+    taken = np.abs(steps) - np.abs(found)
+    assert (taken >= 0).all() and (np.sign(found) * np.sign(steps) >= 0).all()
+    changed = (taken > 0).reshape(len(steps), -1).any(1)
+    assert (changed == saturating_channels(steps, order)).all(), "what fits stays"
+
+
+def test_a_pair_gives_up_no_more_than_it_must():
+    steps = torch.tensor([[100, 60, 127, 1], [-90, -70, 127, -127]], dtype=torch.int8)
+    assert clipped(steps, "rows").tolist() == [[68, 60, 127, 1], [-58, -70, 127, -127]]
 
 
 def network(seed=0):

@@ -84,6 +84,11 @@ class QuantScheme:
     pair_sums: bool = False
     float_adds: bool = False
 
+    @property
+    def saturating_pairs(self) -> PairOrder | None:
+        """Which weights share a sum that saturates; None: none do."""
+        return self.pairs if self.pair_sums else None
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
