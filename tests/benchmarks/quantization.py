@@ -399,7 +399,7 @@ def _basis(chosen: Images, judged: Images, control: Images) -> str:
             f"{100 * CONTROLLED_DROP:g} pp at most on {len(control.indices)} of the evaluation images "
             "themselves, which flatters it",
             "- ONNX Runtime: quantize_static after quant_pre_process, uint8 activations and int8 weights per "
-            "channel, as it advises for this kind of CPU",
+            "channel, of seven bits on CPUs without VNNI, as it advises",
             "- AIMET: its default configuration, weights per channel, uint8 activations with a zero point; "
             "for TensorRT signed symmetric activations, which NVIDIA's parser wants",
         ]

@@ -21,6 +21,7 @@ from _common import peak_bytes
 
 from calibration.datasets import open_dataset
 from calibration.loader import batches
+from targets._device import pair_sums_saturate, this_device
 from toolkit.core.tensors import Preprocess
 
 BATCH = 8  # images at once, as `edgeship run` calibrates
@@ -175,6 +176,7 @@ def onnxruntime(method: str = "MinMax", **options: Any) -> Tool:
                 str(out),
                 Reader(),
                 calibrate_method=CalibrationMethod[method],
+                reduce_range=job.target != "tensorrt" and pair_sums_saturate(this_device()),
                 **{**options, **types},
             )
             return out
@@ -263,7 +265,8 @@ def fp32_pass() -> Tool:
     return prepare
 
 
-# For CPUs with VNNI its documentation advises unsigned activations and signed weights; channels for accuracy.
+# For x86 its documentation advises unsigned activations and signed weights, and without VNNI of seven bits;
+# channels for accuracy.
 ADVISED = {"activation_type": "QUInt8", "weight_type": "QInt8", "per_channel": True}
 FLOOR = "one FP32 pass"
 TOOLS: dict[str, Tool] = {
