@@ -14,6 +14,7 @@ from loopback import QUICK, live, quiet
 
 from calibration.datasets import open_dataset
 from calibration.packed import pack
+from targets._device import pair_sums_saturate, this_device
 from toolkit.core.tensors import Preprocess
 from toolkit.deploy import bundle as bundles
 from toolkit.deploy import release
@@ -54,7 +55,9 @@ def contents(tmp_path: Path, seed: int = 0, **placement: object) -> Contents:
         "measured_on": "simulation",
     }
     clear = clear_cases([logits], 8)
-    made = Graph("openvino-int8", "openvino", "int8", graph, logits[clear], logits, simulated)
+    made = Graph(
+        "openvino-int8", "openvino", "int8", graph, logits[clear], logits, simulated, int8_sums="exact"
+    )
     return Contents(
         "residual",
         [made],
@@ -87,6 +90,8 @@ def test_openvino_is_deployed_measured_upgraded_and_rolled_back(intel, tmp_path)
         0 < record["latency_ms"]["p50"] <= record["latency_ms"]["p99"] and record["latency_ms"]["runs"] >= 10
     )
     assert record["facts"]["cpu"]["name"]
+    doubts = [problem["code"] for problem in record["problems"] if problem["code"] == "pair-sums"]
+    assert doubts == ["pair-sums"] * pair_sums_saturate(this_device())
     assert record["latency_ms"]["threads"] == 1 and "1 thread)" in latency(record)
 
     second = bundles.make(
