@@ -14,7 +14,7 @@ from onnx_ir.passes.common import IdentityEliminationPass, ShapeInferencePass
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
-from toolkit.graph.simplify import fold_constants, write_padding
+from toolkit.graph.simplify import fold_constants, write_padding, write_shapes
 
 QUANTIZED_OPS = frozenset(
     {
@@ -197,6 +197,7 @@ def _load(path: Path) -> ir.Model:
         if fold_constants(inferred):
             inferred = ShapeInferencePass()(inferred).model
         write_padding(inferred)
+        write_shapes(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
             set_constant(value, np.array(constant(value)))
     except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file

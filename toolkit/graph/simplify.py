@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import onnx
@@ -70,6 +71,60 @@ def write_padding(model: ir.Model) -> None:
         node.attributes["pads"] = ir.AttrInt64s(
             "pads", [*less, *more] if how == "SAME_UPPER" else [*more, *less]
         )
+
+
+def write_shapes(model: ir.Model) -> None:
+    """Make the shape of a Reshape constant that keeps the batch, however an exporter computes it.
+
+    `x.view(x.size(0), -1)` comes out as Shape, Gather and Concat; a zero in the shape says the same.
+
+    Source:
+        ONNX operators, Reshape: a zero copies the dimension of the input.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Reshape" or node.attributes.get_int("allowzero", 0) != 0:
+            continue
+        before, wanted = node.inputs
+        if before is None or wanted is None or wanted.const_value is not None or before.shape is None:
+            continue
+        sizes = _known_sizes(wanted)
+        if sizes is None or any(isinstance(size, str) for size in sizes[len(before.shape) :]):
+            continue
+        names = [None if isinstance(dim, int) else dim.value for dim in before.shape]
+        shape = [
+            0 if isinstance(size, str) and size == name else size
+            for size, name in zip_longest(sizes, names[: len(sizes)])
+        ]
+        if any(isinstance(size, str) for size in shape):
+            continue
+        value = ir.Value(
+            name=f"{node.outputs[0].name}/shape", const_value=ir.tensor(np.array(shape, np.int64))
+        )
+        model.graph.register_initializer(value)
+        node.replace_input_with(1, value)
+    RemoveUnusedNodesPass()(model)
+
+
+def _known_sizes(value: ir.Value) -> list[int | str] | None:
+    """Elements of a shape that is computed of other shapes: numbers, and names of dimensions."""
+    if value.const_value is not None:
+        return [int(size) for size in _array(value).reshape(-1)]
+    node = value.producer()
+    first = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or first is None:
+        return None
+    if node.op_type == "Shape" and first.shape is not None and not {"start", "end"} & node.attributes.keys():
+        dims = [dim if isinstance(dim, int) else dim.value for dim in first.shape]
+        return None if None in dims else [dim for dim in dims if dim is not None]
+    if node.op_type in {"Cast", "Unsqueeze", "Squeeze"}:
+        return _known_sizes(first)
+    if node.op_type == "Concat":
+        parts = [None if part is None else _known_sizes(part) for part in node.inputs]
+        return None if None in parts else [size for part in parts if part is not None for size in part]
+    if node.op_type == "Gather" and (index := node.inputs[1]) is not None and index.const_value is not None:
+        sizes = _known_sizes(first)
+        return None if sizes is None else [sizes[place] for place in _array(index).reshape(-1)]
+    return None
 
 
 def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
