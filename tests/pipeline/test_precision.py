@@ -71,7 +71,7 @@ def test_a_limit_is_met_by_layers_in_float_on_images_that_did_not_calibrate(reci
     for target, summary in read(result, "quantize.json").items():
         mixed = summary["mixed"]
         assert mixed["int8"] < LIMIT <= mixed["reached"] and mixed["met"]
-        assert len(mixed["layers"]) == 1  # which one depends on milliseconds where they are measured
+        assert len(mixed["layers"]) in (1, 2)  # which depends on milliseconds where they are measured
         assert mixed["held_out"] and mixed["images"] == 60
         names = sorted(layer["name"] for layer in mixed["layers"])
         assert names == summary["float_layers"] and 0 < mixed["part"] < 1

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,9 @@ def net(tmp_path_factory):
     pixels = np.asarray(packed.read(folder / "images.set").images)
     path = residual(seed=1).save(folder / "float.onnx")
     statistics = collect(path, [normalize(pixels, PREPROCESS)])
-    quantize(path, statistics, TARGET.scheme, QuantizeOptions(effort="fast"), folder / "int8.onnx")
+    weight = replace(TARGET.scheme.weight, bits=7)  # no pair sum saturates, in whatever runtime
+    scheme = replace(TARGET.scheme, weight=weight)
+    quantize(path, statistics, scheme, QuantizeOptions(effort="fast"), folder / "int8.onnx")
     take_pixels(folder / "int8.onnx", PREPROCESS, folder / "pixels.onnx")
     with simulate(folder / "int8.onnx", threads=1) as session:
         logits = session.infer(normalize(pixels, PREPROCESS))
