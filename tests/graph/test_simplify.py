@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -13,6 +14,7 @@ from quantize.collect import collect
 from quantize.network import Network
 from targets.onnxruntime import simulate
 from toolkit.graph import io
+from toolkit.graph.simplify import write_shapes
 
 KINDS = ["SAME_UPPER", "SAME_LOWER", "VALID"]
 
@@ -162,3 +164,15 @@ def test_a_view_that_keeps_a_dynamic_batch_is_quantized_with_full_effort(how, tm
 def test_a_batch_that_moves_stays_computed(tmp_path):
     model = io.read(viewed("turned").save(tmp_path / "m.onnx")).model
     assert "Concat" in {node.op_type for node in model.graph}
+
+
+def test_a_reshape_from_before_opset_5_has_no_shape_to_write():
+    node = onnx.helper.make_node("Reshape", ["x"], ["y"], shape=[0, -1])
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+        for name, dims in (("x", ["n", 4, 1, 1]), ("y", ["n", 4]))
+    ]
+    graph = onnx.helper.make_graph([node], "old", values[:1], values[1:])
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 4)]))
+    write_shapes(model)
+    assert [len(each.inputs) for each in model.graph] == [1]

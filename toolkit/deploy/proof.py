@@ -167,7 +167,8 @@ def prove(
 def _doubts(wanted: Mapping[str, Any], probed: Mapping[str, Any]) -> list[dict[str, str]]:
     """What may make an engine less accurate on this device than elsewhere."""
     facts = probed["facts"]
-    sums = int8_sums(facts["arch"], (facts.get("cpu") or {}).get("instruction_sets", ()))
+    sets = (facts.get("cpu") or {}).get("instruction_sets")  # none: nothing is known of the processor
+    sums = int8_sums(facts["arch"], sets) if sets else None
     if wanted.get("int8_sums") != "exact" or sums != "pairs":  # bundles of earlier versions do not say
         return []
     return [

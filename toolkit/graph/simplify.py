@@ -84,6 +84,8 @@ def write_shapes(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "Reshape" or node.attributes.get_int("allowzero", 0) != 0:
             continue
+        if len(node.inputs) < 2:  # before opset 5 the shape is an attribute
+            continue
         before, wanted = node.inputs
         if before is None or wanted is None or wanted.const_value is not None or before.shape is None:
             continue
