@@ -35,8 +35,8 @@ def quantize(
         goal: What must be met by leaving layers in float, as cheaply as can be; None: nothing.
 
     Returns:
-        What was done, for the report: {scheme, effort, observer, int8_sums, activations, weights, mixed,
-        warnings}.
+        What was done, for the report: {scheme, effort, observer, int8_sums, head_room_channels,
+        activations, weights, float_layers, mixed, sensitivity, warnings}.
 
     Raises:
         ModelError: The graph is not a float classifier.

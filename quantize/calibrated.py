@@ -17,14 +17,14 @@ from quantize.equalize import equalize
 from quantize.fitting import fit_layers
 from quantize.network import Network
 from quantize.options import QuantizeOptions
-from quantize.placement import fork, place, unshare
+from quantize.placement import Placement, fork, place, unshare
 from quantize.qparams import weight_qparams
 from quantize.quantized import Quantized
 from quantize.ranges import observed, output_aware
 from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.errors import ModelError, QuantizationError
 from toolkit.core.memory import give_back
-from toolkit.core.quant import FloatArray, QuantScheme
+from toolkit.core.quant import FloatArray, QParams, QuantScheme
 from toolkit.graph import io
 
 RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 at 224 px
@@ -60,6 +60,7 @@ def write(
         "effort": options.effort,
         "observer": options.observer,
         "int8_sums": _sums(scheme),
+        "head_room_channels": _head_room(found),
         "activations": {
             name: {
                 "dtype": q.spec.dtype,
@@ -93,6 +94,22 @@ def _sums(scheme: QuantScheme) -> str | None:
     if scheme.pairs is None:
         return None
     return "pairs" if scheme.pair_sums else "exact"
+
+
+def _head_room(found: Quantized) -> int | None:
+    """Output channels whose weights leave head room, for with all 8 bits pairs of them could saturate."""
+    pairs = found.scheme.saturating_pairs
+    if pairs is None:
+        return None
+    return sum(saturation.saturating(found.exact, _nearest(found.exact, found.placement), pairs).values())
+
+
+def _nearest(model: ir.Model, placement: Placement) -> dict[str, QParams]:
+    """Scales of all weights from their largest magnitudes."""
+    return {
+        name: weight_qparams(io.constant(model.graph.initializers[name]).astype(np.float32), spec)
+        for name, spec in placement.weights.items()
+    }
 
 
 def _sensitivity(found: Quantized, options: QuantizeOptions) -> dict[str, Any] | None:
@@ -158,10 +175,7 @@ def _chosen(
             network = Network(model)
         except ModelError as error:
             warnings.append(f"effort 'fast' was used: {error}")
-    weights = {
-        name: weight_qparams(np.asarray(io.constant(model.graph.initializers[name]), np.float32), spec)
-        for name, spec in placement.weights.items()
-    }
+    weights = _nearest(model, placement)
     if (pairs := scheme.saturating_pairs) is not None:
         weights = saturation.relieve(model, weights, pairs)
     if network is not None and options.observer == "mse":

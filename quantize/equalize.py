@@ -24,7 +24,6 @@ from toolkit.core.threads import ordered_map
 from toolkit.graph import io
 
 HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Add", "GlobalAveragePool", "AveragePool", "Flatten", "Identity"})
-STRENGTH = 0.5  # half way: the readers' weights pay for what the ranges win
 LARGEST_FACTOR = 16.0
 
 
@@ -37,9 +36,7 @@ class Space:
     tensors: list[str] = field(default_factory=list)
 
 
-def equalize(
-    model: ir.Model, statistics: Statistics, strength: float = STRENGTH
-) -> tuple[ir.Model, Statistics]:
+def equalize(model: ir.Model, statistics: Statistics, strength: float) -> tuple[ir.Model, Statistics]:
     """Even out the channel ranges of every space that may be scaled.
 
     Args:

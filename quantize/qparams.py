@@ -71,13 +71,6 @@ def quantize_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDA
     return steps.astype(np.int32)
 
 
-def dequantize_array(integers: npt.NDArray[np.int32], qparams: QParams) -> npt.NDArray[np.float32]:
-    """What integers are read back as."""
-    scale, zero_point = _along_axis(integers, qparams)
-    found: npt.NDArray[np.float32] = ((integers - zero_point) * scale).astype(np.float32)
-    return found
-
-
 def _along_axis(values: npt.NDArray[Any], qparams: QParams) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     shape = [1] * values.ndim
     if qparams.spec.axis is not None:

@@ -210,4 +210,6 @@ def test_a_graph_may_be_for_another_processor(recipe, store):
         summaries = read(result, "quantize.json")
         assert [summaries[target]["int8_sums"] for target in ("openvino", "tensorrt")] == [sums, None]
         scales[sums] = [weight["median_scale"] for weight in summaries["openvino"]["weights"].values()]
+        spared = summaries["openvino"]["head_room_channels"]
+        assert spared is None if sums == "exact" else spared > 0
     assert all(np.greater_equal(scales["pairs"], scales["exact"])) and scales["pairs"] != scales["exact"]

@@ -61,7 +61,7 @@ def spread_db(statistics):
 def test_the_function_stays_and_ranges_get_closer(seed, tmp_path):
     pixels = images(8, 16)
     model, statistics = calibrated(uneven(seed), tmp_path, pixels)
-    changed, scaled = equalize(model, statistics)
+    changed, scaled = equalize(model, statistics, 0.5)
     before, after = logits(model, pixels), logits(changed, pixels)
     assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
     assert spread_db(scaled) < spread_db(statistics) - 1
@@ -70,7 +70,7 @@ def test_the_function_stays_and_ranges_get_closer(seed, tmp_path):
 def test_the_statistics_are_those_the_changed_graph_gives(tmp_path):
     pixels = images(8, 16)
     model, statistics = calibrated(uneven(), tmp_path, pixels)
-    changed, scaled = equalize(model, statistics)
+    changed, scaled = equalize(model, statistics, 0.5)
     again = calibrated(changed, tmp_path, pixels)[1]
     for name, seen in again.tensors.items():
         for part in ("low", "high"):
