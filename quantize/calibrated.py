@@ -172,7 +172,9 @@ def _chosen(
     network = None
     if options.effort != "fast":
         try:
-            network = Network(model)
+            tried = Network(model)
+            tried(torch.from_numpy(statistics.probe[:2]))  # shapes may not suit more than one image
+            network = tried
         except ModelError as error:
             warnings.append(f"effort 'fast' was used: {error}")
     weights = _nearest(model, placement)

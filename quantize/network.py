@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_HINT = "quantize.effort = fast does not need it"
 _lock = threading.Lock()
 _inside: list[int] = []  # for each `one_thread` that is entered: the threads of an operation before the first
 PART_PIXELS = 2**16  # images of one part: 16 at 64 px, 1 at 224 px; larger tensors leave the caches
@@ -91,7 +92,7 @@ class Network:
             if node.op_type not in OPERATIONS:
                 raise ModelError(
                     f"operation {node.op_type} (node '{node.name}') cannot be differentiated here",
-                    hint="quantize.effort = fast does not need it",
+                    hint=_HINT,
                 )
             if node.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
                 raise ModelError(
@@ -138,7 +139,11 @@ class Network:
         return values.to(self._dtype) if values.is_floating_point() else values
 
     def apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
-        """The result of one node, its inputs taken from `values` or the constants."""
+        """The result of one node, its inputs taken from `values` or the constants.
+
+        Raises:
+            ModelError: It cannot be computed for several images at once.
+        """
         inputs = [
             None
             if v is None
@@ -147,7 +152,14 @@ class Network:
             else self.constants[str(v.name)]
             for v in node.inputs
         ]
-        return OPERATIONS[node.op_type](_Call(node, inputs))
+        try:
+            return OPERATIONS[node.op_type](_Call(node, inputs))
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ModelError(
+                f"operation {node.op_type} (node '{node.name}') cannot be differentiated here: "
+                f"{str(error).splitlines()[0]}",
+                hint=_HINT,
+            ) from error
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -242,9 +254,12 @@ def _batch_norm(call: _Call) -> Tensor:
     return F.batch_norm(call[0], call[3], call[4], call[1], call[2], False, 0.0, call.number("epsilon", 1e-5))
 
 
-def _reduce_mean(call: _Call) -> Tensor:
-    axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [2, 3])
-    return call[0].mean(axes, keepdim=bool(call.integer("keepdims", 1)))
+def _axes(call: _Call) -> list[int]:
+    """What is reduced; none given means all, which would mix the images."""
+    axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [])
+    if not axes or 0 in (axis % call[0].ndim for axis in axes):
+        raise IndexError("it mixes images")
+    return axes
 
 
 def _clip(call: _Call) -> Tensor:
@@ -254,7 +269,16 @@ def _clip(call: _Call) -> Tensor:
 
 def _reshape(call: _Call) -> Tensor:
     shape = call.constant(1)
+    if not call.integer("allowzero", 0):
+        shape = [call[0].shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
     return call[0].reshape(len(call[0]), *(shape[1:] if len(shape) > 1 else shape))  # the batch is ours
+
+
+def _squeeze(call: _Call) -> Tensor:
+    axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [])
+    if not axes:  # all that are 1, but the batch, which may be 1 by chance
+        axes = [axis for axis, size in enumerate(call[0].shape) if axis and size == 1]
+    return call[0].squeeze(axes)
 
 
 def _pad(call: _Call) -> Tensor:
@@ -262,19 +286,34 @@ def _pad(call: _Call) -> Tensor:
     half = len(pads) // 2
     fill = call.get(2)
     order = [p for pair in zip(reversed(pads[:half]), reversed(pads[half:]), strict=True) for p in pair]
-    return F.pad(call[0], order, value=0.0 if fill is None else float(fill.item()))
+    mode = PAD_MODES[call.node.attributes.get_string("mode", "constant") or "constant"]
+    if mode == "constant":
+        return F.pad(call[0], order, mode, 0.0 if fill is None else float(fill.item()))
+    return F.pad(call[0], order[:4], mode)  # height and width; there is none of batch and channels
 
 
 def _slice(call: _Call) -> Tensor:
     starts, ends = call.constant(1), call.constant(2)
     axes = call.constant(3) if call.get(3) is not None else list(range(len(starts)))
     steps = call.constant(4) if call.get(4) is not None else [1] * len(starts)
-    index: list[Any] = [slice(None)] * call[0].ndim
+    found = call[0]
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(start, end, step)
-    return call[0][tuple(index)]
+        places = range(*slice(start, end, step).indices(found.shape[axis]))
+        found = found.index_select(axis, torch.tensor(places, dtype=torch.int64))
+    return found
 
 
+def _prelu(call: _Call) -> Tensor:
+    return torch.where(call[0] < 0, call[0] * call[1], call[0])
+
+
+def _layer_norm(call: _Call) -> Tensor:
+    axis = call.integer("axis", -1)
+    shape = call[0].shape[axis:]
+    return F.layer_norm(call[0], shape, call[1], call.get(2), call.number("epsilon", 1e-5))
+
+
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 OPERATIONS: dict[str, Operation] = {
     "Conv": _conv,
     "Gemm": _gemm,
@@ -287,6 +326,19 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "HardSwish": lambda call: F.hardswish(call[0]),
     "LeakyRelu": lambda call: F.leaky_relu(call[0], call.number("alpha", 0.01)),
+    "PRelu": _prelu,
+    "Elu": lambda call: F.elu(call[0], call.number("alpha", 1.0)),
+    "Softplus": lambda call: F.softplus(call[0]),
+    "Tanh": lambda call: torch.tanh(call[0]),
+    "Erf": lambda call: torch.erf(call[0]),
+    "Gelu": lambda call: F.gelu(
+        call[0], approximate=call.node.attributes.get_string("approximate", "none") or "none"
+    ),
+    "Sqrt": lambda call: torch.sqrt(call[0]),
+    "Pow": lambda call: call[0] ** call[1],
+    "Softmax": lambda call: call[0].softmax(call.integer("axis", -1)),
+    "LogSoftmax": lambda call: call[0].log_softmax(call.integer("axis", -1)),
+    "LayerNormalization": _layer_norm,
     "Add": lambda call: call[0] + call[1],
     "Sub": lambda call: call[0] - call[1],
     "Mul": lambda call: call[0] * call[1],
@@ -296,10 +348,14 @@ OPERATIONS: dict[str, Operation] = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "GlobalAveragePool": lambda call: call[0].mean((2, 3), keepdim=True),
-    "ReduceMean": _reduce_mean,
+    "GlobalMaxPool": lambda call: call[0].amax((2, 3), keepdim=True),
+    "ReduceMean": lambda call: call[0].mean(_axes(call), keepdim=bool(call.integer("keepdims", 1))),
+    "ReduceSum": lambda call: call[0].sum(_axes(call), keepdim=bool(call.integer("keepdims", 1))),
+    "Transpose": lambda call: call[0].permute(call.ints("perm", list(range(call[0].ndim))[::-1])),
+    "Gather": lambda call: call[0].index_select(call.integer("axis", 0), call[1].reshape(-1)),
     "Flatten": lambda call: call[0].flatten(call.integer("axis", 1)),
     "Reshape": _reshape,
-    "Squeeze": lambda call: call[0].flatten(1),
+    "Squeeze": _squeeze,
     "Identity": lambda call: call[0],
     "Dropout": lambda call: call[0],
     "Pad": _pad,

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
-from onnx_ir.passes.common import IdentityEliminationPass
 
 from quantize import qdq
 from quantize.placement import Placement, place, unshare
 from quantize.statistics import Statistics
 from toolkit.core.quant import FloatArray, QParams, QuantScheme
 from toolkit.graph import io
+from toolkit.graph.dialect import drop_identities
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Quantized:
         made = qdq.insert(
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
         )
-        IdentityEliminationPass()(made)  # of `placement.fork`
+        drop_identities(made)  # of `placement.fork`
         return made
 
     def placed(self, layers: Collection[str]) -> Placement:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import IdentityEliminationPass, ShapeInferencePass
+from onnx_ir.passes.common import ShapeInferencePass
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
+from toolkit.graph.dialect import settle
 from toolkit.graph.simplify import fold_constants, write_padding, write_shapes
 
 QUANTIZED_OPS = frozenset(
@@ -73,13 +74,17 @@ class Classifier:
     takes_pixels: bool = False
 
 
-def read(path: Path) -> Classifier:
+def read(path: Path, *, quantizable: bool = False) -> Classifier:
     """Read an ONNX image classifier, float or quantized.
+
+    Args:
+        path: The file.
+        quantizable: Whether a float graph of an old opset is read as one that can be quantized.
 
     Raises:
         ModelError: The file is absent, cut off, or not a classifier of square images.
     """
-    model = _load(path)
+    model = _load(path, quantizable=quantizable)
     graph = model.graph
     images = [value for value in graph.inputs if value.name not in graph.initializers]
     if len(images) != 1 or len(graph.outputs) != 1:
@@ -127,7 +132,7 @@ def read_classifier(path: Path | Classifier) -> Classifier:
 
     if isinstance(path, Classifier):
         return path
-    found = read(path)
+    found = read(path, quantizable=True)
     for node in found.model.graph:
         if node.op_type in QUANTIZED_OPS:
             raise ModelError(
@@ -145,7 +150,7 @@ def read_classifier(path: Path | Classifier) -> Classifier:
             raise ModelError(
                 f"weight '{name}' of {path.name} is {value.dtype}, not float32", hint=_EXPORT_AGAIN
             )
-        if value.dtype == ir.DataType.FLOAT and not np.isfinite(constant(value)).all():
+        if value.dtype == ir.DataType.FLOAT and not _allowed(value):
             raise ModelError(
                 f"weight '{name}' of {path.name} holds NaN or infinite values",
                 hint="the training diverged, or the file is damaged; use another checkpoint",
@@ -187,12 +192,13 @@ def copy(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
-def _load(path: Path) -> ir.Model:
+def _load(path: Path, *, quantizable: bool) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"no such file: {path}", hint="check the path")
     try:
         model = ir.load(path)
-        IdentityEliminationPass()(model)
+        of_floats = not any(node.op_type in QUANTIZED_OPS for node in model.graph)
+        model = settle(model, quantizable=quantizable and of_floats)
         inferred: ir.Model = ShapeInferencePass()(model).model
         if fold_constants(inferred):
             inferred = ShapeInferencePass()(inferred).model
@@ -200,6 +206,8 @@ def _load(path: Path) -> ir.Model:
         write_shapes(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
             set_constant(value, np.array(constant(value)))
+    except ModelError:
+        raise
     except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file
         raise ModelError(
             f"{path.name} is not a readable ONNX file: {str(error).splitlines()[0]}",
@@ -240,6 +248,13 @@ def _parameters(graph: ir.Graph) -> int:
     }
     found = graph.initializers.values()
     return sum(_size(value) for value in found if value.dtype in PARAMETER_TYPES and id(value) not in scales)
+
+
+def _allowed(value: ir.Value) -> bool:
+    """Whether a constant is finite, or the infinity that a max pool is padded with or a Clip is open to."""
+    array = constant(value)
+    bounds = all(node.op_type in {"Pad", "Clip"} for node in value.consumers())
+    return not np.isnan(array).any() if bounds else bool(np.isfinite(array).all())
 
 
 def _size(value: ir.Value) -> int:

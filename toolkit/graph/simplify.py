@@ -46,12 +46,14 @@ def fold_constants(model: ir.Model) -> bool:
 
 
 def write_padding(model: ir.Model) -> None:
-    """Turn `auto_pad` into the pads that it means, where the size of the input is known.
+    """Turn `auto_pad` into the pads that it means where the size of the input is known, and pad all axes.
 
     Source:
-        ONNX operators, Conv: `auto_pad`.
+        ONNX operators, Conv: `auto_pad`; Pad: `axes`.
     """
-    for node in model.graph:
+    for node in list(model.graph):
+        if node.op_type == "Pad" and len(node.inputs) > 3:
+            _pad_all_axes(model.graph, node)
         how = node.attributes.get_string("auto_pad", "NOTSET")
         if how == "VALID":
             del node.attributes["auto_pad"]
@@ -105,6 +107,22 @@ def write_shapes(model: ir.Model) -> None:
         model.graph.register_initializer(value)
         node.replace_input_with(1, value)
     RemoveUnusedNodesPass()(model)
+
+
+def _pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
+    """Give a Pad the pads of every axis instead of a list of axes."""
+    data, pads, _, axes = node.inputs
+    if data is None or data.shape is None or pads is None or axes is None:
+        return
+    if pads.const_value is None or axes.const_value is None:
+        return
+    rank, given = len(data.shape), _array(pads).reshape(2, -1)
+    every = np.zeros((2, rank), np.int64)
+    every[:, [int(axis) % rank for axis in _array(axes)]] = given
+    value = ir.Value(name=f"{node.outputs[0].name}/pads", const_value=ir.tensor(every.reshape(-1)))
+    graph.register_initializer(value)
+    node.replace_input_with(1, value)
+    node.resize_inputs(3)
 
 
 def _known_sizes(value: ir.Value) -> list[int | str] | None:

@@ -1,0 +1,91 @@
+"""What old and hand-made files say, said as today's exporters do."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    InlinePass,
+    RemoveInitializersFromInputsPass,
+    TopologicalSortPass,
+)
+
+from toolkit.core.errors import ModelError
+
+QUANTIZABLE_OPSET = 13  # brought scales by channel, which no graph of an older one may have
+_IR_VERSION = 8  # from 4 on an initializer need not be an input
+_CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+
+def settle(model: ir.Model, *, quantizable: bool) -> ir.Model:
+    """Functions inlined, branches that are always taken in place, nodes in order and each with its own name.
+
+    Initializers are constants afterwards, and no longer inputs that a caller may replace.
+
+    Args:
+        model: Any graph; it may be changed.
+        quantizable: Whether to raise it to opset 13, if it is of an older one.
+
+    Raises:
+        ModelError: An operator has no counterpart in opset 13.
+    """
+    if model.functions:
+        model = InlinePass()(model).model
+    TopologicalSortPass()(model)
+    RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version or 0, _IR_VERSION)
+    if quantizable:
+        model = _raised(model)
+    _take_branches(model.graph)
+    drop_identities(model)
+    seen: set[str] = set()
+    for node in model.graph:
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}/{node.outputs[0].name}"
+        seen.add(node.name)
+    return model
+
+
+def drop_identities(model: ir.Model) -> None:
+    """Have readers of an Identity read its input."""
+    if not any(node.op_type in _CONTROL for node in model.graph):  # it would empty what these contain
+        IdentityEliminationPass()(model)
+
+
+def _raised(model: ir.Model) -> ir.Model:
+    opset = model.graph.opset_imports.get("", QUANTIZABLE_OPSET)
+    if opset >= QUANTIZABLE_OPSET:
+        return model
+    ir.external_data.load_to_model(model)
+    try:
+        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), QUANTIZABLE_OPSET))
+    except Exception as error:  # the converter raises RuntimeError, IndexError, ... by operator
+        raise ModelError(
+            f"opset {opset} cannot be raised to {QUANTIZABLE_OPSET}: {str(error).splitlines()[0]}",
+            hint=f"export the model again with opset {QUANTIZABLE_OPSET} or newer",
+        ) from error
+
+
+def _take_branches(graph: ir.Graph) -> None:
+    """Put the branch of an If whose condition is a constant in its place.
+
+    PyTorch exports `squeeze()` as such a choice.
+    """
+    for node in list(graph):
+        condition = node.inputs[0] if node.op_type == "If" else None
+        if condition is None or condition.const_value is None:
+            continue
+        name = "then_branch" if condition.const_value.numpy().item() else "else_branch"
+        branch = node.attributes[name].as_graph()
+        inner, results = list(branch), list(branch.outputs)
+        branch.outputs.clear()
+        branch.remove(inner)
+        for value in list(branch.initializers.values()):
+            branch.initializers.pop(str(value.name))
+            graph.register_initializer(value)
+        graph.insert_before(node, inner)
+        for old, new in zip(node.outputs, results, strict=True):
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+            new.name = old.name
+        graph.remove(node, safe=True)
