@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,7 @@ class FloatPass:
         self._joined = _Joined()
         self._requests = threading.local()
         try:
-            self._compiled = self._compile(graph.path, list(shape))
+            self._compiled = self._compile(graph, list(shape))
         except RuntimeError as error:
             raise ModelError(
                 f"OpenVINO refuses the graph: {reason(error)}",
@@ -109,11 +108,16 @@ class FloatPass:
         data: Raw = tensor.data
         return data if self.precision == "f32" else data.view(np.uint16)  # it says float16
 
-    def _compile(self, path: Path, shape: list[int]) -> Any:
+    def _compile(self, graph: Classifier, shape: list[int]) -> Any:
         made = [value for value in self._watched if value is not self._input]
-        network = core().read_model(path)
+        names = [str(value.name) for value in made]
+        try:
+            network = core().read_model(graph.path)  # faster than what was read of it
+            results = network.add_outputs(names)
+        except RuntimeError:  # functions or tensors that were written otherwise
+            network = core().read_model(ir.to_proto(graph.model).SerializeToString())
+            results = network.add_outputs(names)
         network.reshape(shape)
-        results = network.add_outputs([str(value.name) for value in made])
         for value, result in zip(made, results, strict=True):
             tensor = result.get_node().input_value(0)
             self._joined.add(str(value.name), _reduced(value, tensor))

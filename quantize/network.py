@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -343,6 +344,8 @@ OPERATIONS: dict[str, Operation] = {
     "Sub": lambda call: call[0] - call[1],
     "Mul": lambda call: call[0] * call[1],
     "Div": lambda call: call[0] / call[1],
+    "Max": lambda call: reduce(torch.maximum, call.all()),
+    "Min": lambda call: reduce(torch.minimum, call.all()),
     "Concat": lambda call: torch.cat(call.all(), call.integer("axis", 1)),
     "BatchNormalization": _batch_norm,
     "MaxPool": _max_pool,

@@ -39,6 +39,7 @@ def core() -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What OpenVINO complains of: the last line, after the places in its sources."""
-    text = str(error).strip()
-    return text.splitlines()[-1].strip() if text else type(error).__name__
+    """What OpenVINO complains of: an item of its list, or the last line, after the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    listed = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
+    return (listed or lines or [type(error).__name__])[-1]

@@ -38,6 +38,7 @@ def settle(model: ir.Model, *, quantizable: bool) -> ir.Model:
     if quantizable:
         model = _raised(model)
     _take_branches(model.graph)
+    _sums_to_adds(model.graph)
     drop_identities(model)
     seen: set[str] = set()
     for node in model.graph:
@@ -59,12 +60,13 @@ def _raised(model: ir.Model) -> ir.Model:
         return model
     ir.external_data.load_to_model(model)
     try:
-        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), QUANTIZABLE_OPSET))
+        proto = onnx.version_converter.convert_version(ir.to_proto(model), QUANTIZABLE_OPSET)
     except Exception as error:  # the converter raises RuntimeError, IndexError, ... by operator
         raise ModelError(
             f"opset {opset} cannot be raised to {QUANTIZABLE_OPSET}: {str(error).splitlines()[0]}",
             hint=f"export the model again with opset {QUANTIZABLE_OPSET} or newer",
         ) from error
+    return ir.serde.deserialize_model(proto)
 
 
 def _take_branches(graph: ir.Graph) -> None:
@@ -88,4 +90,21 @@ def _take_branches(graph: ir.Graph) -> None:
         for old, new in zip(node.outputs, results, strict=True):
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             new.name = old.name
+        graph.remove(node, safe=True)
+
+
+def _sums_to_adds(graph: ir.Graph) -> None:
+    """Add two by two what residual networks from Caffe add at once: every runtime fuses an Add."""
+    for node in list(graph):
+        if node.op_type != "Sum" or len(node.inputs) < 2:
+            continue
+        old, last = node.outputs[0], len(node.inputs) - 1
+        so_far = node.inputs[0]
+        for place, value in enumerate(node.inputs[1:], 1):
+            add = ir.node("Add", [so_far, value], name=node.name if place == last else f"{node.name}/{place}")
+            graph.insert_before(node, add)
+            total = so_far = add.outputs[0]
+            total.name, total.shape, total.type = f"{old.name}/{place}", old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, total, replace_graph_outputs=True)
+        total.name = old.name
         graph.remove(node, safe=True)

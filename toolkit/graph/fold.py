@@ -1,4 +1,4 @@
-"""BatchNormalization that follows a weighted layer becomes part of its weights and bias."""
+"""What a weighted layer can do itself: BatchNormalization after it, another order of channels before it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,53 @@ def fold_batchnorms(model: ir.Model) -> None:
         graph.remove(node, safe=True)
         new.name = old.name
     for value in [value for value in graph.initializers.values() if not value.uses()]:
-        if value not in graph.inputs:  # as old files have it
-            graph.initializers.pop(str(value.name))
+        graph.initializers.pop(str(value.name))
+
+
+def fold_channel_orders(model: ir.Model) -> None:
+    """Have convolutions read channels in the order that they come in: a network of BGR reads RGB.
+
+    OpenVINO would do it later, and then other products meet in a pair sum than those that were looked at.
+    """
+    graph = model.graph
+    for node in list(graph):
+        order, result = _channel_order(node), node.outputs[0]
+        layers = [use.node for use in result.uses()]
+        if order is None or result in graph.outputs or not all(map(_reads_all, layers)):
+            continue
+        data = node.inputs[0]
+        for layer in layers:
+            weight = layer.inputs[1]
+            assert weight is not None and data is not None
+            _give(graph, layer, 1, np.take(io.constant(weight), np.argsort(order), axis=1))
+            layer.replace_input_with(0, data)
+        graph.remove(node, safe=True)
+
+
+def _channel_order(node: ir.Node) -> npt.NDArray[np.int64] | None:
+    """The channels of its input that a node gives, if that is all it does."""
+    if node.op_type not in {"Gather", "Slice"} or any(v is None for v in node.inputs):
+        return None
+    data, *numbers = node.inputs
+    shape = data.shape if data is not None else None
+    if shape is None or len(shape) != 4 or not isinstance(shape[1], int):
+        return None
+    if any(value.const_value is None for value in numbers if value is not None):
+        return None
+    arrays = [io.constant(value).reshape(-1) for value in numbers if value is not None]
+    every = np.arange(shape[1])
+    if node.op_type == "Gather":
+        order = every[arrays[0]] if node.attributes.get_int("axis", 0) == 1 else None
+    else:
+        start, end, axis, step = (list(map(int, each)) for each in arrays) if len(arrays) == 4 else [[]] * 4
+        order = every[start[0] : end[0] : step[0]] if axis == [1] else None
+    return None if order is None or sorted(order) != every.tolist() else order
+
+
+def _reads_all(layer: ir.Node) -> bool:
+    """Whether each output of a convolution reads every channel, with constant weights."""
+    weight = layer.inputs[1] if layer.op_type == "Conv" else None
+    return weight is not None and weight.const_value is not None and layer.attributes.get_int("group", 1) == 1
 
 
 def _give(graph: ir.Graph, layer: ir.Node, place: int, array: Doubles) -> None:

@@ -15,7 +15,8 @@ from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.dialect import settle
-from toolkit.graph.simplify import fold_constants, write_padding, write_shapes
+from toolkit.graph.padding import write_padding
+from toolkit.graph.simplify import fold_constants, write_shapes
 
 QUANTIZED_OPS = frozenset(
     {
@@ -128,7 +129,7 @@ def read_classifier(path: Path | Classifier) -> Classifier:
     Raises:
         ModelError: As `read`; or it is quantized already, computes in another type, or holds NaN weights.
     """
-    from toolkit.graph.fold import fold_batchnorms  # it edits with the functions below
+    from toolkit.graph.fold import fold_batchnorms, fold_channel_orders  # they edit with the functions below
 
     if isinstance(path, Classifier):
         return path
@@ -155,6 +156,7 @@ def read_classifier(path: Path | Classifier) -> Classifier:
                 f"weight '{name}' of {path.name} holds NaN or infinite values",
                 hint="the training diverged, or the file is damaged; use another checkpoint",
             )
+    fold_channel_orders(found.model)
     fold_batchnorms(found.model)
     return replace(found, parameters=_parameters(found.model.graph))
 

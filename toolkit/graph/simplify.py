@@ -1,8 +1,7 @@
-"""What exporters write in many ways, written in one: constants as initializers, padding in numbers."""
+"""What exporters write in many ways, written in one: constants as initializers, shapes in numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -11,8 +10,9 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-FOLDED = frozenset(  # what paddings, shapes and fills are computed with
+FOLDED = frozenset(  # what paddings, shapes and fills are computed with, and normalized weights
     {
+        *("ReduceL2", "ReduceSum", "ReduceMean", "ReduceProd", "Sqrt", "Pow", "Reciprocal"),
         *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Cast", "Equal", "Where", "Range"),
         *("Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Expand"),
         *("Shape", "ConstantOfShape"),
@@ -43,36 +43,6 @@ def fold_constants(model: ir.Model) -> bool:
             ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=False)
     RemoveUnusedNodesPass()(model)
     return found
-
-
-def write_padding(model: ir.Model) -> None:
-    """Turn `auto_pad` into the pads that it means where the size of the input is known, and pad all axes.
-
-    Source:
-        ONNX operators, Conv: `auto_pad`; Pad: `axes`.
-    """
-    for node in list(model.graph):
-        if node.op_type == "Pad" and len(node.inputs) > 3:
-            _pad_all_axes(model.graph, node)
-        how = node.attributes.get_string("auto_pad", "NOTSET")
-        if how == "VALID":
-            del node.attributes["auto_pad"]
-        if how not in {"SAME_UPPER", "SAME_LOWER"} or node.inputs[0] is None:
-            continue
-        sides = _sides(node.inputs[0])
-        kernel = _kernel(node)
-        if sides is None or kernel is None or len(sides) != len(kernel):
-            continue
-        strides, dilations = (_ints(node, name, [1] * len(kernel)) for name in ("strides", "dilations"))
-        padding = [
-            max((-(-side // stride) - 1) * stride + dilation * (taps - 1) + 1 - side, 0)
-            for side, stride, dilation, taps in zip(sides, strides, dilations, kernel, strict=True)
-        ]
-        less, more = [each // 2 for each in padding], [-(-each // 2) for each in padding]
-        del node.attributes["auto_pad"]
-        node.attributes["pads"] = ir.AttrInt64s(
-            "pads", [*less, *more] if how == "SAME_UPPER" else [*more, *less]
-        )
 
 
 def write_shapes(model: ir.Model) -> None:
@@ -109,26 +79,10 @@ def write_shapes(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
-    """Give a Pad the pads of every axis instead of a list of axes."""
-    data, pads, _, axes = node.inputs
-    if data is None or data.shape is None or pads is None or axes is None:
-        return
-    if pads.const_value is None or axes.const_value is None:
-        return
-    rank, given = len(data.shape), _array(pads).reshape(2, -1)
-    every = np.zeros((2, rank), np.int64)
-    every[:, [int(axis) % rank for axis in _array(axes)]] = given
-    value = ir.Value(name=f"{node.outputs[0].name}/pads", const_value=ir.tensor(every.reshape(-1)))
-    graph.register_initializer(value)
-    node.replace_input_with(1, value)
-    node.resize_inputs(3)
-
-
 def _known_sizes(value: ir.Value) -> list[int | str] | None:
     """Elements of a shape that is computed of other shapes: numbers, and names of dimensions."""
     if value.const_value is not None:
-        return [int(size) for size in _array(value).reshape(-1)]
+        return [int(size) for size in array_of(value).reshape(-1)]
     node = value.producer()
     first = node.inputs[0] if node is not None and node.inputs else None
     if node is None or first is None:
@@ -143,7 +97,7 @@ def _known_sizes(value: ir.Value) -> list[int | str] | None:
         return None if None in parts else [size for part in parts if part is not None for size in part]
     if node.op_type == "Gather" and (index := node.inputs[1]) is not None and index.const_value is not None:
         sizes = _known_sizes(first)
-        return None if sizes is None else [sizes[place] for place in _array(index).reshape(-1)]
+        return None if sizes is None else [sizes[place] for place in array_of(index).reshape(-1)]
     return None
 
 
@@ -167,34 +121,14 @@ def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
             "alone",
             [],
             [onnx.helper.make_empty_tensor_value_info(str(value.name)) for value in node.outputs],
-            [onnx.numpy_helper.from_array(_array(value), value.name) for value in read],
+            [onnx.numpy_helper.from_array(array_of(value), value.name) for value in read],
         ),
         opset_imports=[onnx.helper.make_opsetid("", version)],
     )
     return [np.asarray(each) for each in ReferenceEvaluator(alone).run(None, {})]
 
 
-def _array(value: ir.Value) -> np.ndarray:
+def array_of(value: ir.Value) -> np.ndarray:
+    """The array of an initializer, before the graph is known to be a classifier."""
     assert value.const_value is not None, "an initializer"
     return np.asarray(value.const_value.numpy())
-
-
-def _kernel(node: ir.Node) -> list[int] | None:
-    """Sides of the kernel."""
-    written = node.attributes.get("kernel_shape")
-    if written is not None:
-        return [int(side) for side in written.as_ints()]
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    return None if weight is None else _sides(weight)
-
-
-def _sides(value: ir.Value) -> list[int] | None:
-    """Sides of a map or of a kernel, without the first two axes."""
-    if value.shape is None or not all(isinstance(dim, int) for dim in list(value.shape)[2:]):
-        return None
-    return [int(dim) for dim in list(value.shape)[2:]]  # type: ignore[arg-type]
-
-
-def _ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
-    attribute = node.attributes.get(name)
-    return list(default) if attribute is None else [int(each) for each in attribute.as_ints()]
