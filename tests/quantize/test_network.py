@@ -37,7 +37,41 @@ def every_operation():
     return g.head(x, kind="MatMul")
 
 
-@pytest.mark.parametrize("build", [every_operation, lambda: residual()], ids=["operations", "residual"])
+def every_unusual_operation():
+    """What networks with attention, other activations or channels last are made of."""
+    g = Graph()
+    x = g.conv("images", 8)
+    x = g.node("PRelu", [x, g.constant("slopes", np.full((8, 1, 1), 0.2))], g.shapes[x])
+    x = g.add(g.unary("Elu", x, alpha=0.7), g.unary("Tanh", g.unary("Softplus", x)))
+    x = g.node("Pow", [g.unary("Sqrt", g.unary("Sigmoid", x)), g.constant("cube", 3.0)], g.shapes[x])
+    x = g.node("Max", [x, g.unary("Erf", x), g.constant("floor", 0.05)], g.shapes[x])
+    x = g.node("Min", [x, g.constant("ceiling", 0.9)], g.shapes[x])
+    for mode, sides in (("reflect", [0, 0, 2, 1, 0, 0, 0, 3]), ("edge", [0, 0, 1, 0, 0, 0, 2, 1])):
+        _, height, width = g.shapes[x]
+        shape = (8, height + sides[2] + sides[6], width + sides[3] + sides[7])
+        x = g.node("Pad", [x, g.constant(mode, sides, np.int64)], shape, mode=mode)
+    x = g.node("Gather", [x, g.constant("some", [3, 0, 6], np.int64)], (3, *g.shapes[x][1:]), axis=1)
+    bounds = [("s", [-1, 9]), ("e", [-99, 2]), ("a", [3, 2]), ("t", [-1, -2])]
+    x = g.node("Slice", [x, *(g.constant(n, v, np.int64) for n, v in bounds)], (3, 4, g.shapes[x][2]))
+    width = g.shapes[x][2]
+    x = g.node("Transpose", [x], (4, width, 3), perm=[0, 2, 3, 1])
+    scale, shift = g.constant("gain", [0.5, 1.0, 2.0]), g.constant("shift", [0.1, 0.0, -0.1])
+    x = g.node("LayerNormalization", [x, scale, shift], g.shapes[x], axis=-1)
+    x = g.node("Softmax", [x], g.shapes[x], axis=2)
+    x = g.node("Transpose", [x], (3, 4, width), perm=[0, 3, 1, 2])
+    x = g.node("Reshape", [x, g.constant("apart", [0, 0, 2, -1], np.int64)], (3, 2, 2 * width))
+    ones = g.node("ReduceSum", [x, g.constant("across", [-1], np.int64)], (3, 2, 1))
+    x = g.node("GlobalMaxPool", [g.node("Mul", [x, ones], g.shapes[x])], (3, 1, 1))
+    x = g.node("Squeeze", [x, g.constant("last", [-1], np.int64)], (3, 1))
+    x = g.node("Unsqueeze", [x, g.constant("back", [3], np.int64)], (3, 1, 1))
+    return g.head(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [every_operation, every_unusual_operation, lambda: residual()],
+    ids=["operations", "unusual", "residual"],
+)
 def test_it_agrees_with_onnx_runtime(build, tmp_path):
     g = build()
     pixels = images(3, g.shapes["images"][1])
@@ -82,6 +116,15 @@ def test_an_unknown_operation_is_named():
     with pytest.raises(ModelError, match="Round") as caught:
         Network(model)
     assert "effort" in caught.value.hint
+
+
+def test_what_would_mix_images_is_named():
+    g = Graph()
+    x = g.conv("images", 4)
+    mean = g.node("ReduceMean", [x], (1, 1, 1), axes=[0, 2, 3])
+    network = Network(ir.from_proto(g.head(g.node("Sub", [x, mean], g.shapes[x])).model()))
+    with pytest.raises(ModelError, match=r"reducemean1.*mixes images"):
+        network(torch.from_numpy(images(2)))
 
 
 @pytest.mark.parametrize(("bounds", "never"), [({"min": 0.0, "max": 6.0}, True), ({"max": 0.5}, False)])
