@@ -12,7 +12,7 @@ import numpy as np
 from quantize.float_pass import FloatPass, Run
 from quantize.placement import candidates
 from quantize.statistics import PROBE_IMAGES, PROBE_PIXELS, Gathered, Statistics, Thinned, check_finite
-from toolkit.core.errors import DataError
+from toolkit.core.errors import DataError, QuantizationError
 from toolkit.core.quant import FloatArray
 from toolkit.core.threads import ordered_map
 from toolkit.graph import io
@@ -75,6 +75,11 @@ def collect(
             count = sum(len(each.images) for each in runs)
             largest = []
             for name, seen in zip(names, passing.seen(runs), strict=True):
+                if len(seen.low) % count:
+                    raise QuantizationError(
+                        f"activation '{name}' is no tensor of {count} images: the network mixes images",
+                        hint="export it with a batch of 1",
+                    )
                 gathered[name].add(seen.low, seen.high, seen.sample)
                 largest.append(np.maximum(-seen.low, seen.high).reshape(count, -1).max(1))
             each(np.stack(largest, 1))

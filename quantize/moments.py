@@ -162,7 +162,7 @@ def in_blocks(values: Tensor, width: int) -> Tensor:
 
 def columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> Tensor:
     """What the weights of an output are multiplied with, (positions, K), at about `most` positions."""
-    if values.ndim != 4:
+    if node.op_type != "Conv":
         turned = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
         rows = values.T if turned else values.reshape(-1, shape[1])
         return rows[:: max(len(rows) // most, 1)]

@@ -92,7 +92,9 @@ def place(
 
 def candidates(model: ir.Model) -> tuple[str, ...]:
     """Every activation that some scheme could quantize, in the order of the graph."""
-    wanted = {id(_stand(v, pools=p)) for node in model.graph for v in _readable(node) for p in (False, True)}
+    read = [value for node in model.graph for value in _readable(node)]
+    wanted = {id(_stand(value, pools=pools)) for value in read for pools in (False, True)}
+    wanted |= {id(value) for value in read if any(is_residual(use.node) for use in value.uses())}  # `fork`
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return tuple(str(value.name) for value in values if id(value) in wanted)
 

@@ -164,6 +164,37 @@ class TestBadInput:
         g = Graph()
         self.close(g.head(g.conv(g.unary(kind, g.conv("images", 8)), 8)), tmp_path, images(32), effort)
 
+    def test_a_block_whose_channels_come_last(self, effort, tmp_path):
+        """As in ConvNeXt: what the residual Add reads comes out of a Transpose, products are over maps."""
+        g = Graph()
+        first = g.node("Transpose", [g.conv("images", 8)], (8, 8, 8), perm=[0, 2, 3, 1])
+        gain, shift = g.constant("gain", np.linspace(0.5, 2, 8)), g.constant("shift", np.linspace(-1, 1, 8))
+        normal = g.node("LayerNormalization", [first, gain, shift], (8, 8, 8), axis=-1)
+        before = g.node("Transpose", [normal], (8, 8, 8), perm=[0, 3, 1, 2])
+        x = g.node("Transpose", [g.conv(before, 8, group=8)], (8, 8, 8), perm=[0, 2, 3, 1])
+        x = g.node("MatMul", [x, g.constant("up", g.random.normal(0, 0.5, (8, 32)))], (8, 8, 32))
+        x = g.node("Mul", [x, g.unary("Erf", x)], (8, 8, 32))
+        x = g.node("MatMul", [x, g.constant("down", g.random.normal(0, 0.2, (32, 8)))], (8, 8, 8))
+        x = g.add(before, g.node("Transpose", [x], (8, 8, 8), perm=[0, 3, 1, 2]))
+        summary = self.close(g.head(x), tmp_path, images(32), effort)
+        assert not any("effort 'fast'" in text for text in summary["warnings"])
+
+    @pytest.mark.parametrize("batch", [1, "batch"])
+    def test_a_network_that_mixes_images(self, batch, effort, tmp_path):
+        g = Graph(batch=batch)
+        first = g.conv("images", 8)
+        mean = g.node("ReduceMean", [first], (1, 1, 1), axes=[0, 2, 3])
+        x = g.add(first, g.node("Mul", [mean, g.constant("little", 0.01)], (1, 1, 1)))
+        g.head(g.conv(g.unary("Relu", x), 8))
+        if batch != 1:
+            with pytest.raises(QuantizationError, match="'mul2' is no tensor of 32 images"):
+                quantized(g, tmp_path, images(32), effort=effort)
+            return
+        model, int8, summary = quantized(g, tmp_path, images(32), effort=effort)
+        one = images(1, seed=5)
+        assert sqnr_db(run(model, one), run(int8, one)) > 20
+        assert sum("it mixes images" in text for text in summary["warnings"]) == (effort != "fast")
+
     def test_shared_weights_grouped_convolutions_and_concat(self, effort, tmp_path):
         g = Graph()
         first = g.unary("Relu", g.conv("images", 8))
