@@ -7,15 +7,6 @@ from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A named tensor; a dimension of None is dynamic."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
 class ShapeProfile:
     """The shapes a dynamic input may take: smallest, most frequent, largest."""
 
