@@ -153,13 +153,16 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
         )
     rival = _rival(v, report)
     if rival is not None or v.speedup <= 1.0:
-        return "look", f"{facts}: it is not worth it on this machine{rival or ''}."
+        return "look", f"{facts}: it is not worth it on this machine{f', {rival}' if rival else ''}."
     doubt = _doubt(v.latency_ms, over, report)
     if doubt:
         return "look", f"{facts}, but {doubt}: {AGAIN}."
     possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
     limit = next((g.limit for g in report.gates if (g.variant, g.name) == (v.name, "max_drop_pp")), None)
     if possible <= (LOSS_PP if limit is None else limit):
+        elsewhere = _rival(v, report, elsewhere=True)
+        if elsewhere:
+            return "look", f"{facts}, but on this machine {elsewhere}, without a loss."
         return "good", f"{facts}: ship it."
     if limit is None:
         return "look", f"{facts}: decide whether that loss is acceptable."
@@ -178,18 +181,28 @@ def _unproven(v: Variant, limit_pp: float) -> str:
     return f"{said} (at this drop, about {words.whole(step * math.ceil(needed / step))} would)"
 
 
-def _rival(v: Variant, report: RunReport) -> str | None:
-    """The network in another precision on the same target that is faster than this INT8 one, in words."""
+def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | None:
+    """The network in another precision that is faster than this INT8 one, in words.
+
+    Either on the same target, or, in float32, on another one of this machine.
+    """
     timed = [
         (each.latency_ms.p50, each)
         for each in report.variants
-        if (each.target, each.pruned) == (v.target, v.pruned) and each.precision != "int8" and each.latency_ms
+        if each.pruned == v.pruned
+        and each.precision != "int8"
+        and each.latency_ms
+        and (
+            each.target != v.target and each.precision == "fp32" and each.runs_here and v.runs_here
+            if elsewhere
+            else each.target == v.target
+        )
     ]
     quickest_ms, other = min(timed, key=lambda pair: pair[0], default=(math.inf, v))
     if v.latency_ms is None or quickest_ms >= v.latency_ms.p50:
         return None
     return (
-        f", {words.title(other)} is faster ({words.milliseconds(quickest_ms)} "
+        f"{words.title(other)} is faster ({words.milliseconds(quickest_ms)} "
         f"against {words.milliseconds(v.latency_ms.p50)})"
     )
 
