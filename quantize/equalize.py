@@ -49,7 +49,7 @@ def equalize(model: ir.Model, statistics: Statistics, strength: float) -> tuple[
     """
     changed = io.copy(model)
     tensors = dict(statistics.tensors)
-    factors: dict[ir.Value, list[tuple[int, FloatArray]]] = {}
+    factors: dict[ir.Value, list[FloatArray]] = {}
     for space in spaces(changed):
         factor = _factor([statistics.tensors[t] for t in space.tensors if t in statistics.tensors], strength)
         if factor is None or not _fits(space, len(factor)):
@@ -57,11 +57,11 @@ def equalize(model: ir.Model, statistics: Statistics, strength: float) -> tuple[
         for writer in space.writers:
             for value in filter(None, writer.inputs[1:]):
                 axis = weight_axis(writer) if value is writer.inputs[1] else 0
-                factors.setdefault(value, []).append((axis, np.reciprocal(factor)))
+                factors.setdefault(value, []).append(_along(value, axis, np.reciprocal(factor)))
         for reader in space.readers:
             weight = reader.inputs[1]
             assert weight is not None
-            factors.setdefault(weight, []).append((1 - weight_axis(reader), factor))
+            factors.setdefault(weight, []).append(_along_inputs(reader, weight, factor))
         for name in space.tensors:
             if name in tensors:
                 tensors[name] = tensors[name].scaled(factor)
@@ -110,9 +110,13 @@ def spaces(model: ir.Model) -> list[Space]:
 
 def _unscalable(node: ir.Node) -> bool:
     """Whether the weights of a layer cannot be scaled along both their axes."""
-    grouped = node.op_type == "Conv" and (node.attributes.get_int("group", 1) or 1) != 1
     scaled = node.op_type == "Gemm" and (node.attributes.get_float("alpha", 1.0) != 1.0)
-    return grouped or scaled or any(v is not None and v.const_value is None for v in node.inputs[1:])
+    return scaled or any(v is not None and v.const_value is None for v in node.inputs[1:])
+
+
+def _groups(node: ir.Node) -> int:
+    """Groups of a convolution."""
+    return node.attributes.get_int("group", 1) or 1
 
 
 def _own_weights(space: Space) -> bool:
@@ -126,10 +130,15 @@ def _own_weights(space: Space) -> bool:
 
 def _fits(space: Space, channels: int) -> bool:
     """Whether every layer has one weight row or column a channel (a map that is flattened has more)."""
-    return all(
-        node.inputs[1] is not None and io.constant(node.inputs[1]).shape[axis(node)] == channels
-        for nodes, axis in ((space.writers, weight_axis), (space.readers, lambda n: 1 - weight_axis(n)))
-        for node in nodes
+
+    def sides(node: ir.Node) -> tuple[int, int]:
+        """Output and input channels."""
+        assert node.inputs[1] is not None
+        shape, axis = io.constant(node.inputs[1]).shape, weight_axis(node)
+        return shape[axis], shape[1 - axis] * _groups(node)
+
+    return all(sides(node)[0] == channels for node in space.writers) and all(
+        sides(node)[1] == channels for node in space.readers
     )
 
 
@@ -145,12 +154,27 @@ def _factor(seen: list[TensorStatistics], strength: float) -> FloatArray | None:
     return factor
 
 
-def _scaled(wanted: tuple[ir.Value, list[tuple[int, FloatArray]]]) -> FloatArray:
-    """The array of a constant times a factor for every index along an axis, for some axes."""
+def _along(value: ir.Value, axis: int, factor: FloatArray) -> FloatArray:
+    """A factor for every index along an axis of a constant."""
+    shape = [1] * io.constant(value).ndim
+    shape[axis] = -1
+    return factor.reshape(shape)
+
+
+def _along_inputs(reader: ir.Node, weight: ir.Value, factor: FloatArray) -> FloatArray:
+    """A factor for every input channel of a layer; an output of a grouped convolution reads its group."""
+    groups = _groups(reader)
+    if groups == 1:
+        return _along(weight, 1 - weight_axis(reader), factor)
+    outputs, inputs, *kernel = io.constant(weight).shape
+    each = np.repeat(factor.reshape(groups, inputs), outputs // groups, axis=0)
+    return each.reshape(outputs, inputs, *[1] * len(kernel))
+
+
+def _scaled(wanted: tuple[ir.Value, list[FloatArray]]) -> FloatArray:
+    """The array of a constant times some factors."""
     value, factors = wanted
     array = np.array(io.constant(value), np.float32)
-    for axis, factor in factors:
-        shape = [1] * array.ndim
-        shape[axis] = -1
-        array *= factor.reshape(shape)
+    for factor in factors:
+        array *= factor
     return array

@@ -90,15 +90,34 @@ def test_a_hand_worked_space():
 
 
 def test_what_is_not_homogeneous_blocks_its_space():
-    """Sigmoid, an input, an output, grouped convolutions and shared weights are left alone."""
+    """Sigmoid, an input, an output and shared weights are left alone."""
     g = Graph()
     smooth = g.unary("Sigmoid", g.conv("images", 4))
-    grouped = g.conv(g.unary("Relu", g.conv(smooth, 4)), 4, group=2)
-    first = g.conv(g.unary("Relu", grouped), 4, 1)
+    first = g.conv(g.unary("Relu", g.conv(smooth, 4)), 4, 1)
     shared = g.nodes[-1].input[1]
     g.head(g.conv(g.unary("Relu", first), 4, 1, shared=shared))
     found = spaces(ir.from_proto(g.model()))
-    assert not {t for s in found for t in s.tensors} & {"images", "logits", "conv0", smooth, grouped, first}
+    assert not {t for s in found for t in s.tensors} & {"images", "logits", "conv0", smooth, first}
+
+
+@pytest.mark.parametrize(("group", "outputs"), [(2, 8), (4, 12), (8, 8), (8, 16)])
+def test_grouped_convolutions_take_part(group, outputs, tmp_path):
+    """Of several groups, one channel each, and several outputs of each channel: ResNeXt, depthwise."""
+    g = Graph(seed=group)
+    weight = g.random.normal(size=(8, 3, 3, 3)) * 10.0 ** g.random.uniform(-1, 1, (8, 1, 1, 1))
+    first = g.unary("Relu", g.conv("images", 8, weight=weight))
+    shape = (outputs, 8 // group, 3, 3)
+    weight = g.random.normal(size=shape) * 10.0 ** g.random.uniform(-1, 1, (outputs, 1, 1, 1))
+    second = g.unary("Relu", g.conv(first, outputs, group=group, weight=weight))
+    g.head(g.conv(second, 8))
+    pixels = images(8)
+    model, statistics = calibrated(ir.from_proto(g.model()), tmp_path, pixels)
+    changed, scaled = equalize(model, statistics, 0.5)
+    before, after = logits(model, pixels), logits(changed, pixels)
+    assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
+    for name in (first, second):
+        seen, now = statistics.tensors[name].high, scaled.tensors[name].high
+        assert now.max() / np.median(now) < 0.8 * seen.max() / np.median(seen)
 
 
 def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
