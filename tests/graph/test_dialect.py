@@ -78,20 +78,25 @@ def with_a_function():
     return proto
 
 
-def with_a_settled_branch():
+def with_a_settled_branch(computed=False):
     """What PyTorch makes of `squeeze()`: a choice between two forms, of which one is always taken."""
     g = residual()
-    last = max(index for index, node in enumerate(g.nodes) if node.op_type == "Relu")
-    name = g.nodes[last].input[0]
+    place = next(index for index, node in enumerate(g.nodes) if node.op_type == "Flatten")
+    flatten = g.nodes.pop(place)
+    x, classes = flatten.input[0], g.nodes.pop()
 
-    def branch(kind, result):
+    def branch(kind, result, **attributes):
         value = helper.make_tensor_value_info(result, TensorProto.FLOAT, None)
-        return helper.make_graph([helper.make_node(kind, [name], [result])], kind, [], [value])
+        node = helper.make_node(kind, [x], [result], **attributes)
+        return helper.make_graph([node], kind, [], [value])
 
-    g.constant("taken", True, np.bool_)
-    chosen = {"then_branch": branch("Relu", "then"), "else_branch": branch("Identity", "otherwise")}
-    output = g.nodes[last].output[0]
-    g.nodes[last] = helper.make_node("If", ["taken"], [output], name="choice", **chosen)
+    condition = g.constant("taken", True, np.bool_) if not computed else ""
+    if computed:  # the batch is dynamic, this side is not
+        side = g.node("Gather", [g.node("Shape", [x], (4,)), g.constant("two", 2, np.int64)], ())
+        condition = g.node("Equal", [side, g.constant("one", 1, np.int64)], ())
+    chosen = {"then_branch": branch("Flatten", "flat", axis=1), "else_branch": branch("Identity", "as_it_is")}
+    g.nodes.append(helper.make_node("If", [condition], [flatten.output[0]], name="choice", **chosen))
+    g.nodes.append(classes)
     return g.model()
 
 
@@ -114,6 +119,7 @@ FILES = {
     "out of order": out_of_order,
     "function": with_a_function,
     "settled branch": with_a_settled_branch,
+    "branch by a shape": lambda: with_a_settled_branch(computed=True),
     "sum of two": with_sums,
     "sum of three": lambda: with_sums(3),
 }

@@ -14,12 +14,12 @@ from onnx_ir.passes.common import (
 from toolkit.core.errors import ModelError
 
 QUANTIZABLE_OPSET = 13  # brought scales by channel, which no graph of an older one may have
-_IR_VERSION = 8  # from 4 on an initializer need not be an input
+_IR_VERSION = 7  # of ONNX 1.8, which brought opset 13; from 4 on an initializer need not be an input
 _CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 
 def settle(model: ir.Model, *, quantizable: bool) -> ir.Model:
-    """Functions inlined, branches that are always taken in place, nodes in order and each with its own name.
+    """Functions inlined, sums by Add, nodes in order and each with its own name.
 
     Initializers are constants afterwards, and no longer inputs that a caller may replace.
 
@@ -37,7 +37,6 @@ def settle(model: ir.Model, *, quantizable: bool) -> ir.Model:
     model.ir_version = max(model.ir_version or 0, _IR_VERSION)
     if quantizable:
         model = _raised(model)
-    _take_branches(model.graph)
     _sums_to_adds(model.graph)
     drop_identities(model)
     seen: set[str] = set()
@@ -67,30 +66,6 @@ def _raised(model: ir.Model) -> ir.Model:
             hint=f"export the model again with opset {QUANTIZABLE_OPSET} or newer",
         ) from error
     return ir.serde.deserialize_model(proto)
-
-
-def _take_branches(graph: ir.Graph) -> None:
-    """Put the branch of an If whose condition is a constant in its place.
-
-    PyTorch exports `squeeze()` as such a choice.
-    """
-    for node in list(graph):
-        condition = node.inputs[0] if node.op_type == "If" else None
-        if condition is None or condition.const_value is None:
-            continue
-        name = "then_branch" if condition.const_value.numpy().item() else "else_branch"
-        branch = node.attributes[name].as_graph()
-        inner, results = list(branch), list(branch.outputs)
-        branch.outputs.clear()
-        branch.remove(inner)
-        for value in list(branch.initializers.values()):
-            branch.initializers.pop(str(value.name))
-            graph.register_initializer(value)
-        graph.insert_before(node, inner)
-        for old, new in zip(node.outputs, results, strict=True):
-            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-            new.name = old.name
-        graph.remove(node, safe=True)
 
 
 def _sums_to_adds(graph: ir.Graph) -> None:

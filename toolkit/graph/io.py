@@ -14,9 +14,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
-from toolkit.graph.dialect import settle
+from toolkit.graph.dialect import drop_identities, settle
 from toolkit.graph.padding import write_padding
-from toolkit.graph.simplify import fold_constants, write_shapes
+from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
 
 QUANTIZED_OPS = frozenset(
     {
@@ -202,8 +202,9 @@ def _load(path: Path, *, quantizable: bool) -> ir.Model:
         of_floats = not any(node.op_type in QUANTIZED_OPS for node in model.graph)
         model = settle(model, quantizable=quantizable and of_floats)
         inferred: ir.Model = ShapeInferencePass()(model).model
-        if fold_constants(inferred):
+        while fold_constants(inferred) or take_branches(inferred):
             inferred = ShapeInferencePass()(inferred).model
+        drop_identities(inferred)  # of the branches
         write_padding(inferred)
         write_shapes(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file

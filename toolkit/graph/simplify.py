@@ -30,7 +30,7 @@ def fold_constants(model: ir.Model) -> bool:
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for node in list(model.graph):
         arrays = _worked_out(node)
-        if arrays is None:
+        if arrays is None or not any(output.uses() for output in node.outputs):
             continue
         found = True
         for output, array in zip(node.outputs, arrays, strict=True):
@@ -42,6 +42,34 @@ def fold_constants(model: ir.Model) -> bool:
             model.graph.register_initializer(value)
             ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=False)
     RemoveUnusedNodesPass()(model)
+    return found
+
+
+def take_branches(model: ir.Model) -> bool:
+    """Put the branch of an If whose condition is a constant in its place, as of PyTorch's `squeeze()`.
+
+    Returns:
+        Whether there was one, so that more shapes may be known.
+    """
+    graph, found = model.graph, False
+    for node in list(graph):
+        condition = node.inputs[0] if node.op_type == "If" else None
+        if condition is None or condition.const_value is None:
+            continue
+        found = True
+        name = "then_branch" if condition.const_value.numpy().item() else "else_branch"
+        branch = node.attributes[name].as_graph()
+        inner, results = list(branch), list(branch.outputs)
+        branch.outputs.clear()
+        branch.remove(inner)
+        for value in list(branch.initializers.values()):
+            branch.initializers.pop(str(value.name))
+            graph.register_initializer(value)
+        graph.insert_before(node, inner)
+        for old, new in zip(node.outputs, results, strict=True):
+            ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+            new.name = old.name
+        graph.remove(node, safe=True)
     return found
 
 
@@ -111,6 +139,11 @@ def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
             return None
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
         return [np.array([int(dim) for dim in dims][start:end], np.int64)]  # type: ignore[arg-type]
+    if node.op_type == "Gather" and (sizes := _known_sizes(node.outputs[0])) is not None:
+        shape, index = node.inputs
+        if shape is not None and index is not None and all(isinstance(size, int) for size in sizes):
+            dtype = np.dtype(np.int64) if shape.dtype is None else shape.dtype.numpy()
+            return [np.array(sizes, dtype).reshape(array_of(index).shape)]
     read = [value for value in node.inputs if value is not None]
     if not read or any(value.const_value is None or value.is_graph_input() for value in read):
         return None
