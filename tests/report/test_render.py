@@ -135,7 +135,7 @@ def test_names_from_data_are_escaped_everywhere(tmp_path):
     evil = replace(
         report,
         missing=("<script>alert(2)</script>",),
-        findings=({"severity": "warning", "what": "<b>bold</b>", "hint": "<i>"},),
+        findings=({"severity": "warning", "what": "<b>bold</b>", "hint": "<i> and `edgeship <u>`"},),
         command="edgeship run '<script>alert(3)</script>'",
         variants=tuple(replace(v, note="<script>alert(4)</script>") for v in report.variants),
     )
@@ -143,6 +143,7 @@ def test_names_from_data_are_escaped_everywhere(tmp_path):
     assert not re.search(r"<script>alert|<img src=x>|<b>bold", page)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "{{ 7 * 7 }}" in page
+    assert "&lt;i&gt; and <code>edgeship &lt;u&gt;</code>" in page
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
     labels = figures["classes-openvino-int8"]["data"][0]["y"]
     assert set(labels) == {

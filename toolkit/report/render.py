@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from toolkit.report.verdict import verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
     from rich.console import Console
 
 WIDE = 160  # columns in a file or pipe, which has no width of its own
@@ -218,7 +220,17 @@ def templates() -> jinja2.Environment:
     environment.filters["cell"] = lambda text: (
         str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
     )
+    environment.filters["prose"] = _prose
     return environment
+
+
+def _prose(text: str) -> Markup:
+    """A sentence whose commands stand between backticks."""
+    from markupsafe import Markup
+
+    parts = re.split("`([^`]+)`", text)
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if place % 2 else part for place, part in enumerate(parts))
 
 
 def _build(kind: Any, value: Any) -> Any:
