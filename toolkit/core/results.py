@@ -266,6 +266,23 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
+class InputCheck:
+    """A check of what the user brought: preprocessing, labels, the FP32 baseline.
+
+    Attributes:
+        code: Stable identifier, e.g. "preprocess-assumed", "baseline-at-chance", "class-order".
+        effect: note: verdicts are unaffected; no_pass: no verdict is PASS; no_verdict: no target gets a verdict.
+        message: The finding, with the value seen and the value expected.
+        hint: One command or setting.
+    """
+
+    code: str
+    effect: Literal["note", "no_pass", "no_verdict"]
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StageRun:
     """One stage of the run."""
 
@@ -287,6 +304,7 @@ class RunReport:
         created: UTC, ISO 8601.
         missing: What this report should hold and does not, in words.
         findings: severity, what, hint: what the data check found.
+        input_checks: Checks of preprocessing, labels and baseline that limit the verdicts.
         details: JSON of single stages that only experts read: export, quantization, pruning, training, bench.
     """
 
@@ -303,6 +321,7 @@ class RunReport:
     created: str | None = None
     missing: tuple[str, ...] = ()
     findings: tuple[dict[str, str], ...] = ()
+    input_checks: tuple[InputCheck, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
