@@ -117,7 +117,7 @@ def _sensitivity(found: Quantized, options: QuantizeOptions) -> dict[str, Any] |
     probe = spread(found.statistics.probe, SENSITIVITY_PIXELS)
     try:
         rows = sensitivity.analyse(found, found.exact, probe, quantizers=False, options=options)
-        return sensitivity.to_json(rows)
+        return {"images": len(probe), **sensitivity.to_json(rows)}
     except ModelError as error:
         found.warnings.append(f"no sensitivity: {error}")
         return None

@@ -97,7 +97,7 @@ def _add(
     if wanted == "int8" and not (fused and precision == "int8"):
         where = "fused, but its convolution writes" if fused else "not fused with a convolution: runs in"
         warning = f"{where} {precision}; both of its inputs need Q/DQ, and so does its output"
-    return LayerAudit(name, "Add", precision, False, warning, None if fused else time_ms)
+    return LayerAudit(name, "Add", precision, False, warning, None if fused else time_ms, fused=fused)
 
 
 def _precisions(facts: Mapping[str, str]) -> tuple[str, str]:

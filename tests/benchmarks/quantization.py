@@ -279,7 +279,7 @@ def timing(network: Network, names: Sequence[str], chosen: Images, runner: Runne
             cells += [
                 f"{seconds:.1f}",
                 _ratios(mine, peer),
-                f"{100 * floor / seconds:.0f} %" if floor else None,
+                f"{seconds / floor:.2f}" if floor else None,
                 f"{_median(mine, 'process_s'):.1f}",
             ]
         peak = _median(results[tool, "files"], "peak_bytes")
@@ -287,7 +287,7 @@ def timing(network: Network, names: Sequence[str], chosen: Images, runner: Runne
     columns = [
         f"{kind}: {what}"
         for kind in ("arrays", "files")
-        for what in ("s", f"/ {NNCF}'s (lowest..highest)", "share of one FP32 pass", "with start-up s")
+        for what in ("s", f"/ {NNCF}'s (lowest..highest)", "in FP32 passes", "with start-up s")
     ]
     heading = (
         f"Quantizing with {len(chosen.indices)} images at {SPEED_SIZE} px, from decoded arrays in memory and "

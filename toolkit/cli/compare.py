@@ -42,4 +42,5 @@ def command(runs: tuple[Path, ...], kind: str) -> None:
     elif kind == "md":
         click.echo(compare.markdown(read, differences), nl=False)
     else:
-        render.print_table(compare.COLUMNS, compare.table(read, differences))
+        rows = compare.table(read, differences)
+        render.print_table(compare.COLUMNS, rows, expendable=compare.EXPENDABLE)

@@ -70,6 +70,7 @@ class LayerAudit:
         weighted: Whether the layer has weights.
         warning: What is wrong with it, and why; empty when nothing is.
         time_ms: Time of the layer in the profile; None when not profiled.
+        fused: Whether it runs inside another layer, whose time includes it.
     """
 
     name: str
@@ -78,6 +79,8 @@ class LayerAudit:
     weighted: bool
     warning: str = ""
     time_ms: float | None = None
+    # beside schema 1
+    fused: bool = False
 
 
 # The report (schema 1). Fields above a line `# beside schema 1` are public; those below it may change.
@@ -116,12 +119,18 @@ class LatencySummary:
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
-    """Top-1 accuracy on the images of one class, as an index into the class names."""
+    """Top-1 accuracy on the images of one class, as an index into the class names.
+
+    Attributes:
+        drop_ci95_pp: 95 % interval of top1_reference - top1, in percentage points; None in older reports.
+    """
 
     label: int
     images: int
     top1_reference: float
     top1: float
+    # beside schema 1
+    drop_ci95_pp: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +206,7 @@ class Variant:
         int8_layers: Weighted layers that execute in INT8, of `weighted_layers`.
         kind: Where the accuracy came from.
         speedup: Median latency of `speedup_over` divided by this one's.
+        speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
         note: What was compiled and checked.
         error: Why it was not run; `hint` says what to do.
         batch_throughput: Batch size -> images a second, where measured.
@@ -229,6 +239,7 @@ class Variant:
     kind: Kind = "not run"
     runs_here: bool = False
     speedup: float | None = None
+    speedup_ci95: tuple[float, float] | None = None
     speedup_over: str | None = None
     note: str | None = None
     error: str | None = None
@@ -243,6 +254,10 @@ class Variant:
     paired: Paired | None = None
 
 
+JudgeBy = Literal["interval", "point"]
+Outcome = Literal["pass", "fail", "needs_data", "not_measured", "not_judged"]
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """A limit that a variant must keep.
@@ -251,9 +266,12 @@ class Gate:
         name: The recipe's key: max_drop_pp, min_speedup, max_latency_ms.
         limit: The limit, in the unit of the name.
         value: The variant's figure; None when there is none.
-        passed: True kept; False missed; None not judged, since the variant does not run on this machine.
+        passed: True kept; False missed, or not measured though it should be; None undecided: with a value, the
+            interval reaches the limit; without one, the variant does not run on this machine.
         variant: Which row it judges; None when no row could be judged.
         reason: The outcome in words.
+        judged_by: What was held against the limit: the value ("point") or its 95 % interval.
+        interval: 95 % interval of the value; None where there is none.
     """
 
     name: str
@@ -263,6 +281,15 @@ class Gate:
     # beside schema 1
     variant: str | None = None
     reason: str = ""
+    judged_by: JudgeBy = "point"
+    interval: tuple[float, float] | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome in one word, from `passed` and `value`."""
+        if self.value is None:
+            return "not_measured" if self.passed is False else "not_judged"
+        return {True: "pass", False: "fail", None: "needs_data"}[self.passed]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,5 +353,5 @@ class RunReport:
 
     @property
     def missed(self) -> tuple[Gate, ...]:
-        """Gates that were missed: not empty means exit code 3."""
+        """Gates that were missed or not measured: not empty means exit code 3."""
         return tuple(gate for gate in self.gates if gate.passed is False)

@@ -272,6 +272,7 @@ def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
         max_drop_pp=options.max_drop_pp,
         min_speedup=options.min_speedup,
         max_latency_ms=options.max_latency_ms,
+        judge_by=options.judge_by,
     )
     thumbnails = images.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])

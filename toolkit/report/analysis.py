@@ -142,8 +142,15 @@ def _per_class(
 ) -> tuple[ClassAccuracy, ...]:
     images = np.bincount(labels)
     was, now = np.bincount(labels, was_right), np.bincount(labels, now_right)
+    lost, won = np.bincount(labels, was_right & ~now_right), np.bincount(labels, ~was_right & now_right)
     return tuple(
-        ClassAccuracy(int(c), int(images[c]), was[c] / images[c], now[c] / images[c])
+        ClassAccuracy(
+            label=c,
+            images=int(images[c]),
+            top1_reference=was[c] / images[c],
+            top1=now[c] / images[c],
+            drop_ci95_pp=statistics.drop_interval(int(lost[c]), int(won[c]), int(images[c])),
+        )
         for c in np.flatnonzero(images).tolist()
     )
 

@@ -71,7 +71,7 @@ def _tradeoff(report: RunReport) -> Chart | None:
             "error_x": {
                 "type": "data",
                 "symmetric": False,
-                "array": [latency.p99 - latency.p50],
+                "array": [max(min(latency.p99, widest) - latency.p50, 0.0)],
                 "arrayminus": [0],
                 "thickness": 1,
                 "width": 3,
@@ -80,12 +80,12 @@ def _tradeoff(report: RunReport) -> Chart | None:
             "hovertemplate": f"%{{y:.2f}} % top-1<br>%{{x:.3g}} ms median<extra>{v.kind}</extra>",
         }
         if v.drop_ci95_pp and v.drop_pp is not None:
-            low, high = v.drop_ci95_pp
+            least, most = _top1_interval(v)
             trace["error_y"] = {
                 "type": "data",
                 "symmetric": False,
-                "array": [v.drop_pp - low],
-                "arrayminus": [high - v.drop_pp],
+                "array": [most - 100 * top1],
+                "arrayminus": [100 * top1 - least],
                 "thickness": 1,
                 "width": 3,
                 "color": _colour(v),
@@ -103,17 +103,30 @@ def _tradeoff(report: RunReport) -> Chart | None:
         {
             "xaxis": {"title": "median latency, ms (to p99)", "range": [0, widest]},
             "showlegend": not labelled,
-            "yaxis": {"title": "top-1, % (95 % of the drop)"},
+            "yaxis": {"title": "top-1, % (95 % of the drop)", "range": _top1_range(shown)},
             "height": 340,
         },
     )
 
 
+def _top1_interval(v: Variant) -> tuple[float, float]:
+    """Return the ends of a top-1 whisker in percent: the drop's interval, within 0 and 100."""
+    top1, drop = 100 * (v.top1 or 0.0), v.drop_pp or 0.0
+    low, high = v.drop_ci95_pp or (drop, drop)
+    return max(top1 + drop - high, 0.0), min(top1 + drop - low, 100.0)
+
+
+def _top1_range(shown: Sequence[Variant]) -> list[float]:
+    """Return an axis that holds every top-1 and its whiskers, with room for markers."""
+    ends = [end for v in shown for end in (*_top1_interval(v), 100 * (v.top1 or 0.0))]
+    room = max(0.08 * (max(ends) - min(ends)), 0.1)
+    return [min(ends) - room, max(ends) + room]
+
+
 def _labels_fit(shown: Sequence[Variant], widest: float) -> bool:
     """Whether the labels beside the points (480 by 250 pixels, 7 by 16 a letter) keep clear of each other."""
-    tops = [v.top1 for v in shown if v.top1 is not None]
-    reach = max((high - low for low, high in (v.drop_ci95_pp or (0.0, 0.0) for v in shown)), default=0.0)
-    height = max(100 * (max(tops) - min(tops)) + reach, 0.01)
+    lowest, highest = _top1_range(shown)
+    height = highest - lowest
     boxes: list[tuple[float, float, float]] = []
     for rank, v in enumerate(shown):
         x = 480 * (v.latency_ms.p50 if v.latency_ms else 0.0) / widest
@@ -173,7 +186,7 @@ def _drop(report: RunReport) -> Chart | None:
         "; ".join(f"{words.title(v)} {words.points(v.drop_pp, v.drop_ci95_pp)}" for v in shown),
         data,
         {
-            "xaxis": {"title": "pp lost, paired 95 % interval"},
+            "xaxis": {"title": "drop, pp, paired 95 % interval"},
             "yaxis": {"autorange": "reversed"},
             "shapes": shapes,
             "annotations": notes,
@@ -202,10 +215,12 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
         return None
     labels = [text(words.label(names, c.label)) for c in by_drop]
     drops = [100 * (c.top1_reference - c.top1) for c in by_drop]
+    # An older report has no intervals: its bars have no whiskers.
+    ends = [c.drop_ci95_pp or (drop, drop) for c, drop in zip(by_drop, drops, strict=True)]
     which = f"the {WORST} classes that lose most" if len(variant.paired.classes) > WORST else "every class"
     return Chart(
         f"Drop per class: {which}",
-        f"Worst: {words.label(names, by_drop[0].label)}, {words.points(drops[0])}",
+        f"Worst: {words.label(names, by_drop[0].label)}, {words.points(drops[0], by_drop[0].drop_ci95_pp)}",
         [
             {
                 "type": "bar",
@@ -213,12 +228,24 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
                 "x": drops,
                 "y": labels,
                 "marker": {"color": ["@red" if drop > 0 else "@green" for drop in drops]},
-                "customdata": [c.images for c in by_drop],
-                "hovertemplate": "%{y}: %{x:.2f} pp of %{customdata} images<extra></extra>",
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [high - drop for (_, high), drop in zip(ends, drops, strict=True)],
+                    "arrayminus": [drop - low for (low, _), drop in zip(ends, drops, strict=True)],
+                    "thickness": 1,
+                    "width": 3,
+                    "color": "@ink",
+                },
+                "customdata": [
+                    f"{words.points(drop, c.drop_ci95_pp)} of {words.images(c.images)}"
+                    for c, drop in zip(by_drop, drops, strict=True)
+                ],
+                "hovertemplate": "%{y}: %{customdata}<extra></extra>",
             }
         ],
         {
-            "xaxis": {"title": "percentage points lost"},
+            "xaxis": {"title": "drop, pp (whiskers: 95 % of each class)"},
             "yaxis": {"autorange": "reversed", "type": "category"},
             "height": 90 + 20 * len(by_drop),
         },
@@ -325,10 +352,7 @@ def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
         )
     return Chart(
         f"Time per layer on {words.target(target)}",
-        "; ".join(
-            f"{words.title(v)}: {words.milliseconds(sum(layer.time_ms or 0.0 for layer in v.audit))} in all"
-            for v in timed
-        ),
+        " ".join(f"{words.title(v)}: {words.layer_total(v)}" for v in timed),
         data,
         {
             "barmode": "group",

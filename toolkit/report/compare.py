@@ -14,7 +14,7 @@ from toolkit.core.quant import IntArray
 from toolkit.core.results import LatencySummary, RunReport, Variant
 from toolkit.report import words
 from toolkit.report.analysis import Kept, kept
-from toolkit.report.verdict import busy
+from toolkit.report.timing import disturbances
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,12 @@ class Difference:
     Attributes:
         run: Name of the run.
         variant: Name of the variant.
-        top1_pp: Change of top-1 in percentage points, positive is better; None where either is absent.
-        top1_ci95_pp: Its 95 % interval.
+        drop_pp: Top-1 of the first run minus this one's, in percentage points: positive is a loss; None where
+            either is absent.
+        drop_ci95_pp: Its 95 % interval.
         paired: Whether both runs saw the same images and are compared image by image.
         p: McNemar's exact p-value where paired.
-        top1_significant: Whether the interval leaves out zero.
+        drop_significant: Whether the interval leaves out zero.
         latency_ratio: Median latency of the first run over this one's: above 1 is faster.
         latency_significant: Whether the 95 % intervals of the medians lie apart; None where the two were
             not measured alike.
@@ -38,11 +39,11 @@ class Difference:
 
     run: str
     variant: str
-    top1_pp: float | None
-    top1_ci95_pp: tuple[float, float] | None
+    drop_pp: float | None
+    drop_ci95_pp: tuple[float, float] | None
     paired: bool
     p: float | None
-    top1_significant: bool | None
+    drop_significant: bool | None
     latency_ratio: float | None
     latency_significant: bool | None
     size_ratio: float | None
@@ -87,19 +88,18 @@ def compare(runs: Sequence[Run]) -> tuple[Difference, ...]:
 
 def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Difference:
     remarks = []
-    change = interval = p = None
+    drop = interval = p = None
     paired = False
     if base.top1 is not None and other.top1 is not None:
         outcomes = _outcomes(first, base, run, other)
         if outcomes is not None:
             paired = True
-            drop, (low, high) = statistics.paired_drop(*outcomes)
-            change, interval = -drop, (-high, -low)
+            drop, interval = statistics.paired_drop(*outcomes)
             was, now = outcomes
             p = statistics.mcnemar(int((was & ~now).sum()), int((~was & now).sum()))
         elif base.images and other.images:
-            change, interval = statistics.unpaired_difference(
-                round(other.top1 * other.images), other.images, round(base.top1 * base.images), base.images
+            drop, interval = statistics.unpaired_difference(
+                round(base.top1 * base.images), base.images, round(other.top1 * other.images), other.images
             )
             same = first.report.data.get("eval_digest") == run.report.data.get("eval_digest")
             remarks.append("predictions were not kept, so the interval is wider" if same else "other images")
@@ -120,11 +120,11 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
     return Difference(
         run=run.name,
         variant=other.name,
-        top1_pp=change,
-        top1_ci95_pp=interval,
+        drop_pp=drop,
+        drop_ci95_pp=interval,
         paired=paired,
         p=p,
-        top1_significant=None if interval is None else not interval[0] <= 0 <= interval[1],
+        drop_significant=None if interval is None else not interval[0] <= 0 <= interval[1],
         latency_ratio=ratio,
         latency_significant=apart,
         size_ratio=other.size_bytes / base.size_bytes
@@ -161,15 +161,15 @@ def _unlike(a: LatencySummary | None, b: LatencySummary | None) -> str:
 
 
 def _disturbed(a: RunReport, b: RunReport) -> str:
-    """Whether other work made latencies of either run longer; empty when it did not."""
-    return "timed on a busy machine" if busy(a.environment) or busy(b.environment) else ""
+    """Say that other work made latencies of either run longer; empty when it did not."""
+    return "timed on a busy machine" if any(disturbances(each.environment) for each in (a, b)) else ""
 
 
 COLUMNS = (
     "variant",
     "run",
     "top-1",
-    "change [95 %]",
+    "drop [95 %]",
     "accuracy",
     "p50",
     "speed-up",
@@ -177,6 +177,7 @@ COLUMNS = (
     "size",
     "remarks",
 )
+EXPENDABLE = ("size", "p50", "top-1", "speed-up", "speed")  # columns to leave out of a narrow table, in order
 
 
 def table(runs: Sequence[Run], differences: Sequence[Difference]) -> list[tuple[str, ...]]:
@@ -193,10 +194,10 @@ def table(runs: Sequence[Run], differences: Sequence[Difference]) -> list[tuple[
 
 
 def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
-    change = accuracy = ratio = speed = ""
-    if d is not None and d.top1_pp is not None and d.top1_ci95_pp is not None:
-        change = words.points(d.top1_pp, d.top1_ci95_pp)
-        accuracy = "significant" if d.top1_significant else "may be chance"
+    drop = accuracy = ratio = speed = ""
+    if d is not None and d.drop_pp is not None and d.drop_ci95_pp is not None:
+        drop = words.points(d.drop_pp, d.drop_ci95_pp)
+        accuracy = "significant" if d.drop_significant else "may be chance"
     if d is not None and d.latency_ratio is not None:
         ratio = words.times(d.latency_ratio)
         speed = {True: "significant", False: "within noise", None: "not comparable"}[d.latency_significant]
@@ -204,7 +205,7 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
         v.name,
         run.name,
         words.percent(v.top1),
-        change,
+        drop,
         accuracy,
         words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
         ratio,
@@ -218,4 +219,4 @@ def markdown(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
     """The comparison as a Markdown table."""
     rows = [COLUMNS, ("---",) * len(COLUMNS), *table(runs, differences)]
     lines = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return f"{lines}\n\nChanges are against {runs[0].name}.\n"
+    return f"{lines}\n\nDrops and speed-ups are against {runs[0].name}: a positive drop is a loss.\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.report import words
 from toolkit.report.figure import Chart, text
+from toolkit.report.inside import EXPECTED_DROP
 from toolkit.report.render import print_table, templates
 
 COMPETITOR = "dense"
@@ -84,7 +85,6 @@ def chart(family: Mapping[str, Any]) -> Chart:
         ring = {"color": "@orange", "size": 20, "symbol": "circle-open", "line": {"width": 2}}
         data.append(_points("knee", knee, labelled, "markers", ring))
     level = _height(dense, labelled=labelled)
-    title = "top-1, %" if labelled else "expected change, pp (no labels)"
     return Chart(
         "Accuracy against latency of the pruned networks in INT8",
         "; ".join(
@@ -95,7 +95,7 @@ def chart(family: Mapping[str, Any]) -> Chart:
         data,
         {
             "xaxis": {"title": "median latency, ms", "rangemode": "tozero"},
-            "yaxis": {"title": title},
+            "yaxis": {"title": "top-1, %"} if labelled else EXPECTED_DROP,
             "shapes": [
                 {
                     "type": "line",
@@ -149,5 +149,5 @@ def _expected(row: Mapping[str, Any]) -> str:
 
 
 def _height(row: Mapping[str, Any], *, labelled: bool) -> float:
-    """Where a row stands on the axis: top-1 in percent, or the expected change in points."""
-    return 100 * float(row["top1"]) if labelled else 0.0 - float(row["expected_drop_pp"])
+    """Return the height of a row on the axis: top-1 in percent, or the expected drop in points."""
+    return 100 * float(row["top1"]) if labelled else float(row["expected_drop_pp"])

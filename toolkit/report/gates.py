@@ -1,15 +1,40 @@
 """Limits that decide whether a run passes.
 
 Every INT8 variant is judged (every variant but the FP32 ones; where there is no INT8, all but the
-reference). A variant that does not run on this machine is not judged on what could not be measured; one
-that should have run, or a gate that finds nothing to judge, is missed.
+reference). By the interval, a limit is kept where the whole 95 % interval keeps it and missed where the whole
+interval lies beyond it; between the two, or with a time that other work disturbed, it is undecided. By the
+point, the figure alone decides. A variant that does not run on this machine is not judged on what could not be
+measured; one that should have run, or a gate that finds nothing to judge, is missed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
-from toolkit.core.results import Gate, Variant
+from toolkit.core.results import Gate, InputCheck, JudgeBy, Variant
+from toolkit.core.statistics import images_to_decide
+from toolkit.report import words
+from toolkit.report.timing import disturbances
+
+Interval = tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """A limit: its name, its value, and how a variant's figure and its interval are read.
+
+    Attributes:
+        timed: Whether it limits a time, which other work on the machine disturbs.
+    """
+
+    name: str
+    limit: float
+    value: Callable[[Variant], float | None]
+    interval: Callable[[Variant], Interval]
+    timed: bool = True
 
 
 def judge(
@@ -17,6 +42,10 @@ def judge(
     max_drop_pp: float | None,
     min_speedup: float | None,
     max_latency_ms: float | None,
+    *,
+    by: JudgeBy = "interval",
+    environment: Mapping[str, Any] = MappingProxyType({}),
+    checks: Sequence[InputCheck] = (),
 ) -> tuple[Gate, ...]:
     """Judge every variant by every gate that is set.
 
@@ -25,51 +54,108 @@ def judge(
         max_drop_pp: Largest allowed top-1 drop in percentage points; None: no such gate.
         min_speedup: Smallest allowed speed-up over FP32.
         max_latency_ms: Largest allowed median latency.
+        by: What is held against a limit: the figure or its 95 % interval.
+        environment: Of the report: what disturbed the timing.
+        checks: Checks of the input: with effect "no_verdict" no gate is judged, with "no_pass" none is passed.
     """
+    limits: list[_Limit] = []
+    if max_drop_pp is not None:
+        limits.append(
+            _Limit("max_drop_pp", max_drop_pp, lambda v: v.drop_pp, lambda v: v.drop_ci95_pp, timed=False)
+        )
+    if min_speedup is not None:
+        limits.append(_Limit("min_speedup", min_speedup, lambda v: v.speedup, lambda v: v.speedup_ci95))
+    if max_latency_ms is not None:
+        limits.append(_Limit("max_latency_ms", max_latency_ms, _median, _median_interval))
     judged = [v for v in variants if v.precision != "fp32"] or list(variants[1:])
-    found: list[Gate] = []
-    for name, limit, figure in (
-        ("max_drop_pp", max_drop_pp, lambda v: v.drop_pp),
-        ("min_speedup", min_speedup, lambda v: v.speedup),
-        ("max_latency_ms", max_latency_ms, lambda v: v.latency_ms.p50 if v.latency_ms else None),
-    ):
-        if limit is not None:
-            found += _gate(name, limit, figure, judged, variants)
-    return tuple(found)
+    working = frozenset(v.target for v in variants if v.runs_here and not v.error)
+    bench = _Bench(by, environment, checks, working)
+    return tuple(gate for limit in limits for gate in bench.gates(limit, judged))
 
 
-def _gate(
-    name: str,
-    limit: float,
-    figure: Callable[[Variant], float | None],
-    judged: Sequence[Variant],
-    variants: Sequence[Variant],
-) -> list[Gate]:
-    working = {v.target for v in variants if v.runs_here and not v.error}
-    gates = []
-    for variant in judged:
-        value = figure(variant)
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Judge limits; attributes as of `judge`, and the targets that run here."""
+
+    by: JudgeBy
+    environment: Mapping[str, Any]
+    checks: Sequence[InputCheck]
+    working: frozenset[str]
+
+    def gates(self, rule: _Limit, judged: Sequence[Variant]) -> list[Gate]:
+        gates = [self._judged(rule, variant) for variant in judged]
+        if all(gate.outcome == "not_judged" for gate in gates):
+            nothing = "nothing could be judged"
+            gates.append(Gate(rule.name, rule.limit, None, passed=False, reason=nothing, judged_by=self.by))
+        return gates
+
+    def _judged(self, rule: _Limit, variant: Variant) -> Gate:
+        value, interval = rule.value(variant), rule.interval(variant)
+        bare = Gate(rule.name, rule.limit, None, None, variant.name, judged_by=self.by)
+        refusal = next((check for check in self.checks if check.effect == "no_verdict"), None)
+        if refusal is not None:
+            return replace(bare, reason=f"not judged: {refusal.message}")
         if value is not None:
-            passed: bool | None = value >= limit if name.startswith("min_") else value <= limit
-            reason = _sentence(name, limit, value)
-        elif variant.error and variant.target not in working:
-            passed, reason = None, f"not judged: {variant.error}"
-        elif variant.error:
-            passed, reason = False, f"not run: {variant.error}"
-        elif not variant.runs_here and name != "max_drop_pp":
-            passed, reason = None, "not judged: it does not run on this machine"
-        else:
-            passed, reason = False, "not measured"
-        gates.append(Gate(name, limit, value, passed, variant.name, reason))
-    if all(gate.passed is None for gate in gates):
-        gates.append(Gate(name, limit, None, False, None, "nothing could be judged"))
-    return gates
+            passed, doubt = self._outcome(rule, variant, value, interval)
+            reason = _sentence(rule, value, interval) + (f": {doubt}" if doubt else "")
+            return replace(bare, value=value, interval=interval, passed=passed, reason=reason)
+        if variant.error:
+            known = variant.target in self.working
+            return replace(
+                bare,
+                passed=False if known else None,
+                reason=f"{'not run' if known else 'not judged'}: {variant.error}",
+            )
+        if not variant.runs_here and rule.timed:
+            return replace(bare, reason="not judged: it does not run on this machine")
+        return replace(bare, passed=False, reason="not measured")
+
+    def _outcome(
+        self, rule: _Limit, variant: Variant, value: float, interval: Interval
+    ) -> tuple[bool | None, str]:
+        """Return whether a limit is kept, and why that is undecided."""
+        kept, doubt = _keeps(rule, value), ""
+        if self.by == "interval":
+            disturbed = disturbances(self.environment) if rule.timed else []
+            if disturbed:
+                kept, doubt = None, "timed on a busy machine"
+            elif interval is None:
+                kept, doubt = None, "too few runs for an interval" if rule.timed else "it has no interval"
+            elif _keeps(rule, interval[0]) != _keeps(rule, interval[1]):
+                doubt = "its 95 % interval holds the limit" if rule.timed else unproven(variant, rule.limit)
+                kept = None
+        caution = next((check for check in self.checks if check.effect == "no_pass"), None)
+        if kept and caution is not None:
+            return None, caution.message
+        return kept, doubt
 
 
-def _sentence(name: str, limit: float, value: float) -> str:
-    if name == "max_drop_pp":
-        verb = "gains" if value < 0 else "loses"
-        return f"{verb} {abs(value):.2f} pp of top-1, allowed {limit:g} pp"
-    if name == "min_speedup":
-        return f"{value:.2f}× as fast as FP32, required {limit:g}×"
-    return f"{value:.3g} ms median latency, allowed {limit:g} ms"
+def unproven(variant: Variant, limit_pp: float) -> str:
+    """Say that the images do not decide a limit on the drop, and how many would."""
+    count = "too few images" if variant.images is None else words.images(variant.images)
+    paired, enough = variant.paired, None
+    if paired is not None and paired.lost is not None and paired.won is not None and variant.images:
+        enough = images_to_decide(paired.lost, paired.won, variant.images, limit_pp)
+    would = f" (at this drop, about {words.whole(enough)} would)" if enough else ""
+    return f"{count} cannot prove it at 95 %{would}"
+
+
+def _keeps(rule: _Limit, figure: float) -> bool:
+    return figure >= rule.limit if rule.name.startswith("min_") else figure <= rule.limit
+
+
+def _median(variant: Variant) -> float | None:
+    return variant.latency_ms.p50 if variant.latency_ms else None
+
+
+def _median_interval(variant: Variant) -> Interval:
+    return variant.latency_ms.p50_ci95 if variant.latency_ms else None
+
+
+def _sentence(rule: _Limit, value: float, interval: Interval) -> str:
+    if rule.name == "max_drop_pp":
+        return f"top-1 drop {words.points(value, interval)}, allowed {rule.limit:g} pp"
+    ends = f" [{words.three(interval[0])}, {words.three(interval[1])}]" if interval else ""
+    if rule.name == "min_speedup":
+        return f"{words.times(value)} as fast as FP32{ends}, required {rule.limit:g}×"
+    return f"median latency {words.milliseconds(value)}{ends}, allowed {rule.limit:g} ms"

@@ -3,6 +3,7 @@
 Beside the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...) these
 are read where they exist, so that a stage may leave more and the report shows more:
 
+load, select, evaluate: input_checks.json  `InputCheck`s of what the user brought
 calibrate/findings.json whether the images are enough, as select/findings.json
 evaluate/findings.json  what was left out of the evaluation, as select/findings.json
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
@@ -20,8 +21,9 @@ quantize/quantize.json  {target or target-pruned: {..., "warnings",
                         low, high: what was observed; counts: histogram in equal bins between the two
 quantize/sensitivity.json   {target or target-pruned: {"layers": [{"name", "kind", "sqnr_db", "drop_db",
                          "reverted", "why"}]}}
-                        sqnr_db: of the layer's output when all is quantized; drop_db: SQNR that the
-                        logits gain when only this layer is left in float; reverted: left in float, and why
+                         "images": N calibration images that it was measured on; sqnr_db: of the layer's
+                        output when all is quantized; alone_sqnr_db: of the logits when it alone is; drop_db:
+                        SQNR that the logits gain when it alone is left in float; reverted: left in float, why
 prune/plan.json         `PrunePlan`, and "frontier": [{"macs" or "latency_ms",
                          "top1" or "expected_drop_pp", "chosen": bool}]
 finetune/history.json   `History`
@@ -41,7 +43,16 @@ from toolkit.core import statistics
 from toolkit.core.artifact import read_json
 from toolkit.core.errors import DataError
 from toolkit.core.quant import IntArray
-from toolkit.core.results import Kind, LatencySummary, LayerAudit, RunReport, StageRun, Variant
+from toolkit.core.results import (
+    InputCheck,
+    JudgeBy,
+    Kind,
+    LatencySummary,
+    LayerAudit,
+    RunReport,
+    StageRun,
+    Variant,
+)
 from toolkit.report import analysis, gates
 
 SCHEMA = 1
@@ -57,6 +68,7 @@ def gather(
     max_drop_pp: float | None = None,
     min_speedup: float | None = None,
     max_latency_ms: float | None = None,
+    judge_by: JudgeBy = "interval",
     command: str | None = None,
 ) -> RunReport:
     """Read what the stages left and judge the gates.
@@ -68,18 +80,27 @@ def gather(
         max_drop_pp: Largest allowed top-1 drop, in percentage points; None: no such gate.
         min_speedup: Smallest allowed ratio of FP32 latency to the variant's.
         max_latency_ms: Largest allowed median latency.
+        judge_by: What is held against a limit: the figure or its 95 % interval.
         command: What reproduces the run.
     """
     run = _Run(folders)
-    variants = run.variants()
+    variants, environment, checks = run.variants(), run.environment(), run.input_checks()
     report = RunReport(
         schema=SCHEMA,
         recipe=recipe if isinstance(recipe, str) else dict(recipe),
         model=run.model(),
         data=run.data(),
-        environment=run.environment(),
+        environment=environment,
         variants=variants,
-        gates=gates.judge(variants, max_drop_pp, min_speedup, max_latency_ms),
+        gates=gates.judge(
+            variants,
+            max_drop_pp,
+            min_speedup,
+            max_latency_ms,
+            by=judge_by,
+            environment=environment,
+            checks=checks,
+        ),
         stages=tuple(
             StageRun(str(s["name"]), round(float(s["seconds"]), 3), bool(s["cached"])) for s in stages
         ),
@@ -87,6 +108,7 @@ def gather(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         missing=(),
         findings=run.findings(),
+        input_checks=checks,
         details=run.details(),
     )
     object.__setattr__(report, "missing", tuple(dict.fromkeys(run.missing)))
@@ -155,6 +177,13 @@ class _Run:
             {key: str(found.get(key) or "") for key in ("severity", "what", "hint")}
             for stage in ("select", "calibrate", "evaluate")
             for found in self.read(stage, "findings.json", [], expected=stage == "select") or ()
+        )
+
+    def input_checks(self) -> tuple[InputCheck, ...]:
+        return tuple(
+            InputCheck(check["code"], check["effect"], check["message"], check.get("hint") or "")
+            for stage in ("load", "select", "evaluate")
+            for check in self.read(stage, "input_checks.json", [], expected=False)
         )
 
     def environment(self) -> dict[str, Any]:
@@ -251,6 +280,7 @@ class _Run:
             kind=kind,
             runs_here=bool(compiled.get("runs_here", own is not None)),
             speedup=base.p50 / own.p50 if base and own and own.p50 > 0 else None,
+            speedup_ci95=_quotient(base, own),
             speedup_over=over if base and own else None,
             note=compiled.get("note") or None,
             error=compiled.get("error") or None,
@@ -350,7 +380,16 @@ def _layer(layer: Mapping[str, Any]) -> LayerAudit:
         weighted=bool(layer.get("weighted", False)),
         warning=str(layer.get("warning") or ""),
         time_ms=_finite(layer.get("time_ms")),
+        fused=bool(layer.get("fused", False)),
     )
+
+
+def _quotient(base: LatencySummary | None, own: LatencySummary | None) -> tuple[float, float] | None:
+    """Return the interval of a speed-up: it holds also where both medians are off, each its own way."""
+    if base is None or own is None or base.p50_ci95 is None or own.p50_ci95 is None:
+        return None
+    (base_low, base_high), (own_low, own_high) = base.p50_ci95, own.p50_ci95
+    return (base_low / own_high, base_high / own_low) if own_low > 0 else None
 
 
 def _median(samples: Any) -> float | None:

@@ -10,16 +10,20 @@ from toolkit.report.figure import COLOURS, WORST, Chart, log_axis, text
 
 BINS = 64  # of a histogram
 ACTIVATION = ("dtype", "scale", "zero_point", "low", "high")
+EXPECTED_DROP = {
+    "title": "expected drop, pp (no labels)",
+    "autorange": "reversed",
+}  # better is up, as of top-1
 INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 def sqnr(sensitivity: Any) -> Chart | None:
-    """How far each layer's output is from float."""
+    """Chart the SQNR of each layer's output when everything is quantized."""
     shown = _per_target(sensitivity, "sqnr_db")
     if not shown:
         return None
     return Chart(
-        "SQNR of every layer's output",
+        "SQNR of every layer's output, on calibration images",
         "; ".join(
             f"{words.target(target)}: lowest {words.decibel(min(row['sqnr_db'] for row in rows))} "
             f"at {min(rows, key=lambda row: row['sqnr_db'])['name']}"
@@ -47,8 +51,12 @@ def sqnr(sensitivity: Any) -> Chart | None:
 
 
 def sensitivity(sensitivity: Any) -> Chart | None:
-    """What each layer costs: what the logits gain when it alone is left in float."""
-    shown = _per_target(sensitivity, "drop_db")
+    """Chart the layers that cost: dB of SQNR that the logits gain when one alone is left in float."""
+    shown = {
+        target: costly
+        for target, rows in _per_target(sensitivity, "drop_db").items()
+        if (costly := [row for row in rows if row["drop_db"] > 0])
+    }
     if not shown:
         return None
     choices = {}
@@ -68,14 +76,12 @@ def sensitivity(sensitivity: Any) -> Chart | None:
     return Chart(
         "The layers that cost most",
         "; ".join(
-            f"{words.target(target)}: {max(rows, key=lambda row: row['drop_db'])['name']}"
+            f"{words.target(target)}: {max(rows, key=lambda row: row['drop_db'])['name']}, {len(rows)} in all"
             for target, rows in shown.items()
         ),
         next(iter(choices.values())),
         {
-            "xaxis": {
-                "title": "dB of SQNR that the logits gain if the layer stays in float (orange: it does)"
-            },
+            "xaxis": {"title": "dB that the logits gain if it alone stays in float (orange: it does)"},
             "yaxis": {"autorange": "reversed", "type": "category"},
             "height": 100 + 20 * count,
         },
@@ -341,8 +347,8 @@ def frontier(plan: Any) -> Chart | None:
         return None
     rows = sorted(rows, key=lambda row: float(row[cost]))
     x = [row[cost] for row in rows]
-    y = [100 * row["top1"] if measured else -row["expected_drop_pp"] for row in rows]
-    knee = knee_of(x, y)
+    y = [100 * row["top1"] if measured else row["expected_drop_pp"] for row in rows]
+    knee = knee_of(x, y if measured else [-drop for drop in y])
     chosen = [i for i, row in enumerate(rows) if row.get("chosen")]
     data: list[dict[str, Any]] = [
         {
@@ -372,14 +378,14 @@ def frontier(plan: Any) -> Chart | None:
         },
     ]
     reading = words.milliseconds if cost == "latency_ms" else words.count
-    height = f"{y[knee]:.2f} % top-1" if measured else f"{words.signed(y[knee])} pp expected"
+    height = f"{y[knee]:.2f} % top-1" if measured else f"an expected drop of {words.points(y[knee])}"
     return Chart(
         "Frontier of pruning and its knee",
         f"{len(rows)} candidates; the knee is at {reading(x[knee])}, {height}",
         data if chosen else data[:2],
         {
             "xaxis": {"title": "latency, ms" if cost == "latency_ms" else "multiply-accumulates"},
-            "yaxis": {"title": "top-1, %" if measured else "expected change, pp (no labels)"},
+            "yaxis": {"title": "top-1, %"} if measured else EXPECTED_DROP,
             "showlegend": True,
             "height": 360,
         },

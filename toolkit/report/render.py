@@ -17,7 +17,7 @@ from toolkit.core.errors import DataError
 from toolkit.core.results import RunReport
 from toolkit.core.statistics import NOISY
 from toolkit.report import analysis, gather, words
-from toolkit.report.verdict import verdicts, warnings
+from toolkit.report.verdict import STAMPS, verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2
@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 160  # columns in a file or pipe, which has no width of its own
-VERDICTS = {"good": ("✓", "green"), "look": ("!", "yellow"), "bad": ("✗", "red"), "open": ("○", "cyan")}
-GATES = {True: ("passed", "green"), False: ("MISSED", "red"), None: ("open  ", "cyan")}
+VERDICTS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_measured": ("○", "cyan")}
+DOUBTFUL = ("!", "yellow")  # every other verdict
+GATES = {  # outcome -> mark, word, colour
+    "pass": ("✓", "passed", "green"),
+    "fail": ("✗", "MISSED", "red"),
+    "needs_data": ("!", "undecided", "yellow"),
+    "not_measured": ("✗", "NOT MEASURED", "red"),
+    "not_judged": ("○", "not judged", "cyan"),
+}
+JUDGED_BY = {
+    "interval": "Judged by the 95 % interval: passed where all of it keeps the limit, missed where none of it does.",
+    "point": 'Judged by the figure alone (`report.judge_by = "point"`), whatever its interval.',
+}
+FOLDS, FOLDED = ("run", "remarks"), 20  # columns whose text is folded, and the least width they need
 Thumbnails = Callable[[int], bytes]
 
 
@@ -115,7 +127,7 @@ def terminal(report: RunReport) -> None:
         (
             "variant",
             "top-1",
-            "drop [95 %]",
+            "drop, pp [95 %]",
             "agree",
             "p50",
             "speed-up",
@@ -128,7 +140,7 @@ def terminal(report: RunReport) -> None:
             (
                 v.name,
                 words.percent(v.top1),
-                words.points(v.drop_pp, v.drop_ci95_pp),
+                words.points(v.drop_pp, v.drop_ci95_pp).replace(" pp", ""),
                 words.percent(v.agreement),
                 words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
                 words.times(v.speedup),
@@ -139,6 +151,7 @@ def terminal(report: RunReport) -> None:
             )
             for v in report.variants
         ],
+        expendable=("MACs", "size", "INT8 layers", "agree", "top-1", "speed-up"),
     )
     console = _console()
     for kind, where in words.sources(report.variants):
@@ -149,33 +162,75 @@ def terminal(report: RunReport) -> None:
         console.print(Text(f"graph: {words.GRAPH}", style="dim"))
     console.print()
     for verdict in verdicts(report):
-        mark, style = VERDICTS[verdict.level]
-        console.print(Text(mark, style=style), Text(verdict.sentence))
+        mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
+        console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
+        if verdict.level == "no_verdict":
+            console.print(*(Text(f"  {step}", style="dim") for step in verdict.steps))
+    if report.gates:
+        console.print(Text(_judged_by(report), style="dim"))
     for gate in report.gates:
-        mark, style = GATES[gate.passed]
-        console.print(Text(mark, style=style), Text(f"{gate.name} {gate.variant or ''}: {gate.reason}"))
+        mark, word, style = GATES[gate.outcome]
+        console.print(
+            Text(f"{mark} {word}", style=style),
+            Text(f"{gate.name} {gate.variant or 'of the run'}: {gate.reason}"),
+        )
     for warning in warnings(report):
         console.print(Text("note  ", style="yellow"), Text(warning))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table to stdout: names left, figures right, a dash where there is no figure."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, expendable: Sequence[str] = ()
+) -> None:
+    """Print a table to stdout: names left, figures right, a dash where there is no figure.
+
+    Args:
+        columns: Their headings.
+        rows: Cells as text, as many as columns.
+        expendable: Columns that a narrow terminal is not shown, first those to leave out first; a line names them.
+    """
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    console = _console()
+    cells = [["–" if cell in (words.NONE, words.UNKNOWN) else cell for cell in row] for row in rows]
+    left_out: list[str] = []
+    for column in expendable:
+        if _width(columns, cells) <= console.width:
+            break
+        place = list(columns).index(column)
+        columns = [*columns[:place], *columns[place + 1 :]]
+        cells = [[*row[:place], *row[place + 1 :]] for row in cells]
+        left_out.append(column)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         wordy = column in ("run", "variant", "remarks", "accuracy", "speed")
-        folds = column in ("run", "remarks")
+        folds = column in FOLDS
         table.add_column(
             column,
             justify="left" if wordy else "right",
             no_wrap=not folds,
-            overflow="fold" if folds else "ellipsis",
+            overflow="fold",  # a figure that is cut off would be a wrong one
         )
-    for row in rows:
-        table.add_row(*("–" if cell in (words.NONE, words.UNKNOWN) else cell for cell in row))
-    _console().print(table)
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+    if left_out:
+        console.print(f"left out at this width: {', '.join(left_out)}", style="dim")
+
+
+def _width(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
+    """Return the columns of text that a table takes: cells, two spaces between, one at either side."""
+    from rich.cells import cell_len
+
+    widest = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    taken = [
+        min(width, FOLDED) if name in FOLDS else width for name, width in zip(columns, widest, strict=True)
+    ]
+    return sum(taken) + 2 * (len(taken) - 1) + 2
+
+
+def _judged_by(report: RunReport) -> str:
+    return JUDGED_BY[report.gates[0].judged_by] if report.gates else ""
 
 
 def _console() -> Console:
@@ -192,6 +247,9 @@ def _context(report: RunReport) -> dict[str, Any]:
         "report": report,
         "words": words,
         "verdicts": verdicts(report),
+        "stamps": STAMPS,
+        "gate_marks": GATES,
+        "judged_by": _judged_by(report),
         "warnings": warnings(report),
         "reference": gather.REFERENCE,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from toolkit.core.results import LatencySummary, RunReport, Variant
-from toolkit.core.statistics import FEWEST_RUNS, NOISY
+from toolkit.core.results import Gate, LatencySummary, RunReport, Variant
+from toolkit.core.statistics import NOISY
 from toolkit.report import words
-
-OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
-DISTURBED = 0.25  # `variation` above which a median of a busy machine says nothing
-LOSS_PP = 1.0  # without a gate, a possible loss above this asks for a look
-AGAIN = "measure again on a quiet machine, with `--redo bench`"  # the stage: the store has its result
-MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
+from toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
 
 FASTEST = "The fastest of the {} that may be shipped."
+SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
 
-Level = Literal["good", "look", "open", "bad"]
-ORDER = ("good", "look", "open", "bad")  # which of several variants speaks for a target
+Level = Literal["pass", "no_limit", "needs_data", "no_gain", "not_measured", "no_verdict", "fail"]
+STAMPS: dict[Level, str] = {  # in the order in which one of several variants speaks for a target
+    "pass": "PASS",
+    "no_limit": "NO LIMIT SET",
+    "needs_data": "NEEDS MORE DATA",
+    "no_gain": "NO GAIN",
+    "not_measured": "NOT MEASURED",
+    "no_verdict": "NO VERDICT",
+    "fail": "FAIL",
+}
+ORDER = tuple(STAMPS)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What to think of one target.
+    """A verdict on one target.
 
     Attributes:
         target: Its name.
-        level: good: ship; look: decide with care; bad: do not; open: it cannot be said from this run.
-        sentence: The verdict.
-        steps: What to do next, each a sentence.
+        level: pass: every limit is kept, ship; no_limit: none was set on accuracy; needs_data: images or timings do
+            not decide; no_gain: limits are kept, and something else is faster; not_measured: accuracy or
+            speed is missing; no_verdict: the input is not what it should be; fail: a limit is missed.
+        sentence: The verdict in words.
+        steps: Next steps, each a sentence.
     """
 
     target: str
@@ -41,19 +47,26 @@ class Verdict:
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
-    """One verdict per target that an INT8 variant was asked of, the one to ship first.
+    """Return one verdict per target that an INT8 variant was asked of, the one to ship first.
 
     Each is on the target's best variant, with a line on the others. Of several that may be shipped, the
-    fastest says so.
+    fastest says so. An input check with effect "no_verdict" leaves every target without one.
     """
     targets = dict.fromkeys(v.target for v in report.variants if v.precision == "int8")
-    found = sorted((_verdict(report, name) for name in targets), key=lambda pair: _rank(*pair))
-    good = [best for verdict, best in found if verdict.level == "good" and best]
+    refusal = next((check for check in report.input_checks if check.effect == "no_verdict"), None)
+    if refusal is not None:
+        hint = (refusal.hint,) if refusal.hint else ()
+        return tuple(
+            Verdict(name, "no_verdict", f"{words.target(name)}: {refusal.message.rstrip('.')}.", hint)
+            for name in targets
+        )
+    judged = sorted((_verdict(report, name) for name in targets), key=lambda pair: _rank(*pair))
+    passed = [best for verdict, best in judged if verdict.level == "pass" and best and best.latency_ms]
     return tuple(
-        replace(verdict, steps=(FASTEST.format(len(good)), *verdict.steps))
-        if best and len(good) > 1 and best is good[0]
+        replace(verdict, steps=(FASTEST.format(len(passed)), *verdict.steps))
+        if best and len(passed) > 1 and best is passed[0]
         else verdict
-        for verdict, best in found
+        for verdict, best in judged
     )
 
 
@@ -62,7 +75,7 @@ def _rank(verdict: Verdict, best: Variant | None) -> tuple[int, float]:
 
 
 def warnings(report: RunReport) -> tuple[str, ...]:
-    """What a reader must know before trusting a figure."""
+    """List what a reader must know before trusting a figure."""
     found = []
     noisy = [
         f"{v.name} {100 * v.latency_ms.cv:.0f} %"
@@ -74,115 +87,98 @@ def warnings(report: RunReport) -> tuple[str, ...]:
             f"Noisy latency: the coefficient of variation is above {100 * NOISY:.0f} % ({', '.join(noisy)}). "
             f"Other work ran, or the clock changed: trust the median, and {AGAIN}."
         )
-    few = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and _few(v.latency_ms)]
-    if few:
+    short = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and few(v.latency_ms)]
+    if short:
         found.append(
-            f"Few timed runs: neither their spread nor their p99 says much ({', '.join(few)}): {MORE_RUNS}."
+            f"Few timed runs: neither their spread nor their p99 says much ({', '.join(short)}): {MORE_RUNS}."
         )
-    if report.environment.get("throttled"):
-        found.append("The processor was throttled during the run: every latency is too long.")
-    found += busy(report.environment)
+    if any(v.latency_ms for v in report.variants):
+        found += disturbances(report.environment)
     found += [f"{v.name}: {warning}" for v in report.variants for warning in v.warnings]
     return tuple(found)
 
 
-def busy(environment: Mapping[str, Any]) -> list[str]:
-    """What slowed the measurement: other work, by what it took meanwhile or, if unknown, by the load."""
-    found = []
-    others, stolen = environment.get("other_share"), environment.get("stolen_share")
-    load, cores = environment.get("load_average"), environment.get("cores")
-    if others is not None and others > OTHERS:
-        found.append(
-            f"The machine was busy: other work took {100 * others:.0f} % of its processors meanwhile."
-        )
-    elif others is None and load and cores and load[0] > cores:
-        found.append(f"The machine was busy: a load of {load[0]:.1f} on {cores} cores.")
-    if stolen is not None and stolen > STOLEN:
-        found.append(f"The host gave {100 * stolen:.0f} % of the processor time to other guests meanwhile.")
-    return found
-
-
 def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
-    """The verdict on a target, and the variant that speaks for it."""
+    """Return the verdict on a target, and the variant that speaks for it."""
     rows = [v for v in report.variants if v.target == target and v.precision == "int8"]
     ran = [v for v in rows if v.kind != "not run"]
     if not ran:
         error = next((v.error for v in rows if v.error), "no engine was made").rstrip(".")
         hint = next((v.hint for v in rows if v.hint), None)
         sentence = f"{words.target(target)} was not run: {error}."
-        return Verdict(target, "open", sentence, (hint,) if hint else ()), None
-    judged = sorted(
-        ((*_judge(v, report), v) for v in ran),
-        key=lambda found: (
-            ORDER.index(found[0]),
-            found[2].latency_ms.p50 if found[2].latency_ms else math.inf,
-            -(found[2].top1 or 0.0),
-        ),
-    )
+        return Verdict(target, "not_measured", sentence, (hint,) if hint else ()), None
+    judged = sorted(((*_judge(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
     level, sentence, best = judged[0]
     dense = next((v for v in ran if best.pruned and not v.pruned), None)
     pairs = report.environment.get("int8_sums") == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
     return Verdict(
-        target, level, sentence, (*_beside(best, dense), *_steps(best, pairs=pairs), *others)
+        target, level, sentence, (*_beside(best, dense), *_steps(best, level, pairs=pairs), *others)
     ), best
 
 
+def _merit(level: Level, v: Variant) -> tuple[int, float, float, float]:
+    """Order variants: by level; with no limit on it, by their drop; then by latency and top-1."""
+    drop = v.drop_pp if level == "no_limit" and v.drop_pp is not None else 0.0
+    return ORDER.index(level), drop, v.latency_ms.p50 if v.latency_ms else math.inf, -(v.top1 or 0.0)
+
+
 def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
-    """What to think of one variant, and why."""
+    """Return the level of one variant, and the sentence that gives its reason."""
     facts = _facts(v)
-    missed = [gate for gate in report.missed if gate.variant == v.name]
+    gates = [gate for gate in report.gates if gate.variant == v.name]
+    missed = [gate for gate in gates if gate.outcome == "fail"]
     if missed:
-        failed = [gate.name for gate in missed if gate.value is not None]
-        unknown = [gate.name for gate in missed if gate.value is None]
-        why = [f"it misses {', '.join(failed)}"] if failed else []
-        why += [f"nothing was measured that {', '.join(unknown)} could be judged by"] if unknown else []
-        return "bad", f"{facts}: do not ship it, {' and '.join(why)}."
+        return "fail", f"{facts}: do not ship it, it misses {_limits(missed)}."
     if v.drop_pp is None:
-        return "open", f"{facts}: its accuracy is unknown, evaluate it on labelled images."
+        unknown = [gate for gate in gates if gate.outcome == "not_measured"]
+        against = f", so {_limits(unknown)} cannot be judged" if unknown else ""
+        return "not_measured", f"{facts}: its accuracy is unknown{against}, evaluate it on labelled images."
+    open_gates = [gate for gate in gates if gate.outcome == "needs_data"]
+    undecided = "; ".join(_undecided(gate) for gate in open_gates)
+    if v.speedup is None and v.latency_ms is not None:
+        return "not_measured", f"{facts}: its speed-up is unknown, no FP32 variant was timed."
     if v.speedup is None:
         where = " in simulation" if v.kind == "simulated" else ""
-        return "open", f"{facts}{where}; its speed was not measured: decide after measuring on the device."
-    over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
-    timed = [latency for latency in (v.latency_ms, over) if latency]
-    if any(_few(latency) for latency in timed):
-        least = min(latency.runs for latency in timed)
-        return (
-            "look",
-            f"{facts}, but only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}.",
-        )
+        rest = f"; {undecided}" if undecided else ""
+        return "not_measured", f"{facts}{where}; its speed was not measured, measure it on the device{rest}."
+    doubt = _doubt(v, report)
+    if doubt or undecided:
+        return "needs_data", f"{facts}, but {'; '.join(part for part in (doubt, undecided) if part)}."
     rival = _rival(v, report)
-    if rival is not None or v.speedup <= 1.0:
-        return "look", f"{facts}: it is not worth it on this machine{f', {rival}' if rival else ''}."
-    doubt = _doubt(v.latency_ms, over, report)
-    if doubt:
-        return "look", f"{facts}, but {doubt}: {AGAIN}."
-    possible = v.drop_ci95_pp[1] if v.drop_ci95_pp else v.drop_pp
-    limit = next((g.limit for g in report.gates if (g.variant, g.name) == (v.name, "max_drop_pp")), None)
-    if possible <= (LOSS_PP if limit is None else limit):
-        elsewhere = _rival(v, report, elsewhere=True)
-        if elsewhere:
-            return "look", f"{facts}, but on this machine {elsewhere}, without a loss."
-        return "good", f"{facts}: ship it."
-    if limit is None:
-        return "look", f"{facts}: decide whether that loss is acceptable."
-    return "look", f"{facts}: {_unproven(v, limit)}; decide whether that is enough."
+    if rival or v.speedup <= 1.0:
+        return "no_gain", f"{facts}: it is not worth it on this machine{f', {rival}' if rival else ''}."
+    elsewhere = _rival(v, report, elsewhere=True)
+    if elsewhere:
+        return "no_gain", f"{facts}, but on this machine {elsewhere}, without a loss."
+    kept = [gate for gate in gates if gate.outcome == "pass"]
+    if all(gate.name != "max_drop_pp" for gate in kept):
+        also = f"it keeps {_limits(kept)}, and " if kept else ""
+        return "no_limit", f"{facts}: {also}no limit on the drop was set, {SET_LIMIT}."
+    caution = next((check for check in report.input_checks if check.effect == "no_pass"), None)
+    if caution is not None:
+        return "needs_data", f"{facts}, but {caution.message.rstrip('.')}{_cure(caution.hint)}."
+    return "pass", f"{facts}: it keeps {_limits(kept)}, ship it."
 
 
-def _unproven(v: Variant, limit_pp: float) -> str:
-    """What a gate is worth that the drop itself keeps, and the upper end of its interval does not."""
-    number = "so few images" if v.images is None else words.images(v.images)
-    said = f"it passes max_drop_pp = {limit_pp:g}, but {number} cannot prove that at 95 %"
-    if v.images is None or v.drop_pp is None or v.drop_ci95_pp is None or v.drop_pp >= limit_pp:
-        return said
-    # The interval narrows with the root of the number of images.
-    needed = v.images * ((v.drop_ci95_pp[1] - v.drop_pp) / (limit_pp - v.drop_pp)) ** 2
-    step = 10 ** math.floor(math.log10(needed) - 1)
-    return f"{said} (at this drop, about {words.whole(step * math.ceil(needed / step))} would)"
+def _limits(gates: list[Gate]) -> str:
+    """Name limits: max_drop_pp = 1 and min_speedup = 2 (judged by the point)."""
+    names = [f"{gate.name} = {gate.limit:g}" for gate in gates]
+    by_point = " (judged by the point)" if any(gate.judged_by == "point" for gate in gates) else ""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) + by_point
+
+
+def _undecided(gate: Gate) -> str:
+    """Say which limit is undecided, and why: the gate's reason without its figures."""
+    return f"{gate.name} = {gate.limit:g} is undecided, {gate.reason.partition(': ')[2]}"
+
+
+def _cure(hint: str) -> str:
+    return f": {hint.rstrip('.')}" if hint else ""
 
 
 def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | None:
-    """The network in another precision that is faster than this INT8 one, in words.
+    """Return the network in another precision that is faster than this INT8 one, in words.
 
     Either on the same target, or, in float32, on another one of this machine.
     """
@@ -207,42 +203,30 @@ def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | N
     )
 
 
-def _few(latency: LatencySummary) -> bool:
-    """Whether so few runs were timed that their median has no interval."""
-    return latency.p50_ci95 is None
-
-
-def _doubt(own: LatencySummary | None, over: LatencySummary | None, report: RunReport) -> str:
-    """Why a speed-up may not be real: other work, or 95 % intervals of the medians that meet; else empty."""
-    others = report.environment.get("other_share")
-    scatter = max((latency.cv or 0.0 for latency in (own, over) if latency), default=0.0)
-    if others is not None and others > OTHERS and scatter > DISTURBED:
-        return "other work disturbed the timing"
-    first, second = own and own.p50_ci95, over and over.p50_ci95
-    return "the speed-up may be noise" if first and second and second[0] <= first[1] else ""
+def _doubt(v: Variant, report: RunReport) -> str:
+    """Say why a speed-up may not be real: few runs, other work, or 95 % intervals of the medians that meet."""
+    over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
+    timed: list[LatencySummary] = [latency for latency in (v.latency_ms, over) if latency]
+    if any(few(latency) for latency in timed):
+        least = min(latency.runs for latency in timed)
+        return f"only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}"
+    if disturbances(report.environment):
+        return f"it was timed on a busy machine: {AGAIN}"
+    intervals = [latency.p50_ci95 for latency in timed if latency.p50_ci95]
+    if len(intervals) > 1 and max(low for low, _ in intervals) <= min(high for _, high in intervals):
+        return f"the difference in speed may be noise: {AGAIN}"
+    return ""
 
 
 def _facts(v: Variant) -> str:
-    if v.speedup is None:
-        speed = ""
-    elif v.speedup >= 1:
-        speed = f"is {v.speedup:.1f}× faster"
-    else:
-        speed = f"is slower ({v.speedup:.2f}× the speed)"
-    if v.drop_pp is None:
-        loss = (
-            ""
-            if v.agreement is None
-            else f"agrees with FP32 on {words.percent(v.agreement, 1)} of the images"
-        )
-    else:
-        verb = "gains" if v.drop_pp < 0 else "loses"
-        interval = f" {words.bracket(v.drop_ci95_pp, 1)}" if v.drop_ci95_pp else ""
-        if v.drop_pp < 0 and v.drop_ci95_pp:
-            interval = f" {words.bracket((-v.drop_ci95_pp[1], -v.drop_ci95_pp[0]), 1)}"
-        loss = f"{verb} {abs(v.drop_pp):.1f} pp{interval}"
-    middle = " and ".join(part for part in (speed, loss) if part) or "ran"
-    return f"{words.title(v)} {middle}"
+    parts = []
+    if v.speedup is not None:
+        parts.append(f"is {words.times(v.speedup)} as fast as FP32{' (slower)' * (v.speedup < 1)}")
+    if v.drop_pp is not None:
+        parts.append(f"has a top-1 drop of {words.points(v.drop_pp, v.drop_ci95_pp)}")
+    elif v.agreement is not None:
+        parts.append(f"agrees with FP32 on {words.percent(v.agreement)} of the images")
+    return f"{words.title(v)} {' and '.join(parts) or 'ran'}"
 
 
 def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
@@ -256,9 +240,9 @@ def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
     )
 
 
-def _steps(v: Variant, *, pairs: bool) -> tuple[str, ...]:
+def _steps(v: Variant, level: Level, *, pairs: bool) -> tuple[str, ...]:
     steps = []
-    if v.drop_ci95_pp and v.drop_ci95_pp[0] > 0 and v.drop_pp is not None and v.drop_pp > 0.3:
+    if level != "pass" and v.drop_ci95_pp and v.drop_ci95_pp[0] > 0:
         steps.append("Spend more effort on accuracy: --set quantize.effort=max, or more calibration images.")
     for unknown, said in ((False, "run in float"), (True, "are not listed, so their precision is unknown")):
         names = [

@@ -11,6 +11,10 @@ from toolkit.core.results import LatencySummary, LayerAudit, Variant
 NONE = "not measured"
 UNKNOWN = "not known"
 MINUS = "−"
+DROP = (
+    "A drop is FP32's top-1 minus this variant's in percentage points, paired image by image: positive is a loss. "
+    "Its exact 95 % interval is Fay and Lumbard's (2021)."
+)
 GRAPH = "the file that ships; the device builds its engine of it, which is not of this size"
 
 TARGETS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
@@ -86,9 +90,18 @@ def times(ratio: float | None) -> str:
     return NONE if ratio is None else f"{ratio:.2f}×"
 
 
-def decibel(value: float | None) -> str:
+def decibel(value: float | None, digits: int = 1) -> str:
     """A ratio of powers in dB."""
-    return NONE if value is None else f"{signed(value, 1)} dB"
+    return NONE if value is None else f"{signed(value, digits)} dB"
+
+
+def probe(sensitivity: Mapping[str, Any]) -> str:
+    """The images that a target's sensitivities were measured on, which are not those of the evaluation."""
+    number = sensitivity.get("images")
+    return (
+        f"Measured on {'some' if number is None else whole(number)} calibration images; the SQNR of the logits "
+        "under Accuracy is that of the evaluation images."
+    )
 
 
 def size(count: int | None) -> str:
@@ -129,10 +142,33 @@ def coverage(variant: Variant) -> str:
 
 
 def layer_time(layer: LayerAudit, variant: Variant) -> str:
-    """Time of a layer; one without its own, among others that have one, is part of another layer."""
+    """Time of a layer: fused where the runtime says so, not known where the profile lacks its name."""
     if layer.time_ms is None and any(other.time_ms is not None for other in variant.audit):
-        return "fused"
+        return "fused" if layer.fused else UNKNOWN
     return milliseconds(layer.time_ms)
+
+
+def layer_total(variant: Variant) -> str:
+    """Sum of the layer times of a variant, and what the sum leaves out; empty where no layer was timed."""
+    times_ms = [layer.time_ms for layer in variant.audit if layer.time_ms is not None]
+    if not times_ms:
+        return ""
+    unknown = sum(layer.time_ms is None and not layer.fused for layer in variant.audit)
+    whole_ms = variant.latency_ms.p50 if variant.latency_ms else None
+    against = (
+        ""
+        if whole_ms is None
+        else f" Timed without the profiler, an inference takes {milliseconds(whole_ms)}."
+    )
+    left_out = [
+        *([f"{unknown} listed layer{'s' * (unknown != 1)} whose time is not known"] if unknown else []),
+        "layers that are not listed (reorders, Q and DQ, activations)",
+        "the call itself",
+    ]
+    return (
+        f"{milliseconds(sum(times_ms))} in {len(times_ms)} timed layer{'s' * (len(times_ms) != 1)}, by the "
+        f"runtime's profile, which slows each of them.{against} Left out: {', '.join(left_out)}."
+    )
 
 
 def odd(layer: LayerAudit, variant: Variant) -> bool:
