@@ -132,7 +132,7 @@ def test_two_runs_are_compared_image_by_image(finished):
         for each in compare.compare([compare.Run.read(out), compare.Run.read(out)])
         if each.variant == "openvino-int8"
     ]
-    assert difference.paired and difference.p == 1.0 and difference.top1_pp == 0.0
+    assert difference.paired and difference.p == 1.0 and difference.drop_pp == 0.0
 
 
 def test_out_holds_report_engines_and_graphs(finished):

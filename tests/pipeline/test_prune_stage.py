@@ -64,7 +64,7 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
     line, knee, chosen = drawn.data
     assert line["x"] == sorted(row["macs"] for row in plan["frontier"])
     assert line["x"][-1] == plan["macs_before"] and line["y"][-1] == 0.0
-    assert chosen["x"] == [plan["macs_after"]] and chosen["y"] == [-plan["expected_drop_pp"]]
+    assert chosen["x"] == [plan["macs_after"]] and chosen["y"] == [plan["expected_drop_pp"]]
     assert knee["x"][0] in line["x"]
     assert inside.frontier(read_json(start(NARROW).folder("prune") / "plan.json")) is None  # one candidate
 

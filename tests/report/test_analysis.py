@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from toolkit.core.results import ClassAccuracy, Confusion
+from toolkit.core.statistics import drop_interval
 from toolkit.report import analysis
 from toolkit.report.analysis import Predictions
 
@@ -17,9 +18,9 @@ def test_counts_by_hand():
     assert (paired.lost, paired.won, paired.changed, paired.images) == (2, 1, 3, 6)
     assert paired.mcnemar_p == 1.0
     assert paired.classes == (
-        ClassAccuracy(0, 2, 1.0, 0.5),
-        ClassAccuracy(1, 2, 0.5, 1.0),
-        ClassAccuracy(2, 2, 0.5, 0.0),
+        ClassAccuracy(0, 2, 1.0, 0.5, drop_interval(1, 0, 2)),
+        ClassAccuracy(1, 2, 0.5, 1.0, drop_interval(0, 1, 2)),
+        ClassAccuracy(2, 2, 0.5, 0.0, drop_interval(1, 0, 2)),
     )
     assert set(paired.confusions) == {Confusion(0, 0, 1, 1), Confusion(1, 2, 1, 1), Confusion(2, 2, 0, 1)}
     assert [(f.image, f.name) for f in paired.flips] == [(4, "e"), (1, "b"), (3, "d")]  # surest first

@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from synthetic import STAGES
+from synthetic import CLASSES, STAGES
 
 from toolkit.core.results import LayerAudit
 from toolkit.report import words
 from toolkit.report.charts import charts
 from toolkit.report.figure import log_axis
 from toolkit.report.gather import gather
-from toolkit.report.inside import clip_points, clipping, frontier
+from toolkit.report.inside import clip_points, clipping, frontier, sensitivity
 
 
 @pytest.fixture
@@ -133,18 +133,25 @@ def test_the_knee_is_where_accuracy_stops_paying():
     assert frontier({"frontier": unlabelled}).data[1]["x"] == [2]
 
 
-def test_a_layer_that_is_part_of_another_has_no_bar_and_is_called_fused(report):
+def test_a_layer_without_a_time_has_no_bar_and_is_fused_only_where_the_runtime_says_so(report):
     layers = (
         LayerAudit("conv", "Convolution", "int8", True, time_ms=0.25),
-        LayerAudit("add", "Add", "int8", False),
+        LayerAudit("add", "Add", "int8", False, fused=True),
+        LayerAudit("other", "Convolution", "int8", True),
     )
     (bare,) = (v for v in report.variants if v.name == "openvino-int8")
     int8 = replace(bare, audit=layers)
     chart = charts(replace(report, variants=(int8,)))["layers-openvino"]
     assert (chart.data[0]["x"], chart.data[0]["y"]) == ([0.25], ["conv"])
     assert chart.layout["yaxis"]["categoryarray"] == ["conv"]
-    assert [words.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused"]
+    assert [words.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused", "not known"]
+    total = words.layer_total(int8)
+    assert (
+        total.startswith("0.250 ms in 1 timed layer,") and "1 listed layer whose time is not known" in total
+    )
+    assert f"an inference takes {words.milliseconds(int8.latency_ms.p50)}" in total
     untimed = replace(int8, audit=layers[1:])
+    assert words.layer_total(untimed) == ""
     assert words.layer_time(layers[1], untimed) == "not measured"
 
 
@@ -166,3 +173,56 @@ def test_pruned_variants_have_a_marker_of_their_own_in_every_precision(report):
     simulated = replace(int8, precision="fp32", kind="simulated")
     chart = charts(replace(report, variants=(int8, simulated, replace(int8, pruned=False))))["tradeoff"]
     assert {t["marker"]["symbol"] for t in chart.data} == {"diamond-cross", "circle-cross-open", "diamond"}
+
+
+def test_whiskers_stay_inside_the_plot_and_within_0_and_100_percent(report):
+    sure = tuple(
+        replace(v, top1=0.9915, drop_pp=0.0, drop_ci95_pp=(-1.03, 1.03)) if v.drop_ci95_pp else v
+        for v in report.variants
+    )
+    long = tuple(replace(v, latency_ms=replace(v.latency_ms, p99=900.0)) if v.latency_ms else v for v in sure)
+    chart = charts(replace(report, variants=long))["tradeoff"]
+    (left, right), (bottom, top) = chart.layout["xaxis"]["range"], chart.layout["yaxis"]["range"]
+    whiskers = [trace for trace in chart.data if "error_y" in trace]
+    assert len(whiskers) == 3
+    for trace in chart.data:
+        assert left < trace["x"][0] + trace["error_x"]["array"][0] <= right
+    for trace in whiskers:
+        assert trace["y"][0] + trace["error_y"]["array"][0] == pytest.approx(100.0)
+        assert trace["y"][0] - trace["error_y"]["arrayminus"][0] == pytest.approx(99.15 - 1.03)
+        assert bottom < 99.15 - 1.03 and top > 100.0
+
+
+def test_drops_per_class_have_the_whiskers_of_their_intervals(report):
+    chart = charts(report)["classes-openvino-int8-pruned"]
+    v = next(v for v in report.variants if v.name == "openvino-int8-pruned")
+    rows = {CLASSES[c.label]: c for c in v.paired.classes}
+    (bars,) = chart.data
+    for name, drop, above, below in zip(
+        bars["y"], bars["x"], bars["error_x"]["array"], bars["error_x"]["arrayminus"], strict=True
+    ):
+        low, high = rows[name].drop_ci95_pp
+        assert drop == pytest.approx(100 * (rows[name].top1_reference - rows[name].top1))
+        assert (drop - below, drop + above) == pytest.approx((low, high))
+    older = replace(
+        v, paired=replace(v.paired, classes=tuple(replace(c, drop_ci95_pp=None) for c in rows.values()))
+    )
+    (bars,) = charts(replace(report, variants=(older,)))[f"classes-{v.name}"].data
+    assert set(bars["error_x"]["array"]) == {0.0}
+
+
+def test_only_layers_that_cost_are_in_the_chart_of_costs():
+    rows = [
+        {"name": name, "drop_db": drop} for name, drop in (("a", 0.5), ("b", -1.0), ("c", 0.0), ("d", 2.0))
+    ]
+    (bars,) = sensitivity({"openvino": {"layers": rows}}).data
+    assert (bars["y"], bars["x"]) == (["d", "a"], [2.0, 0.5])
+    assert sensitivity({"openvino": {"layers": rows[1:3]}}) is None
+
+
+def test_an_expected_drop_keeps_its_sign_and_better_is_up():
+    rows = [{"macs": m, "expected_drop_pp": drop} for m, drop in ((1, 9.0), (2, 1.0), (3, 0.0))]
+    chart = frontier({"frontier": rows})
+    assert chart.data[0]["y"] == [9.0, 1.0, 0.0]
+    assert chart.layout["yaxis"]["autorange"] == "reversed"
+    assert chart.data[1]["y"] == [1.0]

@@ -68,7 +68,7 @@ def test_compare_prints_a_table_markdown_or_json(folder):
     found = json.loads(call(compare.command, folder, folder, "--format", "json").stdout)
     assert found["base"] == str(folder)
     assert {d["variant"] for d in found["differences"]} >= {"openvino-int8", "tensorrt-int8"}
-    assert all(d["top1_pp"] == 0 for d in found["differences"])
+    assert all(d["drop_pp"] == 0 for d in found["differences"])
 
 
 def test_compare_needs_two_runs(folder):

@@ -266,8 +266,8 @@ class Gate:
         name: The recipe's key: max_drop_pp, min_speedup, max_latency_ms.
         limit: The limit, in the unit of the name.
         value: The variant's figure; None when there is none.
-        passed: True kept; False missed, or not measured though it should be; None undecided: with a value, the
-            interval reaches the limit; without one, the variant does not run on this machine.
+        passed: True kept; False missed, or not measured though it should be; None undecided: with a value,
+            the interval reaches the limit; without one, the variant does not run on this machine.
         variant: Which row it judges; None when no row could be judged.
         reason: The outcome in words.
         judged_by: What was held against the limit: the value ("point") or its 95 % interval.
@@ -298,7 +298,8 @@ class InputCheck:
 
     Attributes:
         code: Stable identifier, e.g. "preprocess-assumed", "baseline-at-chance", "class-order".
-        effect: note: verdicts are unaffected; no_pass: no verdict is PASS; no_verdict: no target gets a verdict.
+        effect: note: verdicts are unaffected; no_pass: no verdict is PASS; no_verdict: no target gets a
+            verdict.
         message: The finding, with the value seen and the value expected.
         hint: One command or setting.
     """

@@ -72,13 +72,15 @@ def _lower_drop(lost: float, won: float, images: float) -> float:
         )
     balance = 2 * special.betaincinv(lost, won + 1, NODES) - 1
     positive = bool(special.betainc(lost, won + 1, 0.5) < TAIL)  # McNemar's exact test
+    if changed == images and not positive:  # T is 1
+        return 2 * float(special.betaincinv(lost, won + 1, TAIL)) - 1
     # The bound is lowest for the smallest T where it is positive, and for the largest T where it is not.
     a, b = (changed, images - changed + 1) if positive else (changed + 1, images - changed)
 
     def probability(bound: float) -> float:
         """Probability of T (2 B - 1) <= bound, of the bound's sign."""
         share = np.clip(bound / np.where(balance == 0, np.inf, balance), 0, 1)
-        below = special.betainc(a, b, share) if b > 0 else (share >= 1).astype(float)
+        below = special.betainc(a, b, share)
         part = np.where(balance > 0, below, 1) if positive else np.where(balance < 0, 1 - below, 0)
         return float(WEIGHTS @ part)
 
@@ -115,7 +117,7 @@ def images_to_decide(lost: int, won: int, images: int, limit_pp: float) -> int |
     while many - few > 0.01 * few:
         middle = (few + many) / 2
         few, many = (few, middle) if decided(middle) else (middle, many)
-    step = 10 ** max(math.floor(math.log10(many * images)) - 1, 0)
+    step: int = 10 ** max(math.floor(math.log10(many * images)) - 1, 0)
     return step * math.ceil(many * images / step)
 
 

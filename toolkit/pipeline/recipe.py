@@ -11,7 +11,6 @@ from toolkit.core import plugins
 from toolkit.core.artifact import canonical_json
 from toolkit.core.errors import RecipeError, nearest
 from toolkit.core.parallel import Backend
-from toolkit.core.results import JudgeBy
 from toolkit.core.tensors import InputType, Interpolation
 from toolkit.pipeline.outside import existing, names_path
 from toolkit.pipeline.values import convert, merge, parse_override, read_toml
@@ -252,7 +251,7 @@ class ReportOptions:
     max_drop_pp: float | None = option(None, "Largest loss of top-1, in percentage points.")
     min_speedup: float | None = option(None, "Smallest speed-up over FP32 on the same target.", above=0.0)
     max_latency_ms: float | None = option(None, "Largest median latency, in milliseconds.", above=0.0)
-    judge_by: JudgeBy = option(
+    judge_by: Literal["interval", "point"] = option(
         "interval",
         "interval: FAIL only where the whole 95 % interval misses, else NEEDS MORE DATA; point: the figure.",
     )

@@ -1,10 +1,10 @@
 """Limits that decide whether a run passes.
 
 Every INT8 variant is judged (every variant but the FP32 ones; where there is no INT8, all but the
-reference). By the interval, a limit is kept where the whole 95 % interval keeps it and missed where the whole
-interval lies beyond it; between the two, or with a time that other work disturbed, it is undecided. By the
-point, the figure alone decides. A variant that does not run on this machine is not judged on what could not be
-measured; one that should have run, or a gate that finds nothing to judge, is missed.
+reference). By the interval, a limit is kept where the whole 95 % interval keeps it and missed where the
+whole interval lies beyond it; between the two, or with a time that other work disturbed, it is undecided.
+By the point, the figure alone decides. A variant that does not run on this machine is not judged on what
+could not be measured; one that should have run, or a gate that finds nothing to judge, is missed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def judge(
         max_latency_ms: Largest allowed median latency.
         by: What is held against a limit: the figure or its 95 % interval.
         environment: Of the report: what disturbed the timing.
-        checks: Checks of the input: with effect "no_verdict" no gate is judged, with "no_pass" none is passed.
+        checks: Checks of the input: with effect "no_verdict" no gate is judged, with "no_pass" none passes.
     """
     limits: list[_Limit] = []
     if max_drop_pp is not None:
@@ -114,7 +114,8 @@ class _Bench:
         self, rule: _Limit, variant: Variant, value: float, interval: Interval
     ) -> tuple[bool | None, str]:
         """Return whether a limit is kept, and why that is undecided."""
-        kept, doubt = _keeps(rule, value), ""
+        kept: bool | None = _keeps(rule, value)
+        doubt = ""
         if self.by == "interval":
             disturbed = disturbances(self.environment) if rule.timed else []
             if disturbed:

@@ -35,7 +35,7 @@ GATES = {  # outcome -> mark, word, colour
     "not_judged": ("○", "not judged", "cyan"),
 }
 JUDGED_BY = {
-    "interval": "Judged by the 95 % interval: passed where all of it keeps the limit, missed where none of it does.",
+    "interval": "Judged by the 95 % interval: passed where all of it keeps a limit, missed where none does.",
     "point": 'Judged by the figure alone (`report.judge_by = "point"`), whatever its interval.',
 }
 FOLDS, FOLDED = ("run", "remarks"), 20  # columns whose text is folded, and the least width they need
@@ -186,7 +186,7 @@ def print_table(
     Args:
         columns: Their headings.
         rows: Cells as text, as many as columns.
-        expendable: Columns that a narrow terminal is not shown, first those to leave out first; a line names them.
+        expendable: Columns to leave out of a narrow terminal, in this order; a line names them.
     """
     from rich import box
     from rich.table import Table

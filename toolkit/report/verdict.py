@@ -33,9 +33,10 @@ class Verdict:
 
     Attributes:
         target: Its name.
-        level: pass: every limit is kept, ship; no_limit: none was set on accuracy; needs_data: images or timings do
-            not decide; no_gain: limits are kept, and something else is faster; not_measured: accuracy or
-            speed is missing; no_verdict: the input is not what it should be; fail: a limit is missed.
+        level: pass: every limit is kept, ship; no_limit: none was set on accuracy; needs_data: images or
+            timings do not decide; no_gain: limits are kept, and something else is faster; not_measured:
+            accuracy or speed is missing; no_verdict: the input is not what it should be; fail: a limit is
+            missed.
         sentence: The verdict in words.
         steps: Next steps, each a sentence.
     """
@@ -204,7 +205,7 @@ def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | N
 
 
 def _doubt(v: Variant, report: RunReport) -> str:
-    """Say why a speed-up may not be real: few runs, other work, or 95 % intervals of the medians that meet."""
+    """Say why a speed-up may not be real: few runs, other work, or medians whose intervals meet."""
     over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
     timed: list[LatencySummary] = [latency for latency in (v.latency_ms, over) if latency]
     if any(few(latency) for latency in timed):

@@ -12,8 +12,8 @@ NONE = "not measured"
 UNKNOWN = "not known"
 MINUS = "−"
 DROP = (
-    "A drop is FP32's top-1 minus this variant's in percentage points, paired image by image: positive is a loss. "
-    "Its exact 95 % interval is Fay and Lumbard's (2021)."
+    "A drop is FP32's top-1 minus this variant's in percentage points, paired image by image: positive is a "
+    "loss. Its exact 95 % interval is Fay and Lumbard's (2021)."
 )
 GRAPH = "the file that ships; the device builds its engine of it, which is not of this size"
 
@@ -99,8 +99,8 @@ def probe(sensitivity: Mapping[str, Any]) -> str:
     """The images that a target's sensitivities were measured on, which are not those of the evaluation."""
     number = sensitivity.get("images")
     return (
-        f"Measured on {'some' if number is None else whole(number)} calibration images; the SQNR of the logits "
-        "under Accuracy is that of the evaluation images."
+        f"Measured on {'some' if number is None else whole(number)} calibration images; the SQNR of the "
+        "logits under Accuracy is that of the evaluation images."
     )
 
 
