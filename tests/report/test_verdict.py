@@ -173,7 +173,7 @@ def test_noise_and_load_are_warned_of():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.12))
     environment = {"cores": 2, "load_average": [5.0, 1.0, 1.0], "throttled": True}
     first, second, third = warnings(replace(report(FP32, noisy), environment=environment))
-    assert "openvino-int8 12 %" in first
+    assert "openvino-int8 12.0 %" in first
     assert "throttled" in second
     assert "load of 5.0 on 2 cores" in third
     assert warnings(replace(report(SIMULATED), environment=environment)) == ()  # nothing was timed

@@ -56,7 +56,10 @@ class Run:
         missed = [gate for gate in self.report["gates"] if gate["passed"] is False]
         if missed:
             raise GateError(
-                "; ".join(f"{gate['variant']} misses {gate['name']}: {gate['reason']}" for gate in missed),
+                "; ".join(
+                    f"{gate['variant'] or 'the run'} misses {gate['name']}: {gate['reason']}"
+                    for gate in missed
+                ),
                 hint="the report is written and shows what costs accuracy or time",
             )
 

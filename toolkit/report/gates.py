@@ -94,21 +94,18 @@ class _Bench:
         bare = Gate(rule.name, rule.limit, None, None, variant.name, judged_by=self.by)
         refusal = next((check for check in self.checks if check.effect == "no_verdict"), None)
         if refusal is not None:
-            return replace(bare, reason=f"not judged: {refusal.message}")
+            return replace(bare, reason=refusal.message)
         if value is not None:
             passed, doubt = self._outcome(rule, variant, value, interval)
             reason = _sentence(rule, value, interval) + (f": {doubt}" if doubt else "")
             return replace(bare, value=value, interval=interval, passed=passed, reason=reason)
         if variant.error:
-            known = variant.target in self.working
-            return replace(
-                bare,
-                passed=False if known else None,
-                reason=f"{'not run' if known else 'not judged'}: {variant.error}",
-            )
+            passed = False if variant.target in self.working else None
+            return replace(bare, passed=passed, reason=f"it was not run: {variant.error}")
         if not variant.runs_here and rule.timed:
-            return replace(bare, reason="not judged: it does not run on this machine")
-        return replace(bare, passed=False, reason="not measured")
+            return replace(bare, reason="it does not run on this machine")
+        labels = "the images have no labels" if variant.images else "it was not evaluated"
+        return replace(bare, passed=False, reason="it was not timed" if rule.timed else labels)
 
     def _outcome(
         self, rule: _Limit, variant: Variant, value: float, interval: Interval

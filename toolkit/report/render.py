@@ -147,7 +147,7 @@ def terminal(report: RunReport) -> None:
                 words.coverage(v),
                 words.shipped(v),
                 words.count(v.macs),
-                v.kind,
+                words.accuracy(v),
             )
             for v in report.variants
         ],
@@ -279,6 +279,7 @@ def templates() -> jinja2.Environment:
         str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
     )
     environment.filters["prose"] = _prose
+    environment.filters["accuracy"] = words.accuracy
     return environment
 
 

@@ -79,7 +79,7 @@ def warnings(report: RunReport) -> tuple[str, ...]:
     """List what a reader must know before trusting a figure."""
     found = []
     noisy = [
-        f"{v.name} {100 * v.latency_ms.cv:.0f} %"
+        f"{v.name} {words.percent(v.latency_ms.cv, 1)}"
         for v in report.variants
         if v.latency_ms and v.latency_ms.cv is not None and v.latency_ms.cv > NOISY
     ]
@@ -119,8 +119,8 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
 
 
 def _merit(level: Level, v: Variant) -> tuple[int, float, float, float]:
-    """Order variants: by level; with no limit on it, by their drop; then by latency and top-1."""
-    drop = v.drop_pp if level == "no_limit" and v.drop_pp is not None else 0.0
+    """Order variants: by level; where the drop is not proven to keep a limit, by it; by latency and top-1."""
+    drop = v.drop_pp if level in ("no_limit", "needs_data") and v.drop_pp is not None else 0.0
     return ORDER.index(level), drop, v.latency_ms.p50 if v.latency_ms else math.inf, -(v.top1 or 0.0)
 
 
@@ -142,7 +142,8 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     if v.speedup is None:
         where = " in simulation" if v.kind == "simulated" else ""
         rest = f"; {undecided}" if undecided else ""
-        return "not_measured", f"{facts}{where}; its speed was not measured, measure it on the device{rest}."
+        cure = "run the stage bench" if v.runs_here else "measure it on the device"
+        return "not_measured", f"{facts}{where}; its speed was not measured, {cure}{rest}."
     doubt = _doubt(v, report)
     if doubt or undecided:
         return "needs_data", f"{facts}, but {'; '.join(part for part in (doubt, undecided) if part)}."

@@ -196,7 +196,12 @@ def conditions(latency: LatencySummary | None) -> str:
 
 def sources(variants: Iterable[Variant]) -> list[tuple[str, str]]:
     """Every place an accuracy came from: kind, and where."""
-    return list(dict.fromkeys((v.kind, v.measured_on) for v in variants if v.measured_on))
+    return list(dict.fromkeys((accuracy(v), v.measured_on) for v in variants if v.measured_on and v.images))
+
+
+def accuracy(variant: Variant) -> str:
+    """The kind of a variant's accuracy; one that was only timed has none."""
+    return NONE if variant.kind == "measured" and not variant.images else variant.kind
 
 
 def latency_sources(variants: Iterable[Variant]) -> list[str]:
