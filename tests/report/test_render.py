@@ -14,6 +14,7 @@ from toolkit.core.errors import DataError
 from toolkit.core.results import LatencySummary
 from toolkit.report import analysis, render, words
 from toolkit.report.gather import gather
+from toolkit.report.verdict import STAMPS
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -234,3 +235,81 @@ def test_numbers_are_rendered_as_people_read_them():
     assert words.percent(None) == words.milliseconds(None) == words.times(None) == "not measured"
     assert words.label(CLASSES, 3) == "cat"
     assert words.label(CLASSES, 99) == "class 99"
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_narrow_terminal_leaves_columns_out_by_name_and_cuts_no_figure(report, capsys, monkeypatch, width):
+    monkeypatch.setattr(render, "WIDE", width)
+    render.terminal(report)
+    out = capsys.readouterr().out
+    table, _, rest = out.partition("left out at this width: ")
+    assert "…" not in out
+    assert max(len(line) for line in table.splitlines()) <= width
+    left_out = rest.splitlines()[0].split(", ")
+    assert left_out[0] == "MACs" and not set(left_out) & {"variant", "drop, pp [95 %]", "p50", "accuracy"}
+    for v in report.variants:
+        (row,) = [line for line in table.splitlines() if line.split()[:1] == [v.name]]
+        if v.drop_pp is not None:
+            assert f"{words.signed(v.drop_pp)} {words.bracket(v.drop_ci95_pp)}" in row
+
+
+def test_an_accuracy_that_was_not_measured_is_not_called_measured(report, capsys):
+    timed = tuple(
+        replace(v, images=0, top1=None, drop_pp=None, drop_ci95_pp=None, agreement=None, paired=None)
+        for v in report.variants
+        if v.latency_ms
+    )
+    render.terminal(replace(report, variants=timed))
+    rows = [line for line in capsys.readouterr().out.splitlines() if " ms " in line and "fp32" in line]
+    assert rows and all(row.rstrip().endswith("–") for row in rows)
+    assert 'class="kind measured">measured' not in render.html(replace(report, variants=timed))
+
+
+def test_the_drop_has_one_sign_and_one_figure_everywhere(report, capsys):
+    """A loss is positive in the table, the sentence, the gate, Markdown, the page, its charts and JSON."""
+    row = next(v for v in report.variants if v.name == "openvino-int8-pruned")
+    assert row.drop_pp > 0 > row.top1 - report.variants[0].top1
+    figure = words.points(row.drop_pp, row.drop_ci95_pp)
+    render.terminal(report)
+    terminal, page = capsys.readouterr().out, render.html(report)
+    assert f"top-1 drop {figure}, allowed 1 pp" in terminal
+    for text in (render.markdown(report), page):
+        assert text.count(figure) >= 2
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
+    bars = {bar["name"]: bar["x"] for bar in figures["drop"]["data"]}
+    assert bars[words.title(row)] == [row.drop_pp]
+    lost = sum(c.images * (c.top1_reference - c.top1) for c in row.paired.classes)
+    assert lost / row.images == pytest.approx(row.drop_pp / 100)
+
+
+def test_the_table_of_layers_names_what_each_figure_is(report):
+    content = {
+        "images": 12,
+        "layers": [{"name": "conv1", "kind": "Convolution", "sqnr_db": 41.0, "alone_sqnr_db": 52.5,
+                    "float_sqnr_db": 31.0, "drop_db": 0.25, "reverted": False}],
+    }  # fmt: skip
+    page = render.html(replace(report, details={**report.details, "sensitivity": {"openvino": content}}))
+    row = page[page.index('<th scope="row">conv1</th><td>Convolution</td><td class="n">41.0') :].split(
+        "</tr>"
+    )[0]
+    assert re.findall(r"([\d.]+) dB", row) == ["41.0", "52.5", "0.25"]
+    headings = page[: page.index(row)].rpartition("<thead>")[2]
+    assert (
+        headings.index("all quantized")
+        < headings.index("it alone quantized")
+        < headings.index("alone in float")
+    )
+    assert "Measured on 12 calibration images, on which the logits have 30.8 dB" in page
+
+
+def test_the_verdicts_are_the_same_in_json_markdown_page_and_terminal(report, capsys, tmp_path):
+    render.write(report, tmp_path)
+    render.terminal(report)
+    terminal = " ".join(capsys.readouterr().out.split())
+    stored = json.loads((tmp_path / "report.json").read_text())["verdicts"]
+    assert [each["target"] for each in stored] == ["openvino", "tensorrt"]
+    for each in stored:
+        sentence = " ".join(each["sentence"].split())
+        assert sentence in terminal
+        assert f"{STAMPS[each['level']]}: **{each['sentence']}**" in render.markdown(report)
+        assert f"{words.target(each['target'])}: {STAMPS[each['level']]}" in render.html(report)

@@ -67,7 +67,9 @@ def command(
 
     Finished stages are kept in the store: running again resumes, and a changed option reruns only what
     depends on it. The stages are load, prune, finetune, export, select, calibrate, quantize, compile,
-    evaluate, bench and report. Exit code 3: a limit of the recipe's report section was missed.
+    evaluate, bench and report. Exit code 3: a limit of the recipe's report section was missed, or its figure
+    is absent. A limit that the data do not decide is NEEDS MORE DATA, with exit code 0; with
+    report.judge_by=point the figure alone decides.
     """
     from toolkit.cli._progress import shown
     from toolkit.pipeline import Recipe, Store, run

@@ -287,9 +287,11 @@ class Gate:
     @property
     def outcome(self) -> Outcome:
         """The outcome in one word, from `passed` and `value`."""
-        if self.value is None:
-            return "not_measured" if self.passed is False else "not_judged"
-        return {True: "pass", False: "fail", None: "needs_data"}[self.passed]  # type: ignore[return-value]
+        if self.passed is None:
+            return "not_judged" if self.value is None else "needs_data"
+        if self.passed:
+            return "pass"
+        return "not_measured" if self.value is None else "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +310,29 @@ class InputCheck:
     effect: Literal["note", "no_pass", "no_verdict"]
     message: str
     hint: str = ""
+
+
+Level = Literal["pass", "no_limit", "needs_data", "no_gain", "not_measured", "no_verdict", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A verdict on one target.
+
+    Attributes:
+        target: Its name.
+        level: pass: every limit is kept, ship; no_limit: none was set on accuracy; needs_data: images or
+            timings do not decide; no_gain: limits are kept, and something else is faster; not_measured:
+            accuracy or speed is missing; no_verdict: the input is not what it should be; fail: a limit is
+            missed.
+        sentence: The verdict in words.
+        steps: Next steps, each a sentence.
+    """
+
+    target: str
+    level: Level
+    sentence: str
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +358,7 @@ class RunReport:
         missing: What this report should hold and does not, in words.
         findings: severity, what, hint: what the data check found.
         input_checks: Checks of preprocessing, labels and baseline that limit the verdicts.
+        verdicts: One per target that an INT8 variant was asked of; empty in older reports.
         details: JSON of single stages that only experts read: export, quantization, pruning, training, bench.
     """
 
@@ -350,6 +376,7 @@ class RunReport:
     missing: tuple[str, ...] = ()
     findings: tuple[dict[str, str], ...] = ()
     input_checks: tuple[InputCheck, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -227,7 +227,9 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
                 "orientation": "h",
                 "x": drops,
                 "y": labels,
-                "marker": {"color": ["@red" if drop > 0 else "@green" for drop in drops]},
+                "marker": {  # grey where the interval holds zero: chance
+                    "color": ["@red" if low > 0 else "@green" if high < 0 else "@grey" for low, high in ends]
+                },
                 "error_x": {
                     "type": "data",
                     "symmetric": False,

@@ -153,7 +153,8 @@ def _median_interval(variant: Variant) -> Interval:
 def _sentence(rule: _Limit, value: float, interval: Interval) -> str:
     if rule.name == "max_drop_pp":
         return f"top-1 drop {words.points(value, interval)}, allowed {rule.limit:g} pp"
-    ends = f" [{words.three(interval[0])}, {words.three(interval[1])}]" if interval else ""
     if rule.name == "min_speedup":
+        ends = f" {words.bracket(interval)}" if interval else ""
         return f"{words.times(value)} as fast as FP32{ends}, required {rule.limit:g}×"
+    ends = f" [{words.three(interval[0])}, {words.three(interval[1])}]" if interval else ""
     return f"median latency {words.milliseconds(value)}{ends}, allowed {rule.limit:g} ms"

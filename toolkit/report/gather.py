@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from toolkit.core.results import (
     Variant,
 )
 from toolkit.report import analysis, gates
+from toolkit.report.verdict import verdicts
 
 SCHEMA = 1
 REFERENCE = "onnxruntime-fp32"
@@ -106,13 +108,11 @@ def gather(
         ),
         command=command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        missing=(),
         findings=run.findings(),
         input_checks=checks,
         details=run.details(),
     )
-    object.__setattr__(report, "missing", tuple(dict.fromkeys(run.missing)))
-    return report
+    return replace(report, missing=tuple(dict.fromkeys(run.missing)), verdicts=verdicts(report))
 
 
 class _Run:

@@ -161,7 +161,7 @@ def terminal(report: RunReport) -> None:
     if any(words.ships_graph(v) for v in report.variants):
         console.print(Text(f"graph: {words.GRAPH}", style="dim"))
     console.print()
-    for verdict in verdicts(report):
+    for verdict in report.verdicts or verdicts(report):
         mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
         console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
         if verdict.level == "no_verdict":
@@ -246,7 +246,7 @@ def _context(report: RunReport) -> dict[str, Any]:
     return {
         "report": report,
         "words": words,
-        "verdicts": verdicts(report),
+        "verdicts": report.verdicts or verdicts(report),  # an older report holds none
         "stamps": STAMPS,
         "gate_marks": GATES,
         "judged_by": _judged_by(report),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from toolkit.core.results import Gate, LatencySummary, RunReport, Variant
+from toolkit.core.results import Gate, LatencySummary, Level, RunReport, Variant, Verdict
 from toolkit.core.statistics import NOISY
 from toolkit.report import words
 from toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
@@ -14,7 +13,6 @@ from toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
 FASTEST = "The fastest of the {} that may be shipped."
 SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
 
-Level = Literal["pass", "no_limit", "needs_data", "no_gain", "not_measured", "no_verdict", "fail"]
 STAMPS: dict[Level, str] = {  # in the order in which one of several variants speaks for a target
     "pass": "PASS",
     "no_limit": "NO LIMIT SET",
@@ -25,26 +23,6 @@ STAMPS: dict[Level, str] = {  # in the order in which one of several variants sp
     "fail": "FAIL",
 }
 ORDER = tuple(STAMPS)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A verdict on one target.
-
-    Attributes:
-        target: Its name.
-        level: pass: every limit is kept, ship; no_limit: none was set on accuracy; needs_data: images or
-            timings do not decide; no_gain: limits are kept, and something else is faster; not_measured:
-            accuracy or speed is missing; no_verdict: the input is not what it should be; fail: a limit is
-            missed.
-        sentence: The verdict in words.
-        steps: Next steps, each a sentence.
-    """
-
-    target: str
-    level: Level
-    sentence: str
-    steps: tuple[str, ...] = ()
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
@@ -126,7 +104,8 @@ def _merit(level: Level, v: Variant) -> tuple[int, float, float, float]:
 
 def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     """Return the level of one variant, and the sentence that gives its reason."""
-    facts = _facts(v)
+    doubt = _doubt(v, report)
+    facts = _facts(v, doubtful=bool(doubt))
     gates = [gate for gate in report.gates if gate.variant == v.name]
     missed = [gate for gate in gates if gate.outcome == "fail"]
     if missed:
@@ -144,7 +123,6 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
         rest = f"; {undecided}" if undecided else ""
         cure = "run the stage bench" if v.runs_here else "measure it on the device"
         return "not_measured", f"{facts}{where}; its speed was not measured, {cure}{rest}."
-    doubt = _doubt(v, report)
     if doubt or undecided:
         return "needs_data", f"{facts}, but {'; '.join(part for part in (doubt, undecided) if part)}."
     rival = _rival(v, report)
@@ -213,17 +191,20 @@ def _doubt(v: Variant, report: RunReport) -> str:
         least = min(latency.runs for latency in timed)
         return f"only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}"
     if disturbances(report.environment):
-        return f"it was timed on a busy machine: {AGAIN}"
+        return f"other work disturbed the timing: {AGAIN}"
     intervals = [latency.p50_ci95 for latency in timed if latency.p50_ci95]
     if len(intervals) > 1 and max(low for low, _ in intervals) <= min(high for _, high in intervals):
         return f"the difference in speed may be noise: {AGAIN}"
     return ""
 
 
-def _facts(v: Variant) -> str:
+def _facts(v: Variant, *, doubtful: bool) -> str:
+    """State speed-up and drop with their intervals; a doubtful speed-up is what was timed, not what is."""
     parts = []
     if v.speedup is not None:
-        parts.append(f"is {words.times(v.speedup)} as fast as FP32{' (slower)' * (v.speedup < 1)}")
+        verb, slower = "was timed" if doubtful else "is", " (slower)" * (v.speedup < 1)
+        interval = f" {words.bracket(v.speedup_ci95)}" if v.speedup_ci95 else ""
+        parts.append(f"{verb} {words.times(v.speedup)} as fast as FP32{interval}{slower}")
     if v.drop_pp is not None:
         parts.append(f"has a top-1 drop of {words.points(v.drop_pp, v.drop_ci95_pp)}")
     elif v.agreement is not None:

@@ -96,12 +96,13 @@ def decibel(value: float | None, digits: int = 1) -> str:
 
 
 def probe(sensitivity: Mapping[str, Any]) -> str:
-    """The images that a target's sensitivities were measured on, which are not those of the evaluation."""
+    """The images of a target's sensitivities, and the SQNR of the logits on them."""
     number = sensitivity.get("images")
-    return (
-        f"Measured on {'some' if number is None else whole(number)} calibration images; the SQNR of the "
-        "logits under Accuracy is that of the evaluation images."
-    )
+    images_of = f"{'some' if number is None else whole(number)} calibration images"
+    rows = [row for row in sensitivity.get("layers") or () if row.get("float_sqnr_db") is not None]
+    if rows:
+        images_of += f", on which the logits have {decibel(rows[0]['float_sqnr_db'] - rows[0]['drop_db'])}"
+    return f"Measured on {images_of}; the SQNR of the logits under Accuracy is that of the evaluation images."
 
 
 def size(count: int | None) -> str:
