@@ -99,7 +99,7 @@ def value_forms(stated: Preprocess) -> tuple[Form, ...]:
         form = Form(name, replace(stated, mean=mean, std=std))
         exchanged = [
             replace(form, name=f"{name}, then BGR order", exchange="network"),
-            replace(form, name=f"{name}, and files with red and blue exchanged", exchange="files"),
+            replace(form, name=f"{name}, and files without red and blue exchanged", exchange="files"),
         ]
         if len(set(mean)) == len(set(std)) == 1:  # both are the same
             exchanged = [replace(exchanged[0], name=f"{name}, BGR order")]
@@ -113,7 +113,10 @@ def value_forms(stated: Preprocess) -> tuple[Form, ...]:
 def size_forms(base: Form) -> tuple[Form, ...]:
     """Return the usual resizes, crops and filters beside those of a form."""
     p = base.preprocess
-    sizes = {"resized to the input's size": p.crop, "resized with torchvision's margin": round(p.crop * MARGIN)}
+    sizes = {
+        "resized to the input's size": p.crop,
+        "resized with torchvision's margin": round(p.crop * MARGIN),
+    }
     forms = [
         replace(base, name=f"{base.name}, {name} ({side} pixels)", preprocess=replace(p, resize=side))
         for name, side in sizes.items()
@@ -194,7 +197,7 @@ class _Race:
         left = list(forms)
         for count, places in ROUNDS:
             if count < len(self._labels):
-                ranked = sorted(left, key=lambda form: self._loss(form, count))  # noqa: B023
+                ranked = sorted(left, key=lambda form: self._loss(form, count))
                 left = list(dict.fromkeys([*ranked[:places], *([own] if own in left else [])]))
         return min(left, key=lambda form: self._loss(form, len(self._labels)))
 

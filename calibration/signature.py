@@ -16,6 +16,7 @@ _NOISE = 0.02  # nats that the choice of some dozens of images alone can make
 _TINT = 0.1  # standard deviations of colour that the choice of images alone can make
 _FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
 _POSITIONS = 32  # places an image at which the first convolution is computed, along each side
+SAMPLE = 64  # images whose statistics are enough
 _EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -206,7 +207,8 @@ def _assignment(p: npt.NDArray[np.float64], labels: IntArray, count: int) -> Int
     np.add.at(weight, labels, p)
     weight[np.arange(count), np.arange(count)] += 1e-6
     _, columns = linear_sum_assignment(weight, maximize=True)
-    return columns.astype(np.int64)
+    outputs: IntArray = columns.astype(np.int64)
+    return outputs
 
 
 def _usual_orders(count: int, classes: int, names: Sequence[str]) -> list[tuple[str, IntArray]]:
@@ -215,14 +217,14 @@ def _usual_orders(count: int, classes: int, names: Sequence[str]) -> list[tuple[
     found = [("the order is reversed", labels[::-1])]
     found += [(cause, (labels + step) % classes) for step, cause in _SHIFTS.items()]
     if len(names) == count:
-        keys = {
+        keys: dict[str, Callable[[str], Any]] = {
             "the outputs follow the names sorted by number": _natural,
             "the outputs follow the names sorted as text": str,
             "the outputs follow the names sorted without regard to capitals": str.casefold,
         }
         for cause, key in keys.items():
             order = np.empty(count, np.int64)
-            order[sorted(range(count), key=lambda label: key(names[label]))] = labels  # noqa: B023
+            order[sorted(range(count), key=lambda label: key(names[label]))] = labels
             found.append((cause, order))
     return [(cause, order) for cause, order in found if (order != labels).any()]
 

@@ -5,6 +5,7 @@ are read where they exist, so that a stage may leave more and the report shows m
 
 calibrate/findings.json whether the images are enough, as select/findings.json
 evaluate/findings.json  what was left out of the evaluation, as select/findings.json
+evaluate/input_checks.json  [`InputCheck`]: checks of preprocessing, labels and baseline
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
                         (peak), "resident_bytes", "energy_mj" (an image), "end_to_end_ms" [samples],
@@ -41,12 +42,13 @@ from toolkit.core import statistics
 from toolkit.core.artifact import read_json
 from toolkit.core.errors import DataError
 from toolkit.core.quant import IntArray
-from toolkit.core.results import Kind, LatencySummary, LayerAudit, RunReport, StageRun, Variant
+from toolkit.core.results import InputCheck, Kind, LatencySummary, LayerAudit, RunReport, StageRun, Variant
 from toolkit.report import analysis, gates
 
 SCHEMA = 1
 REFERENCE = "onnxruntime-fp32"
 KEPT_SAMPLES = 1000
+CHECK_KEYS = ("code", "effect", "message", "hint")
 
 
 def gather(
@@ -87,6 +89,7 @@ def gather(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         missing=(),
         findings=run.findings(),
+        input_checks=run.input_checks(),
         details=run.details(),
     )
     object.__setattr__(report, "missing", tuple(dict.fromkeys(run.missing)))
@@ -131,6 +134,7 @@ class _Run:
             "macs": graph.get("macs"),
             "input_px": self.graphs.get("size"),
             "preprocess": self.loaded.get("preprocess") or self.graphs.get("preprocess"),
+            "preprocess_source": self.loaded.get("preprocess_source"),
         }
 
     def data(self) -> dict[str, Any]:
@@ -156,6 +160,10 @@ class _Run:
             for stage in ("select", "calibrate", "evaluate")
             for found in self.read(stage, "findings.json", [], expected=stage == "select") or ()
         )
+
+    def input_checks(self) -> tuple[InputCheck, ...]:
+        rows = self.read("evaluate", "input_checks.json", [], expected=False)
+        return tuple(InputCheck(**{key: row[key] for key in CHECK_KEYS}) for row in rows)
 
     def environment(self) -> dict[str, Any]:
         device = dict(self.device)

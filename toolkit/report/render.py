@@ -24,9 +24,15 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from rich.console import Console
 
+CLASSES_SHOWN = 100  # in report.md
 WIDE = 160  # columns in a file or pipe, which has no width of its own
 VERDICTS = {"good": ("✓", "green"), "look": ("!", "yellow"), "bad": ("✗", "red"), "open": ("○", "cyan")}
 GATES = {True: ("passed", "green"), False: ("MISSED", "red"), None: ("open  ", "cyan")}
+CHECKS = {  # effect of an input check -> mark and colour
+    "no_verdict": ("no verdict", "red"),
+    "no_pass": ("no pass", "yellow"),
+    "note": ("note  ", "yellow"),
+}
 Thumbnails = Callable[[int], bytes]
 
 
@@ -154,6 +160,10 @@ def terminal(report: RunReport) -> None:
     for gate in report.gates:
         mark, style = GATES[gate.passed]
         console.print(Text(mark, style=style), Text(f"{gate.name} {gate.variant or ''}: {gate.reason}"))
+    for check in report.input_checks:
+        mark, style = CHECKS[check.effect]
+        hint = f" ({check.hint})" if check.hint else ""
+        console.print(Text(mark, style=style), Text(f"{check.message}{hint}"))
     for warning in warnings(report):
         console.print(Text("note  ", style="yellow"), Text(warning))
 
@@ -194,6 +204,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "verdicts": verdicts(report),
         "warnings": warnings(report),
         "reference": gather.REFERENCE,
+        "classes_shown": CLASSES_SHOWN,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
         "titles": {v.name: words.title(v) for v in report.variants},
         "noisy": NOISY,
