@@ -161,6 +161,12 @@ def search(
     return replace(race.compare(own, last), tried=len(values) + len(sizes))
 
 
+def compare(stated: Preprocess, other: Form, pixels: PixelArray, labels: IntArray, infer: Infer) -> Search:
+    """Compare a form with the stated one, at the stated geometry; see `search`."""
+    race = _Race({geometry(stated): pixels}, labels, infer)
+    return race.compare(Form(STATED, stated), other)
+
+
 def geometry(preprocess: Preprocess) -> Preprocess:
     """Return what decides the pixels of a preprocessing: mean and std are those of no form."""
     channels = len(preprocess.mean)

@@ -13,10 +13,11 @@ from toolkit.core.tensors import Preprocess
 
 _BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's
 _NOISE = 0.02  # nats that the choice of some dozens of images alone can make
+NOISE_PAIRED = 0.01  # nats by which two forms of the same hundreds of images can differ by chance
 _TINT = 0.1  # standard deviations of colour that the choice of images alone can make
 _FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
 _POSITIONS = 32  # places an image at which the first convolution is computed, along each side
-SAMPLE = 64  # images whose statistics are enough
+SAMPLE = 64  # images whose statistics show a wrong preprocessing
 _EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
 
 
@@ -71,11 +72,16 @@ def stem_divergences(stem: Stem, images: PixelArray, preprocess: Preprocess) -> 
     return {form: stem_divergence(stem, form.inputs(images)) for form in value_forms(preprocess)}
 
 
-def likelier(divergences: dict[Form, float]) -> Form | None:
-    """Return the form that fits training far better than the stated one, by `stem_divergences`, if any."""
+def likelier(divergences: dict[Form, float], noise: float = _NOISE) -> Form | None:
+    """Return the form that fits training far better than the stated one, if any.
+
+    Args:
+        divergences: Of every form, the stated one first; see `stem_divergences`.
+        noise: Difference in nats that is put down to the choice of images.
+    """
     stated = next(iter(divergences.values()))
     best = min(divergences, key=lambda form: divergences[form])
-    better = divergences[best] < _BETTER * stated and stated - divergences[best] > _NOISE
+    better = divergences[best] < _BETTER * stated and stated - divergences[best] > noise
     return best if better else None
 
 

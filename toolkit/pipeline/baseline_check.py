@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.core import baseline
+from toolkit.core import baseline, statistics
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.results import InputCheck
 from toolkit.core.tensors import Preprocess, PreprocessSource
@@ -20,15 +20,18 @@ from toolkit.pipeline.preprocessing import assumed_note, from_json
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
     from calibration.preprocess_forms import Form, Infer, Search
+    from calibration.signature import Stem
 
 SAMPLE = 200  # images that forms of preprocessing are tried on, at most
 PIXELS_BYTES = 512 << 20  # of memory for them
 BATCH = 32
 LOST = 0.10  # accuracy that the baseline loses to a wrong preprocessing above which no verdict is given
 SHOWN = 12  # classes that a message lists
+AGAINST_T = -1.0  # Student's t of the labels below which they contradict the first layer
 SURE_T = 3.5  # see calibration.preprocess_forms
 LEAST_GAIN = 0.05  # accuracy that other BatchNorm statistics must gain
 WEAK_NATS = 0.2  # mutual information that another form must gain to be named without labels
+LABELS_HINT = "--set load.labels=FILE with one class name a line, in the order of the network's outputs"
 RELATED = {"preprocess-better": "preprocessing", "class-order": "class order"}
 
 
@@ -69,6 +72,8 @@ def examine(brought: Brought) -> list[InputCheck]:
         The checks that limit verdicts or that a reader needs, most severe first; one of `preprocess-assumed`
         wherever nothing states mean and std.
     """
+    from calibration import preprocess_forms
+
     places = _sample(len(brought.indices), brought.preprocess)
     stem = network.first_layer(brought.folder).stem if _has_checkpoint(brought.folder) else None
     pixels = _pixels(brought, places)
@@ -77,15 +82,19 @@ def examine(brought: Brought) -> list[InputCheck]:
     search: Search | None = None
     with _float_network(brought.graph) as infer:
         if brought.labelled:
-            search = _search(brought, pixels, labels, infer)
-            checks += _class_order(brought)
+            order = baseline.find_class_order(brought.logits, brought.labels, brought.dataset.classes)
+            if order is not None:
+                checks.append(_class_order(order, brought.dataset.classes))
+                labels = np.array(order.outputs, np.int64)[labels]
+            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
             checks += _better_form(brought, search)
             checks += _class_count(brought)
             checks += _baseline(brought, checks, _first(pixels), labels)
         else:
             checks += _unlabelled(brought, _first(pixels), infer) if stem is None else []
+        if stem is not None and not any(check.code == "preprocess-better" for check in checks):
+            checks += _first_layer(brought, stem, _first(pixels), labels, infer)
     if stem is not None:
-        checks += _first_layer(brought, stem, _first(pixels), search)
         checks += _untrained_statistics(brought.folder)
     if brought.source == "assumed":
         checks.append(_assumed(brought, search))
@@ -162,17 +171,12 @@ def _float_network(graph: Path) -> Iterator[Infer]:
         yield infer
 
 
-def _search(
-    brought: Brought, pixels: Mapping[Preprocess, PixelArray], labels: IntArray, infer: Infer
-) -> Search | None:
-    from calibration import preprocess_forms
-
-    return preprocess_forms.search(brought.preprocess, pixels, labels, infer)
-
-
 def _better_form(brought: Brought, search: Search | None) -> list[InputCheck]:
     if search is None or not search.better:
         return []
+    _, lowest, _ = statistics.wilson(round(search.accuracy * search.images), search.images)
+    if lowest <= 1 / brought.logits.shape[1]:
+        return []  # a network at chance is at chance with every form
     lost = search.accuracy - search.accuracy_stated
     what = "the assumed preprocessing" if brought.source == "assumed" else "the stated preprocessing"
     return [
@@ -197,26 +201,20 @@ def _assumed(brought: Brought, search: Search | None) -> InputCheck:
     return InputCheck("preprocess-assumed", "no_pass", message, hint)
 
 
-def _class_order(brought: Brought) -> list[InputCheck]:
-    names = brought.dataset.classes
-    order = baseline.find_class_order(brought.logits, brought.labels, names)
-    if order is None:
-        return []
+def _class_order(order: baseline.ClassOrder, names: Sequence[str]) -> InputCheck:
     where = order.cause or f"{len(order.moved)} classes are exchanged"
     shown = ", ".join(
         f"{names[label]} is output {order.outputs[label]}, not {label}" for label in order.moved[:SHOWN]
     )
     more = f" and {len(order.moved) - SHOWN} more" if len(order.moved) > SHOWN else ""
-    return [
-        InputCheck(
-            "class-order",
-            "no_verdict",
-            f"class order: {where}; {_percent(order.accuracy)} top-1 with that order, "
-            f"{_percent(order.accuracy_stated)} with the labels as they are, on {order.images} held-out "
-            f"images: {shown}{more}",
-            "--set load.labels=FILE with one class name a line, in the order of the network's outputs",
-        )
-    ]
+    return InputCheck(
+        "class-order",
+        "no_verdict",
+        f"class order: {where}; {_percent(order.accuracy)} top-1 with that order, "
+        f"{_percent(order.accuracy_stated)} with the labels as they are, on {order.images} held-out images: "
+        f"{shown}{more}",
+        LABELS_HINT,
+    )
 
 
 def _class_count(brought: Brought) -> list[InputCheck]:
@@ -233,7 +231,7 @@ def _class_count(brought: Brought) -> list[InputCheck]:
             "no_verdict",
             f"number of classes: {_percent(outside)} of the predictions are outputs {labels} to "
             f"{outputs - 1}, which no label names: the images have {labels} classes, the network {outputs}",
-            "--set load.labels=FILE with one class name a line, in the order of the network's outputs",
+            LABELS_HINT,
         )
     ]
 
@@ -290,8 +288,8 @@ def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[I
             "batchnorm-statistics",
             "no_verdict",
             f"BatchNorm: with statistics of {len(labels)} evaluation images the network has "
-            f"{_percent(after)} top-1, with the stored ones {_percent(before)}: they are not those of its training, or it was "
-            "saved in training mode",
+            f"{_percent(after)} top-1, with the stored ones {_percent(before)}: they are not those of its "
+            "training, or it was saved in training mode",
             "save the checkpoint again after model.eval(), with the buffers running_mean and running_var",
         )
     ]
@@ -315,17 +313,21 @@ def _untrained_statistics(folder: Path) -> list[InputCheck]:
     ]
 
 
-def _first_layer(brought: Brought, stem: Any, pixels: PixelArray, search: Search | None) -> list[InputCheck]:
+def _first_layer(
+    brought: Brought, stem: Stem, pixels: PixelArray, labels: IntArray, infer: Infer
+) -> list[InputCheck]:
     """Compare the first layer's statistics with those of training, unless labels speak against it."""
-    from calibration.signature import SAMPLE as FEW
-    from calibration.signature import likelier, stem_divergences
+    from calibration import preprocess_forms
+    from calibration.signature import NOISE_PAIRED, likelier, stem_divergences
 
-    if search is not None and search.better:
-        return []
-    divergences = stem_divergences(stem, pixels[:FEW], brought.preprocess)
-    form = likelier(divergences)
+    divergences = stem_divergences(stem, pixels, brought.preprocess)
+    form = likelier(divergences, NOISE_PAIRED) if len(pixels) == SAMPLE else likelier(divergences)
     if form is None:
         return []
+    if brought.labelled and len(labels) >= preprocess_forms.FEWEST_IMAGES:
+        compared = preprocess_forms.compare(brought.preprocess, form, pixels, labels, infer)
+        if compared.t < AGAINST_T:
+            return []
     stated = next(iter(divergences.values()))
     return [
         InputCheck(
