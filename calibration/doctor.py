@@ -17,7 +17,7 @@ from calibration.duplicates import Look, look, pairs
 from calibration.finding import Finding
 from calibration.loader import decode_each
 from calibration.preprocess import check, pixels
-from calibration.signature import Stem, check_colours, check_stem
+from calibration.signature import SAMPLE, Stem, check_colours, check_stem
 from calibration.words import some
 from toolkit.core import progress
 from toolkit.core.errors import DataError
@@ -25,7 +25,6 @@ from toolkit.core.quant import PixelArray
 from toolkit.core.tensors import Preprocess
 from toolkit.core.threads import ordered_map
 
-_SIGNATURE_IMAGES = 64  # enough for the statistics of the first layer
 _UNEVEN = 3.0  # largest over smallest class
 _BLANK = 1e-9  # variance of pixels in [0, 1]; one grey level in one of a million pixels has more
 
@@ -89,7 +88,7 @@ def examine(
     if not indices:
         raise DataError(f"no images of {dataset.name} to examine", hint="ask for 1 or more")
     colours = _Colours()
-    every = max(1, len(indices) // _SIGNATURE_IMAGES)
+    every = max(1, len(indices) // SAMPLE)
 
     def view(image: Image.Image, name: str) -> tuple[Look, PixelArray]:
         return look(image), pixels(image, preprocess, name)
@@ -98,7 +97,7 @@ def examine(
         values = result[1].reshape(-1, result[1].shape[2]).astype(np.float32) / 255
         colours.mean.append(values.mean(0, dtype=np.float64))
         colours.variance.append(values.var(0, dtype=np.float64))
-        if position % every == 0 and len(colours.whole) < _SIGNATURE_IMAGES:
+        if position % every == 0 and len(colours.whole) < SAMPLE:
             colours.whole.append(result[1])
         return result[0]
 

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from calibration.finding import Finding
-from calibration.preprocess import normalize
+from calibration.preprocess_forms import STATED, Form, value_forms
 from toolkit.core.quant import FloatArray, PixelArray
 from toolkit.core.tensors import Preprocess
 
 _BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's
 _NOISE = 0.02  # nats that the choice of some dozens of images alone can make
+NOISE_PAIRED = 0.01  # nats by which two forms of the same hundreds of images can differ by chance
 _TINT = 0.1  # standard deviations of colour that the choice of images alone can make
 _FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
 _POSITIONS = 32  # places an image at which the first convolution is computed, along each side
+SAMPLE = 64  # images whose statistics show a wrong preprocessing
 _EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
-
-
-_KNOWN = (  # what networks are usually trained with: name, mean, std
-    ("ImageNet's mean and std", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ("CIFAR-10's mean and std", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    ("pixels in 0..1", (0.0,) * 3, (1.0,) * 3),
-    ("pixels in -1..1", (0.5,) * 3, (0.5,) * 3),
-    ("pixels in 0..255", (0.0,) * 3, (1 / 255,) * 3),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +61,46 @@ def stem_divergence(stem: Stem, inputs: FloatArray) -> float:
     return float(0.5 * (spread - np.log(spread) - 1 + shift).mean())
 
 
+def stem_divergences(stem: Stem, images: PixelArray, preprocess: Preprocess) -> dict[Form, float]:
+    """Return the divergence of every usual form, in nats; the stated one comes first.
+
+    Args:
+        stem: First convolution and its normalization.
+        images: (N, H, W, C) uint8, resized and cropped; some dozens of different ones.
+        preprocess: What is stated.
+    """
+    return {form: stem_divergence(stem, form.inputs(images)) for form in value_forms(preprocess)}
+
+
+def likelier(divergences: dict[Form, float], noise: float = _NOISE) -> Form | None:
+    """Return the form that fits training far better than the stated one, if any.
+
+    Args:
+        divergences: Of every form, the stated one first; see `stem_divergences`.
+        noise: Difference in nats that is put down to the choice of images.
+    """
+    stated = next(iter(divergences.values()))
+    best = min(divergences, key=lambda form: divergences[form])
+    better = divergences[best] < _BETTER * stated and stated - divergences[best] > noise
+    return best if better else None
+
+
 def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[Finding]:
     """Compare the stated preprocessing, by the checkpoint's own memory, with the usual ones and with BGR.
 
     Args:
         stem: First convolution and its normalization.
-        images: (N, H, W, 3) uint8, resized and cropped; some dozens of different ones.
+        images: (N, H, W, C) uint8, resized and cropped; some dozens of different ones.
         preprocess: What is stated.
     """
-    stated = stem_divergence(stem, normalize(images, preprocess))
-    tried = {}
-    for name, mean, std in (("the stated mean and std", preprocess.mean, preprocess.std), *_KNOWN):
-        other = replace(preprocess, mean=mean, std=std)
-        inputs, exchanged = normalize(images, other), normalize(images[..., ::-1], other)
-        tried[name] = stem_divergence(stem, inputs)
-        tried[f"{name}, then BGR order"] = stem_divergence(stem, inputs[:, ::-1])
-        tried[f"{name}, and files without red and blue exchanged"] = stem_divergence(stem, exchanged)
-    best = min(tried, key=lambda name: tried[name])
-    if tried[best] < _BETTER * stated and stated - tried[best] > _NOISE:
+    tried = stem_divergences(stem, images, preprocess)
+    stated, best = next(iter(tried.values())), likelier(tried)
+    if best is not None:
         return [
             Finding(
                 "error" if stated > _FOREIGN else "warning",
-                f"the checkpoint seems to be trained with {best}: so its first layer's statistics are "
-                f"{tried[best]:.3g} nats from those of training, with the stated mean and std {stated:.3g}",
+                f"the checkpoint seems to be trained with {best.name}: so its first layer's statistics are "
+                f"{tried[best]:.3g} nats from those of training, with {STATED} {stated:.3g}",
                 "correct mean and std in load.preprocess, or the order of the channels",
             )
         ]

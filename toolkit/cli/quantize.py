@@ -12,8 +12,9 @@ import click
 
 from toolkit.cli._options import JSON, PREPROCESS
 from toolkit.cli._outputs import refuse_inputs
+from toolkit.core.artifact import plain
 from toolkit.core.errors import GateError
-from toolkit.core.tensors import InputType
+from toolkit.core.tensors import InputType, preprocess_metadata
 
 
 @click.command(
@@ -123,8 +124,9 @@ def command(
     graph = io.read_classifier(model)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
-    known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
-    preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
+    origin = preprocessing.source_of(recipe.load.preprocess, graph.preprocess, graph.preprocess_source)
+    preprocessing.check_known(input_type, origin, option="--preprocess ")
+    graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
     dataset = open_dataset(source)
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
@@ -136,9 +138,13 @@ def command(
             summary = precision.quantize(how, graph, statistics, target_name, judges, made)
             if made != out:
                 take_pixels(made, prepared, out)
+    summary |= {"preprocess": plain(prepared), "preprocess_source": origin}
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return
+    if origin == "assumed":
+        message, hint = preprocessing.assumed_note(prepared, "--preprocess ")
+        click.echo(f"note: {message}; {hint}", err=True)
     for warning in summary.get("warnings", ()):
         click.echo(f"note: {warning}", err=True)
     click.echo(out)

@@ -145,13 +145,13 @@ def unpaired_difference(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple
     Source:
         Newcombe 1998, Statist. Med. 17, 873-890, method 10 (from two Wilson intervals).
     """
-    (a, low_a, high_a), (b, low_b, high_b) = _wilson(right_a, n_a), _wilson(right_b, n_b)
+    (a, low_a, high_a), (b, low_b, high_b) = wilson(right_a, n_a), wilson(right_b, n_b)
     low = a - b - math.hypot(a - low_a, high_b - b)
     high = a - b + math.hypot(high_a - a, b - low_b)
     return 100 * (a - b), (100 * low, 100 * high)
 
 
-def _wilson(right: int, n: int) -> tuple[float, float, float]:
+def wilson(right: int, n: int) -> tuple[float, float, float]:
     """A proportion and its 95 % score interval."""
     p, z2 = right / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 
@@ -16,6 +17,9 @@ class ShapeProfile:
 
 
 Interpolation = Literal["bilinear", "bicubic", "nearest", "lanczos"]
+# Origin of mean and std: the user, a checkpoint's or graph's metadata, nodes of the graph, published weights,
+# or nothing at all.
+PreprocessSource = Literal["stated", "file", "graph", "published", "assumed"]
 InputType = Literal["float32", "uint8"]  # ready images (N, C, H, W), or decoded pixels (N, H, W, C)
 
 
@@ -36,3 +40,8 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
+
+
+def preprocess_metadata(preprocess: Preprocess, source: PreprocessSource) -> dict[str, str]:
+    """Return the ONNX metadata_props that state a preprocessing and the origin of its mean and std."""
+    return {"preprocess": json.dumps(asdict(preprocess)), "preprocess_source": source}

@@ -169,10 +169,13 @@ class _Run:
         pack(dataset, indices, self._preprocess(), out)
 
     def _located(self, places: list[int]) -> tuple[Any, list[int]]:
+        from calibration.class_order import match
         from calibration.datasets import open_dataset
 
         source = self._run["recipe"]["evaluate"]["source"]
         dataset = open_dataset(source)
+        if (names := self.model.get("class_names")) and dataset.labelled:
+            dataset = match(dataset, names)
         positions = {item.name: index for index, item in enumerate(dataset.items)}
         names = [self.images["names"][place] for place in places]
         gone = [name for name in names if name not in positions]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +13,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, PreprocessSource
 from toolkit.graph.dialect import drop_identities, settle
 from toolkit.graph.padding import write_padding
 from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
@@ -59,6 +59,7 @@ class Classifier:
         quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
         preprocess: What its metadata says of preprocessing, if anything.
         takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
+        preprocess_source: Origin of `preprocess`, where its metadata has that.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Classifier:
     quantized: bool
     preprocess: Preprocess | None
     takes_pixels: bool = False
+    preprocess_source: PreprocessSource | None = None
 
 
 def read(path: Path, *, quantizable: bool = False) -> Classifier:
@@ -117,6 +119,7 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
         any(node.op_type in QUANTIZED_OPS for node in graph),
         _preprocess(model),
         takes_pixels,
+        _preprocess_source(model),
     )
 
 
@@ -273,3 +276,8 @@ def _preprocess(model: ir.Model) -> Preprocess | None:
         return Preprocess(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
     except (ValueError, TypeError, KeyError):
         return None  # somebody else's metadata of the same name
+
+
+def _preprocess_source(model: ir.Model) -> PreprocessSource | None:
+    text = model.metadata_props.get("preprocess_source")
+    return cast(PreprocessSource, text) if text in get_args(PreprocessSource) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import nn
 
-from toolkit.core.artifact import plain, replacing
+from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, PreprocessSource, preprocess_metadata
 from toolkit.models.resnet import Block, PadShortcut, ResNet
 
 OPSET, IR_VERSION = 17, 8  # read by TensorRT 8.5+, OpenVINO 2022+ and ONNX Runtime 1.12+
@@ -36,7 +35,13 @@ class _Op:
 
 
 def export(
-    model: ResNet, out: Path, *, size: int, batch: int | None = 1, preprocess: Preprocess | None = None
+    model: ResNet,
+    out: Path,
+    *,
+    size: int,
+    batch: int | None = 1,
+    preprocess: Preprocess | None = None,
+    source: PreprocessSource = "stated",
 ) -> None:
     """Write a network as an ONNX file.
 
@@ -50,6 +55,7 @@ def export(
         size: Height and width of the input, in pixels.
         batch: Images an inference; None leaves the dimension dynamic, named `batch`.
         preprocess: Kept in the file's metadata as JSON, key `preprocess`.
+        source: Origin of its mean and std, key `preprocess_source`.
 
     Raises:
         ModelError: The input is too small for the network.
@@ -91,7 +97,7 @@ def export(
         opset_imports={"": OPSET},
         name=arch.name,
     )
-    metadata = {"preprocess": json.dumps(plain(preprocess))} if preprocess else {}
+    metadata = preprocess_metadata(preprocess, source) if preprocess else {}
     net = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeship", metadata_props=metadata)
     ShapeInferencePass()(net)
     with replacing(out) as temporary:

@@ -97,7 +97,7 @@ def train(
     """
     checkpoint = checkpoint or out / "checkpoint.pt"
     history = fit(model, epoch_batches, options, _label_loss, images=images, checkpoint=checkpoint)
-    save(model, out, preprocess)
+    save(model, out, preprocess, source="stated")
     write_json(out / "history.json", history)
     checkpoint.unlink(missing_ok=True)
     return history

@@ -26,7 +26,7 @@ from toolkit.core.artifact import (
     write_json,
 )
 from toolkit.core.errors import DataError, ModelError, RecipeError, nearest
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, PreprocessSource
 from toolkit.models.recognize import Tensors, canonical, recognize, unnest
 from toolkit.models.resnet import Architecture, ResNet, Widths
 
@@ -56,11 +56,13 @@ class Loaded:
         model: The network, float32.
         preprocess: How its images are prepared; None where the checkpoint does not say.
         sha256: Of the file the weights came from.
+        preprocess_source: Origin of `preprocess`, where that is stored.
     """
 
     model: ResNet
     preprocess: Preprocess | None
     sha256: str
+    preprocess_source: PreprocessSource | None = None
 
 
 def load(source: Path, model: str = "auto") -> Loaded:
@@ -107,21 +109,34 @@ def load(source: Path, model: str = "auto") -> Loaded:
         ) from error
     for parameter in net.parameters():
         parameter.requires_grad_(True)
-    return Loaded(net.eval(), preprocess, sha256_file(file))
+    source_stored = (description or {}).get("preprocess_source")
+    return Loaded(net.eval(), preprocess, sha256_file(file), source_stored)
 
 
-def save(model: ResNet, folder: Path, preprocess: Preprocess | None = None) -> Path:
+def save(
+    model: ResNet,
+    folder: Path,
+    preprocess: Preprocess | None = None,
+    *,
+    source: PreprocessSource | None = None,
+) -> Path:
     """Write model.safetensors and widths.json, each complete or not at all.
 
     Args:
         model: The network; weights are stored as float32.
         folder: Where; made if absent.
         preprocess: How its images are prepared.
+        source: Origin of mean and std, so that what was assumed stays assumed.
 
     Returns:
         The safetensors file; it holds the description too, so that it loads alone.
     """
-    description = {"schema": 1, "architecture": plain(model.architecture), "preprocess": plain(preprocess)}
+    description = {
+        "schema": 1,
+        "architecture": plain(model.architecture),
+        "preprocess": plain(preprocess),
+        "preprocess_source": source,
+    }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_bytes(folder / TENSORS, serialize(state, metadata={METADATA: canonical_json(description)}))
     write_json(folder / WIDTHS, description)

@@ -21,6 +21,7 @@ from toolkit.pipeline import images, variants
 from toolkit.pipeline.stage import Inputs
 
 if TYPE_CHECKING:
+    from calibration.class_order import Aliases
     from calibration.datasets import Dataset
 
 MOST_WORKERS = 8  # each loads every engine
@@ -51,6 +52,7 @@ class Work:
         preprocess: How an image becomes an input.
         batch: Images decoded and run at once.
         skip_bad: Whether images that cannot be decoded are left out.
+        names: All names of each output, by which labels are matched; empty: in order.
     """
 
     engines: tuple[tuple[str, Engine], ...]
@@ -60,6 +62,7 @@ class Work:
     preprocess: Preprocess
     batch: int
     skip_bad: bool = False
+    names: Aliases = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class _Pool:
     """The images and the sessions of one process: a set for every batch that runs at a time."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = images.open_judges(work.source, work.classes)
+        self.dataset: Dataset = images.open_judges(work.source, work.classes, work.names)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []

@@ -94,11 +94,12 @@ def _prune_family(
     from toolkit.models import weights
 
     model, preprocess = pruning.network_of(dense)
+    source = read_json(dense / "model.json")["preprocess_source"]
     pictures = pruning.stream(recipe.prune, preprocess)
     how = pruning.options_of(replace(recipe.prune, keep=min(parts)))
     made = pruner.family(model, pictures, parts, how, checkpoint=state)
     for folder, (smaller, plan) in zip(folders.values(), made, strict=True):
-        weights.save(smaller, folder, preprocess)
+        weights.save(smaller, folder, preprocess, source=source)
         write_json(folder / "plan.json", plan)
 
 
@@ -139,7 +140,9 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     dataset, indices = images.unevaluated(how.source, how.images, how.seed, how.exclude)
     judges, judged = dataset, indices[-pruning.held_out(len(indices)) :]
     if recipe.evaluate.source:
-        judges = images.open_evaluation(recipe.evaluate.source, described["classes"])
+        judges = images.open_evaluation(
+            recipe.evaluate.source, described["classes"], network.aliases(described)
+        )
         judged = images.subset(judges, recipe.evaluate.images)
     chosen = indices[: recipe.select.images]
     rows: dict[str, dict[str, Any]] = {}

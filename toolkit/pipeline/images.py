@@ -13,45 +13,66 @@ from toolkit.core.tensors import Preprocess
 from toolkit.pipeline.recipe import SelectOptions
 
 if TYPE_CHECKING:
+    from calibration.class_order import Aliases
     from calibration.datasets import Dataset
     from calibration.finding import Finding
     from calibration.manifest import Manifest
 
 
-def open_evaluation(source: str, classes: int) -> Dataset:
+def open_evaluation(source: str, classes: int, names: Aliases = ()) -> Dataset:
     """Open images for evaluation; without labels they only tell how well variants agree.
 
     Args:
         source: As in the recipe.
         classes: Outputs of the network.
+        names: All names of each output, by which labels are matched; empty: labels are matched in order.
 
     Raises:
         DataError: One class only, or labels that the network's outputs cannot mean.
     """
+    from calibration.class_order import match
     from calibration.datasets import open_dataset
 
     dataset = open_dataset(source)
     if not dataset.labelled:
         return dataset
     dataset = open_dataset(source, labelled=True)
+    if names:
+        return match(dataset, names)
     numbered = all(name.isdecimal() for name in dataset.classes)  # of a CSV: labels are output indices
     if len(dataset.classes) > classes or (len(dataset.classes) < classes and not numbered):
         raise DataError(
             f"{source} has {len(dataset.classes)} classes, the network {classes} outputs",
-            hint="give images of all the classes it was trained on, or a .csv of file,label with its numbers",
+            hint=_cure(dataset, classes),
         )
     return dataset
 
 
-def open_judges(source: str, classes: int | None) -> Dataset:
+def _cure(dataset: Dataset, classes: int) -> str:
+    """Return what to do about labels that the outputs of a network cannot mean."""
+    counted = len(dataset.classes)
+    if dataset.classes == tuple(str(number) for number in range(counted)) and 0 not in dataset.labels:
+        return "the labels start at 1: number them from 0"
+    if classes == counted + 1:
+        return (
+            "one output more than classes: a background class? Give load.labels=FILE with the name of every "
+            "output in order"
+        )
+    return (
+        "give images of all the classes it was trained on, load.labels=FILE with the name of every output in "
+        "order, or a .csv of file,label with its numbers"
+    )
+
+
+def open_judges(source: str, classes: int | None, names: Aliases = ()) -> Dataset:
     """Open images for evaluation; without a number of classes their labels do not matter."""
     from calibration.datasets import open_dataset
 
-    return open_dataset(source) if classes is None else open_evaluation(source, classes)
+    return open_dataset(source) if classes is None else open_evaluation(source, classes, names)
 
 
 def unevaluated(
-    source: str, count: int | Literal["all"], seed: int, exclude: str
+    source: str, count: int | Literal["all"], seed: int, exclude: str, names: Aliases = ()
 ) -> tuple[Dataset, list[int]]:
     """Images to prune or train with, in a random order: their data set and positions in it.
 
@@ -60,14 +81,18 @@ def unevaluated(
         count: How many; a smaller source gives all it has.
         seed: Of the choice.
         exclude: Source of the evaluation images; empty excludes nothing.
+        names: All names of each output, by which labels are matched, if there are any.
 
     Raises:
         DataError: Evaluation images are among them.
     """
     from calibration import manifest
+    from calibration.class_order import match
     from calibration.datasets import open_dataset
 
     dataset = open_dataset(source)
+    if names and dataset.labelled:
+        dataset = match(dataset, names)
     most = len(dataset) if count == "all" else min(count, len(dataset))
     evaluation = open_dataset(exclude) if exclude else None
     return dataset, manifest.locate(manifest.select(dataset, most, seed, exclude=evaluation), dataset)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.artifact import sha256_file, write_json
-from toolkit.core.errors import ModelError, RecipeError
+from toolkit.core.errors import DataError, ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, PreprocessSource, preprocess_metadata
 from toolkit.pipeline import preprocessing
 from toolkit.pipeline.recipe import ExportOptions, LoadOptions
 
@@ -75,10 +75,11 @@ def load_checkpoint(options: LoadOptions, out: Path) -> None:
     loaded = weights.load(source, options.model)
     prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
     preprocessing.check_channels(prepared, loaded.model.architecture.channels)
-    weights.save(loaded.model, out, prepared)
-    published = options.weights.startswith("torchvision:")  # all of these share mean and std
-    known = published or preprocessing.known(options.preprocess, loaded.preprocess)
-    _describe(loaded.model, loaded.sha256, prepared, out, known=known)
+    origin = preprocessing.source_of(options.preprocess, loaded.preprocess, loaded.preprocess_source)
+    if origin == "assumed" and options.weights.startswith("torchvision:"):
+        origin = "published"  # all of these share mean and std
+    weights.save(loaded.model, out, prepared, source=origin)
+    _describe(loaded.model, loaded.sha256, prepared, origin, options.labels, out)
 
 
 def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
@@ -125,7 +126,7 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
         preprocess=prepared,
         checkpoint=checkpoint,
     )
-    _describe(model, sha256_file(out / "model.safetensors"), prepared, out, known=True)
+    _describe(model, sha256_file(out / "model.safetensors"), prepared, "stated", options.labels, out)
 
 
 def take_onnx(options: LoadOptions, out: Path) -> None:
@@ -153,9 +154,17 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
         "parameters": graph.parameters,
         "classes": graph.classes,
         "preprocess": prepared,
-        "preprocess_known": preprocessing.known(options.preprocess, graph.preprocess),
+        "preprocess_source": preprocessing.source_of(
+            options.preprocess, graph.preprocess, graph.preprocess_source
+        ),
+        "class_names": _class_names(options.labels, graph.classes),
     }
     write_json(out / "model.json", content)
+
+
+def aliases(described: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Return all names of each output, as model.json and graphs.json have them; hashable."""
+    return tuple(tuple(names) for names in described["class_names"])
 
 
 def pass_on(folder: Path, out: Path) -> None:
@@ -179,14 +188,22 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
     prepared = preprocessing.from_json(described["preprocess"])
     batch = None if options.batch == "dynamic" else options.batch
     if (folder / ONNX).is_file():
-        _reshape(folder / ONNX, file, batch, prepared.crop)
+        metadata = preprocess_metadata(prepared, described["preprocess_source"])
+        _reshape(folder / ONNX, file, batch, prepared.crop, metadata)
         parity = 0.0
     else:
         from toolkit.models import export as exporter
         from toolkit.models import weights
 
         model = weights.load(folder).model
-        exporter.export(model, file, size=prepared.crop, batch=batch, preprocess=prepared)
+        exporter.export(
+            model,
+            file,
+            size=prepared.crop,
+            batch=batch,
+            preprocess=prepared,
+            source=described["preprocess_source"],
+        )
         parity = exporter.parity(model, file, size=prepared.crop)
         if not parity <= MAX_PARITY:
             raise ModelError(
@@ -215,8 +232,8 @@ def first_layer(source: Path) -> FirstLayer:
     return FirstLayer(loaded.preprocess, stem, arch.classes)
 
 
-def _reshape(source: Path, file: Path, batch: int | None, size: int) -> None:
-    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels."""
+def _reshape(source: Path, file: Path, batch: int | None, size: int, metadata: Mapping[str, str]) -> None:
+    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels; add metadata."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
 
@@ -231,10 +248,32 @@ def _reshape(source: Path, file: Path, batch: int | None, size: int) -> None:
     graph.inputs[0].shape = ir.Shape([dim, found.channels, size, size])
     graph.outputs[0].shape = ir.Shape([dim, found.classes])
     ShapeInferencePass()(found.model)
+    found.model.metadata_props.update(metadata)
     io.save(found.model, file)
 
 
-def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path, *, known: bool) -> None:
+def _class_names(labels: str, classes: int) -> tuple[tuple[str, ...], ...]:
+    """Return all names of each output, from the file `load.labels`; empty without that option.
+
+    Raises:
+        DataError: The file has another number of names than the network has outputs.
+    """
+    from calibration.class_names import read_class_aliases
+
+    if not labels:
+        return ()
+    names = read_class_aliases(Path(labels).expanduser())
+    if len(names) != classes:
+        raise DataError(
+            f"{labels} has {len(names)} class names, the network {classes} outputs",
+            hint="write one name a line, in the order of the outputs",
+        )
+    return names
+
+
+def _describe(
+    model: ResNet, digest: str, prepared: Preprocess, source: PreprocessSource, labels: str, out: Path
+) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     arch = model.architecture
     content = {
@@ -243,6 +282,7 @@ def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path, *, kn
         "parameters": parameters,
         "classes": arch.classes,
         "preprocess": prepared,
-        "preprocess_known": known,
+        "preprocess_source": source,
+        "class_names": _class_names(labels, arch.classes),
     }
     write_json(out / "model.json", content)

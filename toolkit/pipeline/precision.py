@@ -27,6 +27,7 @@ from toolkit.pipeline.recipe import QuantizeOptions
 
 if TYPE_CHECKING:
     from calibration import manifest
+    from calibration.class_order import Aliases
     from calibration.datasets import Dataset
     from quantize.mixed import Goal, Verdict
     from quantize.statistics import Statistics
@@ -50,6 +51,7 @@ class HeldOut:
         apart: Whether they are others than those that calibrate: there may be no others.
         workers: Batches at a time; None: one for each core.
         backend: Where the workers are.
+        names: All names of each output, by which labels are matched; empty: in order.
     """
 
     source: str
@@ -61,6 +63,7 @@ class HeldOut:
     apart: bool
     workers: int | None
     backend: Backend
+    names: Aliases = ()
 
     @property
     def labels(self) -> IntArray:
@@ -71,7 +74,9 @@ class HeldOut:
         """What an engine says of them, (N, classes)."""
         listing = self.dataset.listing_digest()
         engines = (("judged", engine),)
-        work = evaluation.Work(engines, self.source, listing, self.classes, self.preprocess, self.batch)
+        work = evaluation.Work(
+            engines, self.source, listing, self.classes, self.preprocess, self.batch, names=self.names
+        )
         outcome, _ = evaluation.run(
             work, self.indices, workers=self.workers, backend=self.backend, label=label
         )
@@ -154,7 +159,11 @@ def quantize(
 
 
 def held_out(
-    options: QuantizeOptions, used: manifest.Manifest, classes: int, preprocess: Preprocess
+    options: QuantizeOptions,
+    used: manifest.Manifest,
+    classes: int,
+    preprocess: Preprocess,
+    names: Aliases = (),
 ) -> HeldOut:
     """The images of the calibration source that come after those that calibrate.
 
@@ -163,6 +172,7 @@ def held_out(
         used: Those that calibrate.
         classes: Outputs of the network.
         preprocess: How an image becomes an input.
+        names: All names of each output, by which labels are matched; empty: in order.
 
     Raises:
         RecipeError: Accuracy is limited, and there are no labels.
@@ -171,7 +181,7 @@ def held_out(
     from calibration import manifest
 
     labels = None if options.max_drop_pp is None else classes
-    dataset = images.open_judges(options.source, labels)
+    dataset = images.open_judges(options.source, labels, names)
     if options.max_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
@@ -184,7 +194,7 @@ def held_out(
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
     if options.exclude:
-        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, classes))
+        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, classes, names))
     indices = manifest.locate(chosen, dataset)
     return HeldOut(
         options.source,
@@ -196,6 +206,7 @@ def held_out(
         bool(others),
         options.workers,
         options.backend,
+        names,
     )
 
 

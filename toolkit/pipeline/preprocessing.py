@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.tensors import InputType, Preprocess
+from toolkit.core.tensors import InputType, Preprocess, PreprocessSource
 from toolkit.pipeline.recipe import PreprocessOptions
 
 EXAMPLES = {1: ("0.5", "0.25"), 3: ("0.485,0.456,0.406", "0.229,0.224,0.225")}  # channels -> mean, std
@@ -72,23 +72,37 @@ def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set 
         )
 
 
-def known(options: PreprocessOptions, own: Preprocess | None) -> bool:
-    """Whether mean and standard deviation are stated, by the recipe or the checkpoint, and not assumed."""
-    return own is not None or (options.mean is not None and options.std is not None)
+def source_of(
+    options: PreprocessOptions, own: Preprocess | None, own_source: PreprocessSource | None = None
+) -> PreprocessSource:
+    """Return the origin of mean and standard deviation.
+
+    Args:
+        options: What the recipe says.
+        own: What is stored with the checkpoint or graph, if anything.
+        own_source: Its origin, where that is stored too: what was assumed once stays assumed.
+    """
+    if options.mean is not None and options.std is not None:
+        return "stated"
+    if own is None:
+        return "assumed"
+    return "assumed" if own_source == "assumed" else "file"
 
 
-def check_known(input_type: InputType, *, is_known: bool, option: str = "--set load.preprocess.") -> None:
+def check_known(
+    input_type: InputType, source: PreprocessSource, *, option: str = "--set load.preprocess."
+) -> None:
     """See that engines which normalize pixels themselves do it as in training.
 
     Args:
         input_type: What the engines take.
-        is_known: See `known`.
+        source: Origin of mean and standard deviation.
         option: How mean and std are set, for the hint.
 
     Raises:
         ModelError: Pixels, and the mean and standard deviation would be assumed.
     """
-    if input_type == "uint8" and not is_known:
+    if input_type == "uint8" and source == "assumed":
         mean, std = EXAMPLES[3]
         raise ModelError(
             "an engine with uint8 input normalizes pixels itself, and nothing says how this network wants it",
@@ -101,3 +115,14 @@ def from_json(stored: dict[str, Any]) -> Preprocess:
     """A preprocessing that was written as JSON."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
     return Preprocess(**values)
+
+
+def assumed_note(preprocess: Preprocess, option: str = "--set load.preprocess.") -> tuple[str, str]:
+    """Return the message and the hint for a preprocessing that nothing states."""
+    mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
+    name = "ImageNet" if preprocess.mean == Preprocess().mean and preprocess.std == Preprocess().std else ""
+    return (
+        f"preprocessing assumed: {name or 'incomplete'} (mean {mean}, std {std}); neither the file nor the "
+        "options state it",
+        f"state what it was trained with: {option}mean={mean} {option}std={std}",
+    )

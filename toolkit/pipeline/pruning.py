@@ -13,7 +13,7 @@ import numpy as np
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.pipeline import images
+from toolkit.pipeline import images, network
 from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import FinetuneOptions, PruneOptions
 from toolkit.pipeline.stopwatch import Stopwatch
@@ -63,7 +63,7 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
             table = checkpoint.with_name("latencies.json")
             measure = stack.enter_context(Stopwatch(options.targets, preprocess.crop, options.threads, table))
         smaller, plan = pruner.prune(model, pictures, options_of(options), measure, checkpoint=checkpoint)
-    weights.save(smaller, out, preprocess)
+    weights.save(smaller, out, preprocess, source=read_json(folder / "model.json")["preprocess_source"])
     write_json(out / "plan.json", plan)
 
 
@@ -109,8 +109,11 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
     from toolkit import prune as pruner
     from toolkit.models import weights
 
-    preprocess = from_json(read_json(dense / "model.json")["preprocess"])
-    dataset, indices = images.unevaluated(options.source, options.images, options.seed, options.exclude)
+    described = read_json(dense / "model.json")
+    preprocess = from_json(described["preprocess"])
+    dataset, indices = images.unevaluated(
+        options.source, options.images, options.seed, options.exclude, network.aliases(described)
+    )
     count = held_out(len(indices))
     learned, judges = indices[:-count], indices[-count:]  # pruning held out the last ones, too
 
@@ -130,5 +133,6 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
         held_out=[batch.images for batch in batches(dataset, judges, preprocess, batch=BATCH)],
         kept=read_json(pruned / "plan.json")["kept"],
         preprocess=preprocess,
+        source=described["preprocess_source"],
         checkpoint=checkpoint,
     )

@@ -16,7 +16,16 @@ from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray
-from toolkit.pipeline import evaluation, images, measure, network, precision, pruning, variants
+from toolkit.pipeline import (
+    baseline_check,
+    evaluation,
+    images,
+    measure,
+    network,
+    precision,
+    pruning,
+    variants,
+)
 from toolkit.pipeline.preprocessing import check_known, from_json
 from toolkit.pipeline.recipe import (
     BenchOptions,
@@ -38,7 +47,7 @@ def load(options: LoadOptions, inputs: Inputs, out: Path) -> None:  # noqa: ARG0
     """Bring in the network: from a checkpoint, by training it, or as an ONNX file.
 
     Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
-    parameters, classes, preprocess, preprocess_known}.
+    parameters, classes, class_names, preprocess, preprocess_source}.
     """
     if options.model.endswith(".onnx"):
         network.take_onnx(options, out)
@@ -72,11 +81,11 @@ def finetune(options: FinetuneOptions, inputs: Inputs, out: Path) -> None:
 def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
     """Write the ONNX graphs: float.onnx, and pruned.onnx if there is something pruned.
 
-    Also graphs.json {float, pruned: {file, macs, parameters}, parity, size, batch, preprocess}; a batch of
-    null is dynamic.
+    Also graphs.json {float, pruned: {file, macs, parameters}, parity, size, batch, classes, class_names,
+    preprocess}; a batch of null is dynamic.
     """
     described = read_json(inputs["load"] / "model.json")
-    check_known(options.input, is_known=described["preprocess_known"])
+    check_known(options.input, described["preprocess_source"])
     found = {"float": network.export(options, inputs["load"], described, out / "float.onnx")}
     if read_json(inputs["prune"] / "plan.json")["method"] != "none":
         found["pruned"] = network.export(options, inputs["finetune"], described, out / "pruned.onnx")
@@ -93,6 +102,7 @@ def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
             "size": described["preprocess"]["crop"],
             "batch": first.batch,
             "classes": first.classes,
+            "class_names": described["class_names"],
             "preprocess": described["preprocess"],
         },
     )
@@ -105,7 +115,9 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
 
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = open_dataset(options.source)
-    evaluation = images.open_evaluation(options.exclude, graphs["classes"]) if options.exclude else None
+    evaluation = None
+    if options.exclude:
+        evaluation = images.open_evaluation(options.exclude, graphs["classes"], network.aliases(graphs))
     chosen = manifest.select(
         dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
     )
@@ -158,7 +170,9 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     judges = None
     if precision.limited(options):
         used = manifest.read(inputs["select"] / "manifest.json")
-        judges = precision.held_out(options, used, graphs["classes"], from_json(graphs["preprocess"]))
+        judges = precision.held_out(
+            options, used, graphs["classes"], from_json(graphs["preprocess"]), network.aliases(graphs)
+        )
     summaries = {}
     for graph in variants.graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
@@ -198,10 +212,12 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
 def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, in pairs.
 
-    Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json and findings.json.
+    Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json, findings.json and
+    input_checks.json [`InputCheck`].
     """
     graphs = read_json(inputs["export"] / "graphs.json")
-    dataset = images.open_evaluation(options.source, graphs["classes"])
+    names = network.aliases(graphs)
+    dataset = images.open_evaluation(options.source, graphs["classes"], names)
     planned = variants.runnable(inputs)
     work = evaluation.Work(
         evaluation.engines(planned, inputs),
@@ -211,6 +227,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
         from_json(graphs["preprocess"]),
         options.batch,
         options.skip_bad,
+        names,
     )
     outcome, skipped = evaluation.run(
         work,
@@ -225,6 +242,8 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
         np.save(out / "logits" / f"{name}.npy", logits)
     write_json(out / "images.json", images.identity(dataset, outcome.indices))
     write_json(out / "findings.json", images.unreadable(dataset, skipped))
+    reference = outcome.logits[variants.REFERENCE]
+    write_json(out / "input_checks.json", baseline_check.of_run(inputs, dataset, outcome.indices, reference))
     write_json(
         out / "accuracy.json",
         {
@@ -281,7 +300,17 @@ def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
 # Source whose change makes a stage run again. Training takes longest, so it names modules, not packages.
 READING = tuple(
     f"calibration.{name}"
-    for name in ("datasets", "images", "listing", "loader", "manifest", "preprocess", "stores")
+    for name in (
+        "class_names",
+        "class_order",
+        "datasets",
+        "images",
+        "listing",
+        "loader",
+        "manifest",
+        "preprocess",
+        "stores",
+    )
 )
 WEIGHTS = tuple(f"toolkit.models.{name}" for name in ("recognize", "resnet", "trainer", "weights"))
 NETWORK = ("toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
@@ -340,8 +369,20 @@ STAGES = (
     Stage(
         "evaluate",
         evaluate,
-        needs=("export", "quantize", "compile"),
-        code=(*VARIANTS, *IMAGES, "toolkit.pipeline.evaluation", "toolkit.core.statistics"),
+        needs=("load", "export", "quantize", "compile"),
+        code=(
+            *VARIANTS,
+            *IMAGES,
+            *NETWORK,
+            *WEIGHTS,
+            "calibration.preprocess_forms",
+            "calibration.signature",
+            "toolkit.models.batchnorm",
+            "toolkit.pipeline.baseline_check",
+            "toolkit.pipeline.evaluation",
+            "toolkit.core.baseline",
+            "toolkit.core.statistics",
+        ),
         on_device=True,
     ),
     Stage(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from toolkit.core.artifact import write_json
 from toolkit.core.errors import DataError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, PreprocessSource
 from toolkit.models.resnet import ResNet
 from toolkit.models.trainer import EpochBatches, History, TrainOptions, fit
 from toolkit.models.weights import save
@@ -71,6 +71,7 @@ def distill(
     held_out: Iterable[FloatArray],
     kept: Mapping[str, Sequence[int]] | None = None,
     preprocess: Preprocess | None = None,
+    source: PreprocessSource | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[ResNet, History]:
     """Fine-tune a pruned network towards the dense one; the best state by held-out KL is returned.
@@ -88,6 +89,7 @@ def distill(
         kept: Stream place (`stream1`...) -> channels of the teacher that the student kept; of streams
             that are not named, all (`PrunePlan.kept`).
         preprocess: Kept with the weights.
+        source: Origin of its mean and std.
         checkpoint: Where the state between epochs lies. Default: out/checkpoint.pt.
 
     Raises:
@@ -146,7 +148,7 @@ def distill(
     history = fit(
         small, batches, plan, loss, images=images, checkpoint=checkpoint, score=score, label="fine-tuning"
     )
-    save(small, out, preprocess)
+    save(small, out, preprocess, source=source)
     write_json(out / "history.json", history)
     checkpoint.unlink(missing_ok=True)
     return small, history

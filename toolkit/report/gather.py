@@ -153,6 +153,7 @@ class _Run:
             "macs": graph.get("macs"),
             "input_px": self.graphs.get("size"),
             "preprocess": self.loaded.get("preprocess") or self.graphs.get("preprocess"),
+            "preprocess_source": self.loaded.get("preprocess_source"),
         }
 
     def data(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from rich.console import Console
 
+CLASSES_SHOWN = 100  # in report.md
 WIDE = 160  # columns in a file or pipe, which has no width of its own
 VERDICTS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_measured": ("○", "cyan")}
 DOUBTFUL = ("!", "yellow")  # every other verdict
@@ -39,6 +40,11 @@ JUDGED_BY = {
     "point": 'Judged by the figure alone (`report.judge_by = "point"`), whatever its interval.',
 }
 FOLDS, FOLDED = ("run", "remarks"), 20  # columns whose text is folded, and the least width they need
+CHECKS = {  # effect of an input check -> mark and colour
+    "no_verdict": ("no verdict", "red"),
+    "no_pass": ("no pass", "yellow"),
+    "note": ("note  ", "yellow"),
+}
 Thumbnails = Callable[[int], bytes]
 
 
@@ -174,6 +180,10 @@ def terminal(report: RunReport) -> None:
             Text(f"{mark} {word}", style=style),
             Text(f"{gate.name} {gate.variant or 'of the run'}: {gate.reason}"),
         )
+    for check in report.input_checks:
+        mark, style = CHECKS[check.effect]
+        hint = f" ({check.hint})" if check.hint else ""
+        console.print(Text(mark, style=style), Text(f"{check.message}{hint}"))
     for warning in warnings(report):
         console.print(Text("note  ", style="yellow"), Text(warning))
 
@@ -252,6 +262,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "judged_by": _judged_by(report),
         "warnings": warnings(report),
         "reference": gather.REFERENCE,
+        "classes_shown": CLASSES_SHOWN,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
         "titles": {v.name: words.title(v) for v in report.variants},
         "noisy": NOISY,

@@ -19,6 +19,13 @@ GRAPH = "the file that ships; the device builds its engine of it, which is not o
 
 TARGETS = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}
 FLOATS = {"f32": "float32", "bf16": "bfloat16"}
+PREPROCESS_SOURCES = {
+    "stated": "stated by the recipe",
+    "file": "stored with the network",
+    "graph": "inside the graph",
+    "published": "of the published weights",
+    "assumed": "assumed: nothing states it",
+}
 GATES = {
     "max_drop_pp": "Top-1 drop at most",
     "min_speedup": "Speed-up at least",

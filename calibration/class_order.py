@@ -1,0 +1,69 @@
+"""Labels in the order of a network's outputs, matched by class name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from calibration.datasets import Dataset
+from calibration.words import some
+from toolkit.core.errors import DataError
+
+Aliases: TypeAlias = Sequence[Sequence[str]]  # all names of each output, the readable one last
+
+
+def match(dataset: Dataset, names: Aliases) -> Dataset:
+    """Return a data set whose labels are the outputs of a network, and whose classes are their names.
+
+    Names are compared as they are; where that fails, without regard to capitals, spaces, "_" and "-".
+    Labels that are numbers already (a list of file,index) stay.
+
+    Args:
+        dataset: Labelled images.
+        names: All names of each output.
+
+    Raises:
+        DataError: A class of the data set is not among the names, or two are the same; they are listed.
+    """
+    readable = tuple(aliases[-1] for aliases in names)
+    exact = _outputs(names, str)
+    numbers = tuple(str(index) for index in range(len(dataset.classes)))
+    if dataset.classes == numbers and len(numbers) <= len(names) and not exact.keys() & set(numbers):
+        return replace(dataset, classes=readable)
+    loose = _outputs(names, _plain)
+    outputs = {name: exact.get(name, loose.get(_plain(name))) for name in dataset.classes}
+    unmatched = [name for name, output in outputs.items() if output is None]
+    if unmatched:
+        unused = [name for index, name in enumerate(readable) if index not in outputs.values()]
+        raise DataError(
+            f"{len(unmatched)} of {len(outputs)} classes of {dataset.name} are not in load.labels: "
+            f"{some(unmatched)}; names without images: {some(unused) or 'none'}",
+            hint="write the names of load.labels as the class folders are called",
+        )
+    times = Counter(outputs.values())
+    repeated = [name for name, output in outputs.items() if times[output] > 1]
+    if repeated:
+        raise DataError(
+            f"classes of {dataset.name} have the same name in load.labels: {some(repeated)}",
+            hint="give every class a name of its own",
+        )
+    items = tuple(
+        item if item.label is None else replace(item, label=outputs[dataset.classes[item.label]])
+        for item in dataset.items
+    )
+    return replace(dataset, classes=readable, items=items)
+
+
+def _outputs(names: Aliases, key: Callable[[str], str]) -> dict[str, int]:
+    """Return the output of each name that only one output has."""
+    rows = [
+        (name, output) for output, aliases in enumerate(names) for name in {key(each) for each in aliases}
+    ]
+    times = Counter(name for name, _ in rows)
+    return {name: output for name, output in rows if times[name] == 1}
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character not in " _-")

@@ -1,0 +1,391 @@
+"""Checks of what the user brought: preprocessing, class order and the FP32 baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from toolkit.core import baseline, statistics
+from toolkit.core.quant import FloatArray, IntArray, PixelArray
+from toolkit.core.results import InputCheck
+from toolkit.core.tensors import Preprocess, PreprocessSource
+from toolkit.pipeline import network
+from toolkit.pipeline.preprocessing import assumed_note, from_json
+
+if TYPE_CHECKING:
+    from calibration.datasets import Dataset
+    from calibration.preprocess_forms import Form, Infer, Search
+    from calibration.signature import Stem
+
+SAMPLE = 200  # images that forms of preprocessing are tried on, at most
+PIXELS_BYTES = 512 << 20  # of memory for them
+BATCH = 32
+LOST = 0.10  # accuracy that the baseline loses to a wrong preprocessing above which no verdict is given
+SHOWN = 12  # classes that a message lists
+AGAINST_T = -1.0  # Student's t of the labels below which they contradict the first layer
+SURE_T = 3.5  # see calibration.preprocess_forms
+LEAST_GAIN = 0.05  # accuracy that other BatchNorm statistics must gain
+WEAK_NATS = 0.2  # mutual information that another form must gain to be named without labels
+LABELS_HINT = "--set load.labels=FILE with one class name a line, in the order of the network's outputs"
+RELATED = {"preprocess-better": "preprocessing", "class-order": "class order"}
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A float network, and the images that it was evaluated on.
+
+    Attributes:
+        graph: ONNX file of the unpruned float network.
+        folder: Result of the load stage.
+        dataset: The evaluation images.
+        indices: N positions of those that were evaluated.
+        logits: (N, classes) of the float network.
+        labels: N class indices; -1 is unknown.
+        preprocess: How the images are prepared.
+        source: Origin of its mean and std.
+    """
+
+    graph: Path
+    folder: Path
+    dataset: Dataset
+    indices: IntArray
+    logits: FloatArray
+    labels: IntArray
+    preprocess: Preprocess
+    source: PreprocessSource
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return bool((self.labels >= 0).all())
+
+
+def examine(brought: Brought) -> list[InputCheck]:
+    """Check preprocessing, class order and baseline.
+
+    Returns:
+        The checks that limit verdicts or that a reader needs, most severe first; one of `preprocess-assumed`
+        wherever nothing states mean and std.
+    """
+    from calibration import preprocess_forms
+
+    places = _sample(len(brought.indices), brought.preprocess)
+    stem = network.first_layer(brought.folder).stem if _has_checkpoint(brought.folder) else None
+    pixels = _pixels(brought, places)
+    labels = brought.labels[places]
+    checks: list[InputCheck] = []
+    search: Search | None = None
+    with _float_network(brought.graph) as infer:
+        if brought.labelled:
+            order = baseline.find_class_order(brought.logits, brought.labels, brought.dataset.classes)
+            if order is not None:
+                checks.append(_class_order(order, brought.dataset.classes))
+                labels = np.array(order.outputs, np.int64)[labels]
+            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
+            checks += _better_form(brought, search)
+            checks += _class_count(brought)
+            checks += _baseline(brought, checks, _first(pixels), labels)
+        else:
+            checks += _unlabelled(brought, _first(pixels), infer) if stem is None else []
+        if stem is not None and not any(check.code == "preprocess-better" for check in checks):
+            checks += _first_layer(brought, stem, _first(pixels), labels, infer)
+    if stem is not None:
+        checks += _untrained_statistics(brought.folder)
+    if brought.source == "assumed":
+        checks.append(_assumed(brought, search))
+    severity = ("no_verdict", "no_pass", "note")
+    return sorted(checks, key=lambda check: severity.index(check.effect))
+
+
+def of_run(
+    inputs: Mapping[str, Path], dataset: Dataset, indices: IntArray, logits: FloatArray
+) -> list[InputCheck]:
+    """Check what a run was given, after its evaluation."""
+    described = _described(inputs)
+    return examine(
+        Brought(
+            inputs["export"] / "float.onnx",
+            inputs["load"],
+            dataset,
+            indices,
+            logits,
+            dataset.labels[indices],
+            from_json(described["preprocess"]),
+            described["preprocess_source"],
+        )
+    )
+
+
+def _described(inputs: Mapping[str, Path]) -> dict[str, Any]:
+    from toolkit.core.artifact import read_json
+
+    described: dict[str, Any] = read_json(inputs["load"] / "model.json")
+    return described
+
+
+def _sample(count: int, preprocess: Preprocess) -> IntArray:
+    """Return places of at most `SAMPLE` images, spread over all, in a fixed random order."""
+    most = max(1, PIXELS_BYTES // (5 * 3 * preprocess.crop**2))  # five geometries, three channels
+    places = np.linspace(0, count - 1, min(count, SAMPLE, most)).round().astype(np.int64)
+    return np.random.default_rng(0).permutation(places)
+
+
+def _pixels(brought: Brought, places: IntArray) -> dict[Preprocess, PixelArray]:
+    """Return the pixels of sampled images in every geometry that is tried."""
+    from PIL import Image
+
+    from calibration.loader import decode_each
+    from calibration.preprocess import pixels
+    from calibration.preprocess_forms import geometries
+
+    wanted = geometries(brought.preprocess)
+
+    def view(image: Image.Image, name: str) -> list[PixelArray]:
+        return [pixels(image, each, name) for each in wanted]
+
+    decoded = decode_each(brought.dataset, brought.indices[places].tolist(), view)
+    rows = [row for _, row in decoded if row is not None]
+    return {each: np.stack([row[place] for row in rows]) for place, each in enumerate(wanted)}
+
+
+def _first(pixels: Mapping[Preprocess, PixelArray]) -> PixelArray:
+    """Return the pixels of the stated geometry."""
+    return next(iter(pixels.values()))
+
+
+@contextmanager
+def _float_network(graph: Path) -> Iterator[Infer]:
+    from targets.onnxruntime import simulate
+
+    with simulate(graph) as session:
+
+        def infer(inputs: FloatArray) -> FloatArray:
+            parts = [session.infer(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
+            return np.concatenate(parts)
+
+        yield infer
+
+
+def _better_form(brought: Brought, search: Search | None) -> list[InputCheck]:
+    if search is None or not search.better:
+        return []
+    _, lowest, _ = statistics.wilson(round(search.accuracy * search.images), search.images)
+    if lowest <= 1 / brought.logits.shape[1]:
+        return []  # a network at chance is at chance with every form
+    lost = search.accuracy - search.accuracy_stated
+    what = "the assumed preprocessing" if brought.source == "assumed" else "the stated preprocessing"
+    return [
+        InputCheck(
+            "preprocess-better",
+            "no_verdict" if lost > LOST else "no_pass",
+            f"preprocessing: with {_name(search.best, brought)} the float network has "
+            f"{_percent(search.accuracy)} top-1 on {search.images} images, "
+            f"with {what} {_percent(search.accuracy_stated)}",
+            _form_hint(search.best, brought.preprocess),
+        )
+    ]
+
+
+def _assumed(brought: Brought, search: Search | None) -> InputCheck:
+    message, hint = assumed_note(brought.preprocess)
+    if search is not None and not search.better:
+        message += (
+            f"; none of {search.tried - 1} other usual forms is better on {search.images} images "
+            f"({_percent(search.accuracy_stated)} top-1)"
+        )
+    return InputCheck("preprocess-assumed", "no_pass", message, hint)
+
+
+def _class_order(order: baseline.ClassOrder, names: Sequence[str]) -> InputCheck:
+    where = order.cause or f"{len(order.moved)} classes are exchanged"
+    shown = ", ".join(
+        f"{names[label]} is output {order.outputs[label]}, not {label}" for label in order.moved[:SHOWN]
+    )
+    more = f" and {len(order.moved) - SHOWN} more" if len(order.moved) > SHOWN else ""
+    return InputCheck(
+        "class-order",
+        "no_verdict",
+        f"class order: {where}; {_percent(order.accuracy)} top-1 with that order, "
+        f"{_percent(order.accuracy_stated)} with the labels as they are, on {order.images} held-out images: "
+        f"{shown}{more}",
+        LABELS_HINT,
+    )
+
+
+def _class_count(brought: Brought) -> list[InputCheck]:
+    """Note predictions of outputs that no label names."""
+    outputs, labels = brought.logits.shape[1], len(brought.dataset.classes)
+    if outputs <= labels:
+        return []
+    outside = float((brought.logits.argmax(1) >= labels).mean())
+    if outside < 1 / 3:
+        return []
+    return [
+        InputCheck(
+            "class-count",
+            "no_verdict",
+            f"number of classes: {_percent(outside)} of the predictions are outputs {labels} to "
+            f"{outputs - 1}, which no label names: the images have {labels} classes, the network {outputs}",
+            LABELS_HINT,
+        )
+    ]
+
+
+def _baseline(
+    brought: Brought, before: Sequence[InputCheck], pixels: PixelArray, labels: IntArray
+) -> list[InputCheck]:
+    """Compare the accuracy with chance and confidence; name the likely cause."""
+    found = baseline.baseline(brought.logits, brought.labels)
+    causes = [RELATED[check.code] for check in before if check.code in RELATED]
+    checks = []
+    if not causes and found.accuracy < found.confidence and _has_checkpoint(brought.folder):
+        checks = _batchnorm(brought, pixels, labels)
+        causes = ["BatchNorm statistics"] if checks else []
+    if not found.at_chance and not found.overconfident:
+        return checks
+    accuracy = f"{_percent(found.accuracy)} [{_percent(found.interval[0])}, {_percent(found.interval[1])}]"
+    likely = (
+        f"likely cause: {', '.join(causes)}"
+        if causes
+        else (
+            "no usual preprocessing and no order of the classes explains it: compare the classes with those "
+            "of its training, and export it in evaluation mode"
+        )
+    )
+    if found.at_chance:
+        code, against = "baseline-at-chance", f"chance is {_percent(found.chance)}"
+    else:
+        code, against = "baseline-overconfident", f"its mean confidence is {_percent(found.confidence)}"
+    message = f"FP32 top-1 is {accuracy} on {found.images} images, and {against}; {likely}"
+    hint = "compare the table of class indices in the report with the network's outputs"
+    return [*checks, InputCheck(code, "no_verdict", message, hint)]
+
+
+def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[InputCheck]:
+    """Compare the stored BatchNorm statistics with those of the images themselves."""
+    from calibration.preprocess import normalize
+    from toolkit.models import batchnorm, weights
+
+    if len(labels) < SAMPLE // 4:
+        return []
+    model = weights.load(brought.folder).model
+    images = normalize(pixels, brought.preprocess)
+    stored, own = (
+        batchnorm.logits(model, images),
+        batchnorm.logits(batchnorm.reestimated(model, images), images),
+    )
+    t = baseline.paired_t(baseline.label_losses(stored, labels) - baseline.label_losses(own, labels))
+    before, after = (float((each.argmax(1) == labels).mean()) for each in (stored, own))
+    if t <= SURE_T or after - before < LEAST_GAIN:
+        return []
+    return [
+        InputCheck(
+            "batchnorm-statistics",
+            "no_verdict",
+            f"BatchNorm: with statistics of {len(labels)} evaluation images the network has "
+            f"{_percent(after)} top-1, with the stored ones {_percent(before)}: they are not those of its "
+            "training, or it was saved in training mode",
+            "save the checkpoint again after model.eval(), with the buffers running_mean and running_var",
+        )
+    ]
+
+
+def _untrained_statistics(folder: Path) -> list[InputCheck]:
+    """Refuse running statistics that no training has touched."""
+    from toolkit.models import batchnorm, weights
+
+    untouched = batchnorm.untouched(weights.load(folder).model)
+    if not untouched:
+        return []
+    return [
+        InputCheck(
+            "batchnorm-untouched",
+            "no_verdict",
+            f"BatchNorm: {len(untouched)} layers have the statistics of a new network (mean 0, variance 1): "
+            f"{', '.join(untouched[:3])}",
+            "save the checkpoint with the buffers running_mean and running_var",
+        )
+    ]
+
+
+def _first_layer(
+    brought: Brought, stem: Stem, pixels: PixelArray, labels: IntArray, infer: Infer
+) -> list[InputCheck]:
+    """Compare the first layer's statistics with those of training, unless labels speak against it."""
+    from calibration import preprocess_forms
+    from calibration.signature import NOISE_PAIRED, likelier, stem_divergences
+
+    divergences = stem_divergences(stem, pixels, brought.preprocess)
+    form = likelier(divergences, NOISE_PAIRED) if len(pixels) == SAMPLE else likelier(divergences)
+    if form is None:
+        return []
+    if brought.labelled and len(labels) >= preprocess_forms.FEWEST_IMAGES:
+        compared = preprocess_forms.compare(brought.preprocess, form, pixels, labels, infer)
+        if compared.t < AGAINST_T:
+            return []
+    stated = next(iter(divergences.values()))
+    return [
+        InputCheck(
+            "preprocess-first-layer",
+            "no_pass",
+            f"preprocessing: the first layer's statistics are {divergences[form]:.3g} nats from those of "
+            f"training with {_name(form, brought)}, {stated:.3g} as the images are prepared",
+            _form_hint(form, brought.preprocess),
+        )
+    ]
+
+
+def _unlabelled(brought: Brought, pixels: PixelArray, infer: Infer) -> list[InputCheck]:
+    """Hint at another form by how sure and how varied the predictions are; without labels that is weak."""
+    from calibration.preprocess_forms import FEWEST_IMAGES, surest
+
+    if len(pixels) < FEWEST_IMAGES:
+        return []
+    form, best, stated = surest(brought.preprocess, pixels, infer)
+    if best - stated < WEAK_NATS:
+        return []
+    return [
+        InputCheck(
+            "preprocess-confidence",
+            "no_pass",
+            f"preprocessing, a weak hint without labels: with {_name(form, brought)} predictions are surer "
+            f"and more varied ({best:.2f} nats of mutual information, {stated:.2f} as images are prepared)",
+            f"evaluate on labelled images, or {_form_hint(form, brought.preprocess)}",
+        )
+    ]
+
+
+def _form_hint(form: Form, stated: Preprocess) -> str:
+    """Return the setting, or the change of files, that applies a form."""
+    if form.exchange == "network":
+        return (
+            "reverse the input channels of the first convolution, weight[:, ::-1], and export again: images "
+            "are read as RGB"
+        )
+    if form.exchange == "files":
+        return "write the image files with red and blue exchanged back: they are read as RGB"
+    settings = []
+    for key in ("mean", "std", "resize", "interpolation"):
+        value = getattr(form.preprocess, key)
+        if value != getattr(stated, key):
+            text = ",".join(f"{number:.6g}" for number in value) if isinstance(value, tuple) else str(value)
+            settings.append(f"--set load.preprocess.{key}={text}")
+    return " ".join(settings)
+
+
+def _name(form: Form, brought: Brought) -> str:
+    """Return the name of a form; what is called stated was perhaps assumed."""
+    return form.name.replace("the stated", "the assumed") if brought.source == "assumed" else form.name
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / "widths.json").is_file()
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
