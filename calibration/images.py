@@ -65,12 +65,15 @@ def _formats() -> tuple[str, ...]:
 
 def _check_size(image: Image.Image) -> None:
     """Refuse sizes that the header states before memory is taken for them."""
-    each = 16 if image.mode.startswith("I") else 8  # a copy is converted or turned; 16 bits pass through int64
+    each = (
+        16 if image.mode.startswith("I") else 8
+    )  # a copy is converted or turned; 16 bits pass through int64
     if image.format == "JPEG" and image.mode == "RGB" and not _turned(image):
         each = 4
     if (needed := image.width * image.height * each) > _MOST_BYTES:
         raise ValueError(
-            f"{image.width} x {image.height} pixels need {needed // 10**6} MB, more than {_MOST_BYTES // 10**6}"
+            f"{image.width} x {image.height} pixels need {needed // 10**6} MB, "
+            f"more than {_MOST_BYTES // 10**6}"
         )
 
 

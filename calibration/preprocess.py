@@ -88,7 +88,7 @@ def _check_enlarged(name: str, size: tuple[int, int], resized: int) -> None:
     """Refuse an image so narrow that its resize, of which a crop alone is used, would fill the memory."""
     if resized > max(_MOST_PIXELS, size[0] * size[1]):
         raise DataError(
-            f"{name} is {size[0]} x {size[1]}: resized, it would have {resized:,} pixels, over {_MOST_PIXELS:,}",
+            f"{name} is {size[0]} x {size[1]}: resized, it has {resized:,} pixels, over {_MOST_PIXELS:,}",
             hint="its sides are too unequal for this resize: remove the image, or cut it",
         )
 

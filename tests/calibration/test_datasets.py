@@ -81,10 +81,15 @@ def test_hidden_and_foreign_files_are_ignored(folder):
     (folder / "cat" / ".DS_Store.jpg").write_bytes(b"")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "x.jpg").write_bytes(b"")
-    (folder / "empty class").mkdir()
     dataset = open_dataset(folder)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset) == 5
+    assert [(each.file, each.reason) for each in dataset.unused] == [
+        ("cat/notes.csv", ".csv: not one of an image"),
+        ("README.txt", ".txt: not one of an image"),
+        (".cache/", "hidden"),
+        ("cat/.DS_Store.jpg", "hidden"),
+    ]
 
 
 def test_macos_forks_in_a_zip_are_ignored(folder, tmp_path):
@@ -152,7 +157,8 @@ def test_listing_digest_is_of_content_names_and_labels_and_fingerprint_notices_a
         ("{tmp}/dtaa", "no such file or folder", "did you mean 'data'?"),
         ("{tmp}/data/cat/000.jpg/x", "no such file or folder", "check the path"),
         ("{tmp}/empty", "holds no images", "jpg"),
-        ("{tmp}/notes.txt", "neither a folder, an archive nor a .csv", "digits"),
+        ("{tmp}/notes.md", "neither a folder, an archive, a list nor an array", "digits"),
+        ("{tmp}/notes.txt", "lists no images", "file,label"),
         ("{tmp}/a.zip/val", "holds no images", "jpg"),
         ("digits:tset", "no data named 'digits:tset'", "digits:test"),
         ("", "no images are given", "digits"),
@@ -162,6 +168,7 @@ def test_listing_digest_is_of_content_names_and_labels_and_fingerprint_notices_a
 def test_what_is_not_there(folder, tmp_path, source, message, hint):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     pack_zip(folder, tmp_path / "a.zip", "train/")
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(source.replace("{tmp}", str(tmp_path)))
@@ -173,7 +180,7 @@ def test_train_and_test_side_by_side_are_not_two_classes(folder, tmp_path):
         shutil.copytree(folder, tmp_path / "both" / split)
     with pytest.raises(DataError, match="several sets of images: test, train") as caught:
         open_dataset(tmp_path / "both")
-    assert caught.value.hint.endswith("both/test")
+    assert caught.value.hint.endswith("both/train")
 
 
 def test_loose_images_beside_class_folders_are_named(folder, jpeg):

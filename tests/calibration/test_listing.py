@@ -56,7 +56,7 @@ def test_bad_lists_are_named(write, text, message):
 
 
 def test_not_utf8(write):
-    with pytest.raises(DataError, match="not a CSV in UTF-8"):
+    with pytest.raises(DataError, match="not a text in UTF-8"):
         open_dataset(write("é.jpg,a\n", "latin-1"))
 
 

@@ -125,7 +125,7 @@ def command(
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
     known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
         judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None

@@ -172,7 +172,7 @@ class _Run:
         from calibration.datasets import open_dataset
 
         source = self._run["recipe"]["evaluate"]["source"]
-        dataset = open_dataset(source)
+        dataset = open_dataset(source, use="evaluate")
         positions = {item.name: index for index, item in enumerate(dataset.items)}
         names = [self.images["names"][place] for place in places]
         gone = [name for name in names if name not in positions]

@@ -22,6 +22,7 @@ from toolkit.pipeline.stage import Inputs
 
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
+    from calibration.sets import Use
 
 MOST_WORKERS = 8  # each loads every engine
 
@@ -51,6 +52,7 @@ class Work:
         preprocess: How an image becomes an input.
         batch: Images decoded and run at once.
         skip_bad: Whether images that cannot be decoded are left out.
+        use: Which set is taken of a source that holds several.
     """
 
     engines: tuple[tuple[str, Engine], ...]
@@ -60,6 +62,7 @@ class Work:
     preprocess: Preprocess
     batch: int
     skip_bad: bool = False
+    use: Use = "evaluate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class _Pool:
     """The images and the sessions of one process: a set for every batch that runs at a time."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = images.open_judges(work.source, work.classes)
+        self.dataset: Dataset = images.open_judges(work.source, work.classes, work.use)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []

@@ -16,38 +16,50 @@ if TYPE_CHECKING:
     from calibration.datasets import Dataset
     from calibration.finding import Finding
     from calibration.manifest import Manifest
+    from calibration.sets import Use
 
 
-def open_evaluation(source: str, classes: int) -> Dataset:
+def open_evaluation(source: str, classes: int, use: Use = "evaluate") -> Dataset:
     """Open images for evaluation; without labels they only tell how well variants agree.
+
+    A class folder without images counts as a class, unless the network has as many outputs as the others.
 
     Args:
         source: As in the recipe.
         classes: Outputs of the network.
+        use: Which set is taken of a source that holds several.
 
     Raises:
         DataError: One class only, or labels that the network's outputs cannot mean.
     """
     from calibration.datasets import open_dataset
+    from calibration.words import some
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use=use)
     if not dataset.labelled:
         return dataset
-    dataset = open_dataset(source, labelled=True)
-    numbered = all(name.isdecimal() for name in dataset.classes)  # of a CSV: labels are output indices
+    dataset = open_dataset(source, labelled=True, use=use)
+    empty = dataset.empty_classes
+    numbered = all(name.isdecimal() for name in dataset.classes)  # of a list: labels are output indices
+    if empty and not numbered and len(dataset.classes) - len(empty) == classes:
+        return dataset.without_empty_classes()
     if len(dataset.classes) > classes or (len(dataset.classes) < classes and not numbered):
+        without = f" ({len(empty)} without images: {some(empty)})" if empty and not numbered else ""
+        one_based = numbered and len(dataset.classes) == classes + 1 and 0 not in dataset.labels
         raise DataError(
-            f"{source} has {len(dataset.classes)} classes, the network {classes} outputs",
-            hint="give images of all the classes it was trained on, or a .csv of file,label with its numbers",
+            f"{source} has {len(dataset.classes)} classes{without}, the network {classes} outputs",
+            hint=f"labels run from 1 to {classes}: subtract 1, as outputs are counted from 0"
+            if one_based
+            else "give images of all the classes it was trained on, or a .csv of file,label with its numbers",
         )
     return dataset
 
 
-def open_judges(source: str, classes: int | None) -> Dataset:
+def open_judges(source: str, classes: int | None, use: Use = "evaluate") -> Dataset:
     """Open images for evaluation; without a number of classes their labels do not matter."""
     from calibration.datasets import open_dataset
 
-    return open_dataset(source) if classes is None else open_evaluation(source, classes)
+    return open_dataset(source, use=use) if classes is None else open_evaluation(source, classes, use)
 
 
 def unevaluated(
@@ -67,9 +79,9 @@ def unevaluated(
     from calibration import manifest
     from calibration.datasets import open_dataset
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     most = len(dataset) if count == "all" else min(count, len(dataset))
-    evaluation = open_dataset(exclude) if exclude else None
+    evaluation = open_dataset(exclude, use="evaluate") if exclude else None
     return dataset, manifest.locate(manifest.select(dataset, most, seed, exclude=evaluation), dataset)
 
 
@@ -105,12 +117,19 @@ def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
     return [Finding("warning", what, "replace or remove them")] if names else []
 
 
+def opened(dataset: Dataset) -> list[Finding]:
+    """What was decided in opening a source of images, for the report."""
+    from calibration.finding import Finding
+
+    return [Finding("info", note) for note in dataset.notes]
+
+
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
     """The images that were selected: their data set and positions in it."""
     from calibration import manifest
     from calibration.datasets import open_dataset
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     return dataset, manifest.locate(manifest.read(selected / "manifest.json"), dataset)
 
 
@@ -148,7 +167,7 @@ def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
     from calibration.datasets import open_dataset
 
     try:
-        dataset = open_dataset(source)
+        dataset = open_dataset(source, use="evaluate")
     except DataError:
         return None
     places = {item.name: index for index, item in enumerate(dataset.items)}

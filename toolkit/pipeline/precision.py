@@ -71,7 +71,9 @@ class HeldOut:
         """What an engine says of them, (N, classes)."""
         listing = self.dataset.listing_digest()
         engines = (("judged", engine),)
-        work = evaluation.Work(engines, self.source, listing, self.classes, self.preprocess, self.batch)
+        work = evaluation.Work(
+            engines, self.source, listing, self.classes, self.preprocess, self.batch, use="train"
+        )
         outcome, _ = evaluation.run(
             work, self.indices, workers=self.workers, backend=self.backend, label=label
         )
@@ -171,7 +173,7 @@ def held_out(
     from calibration import manifest
 
     labels = None if options.max_drop_pp is None else classes
-    dataset = images.open_judges(options.source, labels)
+    dataset = images.open_judges(options.source, labels, "train")
     if options.max_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_drop_pp needs labels, and {dataset.name} has none",

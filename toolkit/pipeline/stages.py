@@ -104,14 +104,14 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
     from calibration.datasets import open_dataset
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    dataset = open_dataset(options.source)
+    dataset = open_dataset(options.source, use="train")
     evaluation = images.open_evaluation(options.exclude, graphs["classes"]) if options.exclude else None
     chosen = manifest.select(
         dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
     )
     manifest.write(out / "manifest.json", chosen)
     indices = manifest.locate(chosen, dataset)
-    findings = images.left_out(dataset, options, chosen)
+    findings = images.opened(dataset) + images.left_out(dataset, options, chosen)
     if not options.skip_bad:
         images.check_readable(dataset, indices)
     findings += doctor.examine(
@@ -224,7 +224,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
     write_json(out / "images.json", images.identity(dataset, outcome.indices))
-    write_json(out / "findings.json", images.unreadable(dataset, skipped))
+    write_json(out / "findings.json", images.opened(dataset) + images.unreadable(dataset, skipped))
     write_json(
         out / "accuracy.json",
         {
