@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from calibration.sets import Use, choose_set, set_of
 from calibration.stores import Member, check_expansion, open_member
-from calibration.words import printable, some
+from calibration.words import some
 from toolkit.core.errors import DataError
+from toolkit.core.text import printable
 
 SUFFIXES = (".npy", ".npz")
 _IMAGE_KEYS = ("x", "images", "image", "imgs", "data", "inputs", "arr")
@@ -67,8 +68,7 @@ class ArrayStore:
     def __init__(self, path: Path, key: str = "") -> None:
         self._path, self._key = path, key
         try:
-            with ExitStack() as stack:
-                self._values = _nhwc(self._map(stack), f"{path}{f' ({key})' if key else ''}")
+            self._values = _nhwc(self._map(), f"{path}{f' ({key})' if key else ''}")
             found = path.stat()
         except DataError:
             raise
@@ -83,21 +83,21 @@ class ArrayStore:
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._path, self._key)  # another process opens the file itself
 
-    def _map(self, stack: ExitStack) -> npt.NDArray[np.uint8]:
+    def _map(self) -> npt.NDArray[np.uint8]:
         """The array, in the file system's memory: of an .npz by way of an unnamed temporary file."""
-        stream: IO[bytes] = stack.enter_context(self._path.open("rb"))
-        if self._key:
-            archive = stack.enter_context(zipfile.ZipFile(stream))
-            check_expansion(self._path, sum(info.file_size for info in archive.infolist()))
-            packed = stack.enter_context(open_member(archive, archive.getinfo(f"{self._key}.npy")))
-            plain = stack.enter_context(tempfile.TemporaryFile(prefix="edgeship-"))
-            shutil.copyfileobj(packed, plain, 1 << 20)
-            plain.seek(0)
-            stream = plain
-        head = read_header(stream)
-        _check_pixels(self._path, head)
-        order: Any = "F" if head.fortran else "C"
-        return np.memmap(stream, np.uint8, "r", head.offset, head.shape, order)
+        with ExitStack() as stack:
+            stream: IO[bytes] = stack.enter_context(self._path.open("rb"))
+            if self._key:
+                archive = stack.enter_context(zipfile.ZipFile(stream))
+                check_expansion(self._path, sum(info.file_size for info in archive.infolist()))
+                packed = stack.enter_context(open_member(archive, archive.getinfo(f"{self._key}.npy")))
+                stream = stack.enter_context(tempfile.TemporaryFile(prefix="edgeship-"))
+                shutil.copyfileobj(packed, stream, 1 << 20)
+                stream.seek(0)
+            head = read_header(stream)
+            _check_pixels(self._path, head)
+            order: Any = "F" if head.fortran else "C"
+            return np.memmap(stream, np.uint8, "r", head.offset, head.shape, order)
 
     def members(self) -> list[Member]:
         """000000.ppm (.pgm, if grey) and so on, in the order of the array."""

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.words import printable, some
+from calibration.words import some
 from toolkit.core.errors import DataError
+from toolkit.core.text import printable
 
 MAX_CLASSES = (
     100_000  # ImageNet-21k has 21,843; a larger label is a mistake, and a list up to it fills memory

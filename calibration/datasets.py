@@ -14,10 +14,11 @@ from calibration import arrays, images, listing
 from calibration.class_names import index_labels
 from calibration.sets import Use, are_sets, choose_set, set_of
 from calibration.stores import HIDDEN, DigitsStore, FolderStore, Store, archive_stem, is_archive, open_archive
-from calibration.words import printable, some
+from calibration.words import some
 from toolkit.core.artifact import canonical_json, sha256_bytes
 from toolkit.core.errors import DataError, nearest
 from toolkit.core.quant import IntArray
+from toolkit.core.text import printable
 
 DIGITS = ("digits", "digits:train", "digits:test")
 _TEST_EVERY = 5  # of each digit's images, in order, every fifth is for testing

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from calibration.class_names import index_labels, read_text
 from calibration.images import SUFFIXES as IMAGES
-from calibration.words import printable, some
+from calibration.words import some
 from toolkit.core.errors import DataError
+from toolkit.core.text import printable
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".lst", ".list")
 _MOST_BYTES = 1 << 28  # of a list: a million images take a fifth

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, Protocol, cast
 
-from calibration.words import printable
 from toolkit.core.errors import DataError
+from toolkit.core.text import printable
 
 MAX_FILE_BYTES = 1 << 28  # a file that claims more is no photograph, or an attack on the memory
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
