@@ -94,7 +94,7 @@ class Dataset:
         try:
             return images.decode(self.read(index), printable(name))
         except DataError as error:
-            self.unreadable[name] = str(error)
+            self.unreadable[name] = str(error).removeprefix(printable(name)).strip()
             raise
 
     def digest(self, index: int) -> str:
@@ -281,7 +281,9 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
         if are_sets(parts):
             part = _choose_set(where, names, depth, use)
             notes.append(f"{where} holds several sets of images: {part} is used")
-            unused += _outside(names, depth, part)
+            others = _outside(names, depth, part)
+            hidden_by = tuple(each.file for each in others if each.file.endswith("/"))
+            unused = [each for each in unused if not each.file.startswith(hidden_by)] + others
             names = [name for name in names if _part(name, depth) == part]
             where, title = f"{where}/{part}", f"{title}/{part}"
         elif len(parts) != 1 or "" in parts:
@@ -306,7 +308,7 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
     empty = {folder.split("/")[depth] for folder in folders if _is_within(folder, around)}
     classes = tuple(sorted(parts | empty))
     if empty - parts:
-        notes.append(f"no images are in the class folders {some(sorted(empty - parts))} of {where}")
+        notes.append(f"{where} has class folders without images: {some(sorted(empty - parts))}")
     index = {folder: label for label, folder in enumerate(classes)}
     items = [Item(name, index[_part(name, depth)]) for name in names]
     items.sort(key=lambda item: (classes[item.label or 0], item.name))
@@ -327,7 +329,7 @@ def _sorted_members(store: Store, prefix: str) -> tuple[list[str], set[str], lis
             names.append(member.name)
         else:
             suffix = Path(member.name).suffix.lower()
-            unused.append(Unused(member.name, f"{suffix or 'no suffix'}: not one of an image"))
+            unused.append(Unused(member.name, f"no image's suffix: {suffix or 'none'}"))
     plain = (each.file for each in unused if each.reason != HIDDEN)
     folders.update(folder for file in plain if (folder := file.rpartition("/")[0]))
     return sorted(names), folders, unused

@@ -449,7 +449,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
         hint = "the archive is damaged; copy it again"
     elif error.errno == errno.ENOSPC:
         hint = "the disk for temporary files is full; set TMPDIR to a larger one, or unpack the .gz first"
-    return DataError(f"cannot read {path}: {error.strerror or error}", hint=hint)
+    return DataError(f"cannot read {printable(str(path))}: {error.strerror or error}", hint=hint)
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
