@@ -33,7 +33,10 @@ def match(dataset: Dataset, names: Aliases) -> Dataset:
     if dataset.classes == numbers and len(numbers) <= len(names) and not exact.keys() & set(numbers):
         return replace(dataset, classes=readable)
     loose = _outputs(names, _plain)
-    outputs = {name: exact.get(name, loose.get(_plain(name))) for name in dataset.classes}
+    empty = dataset.empty_classes
+    outputs = {
+        name: exact.get(name, loose.get(_plain(name))) for name in dataset.classes if name not in empty
+    }
     unmatched = [name for name, output in outputs.items() if output is None]
     if unmatched:
         unused = [name for index, name in enumerate(readable) if index not in outputs.values()]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from calibration import images, listing
-from calibration.stores import DigitsStore, FolderStore, Store, archive_stem, is_archive, open_archive
+from calibration import arrays, images, listing
+from calibration.class_names import index_labels
+from calibration.sets import Use, are_sets, choose_set, set_of
+from calibration.stores import HIDDEN, DigitsStore, FolderStore, Store, archive_stem, is_archive, open_archive
+from calibration.words import some
 from toolkit.core.artifact import canonical_json, sha256_bytes
 from toolkit.core.errors import DataError, nearest
 from toolkit.core.quant import IntArray
+from toolkit.core.text import printable
 
 DIGITS = ("digits", "digits:train", "digits:test")
 _TEST_EVERY = 5  # of each digit's images, in order, every fifth is for testing
-_SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "images"})
+_WRAPPER = "images"  # a folder around all images, as sets and archives have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +34,34 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Unused:
+    """A file of a source that is none of its images, and why; a hidden folder stands for what it holds."""
+
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
-    """Images of one source, sorted by class and name (a CSV keeps its own order).
+    """Images of one source, sorted by class and name (a list and an array keep their own order).
 
     Attributes:
         name: What a report calls it.
         classes: Class names; a label is an index into them. Empty without labels.
         items: The images.
         store: Where their bytes lie.
+        unused: What else lies there, and why it is not among them.
+        notes: What was decided in opening the source, as sentences.
+        unreadable: Name -> error of the images that could not be decoded so far.
     """
 
     name: str
     classes: tuple[str, ...]
     items: tuple[Item, ...]
     store: Store
+    unused: tuple[Unused, ...] = ()
+    notes: tuple[str, ...] = ()
+    unreadable: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -72,7 +90,12 @@ class Dataset:
         Raises:
             DataError: The file is corrupt, truncated or no image.
         """
-        return images.decode(self.read(index), self.items[index].name)
+        name = self.items[index].name
+        try:
+            return images.decode(self.read(index), printable(name))
+        except DataError as error:
+            self.unreadable[name] = str(error).removeprefix(printable(name)).strip()
+            raise
 
     def digest(self, index: int) -> str:
         """SHA-256 of an image's file."""
@@ -81,6 +104,44 @@ class Dataset:
     def size_bytes(self, index: int) -> int:
         """Length of an image's file, without reading it."""
         return self.store.size_bytes(self.items[index].name)
+
+    @property
+    def empty_classes(self) -> tuple[str, ...]:
+        """Classes without an image, whose index later classes would take if they were left out."""
+        used = {item.label for item in self.items}
+        return tuple(name for label, name in enumerate(self.classes) if label not in used)
+
+    def without_empty_classes(self) -> Dataset:
+        """Leave out the classes without an image; the others move up, unless their names are numbers."""
+        if all(name.isdecimal() for name in self.classes):
+            return self
+        kept = [name for name in self.classes if name not in set(self.empty_classes)]
+        return self.reindexed(kept)
+
+    def reindexed(self, names: Sequence[str]) -> Dataset:
+        """Give the classes another order: an image's label becomes the index of its class's name.
+
+        Args:
+            names: Every class that has images, once; others may be among them.
+
+        Raises:
+            DataError: A class with images is not among the names, or is there twice.
+        """
+        counts = Counter(names)
+        used = {item.label for item in self.items} - {None}
+        wrong = [name for label, name in enumerate(self.classes) if label in used and counts[name] != 1]
+        if wrong or not self.classes:
+            raise DataError(
+                f"classes of {self.name} are not once among the {len(names)} names: "
+                f"{some(wrong) or 'no labels'}",
+                hint="give names that are the names of the class folders, or of the labels in the list",
+            )
+        index = {name: place for place, name in enumerate(names)}
+        items = [
+            Item(item.name, None if item.label is None else index[self.classes[item.label]])
+            for item in self.items
+        ]
+        return replace(self, classes=tuple(names), items=tuple(items))
 
     def listing_digest(self) -> str:
         """SHA-256 of names, labels and lengths: the same for equal copies, quick for large sources."""
@@ -93,15 +154,17 @@ class Dataset:
         return sha256_bytes(canonical_json((self.classes, rows)).encode())
 
 
-def open_dataset(source: str | Path, *, labelled: bool = False) -> Dataset:
+def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None = None) -> Dataset:
     """Open images wherever they lie; nothing is decoded or unpacked yet.
 
     Args:
         source: "digits", "digits:train" or "digits:test" (scikit-learn's, embedded); a folder with one
-            folder a class, or with images only (no labels); a .zip, .tar, .tar.gz or .tgz of one, or a
-            folder inside it ("data.zip/test"); a .csv of (file, label) lines with files relative to it.
-            A single wrapping folder (train/, the archive's root) is entered.
+            folder a class, or with images only (no labels); a .zip or .tar (.gz, .bz2, .xz) of one, or a
+            folder inside it ("data.zip/test"); a list (.csv, .tsv, .txt, .lst) of file and label with files
+            relative to it; a .npy or .npz of uint8 images. A single wrapping folder (train/, the archive's
+            root) is entered. A class folder without images is a class all the same.
         labelled: Whether the images must have labels of at least two classes, as accuracy needs them.
+        use: Which set is taken where the source holds several (train, val, test); see `sets.choose_set`.
 
     Raises:
         DataError: The source is missing, empty, ambiguous or unsafe, or lacks the labels.
@@ -113,16 +176,20 @@ def open_dataset(source: str | Path, *, labelled: bool = False) -> Dataset:
         dataset = _open_digits(text)
     else:
         path, inside = _split(Path(source).expanduser())
+        suffix = path.suffix.lower()
         if path.is_dir():
-            dataset = _arrange(path, FolderStore(path), "")
-        elif path.suffix.lower() == ".csv":
-            dataset = _open_csv(path)
+            dataset = _arrange(path, FolderStore(path), "", use)
+        elif suffix in listing.SUFFIXES:
+            dataset = _open_list(path)
+        elif suffix in arrays.SUFFIXES:
+            dataset = _open_arrays(path, use)
         elif is_archive(path):
-            dataset = _arrange(path, open_archive(path), inside)
+            dataset = _arrange(path, open_archive(path), inside, use)
         else:
             raise DataError(
-                f"{path} is neither a folder, an archive nor a .csv",
-                hint="give a folder of images, a .zip or .tar of one, a .csv of file,label, or 'digits'",
+                f"{path} is neither a folder, an archive, a list nor an array",
+                hint="give a folder of images, a .zip or .tar of one, a .csv of file,label, "
+                "an .npz of images and labels, or 'digits'",
             )
     if labelled:
         _need_labels(dataset)
@@ -166,7 +233,7 @@ def _open_digits(text: str) -> Dataset:
     store = DigitsStore()
     seen: Counter[int] = Counter()
     items = []
-    for name, label in zip(store.names(), store.labels, strict=True):
+    for name, label in zip((member.name for member in store.members()), store.labels, strict=True):
         seen[label] += 1
         part = "test" if seen[label] % _TEST_EVERY == 0 else "train"
         if text in ("digits", f"digits:{part}"):
@@ -175,66 +242,126 @@ def _open_digits(text: str) -> Dataset:
     return Dataset(text, tuple(str(digit) for digit in range(10)), tuple(items), store)
 
 
-def _open_csv(path: Path) -> Dataset:
+def _open_list(path: Path) -> Dataset:
     classes, rows = listing.read(path)
     items = tuple(Item(file, label) for file, label in rows)
     return Dataset(path.stem, classes, items, FolderStore(path.parent))
 
 
-def _arrange(path: Path, store: Store, inside: str) -> Dataset:
+def _open_arrays(path: Path, use: Use | None) -> Dataset:
+    found = arrays.open_arrays(path, use)
+    names = [member.name for member in found.store.members()]
+    values: Sequence[int | None] = [None] * len(names)
+    classes: tuple[str, ...] = ()
+    if found.labels:
+        classes, values = index_labels(found.labels, str(path))
+    items = tuple(Item(name, label) for name, label in zip(names, values, strict=True))
+    title = f"{path.stem}/{found.part}" if found.part else path.stem
+    notes = (f"{path} holds several sets of images: {found.part} is used",) if found.part else ()
+    unused = tuple(Unused(key, reason) for key, reason in found.unused)
+    return Dataset(title, classes, items, found.store, unused, notes)
+
+
+def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
     """Find the class folders among the names of a store."""
     prefix = f"{inside}/" if inside else ""
-    names = sorted(name for name in store.names() if name.startswith(prefix) and _is_image(name))
+    names, folders, unused = _sorted_members(store, prefix)
     where = f"{path}/{inside}" if inside else str(path)
     if not names:
+        others = f"; it holds {some([each.file for each in unused])}" if unused else ""
         raise DataError(
-            f"{where} holds no images", hint=f"looked for files ending in {', '.join(images.SUFFIXES)}"
+            f"{where} holds no images{others}",
+            hint=f"looked for files ending in {', '.join(images.SUFFIXES)}",
         )
-    depth = prefix.count("/")
     stem = archive_stem(path.resolve())
-    while True:
-        folders = {_part(name, depth) for name in names}
-        if len(folders) != 1 or "" in folders:
-            break
-        (folder,) = folders
-        deeper = any(_part(name, depth + 1) for name in names)
-        if not deeper and folder.lower() not in _SPLITS and folder != stem:
-            break  # images lie right below: a single class
-        depth += 1
     title = f"{stem}/{inside}" if inside else stem
-    if folders == {""}:
-        return Dataset(title, (), tuple(Item(name, None) for name in names), store)
-    _check_layout(where, names, folders, depth)
-    classes = tuple(sorted(folders))
+    depth, notes = prefix.count("/"), list[str]()
+    while True:
+        parts = {_part(name, depth) for name in names}
+        if are_sets(parts):
+            part = _choose_set(where, names, depth, use)
+            notes.append(f"{where} holds several sets of images: {part} is used")
+            others = _outside(names, depth, part)
+            hidden_by = tuple(each.file for each in others if each.file.endswith("/"))
+            unused = [each for each in unused if not each.file.startswith(hidden_by)] + others
+            names = [name for name in names if _part(name, depth) == part]
+            where, title = f"{where}/{part}", f"{title}/{part}"
+        elif len(parts) != 1 or "" in parts:
+            break
+        else:
+            (part,) = parts
+            deeper = any(_part(name, depth + 1) for name in names)
+            if not deeper and not set_of(part) and part.lower() != _WRAPPER and part != stem:
+                break  # images lie right below: a single class
+        depth += 1
+    unused.sort(key=lambda each: (each.reason, each.file))
+    if parts == {""}:
+        items = [Item(name, None) for name in names]
+        return Dataset(title, (), tuple(items), store, tuple(unused), tuple(notes))
+    if "" in parts:
+        loose = next(name for name in names if not _part(name, depth))
+        raise DataError(
+            f"{where} holds both class folders and loose images ({printable(loose)})",
+            hint="move the loose images into a class folder, or remove them",
+        )
+    around = names[0].split("/")[:depth]
+    empty = {folder.split("/")[depth] for folder in folders if _is_within(folder, around)}
+    classes = tuple(sorted(parts | empty))
+    if empty - parts:
+        notes.append(f"{where} has class folders without images: {some(sorted(empty - parts))}")
     index = {folder: label for label, folder in enumerate(classes)}
     items = [Item(name, index[_part(name, depth)]) for name in names]
     items.sort(key=lambda item: (classes[item.label or 0], item.name))
-    return Dataset(title, classes, tuple(items), store)
+    return Dataset(title, classes, tuple(items), store, tuple(unused), tuple(notes))
 
 
-def _check_layout(where: str, names: Sequence[str], folders: Iterable[str], depth: int) -> None:
-    folders = set(folders)
-    if "" in folders:
-        loose = next(name for name in names if not _part(name, depth))
-        raise DataError(
-            f"{where} holds both class folders and loose images ({loose})",
-            hint="move the loose images into a class folder, or remove them",
-        )
-    splits = {folder for folder in folders if folder.lower() in _SPLITS}
-    if splits == folders and len(folders) > 1 and any(_part(name, depth + 1) for name in names):
-        raise DataError(
-            f"{where} holds several sets of images: {', '.join(sorted(splits))}",
-            hint=f"give one of them: {where}/{min(splits)}",
-        )
+def _sorted_members(store: Store, prefix: str) -> tuple[list[str], set[str], list[Unused]]:
+    """Names of images, of folders (those included that only a file's name speaks of), and what is neither."""
+    names, folders, unused = list[str](), set[str](), list[Unused]()
+    for member in store.members():
+        if not member.name.startswith(prefix):
+            continue
+        if member.kind == "folder":
+            folders.add(member.name)
+        elif member.kind == "skipped":
+            unused.append(Unused(member.name, member.reason))
+        elif member.name.lower().endswith(images.SUFFIXES):
+            names.append(member.name)
+        else:
+            suffix = Path(member.name).suffix.lower()
+            unused.append(Unused(member.name, f"no image's suffix: {suffix or 'none'}"))
+    plain = (each.file for each in unused if each.reason != HIDDEN)
+    folders.update(folder for file in plain if (folder := file.rpartition("/")[0]))
+    return sorted(names), folders, unused
+
+
+def _choose_set(where: str, names: Iterable[str], depth: int, use: Use | None) -> str:
+    parts, labelled = set[str](), set[str]()
+    for name in names:
+        part = _part(name, depth)
+        parts.add(part)
+        if _part(name, depth + 1) not in ("", _WRAPPER):
+            labelled.add(part)
+    return choose_set(where, parts, use, unlabelled=parts - labelled)
+
+
+def _outside(names: Sequence[str], depth: int, chosen: str) -> list[Unused]:
+    """The sets that are not used, each as one entry, and images in none of them."""
+    prefix = "".join(f"{part}/" for part in names[0].split("/")[:depth])
+    counts = Counter(_part(name, depth) for name in names)
+    loose = [Unused(name, f"not in {chosen}") for name in names if not _part(name, depth)]
+    others = sorted(part for part in counts if part not in ("", chosen))
+    return loose + [
+        Unused(f"{prefix}{part}/", f"not in {chosen}: {counts[part]:,} images") for part in others
+    ]
+
+
+def _is_within(folder: str, around: Sequence[str]) -> bool:
+    parts = folder.split("/")
+    return len(parts) > len(around) and parts[: len(around)] == list(around)
 
 
 def _part(name: str, depth: int) -> str:
     """The folder of a name at a depth; "" where the file itself comes."""
     parts = name.split("/")
     return parts[depth] if depth < len(parts) - 1 else ""
-
-
-def _is_image(name: str) -> bool:
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and parts[-1].lower().endswith(images.SUFFIXES)

@@ -20,6 +20,7 @@ from toolkit.core import progress
 from toolkit.core.errors import DataError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.tensors import Preprocess
+from toolkit.core.text import printable
 from toolkit.core.threads import ordered_map
 
 Result = TypeVar("Result")
@@ -143,7 +144,7 @@ def decode_each(
             if skip_bad:
                 return None
             raise
-        return work(image, dataset.items[index].name)
+        return work(image, printable(dataset.items[index].name))
 
     bad = 0
     with closing(ordered_map(load, indices, workers=workers)) as results:

@@ -14,6 +14,7 @@ from calibration.loader import decode_each
 from calibration.words import some
 from toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
 from toolkit.core.errors import DataError
+from toolkit.core.text import printable
 from toolkit.core.threads import ordered_map
 
 _SCHEMA = 1
@@ -141,7 +142,7 @@ def locate(manifest: Manifest, dataset: Dataset) -> list[int]:
     for entry, digest in zip(manifest.entries, digests, strict=True):
         if digest != entry.digest:
             raise DataError(
-                f"{entry.file} in {dataset.name} is not the image that was chosen",
+                f"{printable(entry.file)} in {dataset.name} is not the image that was chosen",
                 hint="its content changed; bring the old file back, or choose again",
             )
     return found
@@ -174,7 +175,7 @@ def _line(dataset: Dataset, seed: int) -> list[int]:
     """Positions of all images in the order they are taken: one of each class in turn."""
 
     def draw(name: str) -> str:
-        return sha256_bytes(f"{seed}/{name}".encode())
+        return sha256_bytes(f"{seed}/{name}".encode(errors="backslashreplace"))
 
     by_class: dict[int | None, list[int]] = defaultdict(list)
     for index in sorted(range(len(dataset)), key=lambda index: draw(dataset.items[index].name)):

@@ -25,6 +25,7 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_MOST_PIXELS = 1 << 26  # of a resized image: 256 MiB in Pillow, an aspect ratio of 1,024 at 256 pixels
 
 
 def check(preprocess: Preprocess) -> None:
@@ -70,6 +71,7 @@ def pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> P
         short, long = min(width, height), max(width, height)
         other = int(preprocess.resize * long / short)
         width, height = (preprocess.resize, other) if width <= height else (other, preprocess.resize)
+        _check_enlarged(name, image.size, width * height)
         image = image.resize((width, height), _FILTERS[preprocess.interpolation])
     if min(width, height) < side:
         raise DataError(
@@ -80,6 +82,15 @@ def pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> P
         left, top = round((width - side) / 2), round((height - side) / 2)
         image = image.crop((left, top, left + side, top + side))
     return np.asarray(image).reshape(side, side, len(preprocess.mean))
+
+
+def _check_enlarged(name: str, size: tuple[int, int], resized: int) -> None:
+    """Refuse an image so narrow that its resize, of which a crop alone is used, would fill the memory."""
+    if resized > max(_MOST_PIXELS, size[0] * size[1]):
+        raise DataError(
+            f"{name} is {size[0]} x {size[1]}: resized, it has {resized:,} pixels, over {_MOST_PIXELS:,}",
+            hint="its sides are too unequal for this resize: remove the image, or cut it",
+        )
 
 
 def normalize(images: PixelArray, preprocess: Preprocess) -> FloatArray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration import manifest
 from calibration.datasets import open_dataset
 from toolkit.core.artifact import sha256_bytes
 from toolkit.core.errors import DataError
@@ -81,10 +82,15 @@ def test_hidden_and_foreign_files_are_ignored(folder):
     (folder / "cat" / ".DS_Store.jpg").write_bytes(b"")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "x.jpg").write_bytes(b"")
-    (folder / "empty class").mkdir()
     dataset = open_dataset(folder)
     assert dataset.classes == ("cat", "dog")
     assert len(dataset) == 5
+    assert [(each.file, each.reason) for each in dataset.unused] == [
+        (".cache/", "hidden"),
+        ("cat/.DS_Store.jpg", "hidden"),
+        ("cat/notes.csv", "no image's suffix: .csv"),
+        ("README.txt", "no image's suffix: .txt"),
+    ]
 
 
 def test_macos_forks_in_a_zip_are_ignored(folder, tmp_path):
@@ -152,7 +158,8 @@ def test_listing_digest_is_of_content_names_and_labels_and_fingerprint_notices_a
         ("{tmp}/dtaa", "no such file or folder", "did you mean 'data'?"),
         ("{tmp}/data/cat/000.jpg/x", "no such file or folder", "check the path"),
         ("{tmp}/empty", "holds no images", "jpg"),
-        ("{tmp}/notes.txt", "neither a folder, an archive nor a .csv", "digits"),
+        ("{tmp}/notes.md", "neither a folder, an archive, a list nor an array", "digits"),
+        ("{tmp}/notes.txt", "lists no images", "file,label"),
         ("{tmp}/a.zip/val", "holds no images", "jpg"),
         ("digits:tset", "no data named 'digits:tset'", "digits:test"),
         ("", "no images are given", "digits"),
@@ -162,6 +169,7 @@ def test_listing_digest_is_of_content_names_and_labels_and_fingerprint_notices_a
 def test_what_is_not_there(folder, tmp_path, source, message, hint):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     pack_zip(folder, tmp_path / "a.zip", "train/")
     with pytest.raises(DataError, match=message) as caught:
         open_dataset(source.replace("{tmp}", str(tmp_path)))
@@ -173,7 +181,7 @@ def test_train_and_test_side_by_side_are_not_two_classes(folder, tmp_path):
         shutil.copytree(folder, tmp_path / "both" / split)
     with pytest.raises(DataError, match="several sets of images: test, train") as caught:
         open_dataset(tmp_path / "both")
-    assert caught.value.hint.endswith("both/test")
+    assert caught.value.hint.endswith("both/train")
 
 
 def test_loose_images_beside_class_folders_are_named(folder, jpeg):
@@ -187,3 +195,138 @@ def test_an_image_that_vanishes_is_an_error_at_reading(folder):
     (folder / "cat" / "000.jpg").unlink()
     with pytest.raises(DataError, match=r"cat/000\.jpg: No such file"):
         dataset.read(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jfif", "a.JPE", "a.JPG", "a.webp", "a.bmp", "a.tif", "a.TIFF", "a.gif", "a.pgm", "a.pbm"]
+)
+def test_usual_suffixes_whatever_the_content(tmp_path, encode, picture, name):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(encode(picture(0), "PNG"))  # the content decides
+    dataset = open_dataset(tmp_path / "data")
+    assert (np.asarray(dataset.image(0)) == np.asarray(picture(0))).all()
+
+
+def test_images_in_subfolders_belong_to_their_class(folder, jpeg):
+    (folder / "cat" / "more" / "deep").mkdir(parents=True)
+    (folder / "cat" / "more" / "deep" / "9.jpg").write_bytes(jpeg(9))
+    dataset = open_dataset(folder)
+    assert [item.label for item in dataset.items if item.name.endswith("deep/9.jpg")] == [0]
+    assert dataset.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+def test_an_empty_class_keeps_the_index_of_those_after_it(folder, tmp_path, form):
+    (folder / "cow").mkdir()
+    packs = {
+        "zip": lambda: pack_zip(folder, tmp_path / "a.zip"),
+        "tar": lambda: pack_tar(folder, tmp_path / "a.tar"),
+    }
+    dataset = open_dataset(packs[form]() if form in packs else folder)
+    assert dataset.classes == ("cat", "cow", "dog")
+    assert dataset.labels.tolist() == [0, 0, 0, 2, 2]
+    assert dataset.empty_classes == ("cow",)
+    assert any("without images: cow" in note for note in dataset.notes)
+    without = dataset.without_empty_classes()
+    assert (without.classes, without.labels.tolist()) == (("cat", "dog"), [0, 0, 0, 1, 1])
+
+
+def test_a_class_of_unknown_files_is_a_class(folder):
+    (folder / "cow").mkdir()
+    (folder / "cow" / "1.heic").write_bytes(b"x")
+    dataset = open_dataset(folder)
+    assert dataset.classes == ("cat", "cow", "dog")
+    assert [(each.file, each.reason) for each in dataset.unused] == [
+        ("cow/1.heic", "no image's suffix: .heic")
+    ]
+
+
+def test_classes_take_the_order_of_names(folder):
+    dataset = open_dataset(folder).reindexed(["dog", "cow", "cat"])
+    assert dataset.labels.tolist() == [2, 2, 2, 0, 0]
+    assert dataset.classes == ("dog", "cow", "cat")
+    for names in (["dog"], ["dog", "cat", "cat"]):
+        with pytest.raises(DataError, match="not once among"):
+            open_dataset(folder).reindexed(names)
+
+
+@pytest.mark.parametrize(
+    ("folders", "use", "chosen"),
+    [
+        (("train", "val"), "train", "train"),
+        (("train", "val"), "evaluate", "val"),
+        (("Training", "Testing"), "evaluate", "Testing"),
+        (("train", "val", "test"), "evaluate", "test"),
+        (("train", "val", "test", "notes"), "train", "train"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "images/"])
+def test_a_set_is_chosen_by_what_it_is_for(folder, tmp_path, jpeg, folders, use, chosen, wrapper):
+    for number, name in enumerate(folders):
+        place = shutil.copytree(folder, tmp_path / "both" / f"{wrapper}{name}")
+        (place / "cat" / "own.jpg").write_bytes(jpeg(100 + number))
+    dataset = open_dataset(tmp_path / "both", use=use, labelled=True)
+    assert dataset.classes == ("cat", "dog")
+    assert {item.name.split("/")[wrapper.count("/")] for item in dataset.items} == {chosen}
+    assert dataset.name == f"both/{chosen}"
+    assert [note for note in dataset.notes if f"{chosen} is used" in note]
+    assert [each.file for each in dataset.unused] == [
+        f"{wrapper}{name}/" for name in sorted(set(folders) - {chosen})
+    ]
+    assert shape(dataset) == shape(open_dataset(tmp_path / "both" / f"{wrapper}{chosen}"))
+    assert shape(open_dataset(pack_zip(tmp_path / "both", tmp_path / "a.zip"), use=use)) == shape(dataset)
+
+
+def test_a_test_set_without_labels_is_no_evaluation(folder, tmp_path, jpeg):
+    for split in ("train", "val"):
+        shutil.copytree(folder, tmp_path / "both" / split)
+    (tmp_path / "both" / "test").mkdir()
+    (tmp_path / "both" / "test" / "1.jpg").write_bytes(jpeg(50))
+    assert open_dataset(tmp_path / "both", use="evaluate").name == "both/val"
+
+
+def test_a_set_that_is_missing_is_asked_for(folder, tmp_path):
+    for split in ("val", "test"):
+        shutil.copytree(folder, tmp_path / "both" / split)
+    with pytest.raises(DataError, match="several sets of images: test, val"):
+        open_dataset(tmp_path / "both", use="train")
+
+
+def test_a_zip_with_backslashes(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in folder.rglob("*"):
+            name = "root\\" + str(path.relative_to(folder)).replace("/", "\\")
+            if path.is_dir():
+                archive.writestr(zipfile.ZipInfo(name + "\\"), b"")
+            else:
+                archive.writestr(name, path.read_bytes())
+    assert shape(open_dataset(tmp_path / "a.zip")) == shape(open_dataset(folder))
+
+
+@pytest.mark.parametrize("mode", ["w:bz2", "w:xz"])
+def test_other_packings_of_a_tar(folder, tmp_path, mode):
+    path = pack_tar(folder, tmp_path / f"a.tar.{mode[2:]}", mode=mode)
+    assert shape(open_dataset(path)) == shape(open_dataset(folder))
+
+
+def test_a_linked_class_has_the_name_of_the_folder_itself(tmp_path, class_folder):
+    path = class_folder({"b": 1, "c": 1})
+    (path / "a").symlink_to(path / "b")
+    dataset = open_dataset(path)
+    assert [item.name for item in dataset.items] == ["b/000.jpg", "c/000.jpg"]
+    assert [each.reason for each in dataset.unused] == ["a link to a folder that is listed already"]
+
+
+def test_names_of_any_bytes(tmp_path, jpeg):
+    for name in (b"a\xff.jpg", b"b\x1b[31m.jpg", b"c\n.jpg", b"d" * 251 + b".jpg"):
+        (tmp_path / "data" / "cat").mkdir(parents=True, exist_ok=True)
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/data/cat/" + name)).write_bytes(jpeg(1))
+    dataset = open_dataset(tmp_path / "data")
+    chosen = manifest.select(dataset, 4, 0)
+    manifest.write(tmp_path / "m.json", chosen)
+    assert len(manifest.locate(manifest.read(tmp_path / "m.json"), dataset)) == 4
+    (tmp_path / "data" / "cat" / "c\n.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"c\\n\.jpg is empty") as caught:
+        [dataset.image(index) for index in range(4)]
+    assert str(caught.value).isprintable()
+    assert dataset.unreadable == {"cat/c\n.jpg": "is empty (0 bytes)"}

@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
+from measured import peak
 from PIL import Image
 
 from calibration.images import decode
@@ -116,7 +117,7 @@ def test_truncated_files_are_named(picture, encode, kind, part):
     assert "--skip-bad" in caught.value.hint
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"<svg/>"])
+@pytest.mark.parametrize("data", [b"hello", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"<svg/>"])
 def test_what_is_no_image_is_named(data):
     with pytest.raises(DataError, match=r"cat/7\.img"):
         decode(data, "cat/7.img")
@@ -126,3 +127,53 @@ def test_a_bomb_of_pixels_is_named(encode, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DataError, match="cannot be decoded"):
         decode(encode(Image.new("L", (100, 100)), "PNG"), "x.png")
+
+
+def test_an_empty_file_is_called_empty():
+    with pytest.raises(DataError, match=r"x\.png is empty \(0 bytes\)"):
+        decode(b"", "x.png")
+
+
+def test_formats_with_programs_inside_stay_closed():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\n"
+    with pytest.raises(DataError, match="is not an image"):
+        decode(eps, "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "kind", "fits"),
+    [
+        ((9_999, 9_999), "RGB", "JPEG", False),  # by Pillow's own limit
+        ((9_000, 9_000), "RGB", "JPEG", True),
+        ((8_000, 8_000), "CMYK", "JPEG", False),
+        ((8_000, 8_000), "L", "PNG", False),
+        ((7_000, 7_000), "L", "PNG", True),
+        ((6_000, 6_000), "I;16", "TIFF", False),
+        ((60_000, 1_000), "P", "GIF", False),
+    ],
+)
+def test_a_size_in_the_header_takes_no_memory(encode, size, mode, kind, fits):
+    data = bytearray(encode(Image.new(mode, (16, 16)), kind))
+    width, height = size
+    if kind == "JPEG":
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", height, width)
+    elif kind == "PNG":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "GIF":
+        data[6:10] = struct.pack("<HH", width, height)
+    else:
+        data = bytearray(encode(Image.new(mode, (1, 1)), kind))
+        for tag, value in ((256, width), (257, height)):
+            place = data.index(struct.pack("<HH", tag, 4)) if struct.pack("<HH", tag, 4) in data else -1
+            place = place if place >= 0 else data.index(struct.pack("<HH", tag, 3))
+            data[place : place + 12] = struct.pack("<HHII", tag, 4, 1, value)
+    message = ""
+    with peak() as used:
+        try:
+            decode(bytes(data), "x.img")  # what is missing is grey, or an error
+        except DataError as error:
+            message = str(error)
+    assert ("more than 400" in message or "exceeds limit" in message) is not fits
+    assert used.megabytes < (500 if fits else 50) and used.seconds < 2

@@ -4,8 +4,12 @@ import io
 import stat
 import tarfile
 import zipfile
+import zlib
+from functools import cache
 
+import numpy as np
 import pytest
+from measured import peak
 
 from calibration import stores
 from calibration.datasets import open_dataset
@@ -122,3 +126,77 @@ def test_a_full_temporary_disk(tmp_path, class_folder, monkeypatch):
     with pytest.raises(DataError, match="No space left") as caught:
         open_dataset(path)
     assert "TMPDIR" in caught.value.hint
+
+
+@cache
+def zeros(count):
+    """Deflate streams of this many MB of zeros, as (bytes, CRC, length)."""
+    packer, crc, block = zlib.compressobj(9, zlib.DEFLATED, -15), 0, bytes(1 << 20)
+    data = b""
+    for _ in range(count):
+        data += packer.compress(block)
+        crc = zlib.crc32(block, crc)
+    return data + packer.flush(), crc, count << 20
+
+
+@pytest.mark.parametrize("claimed", [300 << 20, 4 << 30, 100])
+def test_a_small_zip_of_gigabytes(tmp_path, claimed):
+    """Its directory says so, or lies: then no more is unpacked than it says."""
+    data, crc, length = zeros(64)
+    path = zip_with(tmp_path / "a.zip", "cat/a.jpg", b"")
+    with zipfile.ZipFile(path, "w") as archive, archive.open("cat/a.jpg", "w") as stream:
+        stream.write(data)
+    raw = bytearray(path.read_bytes())
+    assert len(raw) < 4 << 20
+    for signature, method, sizes in ((b"PK\x03\x04", 8, 14), (b"PK\x01\x02", 10, 16)):
+        place = raw.index(signature)
+        raw[place + method : place + method + 2] = (8).to_bytes(2, "little")
+        fields = (crc, len(data), min(claimed, (1 << 32) - 2))
+        raw[place + sizes : place + sizes + 12] = b"".join(field.to_bytes(4, "little") for field in fields)
+    path.write_bytes(raw)
+    with peak() as used, pytest.raises(DataError) as caught:
+        open_dataset(path).image(0)
+    assert used.seconds < 2 and used.megabytes < 40 and caught.value.hint
+    assert length > 100
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.npz"])
+def test_other_small_files_of_gigabytes(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(stores, "_FREE_BYTES", 1 << 20)
+    path = tmp_path / name
+    if name == "a.npz":
+        np.savez_compressed(path, x=np.zeros((300, 64, 64, 3), np.uint8))
+    else:
+        with tarfile.open(path, "w:gz") as archive:
+            info = tarfile.TarInfo("cat/a.jpg")
+            info.size = 64 << 20
+            archive.addfile(info, io.BytesIO(bytes(info.size)))
+    with peak() as used, pytest.raises(DataError, match=r"unpacks to .* over 100 times its size"):
+        open_dataset(path)
+    assert used.seconds < 2 and used.megabytes < 100
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_without_a_bound_are_refused(tmp_path, method, jpeg):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("cat/a.jpg", jpeg(0))
+    with pytest.raises(DataError, match="compression method"):
+        open_dataset(tmp_path / "a.zip").read(0)
+
+
+def test_a_tar_whose_header_claims_gigabytes(tmp_path):
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = tarfile.XHDTYPE, 3 << 30
+    (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + bytes(1 << 20))
+    with peak() as used, pytest.raises(DataError, match=r"a\.tar"):
+        open_dataset(tmp_path / "a.tar")
+    assert used.megabytes < 50
+
+
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data" / "a.jpg").open("wb") as stream:
+        stream.truncate(4 << 30)  # sparse
+    with peak() as used, pytest.raises(DataError, match="4096 MiB"):
+        open_dataset(tmp_path / "data").read(0)
+    assert used.megabytes < 50

@@ -1,9 +1,12 @@
 """CSV lists of files and labels."""
 
 import pytest
+from measured import peak
 
+from calibration import listing
 from calibration.datasets import open_dataset
 from toolkit.core.errors import DataError
+from toolkit.pipeline.outside import fingerprint
 
 
 @pytest.fixture
@@ -56,10 +59,83 @@ def test_bad_lists_are_named(write, text, message):
 
 
 def test_not_utf8(write):
-    with pytest.raises(DataError, match="not a CSV in UTF-8"):
+    with pytest.raises(DataError, match="not a text in UTF-8"):
         open_dataset(write("é.jpg,a\n", "latin-1"))
 
 
 def test_missing_list(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         open_dataset(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", " ", "   "])
+@pytest.mark.parametrize("header", ["", "file{}label\n", "#image{}class\n"])
+@pytest.mark.parametrize("suffix", [".csv", ".txt", ".tsv", ".lst"])
+def test_every_separator_with_and_without_a_header(write, separator, header, suffix):
+    lines = [
+        f"{name}{separator}{label}"
+        for name, label in (("1.jpg", "cat"), ("0.jpg", "dog"), ("sub/2.jpg", "cat"))
+    ]
+    path = write(header.format(separator) + "\n".join(lines))
+    dataset = open_dataset(path.rename(path.with_suffix(suffix)))
+    assert [item.name for item in dataset.items] == ["1.jpg", "0.jpg", "sub/2.jpg"]
+    assert (dataset.classes, dataset.labels.tolist()) == (("cat", "dog"), [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "labels"),
+    [
+        pytest.param('"a b.jpg" 1\n0.jpg 0\n', ("0", "1"), [1, 0], id="a quoted name with a space"),
+        pytest.param("a b.jpg 1\n0.jpg 0\n", ("0", "1"), [1, 0], id="a name with a space"),
+        pytest.param("a b.jpg\n0.jpg\n", (), [-1, -1], id="names alone"),
+        pytest.param('"a b.jpg","tabby, cat"\n0.jpg,dog\n', ("dog", "tabby, cat"), [1, 0], id="a comma"),
+        pytest.param("a b.jpg\ttabby, cat\n0.jpg\tdog;x\n", ("dog;x", "tabby, cat"), [1, 0], id="tabs"),
+        pytest.param("a b.jpg 10.0\n0.jpg 2.0\n", tuple(map(str, range(11))), [10, 2], id="10.0 is 10"),
+        pytest.param("label,file\n1,a b.jpg\n0,0.jpg\n", ("0", "1"), [1, 0], id="label first"),
+        pytest.param("1,a b.jpg\n0,0.jpg\n", ("0", "1"), [1, 0], id="label first, no header"),
+        pytest.param(
+            "Width;ClassId;Path\n9;1;a b.jpg\n9;0;0.jpg\n", ("0", "1"), [1, 0], id="columns by name"
+        ),
+        pytest.param(".\\a b.jpg,1\nsub\\2.jpg,0\n", ("0", "1"), [1, 0], id="backslashes"),
+        pytest.param("{tmp}/a b.jpg,1\n0.jpg,0\n", ("0", "1"), [1, 0], id="absolute"),
+    ],
+)
+def test_forms_of_lines(write, tmp_path, jpeg, text, classes, labels):
+    (tmp_path / "a b.jpg").write_bytes(jpeg(9))
+    dataset = open_dataset(write(text.replace("{tmp}", str(tmp_path))))
+    assert (dataset.classes, dataset.labels.tolist()) == (classes, labels)
+    assert dataset.read(0) == jpeg(9)
+
+
+def test_utf16_as_spreadsheets_write_it(write):
+    assert len(open_dataset(write("0.jpg\ta\n1.jpg\tb\n", "utf-16"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("0.jpg,1000000000000\n", "label 1000000000000 is no class", id="1e12"),
+        pytest.param("0.jpg,100000\n", "is no class", id="too large"),
+        pytest.param("0.jpg," + "9" * 5000 + "\n", "is no class", id="5000 digits"),
+        pytest.param("0.jpg,-1\n1.jpg,0\n", "label -1 is no class", id="negative"),
+        pytest.param("file,a,b\n0.jpg,1,2\n", "which of its columns", id="columns without a name"),
+        pytest.param("0.jpg,1\n./0.jpg,2\n", "0.jpg twice", id="twice in two spellings"),
+        pytest.param("x" * 300 + ".jpg,1\n", "unknown file", id="a name too long"),
+        pytest.param("0\0.jpg,1\n", "unknown file", id="NUL"),
+        pytest.param('"' + "x" * 200_000 + ".jpg,1\n", "no list of files|unknown", id="an open quote"),
+    ],
+)
+def test_what_is_no_list_is_refused_fast(write, text, message):
+    with peak() as used, pytest.raises(DataError, match=message) as caught:
+        open_dataset(write(text))
+    assert used.seconds < 2 and used.megabytes < 100
+    assert len(str(caught.value)) < 1000 and caught.value.hint
+
+
+def test_the_files_of_any_list_are_part_of_its_fingerprint(write, tmp_path):
+    path = write("0.jpg 1\nsub\\2.jpg 0\ngone.jpg 0\n").rename(tmp_path / "list.txt")
+    assert listing.listed_files(path) == ["0.jpg", "sub/2.jpg"]
+    assert listing.listed_files(write("a\nb\n")) == []
+    before = fingerprint(path, tmp_path / "memory")
+    (tmp_path / "sub" / "2.jpg").write_bytes(b"changed")
+    assert fingerprint(path, tmp_path / "memory") != before

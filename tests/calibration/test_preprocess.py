@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from measured import peak
 from PIL import Image
 
 from calibration.preprocess import apply, check, normalize, pixels
@@ -128,3 +129,14 @@ def test_impossible_descriptions(change, message):
     check(PLAIN)
     with pytest.raises(DataError, match=message):
         check(replace(PLAIN, **change))
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 9_000)])
+def test_sides_too_unequal_are_refused_before_the_resize(size):
+    image, ordinary = Image.new("RGB", size), Preprocess(resize=256, crop=224)
+    with peak() as used, pytest.raises(DataError, match=r"cat/1\.png is \d+ x \d+: resized") as caught:
+        apply(image, ordinary, "cat/1.png")
+    assert used.megabytes < 50 and used.seconds < 1
+    assert "unequal" in caught.value.hint
+    assert apply(image, replace(ordinary, resize=None, crop=1), "cat/1.png").shape == (3, 1, 1)
+    assert apply(Image.new("RGB", (30, 4_000)), ordinary).shape == (3, 224, 224)

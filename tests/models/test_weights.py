@@ -1,19 +1,24 @@
 """Checkpoints: every form that people have, and every way in which one can be wrong."""
 
+import argparse
 import json
 import os
 import urllib.error
+import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from measured import peak
 from safetensors.torch import save_file
 
 from toolkit.core.errors import DataError, RecipeError
 from toolkit.core.tensors import Preprocess
 from toolkit.models import weights
+from toolkit.models.recognize import NESTS
 from toolkit.models.resnet import architecture, build, names, resize
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -276,3 +281,140 @@ def test_published_names_are_reachable(model, name):
     except DataError as error:
         pytest.skip(str(error))
     assert weights.load(Path(path), model).model.architecture.classes == 1000
+
+
+ADVICE = ("weights_only", "torch.load", "safe_globals")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (np.float64(0.5), "numpy._core.multiarray.scalar"),
+        (argparse.Namespace(lr=1), "argparse.Namespace"),
+        (torch.nn.ReLU(), "torch.nn.modules.activation.ReLU"),
+        (Bomb("x"), "system"),
+    ],
+)
+def test_a_refusal_names_the_object_and_repeats_no_advice(content, name, tmp_path):
+    torch.save({"state_dict": network().state_dict(), "extra": content}, tmp_path / "net.pth")
+    with pytest.raises(DataError, match="could run code") as caught:
+        weights.load(tmp_path / "net.pth")
+    assert name in str(caught.value)
+    assert not any(word in str(caught.value) for word in ADVICE)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"garbage", b"\x80\x02garbage", b"PK\x03\x04" + b"x" * 100, b"\x80\x02}q\x00."]
+)
+def test_damage_repeats_no_advice(content, tmp_path):
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        weights.load(tmp_path / "net.pth")
+    assert not any(word in str(caught.value) + caught.value.hint for word in ADVICE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_is_no_state_dict(tmp_path):
+    torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)).save(tmp_path / "net.pt")
+    with pytest.raises(DataError, match="TorchScript"):
+        weights.load(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pth.tar", ".bin", ".ckpt", ".PTH"])
+def test_other_suffixes_of_a_torch_file(suffix, tmp_path):
+    torch.save(network().state_dict(), tmp_path / f"net{suffix}")
+    assert weights.load(tmp_path / f"net{suffix}").model.architecture.name == "resnet18"
+
+
+def bounded(call):
+    """Seconds and peak MB of a call that must be refused."""
+    with peak() as used, pytest.raises(DataError) as caught:
+        call()
+    assert used.seconds < 2 and used.megabytes < 500, used
+    assert caught.value.hint
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["layer1.999999999999", "layer1.999", "layer999999999999.0", "layer1." + "9" * 5000]
+)
+def test_a_block_number_decides_nothing(key, tmp_path):
+    state = {**network().state_dict(), f"{key}.conv1.weight": torch.zeros(4, 4, 3, 3)}
+    torch.save(state, tmp_path / "net.pth")
+    assert "unexpected" in bounded(lambda: weights.load(tmp_path / "net.pth"))
+
+
+def test_a_checkpoint_that_holds_itself(tmp_path):
+    loop = {"epoch": 1}
+    loop["state_dict"] = loop["model"] = loop
+    torch.save(loop, tmp_path / "loop.pth")
+    assert "no tensors" in bounded(lambda: weights.load(tmp_path / "loop.pth"))
+    tree = {"epoch": 1}
+    for _ in range(30):  # 8 ** 30 ways down
+        tree = dict.fromkeys(NESTS, tree)
+    torch.save(tree, tmp_path / "tree.pth")
+    assert "no tensors" in bounded(lambda: weights.load(tmp_path / "tree.pth"))
+
+
+def test_a_tensor_that_claims_more_than_is_stored(tmp_path):
+    state = network().state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(1).expand(1 << 20, 1 << 20, 3, 3)
+    torch.save(state, tmp_path / "net.pth")
+    assert "but 4 bytes are stored" in bounded(lambda: weights.load(tmp_path / "net.pth"))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(4, 3, 7, 7, dtype=torch.int8),
+        torch.zeros(4, 3, 7, 7).to_sparse(),
+        torch.zeros(4, 3, 7, 7).cfloat(),
+    ],
+)
+def test_tensors_of_another_kind_are_named(tensor, tmp_path):
+    torch.save({**network().state_dict(), "conv1.weight": tensor}, tmp_path / "net.pth")
+    with pytest.raises(DataError, match=r"conv1\.weight is .*expected plain floating-point"):
+        weights.load(tmp_path / "net.pth")
+
+
+def test_a_checkpoint_that_unpacks_to_gigabytes(tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", b"\x80\x02}.")
+        with archive.open("net/data/0", "w") as stream:
+            for _ in range(4):
+                stream.write(bytes(1 << 24))
+    assert "unpack to 67,108,8" in bounded(lambda: weights.load(tmp_path / "net.pth"))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("architecture", "classes"), 10**12),
+        (("architecture", "classes"), -1),
+        (("architecture", "channels"), 1.5),
+        (("architecture", "unit"), "attention"),
+        (("architecture", "shortcut"), None),
+        (("architecture", "widths", "stem"), "64"),
+        (("architecture", "widths", "streams"), [64]),
+        (("architecture", "widths", "inner"), [[[4]] * 100_000]),
+        (("architecture", "widths", "inner"), [[[4, 4, 4]]] * 4),
+        (("preprocess", "crop"), 0),
+        (("preprocess", "crop"), 10**12),
+        (("preprocess", "resize"), True),
+        (("preprocess", "mean"), [float("nan")] * 3),
+        (("preprocess", "std"), [0.0] * 3),
+        (("preprocess", "std"), ["1"] * 3),
+        (("preprocess", "interpolation"), "cubic"),
+        (("preprocess", "mean"), 5),
+    ],
+)
+def test_a_description_out_of_range(path, value, tmp_path):
+    weights.save(network(), tmp_path, Preprocess())
+    description = json.loads((tmp_path / "widths.json").read_text())
+    place = description
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (tmp_path / "widths.json").write_text(json.dumps(description))
+    assert "description" in bounded(lambda: weights.load(tmp_path))

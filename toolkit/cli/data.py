@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli._options import JSON
+
+if TYPE_CHECKING:
+    from calibration.datasets import Dataset
 
 
 @click.group(epilog="\b\nExample:\n  edgeship data check photos/ --evaluation photos-test/ --size 64")
@@ -20,6 +25,7 @@ def command() -> None:
 Examples:
   edgeship data check cifar10/train --images 300 --evaluation cifar10/test --size 64
   edgeship data check calibration.zip --weights net.safetensors
+  edgeship data check dataset/ --evaluation dataset/ --verbose      # takes its train, and its test or val
 """
 )
 @click.argument("source")
@@ -30,6 +36,7 @@ Examples:
 @click.option("--evaluation", metavar="SOURCE", help="Images that must not be among them.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint whose first layer judges them.")
 @click.option("--size", type=click.IntRange(min=1), help="Input side in pixels.")
+@click.option("-v", "--verbose", is_flag=True, help="Name every file that is not used, not the first ones.")
 @JSON
 def check(
     *,
@@ -39,13 +46,15 @@ def check(
     evaluation: str | None,
     weights: Path | None,
     size: int | None,
+    verbose: bool,
     as_json: bool,
 ) -> None:
-    """Say what is wrong with the calibration images of SOURCE.
+    """Say what is wrong with the calibration images of SOURCE, and which of its files are not used.
 
     Found are unreadable, blank, doubled and nearly doubled images, images that are evaluated on too,
-    missing and uneven classes, and preprocessing that does not fit the checkpoint. Exit code 1: something
-    would spoil the result.
+    missing and uneven classes, and preprocessing that does not fit the checkpoint. SOURCE is a folder, an
+    archive, a list, an .npy or .npz of images, or digits:train. Exit code 1: something would spoil the
+    result.
     """
     from calibration import doctor, manifest
     from calibration.datasets import open_dataset
@@ -56,7 +65,8 @@ def check(
 
     first = network.first_layer(weights) if weights else None
     prepared = preprocessing.resolve(PreprocessOptions(), first.preprocess if first else None, size)
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
+    judged = open_dataset(evaluation, use="evaluate") if evaluation else None
     with shown():
         chosen = list(range(len(dataset)))
         if images:
@@ -65,13 +75,16 @@ def check(
             dataset,
             chosen,
             prepared,
-            evaluation=open_dataset(evaluation) if evaluation else None,
+            evaluation=judged,
             classes=first.classes if first else None,
             stem=first.stem if first else None,
         )
+    sources = [_described(each) for each in (dataset, judged) if each]
     if as_json:
-        click.echo(json.dumps(plain(found), indent=1))
+        click.echo(json.dumps({"sources": sources, "findings": plain(found)}, indent=1))
     else:
+        for described in sources:
+            _show(described, None if verbose else _SHOWN)
         for finding in found:
             hint = f"\n{'':<9}hint: {finding.hint}" if finding.hint else ""
             click.echo(f"{finding.severity:<8} {finding.what}{hint}")
@@ -79,3 +92,50 @@ def check(
             click.echo(f"nothing to complain about in {len(chosen)} images")
     if any(finding.severity == "error" for finding in found):
         raise click.exceptions.Exit(1)
+
+
+_SHOWN = 3  # names of a reason
+
+
+def _described(dataset: Dataset) -> dict[str, Any]:
+    """What a source holds: images, classes, and every file that is not used, with the reason."""
+    unused = [{"file": each.file, "reason": each.reason} for each in dataset.unused]
+    unused += [{"file": name, "reason": reason} for name, reason in sorted(dataset.unreadable.items())]
+    return {
+        "name": dataset.name,
+        "images": len(dataset),
+        "unreadable": len(dataset.unreadable),
+        "classes": list(dataset.classes),
+        "empty_classes": list(dataset.empty_classes),
+        "notes": list(dataset.notes),
+        "unused": unused,
+    }
+
+
+def _show(described: dict[str, Any], most: int | None) -> None:
+    """Print what a source holds.
+
+    Args:
+        described: By `_described`.
+        most: Names of files shown of each reason; None shows all, with their whole reason.
+    """
+    from toolkit.core.text import printable
+
+    count = len(described["classes"])
+    labels = f"{count} class{'es' * (count != 1)}" if count else "no labels"
+    click.echo(f"{printable(described['name'])}: {described['images']} images, {labels}")
+    for note in described["notes"]:
+        click.echo(f"  {printable(note)}")
+    reasons: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for each in described["unused"]:
+        kind, _, detail = each["reason"].partition(": ")
+        reasons[kind].append((each["file"], detail))
+    for reason, files in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        shown = [printable(name) for name, _ in files[:most]]
+        if most is None:
+            click.echo(f"  not used, {reason}: {len(files)}")
+            for name, (_, detail) in zip(shown, files, strict=True):
+                click.echo(f"    {name}" + (f": {printable(detail)}" if detail else ""))
+        else:
+            more = f" and {len(files) - most} more" if len(files) > most else ""
+            click.echo(f"  not used, {reason}: {len(files)} ({', '.join(shown)}{more})")

@@ -88,7 +88,7 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     found = io.read_classifier(model)
     prepared = resolve(recipe.load.preprocess, found.preprocess, found.size)
     check_channels(prepared, found.channels, option="--preprocess ")
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
     with shown():
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "running images")

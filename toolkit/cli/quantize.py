@@ -127,7 +127,7 @@ def command(
     origin = preprocessing.source_of(recipe.load.preprocess, graph.preprocess, graph.preprocess_source)
     preprocessing.check_known(input_type, origin, option="--preprocess ")
     graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
         judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None

@@ -173,7 +173,7 @@ class _Run:
         from calibration.datasets import open_dataset
 
         source = self._run["recipe"]["evaluate"]["source"]
-        dataset = open_dataset(source)
+        dataset = open_dataset(source, use="evaluate")
         if (names := self.model.get("class_names")) and dataset.labelled:
             dataset = match(dataset, names)
         positions = {item.name: index for index, item in enumerate(dataset.items)}

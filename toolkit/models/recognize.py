@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from toolkit.core.errors import DataError, ModelError
+from toolkit.core.text import printable
 from toolkit.models.resnet import (
     Architecture,
     ResNet,
@@ -25,16 +26,25 @@ Tensors = dict[str, Tensor]
 NESTS = ("state_dict", "model_state_dict", "model", "ema", "model_ema", "state_dict_ema", "net", "module")
 IGNORED = ("total_ops", "total_params", "num_batches_tracked")  # left by profilers, or of no effect
 LISTED = 6  # names shown of each kind in an error
+_DEEPEST = 64  # dictionaries looked into for a state dict
+_LONGEST = 100  # characters of a name in an error
 
 
-def unnest(content: object) -> Tensors:
-    """The state dict inside whatever a checkpoint holds; empty where there is none."""
-    if not isinstance(content, Mapping):
+def unnest(content: object, visited: set[int] | None = None) -> Tensors:
+    """The state dict inside whatever a checkpoint holds; empty where there is none.
+
+    Args:
+        content: What the checkpoint holds.
+        visited: Identities of what it is inside of; a checkpoint may hold itself.
+    """
+    visited = set() if visited is None else visited
+    if not isinstance(content, Mapping) or id(content) in visited or len(visited) > _DEEPEST:
         return {}
+    visited.add(id(content))
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if any(key.endswith("conv1.weight") for key in tensors):
         return tensors
-    inner = (unnest(content[key]) for key in NESTS if key in content)
+    inner = (unnest(content[key], visited) for key in NESTS if key in content)
     return next((found for found in inner if found), tensors)
 
 
@@ -99,7 +109,7 @@ def _describe(tensors: Tensors, *, plain: bool) -> Architecture | None:
         streams = tuple(len(tensors[f"layer{s + 1}.0.conv{last}.weight"]) for s in range(len(inner)))
         kernel = stem.shape[2]
         classes, channels = len(head), stem.shape[1]
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, TypeError):  # a name or an axis is missing, or all axes
         return None
     if kernel not in (3, 7) or not inner:
         return None
@@ -120,7 +130,7 @@ def _inner(tensors: Tensors) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Inner widths of every block; () where a number is missing, because the block was dropped."""
     blocks: dict[int, dict[int, tuple[int, ...]]] = {}
     for key in tensors:
-        if match := re.fullmatch(r"layer(\d+)\.(\d+)\.conv1\.weight", key):
+        if match := re.fullmatch(r"layer(\d{1,2})\.(\d{1,3})\.conv1\.weight", key):
             stage, block = int(match[1]) - 1, int(match[2])
             convs = (f"layer{stage + 1}.{block}.conv{i}.weight" for i in (1, 2, 3))
             widths = [len(tensors[conv]) for conv in convs if conv in tensors]
@@ -165,7 +175,7 @@ def _difference(tensors: Tensors, arch: Architecture) -> str:
 
 def _some(items: list[str]) -> str:
     more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return (", ".join(items[:LISTED]) or "nothing") + more
+    return (", ".join(printable(item, _LONGEST) for item in items[:LISTED]) or "nothing") + more
 
 
 def _nearest(tensors: Tensors) -> str:
@@ -176,7 +186,8 @@ def _nearest(tensors: Tensors) -> str:
         keys = set(_shapes(architecture(name)))
         return len(have & keys) / len(have | keys)
 
-    return max(names(), key=likeness)
+    prefix = "resnet" if "bn1.weight" in have else "preact_"  # plain nets have the names of option A
+    return max((name for name in names() if name.startswith(prefix)), key=likeness)
 
 
 @cache

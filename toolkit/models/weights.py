@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+import re
 import urllib.request
+import warnings
 import zipfile
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,13 +29,14 @@ from toolkit.core.artifact import (
     write_json,
 )
 from toolkit.core.errors import DataError, ModelError, RecipeError, nearest
-from toolkit.core.tensors import Preprocess, PreprocessSource
+from toolkit.core.tensors import Interpolation, Preprocess, PreprocessSource
+from toolkit.core.text import printable
 from toolkit.models.recognize import Tensors, canonical, recognize, unnest
-from toolkit.models.resnet import Architecture, ResNet, Widths
+from toolkit.models.resnet import Architecture, ResNet, Shortcut, Stem, Unit, Widths
 
 TENSORS, WIDTHS = "model.safetensors", "widths.json"
 METADATA = "edgeship"  # key of the description inside a safetensors file
-SUFFIXES = (".pth", ".pt", ".th", ".safetensors")
+SUFFIXES = (".pth", ".pt", ".th", ".pth.tar", ".bin", ".ckpt", ".safetensors")
 TORCHVISION = "https://download.pytorch.org/models/"
 # (model, weights) -> file; the name holds the first 8 digits of its SHA-256
 PUBLISHED = {
@@ -46,6 +50,11 @@ PUBLISHED = {
     ("resnet152", "IMAGENET1K_V2"): "resnet152-f82ba261.pth",
 }
 TIMEOUT_S = 30.0
+_MOST_WIDTH = 1 << 20  # channels or classes in a description
+_MOST_BLOCKS = 1000
+_MOST_SIDE = 1 << 16  # pixels
+_ADVICE = re.compile(r"weights.only|torch\.load|safe_globals|\btrust|use case", re.IGNORECASE)
+_OBJECTS = re.compile(r"global|instantiate|reduce|build|class", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +81,27 @@ def load(source: Path, model: str = "auto") -> Loaded:
     nets have the same tensors: without a description inside the file, `auto` takes option A.
 
     Args:
-        source: A .pth, .pt, .th or .safetensors file, or a folder.
+        source: A .pth (.pt, .th, .pth.tar, .bin, .ckpt) or .safetensors file, or a folder.
         model: auto, or the member of the family it must be.
 
     Raises:
         DataError: The file cannot be read, holds code, NaN or infinite weights, or fits no member.
         RecipeError: No member is called `model`.
     """
-    file = source / TENSORS if source.is_dir() else source
-    if not file.is_file():
+    try:
+        file = source / TENSORS if source.is_dir() else source
+        found = file.is_file()
+    except OSError as error:
+        raise DataError(f"cannot open {source}: {error.strerror}", hint="check the path") from error
+    if not found:
         raise DataError(f"no checkpoint at {file}", hint="give a file, or a folder that edgeship wrote")
     tensors, description = _read_safetensors(file) if _is_safetensors(file) else (_read_pickle(file), None)
     if source.is_dir():
         description = read_json(source / WIDTHS)
+    usable = canonical(tensors)
+    _check_kinds(usable, file)
     state = {
-        key: value.to(torch.float32) if value.is_floating_point() else value
-        for key, value in canonical(tensors).items()
+        key: value.to(torch.float32) if value.is_floating_point() else value for key, value in usable.items()
     }
     _check_finite(state, file)
     if description is not None:
@@ -105,7 +119,8 @@ def load(source: Path, model: str = "auto") -> Loaded:
         net.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise DataError(
-            f"{file} does not fit its description: {error}", hint="the two files belong to different models"
+            f"{file} does not fit its description: {printable(' '.join(str(error).split()), 500)}",
+            hint="the two files belong to different models",
         ) from error
     for parameter in net.parameters():
         parameter.requires_grad_(True)
@@ -180,9 +195,9 @@ def download(spec: str, model: str) -> Path:
 
 
 def _is_safetensors(file: Path) -> bool:
-    if file.suffix not in SUFFIXES:
+    if not file.name.lower().endswith(SUFFIXES):
         raise DataError(f"{file} is no checkpoint we know", hint=f"known: {', '.join(SUFFIXES)}")
-    return file.suffix == ".safetensors"
+    return file.suffix.lower() == ".safetensors"
 
 
 def _read_safetensors(file: Path) -> tuple[Tensors, Any]:
@@ -191,36 +206,87 @@ def _read_safetensors(file: Path) -> tuple[Tensors, Any]:
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             text = (stored.metadata() or {}).get(METADATA)
         return unnest(tensors), json.loads(text) if text else None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"cannot read {file}: {error}", hint="the file is damaged or cut off; copy it again"
+            f"cannot read {file}: {printable(str(error), 200)}",
+            hint="the file is damaged or cut off; copy it again",
         ) from error
 
 
 def _read_pickle(file: Path) -> Tensors:
     """Tensors of a torch file; `weights_only` refuses everything that is not data."""
     try:
-        tensors = unnest(torch.load(file, map_location="cpu", weights_only=True))
+        _check_archive(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old forms of storage; what matters is an error
+            tensors = unnest(torch.load(file, map_location="cpu", weights_only=True))
+    except DataError:
+        raise
     except pickle.UnpicklingError as error:
-        if "global" not in str(error).lower():
-            raise _damaged(file, error) from error
+        reason = _reason(error)
+        if not _OBJECTS.search(reason):
+            raise _damaged(file, reason) from error
+        name = re.search(r"GLOBAL (\S+)", reason)
         raise DataError(
-            f"{file} holds Python objects, which could run code: refused",
+            f"{file} holds Python objects{f' ({name[1]})' if name else ''}, which could run code: refused",
             hint="if you trust it, save its state dict alone: torch.save(model.state_dict(), 'weights.pth')",
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(file, error) from error
+    except Exception as error:  # the unpickler raises nearly anything for damaged files
+        raise _damaged(file, _reason(error)) from error
     if not tensors:
         raise DataError(f"{file} holds no tensors", hint="give a state dict, bare or under 'state_dict'")
     return tensors
 
 
-def _damaged(file: Path, error: Exception) -> DataError:
-    reason = str(error).strip().split("\n", 1)[0]
+def _check_archive(file: Path) -> None:
+    """Refuse a zip that PyTorch would not have written, before it is unpacked into memory."""
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise DataError(
+            f"{file} is a TorchScript program, not a state dict",
+            hint="save the weights alone: torch.save(model.state_dict(), 'weights.pth')",
+        )
+    total, size = sum(member.file_size for member in members), file.stat().st_size
+    if total > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError(f"its {size:,} bytes unpack to {total:,}; PyTorch stores tensors unpacked")
+
+
+def _reason(error: Exception) -> str:
+    """What PyTorch found, without its advice to load what it refused all the same."""
+    lines = str(error).replace("WeightsUnpickler error:", "\n").replace(". Please use", "\n").splitlines()
+    facts = [line.strip() for line in lines if line.strip() and not _ADVICE.search(line)]
+    return (
+        printable(re.split(r"\. | was not an allowed", facts[0])[0], 200) if facts else type(error).__name__
+    )
+
+
+def _damaged(file: Path, reason: str) -> DataError:
     return DataError(
         f"cannot read {file}: {reason}",
-        hint="the file is damaged, cut off, or no state dict (TorchScript is not); copy or save it again",
+        hint="the file is damaged, cut off, or no state dict; copy or save it again",
     )
+
+
+def _check_kinds(tensors: Tensors, file: Path) -> None:
+    """Refuse tensors that are no plain floating-point values, or fewer values than their shape states."""
+    for key, value in tensors.items():
+        plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+        problem = ""
+        if not plain or not value.is_floating_point():
+            kind = value.dtype if plain else f"{value.dtype}, {value.layout}, {value.device.type}"
+            problem = f"is {kind}; expected plain floating-point values"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            problem = (
+                f"has shape {tuple(value.shape)}, but {value.untyped_storage().nbytes()} bytes are stored"
+            )
+        if problem:
+            raise DataError(
+                f"{file}: {printable(key, 100)} {problem}",
+                hint="give the float checkpoint, saved by torch.save(model.state_dict(), 'weights.pth')",
+            )
 
 
 def _check_finite(state: Tensors, file: Path) -> None:
@@ -237,23 +303,59 @@ def _check_finite(state: Tensors, file: Path) -> None:
 
 def _described(description: Any, file: Path) -> tuple[Architecture, Preprocess | None]:
     try:
-        fields = dict(description["architecture"])
-        widths = fields.pop("widths")
-        inner = tuple(tuple(tuple(block) for block in stage) for stage in widths["inner"])
-        arch = Architecture(**fields, widths=Widths(widths["stem"], tuple(widths["streams"]), inner))
+        arch = _architecture(description["architecture"])
         preprocess = _preprocess(description["preprocess"])
         with torch.device("meta"):
             ResNet(arch)
-    except (KeyError, TypeError, AttributeError, ModelError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
         raise DataError(
-            f"the description of {file} cannot be used: {error}",
+            f"the description of {file} cannot be used: {printable(str(error), 200)}",
             hint="it was edited, or is of another version",
         ) from error
     return arch, preprocess
+
+
+def _architecture(stored: Any) -> Architecture:
+    """Read an architecture; what it allocates is bounded before anything is built."""
+    fields = dict(stored)
+    widths = fields.pop("widths")
+    inner = tuple(tuple(tuple(block) for block in stage) for stage in widths["inner"])
+    arch = Architecture(**fields, widths=Widths(widths["stem"], tuple(widths["streams"]), inner))
+    blocks = [block for stage in inner for block in stage]
+    numbers = [arch.classes, arch.channels, arch.widths.stem, *arch.widths.streams]
+    numbers += [width for block in blocks for width in block]
+    if len(blocks) > _MOST_BLOCKS or len(inner) != len(arch.widths.streams):
+        raise ValueError(f"{len(blocks)} blocks in {len(inner)} stages of {len(arch.widths.streams)} widths")
+    if wrong := [number for number in numbers if type(number) is not int or not 1 <= number <= _MOST_WIDTH]:
+        raise ValueError(f"{wrong[0]!r} is no number of channels or classes")
+    known = {
+        "unit": get_args(Unit),
+        "shortcut": get_args(Shortcut),
+        "stem": get_args(Stem),
+        "preactivation": (True, False),
+    }
+    for field, values in known.items():
+        if getattr(arch, field) not in values:
+            raise ValueError(f"{field} is {getattr(arch, field)!r}; expected one of {values}")
+    if not isinstance(arch.name, str) or any(len(block) > 2 for block in blocks):
+        raise ValueError(f"name is {arch.name!r}, or a block has more than two widths")
+    return arch
 
 
 def _preprocess(fields: Any) -> Preprocess | None:
     if fields is None:
         return None
     sequences = {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
-    return Preprocess(**{**fields, **sequences})
+    preprocess = Preprocess(**{**fields, **sequences})
+    for size in (preprocess.crop, preprocess.resize):
+        for side in size if isinstance(size, tuple) else (size,):
+            if side is not None and (type(side) is not int or not 1 <= side <= _MOST_SIDE):
+                raise ValueError(f"a side of {side!r} pixels")
+    numbers = (*preprocess.mean, *preprocess.std)
+    if len(preprocess.mean) != len(preprocess.std) or len(preprocess.mean) not in (1, 3):
+        raise ValueError(f"mean {preprocess.mean} and std {preprocess.std}; expected 1 or 3 values each")
+    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"mean {preprocess.mean} and std {preprocess.std}; expected finite numbers")
+    if min(preprocess.std) <= 0 or preprocess.interpolation not in get_args(Interpolation):
+        raise ValueError(f"std {preprocess.std} or interpolation {preprocess.interpolation!r}")
+    return preprocess

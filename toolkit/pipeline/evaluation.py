@@ -23,6 +23,7 @@ from toolkit.pipeline.stage import Inputs
 if TYPE_CHECKING:
     from calibration.class_order import Aliases
     from calibration.datasets import Dataset
+    from calibration.sets import Use
 
 MOST_WORKERS = 8  # each loads every engine
 
@@ -53,6 +54,7 @@ class Work:
         batch: Images decoded and run at once.
         skip_bad: Whether images that cannot be decoded are left out.
         names: All names of each output, by which labels are matched; empty: in order.
+        use: Which set is taken of a source that holds several.
     """
 
     engines: tuple[tuple[str, Engine], ...]
@@ -63,6 +65,7 @@ class Work:
     batch: int
     skip_bad: bool = False
     names: Aliases = ()
+    use: Use = "evaluate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +170,7 @@ class _Pool:
     """The images and the sessions of one process: a set for every batch that runs at a time."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = images.open_judges(work.source, work.classes, work.names)
+        self.dataset: Dataset = images.open_judges(work.source, work.classes, work.use, work.names)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []

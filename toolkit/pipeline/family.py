@@ -141,7 +141,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     judges, judged = dataset, indices[-pruning.held_out(len(indices)) :]
     if recipe.evaluate.source:
         judges = images.open_evaluation(
-            recipe.evaluate.source, described["classes"], network.aliases(described)
+            recipe.evaluate.source, described["classes"], names=network.aliases(described)
         )
         judged = images.subset(judges, recipe.evaluate.images)
     chosen = indices[: recipe.select.images]

@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from calibration.datasets import Dataset
     from calibration.finding import Finding
     from calibration.manifest import Manifest
+    from calibration.sets import Use
 
 
-def open_evaluation(source: str, classes: int, names: Aliases = ()) -> Dataset:
+def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
     """Open images for evaluation; without labels they only tell how well variants agree.
+
+    A class folder without images counts as a class, unless the network has as many outputs as the others.
 
     Args:
         source: As in the recipe.
         classes: Outputs of the network.
+        use: Which set is taken of a source that holds several.
         names: All names of each output, by which labels are matched; empty: labels are matched in order.
 
     Raises:
@@ -32,17 +36,22 @@ def open_evaluation(source: str, classes: int, names: Aliases = ()) -> Dataset:
     """
     from calibration.class_order import match
     from calibration.datasets import open_dataset
+    from calibration.words import some
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use=use)
     if not dataset.labelled:
         return dataset
-    dataset = open_dataset(source, labelled=True)
+    dataset = open_dataset(source, labelled=True, use=use)
     if names:
         return match(dataset, names)
-    numbered = all(name.isdecimal() for name in dataset.classes)  # of a CSV: labels are output indices
+    empty = dataset.empty_classes
+    numbered = all(name.isdecimal() for name in dataset.classes)  # of a list: labels are output indices
+    if empty and not numbered and len(dataset.classes) - len(empty) == classes:
+        return dataset.without_empty_classes()
     if len(dataset.classes) > classes or (len(dataset.classes) < classes and not numbered):
+        without = f" ({len(empty)} without images: {some(empty)})" if empty and not numbered else ""
         raise DataError(
-            f"{source} has {len(dataset.classes)} classes, the network {classes} outputs",
+            f"{source} has {len(dataset.classes)} classes{without}, the network {classes} outputs",
             hint=_cure(dataset, classes),
         )
     return dataset
@@ -64,11 +73,11 @@ def _cure(dataset: Dataset, classes: int) -> str:
     )
 
 
-def open_judges(source: str, classes: int | None, names: Aliases = ()) -> Dataset:
+def open_judges(source: str, classes: int | None, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
     """Open images for evaluation; without a number of classes their labels do not matter."""
     from calibration.datasets import open_dataset
 
-    return open_dataset(source) if classes is None else open_evaluation(source, classes, names)
+    return open_dataset(source, use=use) if classes is None else open_evaluation(source, classes, use, names)
 
 
 def unevaluated(
@@ -90,11 +99,11 @@ def unevaluated(
     from calibration.class_order import match
     from calibration.datasets import open_dataset
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     if names and dataset.labelled:
         dataset = match(dataset, names)
     most = len(dataset) if count == "all" else min(count, len(dataset))
-    evaluation = open_dataset(exclude) if exclude else None
+    evaluation = open_dataset(exclude, use="evaluate") if exclude else None
     return dataset, manifest.locate(manifest.select(dataset, most, seed, exclude=evaluation), dataset)
 
 
@@ -130,12 +139,19 @@ def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
     return [Finding("warning", what, "replace or remove them")] if names else []
 
 
+def opened(dataset: Dataset) -> list[Finding]:
+    """What was decided in opening a source of images, for the report."""
+    from calibration.finding import Finding
+
+    return [Finding("info", note) for note in dataset.notes]
+
+
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
     """The images that were selected: their data set and positions in it."""
     from calibration import manifest
     from calibration.datasets import open_dataset
 
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, use="train")
     return dataset, manifest.locate(manifest.read(selected / "manifest.json"), dataset)
 
 
@@ -173,7 +189,7 @@ def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
     from calibration.datasets import open_dataset
 
     try:
-        dataset = open_dataset(source)
+        dataset = open_dataset(source, use="evaluate")
     except DataError:
         return None
     places = {item.name: index for index, item in enumerate(dataset.items)}

@@ -105,7 +105,7 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
             "load.train.source is not set", hint="--set load.train.source=FOLDER (labelled images)"
         )
     prepared = preprocessing.resolve(options.preprocess, None, options.size)
-    dataset = open_dataset(how.source, labelled=True)
+    dataset = open_dataset(how.source, labelled=True, use="train").without_empty_classes()
     torch.manual_seed(how.seed)  # of the first weights
     channels, classes = len(prepared.mean), len(dataset.classes)
     model = resnet.ResNet(resnet.architecture(options.model, classes=classes, channels=channels))

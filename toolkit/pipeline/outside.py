@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -84,8 +83,8 @@ def existing(value: str) -> tuple[Path, str] | None:
 def fingerprint(path: Path, memory: Path) -> str:
     """Digest of what a file or a folder holds; its own name does not matter.
 
-    Of a CSV file the files it lists count too, of an ONNX file those with weights beside it. Contents are
-    read once; afterwards a file counts as unchanged while its size, times and inode are.
+    Of a list of images the files it names count too, of an ONNX file those with weights beside it. Contents
+    are read once; afterwards a file counts as unchanged while its size, times and inode are.
 
     Args:
         path: An existing file or folder.
@@ -131,6 +130,8 @@ def _digests(path: Path, found: dict[str, os.stat_result], memory: Path) -> dict
 
 def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Name and status of every file that counts; the file that was named has the empty name."""
+    from calibration import listing
+
     if path.is_dir():
         yield from _files_below(path)
         return
@@ -139,12 +140,9 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
         for beside in path.parent.glob(f"{path.name}*"):
             if beside != path and beside.is_file():
                 yield beside.name, beside.stat()
-    if path.suffix.lower() == ".csv":
-        with path.open(encoding="utf-8", errors="replace", newline="") as stream:
-            for row in csv.reader(stream):
-                for cell in row:
-                    if cell and (path.parent / cell).is_file():
-                        yield cell, (path.parent / cell).stat()
+    if path.suffix.lower() in listing.SUFFIXES:
+        for name in listing.listed_files(path):
+            yield name, (path.parent / name).stat()
 
 
 def _files_below(root: Path) -> Iterator[tuple[str, os.stat_result]]:

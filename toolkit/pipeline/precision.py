@@ -75,7 +75,14 @@ class HeldOut:
         listing = self.dataset.listing_digest()
         engines = (("judged", engine),)
         work = evaluation.Work(
-            engines, self.source, listing, self.classes, self.preprocess, self.batch, names=self.names
+            engines,
+            self.source,
+            listing,
+            self.classes,
+            self.preprocess,
+            self.batch,
+            names=self.names,
+            use="train",
         )
         outcome, _ = evaluation.run(
             work, self.indices, workers=self.workers, backend=self.backend, label=label
@@ -181,7 +188,7 @@ def held_out(
     from calibration import manifest
 
     labels = None if options.max_drop_pp is None else classes
-    dataset = images.open_judges(options.source, labels, names)
+    dataset = images.open_judges(options.source, labels, "train", names)
     if options.max_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
@@ -194,7 +201,7 @@ def held_out(
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
     if options.exclude:
-        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, classes, names))
+        manifest.check_disjoint(chosen, images.open_evaluation(options.exclude, classes, names=names))
     indices = manifest.locate(chosen, dataset)
     return HeldOut(
         options.source,

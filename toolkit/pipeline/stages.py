@@ -114,16 +114,16 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
     from calibration.datasets import open_dataset
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    dataset = open_dataset(options.source)
+    dataset = open_dataset(options.source, use="train")
     evaluation = None
     if options.exclude:
-        evaluation = images.open_evaluation(options.exclude, graphs["classes"], network.aliases(graphs))
+        evaluation = images.open_evaluation(options.exclude, graphs["classes"], names=network.aliases(graphs))
     chosen = manifest.select(
         dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
     )
     manifest.write(out / "manifest.json", chosen)
     indices = manifest.locate(chosen, dataset)
-    findings = images.left_out(dataset, options, chosen)
+    findings = images.opened(dataset) + images.left_out(dataset, options, chosen)
     if not options.skip_bad:
         images.check_readable(dataset, indices)
     findings += doctor.examine(
@@ -217,7 +217,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     """
     graphs = read_json(inputs["export"] / "graphs.json")
     names = network.aliases(graphs)
-    dataset = images.open_evaluation(options.source, graphs["classes"], names)
+    dataset = images.open_evaluation(options.source, graphs["classes"], names=names)
     planned = variants.runnable(inputs)
     work = evaluation.Work(
         evaluation.engines(planned, inputs),
@@ -241,7 +241,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
     write_json(out / "images.json", images.identity(dataset, outcome.indices))
-    write_json(out / "findings.json", images.unreadable(dataset, skipped))
+    write_json(out / "findings.json", images.opened(dataset) + images.unreadable(dataset, skipped))
     reference = outcome.logits[variants.REFERENCE]
     write_json(out / "input_checks.json", baseline_check.of_run(inputs, dataset, outcome.indices, reference))
     write_json(
