@@ -10,12 +10,12 @@ from toolkit.core.artifact import canonical_json, read_json, sha256_bytes
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray, IntArray
 from toolkit.core.tensors import Preprocess
-from toolkit.pipeline.recipe import SelectOptions
 
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
     from calibration.finding import Finding
     from calibration.manifest import Manifest
+    from toolkit.pipeline.recipe import SelectOptions
 
 
 def open_evaluation(source: str, classes: int) -> Dataset:
