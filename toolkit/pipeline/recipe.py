@@ -170,7 +170,7 @@ class QuantizeOptions:
         "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
     )
     bias_correction: bool = option(
-        True, "Let biases absorb the mean error of their layer, and fit weights to the rest."
+        True, "Let biases absorb the mean error of their layer; without, fitted weights do."
     )
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
     int8_sums: Literal["auto", "exact", "pairs"] = option(
