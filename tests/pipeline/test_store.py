@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.pipeline import store as store_module
 from toolkit.pipeline.outside import existing, fingerprint
@@ -286,3 +287,14 @@ def test_a_result_that_another_run_has_just_kept_is_taken_as_it_is(store, monkey
     monkeypatch.setattr(store_module, "_remove", lambda folder: None)
     again, _ = store.make("load", "k2", write("same"))
     assert again.folder == first.folder and (first.folder / "a.txt").read_text() == "same"
+
+
+@pytest.mark.parametrize(("age_s", "kept"), [(2 * 86_400 - 60, True), (2 * 86_400 + 60, False)])
+def test_the_age_at_which_a_stage_goes(tmp_path, age_s, kept):
+    store = Store(tmp_path)
+    with store.in_use():
+        entry, _ = store.make("bench", "k", write("x"))
+    record = tmp_path / "keys" / "bench-k.json"
+    write_json(record, {**read_json(record), "made_at": time.time() - age_s})
+    store.gc(older_than_days=2)
+    assert (store.find("bench", "k") is not None) == entry.folder.exists() == kept

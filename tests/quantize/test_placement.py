@@ -13,7 +13,7 @@ import pytest
 from float_graphs import Graph, residual
 
 import targets
-from quantize.placement import candidates, fork, place
+from quantize.placement import candidates, fork, never_negative, place
 from toolkit.graph import io
 from toolkit.models import resnet
 from toolkit.models.export import export
@@ -154,3 +154,16 @@ def test_shared_weights_are_quantized_once():
         shared,
         "fc.weight",
     ]
+
+
+def made(kind, *values):
+    return ir.node(kind, list(values), name=f"{kind}-{len(values)}").outputs[0]
+
+
+def test_a_sum_is_never_negative_only_where_both_terms_are():
+    signed = ir.Value(name="images")
+    relu = made("Relu", signed)
+    for kind in ("Add", "Concat"):
+        assert never_negative(made(kind, relu, made("Sigmoid", signed)))
+        assert not never_negative(made(kind, relu, signed))
+        assert not never_negative(made(kind, signed, relu))
