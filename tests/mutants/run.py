@@ -225,7 +225,7 @@ def main() -> None:
     listed = list(mutants())
     chosen = listed[options.start :][: options.count]
     chosen = [mutant for mutant in chosen if options.only in mutant.module]
-    results = {each: result for each, result in earlier().items() if each in map(key, listed)}
+    results: dict[tuple[str, str, str], str] = {}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     for library in ("numpy", "torch", "onnx", "onnx_ir", "PIL.Image"):  # none starts a thread
         __import__(library)
@@ -255,7 +255,7 @@ def main() -> None:
             file.write_text(original, encoding="utf-8")
             results[key(mutant)] = result
             print(f"{result} ({seconds:.0f} s): {mutant.module}:{mutant.line} {mutant.change}", flush=True)
-            write(listed, results)
+            write(listed, earlier() | results)  # another run may have written meanwhile
 
 
 if __name__ == "__main__":

@@ -230,7 +230,8 @@ def _names_bound(statement: ast.stmt) -> list[str]:
     if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
         return [statement.name]
     if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-        return [node.id for node in ast.walk(statement) if isinstance(getattr(node, "ctx", None), ast.Store)]
+        names = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+        return [name.id for name in names if isinstance(name.ctx, ast.Store)]
     return []
 
 
