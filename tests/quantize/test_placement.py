@@ -167,3 +167,19 @@ def test_a_sum_is_never_negative_only_where_both_terms_are():
         assert never_negative(made(kind, relu, made("Sigmoid", signed)))
         assert not never_negative(made(kind, relu, signed))
         assert not never_negative(made(kind, signed, relu))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "signed", "quantized"), [(False, True, False), (False, False, True), (True, True, True)]
+)
+def test_only_where_allowed_a_signed_tensor_that_is_concatenated_is_quantized(allowed, signed, quantized):
+    graph = Graph(size=8)
+    both = [graph.conv("images", 4), graph.conv("images", 4)]
+    if not signed:
+        both = [graph.unary("Relu", each) for each in both]
+    joined = graph.concat(*both)
+    graph.head(graph.conv(graph.unary("Relu", graph.conv(joined, 4)), 4))
+    scheme = replace(targets.get("openvino").scheme, signed_concat=allowed)
+    placed = place(ir.from_proto(graph.model()), scheme).activations
+    assert (joined in placed) == quantized
+    assert len(placed) > 2
