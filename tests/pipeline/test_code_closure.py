@@ -146,7 +146,7 @@ def reached(found, write, text):
     def work():
         pass
 
-    work.__module__, work.__name__ = "own.start", "work"
+    work.__module__, work.__qualname__ = "own.start", "work"
     return set(found.files(work))
 
 
@@ -206,6 +206,8 @@ def test_a_stage_from_elsewhere_counts_by_its_own_text_and_the_product_below_it(
     first = digest("def work(): return 1\ndef unused(): return 1\n")
     assert digest("def work(): return 1\ndef unused(): return 2\n") == first
     assert digest("def work(): return 2\ndef unused(): return 1\n") != first
+    nested = "def outer():\n    def work(): pass\n    return work\nwork = outer()\n"
+    assert digest(nested) != digest(nested + "other = 1\n")  # all of the module counts
     using = "def work():\n    from own import a\n    return a\n"
     before = digest(using)
     write("own/a.py", "x = 1\n")

@@ -35,14 +35,14 @@ class Sources:
         self._digests: dict[Path, str] = {}
 
     def digest(self, function: Callable[..., Any]) -> str:
-        """Return the SHA-256 of a function at the top of a module, its helpers and all files it reaches."""
-        text, imports = self._module_of(function).used_by(function.__name__)
+        """Return the SHA-256 of a function, its helpers and the content of all files it reaches."""
+        text, imports = self._module_of(function).used_by(function.__qualname__)
         files = {name: self._file_digest(file) for name, file in self._closure(imports).items()}
         return sha256_bytes(canonical_json([text, files]).encode())
 
     def files(self, function: Callable[..., Any]) -> dict[str, Path]:
         """Return the files that a function reaches: dotted module name, or package/file name -> path."""
-        return self._closure(self._module_of(function).used_by(function.__name__)[1])
+        return self._closure(self._module_of(function).used_by(function.__qualname__)[1])
 
     def _closure(self, imports: Iterable[Import]) -> dict[str, Path]:
         found: dict[str, Path] = {}
@@ -141,8 +141,13 @@ class _Module:
         return bound, defined
 
     def used_by(self, function: str) -> tuple[str, list[Import]]:
-        """Return the source of a function and of what it uses in this module; and what these import."""
+        """Return the source of a function and of what it uses in this module; and what these import.
+
+        Of a function that is not at the top, all of the module counts.
+        """
         bound, defined = self._top
+        if function not in defined:
+            return self._text, self.imports
         used: dict[str, ast.stmt] = {}
         imports: set[Import] = set()
         pending, done = [function], set()
