@@ -7,7 +7,7 @@ OUT    ?= runs/quickstart
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help run test lint test-slow test-arm64 bench bench-peers bench-pruning clean
+.PHONY: help run test lint test-slow test-arm64 mutants bench bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ test-slow: $(VENV)/.installed-dev ## checks that take minutes; a local Ray and D
 
 test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debian's qemu-user-static, binfmt-support, debootstrap)
 	$(BIN)/python -m pytest -m arm64
+
+mutants: $(VENV)/.installed-dev ## mutation tests of the numeric and safety-critical modules, about an hour; see tests/mutants/results.md
+	$(BIN)/python -W ignore tests/mutants/run.py $(ARGS)
 
 bench: $(VENV)/.installed-bench ## quantization: the figures, beside NNCF and ONNX Runtime
 	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)

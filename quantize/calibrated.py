@@ -198,17 +198,19 @@ def _chosen(
 
 
 def corrected(found: Quantized, options: QuantizeOptions, network: Network | None = None) -> Quantized:
-    """The same with weights and biases that fit what is quantized, unless learned or not asked for.
+    """Return it with GPTQ weights, and corrected biases if asked for; as it is if learned or of least effort.
 
-    Weights are fitted to what their inputs have in common beside their means, which are the biases' part:
-    without biases they stay the nearest.
+    Without bias correction the weights make up for errors of the mean too.
     """
-    if found.learned or not options.bias_correction or options.effort == "fast":
+    if found.learned or options.effort == "fast":
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or Network(found.exact)
     pairs = found.scheme.saturating_pairs
-    weights, biases = fit_layers(network, probe, found.activations, found.weights, pairs=pairs)
+    correct = options.bias_correction
+    weights, biases = fit_layers(
+        network, probe, found.activations, found.weights, pairs=pairs, biases=correct
+    )
     return replace(_with_weights(found, weights), biases=biases)
 
 
@@ -219,17 +221,19 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     fair = corrected(replace(plain, statistics=replace(plain.statistics, probe=teachers)), options)
     weights = learned.on_grid(Network(fair.model), fair.weights)
     before = learned.disturbance(Network(fair.exact), judges, fair.activations, weights, fair.biases)
-    fit = options.bias_correction
-    pairs = found.scheme.saturating_pairs
-    best = learned.improve(network, teachers, judges, found.activations, found.weights, fit=fit, pairs=pairs)
+    correct, pairs = options.bias_correction, found.scheme.saturating_pairs
+    best = learned.improve(
+        network, teachers, judges, found.activations, found.weights, correct=correct, pairs=pairs
+    )
     if not best.disturbance < before:  # nor is NaN better
         plain.warnings.append(
             f"learned rounding was dropped: root KL {best.disturbance:.2e} on held-out images, "
             f"{before:.2e} without it"
         )
         return plain
-    fitted = _with_weights(found, best.weights) if fit else found
-    return replace(fitted, activations=best.activations, biases=best.biases, learned=True)
+    return replace(
+        _with_weights(found, best.weights), activations=best.activations, biases=best.biases, learned=True
+    )
 
 
 def _with_weights(found: Quantized, fitted: Mapping[str, Tensor]) -> Quantized:

@@ -18,8 +18,10 @@ def fit_layers(
     weights: Mapping[str, QParams],
     together: int | None = gptq.NEAR,
     pairs: PairOrder | None = None,
+    *,
+    biases: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, FloatArray]]:
-    """Fit weights to what their layers read, then biases to what is left of the errors.
+    """Fit weights to the inputs of their layers, then biases to the errors that are left.
 
     Args:
         network: The float graph.
@@ -28,10 +30,13 @@ def fit_layers(
         weights: Quantized initializers.
         together: See `gptq.fitted`.
         pairs: See `gptq.fitted`.
+        biases: Whether biases are corrected; without, weights make up for errors of the mean too.
 
     Returns:
         Initializer name -> values on their grid; node name -> correction of its bias.
     """
     with one_thread():  # much is done between what runs side by side
-        found = gptq.fitted(network, probe, weights, together, pairs)
+        found = gptq.fitted(network, probe, weights, together, pairs, biases=biases)
+        if not biases:
+            return found.weights, {}
         return found.weights, bias.corrections(network, probe, activations, found.weights, found.means)

@@ -71,6 +71,8 @@ def fitted(
     weights: Mapping[str, QParams],
     together: int | None = None,
     pairs: PairOrder | None = None,
+    *,
+    biases: bool = True,
 ) -> Fitted:
     """Round weights to fit what their layers read.
 
@@ -83,13 +85,14 @@ def fitted(
         together: About so many inputs of an output are fitted together: the taps of a kernel first, then of
             neighbouring channels. Time grows with its square; None: all.
         pairs: Which weights share a sum that must not saturate (see `saturation`); None: none do.
+        biases: Whether bias correction makes up for errors of the mean: else the weights do.
     """
     images, found, means = parts(probe), {}, {}
     layers = _layers(network, weights, together, pairs)
     rows = ROWS if together is None else NEAR_ROWS
     tell("fitting weights", 0, len(layers))
     for some in _portions(layers):
-        observed = observe(network, images, [layer.reader for layer in some], rows)
+        observed = observe(network, images, [layer.reader for layer in some], rows, biases=biases)
         means = observed.means
         for layer, values in zip(some, side_by_side(_fit, _pairs(some, observed.moments)), strict=True):
             found[layer.name] = values

@@ -67,7 +67,7 @@ def improve(
     activations: Mapping[str, QParams],
     weights: Mapping[str, QParams],
     *,
-    fit: bool = True,
+    correct: bool = True,
     pairs: PairOrder | None = None,
     seed: int = 0,
 ) -> Learned:
@@ -79,7 +79,7 @@ def improve(
         judges: Other images, which choose: how many inputs are fitted together, given or learned scales.
         activations: Quantized tensors.
         weights: Quantized initializers.
-        fit: Whether weights and biases are fitted: else only scales are learned.
+        correct: Whether biases are corrected.
         pairs: See `gptq.fitted`.
         seed: Order of the images; the same seed gives the same result.
     """
@@ -89,11 +89,10 @@ def improve(
         return rounded, Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
 
     def fitted(together: int | None) -> tuple[_Rounded, Learned]:
-        return judged(*fit_layers(network, teachers, activations, weights, together, pairs))
+        return judged(*fit_layers(network, teachers, activations, weights, together, pairs, biases=correct))
 
     # a few images may not tell enough to fit all inputs together
-    sizes = (NEAR, None) if fit else ()
-    tried = [fitted(together) for together in sizes] or [judged(on_grid(network, weights), {})]
+    tried = [fitted(together) for together in (NEAR, None)]
     rounded, best = min(tried, key=lambda each: each[1].disturbance)
     _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)

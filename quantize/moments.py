@@ -93,7 +93,9 @@ class Moments:
         return self.squares.baddbmm_(self.mean.transpose(1, 2), self.mean, alpha=self.count)
 
 
-def observe(network: Network, images: Sequence[Tensor], readers: Sequence[Reader], rows: int) -> Observed:
+def observe(
+    network: Network, images: Sequence[Tensor], readers: Sequence[Reader], rows: int, *, biases: bool = True
+) -> Observed:
     """Run the float network once.
 
     Args:
@@ -101,6 +103,7 @@ def observe(network: Network, images: Sequence[Tensor], readers: Sequence[Reader
         images: (N, C, H, W) each.
         readers: Layers whose inputs' second moments are asked for.
         rows: Positions that these are taken over, about.
+        biases: Whether bias correction makes up for the means, where there is a bias.
     """
     some = -(-len(images) // GROUPS)
     groups = [images[start : start + some] for start in range(0, len(images), some)]
@@ -114,10 +117,10 @@ def observe(network: Network, images: Sequence[Tensor], readers: Sequence[Reader
             mine.merge(theirs)
     del watches
     give_back()
-    products = [reader.node.op_type == "MatMul" for reader in readers]
+    uncentred = [not biases or reader.node.op_type == "MatMul" for reader in readers]
     return Observed(
         means,
-        [m.about_zero() if product else m.squares for m, product in zip(moments, products, strict=True)],
+        [m.about_zero() if zero else m.squares for m, zero in zip(moments, uncentred, strict=True)],
     )
 
 

@@ -19,8 +19,7 @@ class QuantizeOptions:
             fitted to what neighbouring inputs share, and bias correction; max: weights fitted to all their
             inputs and scales learned on the logits, in minutes, and residual Adds in float, for which the
             engine takes longer (4 % on OpenVINO; not measured on TensorRT; ONNX Runtime adds integers).
-        bias_correction: Whether biases absorb the mean error of their layer, and weights are fitted to
-            the rest.
+        bias_correction: Whether biases absorb the mean error of their layer; without, the fitted weights do.
         sensitivity: Whether to measure what each layer costs: seconds to minutes more.
         workers: Batches of images at a time where layers are measured; more than 1 only pays elsewhere.
         backend: Where the workers are, see `toolkit.core.parallel`.

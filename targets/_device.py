@@ -22,11 +22,11 @@ INSTRUCTION_SETS = {
     "amx_int8": "amx_int8",
     "amx_bf16": "amx_bf16",
     "asimd": "neon",
-    "asimddp": "asimddp",
+    "asimddp": "dotprod",
     "i8mm": "i8mm",
     "sve": "sve",
 }
-EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
+EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"})
 SDKS = ("openvino", "onnxruntime", "onnx", "torch", "numpy", "tensorrt", "tensorrt-rtx-cu12")
 
 

@@ -218,7 +218,7 @@ class TestStore:
         assert call(capsys, "store")[1].startswith("0 stages, 0 B")
         store = Store(tmp_path / "store")
         with store.in_use():
-            store.make("load", "k", lambda out: (out / "a").write_bytes(bytes(3000)))
+            store.make("load", "k", lambda out, work_dir: (out / "a").write_bytes(bytes(3000)))
         code, out, _ = call(capsys, "store")
         assert code == 0 and "load" in out and "2.9 kB" in out
         listed = json.loads(call(capsys, "store", "--json")[1])

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +175,17 @@ def test_an_onnx_file_cannot_be_pruned(prune, checkpoint):
     code, _, err = prune(*FEW, "--keep", "0.5", source=checkpoint.with_name("net.onnx"))
     assert code == 1
     assert "an ONNX file cannot be pruned" in err and "load.weights of a ResNet" in err
+
+
+@pytest.mark.parametrize("source", ["train", ""])
+def test_weights_that_name_no_checkpoint_are_refused_with_a_command_that_exists(prune, source):
+    code, _, err = prune(*FEW, "--keep", "0.5", source=source)
+    assert code == 2
+    assert f"WEIGHTS is '{source}'" in err and "edgeship train digits:train" in err and "--set" not in err
+    assert not Path("/partial").exists()
+
+
+def test_a_hint_names_the_options_of_prune(prune):
+    code, _, err = prune(*FEW, "--keep", "0.5", "--preprocess", "mean=0.5", "--preprocess", "std=0.5")
+    assert code == 2
+    assert "--preprocess mean=0.485" in err and "--set" not in err

@@ -71,8 +71,8 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
 
 def test_only_a_latency_binds_it_to_the_machine():
     stage = next(stage for stage in STAGES if stage.name == "prune")
-    assert not stage.bound(PruneOptions(method="obs", macs=0.5))
-    assert stage.bound(PruneOptions(method="obs", target_latency=0.5))
+    assert not stage.on_device(PruneOptions(method="obs", macs=0.5))
+    assert stage.on_device(PruneOptions(method="obs", target_latency=0.5))
 
 
 def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):

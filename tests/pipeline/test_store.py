@@ -10,10 +10,10 @@ import time
 
 import pytest
 
+from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ToolkitError
 from toolkit.pipeline import store as store_module
 from toolkit.pipeline.outside import existing, fingerprint
-from toolkit.pipeline.stage import resumable
 from toolkit.pipeline.store import Store, default_root, key_of
 
 
@@ -25,7 +25,7 @@ def store(tmp_path):
 
 
 def write(text):
-    return lambda out: (out / "a.txt").write_text(text, encoding="utf-8")
+    return lambda out, _work_dir: (out / "a.txt").write_text(text, encoding="utf-8")
 
 
 def test_made_once_then_found(store):
@@ -53,7 +53,7 @@ def test_redo_replaces_the_result_and_keeps_the_old_folder_for_its_readers(store
 
 @pytest.mark.parametrize("failure", [ValueError("bad"), KeyboardInterrupt(), SystemExit(1)])
 def test_a_failure_leaves_nothing(store, failure):
-    def work(out):
+    def work(out, _work_dir):
         (out / "half").write_text("x")
         raise failure
 
@@ -67,8 +67,8 @@ def test_a_failure_leaves_nothing(store, failure):
 
 
 def test_long_work_goes_on_where_it_failed(store):
-    def work(out):
-        state = resumable(out) / "state"
+    def work(out, work_dir):
+        state = work_dir / "state"
         if not state.exists():
             state.write_text("half")
             raise ValueError("cut off")
@@ -109,7 +109,7 @@ def _make_slowly(root, counter, started):
     store = Store(root)
     with store.in_use():
 
-        def work(out):
+        def work(out, _work_dir):
             started.set()
             with counter.get_lock():
                 counter.value += 1
@@ -140,7 +140,7 @@ KILLED = """
     from toolkit.pipeline.store import Store
     store = Store(Path(sys.argv[1]))
     with store.in_use():
-        def work(out):
+        def work(out, _work_dir):
             (out / "half").write_text("x")
             print("working", flush=True)
             time.sleep(60)
@@ -287,3 +287,14 @@ def test_a_result_that_another_run_has_just_kept_is_taken_as_it_is(store, monkey
     monkeypatch.setattr(store_module, "_remove", lambda folder: None)
     again, _ = store.make("load", "k2", write("same"))
     assert again.folder == first.folder and (first.folder / "a.txt").read_text() == "same"
+
+
+@pytest.mark.parametrize(("age_s", "kept"), [(2 * 86_400 - 60, True), (2 * 86_400 + 60, False)])
+def test_the_age_at_which_a_stage_goes(tmp_path, age_s, kept):
+    store = Store(tmp_path)
+    with store.in_use():
+        entry, _ = store.make("bench", "k", write("x"))
+    record = tmp_path / "keys" / "bench-k.json"
+    write_json(record, {**read_json(record), "made_at": time.time() - age_s})
+    store.gc(older_than_days=2)
+    assert (store.find("bench", "k") is not None) == entry.folder.exists() == kept

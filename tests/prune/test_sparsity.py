@@ -40,10 +40,10 @@ def test_channels_that_are_no_multiple_of_four_stay_dense():
     assert bool((sparsify(model, pictures(10)).layer1[0].conv1.weight != 0).all())
 
 
-def test_advice_follows_shapes_and_target():
+def test_advice_follows_shapes_and_kernels():
     wide, narrow = architecture("resnet50"), architecture("resnet20")
-    assert not advise(wide, size=224, target="openvino").worthwhile
-    assert not advise(narrow, size=32, target="tensorrt").worthwhile
-    good = advise(wide, size=224, target="tensorrt")
+    assert not advise(wide, size=224, sparse_kernels=False).worthwhile
+    assert not advise(narrow, size=32, sparse_kernels=True).worthwhile
+    good = advise(wide, size=224, sparse_kernels=True)
     assert good.worthwhile
     assert 0.3 < good.eligible_part < 0.7

@@ -13,7 +13,7 @@ import pytest
 from float_graphs import Graph, residual
 
 import targets
-from quantize.placement import candidates, fork, place
+from quantize.placement import candidates, fork, never_negative, place
 from toolkit.graph import io
 from toolkit.models import resnet
 from toolkit.models.export import export
@@ -154,3 +154,32 @@ def test_shared_weights_are_quantized_once():
         shared,
         "fc.weight",
     ]
+
+
+def made(kind, *values):
+    return ir.node(kind, list(values), name=f"{kind}-{len(values)}").outputs[0]
+
+
+def test_a_sum_is_never_negative_only_where_both_terms_are():
+    signed = ir.Value(name="images")
+    relu = made("Relu", signed)
+    for kind in ("Add", "Concat"):
+        assert never_negative(made(kind, relu, made("Sigmoid", signed)))
+        assert not never_negative(made(kind, relu, signed))
+        assert not never_negative(made(kind, signed, relu))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "signed", "quantized"), [(False, True, False), (False, False, True), (True, True, True)]
+)
+def test_only_where_allowed_a_signed_tensor_that_is_concatenated_is_quantized(allowed, signed, quantized):
+    graph = Graph(size=8)
+    both = [graph.conv("images", 4), graph.conv("images", 4)]
+    if not signed:
+        both = [graph.unary("Relu", each) for each in both]
+    joined = graph.concat(*both)
+    graph.head(graph.conv(graph.unary("Relu", graph.conv(joined, 4)), 4))
+    scheme = replace(targets.get("openvino").scheme, signed_concat=allowed)
+    placed = place(ir.from_proto(graph.model()), scheme).activations
+    assert (joined in placed) == quantized
+    assert len(placed) > 2

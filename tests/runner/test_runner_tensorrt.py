@@ -366,3 +366,17 @@ def test_the_fake_runs_onnx_graphs_too_and_still_calls_itself_fake(run_fake, tmp
     tested = run_fake("10.3", "selftest", "--engine", engine, "--golden", tmp_path / "golden", python=python)
     assert (tested.result["verdict"], tested.result["fake"]) == ("pass", True)
     assert tested.result["cosine_min"] > 0.9999
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(0.66, "pass"), (0.67, "fail")])
+def test_the_self_test_judges_the_first_class(built, run_fake, tmp_path, least, verdict):
+    """One image of three has another first class; its logits may be as far as they like."""
+    engine, _ = built("10.3")
+    folder = golden(tmp_path / "golden", wrong=500.0)
+    limits = ("--cosine-min", -1, "--top1-min", least)
+    tested = run_fake("10.3", "selftest", "--engine", engine, "--golden", folder, *limits)
+    assert tested.result["top1_agreement"] == pytest.approx(2 / 3)
+    assert tested.result["verdict"] == verdict
+    assert [reason.split(" 0")[0] for reason in tested.result["reasons"]] == ["top-1 agreement"][
+        : verdict == "fail"
+    ]

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from targets import _timing
-from targets._timing import count_until, interleave, noise_warning
+from targets import _timing, openvino
+from targets._timing import count_until, interleave, loop_ips, noise_warning
+from targets.runner import timing as runner_timing
 
 
 class Clock:
@@ -123,3 +126,50 @@ def test_counting_includes_what_is_finished_after():
     count, seconds = count_until(lambda: calls.append(1), 0.01, finish=lambda: calls.append("end"))
     assert calls == [1] * count + ["end"]
     assert seconds >= 0.01
+
+
+class Slow:
+    """A session whose every call takes 50 ms on the clock."""
+
+    def __init__(self, clock):
+        self.clock, self.calls = clock, 0
+
+    def infer(self, images):
+        self.calls += 1
+        self.clock.now_s += 0.05
+        return images
+
+
+def test_throughput_is_of_images_not_of_calls(clock):
+    session = Slow(clock)
+    assert loop_ips(session, np.zeros((4, 3, 2, 2), np.float32), 1.0) == pytest.approx(4 / 0.05)
+    assert session.calls in (21, 22)  # one to warm up; 20 or, by rounding, 21
+
+
+def test_throughput_of_openvino_is_of_images(monkeypatch):
+    class Queue:
+        def __init__(self, compiled):
+            pass
+
+        def __len__(self):
+            return 2
+
+        def start_async(self, inputs, share_inputs):
+            pass
+
+        def wait_all(self):
+            pass
+
+    monkeypatch.setattr(openvino, "sdk", lambda: SimpleNamespace(AsyncInferQueue=Queue))
+    monkeypatch.setattr(openvino, "_compiled", lambda *_: None)
+    monkeypatch.setattr(openvino, "count_until", lambda start, duration_s, finish: (10, 2.0))
+    images = np.zeros((4, 3, 2, 2), np.float32)
+    assert openvino.TARGET.throughput_ips(Path("e"), images, duration_s=1.0) == 20.0
+
+
+def test_throughput_on_a_device_is_of_images():
+    subject = runner_timing.Subject("e", None, {"backend": "openvino", "precision": "int8"}, batch=4)
+    for part in ("wall_ms", "latency_ms"):
+        subject.samples[part] = [50.0] * 20
+    subject.busy_s = 1.0
+    assert subject.result(keep_samples=False, transfers=False)["throughput_ips"] == 80.0

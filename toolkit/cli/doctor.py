@@ -19,7 +19,7 @@ MEANING = {
     "amx_int8": "INT8 matrix tiles",
     "amx_bf16": "bfloat16 matrix tiles",
     "neon": "vector instructions of ARM",
-    "asimddp": "INT8 dot products",
+    "dotprod": "INT8 dot products",
     "i8mm": "INT8 matrix products",
 }
 

@@ -96,8 +96,8 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
     from quantize.statistics import Statistics
     from toolkit.core.artifact import read_json
     from toolkit.core.errors import DataError
+    from toolkit.pipeline.graphs import quantized_name
     from toolkit.pipeline.output import read_run
-    from toolkit.pipeline.variants import quantized_name
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     if not {"export", "calibrate", "quantize"} <= set(folders):

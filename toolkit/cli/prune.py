@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS, Resumable
 from toolkit.cli._outputs import refuse_other_network
+
+if TYPE_CHECKING:
+    from toolkit.pipeline.recipe import LoadOptions
 
 
 @click.command(
@@ -75,7 +78,7 @@ def command(
     from toolkit.cli._progress import shown
     from toolkit.core.artifact import write_json, write_text
     from toolkit.core.errors import RecipeError
-    from toolkit.pipeline import family, pruning, stages
+    from toolkit.pipeline import family, pruning
     from toolkit.pipeline.recipe import Recipe
 
     goals = [name for name in pruning.GOALS if how[name] is not None]
@@ -83,6 +86,11 @@ def command(
         raise RecipeError(
             "give one goal" if not goals and widths is None else "these are two goals",
             hint="one of --keep, --macs, --target-latency, --max-drop-pp and --widths",
+        )
+    if weights in ("", "train"):
+        raise RecipeError(
+            f"WEIGHTS is '{weights}', expected a checkpoint: prune does not train",
+            hint=f"edgeship train {source} --model resnet18 --out net, then edgeship prune net {source} ...",
         )
     loads = {"model": weights} if weights.endswith(".onnx") else {"model": model, "weights": weights}
     table: dict[str, Any] = {
@@ -101,7 +109,7 @@ def command(
         refuse_other_network(folder, last="plan.json", source=weights)
     with shown(), tempfile.TemporaryDirectory() as name:
         dense = Path(name)
-        stages.load(recipe.load, {}, dense)
+        _load(recipe.load, dense)
         pruned = family.prune(recipe, parts, dense, out)
         _warn(pruned)
         if not compare:
@@ -119,6 +127,18 @@ def command(
         return
     drawn.terminal(found)
     click.echo(f"\nchart: {out / 'family.html'}")
+
+
+def _load(options: LoadOptions, dense: Path) -> None:
+    from toolkit.core.errors import RecipeError
+    from toolkit.pipeline import network
+
+    try:
+        network.loader(options)(options, dense, dense)
+    except RecipeError as error:  # its hint names the options of a recipe
+        raise RecipeError(
+            str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")
+        ) from error
 
 
 def _parts(widths: str | None) -> list[float]:

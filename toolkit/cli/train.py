@@ -46,7 +46,7 @@ def command(source: str, model: str, out: Path, size: int | None, **training: in
     recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}}).resolved()
     refuse_other_network(out, last="history.json", source=source)
     with shown():
-        network.train(recipe.load, out, checkpoint=out / family.UNFINISHED / "checkpoint.pt")
+        network.train(recipe.load, out, out / family.UNFINISHED)
     family.done(out)
     accuracy = read_json(out / "history.json")["accuracy"][-1]
     click.echo(f"{out / 'model.safetensors'}: {100 * accuracy:.1f} % right on its own augmented images")

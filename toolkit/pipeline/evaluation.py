@@ -18,12 +18,12 @@ from toolkit.core.parallel import Backend, ordered
 from toolkit.core.quant import FloatArray, IntArray
 from toolkit.core.tensors import Preprocess
 from toolkit.pipeline import images, variants
-from toolkit.pipeline.stage import Inputs
 
 if TYPE_CHECKING:
     from calibration.class_order import Aliases
     from calibration.datasets import Dataset
     from calibration.sets import Use
+    from toolkit.pipeline.stage import Inputs
 
 MOST_WORKERS = 8  # each loads every engine
 

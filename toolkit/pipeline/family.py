@@ -18,7 +18,7 @@ from toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha25
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.quant import FloatArray
 from toolkit.core.results import Precision
-from toolkit.pipeline import images, network, pruning, variants
+from toolkit.pipeline import finetuning, images, network, pruning, variants
 from toolkit.pipeline.preprocessing import from_json
 from toolkit.pipeline.recipe import Recipe
 
@@ -138,10 +138,10 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     target = recipe.compile.targets[0]
     how = recipe.prune
     dataset, indices = images.unevaluated(how.source, how.images, how.seed, how.exclude)
-    judges, judged = dataset, indices[-pruning.held_out(len(indices)) :]
+    judges, judged = dataset, indices[-finetuning.held_out(len(indices)) :]
     if recipe.evaluate.source:
         judges = images.open_evaluation(
-            recipe.evaluate.source, described["classes"], names=network.aliases(described)
+            recipe.evaluate.source, described["classes"], names=images.aliases(described)
         )
         judged = images.subset(judges, recipe.evaluate.images)
     chosen = indices[: recipe.select.images]

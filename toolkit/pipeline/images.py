@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +10,6 @@ from toolkit.core.artifact import canonical_json, read_json, sha256_bytes
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray, IntArray
 from toolkit.core.tensors import Preprocess
-from toolkit.pipeline.recipe import SelectOptions
 
 if TYPE_CHECKING:
     from calibration.class_order import Aliases
@@ -18,6 +17,12 @@ if TYPE_CHECKING:
     from calibration.finding import Finding
     from calibration.manifest import Manifest
     from calibration.sets import Use
+    from toolkit.pipeline.recipe import SelectOptions
+
+
+def aliases(described: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Return all names of each output, as model.json and graphs.json have them; hashable."""
+    return tuple(tuple(names) for names in described["class_names"])
 
 
 def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Aliases = ()) -> Dataset:

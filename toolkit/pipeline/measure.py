@@ -17,10 +17,11 @@ from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray
 from toolkit.core.tensors import Preprocess
 from toolkit.pipeline import variants
-from toolkit.pipeline.recipe import BenchOptions
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from toolkit.pipeline.recipe import BenchOptions
 
 BATCHES = (1, 2, 4, 8, 16)  # of a graph that takes any
 PICTURES = 8  # decoded images that the end-to-end runs take in turn

@@ -1,10 +1,8 @@
-"""The network on its way through the stages: taken in, passed on, exported."""
+"""Work of the load and export stages: read or train a network, and write it as ONNX."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +12,11 @@ from toolkit.core.errors import DataError, ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
 from toolkit.core.tensors import Preprocess, PreprocessSource, preprocess_metadata
 from toolkit.pipeline import preprocessing
-from toolkit.pipeline.recipe import ExportOptions, LoadOptions
 
 if TYPE_CHECKING:
     from calibration.signature import Stem
     from toolkit.models.resnet import ResNet
+    from toolkit.pipeline.recipe import ExportOptions, LoadOptions
 
 ONNX = "float.onnx"
 MAX_PARITY = 1e-4  # relative to the largest logit
@@ -60,7 +58,14 @@ class FirstLayer:
     classes: int
 
 
-def load_checkpoint(options: LoadOptions, out: Path) -> None:
+def loader(options: LoadOptions) -> Callable[[LoadOptions, Path, Path], None]:
+    """Return the function that brings in the network of these options."""
+    if options.model.endswith(".onnx"):
+        return take_onnx
+    return train if options.weights == "train" else load_checkpoint
+
+
+def load_checkpoint(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     """Read a checkpoint file, a folder, or published weights, and write it as one of ours."""
     from toolkit.models import weights
 
@@ -82,13 +87,13 @@ def load_checkpoint(options: LoadOptions, out: Path) -> None:
     _describe(loaded.model, loaded.sha256, prepared, origin, options.labels, out)
 
 
-def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
+def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
     """Train the named network on `load.train`.
 
     Args:
         options: The network, its preprocessing and how to train.
         out: Gets the network, model.json and history.json.
-        checkpoint: State after each epoch; training goes on from it if it is there.
+        work_dir: Gets the state after each epoch; training goes on from it if it is there.
     """
     import numpy as np
     import torch
@@ -124,12 +129,12 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
         out,
         images=len(dataset),
         preprocess=prepared,
-        checkpoint=checkpoint,
+        checkpoint=work_dir / "checkpoint.pt",
     )
     _describe(model, sha256_file(out / "model.safetensors"), prepared, "stated", options.labels, out)
 
 
-def take_onnx(options: LoadOptions, out: Path) -> None:
+def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     """Take in a float ONNX classifier as it is; its input shape decides the size of the images.
 
     Raises:
@@ -160,21 +165,6 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
         "class_names": _class_names(options.labels, graph.classes),
     }
     write_json(out / "model.json", content)
-
-
-def aliases(described: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Return all names of each output, as model.json and graphs.json have them; hashable."""
-    return tuple(tuple(names) for names in described["class_names"])
-
-
-def pass_on(folder: Path, out: Path) -> None:
-    """Hand a network to the next stage unchanged: links, since nothing in the store is ever written to."""
-    for name in ("model.safetensors", "widths.json", ONNX):
-        if (folder / name).is_file():
-            try:
-                os.link(folder / name, out / name)
-            except OSError:  # a file system without links
-                shutil.copyfile(folder / name, out / name)
 
 
 def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], file: Path) -> Exported:

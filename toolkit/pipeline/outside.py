@@ -28,14 +28,14 @@ def outside_files(options: Any) -> tuple[Any, dict[str, Path]]:
         options: The options of a stage; those marked `path` are looked at, nested ones too.
 
     Returns:
-        The options without the names of these and without those marked `aside`, and dotted option name ->
-        existing path.
+        The options without the names of these and without those marked `not_in_key`, and dotted option
+        name -> existing path.
     """
     blank: dict[str, Any] = {}
     found: dict[str, Path] = {}
     for each in fields(options):
         value = getattr(options, each.name)
-        if each.metadata.get("aside"):
+        if each.metadata.get("not_in_key"):
             blank[each.name] = each.default
         elif is_dataclass(value):
             blank[each.name], inner = outside_files(value)

@@ -23,7 +23,6 @@ from toolkit.core.threads import granted_cores
 from toolkit.graph.cost import shares
 from toolkit.graph.io import Classifier
 from toolkit.pipeline import evaluation, images, variants
-from toolkit.pipeline.recipe import QuantizeOptions
 
 if TYPE_CHECKING:
     from calibration import manifest
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from calibration.datasets import Dataset
     from quantize.mixed import Goal, Verdict
     from quantize.statistics import Statistics
+    from toolkit.pipeline.recipe import QuantizeOptions
 
 LEAST_PART = 0.01  # of a layer's mean time: what a layer costs in float at least, for clocks are coarse
 TIMED_S = 0.5  # seconds of every graph, at the end

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.tensors import InputType, Preprocess, PreprocessSource
-from toolkit.pipeline.recipe import PreprocessOptions
+
+if TYPE_CHECKING:
+    from toolkit.pipeline.recipe import PreprocessOptions
 
 EXAMPLES = {1: ("0.5", "0.25"), 3: ("0.485,0.456,0.406", "0.229,0.224,0.225")}  # channels -> mean, std
 SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop

@@ -1,4 +1,4 @@
-"""The prune and finetune stages' work: images, a stopwatch where asked for, and what is handed on."""
+"""Work of the prune stage: images to prune with, latencies where a goal needs them, and plan.json."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from toolkit.core.artifact import read_json, write_json
 from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.quant import FloatArray, IntArray
-from toolkit.pipeline import images, network
+from toolkit.core.quant import FloatArray
+from toolkit.pipeline import images
 from toolkit.pipeline.preprocessing import from_json
-from toolkit.pipeline.recipe import FinetuneOptions, PruneOptions
 from toolkit.pipeline.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from toolkit import prune as pruner
     from toolkit.core.tensors import Preprocess
     from toolkit.models.resnet import ResNet
+    from toolkit.pipeline.recipe import PruneOptions
 
 GOALS = ("keep", "macs", "target_latency", "max_drop_pp")
 BATCH = 32  # images decoded at once
-HELD_OUT = 0.08  # part of the images that judge a fine-tuning
-MOST_HELD_OUT = 256
 
 
 def check(options: PruneOptions) -> None:
@@ -95,44 +91,4 @@ def options_of(options: PruneOptions) -> pruner.PruneOptions:
 
     return pruner.PruneOptions(
         **{each.name: getattr(options, each.name) for each in fields(pruner.PruneOptions)}
-    )
-
-
-def held_out(count: int) -> int:
-    """How many of so many images judge, instead of being learned from."""
-    return max(1, min(int(count * HELD_OUT), MOST_HELD_OUT))
-
-
-def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
-    """Train the pruned network towards the dense one; write it and history.json."""
-    from calibration.loader import batches
-    from toolkit import prune as pruner
-    from toolkit.models import weights
-
-    described = read_json(dense / "model.json")
-    preprocess = from_json(described["preprocess"])
-    dataset, indices = images.unevaluated(
-        options.source, options.images, options.seed, options.exclude, network.aliases(described)
-    )
-    count = held_out(len(indices))
-    learned, judges = indices[:-count], indices[-count:]  # pruning held out the last ones, too
-
-    def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
-        order = np.random.default_rng((options.seed, epoch)).permutation(learned).tolist()
-        for batch in batches(dataset, order, preprocess, batch=options.batch):
-            yield batch.images, batch.labels
-
-    wanted = {each.name: getattr(options, each.name) for each in fields(pruner.DistillOptions)}
-    pruner.distill(
-        weights.load(pruned).model,
-        weights.load(dense).model,
-        epoch_batches,
-        pruner.DistillOptions(**wanted),
-        out,
-        images=len(learned),
-        held_out=[batch.images for batch in batches(dataset, judges, preprocess, batch=BATCH)],
-        kept=read_json(pruned / "plan.json")["kept"],
-        preprocess=preprocess,
-        source=described["preprocess_source"],
-        checkpoint=checkpoint,
     )

@@ -28,7 +28,7 @@ def option(default: T, explanation: str, **rules: Any) -> T:
         **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
             `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`:
             gives the names it may have; `derived`: filled from another section, so that a recipe does not
-            set it; `aside`: the result does not depend on it.
+            set it; `not_in_key`: the result does not depend on it.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
@@ -171,7 +171,7 @@ class QuantizeOptions:
         "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
     )
     bias_correction: bool = option(
-        True, "Let biases absorb the mean error of their layer, and fit weights to the rest."
+        True, "Let biases absorb the mean error of their layer; without, fitted weights do."
     )
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
     int8_sums: Literal["auto", "exact", "pairs"] = option(
@@ -193,9 +193,9 @@ class QuantizeOptions:
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
     skip_bad: bool = option(False, "Same as select.skip_bad.", derived=True)
     batch: int = option(8, "Same as evaluate.batch.", derived=True)
-    workers: int | None = option(None, "Same as evaluate.workers.", derived=True, aside=True)
+    workers: int | None = option(None, "Same as evaluate.workers.", derived=True, not_in_key=True)
     backend: Backend = option(  # noqa: RUF009
-        "threading", "Same as evaluate.backend.", derived=True, aside=True
+        "threading", "Same as evaluate.backend.", derived=True, not_in_key=True
     )
 
     @property
@@ -223,10 +223,10 @@ class EvaluateOptions:
     batch: int = option(32, "Images decoded and run at once.", least=1)
     skip_bad: bool = option(False, "Leave unreadable images out and count them.")
     workers: int | None = option(
-        None, "Batches at a time; default: one for each core, at most 8.", least=1, aside=True
+        None, "Batches at a time; default: one for each core, at most 8.", least=1, not_in_key=True
     )
     backend: Backend = option(  # noqa: RUF009
-        "threading", "Where: threading, loky (processes), ray or dask (a cluster).", aside=True
+        "threading", "Where: threading, loky (processes), ray or dask (a cluster).", not_in_key=True
     )
 
 

@@ -134,14 +134,14 @@ def _run_stage(
     key = _key(stage, options, recipe, done, store)
     inputs = {name: done[name].folder for name in stage.needs}
 
-    def work(out: Path) -> None:
+    def work(out: Path, work_dir: Path) -> None:
         watch(stage.name, "started", 0.0)
-        if not stage.on_run:
-            stage.work(options, inputs, out)
+        if not stage.needs_run_info:
+            stage.work(options, inputs, out, work_dir)
             return
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder) / "run.json", describe(recipe, tuple(done.values())))
-            stage.work(options, {**inputs, "run": Path(folder)}, out)
+            stage.work(options, {**inputs, "run": Path(folder)}, out, work_dir)
 
     try:
         entry, made = store.make(
@@ -162,13 +162,13 @@ def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult
     values, outside = outside_files(options)
     return key_of(
         stage=stage.name,
-        code=stage.code_digest(),
+        code=stage.code_digest(options),
         options=plain(values),
         outside={name: fingerprint(path, store.root / "digests") for name, path in outside.items()},
         inputs={name: done[name].digest for name in stage.needs},
-        device=_this_device() if stage.bound(options) else None,
-        facts=plain(stage.facts(options)) if stage.facts else None,
-        recipe=plain(recipe.resolved()) if stage.on_run else None,
+        device=_this_device() if stage.on_device and stage.on_device(options) else None,
+        extra=plain(stage.extra_key(options)) if stage.extra_key else None,
+        recipe=plain(recipe.resolved()) if stage.needs_run_info else None,
     )
 
 

@@ -1,16 +1,13 @@
-"""What a stage is: a function from options and folders to files, and what its result depends on."""
+"""Define a stage: a function from options and folders to files, and what its result depends on."""
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
+from toolkit.pipeline.code_closure import Sources, installed
 
 Inputs: TypeAlias = Mapping[str, Path]
 
@@ -21,49 +18,30 @@ class Stage:
 
     Attributes:
         name: Name of the recipe section, the store folder and the argument of `--until` and `--redo`.
-        work: Reads the folders of the stages it needs and writes into the folder it is given.
+        work: Takes the options, the folders of the stages it needs, the empty folder for its files, and a
+            folder for the state of unfinished work, which outlives a failure and is removed on success.
         needs: Stages whose folders it reads.
-        code: Packages and modules whose source decides the result.
-        on_device: Whether the result belongs to this machine; the name of an option: where that is set.
-        facts: Tells what else the result depends on, from the options; None: nothing.
-        on_run: Whether it tells of the whole run: it gets the input `run` with run.json (`output.describe`).
+        implementation: Returns the function that `work` calls with these options: only its code counts then;
+            None: the code of `work` itself.
+        on_device: Returns whether the result with these options depends on this machine; None: never.
+        extra_key: Returns what else the result depends on, from the options; None: nothing.
+        needs_run_info: Gets the input `run`, a folder with run.json (`output.describe`).
     """
 
     name: str
-    work: Callable[[Any, Inputs, Path], None]
+    work: Callable[[Any, Inputs, Path, Path], None]
     needs: tuple[str, ...] = ()
-    code: tuple[str, ...] = ()
-    on_device: bool | str = False
-    facts: Callable[[Any], Any] | None = None
-    on_run: bool = False
+    implementation: Callable[[Any], Callable[..., None]] | None = None
+    on_device: Callable[[Any], bool] | None = None
+    extra_key: Callable[[Any], Any] | None = None
+    needs_run_info: bool = False
 
-    def bound(self, options: Any) -> bool:
-        """Whether the result with these options belongs to this machine."""
-        if isinstance(self.on_device, str):
-            return getattr(options, self.on_device) not in (None, False)
-        return self.on_device
+    def code_digest(self, options: Any, sources: Sources | None = None) -> str:
+        """Return the digest of the code that decides the result with these options.
 
-    def code_digest(self) -> str:
-        """Digest of the stage function and of the source it names."""
-        sources = {name: _source_digest(name) for name in self.code}
-        return sha256_bytes(canonical_json([inspect.getsource(self.work), sources]).encode())
-
-
-def resumable(out: Path) -> Path:
-    """A folder in which a stage may keep the state of long work: it outlives a failure, not a success."""
-    folder = out.parent.parent / "partial" / out.name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@cache
-def _source_digest(name: str) -> str:
-    """Digest of every Python file of a package or module, without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(name)
-    file = Path(spec.origin)
-    files = sorted(file.parent.rglob("*.py")) if spec.submodule_search_locations else [file]
-    return sha256_bytes(
-        canonical_json([[str(f.relative_to(file.parent)), sha256_file(f)] for f in files]).encode()
-    )
+        Args:
+            options: The stage's section of the recipe.
+            sources: Where the product's source is; None: as installed.
+        """
+        function = self.implementation(options) if self.implementation else self.work
+        return (sources or installed()).digest(function)

@@ -1,11 +1,12 @@
 """The main path of the product: what happens in which order, read from top to bottom.
 
 Every stage is a function of its options and the folders of the stages before it; it writes files into the
-empty folder it is given and returns nothing.
+empty folder `out`, may keep the state of unfinished work in `work_dir`, and returns nothing.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from toolkit.core.quant import FloatArray
 from toolkit.pipeline import (
     baseline_check,
     evaluation,
+    finetuning,
     images,
     measure,
     network,
@@ -26,6 +28,7 @@ from toolkit.pipeline import (
     pruning,
     variants,
 )
+from toolkit.pipeline.graphs import graph_names, quantized_name
 from toolkit.pipeline.preprocessing import check_known, from_json
 from toolkit.pipeline.recipe import (
     BenchOptions,
@@ -40,45 +43,50 @@ from toolkit.pipeline.recipe import (
     ReportOptions,
     SelectOptions,
 )
-from toolkit.pipeline.stage import Inputs, Stage, resumable
+from toolkit.pipeline.stage import Inputs, Stage
 
 
-def load(options: LoadOptions, inputs: Inputs, out: Path) -> None:  # noqa: ARG001
+def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Bring in the network: from a checkpoint, by training it, or as an ONNX file.
 
     Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
     parameters, classes, class_names, preprocess, preprocess_source}.
     """
-    if options.model.endswith(".onnx"):
-        network.take_onnx(options, out)
-    elif options.weights == "train":
-        network.train(options, out, checkpoint=resumable(out) / "checkpoint.pt")
-    else:
-        network.load_checkpoint(options, out)
+    network.loader(options)(options, out, work_dir)
 
 
-def prune(options: PruneOptions, inputs: Inputs, out: Path) -> None:
+def prune(options: PruneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Make the network smaller, or pass it on. Writes the network and plan.json {method, ...}."""
     pruning.check(options)
     if options.method == "none":
-        network.pass_on(inputs["load"], out)
+        _pass_on(inputs["load"], out)
         write_json(out / "plan.json", {"method": "none"})
     else:
-        pruning.prune(options, inputs["load"], out, checkpoint=resumable(out) / "states")
+        pruning.prune(options, inputs["load"], out, checkpoint=work_dir / "states")
 
 
-def finetune(options: FinetuneOptions, inputs: Inputs, out: Path) -> None:
+def finetune(options: FinetuneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Train the pruned network to follow the unpruned one, or pass it on. Writes it and history.json."""
     unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
     if options.epochs == 0 or unpruned:
-        network.pass_on(inputs["prune"], out)
+        _pass_on(inputs["prune"], out)
         write_json(out / "history.json", {})
     else:
-        state = resumable(out) / "checkpoint.pt"
-        pruning.finetune(options, inputs["load"], inputs["prune"], out, checkpoint=state)
+        state = work_dir / "checkpoint.pt"
+        finetuning.finetune(options, inputs["load"], inputs["prune"], out, checkpoint=state)
 
 
-def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
+def _pass_on(folder: Path, out: Path) -> None:
+    """Link a network into the next stage's folder: nothing in the store is ever written to."""
+    for name in ("model.safetensors", "widths.json", "float.onnx"):
+        if (folder / name).is_file():
+            try:
+                os.link(folder / name, out / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(folder / name, out / name)
+
+
+def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Write the ONNX graphs: float.onnx, and pruned.onnx if there is something pruned.
 
     Also graphs.json {float, pruned: {file, macs, parameters}, parity, size, batch, classes, class_names,
@@ -108,18 +116,18 @@ def export(options: ExportOptions, inputs: Inputs, out: Path) -> None:
     )
 
 
-def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
+def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
     from calibration import doctor, manifest
     from calibration.datasets import open_dataset
 
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = open_dataset(options.source, use="train")
-    evaluation = None
+    excluded = None
     if options.exclude:
-        evaluation = images.open_evaluation(options.exclude, graphs["classes"], names=network.aliases(graphs))
+        excluded = images.open_evaluation(options.exclude, graphs["classes"], names=images.aliases(graphs))
     chosen = manifest.select(
-        dataset, options.images, options.seed, exclude=evaluation, skip_bad=options.skip_bad
+        dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_bad
     )
     manifest.write(out / "manifest.json", chosen)
     indices = manifest.locate(chosen, dataset)
@@ -136,7 +144,7 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
     write_json(out / "findings.json", findings)
 
 
-def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
+def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the calibration images through the float graphs; write the statistics of every activation.
 
     Also scales.json {graph: {images, scale, enough}}, how the scales grow with the images, and findings.json.
@@ -148,7 +156,7 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
     preprocess = from_json(graphs["preprocess"])
     dataset, indices = images.calibration(options.source, inputs["select"])
     curves = {}
-    for name in variants.graph_names(graphs):
+    for name in graph_names(graphs):
         stream = images.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
         collect(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
@@ -157,7 +165,7 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path) -> None:
     write_json(out / "findings.json", [scales.judge(curve, name) for name, curve in curves.items()])
 
 
-def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
+def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Write a graph with Q/DQ nodes per target, each by the target's own scheme, from one calibration.
 
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
@@ -171,14 +179,14 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     if precision.limited(options):
         used = manifest.read(inputs["select"] / "manifest.json")
         judges = precision.held_out(
-            options, used, graphs["classes"], from_json(graphs["preprocess"]), network.aliases(graphs)
+            options, used, graphs["classes"], from_json(graphs["preprocess"]), images.aliases(graphs)
         )
     summaries = {}
-    for graph in variants.graph_names(graphs):
+    for graph in graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
         model = io.read_classifier(inputs["export"] / graphs[graph]["file"])
         for target in track(options.targets, f"quantizing {graph}"):
-            name = variants.quantized_name(target, pruned=graph == "pruned")
+            name = quantized_name(target, pruned=graph == "pruned")
             summaries[name] = precision.quantize(
                 options, model, statistics, target, judges, out / f"{name}.onnx"
             )
@@ -187,7 +195,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     write_json(out / "quantize.json", summaries)
 
 
-def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
+def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Build every variant, and ask the runtime what really runs in INT8.
 
     Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, folder, file,
@@ -209,14 +217,14 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path) -> None:
     write_json(out / "compiled.json", compiled)
 
 
-def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
+def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, in pairs.
 
     Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json, findings.json and
     input_checks.json [`InputCheck`].
     """
     graphs = read_json(inputs["export"] / "graphs.json")
-    names = network.aliases(graphs)
+    names = images.aliases(graphs)
     dataset = images.open_evaluation(options.source, graphs["classes"], names=names)
     planned = variants.runnable(inputs)
     work = evaluation.Work(
@@ -253,7 +261,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path) -> None:
     )
 
 
-def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
+def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Time every variant that runs here, in turns in one process; throughput, memory and energy apart.
 
     Writes latency.json and device.json: the machine, and what else it did meanwhile.
@@ -278,7 +286,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
     write_json(out / "device.json", {**variants.device(), **asdict(watch.activity)})
 
 
-def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
+def report(options: ReportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Gather what the stages left into report.json, report.md and report.html, and judge the limits."""
     from toolkit.report import gather, render
 
@@ -297,101 +305,35 @@ def report(options: ReportOptions, inputs: Inputs, out: Path) -> None:
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 
-# Source whose change makes a stage run again. Training takes longest, so it names modules, not packages.
-READING = tuple(
-    f"calibration.{name}"
-    for name in (
-        "class_names",
-        "class_order",
-        "datasets",
-        "images",
-        "listing",
-        "loader",
-        "manifest",
-        "preprocess",
-        "stores",
-    )
-)
-WEIGHTS = tuple(f"toolkit.models.{name}" for name in ("recognize", "resnet", "trainer", "weights"))
-NETWORK = ("toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
-IMAGES = (*READING, "toolkit.pipeline.images")
-PRUNING = ("toolkit.prune", "toolkit.pipeline.pruning", "toolkit.pipeline.stopwatch")
-VARIANTS = ("targets", "toolkit.pipeline.variants")
+def _always(_options: object) -> bool:
+    return True
+
+
+def _times_candidates(options: PruneOptions) -> bool:
+    return options.target_latency is not None
+
+
+def _times_layers(options: QuantizeOptions) -> bool:
+    return options.limited
+
 
 STAGES = (
-    Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph.io")),
-    Stage(
-        "prune",
-        prune,
-        needs=("load",),
-        code=(*PRUNING, *WEIGHTS, *IMAGES),
-        on_device="target_latency",  # is measured here
-    ),
-    Stage("finetune", finetune, needs=("load", "prune"), code=(*PRUNING, *WEIGHTS, *IMAGES)),
-    Stage(
-        "export",
-        export,
-        needs=("load", "prune", "finetune"),
-        code=("toolkit.graph", "toolkit.models.export", *NETWORK, *WEIGHTS),
-    ),
-    Stage("select", select, needs=("load", "export"), code=("calibration", *IMAGES, *NETWORK)),
-    Stage(
-        "calibrate",
-        calibrate,
-        needs=("export", "select"),
-        code=("quantize", "toolkit.core.quant", "toolkit.graph", "calibration.scales", *IMAGES),
-        facts=precision.float_types,
-    ),
+    Stage("load", load, implementation=network.loader),
+    Stage("prune", prune, needs=("load",), on_device=_times_candidates),
+    Stage("finetune", finetune, needs=("load", "prune")),
+    Stage("export", export, needs=("load", "prune", "finetune")),
+    Stage("select", select, needs=("load", "export")),
+    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=precision.float_types),
     Stage(
         "quantize",
         quantize,
         needs=("export", "select", "calibrate"),
-        code=(
-            "quantize",
-            "toolkit.core.quant",
-            "toolkit.graph",
-            "toolkit.pipeline.precision",
-            "toolkit.pipeline.evaluation",
-            "toolkit.core.statistics",
-            *IMAGES,
-            *VARIANTS,
-        ),
-        on_device="limited",  # layers are timed here
-        facts=precision.schemes,
+        on_device=_times_layers,
+        extra_key=precision.schemes,
     ),
-    Stage(
-        "compile",
-        compile,
-        needs=("export", "quantize"),
-        code=(*VARIANTS, "toolkit.graph", "toolkit.pipeline.preprocessing"),
-        on_device=True,
-    ),
-    Stage(
-        "evaluate",
-        evaluate,
-        needs=("load", "export", "quantize", "compile"),
-        code=(
-            *VARIANTS,
-            *IMAGES,
-            *NETWORK,
-            *WEIGHTS,
-            "calibration.preprocess_forms",
-            "calibration.signature",
-            "toolkit.models.batchnorm",
-            "toolkit.pipeline.baseline_check",
-            "toolkit.pipeline.evaluation",
-            "toolkit.core.baseline",
-            "toolkit.core.statistics",
-        ),
-        on_device=True,
-    ),
-    Stage(
-        "bench",
-        bench,
-        needs=("export", "select", "compile"),
-        code=(*VARIANTS, *IMAGES, "toolkit.pipeline.measure"),
-        on_device=True,
-    ),
+    Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
+    Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),
+    Stage("bench", bench, needs=("export", "select", "compile"), on_device=_always),
     Stage(
         "report",
         report,
@@ -407,7 +349,6 @@ STAGES = (
             "evaluate",
             "bench",
         ),
-        code=("toolkit.report", "toolkit.core"),
-        on_run=True,
+        needs_run_info=True,
     ),
 )

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -106,7 +106,7 @@ class Store:
         self,
         stage: str,
         key: str,
-        work: Callable[[Path], None],
+        work: Callable[[Path, Path], None],
         *,
         redo: bool = False,
         waiting: Callable[[], None] = lambda: None,
@@ -116,7 +116,8 @@ class Store:
         Args:
             stage: Name of the stage.
             key: What its result depends on.
-            work: Writes the result into the empty folder it is given.
+            work: Takes an empty folder for the result, and a folder for the state of unfinished work, which
+                outlives a failure and is removed on success.
             redo: Work even where there is a result already.
             waiting: Called once if another run is at the same work; its result is then used.
 
@@ -128,17 +129,20 @@ class Store:
         with self._locked(key, waiting):
             if not redo and (found := self.find(stage, key)):
                 return found, False
-            temporary = self.root / "tmp" / key
+            temporary, partial = self.root / "tmp" / key, self.root / "partial" / key
             _remove(temporary)  # of a run that was killed: we hold its lock
             temporary.mkdir()
+            partial.mkdir(exist_ok=True)
             try:
                 started = time.perf_counter()
-                work(temporary)
+                work(temporary, partial)
                 entry = self._keep(stage, key, temporary, time.perf_counter() - started)
-                _remove(self.root / "partial" / key)
+                _remove(partial)
                 return entry, True
             finally:
                 _remove(temporary)
+                with suppress(OSError):  # absent, or it holds state
+                    partial.rmdir()
 
     def entries(self) -> list[Entry]:
         """Every finished stage, newest first."""

@@ -21,11 +21,12 @@ from toolkit.core.errors import RecipeError
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
 from toolkit.core.results import Precision
 from toolkit.core.tensors import Preprocess
-from toolkit.pipeline.recipe import BenchOptions
-from toolkit.pipeline.stage import Inputs
+from toolkit.pipeline.graphs import graph_names, quantized_name
 
 if TYPE_CHECKING:
     from calibration.loader import Batches
+    from toolkit.pipeline.recipe import BenchOptions
+    from toolkit.pipeline.stage import Inputs
 
 REFERENCE = "onnxruntime-fp32"
 REFERENCE_TARGET = "onnxruntime"
@@ -61,16 +62,6 @@ class Outcome:
     logits: dict[str, FloatArray]
     labels: IntArray
     indices: IntArray
-
-
-def graph_names(graphs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The float graphs there are: float, and pruned if anything was pruned."""
-    return tuple(name for name in ("float", "pruned") if name in graphs)
-
-
-def quantized_name(target: str, *, pruned: bool) -> str:
-    """Name of a quantized graph, without the ending."""
-    return f"{target}-pruned" if pruned else target
 
 
 def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, ...]:

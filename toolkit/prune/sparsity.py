@@ -39,13 +39,13 @@ class SparsityAdvice:
     reason: str
 
 
-def advise(arch: Architecture, *, size: int, target: str) -> SparsityAdvice:
-    """Say from the shapes and the target whether 2:4 sparsity can pay.
+def advise(arch: Architecture, *, size: int, sparse_kernels: bool) -> SparsityAdvice:
+    """Estimate from the shapes whether 2:4 sparsity can pay.
 
     Args:
         arch: The network.
         size: Height and width of the input, in pixels.
-        target: Name of the target: only TensorRT has kernels for it.
+        sparse_kernels: Whether the target has kernels for it: of ours only TensorRT has.
 
     Source:
         NVIDIA/TensorRT issue 4065 (gains only from 256 channels), issue 2310 (usually under 15 % for a
@@ -59,8 +59,8 @@ def advise(arch: Architecture, *, size: int, target: str) -> SparsityAdvice:
             if inner and min(channels) >= LEAST_CHANNELS and all(c % 16 == 0 for c in channels):
                 eligible += block_macs(arch, stage, block, sides[stage, block])
     part = eligible / macs(arch, size)
-    if target != "tensorrt":
-        return SparsityAdvice(False, part, f"{target} has no kernels for 2:4 sparsity")
+    if not sparse_kernels:
+        return SparsityAdvice(False, part, "the target has no kernels for 2:4 sparsity")
     if part < LEAST_PART:
         return SparsityAdvice(
             False,

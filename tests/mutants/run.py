@@ -1,0 +1,262 @@
+"""Mutation tests of the numeric and safety-critical modules: one small fault at a time, do their tests fail?
+
+Writes results.md beside this file: mutants that lived first. A list of faults that a review left alive comes
+first, then a seeded sample of all mutations of the syntax trees.
+
+    python tests/mutants/run.py [--start N] [--count N] [--only TEXT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mutations
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = Path(__file__).with_name("results.md")
+COPIED = ("toolkit", "quantize", "targets", "calibration", "tests", "pyproject.toml", "README.md")
+SEED, SAMPLE = 19, 200
+BROKEN = 99  # exit code of a process that could not run pytest
+LIMIT_S = 600.0  # a mutant that takes longer loops: it counts as killed
+
+TESTS = {  # module -> its test files; the quick ones first
+    "quantize/qparams.py": ["quantize/test_qparams.py", "quantize/test_gptq.py"],
+    "quantize/placement.py": ["quantize/test_placement.py", "quantize/test_network.py"],
+    "quantize/bias.py": ["quantize/test_bias.py", "quantize/test_equalize.py"],
+    "quantize/statistics.py": ["quantize/test_statistics.py", "quantize/test_collect.py"],
+    "quantize/gptq.py": ["quantize/test_gptq.py"],
+    "quantize/equalize.py": ["quantize/test_equalize.py"],
+    "toolkit/core/statistics.py": ["core/test_paired_statistics.py"],
+    "targets/tensorrt/lint.py": ["targets/test_tensorrt_lint.py", "targets/test_tensorrt_versions.py"],
+    "targets/tensorrt/versions.py": ["targets/test_tensorrt_versions.py", "targets/test_tensorrt_lint.py"],
+    "toolkit/pipeline/store.py": ["pipeline/test_store.py", "pipeline/test_runner.py"],
+    "toolkit/pipeline/stage.py": ["pipeline/test_code_closure.py", "pipeline/test_runner.py"],
+    "toolkit/pipeline/code_closure.py": ["pipeline/test_code_closure.py"],
+    "toolkit/deploy/agent/commands.py": ["deploy/test_release.py", "deploy/test_faults.py"],
+    "toolkit/deploy/agent/objects.py": [
+        "deploy/test_agent_releases.py",
+        "deploy/test_release.py",
+        "deploy/test_faults.py",
+    ],
+    "toolkit/deploy/agent/programs.py": ["deploy/test_release.py", "deploy/test_faults.py"],
+    "toolkit/deploy/agent/releases.py": [
+        "deploy/test_agent_releases.py",
+        "deploy/test_release.py",
+        "deploy/test_faults.py",
+    ],
+    "toolkit/deploy/agent/wire.py": ["deploy/test_release.py", "deploy/test_faults.py"],
+    "toolkit/deploy/release.py": ["deploy/test_release.py", "deploy/test_faults.py"],
+    "toolkit/deploy/proof.py": ["deploy/test_proof.py", "deploy/test_doubts.py", "deploy/test_release.py"],
+    "calibration/manifest.py": ["calibration/test_manifest.py"],
+    "calibration/duplicates.py": ["calibration/test_duplicates.py", "calibration/test_doctor.py"],
+    "toolkit/report/gates.py": ["report/test_gates.py"],
+    "toolkit/report/verdict.py": ["report/test_analysis.py", "report/test_render.py"],
+}
+
+REVIEW = (  # file, tests, text, fault: those that a review found alive
+    (
+        "quantize/placement.py",
+        ["quantize/test_placement.py"],
+        "all(value is not None and never_negative",
+        "any(value is not None and never_negative",
+    ),
+    ("quantize/bias.py", ["quantize/test_bias.py"], "error.sort(0).values[cut", "error[cut"),
+    ("toolkit/core/statistics.py", ["core/test_paired_statistics.py"], "math.sqrt(10)", "math.sqrt(9)"),
+    (
+        "toolkit/deploy/agent/releases.py",
+        ["deploy/test_agent_releases.py"],
+        "os.fsync(stream.fileno())",
+        "pass",
+    ),
+    ("toolkit/deploy/agent/releases.py", ["deploy/test_agent_releases.py"], "sync_folder(self.root)", "pass"),
+    (
+        "toolkit/deploy/proof.py",
+        ["deploy/test_proof.py"],
+        'max(gates["max_gap_pp"]',
+        'min(gates["max_gap_pp"]',
+    ),
+    ("toolkit/pipeline/store.py", ["pipeline/test_store.py"], "* 86_400", "* 86_400 - 3600"),
+    ("calibration/duplicates.py", ["calibration/test_duplicates.py"], "_DISTANCE = 8", "_DISTANCE = 4"),
+    (
+        "targets/tensorrt/versions.py",
+        ["targets/test_tensorrt_versions.py"],
+        "half_scales=modern",
+        "half_scales=version >= (10, 3)",
+    ),
+    (
+        "targets/runner/cli.py",
+        ["runner/test_runner_tensorrt.py"],
+        'if near["top1_agreement"] < options.top1_min:',
+        "if False:",
+    ),
+    ("targets/_timing.py", ["targets/test_timing.py"], "count * len(images) / seconds", "count / seconds"),
+    ("targets/openvino.py", ["targets/test_timing.py"], "count * len(images) / seconds", "count / seconds"),
+    (
+        "targets/runner/timing.py",
+        ["targets/test_timing.py"],
+        "runs * self.batch / self.busy_s",
+        "runs / self.busy_s",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One faulty version of a module.
+
+    Attributes:
+        module: File below the root.
+        line: Where, from 1.
+        change: The fault.
+        text: The whole file with it.
+        tests: Files below tests/ that may find it.
+    """
+
+    module: str
+    line: int
+    change: str
+    text: str
+    tests: Sequence[str]
+
+
+def mutants() -> Iterator[Mutant]:
+    """Return the faults of the review, then the seeded sample in a random order."""
+    for module, tests, before, after in REVIEW:
+        text = (ROOT / module).read_text(encoding="utf-8")
+        start = text.index(before)
+        faulty = text[:start] + after + text[start + len(before) :]
+        yield Mutant(module, text[:start].count("\n") + 1, f"{before} -> {after}", faulty, tests)
+    every = []
+    for module, tests in TESTS.items():
+        text = (ROOT / module).read_text(encoding="utf-8")
+        for line, change, faulty in mutations.of(text):
+            every.append(Mutant(module, line, change, faulty, tests))
+    yield from random.Random(SEED).sample(every, SAMPLE)
+
+
+def _pytest(tree: Path, tests: Sequence[str]) -> int:
+    os.setsid()
+    os.chdir(tree)
+    sys.path[:0] = [str(tree), str(tree / "tests")]
+    log = os.open(tree / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={tree}"]
+    return int(pytest.main([*arguments, *(f"tests/{name}" for name in tests)]))
+
+
+def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, float]:
+    """Run test files in a copy of the tree, in a process that inherits the imported libraries.
+
+    Returns:
+        "survived", "killed", "killed (time)" or "broken", and the seconds it took.
+    """
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(_pytest(tree, tests))
+        except BaseException:
+            traceback.print_exc()
+        os._exit(BROKEN)  # without the parent's clean-up
+    while time.monotonic() - started < LIMIT_S:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            result = {0: "survived", BROKEN: "broken"}.get(os.waitstatus_to_exitcode(status), "killed")
+            return result, time.monotonic() - started
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "killed (time)", LIMIT_S
+
+
+def earlier() -> dict[tuple[str, str, str], str]:
+    """Return the results of earlier runs: (module, line, change) -> result."""
+    if not RESULTS.is_file():
+        return {}
+    rows = re.findall(r"^\| (\S+):(\d+) \| `(.*)` \| (.*) \|$", RESULTS.read_text(encoding="utf-8"), re.M)
+    return {(module, line, change): result for module, line, change, result in rows}
+
+
+def key(mutant: Mutant) -> tuple[str, str, str]:
+    """Return what identifies a mutant in results.md."""
+    return mutant.module, str(mutant.line), mutant.change.replace("|", "/").replace("`", "'")
+
+
+def write(listed: Sequence[Mutant], results: dict[tuple[str, str, str], str]) -> None:
+    """Write results.md."""
+    review = [key(mutant) for mutant in listed[: len(REVIEW)]]
+    sample = [key(mutant) for mutant in listed[len(REVIEW) :]]
+    lines = [
+        "# Mutation tests",
+        "",
+        "`make mutants` writes this page. A mutant survives if no test of its module fails.",
+    ]
+    for title, keys in (("Faults of a review", review), (f"Seeded sample of {SAMPLE}", sample)):
+        tried = [each for each in keys if each in results]
+        alive = [each for each in tried if results[each].startswith("survived")]
+        lines += ["", f"## {title}", "", f"{len(tried)} of {len(keys)} tried, {len(alive)} survived."]
+        lines += ["", "| where | change | result |", "|---|---|---|"]
+        for module, line, change in sorted(tried, key=lambda each: (not results[each].startswith("s"), each)):
+            lines.append(f"| {module}:{line} | `{change}` | {results[module, line, change]} |")
+    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Try mutants; print each result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--start", type=int, default=0, help="First of the list, from 0.")
+    parser.add_argument("--count", type=int, help="How many; default: all.")
+    parser.add_argument("--only", default="", help="Modules whose path contains this.")
+    options = parser.parse_args()
+    listed = list(mutants())
+    chosen = listed[options.start :][: options.count]
+    chosen = [mutant for mutant in chosen if options.only in mutant.module]
+    results: dict[tuple[str, str, str], str] = {}
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    for library in ("numpy", "torch", "onnx", "onnx_ir", "PIL.Image"):  # none starts a thread
+        __import__(library)
+    sound: dict[tuple[str, ...], bool] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(ROOT / name, tree / name)
+        os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+        for mutant in chosen:
+            tests = tuple(mutant.tests)
+            if tests not in sound:
+                result, seconds = run_tests(tree, tests)
+                sound[tests] = result == "survived"
+                print(f"unchanged: {', '.join(tests)}: {result} in {seconds:.0f} s", flush=True)
+                if not sound[tests]:
+                    print((tree / "log.txt").read_text(encoding="utf-8")[-2000:], flush=True)
+            if not sound[tests]:
+                continue
+            file = tree / mutant.module
+            original = file.read_text(encoding="utf-8")
+            file.write_text(mutant.text, encoding="utf-8")
+            result, seconds = run_tests(tree, tests)
+            file.write_text(original, encoding="utf-8")
+            results[key(mutant)] = result
+            print(f"{result} ({seconds:.0f} s): {mutant.module}:{mutant.line} {mutant.change}", flush=True)
+            write(listed, earlier() | results)  # another run may have written meanwhile
+
+
+if __name__ == "__main__":
+    main()
