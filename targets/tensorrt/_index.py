@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ def has_attribute(node: Any, name: str) -> bool:
 def label(node: Any) -> str:
     """What a person finds the node by: its name, else that of its first output."""
     return str(node.name or node.output[0])
+
+
+def fresh_name(model: Any, wanted: str) -> str:
+    """A name that no tensor of a graph has: the one that is asked for, or it with a number behind."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in node.output}
+    taken |= {item.name for item in (*graph.initializer, *graph.input)}
+    numbered = (f"{wanted}_{number}" for number in count(1))
+    return next(name for name in chain((wanted,), numbered) if name not in taken)
 
 
 def finite_positive(values: npt.NDArray[Any]) -> bool:

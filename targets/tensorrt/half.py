@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from targets.tensorrt._index import QUANTIZE, Index, label, load, takes_pixels
+from targets.tensorrt._index import QUANTIZE, Index, fresh_name, label, load, takes_pixels
 from targets.tensorrt.lint import weight_axis
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
@@ -116,7 +116,8 @@ def _full_scales(graph: Any, chain: list[Any]) -> set[str]:
         scale = next((each for each in graph.graph.initializer if each.name == node.input[1]), None)
         if node.op_type == QUANTIZE and scale is not None:
             graph.graph.initializer.add().CopyFrom(scale)
-            node.input[1] = graph.graph.initializer[-1].name = f"{scale.name}_full"
+            name = fresh_name(graph, f"{scale.name}_full")
+            node.input[1] = graph.graph.initializer[-1].name = name
             found.add(node.input[1])
     return found
 
@@ -126,12 +127,12 @@ def _cast_after(graph: Any, chain: list[Any]) -> None:
     from onnx import helper
 
     full = chain[-1].output[0] if chain else ""
-    nodes = list(graph.graph.node)
+    nodes, half = list(graph.graph.node), fresh_name(graph, f"{full}_half")
     readers = [node for node in nodes if full in node.input and node.op_type != QUANTIZE] if full else []
     for node in readers:
-        node.input[:] = [f"{full}_half" if name == full else name for name in node.input]
+        node.input[:] = [half if name == full else name for name in node.input]
     if readers:
-        cast = helper.make_node("Cast", [full], [f"{full}_half"], f"{full}_to_half", to=10)
+        cast = helper.make_node("Cast", [full], [half], f"{full}_to_half", to=10)
         graph.graph.node.insert(nodes.index(chain[-1]) + 1, cast)
 
 
@@ -140,7 +141,8 @@ def _cast_ends(graph: Any, chain: list[Any]) -> None:
     from onnx import TensorProto, helper
 
     body = graph.graph
-    inner = {item.name: f"{item.name}_half" for item in (*body.input, *body.output) if _is_float(item)}
+    ends = [item.name for item in (*body.input, *body.output) if _is_float(item)]
+    inner = {name: fresh_name(graph, f"{name}_half") for name in ends}
     for node in body.node:
         for names in (node.input, node.output):
             for i, name in enumerate(names):

@@ -72,8 +72,7 @@ def external_files(path: Path) -> list[Path]:
         model = ir.load(path)
     except Exception:  # whatever is wrong with it, `load` says it
         return []
-    folder = path.parent
-    return sorted({folder / tensor.location for tensor in _external(model)})
+    return sorted({path.parent / str(tensor.location) for tensor in _external(model) if _inside(tensor)})
 
 
 def _normalized(
@@ -133,7 +132,7 @@ def _check_external(model: ir.Model, path: Path) -> None:
     """
     for tensor in _external(model):
         location = Path(tensor.location)
-        if location.is_absolute() or ".." in location.parts:
+        if not _inside(tensor):
             raise ModelError(
                 f"{path.name} keeps weight '{tensor.name}' outside its folder: {location}",
                 hint="move the file below the folder of the graph, and name it from there",
@@ -143,6 +142,12 @@ def _check_external(model: ir.Model, path: Path) -> None:
                 f"{path.name} keeps weight '{tensor.name}' in {location}, which is not there",
                 hint=f"copy it to {path.parent / location}",
             )
+
+
+def _inside(tensor: ir.ExternalTensor) -> bool:
+    """Whether a tensor lies below the folder of its graph."""
+    location = Path(tensor.location)
+    return not location.is_absolute() and ".." not in location.parts
 
 
 def _load_constants(model: ir.Model) -> None:
