@@ -51,7 +51,7 @@ def choose(model: ir.Model, output: str | None, file: str) -> None:
     if output is None and len(names) != 1:
         raise ModelError(
             f"{file} has {len(names)} outputs{': ' if names else ''}{', '.join(names)}; one is expected",
-            hint=f"choose the logits: --output {names[0]} (in a recipe load.output={names[0]})"
+            hint=f"name the logits: `edgeship quantize --output {names[0]}`, in a recipe load.output={names[0]}"
             if names
             else "export it with the logits as its output",
         )
