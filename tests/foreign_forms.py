@@ -1,4 +1,4 @@
-"""One network in many forms: what exporters, converters and optimizers make of it, and the form to compare with."""
+"""One network as exporters, converters and optimizers write it, and the form to compare with."""
 
 from __future__ import annotations
 
@@ -202,7 +202,15 @@ def _by_reduce_mean(model, array, weight, names, number):
     variance = _node("ReduceMean", [square.output[0]], names, **axes)
     safe = _node("Add", [variance.output[0], _add_constant(model, next(names), 1e-5)], names)
     spread = _node("Sqrt", [safe.output[0]], names)
-    return [mean, centred, square, variance, safe, spread, _node("Div", [centred.output[0], spread.output[0]], names)]
+    return [
+        mean,
+        centred,
+        square,
+        variance,
+        safe,
+        spread,
+        _node("Div", [centred.output[0], spread.output[0]], names),
+    ]
 
 
 def _by_batch_norm(model, array, weight, names, number):
@@ -213,7 +221,11 @@ def _by_batch_norm(model, array, weight, names, number):
     ones, zeros = (_add_constant(model, next(names), np.full(outputs, v)) for v in (1.0, 0.0))
     results = [next(names) for _ in range(3)]
     normal = helper.make_node(
-        "BatchNormalization", [flat.output[0], ones, zeros, zeros, ones], results, training_mode=1, epsilon=1e-5
+        "BatchNormalization",
+        [flat.output[0], ones, zeros, zeros, ones],
+        results,
+        training_mode=1,
+        epsilon=1e-5,
     )
     back = _add_constant(model, next(names), array.shape, np.int64)
     return [flat, normal, _node("Reshape", [results[0], back], names)]
@@ -310,7 +322,9 @@ def in_type(kind, *, ends=False, casts=False):
             for item in list(model.graph.initializer):
                 _rename(model, item.name, f"{item.name}_small")
                 for node in nodes:
-                    node.input[:] = [item.name.removesuffix("_small") if n == item.name else n for n in node.input]
+                    node.input[:] = [
+                        item.name.removesuffix("_small") if n == item.name else n for n in node.input
+                    ]
                 output = item.name.removesuffix("_small")
                 nodes.insert(0, helper.make_node("Cast", [item.name], [output], to=TensorProto.FLOAT))
         elif ends:
@@ -339,15 +353,19 @@ def of_halves():
 
 
 def in_opset(opset):
-    """Pooling by ReduceMean with its axes as an input, as of opset 18 and later."""
+    """Pooling by ReduceMean, with its axes as an input from opset 18 on."""
 
     def make():
         model = residual().model()
         pool = _first(model, "GlobalAveragePool")
-        axes = _add_constant(model, "axes", [2, 3], np.int64)
-        pool.CopyFrom(helper.make_node("ReduceMean", [pool.input[0], axes], pool.output, name=pool.name, keepdims=1))
+        inputs, axes = [pool.input[0]], {}
+        if opset < 18:
+            axes = {"axes": [2, 3]}
+        else:
+            inputs.append(_add_constant(model, "axes", [2, 3], np.int64))
+        pool.CopyFrom(helper.make_node("ReduceMean", inputs, pool.output, name=pool.name, keepdims=1, **axes))
         model.opset_import[0].version = opset
-        model.ir_version = 10
+        model.ir_version = 8 if opset < 18 else 10
         onnx.checker.check_model(model)
         return model
 
@@ -390,7 +408,7 @@ def with_split(opset=18):
     x = g.unary("Relu", g.conv("images", 8))
     parts = ["part0", "part1"]
     g.nodes.append(helper.make_node("Split", [x], parts, name="split", axis=1, num_outputs=2))
-    g.shapes |= {name: (4, SIDE, SIDE) for name in parts}
+    g.shapes |= dict.fromkeys(parts, (4, SIDE, SIDE))
     pads, axes = g.constant("pads", [1, 1, 1, 1], np.int64), g.constant("axes", [2, 3], np.int64)
     padded = g.node("Pad", ["part1", pads, "", axes], (4, SIDE + 2, SIDE + 2))
     right = g.pool("AveragePool", padded, 3, 1)
@@ -427,7 +445,6 @@ def unchanged():
     return residual().model()
 
 
-Form = tuple[str, Callable[[], onnx.ModelProto], Callable[[], onnx.ModelProto]]
 COMPUTED = ("Identity", "Cast", "Reshape", "Transpose", "Mul")
 FORMS: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[], onnx.ModelProto]]] = {
     "names: tensors": (names_taken(["scale", "quantized", "zero_point", "dequantized"]), unchanged),
@@ -465,5 +482,5 @@ FORMS: dict[str, tuple[Callable[[], onnx.ModelProto], Callable[[], onnx.ModelPro
     "FP16 weights": (in_type(TensorProto.FLOAT16, casts=True), of_halves),
     "FP64": (in_type(TensorProto.DOUBLE, ends=True), of_halves),
     "FP64 inside": (in_type(TensorProto.DOUBLE), of_halves),
-    **{f"opset {opset}": (in_opset(opset), unchanged) for opset in (18, 19, 20, 21, 22, 23, 24, 25)},
+    **{f"opset {opset}": (in_opset(opset), in_opset(17)) for opset in (18, 19, 20, 21, 22, 23, 24, 25)},
 }

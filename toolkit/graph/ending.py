@@ -48,12 +48,12 @@ def choose(model: ir.Model, output: str | None, file: str) -> None:
     """
     outputs = model.graph.outputs
     names = [str(value.name) for value in outputs]
-    if output is None and len(names) != 1:
+    if not names:
+        raise ModelError(f"{file} has no output", hint="export it with the logits as its output")
+    if output is None and len(names) > 1:
         raise ModelError(
-            f"{file} has {len(names)} outputs{': ' if names else ''}{', '.join(names)}; one is expected",
-            hint=f"name the logits: `edgeship quantize --output {names[0]}`, in a recipe load.output={names[0]}"
-            if names
-            else "export it with the logits as its output",
+            f"{file} has {len(names)} outputs: {', '.join(names)}; one is expected",
+            hint=f"name the logits: `edgeship quantize --output {names[0]}`, or load.output in a recipe",
         )
     if output is not None:
         if output not in names:

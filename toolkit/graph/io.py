@@ -15,7 +15,7 @@ from toolkit.core.tensors import Preprocess
 from toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
 from toolkit.graph.ending import Ending, classes, cut, restore
 from toolkit.graph.load import load
-from toolkit.graph.standard import is_quantized
+from toolkit.graph.standard import FLOATS, is_quantized
 
 __all__ = [
     "Classifier",
@@ -29,7 +29,7 @@ __all__ = [
     "set_constant",
 ]
 PARAMETER_TYPES = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64 is of shapes
+    {ir.DataType.FLOAT, *FLOATS, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64: shapes
 )
 PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if not first
     "QLinearConv": (3, 8),
@@ -108,6 +108,16 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
             f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
             "is expected",
             hint=_cure(shape, result),
+        )
+    if None not in {shape[0], result[0]} and shape[0] != result[0]:
+        raise ModelError(
+            f"{path.name} maps {shape[0]} images to {result[0]} rows of logits",
+            hint="export it with one row for each image, or with a batch of 1",
+        )
+    if shape[0] is None and result[0] is not None:
+        raise ModelError(
+            f"{path.name} maps any number of images to {result[0]} rows of logits",
+            hint="export it with a fixed batch, or with one row for each image",
         )
     return Classifier(
         path,
@@ -245,7 +255,7 @@ def _allowed(value: ir.Value) -> bool:
 
 
 def _size(value: ir.Value) -> int:
-    return int(np.prod(_dims(value) or (1,)))  # type: ignore[arg-type]
+    return 0 if value.const_value is None else int(value.const_value.size)
 
 
 def _notes(model: ir.Model) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
@@ -18,6 +19,7 @@ from toolkit.graph.padding import write_padding
 from toolkit.graph.shapes import infer, open_dimensions
 from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
 from toolkit.graph.standard import (
+    check_layers,
     drop_casts,
     is_quantized,
     refuse_foreign,
@@ -25,6 +27,8 @@ from toolkit.graph.standard import (
     to_float32,
     write_scalars,
 )
+
+SMALL_BYTES = 1024  # constants that inference may need: shapes, axes, bounds
 
 
 def load(path: Path, *, float_only: bool, output: str | None = None) -> tuple[ir.Model, tuple[str, ...]]:
@@ -101,6 +105,9 @@ def _normalized(
         notes.append(_lowered(model))
         RemoveUnusedOpsetsPass()(model)
     RemoveUnusedNodesPass()(model)
+    if float_only:
+        _check(model)
+        check_layers(model)
     return model, tuple(note for note in notes if note)
 
 
@@ -113,6 +120,23 @@ def _lowered(model: ir.Model) -> str | None:
     if refused is not None:
         return f"opset {opset} was kept: opset {PORTABLE_OPSET} has no form of {refused}"
     return f"converted from opset {opset} to {PORTABLE_OPSET}"
+
+
+def _check(model: ir.Model) -> None:
+    """Check a graph by the definitions of its operators; large weights stay out of it.
+
+    Raises:
+        ValidationError: A node breaks the definition of its operator.
+        InferenceError: Shapes or types contradict each other.
+    """
+    skeleton = model.clone()
+    graph = skeleton.graph
+    for value in list(graph.initializers.values()):
+        if value.const_value is not None and value.const_value.nbytes > SMALL_BYTES:
+            graph.initializers.pop(str(value.name))
+            value.const_value = None
+            graph.inputs.append(value)
+    onnx.checker.check_model(ir.to_proto(skeleton), full_check=True)
 
 
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:

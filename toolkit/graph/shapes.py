@@ -41,8 +41,10 @@ def infer(model: ir.Model) -> None:
         ShapeInferencePass()(model)
         if failures:  # a node that contradicts itself, or one that is not standard
             ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    fixed = all(value.shape and isinstance(value.shape[0], int) for value in model.graph.inputs)
     for value, shape, kind in declared:
-        value.shape = shape if value.shape is None else value.shape
+        if value.shape is None:
+            value.shape = shape if fixed or not shape else ir.Shape([None, *list(shape)[1:]])
         value.type = kind if value.type is None else value.type
     for value in (*model.graph.inputs, *(value for value, _, _ in declared)):
         _check_size(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -172,6 +172,81 @@ def write_scalars(model: ir.Model) -> None:
                 )
             scalar = add_constant(model.graph, f"{value.name}/scalar", array.reshape(()), names)
             node.replace_input_with(place, scalar)
+
+
+def check_layers(model: ir.Model) -> None:
+    """Check what inference does not: sizes of weights, biases and groups that runtimes assume to fit.
+
+    Raises:
+        ModelError: A layer contradicts itself.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        check = _CHECKS.get(node.op_type)
+        if check is None or node.domain not in STANDARD:
+            continue
+        sizes = [
+            None
+            if value is None or value.shape is None
+            else [d if isinstance(d, int) else None for d in value.shape]
+            for value in node.inputs
+        ]
+        if len(sizes) > 1 and sizes[0] and sizes[1] and (reason := check(node, sizes)) is not None:
+            raise ModelError(
+                f"{node.op_type} '{node.name}': {reason}", hint="the file is damaged; export it again"
+            )
+
+
+Sizes = list[list[int | None] | None]
+
+
+def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
+    group = int(node.attributes.get_int("group", 1))
+    data, weight = sizes[0], sizes[1]
+    assert data and weight, "checked by the caller"
+    if group < 1:
+        return f"{group} groups"
+    given, taken = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
+    if given is None or taken is None or len(data) < 2:
+        return None
+    outputs, inputs = (given, taken * group) if node.op_type == "Conv" else (given * group, taken)
+    if data[1] not in {None, inputs} or weight[0] is None or weight[0] % group:
+        return f"weights {weight} in {group} groups for {data[1]} channels"
+    return _unlike(sizes[2:3], outputs)
+
+
+def _check_gemm(node: ir.Node, sizes: Sizes) -> str | None:
+    data, weight = sizes[0], sizes[1]
+    if not data or not weight or len(data) != 2 or len(weight) != 2:
+        return None
+    inner = data[0 if node.attributes.get_int("transA", 0) else 1]
+    taken, given = weight[::-1] if node.attributes.get_int("transB", 0) else weight
+    if None not in {inner, taken} and inner != taken:
+        return f"weights {weight} for {inner} values"
+    bias = sizes[2] if len(sizes) > 2 else None
+    if bias and bias[-1] not in {None, 1, given}:
+        return f"a bias of shape {bias} for {given} outputs"
+    return None
+
+
+def _check_normalization(node: ir.Node, sizes: Sizes) -> str | None:
+    del node
+    data = sizes[0]
+    return _unlike(sizes[1:], data[1]) if data and len(data) > 1 and data[1] else None
+
+
+def _unlike(parameters: Sizes, channels: int) -> str | None:
+    """The first of some parameters that is not one number a channel."""
+    wrong = [shape for shape in parameters if shape is not None and shape not in ([channels], [None])]
+    return f"parameters of shape {wrong[0]} for {channels} channels" if wrong else None
+
+
+_CHECKS: dict[str, Callable[[ir.Node, Sizes], str | None]] = {
+    "Conv": _check_conv,
+    "ConvTranspose": _check_conv,
+    "Gemm": _check_gemm,
+    "BatchNormalization": _check_normalization,
+    "InstanceNormalization": _check_normalization,
+}
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
