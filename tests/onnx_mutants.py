@@ -8,6 +8,7 @@ anything else is a fault.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -364,11 +365,16 @@ def outcome(content: bytes, folder: Path) -> str:
     from quantize import QuantizeOptions, quantize
     from quantize.collect import collect
     from targets.onnxruntime import simulate
+    from targets.tensorrt import repair
     from toolkit.core.errors import ToolkitError
     from toolkit.graph import io
+    from toolkit.graph.cost import cost
 
     path, out = folder / "m.onnx", folder / "q.onnx"
     path.write_bytes(content)
+    for look in (cost, lambda path: repair.fix(path, "8.5", folder / "fixed.onnx")):
+        with contextlib.suppress(ToolkitError):
+            look(path)
     try:
         graph = io.read_classifier(path)
         if (graph.size or 16) > MOST_SIDE or (graph.batch or 1) > MOST_SIDE or graph.channels > MOST_SIDE:

@@ -125,6 +125,14 @@ def load(path: Path) -> Any:
         raise ModelError(
             f"{path} is not a valid ONNX model: {reason}", hint="export it again; it may have been cut off"
         ) from error
+    for tensor in model.graph.initializer:
+        try:
+            onnx.numpy_helper.to_array(tensor)
+        except Exception as error:  # numpy and onnx raise many kinds for sizes that contradict the data
+            raise ModelError(
+                f"{path}: weight '{tensor.name}' is damaged: {str(error).splitlines()[0]}",
+                hint="export it again; it may have been cut off",
+            ) from error
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from toolkit.graph.standard import (
     write_scalars,
 )
 
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings come back as our errors
 SMALL_BYTES = 1024  # constants that inference may need: shapes, axes, bounds
 
 
@@ -187,6 +189,9 @@ def _load_constants(model: ir.Model) -> None:
                 set_constant(value, np.array(constant(value)))
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    """The first line of what an error goes back to."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
