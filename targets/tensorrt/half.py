@@ -12,6 +12,7 @@ from targets.tensorrt._index import QUANTIZE, Index, fresh_name, label, load, ta
 from targets.tensorrt.lint import weight_axis
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
+from toolkit.graph.opset import REDUCTIONS
 
 OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
 NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
@@ -49,13 +50,42 @@ def to_half(model: Path, out: Path) -> None:
     _cast_ends(graph, chain)
     _cast_after(graph, chain)
     del graph.graph.value_info[:]
+    _raise_operators(graph)
     for item in graph.opset_import:
         if item.domain in ("", "ai.onnx"):
             item.version = max(item.version, OPSET)
     graph.ir_version = max(graph.ir_version, 9)  # of ONNX 1.14, which brought opset 19
-    onnx.checker.check_model(graph)
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"no FP16-typed form in opset {OPSET}: {str(error).strip().splitlines()[0]}",
+            hint="keep the FP32-typed graph for this model",
+        ) from error
     with replacing(out) as temporary:
         onnx.save(graph, str(temporary))
+
+
+def _raise_operators(graph: Any) -> None:
+    """Write as opset 18 does what changed there: axes of reductions, and parts of a Split.
+
+    Source:
+        ONNX Operator Changelog, opset 18.
+    """
+    from onnx import helper, numpy_helper
+
+    if Index(graph).opset >= 18:
+        return
+    for node in graph.graph.node:
+        axes = next((item for item in node.attribute if item.name == "axes"), None)
+        if node.op_type in REDUCTIONS and axes is not None and node.op_type != "ReduceSum":
+            name = fresh_name(graph, f"{node.output[0]}_axes")
+            values = numpy_helper.from_array(np.array(axes.ints, np.int64), name)
+            graph.graph.initializer.append(values)
+            node.input.append(name)
+            node.attribute.remove(axes)
+        if node.op_type == "Split" and len(node.input) == 1:
+            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
 
 def _snap_weights(graph: Any) -> None:

@@ -5,7 +5,16 @@ import onnx
 import onnxruntime
 import pytest
 from float_graphs import Graph, images, residual
-from foreign_forms import SIDE, clipped, newer_operators, unchanged, with_auxiliary, with_split
+from foreign_forms import (
+    SIDE,
+    clipped,
+    convolutional_head,
+    in_type,
+    newer_operators,
+    unchanged,
+    with_auxiliary,
+    with_split,
+)
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -417,3 +426,23 @@ def test_a_batch_that_cannot_be_another_is_refused(tmp_path):
     with pytest.raises(ModelError, match="batch of 1 and cannot run one of 2") as caught:
         check(tmp_path / "m.onnx", tmp_path / "open.onnx", images(2), (1, 2))
     assert "export.batch=1" in caught.value.hint
+
+
+def test_a_file_says_its_own_type_and_shape(tmp_path):
+    import json
+
+    from click.testing import CliRunner
+
+    from toolkit.cli.inspect import command
+
+    model = in_type(TensorProto.FLOAT16, ends=True)()
+    onnx.save(model, tmp_path / "half.onnx")
+    onnx.save(convolutional_head((0, 2, 3, 1))(), tmp_path / "last.onnx")
+    seen = []
+    for name in ("half", "last"):
+        result = CliRunner().invoke(command, ["graph", str(tmp_path / f"{name}.onnx"), "--json"])
+        assert result.exit_code == 0, result.output
+        seen.append(json.loads(result.output))
+    assert [each["input"]["dtype"] for each in seen] == ["float16", "float32"]
+    assert [each["output"]["shape"] for each in seen] == [[None, 5], [None, 1, 1, 5]]
+    assert seen[0]["parameters"] == seen[1]["parameters"] > 0
