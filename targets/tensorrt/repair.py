@@ -55,7 +55,13 @@ def fix(model: Path, version: str, out: Path) -> Repair:
     before = findings(graph, rules)
     graph = _repaired(graph, rules)
     after = findings(graph, rules)
-    onnx.checker.check_model(graph)
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"{model} cannot be repaired: {str(error).strip().splitlines()[0]}",
+            hint="export it again",
+        ) from error
     with replacing(out) as temporary:
         onnx.save(graph, str(temporary))
     left = {(finding.rule, finding.node) for finding in after}

@@ -116,7 +116,7 @@ def _reduction(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool
     if opset >= (13 if node.op_type == "ReduceSum" else 18):
         return True
     axes = node.inputs[1] if len(node.inputs) > 1 else None
-    if axes is not None and axes.const_value is None:
+    if axes is not None and (axes.const_value is None or axes.dtype != ir.DataType.INT64):
         return False
     numbers = [] if axes is None else [int(axis) for axis in constant(axes).reshape(-1)]
     if not numbers and node.attributes.get_int("noop_with_empty_axes", 0) != 0:
