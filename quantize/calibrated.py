@@ -53,7 +53,7 @@ def write(
     if goal is not None:
         probe = spread(statistics.probe, SEARCH_PIXELS)
         found, reached = mixed.reach(found, goal, probe, options, lambda trial: corrected(trial, options))
-    io.save(found.graph(), out)
+    io.save_as_given(found.graph(), classifier, out)
     costs = _sensitivity(found, options) if options.sensitivity else None
     return {
         "scheme": scheme.name,
@@ -85,7 +85,7 @@ def write(
         "float_layers": sorted(found.placement.float_layers),
         "mixed": reached,
         "sensitivity": costs,
-        "warnings": found.warnings,
+        "warnings": [*classifier.notes, *found.warnings],
     }
 
 

@@ -111,12 +111,10 @@ class FloatPass:
     def _compile(self, graph: Classifier, shape: list[int]) -> Any:
         made = [value for value in self._watched if value is not self._input]
         names = [str(value.name) for value in made]
-        try:
-            network = core().read_model(graph.path)  # faster than what was read of it
-            results = network.add_outputs(names)
-        except RuntimeError:  # functions or tensors that were written otherwise
-            network = core().read_model(ir.to_proto(graph.model).SerializeToString())
-            results = network.add_outputs(names)
+        network = core().read_model(
+            ir.to_proto(graph.model).SerializeToString()
+        )  # not the file, which may differ
+        results = network.add_outputs(names)
         network.reshape(shape)
         for value, result in zip(made, results, strict=True):
             tensor = result.get_node().input_value(0)

@@ -21,6 +21,7 @@ import onnx_ir as ir
 from toolkit.core.errors import QuantizationError, nearest
 from toolkit.core.quant import QuantScheme, QuantSpec
 from toolkit.graph import io
+from toolkit.graph.edit import Names
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 POOLED = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
@@ -265,15 +266,16 @@ def fork(model: ir.Model) -> ir.Model:
         an Identity, which takes the tensor's name.
     """
     changed = io.copy(model)
+    names = Names(changed.graph)
     for node in list(changed.graph):
         for value in node.outputs:
             readers = [use for use in value.uses() if not is_residual(use.node)]
             if value.is_graph_output() or len(readers) in (0, len(value.uses())):
                 continue
-            identity = ir.node("Identity", [value], name=f"{value.name}/identity")
+            identity = ir.node("Identity", [value], name=names.new(f"{value.name}/identity"))
             copy = identity.outputs[0]
             copy.name, copy.shape, copy.type = value.name, value.shape, value.type
-            value.name = f"{value.name}/exact"
+            value.name = names.new(f"{value.name}/exact")
             changed.graph.insert_after(node, identity)
             for use in readers:
                 use.node.replace_input_with(use.idx, copy)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from quantize.qparams import quantize_array
 from toolkit.core.quant import FloatArray, QParams
 from toolkit.graph import io
+from toolkit.graph.edit import Names
 
 
 def insert(
@@ -40,33 +41,34 @@ def insert(
     _correct(graph, biases)
     values = {str(v.name): v for v in (*graph.inputs, *(v for node in graph for v in node.outputs))}
     values |= {name: value for name, value in graph.initializers.items() if name is not None}
+    names = Names(graph)
     for name, qparams in (*activations.items(), *weights.items()):
-        _pair(graph, values[name], qparams, folded=store_integers and name in weights)
+        _pair(graph, values[name], qparams, names, folded=store_integers and name in weights)
     return changed
 
 
-def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, *, folded: bool) -> None:
+def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, folded: bool) -> None:
     users = list(value.uses())
     name = str(value.name)
     per_tensor = qparams.spec.axis is None
     scale = np.asarray(qparams.scale[0] if per_tensor else qparams.scale, np.float32)
     zero = np.asarray(qparams.zero_point[0] if per_tensor else qparams.zero_point, qparams.spec.dtype)
     constants = [
-        io.add_constant(graph, f"{name}/scale", scale),
-        io.add_constant(graph, f"{name}/zero_point", zero),
+        io.add_constant(graph, f"{name}/scale", scale, names),
+        io.add_constant(graph, f"{name}/zero_point", zero, names),
     ]
     attributes = {} if per_tensor else {"axis": int(qparams.spec.axis or 0)}
 
     def node(kind: str, source: ir.Value, suffix: str) -> ir.Node:
-        made = ir.node(kind, [source, *constants], attributes=attributes, name=f"{name}/{kind[:-6].lower()}")
-        made.outputs[0].name = f"{name}/{suffix}"
+        own = names.new(f"{name}/{kind[:-6].lower()}")
+        made = ir.node(kind, [source, *constants], attributes=attributes, name=own)
+        made.outputs[0].name = names.new(f"{name}/{suffix}")
         return made
 
     if folded:
         integers = quantize_array(io.constant(value), qparams).astype(qparams.spec.dtype)
-        pair = [
-            node("DequantizeLinear", io.add_constant(graph, f"{name}/quantized", integers), "dequantized")
-        ]
+        stored = io.add_constant(graph, f"{name}/quantized", integers, names)
+        pair = [node("DequantizeLinear", stored, "dequantized")]
     else:
         quantize = node("QuantizeLinear", value, "quantized")
         pair = [quantize, node("DequantizeLinear", quantize.outputs[0], "dequantized")]

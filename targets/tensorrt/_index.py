@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,14 @@ def load(path: Path) -> Any:
         raise ModelError(
             f"{path} is not a valid ONNX model: {reason}", hint="export it again; it may have been cut off"
         ) from error
+    for tensor in model.graph.initializer:
+        try:
+            onnx.numpy_helper.to_array(tensor)
+        except Exception as error:  # numpy and onnx raise many kinds for sizes that contradict the data
+            raise ModelError(
+                f"{path}: weight '{tensor.name}' is damaged: {str(error).splitlines()[0]}",
+                hint="export it again; it may have been cut off",
+            ) from error
     return model
 
 
@@ -147,6 +156,15 @@ def has_attribute(node: Any, name: str) -> bool:
 def label(node: Any) -> str:
     """What a person finds the node by: its name, else that of its first output."""
     return str(node.name or node.output[0])
+
+
+def fresh_name(model: Any, wanted: str) -> str:
+    """A name that no tensor of a graph has: the one that is asked for, or it with a number behind."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in node.output}
+    taken |= {item.name for item in (*graph.initializer, *graph.input)}
+    numbered = (f"{wanted}_{number}" for number in count(1))
+    return next(name for name in chain((wanted,), numbered) if name not in taken)
 
 
 def finite_positive(values: npt.NDArray[Any]) -> bool:

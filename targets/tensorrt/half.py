@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from targets.tensorrt._index import QUANTIZE, Index, label, load, takes_pixels
+from targets.tensorrt._index import QUANTIZE, Index, fresh_name, label, load, takes_pixels
 from targets.tensorrt.lint import weight_axis
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
+from toolkit.graph.opset import REDUCTIONS
 
 OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
 NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
@@ -49,13 +50,42 @@ def to_half(model: Path, out: Path) -> None:
     _cast_ends(graph, chain)
     _cast_after(graph, chain)
     del graph.graph.value_info[:]
+    _raise_operators(graph)
     for item in graph.opset_import:
         if item.domain in ("", "ai.onnx"):
             item.version = max(item.version, OPSET)
     graph.ir_version = max(graph.ir_version, 9)  # of ONNX 1.14, which brought opset 19
-    onnx.checker.check_model(graph)
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"no FP16-typed form in opset {OPSET}: {str(error).strip().splitlines()[0]}",
+            hint="keep the FP32-typed graph for this model",
+        ) from error
     with replacing(out) as temporary:
         onnx.save(graph, str(temporary))
+
+
+def _raise_operators(graph: Any) -> None:
+    """Write as opset 18 does what changed there: axes of reductions, and parts of a Split.
+
+    Source:
+        ONNX Operator Changelog, opset 18.
+    """
+    from onnx import helper, numpy_helper
+
+    if Index(graph).opset >= 18:
+        return
+    for node in graph.graph.node:
+        axes = next((item for item in node.attribute if item.name == "axes"), None)
+        if node.op_type in REDUCTIONS and axes is not None and node.op_type != "ReduceSum":
+            name = fresh_name(graph, f"{node.output[0]}_axes")
+            values = numpy_helper.from_array(np.array(axes.ints, np.int64), name)
+            graph.graph.initializer.append(values)
+            node.input.append(name)
+            node.attribute.remove(axes)
+        if node.op_type == "Split" and len(node.input) == 1:
+            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
 
 def _snap_weights(graph: Any) -> None:
@@ -116,7 +146,8 @@ def _full_scales(graph: Any, chain: list[Any]) -> set[str]:
         scale = next((each for each in graph.graph.initializer if each.name == node.input[1]), None)
         if node.op_type == QUANTIZE and scale is not None:
             graph.graph.initializer.add().CopyFrom(scale)
-            node.input[1] = graph.graph.initializer[-1].name = f"{scale.name}_full"
+            name = fresh_name(graph, f"{scale.name}_full")
+            node.input[1] = graph.graph.initializer[-1].name = name
             found.add(node.input[1])
     return found
 
@@ -126,12 +157,12 @@ def _cast_after(graph: Any, chain: list[Any]) -> None:
     from onnx import helper
 
     full = chain[-1].output[0] if chain else ""
-    nodes = list(graph.graph.node)
+    nodes, half = list(graph.graph.node), fresh_name(graph, f"{full}_half")
     readers = [node for node in nodes if full in node.input and node.op_type != QUANTIZE] if full else []
     for node in readers:
-        node.input[:] = [f"{full}_half" if name == full else name for name in node.input]
+        node.input[:] = [half if name == full else name for name in node.input]
     if readers:
-        cast = helper.make_node("Cast", [full], [f"{full}_half"], f"{full}_to_half", to=10)
+        cast = helper.make_node("Cast", [full], [half], f"{full}_to_half", to=10)
         graph.graph.node.insert(nodes.index(chain[-1]) + 1, cast)
 
 
@@ -140,7 +171,8 @@ def _cast_ends(graph: Any, chain: list[Any]) -> None:
     from onnx import TensorProto, helper
 
     body = graph.graph
-    inner = {item.name: f"{item.name}_half" for item in (*body.input, *body.output) if _is_float(item)}
+    ends = [item.name for item in (*body.input, *body.output) if _is_float(item)]
+    inner = {name: fresh_name(graph, f"{name}_half") for name in ends}
     for node in body.node:
         for names in (node.input, node.output):
             for i, name in enumerate(names):

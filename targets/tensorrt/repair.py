@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.tensorrt import versions
-from targets.tensorrt._index import DEQUANTIZE, QUANTIZE, Index, has_attribute, label, load
+from targets.tensorrt._index import DEQUANTIZE, QUANTIZE, Index, fresh_name, has_attribute, label, load
 from targets.tensorrt.lint import Finding, findings, weight_axis
 from targets.tensorrt.placement import sibling, trunk_and_skip
 from targets.tensorrt.versions import Rules
@@ -56,7 +55,13 @@ def fix(model: Path, version: str, out: Path) -> Repair:
     before = findings(graph, rules)
     graph = _repaired(graph, rules)
     after = findings(graph, rules)
-    onnx.checker.check_model(graph)
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(
+            f"{model} cannot be repaired: {str(error).strip().splitlines()[0]}",
+            hint="export it again",
+        ) from error
     with replacing(out) as temporary:
         onnx.save(graph, str(temporary))
     left = {(finding.rule, finding.node) for finding in after}
@@ -109,17 +114,20 @@ def _float_weights(graph: Any, rules: Rules) -> None:
         if not legal:
             others = None if scale.size == 1 else tuple(i for i in range(integers.ndim) if i != (axis or 0))
             scale = np.maximum(np.abs(weight).max(axis=others) / 127, MIN_SCALE)
-        name = _name(graph, f"{node.output[0]}_float")
+        name = fresh_name(graph, f"{node.output[0]}_float")
         _add_constant(graph, name, weight.astype(np.float32))
-        scale_name = _add_constant(graph, _name(graph, f"{node.output[0]}_scale"), scale.astype(np.float32))
+        scale_name = _add_constant(
+            graph, fresh_name(graph, f"{node.output[0]}_scale"), scale.astype(np.float32)
+        )
         zeros = np.zeros(np.shape(scale), np.int8)
-        zero_name = _add_constant(graph, _name(graph, f"{node.output[0]}_zero_point"), zeros)
+        zero_name = _add_constant(graph, fresh_name(graph, f"{node.output[0]}_zero_point"), zeros)
         _insert_quantize(graph, node, [name, scale_name, zero_name])
 
 
 def _signed(graph: Any) -> None:
     """Every pair gets int8 zero points of zeros; other scales are widened to cover the same range."""
     index = Index(graph)
+    added: dict[tuple[str, bytes, bytes], tuple[str, str]] = {}
     for node in index.nodes:
         if node.op_type not in (QUANTIZE, DEQUANTIZE) or not index.is_constant(node.input[1]):
             continue
@@ -137,9 +145,8 @@ def _signed(graph: Any) -> None:
             ):
                 _insert_relu(graph, node)
             wider = symmetric_scale(scale, zero, unsigned=stored == "uint8")
-            names = _shared_constants(
-                graph, node, wider.astype(scale.dtype), np.zeros(np.shape(scale), np.int8)
-            )
+            zeros = np.zeros(np.shape(scale), np.int8)
+            names = _shared_constants(graph, node, wider.astype(scale.dtype), zeros, added)
             del node.input[1:]
             node.input.extend(names)
 
@@ -153,7 +160,7 @@ def _insert_relu(graph: Any, quantize: Any) -> None:
     from onnx import helper
 
     tensor = quantize.input[0]
-    output = _name(graph, f"{tensor}_relu")
+    output = fresh_name(graph, f"{tensor}_relu")
     place = next(i for i, node in enumerate(graph.graph.node) if node == quantize)
     quantize.input[0] = output
     graph.graph.node.insert(place, helper.make_node("Relu", [tensor], [output], name=output))
@@ -231,43 +238,27 @@ def _residuals(graph: Any) -> None:
 
 
 def _lower_opset(graph: Any, opset: int) -> Any:
-    """Only the number, where every operator means the same in both; else ONNX's own converter."""
-    import onnx
+    """The graph in an older opset.
 
-    index = Index(graph)
-    changed = [node for node in index.nodes if not _same_in(node, index.opset, opset)]
-    if not changed:
-        for item in graph.opset_import:
-            if item.domain in ("", "ai.onnx"):
-                item.version = opset
-        graph.ir_version = min(graph.ir_version, 8)  # of ONNX 1.12, which brought opset 17
-        return graph
-    try:
-        return onnx.version_converter.convert_version(graph, opset)
-    except Exception as error:  # the converter raises RuntimeError, IndexError, ... by operator
+    Raises:
+        ModelError: An operator has no form there.
+    """
+    import onnx_ir as ir
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+    from toolkit.graph.opset import lower
+    from toolkit.graph.shapes import infer
+
+    model = ir.from_proto(graph)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    newer = model.graph.opset_imports.get("", opset)
+    infer(model)
+    if (refused := lower(model, opset)) is not None:
         raise ModelError(
-            f"opset {index.opset} cannot be lowered to {opset}: {label(changed[0])} ({changed[0].op_type})",
+            f"opset {newer} cannot be lowered to {opset}: {refused} has no form there",
             hint=f"export the model again with opset {opset}",
-        ) from error
-
-
-def _same_in(node: Any, newer: int, older: int) -> bool:
-    """Whether an operator has the same definition in both opsets, or uses nothing that came between."""
-    from onnx import defs
-
-    if node.domain not in ("", "ai.onnx"):
-        return True
-    latest = defs.get_schema(node.op_type, max_inclusive_version=newer)
-    try:
-        oldest = defs.get_schema(node.op_type, max_inclusive_version=older)
-    except defs.SchemaError:
-        return False
-    if latest.since_version == oldest.since_version:
-        return True
-    # newer versions of these add element types and optional attributes, and change no meaning
-    grown = ("QuantizeLinear", "DequantizeLinear", "Relu", "Add", "Flatten", "Identity", "Constant", "Cast")
-    widened = (*grown, "Conv", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Transpose", "Shape")
-    return node.op_type in widened and all(item.name in oldest.attributes for item in node.attribute)
+        )
+    return ir.to_proto(model)
 
 
 def _parameters(index: Index, node: Any) -> tuple[Any, npt.NDArray[Any]]:
@@ -283,16 +274,23 @@ def _root(index: Index, node: Any) -> str:
 
 
 def _shared_constants(
-    graph: Any, node: Any, scale: npt.NDArray[Any], zero: npt.NDArray[Any]
+    graph: Any,
+    node: Any,
+    scale: npt.NDArray[Any],
+    zero: npt.NDArray[Any],
+    added: dict[tuple[str, bytes, bytes], tuple[str, str]],
 ) -> tuple[str, str]:
     """Q and DQ of one tensor read the same constants: they are named after the ones they replace."""
     stem = node.input[1]
-    names = (f"{stem}_int8", f"{stem}_int8_zero_point")
-    present = {tensor.name for tensor in graph.graph.initializer}
-    for name, value in zip(names, (scale, zero), strict=True):
-        if name not in present:
-            _add_constant(graph, name, value)
-    return names
+    key = (stem, scale.tobytes(), zero.tobytes())
+    if key not in added:
+        names = (f"{stem}_int8", f"{stem}_int8_zero_point")
+        first, second = (
+            _add_constant(graph, fresh_name(graph, name), value)
+            for name, value in zip(names, (scale, zero), strict=True)
+        )
+        added[key] = first, second
+    return added[key]
 
 
 def _replace(graph: Any, node: Any, value: npt.NDArray[Any]) -> None:
@@ -304,7 +302,7 @@ def _replace(graph: Any, node: Any, value: npt.NDArray[Any]) -> None:
 def _insert_quantize(graph: Any, dequantize: Any, inputs: list[str]) -> None:
     from onnx import helper
 
-    integers = _name(graph, f"{inputs[0]}_quantized")
+    integers = fresh_name(graph, f"{inputs[0]}_quantized")
     name = f"{label(dequantize)}_quantize"
     place = next(i for i, node in enumerate(graph.graph.node) if node == dequantize)
     quantize = helper.make_node(QUANTIZE, inputs, [integers], name=name)
@@ -319,20 +317,6 @@ def _add_constant(graph: Any, name: str, value: npt.NDArray[Any]) -> str:
 
     graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
-
-
-def _name(graph: Any, wanted: str) -> str:
-    taken = {name for node in graph.graph.node for name in node.output}
-    taken |= {tensor.name for tensor in graph.graph.initializer}
-    return next(name for name in _spellings(wanted) if name not in taken)
-
-
-def _spellings(wanted: str) -> Iterator[str]:
-    yield wanted
-    number = 1
-    while True:
-        yield f"{wanted}_{number}"
-        number += 1
 
 
 def _rewire(graph: Any, old: str, new: str) -> None:

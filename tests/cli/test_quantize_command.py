@@ -103,3 +103,41 @@ def test_other_channels_than_the_graph_takes_are_told_before_any_work(tmp_path, 
     with pytest.raises(SystemExit) as ended:
         app.main(["inspect", "ranges", str(tmp_path / "grey.onnx"), "digits:train"])
     assert ended.value.code == 2
+
+
+def test_one_of_several_outputs_behind_a_softmax(network, tmp_path, capfd):
+    """The limit is judged on the logits, and what is written ends as the file does."""
+    model = onnx.load(network)
+    (logits,) = (value.name for value in model.graph.output)
+    model.graph.node.append(onnx.helper.make_node("Softmax", [logits], ["probabilities"], axis=1))
+    value = onnx.helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, [1, 10])
+    model.graph.output.append(value)
+    onnx.save(model, tmp_path / "two.onnx")
+    assert quantize(tmp_path / "two.onnx", tmp_path / "q.onnx") == 1
+    assert f"{logits}, probabilities" in (told := capfd.readouterr().err) and f"--output {logits}" in told
+    chosen = ["--output", "probabilities", "--min-agreement", "0.01"]
+    assert quantize(tmp_path / "two.onnx", tmp_path / "q.onnx", *chosen) == 0
+    assert "note: fitted and measured on the logits" in capfd.readouterr().err
+    written = onnx.load(tmp_path / "q.onnx").graph
+    assert [value.name for value in written.output] == ["probabilities"]
+    assert written.node[-1].op_type == "Softmax"
+    assert quantize(network, tmp_path / "plain.onnx") == 0
+    assert layers_in_int8(tmp_path / "q.onnx") == layers_in_int8(tmp_path / "plain.onnx")
+
+
+def test_a_recipe_names_the_output_too(network, tmp_path):
+    from toolkit.core.errors import ModelError
+    from toolkit.graph import io
+    from toolkit.pipeline.network import ONNX, take_onnx
+    from toolkit.pipeline.recipe import Recipe
+
+    model = onnx.load(network)
+    (logits,) = (value.name for value in model.graph.output)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("relu", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "two.onnx")
+    settings = {"load": {"model": str(tmp_path / "two.onnx")}, "select": {"source": "digits:train"}}
+    settings["evaluate"] = {"source": "digits:test"}
+    with pytest.raises(ModelError, match="2 outputs"):
+        take_onnx(Recipe.build(settings).load, tmp_path)
+    take_onnx(Recipe.build(settings, [f"load.output={logits}"]).load, tmp_path)
+    assert io.read(tmp_path / ONNX).output == logits

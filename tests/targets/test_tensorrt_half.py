@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from float_graphs import Graph
 from onnx import numpy_helper
 from qdq_graphs import FLOAT, TENSORRT, images, residual_net, save
 
@@ -70,3 +71,20 @@ def test_it_is_accepted_for_every_capability(capability, tmp_path):
     assert verdict.accepted, verdict.errors
     wanted = {"fp16"} if capability == "SM75" else {"int8"}  # it has no INT8 convolutions for Turing
     assert {item.precision for item in verdict.layers if item.kind == "Convolution"} == wanted
+
+
+def test_operators_that_opset_18_changed_are_written_as_it_has_them(tmp_path):
+    g = Graph(8)
+    x = g.unary("Relu", g.conv("images", 4))
+    g.nodes.append(onnx.helper.make_node("Split", [x], ["one", "two"], name="split", axis=1))
+    g.shapes |= dict.fromkeys(["one", "two"], (2, 8, 8))
+    x = g.node("ReduceMean", [g.add("one", "two")], (2, 1, 1), axes=[2, 3], keepdims=1)
+    x = g.node("Flatten", [x], (2,))
+    weight = g.constant("fc.weight", g.random.normal(size=(2, 5)))
+    g.nodes.append(onnx.helper.make_node("MatMul", [x, weight], ["logits"], name="fc"))
+    g.shapes["logits"] = (5,)
+    path, pixels = g.save(tmp_path / "net.onnx"), images(2)[:, :, :8, :8]
+    half.to_half(path, tmp_path / "half.onnx")
+    with onnxruntime.simulate(path) as one, onnxruntime.simulate(tmp_path / "half.onnx") as two:
+        wanted, got = one.infer(pixels), two.infer(pixels)
+    assert np.abs(wanted - got).max() < 0.02 * np.abs(wanted).max()

@@ -210,7 +210,7 @@ def _time(time_ms: float | None) -> str:
 def _quantized(source: Path) -> bool:
     import onnx
 
-    from toolkit.graph.io import QUANTIZED_OPS
+    from toolkit.graph.standard import QUANTIZED_OPS
 
     nodes = onnx.load(str(source), load_external_data=False).graph.node
     return any(node.op_type in QUANTIZED_OPS for node in nodes)

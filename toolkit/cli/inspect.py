@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli._options import JSON, PREPROCESS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 @click.group(
@@ -32,6 +36,7 @@ def graph(model: Path, as_json: bool) -> None:
     from toolkit.graph.cost import cost
 
     found = io.read(model)
+    ends = found.model.graph
     count = cost(model)
     operators = Counter(node.op_type for node in found.model.graph)
     planes, pixels = [found.channels, found.size, found.size], [found.size, found.size, found.channels]
@@ -39,9 +44,9 @@ def graph(model: Path, as_json: bool) -> None:
         "input": {
             "name": found.input,
             "shape": [found.batch, *(pixels if found.takes_pixels else planes)],
-            "dtype": "uint8" if found.takes_pixels else "float32",
+            "dtype": _dtype(ends.inputs, found.input),
         },
-        "output": {"name": found.output, "shape": [found.batch, found.classes]},
+        "output": {"name": found.output, "shape": _shape(ends.outputs[0])},
         "macs": count.macs or None,  # not counted where operators are integer ones
         "parameters": count.parameters,
         "quantized": found.quantized,
@@ -53,7 +58,7 @@ def graph(model: Path, as_json: bool) -> None:
         return
     for side in ("input", "output"):
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
-        kind = "  uint8" if side == "input" and found.takes_pixels else ""
+        kind = f"  {described['input']['dtype']}" if side == "input" else ""
         click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
     if count.macs:
         click.echo(f"{'macs':<12}{count.macs:,} an image")
@@ -108,3 +113,14 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     click.echo(f"{'tensor':<{width}}       low      high   99.9 % below")
     for name, row in rows.items():
         click.echo(f"{name:<{width}} {row['low']:9.3f} {row['high']:9.3f} {row['percentile_99_9']:14.3f}")
+
+
+def _shape(value: ir.Value) -> list[int | None]:
+    """Sizes of a tensor; None is dynamic."""
+    return [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+
+
+def _dtype(values: Iterable[ir.Value], name: str) -> str:
+    """Type of the elements of a tensor, as numpy names it."""
+    value = next(value for value in values if value.name == name)
+    return "unknown" if value.dtype is None else str(value.dtype.numpy())

@@ -71,6 +71,9 @@ Examples:
     metavar="PART",
     help="The same without labels: least part of these images with the float network's class.",
 )
+@click.option(
+    "--output", "logits", metavar="NAME", help="Name of the logits, where MODEL has several outputs."
+)
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
@@ -88,13 +91,15 @@ def command(
     int8_sums: str,
     max_drop_pp: float | None,
     min_agreement: float | None,
+    logits: str | None,
     skip_bad: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Quantize MODEL, a float ONNX classifier, to INT8 with images of SOURCE; labels are not needed.
 
-    MODEL has one input, square images (N, C, S, S), and one output, the logits (N, classes).
+    MODEL has one input, square images (N, C, S, S), and one output, the logits (N, classes), bare or behind
+    a Softmax; of several outputs --output names one. OUT ends as MODEL does.
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
     from calibration import manifest
@@ -121,7 +126,7 @@ def command(
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
     how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
     limited = precision.limited(how)
-    graph = io.read_classifier(model)
+    graph = io.read_classifier(model, logits)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
     origin = preprocessing.source_of(recipe.load.preprocess, graph.preprocess, graph.preprocess_source)

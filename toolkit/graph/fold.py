@@ -100,8 +100,6 @@ def _give(graph: ir.Graph, layer: ir.Node, place: int, array: Doubles) -> None:
     weight = layer.inputs[1]
     stem = str(weight.name if weight is not None else layer.name).removesuffix(".weight")
     name = f"{stem}.{'weight' if place == 1 else 'bias'}"
-    while name in graph.initializers:
-        name += "_folded"
     layer.replace_input_with(place, io.add_constant(graph, name, rounded))
 
 

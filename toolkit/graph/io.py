@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess, PreprocessSource
-from toolkit.graph.dialect import drop_identities, settle
-from toolkit.graph.padding import write_padding
-from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
+from toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
+from toolkit.graph.ending import Ending, classes, cut, restore
+from toolkit.graph.load import load
+from toolkit.graph.standard import FLOATS, is_quantized
 
-QUANTIZED_OPS = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-        "MatMulInteger",
-    }
-)
+__all__ = [
+    "Classifier",
+    "add_constant",
+    "constant",
+    "copy",
+    "read",
+    "read_classifier",
+    "save",
+    "save_as_given",
+    "set_constant",
+]
 PARAMETER_TYPES = frozenset(
-    {ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64 is of shapes
+    {ir.DataType.FLOAT, *FLOATS, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64: shapes
 )
 PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if not first
     "QLinearConv": (3, 8),
@@ -38,8 +38,8 @@ PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if no
     "ConvInteger": (1,),
     "MatMulInteger": (1,),
 }
+NOTES = "edgeship.notes"  # key of the metadata that keeps `Classifier.notes`
 COLOURS = (1, 3)  # channels of grey and RGB images
-_EXPORT_AGAIN = "export it again as a float32 image classifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class Classifier:
         preprocess: What its metadata says of preprocessing, if anything.
         takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
         preprocess_source: Origin of `preprocess`, where its metadata has that.
+        ending: What the file has behind the logits and `model` has not, as a Softmax.
+        notes: What was converted to read it, for its user.
     """
 
     path: Path
@@ -75,36 +77,50 @@ class Classifier:
     preprocess: Preprocess | None
     takes_pixels: bool = False
     preprocess_source: PreprocessSource | None = None
+    ending: Ending | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read(path: Path, *, quantizable: bool = False) -> Classifier:
+def read(path: Path, *, quantizable: bool = False, output: str | None = None) -> Classifier:
     """Read an ONNX image classifier, float or quantized.
 
     Args:
         path: The file.
-        quantizable: Whether a float graph of an old opset is read as one that can be quantized.
+        quantizable: Whether a float graph is read as one that can be quantized: in float32, in standard
+            operators, and in an opset from 13 to 17 where it has a form there.
+        output: Name of the logits, where the graph has several outputs.
 
     Raises:
         ModelError: The file is absent, cut off, or not a classifier of square images.
     """
-    model = _load(path, quantizable=quantizable)
+    model, notes = load(path, float_only=quantizable, output=output)
     graph = model.graph
     images = [value for value in graph.inputs if value.name not in graph.initializers]
-    if len(images) != 1 or len(graph.outputs) != 1:
+    if len(images) != 1:
         raise ModelError(
-            f"{path.name} has {len(images)} inputs and {len(graph.outputs)} outputs; one of each is expected",
-            hint="export it with the images as its only input and the logits as its only output",
+            f"{path.name} has {len(images)} inputs; one is expected",
+            hint="export it with the images as its only input",
         )
     image, logits = images[0], graph.outputs[0]
-    shape, result = _dims(image), _dims(logits)
+    shape, result, number = _dims(image), _dims(logits), classes(logits)
     takes_pixels = image.dtype == ir.DataType.UINT8 and len(shape) == 4 and shape[1] == shape[2]
     if takes_pixels:
         shape = (shape[0], shape[3], *shape[1:3])
-    if len(shape) != 4 or len(result) != 2 or shape[1] is None or result[1] is None or shape[2] != shape[3]:
+    if len(shape) != 4 or number is None or shape[1] is None or shape[2] != shape[3]:
         raise ModelError(
             f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
             "is expected",
             hint=_cure(shape, result),
+        )
+    if None not in {shape[0], result[0]} and shape[0] != result[0]:
+        raise ModelError(
+            f"{path.name} maps {shape[0]} images to {result[0]} rows of logits",
+            hint="export it with one row for each image, or with a batch of 1",
+        )
+    if shape[0] is None and result[0] is not None:
+        raise ModelError(
+            f"{path.name} maps any number of images to {result[0]} rows of logits",
+            hint="export it with a fixed batch, or with one row for each image",
         )
     return Classifier(
         path,
@@ -114,31 +130,36 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
         shape[0],
         shape[1],
         shape[2],
-        result[1],
+        number,
         _parameters(graph),
-        any(node.op_type in QUANTIZED_OPS for node in graph),
+        any(is_quantized(node) for node in graph),
         _preprocess(model),
         takes_pixels,
         _preprocess_source(model),
+        None,
+        (*_notes(model), *notes),
     )
 
 
-def read_classifier(path: Path | Classifier) -> Classifier:
-    """Read a float32 classifier that is to be quantized, each BatchNormalization in the layer before it.
+def read_classifier(path: Path | Classifier, output: str | None = None) -> Classifier:
+    """Read a float classifier that is to be quantized, each BatchNormalization in the layer before it.
+
+    Its output are the logits (N, classes); what the file has behind them, as a Softmax, is its `ending`.
 
     Args:
         path: The file; what was read of it comes back as it is.
+        output: Name of the logits, where the graph has several outputs.
 
     Raises:
-        ModelError: As `read`; or it is quantized already, computes in another type, or holds NaN weights.
+        ModelError: As `read`; or it is quantized already, takes another type, or holds NaN weights.
     """
     from toolkit.graph.fold import fold_batchnorms, fold_channel_orders  # they edit with the functions below
 
     if isinstance(path, Classifier):
         return path
-    found = read(path, quantizable=True)
+    found = read(path, quantizable=True, output=output)
     for node in found.model.graph:
-        if node.op_type in QUANTIZED_OPS:
+        if is_quantized(node):
             raise ModelError(
                 f"{path.name} is quantized already: node '{node.name}' is a {node.op_type}",
                 hint="start from the float32 model it was made from",
@@ -147,13 +168,9 @@ def read_classifier(path: Path | Classifier) -> Classifier:
     for value in tensors:
         if value.dtype != ir.DataType.FLOAT:
             raise ModelError(
-                f"'{value.name}' of {path.name} is {value.dtype}, not float32", hint=_EXPORT_AGAIN
+                f"'{value.name}' of {path.name} is {value.dtype}, not float32", hint=EXPORT_AGAIN
             )
     for name, value in found.model.graph.initializers.items():
-        if value.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}:
-            raise ModelError(
-                f"weight '{name}' of {path.name} is {value.dtype}, not float32", hint=_EXPORT_AGAIN
-            )
         if value.dtype == ir.DataType.FLOAT and not _allowed(value):
             raise ModelError(
                 f"weight '{name}' of {path.name} holds NaN or infinite values",
@@ -161,7 +178,19 @@ def read_classifier(path: Path | Classifier) -> Classifier:
             )
     fold_channel_orders(found.model)
     fold_batchnorms(found.model)
-    return replace(found, parameters=_parameters(found.model.graph))
+    ending = cut(found.model)
+    notes = found.notes
+    if ending is not None and ending.softmax:
+        notes = (*notes, "fitted and measured on the logits in front of the Softmax")
+    if notes:
+        found.model.metadata_props[NOTES] = json.dumps(notes)
+    return replace(
+        found,
+        parameters=_parameters(found.model.graph),
+        output=str(found.model.graph.outputs[0].name),
+        ending=ending,
+        notes=notes,
+    )
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -170,56 +199,22 @@ def save(model: ir.Model, path: Path) -> None:
         ir.save(model, temporary)
 
 
-def constant(value: ir.Value) -> np.ndarray[Any, Any]:
-    """The array of an initializer."""
-    if value.const_value is None:
-        raise ModelError(f"'{value.name}' is not a constant", hint=_EXPORT_AGAIN)
-    return np.asarray(value.const_value.numpy())
+def save_as_given(model: ir.Model, graph: Classifier, path: Path) -> None:
+    """Write a graph that was made of `graph`, its end as in the file that `graph` was read from.
 
-
-def set_constant(value: ir.Value, array: np.ndarray[Any, Any]) -> None:
-    """Give an initializer another array."""
-    value.const_value = ir.tensor(array, name=value.name)
-
-
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-    """Add an initializer to a graph and return it."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
+    Args:
+        model: The graph; it is changed.
+        graph: What `read_classifier` gave.
+        path: The file to write.
+    """
+    if graph.ending is not None:
+        restore(model, graph.ending)
+    save(model, path)
 
 
 def copy(model: ir.Model) -> ir.Model:
     """A copy whose nodes and initializers can be edited apart; arrays are shared until they are replaced."""
     return model.clone()
-
-
-def _load(path: Path, *, quantizable: bool) -> ir.Model:
-    if not path.is_file():
-        raise ModelError(f"no such file: {path}", hint="check the path")
-    try:
-        model = ir.load(path)
-        of_floats = not any(node.op_type in QUANTIZED_OPS for node in model.graph)
-        model = settle(model, quantizable=quantizable and of_floats)
-        inferred: ir.Model = ShapeInferencePass()(model).model
-        while fold_constants(inferred) or take_branches(inferred):
-            inferred = ShapeInferencePass()(inferred).model
-        drop_identities(inferred)  # of the branches
-        write_padding(inferred)
-        write_shapes(inferred)
-        for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
-            set_constant(value, np.array(constant(value)))
-    except ModelError:
-        raise
-    except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file
-        raise ModelError(
-            f"{path.name} is not a readable ONNX file: {str(error).splitlines()[0]}",
-            hint="it was cut off or is another format; export it again",
-        ) from error
-    return inferred
 
 
 def _dims(value: ir.Value) -> tuple[int | None, ...]:
@@ -238,7 +233,7 @@ def _cure(shape: tuple[int | None, ...], result: tuple[int | None, ...]) -> str:
         return "export it with a fixed number of channels"
     if shape[2] != shape[3]:
         return "its images are not square: export it for as many pixels in height as in width"
-    if len(result) != 2:
+    if len([size for size in result[1:] if size != 1]) > 1 or len(result) < 2:
         return "its output must be the logits: (N, classes), one number a class"
     return "export it with a fixed number of classes"
 
@@ -248,7 +243,7 @@ def _parameters(graph: ir.Graph) -> int:
     scales = {
         id(value)
         for node in graph
-        if node.op_type in QUANTIZED_OPS
+        if is_quantized(node)
         for place, value in enumerate(node.inputs)
         if place not in PARAMETER_INPUTS.get(node.op_type, (0,))
     }
@@ -264,7 +259,16 @@ def _allowed(value: ir.Value) -> bool:
 
 
 def _size(value: ir.Value) -> int:
-    return int(np.prod(_dims(value) or (1,)))  # type: ignore[arg-type]
+    return 0 if value.const_value is None else int(value.const_value.size)
+
+
+def _notes(model: ir.Model) -> tuple[str, ...]:
+    """Notes that were written when the file was converted."""
+    try:
+        content = json.loads(model.metadata_props.get(NOTES, "[]"))
+    except ValueError:
+        return ()
+    return tuple(map(str, content)) if isinstance(content, list) else ()
 
 
 def _preprocess(model: ir.Model) -> Preprocess | None:

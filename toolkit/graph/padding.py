@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from toolkit.graph.edit import add_constant
 from toolkit.graph.simplify import array_of
 
 
@@ -20,7 +21,7 @@ def write_padding(model: ir.Model) -> None:
     """
     for node in list(model.graph):
         if node.op_type == "Pad":
-            _pad_all_axes(model.graph, node)
+            pad_all_axes(model.graph, node)
             _pad_where_read(model.graph, node)
         how = node.attributes.get_string("auto_pad", "NOTSET")
         if how == "VALID":
@@ -43,7 +44,7 @@ def write_padding(model: ir.Model) -> None:
         )
 
 
-def _pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
+def pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
     """Give a Pad the pads of every axis instead of a list of axes."""
     data, pads, _, axes = [*node.inputs, None, None][:4]
     if data is None or data.shape is None or pads is None or axes is None:
@@ -53,9 +54,7 @@ def _pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
     rank, given = len(data.shape), array_of(pads).reshape(2, -1)
     every = np.zeros((2, rank), np.int64)
     every[:, [int(axis) % rank for axis in array_of(axes)]] = given
-    value = ir.Value(name=f"{node.outputs[0].name}/pads", const_value=ir.tensor(every.reshape(-1)))
-    graph.register_initializer(value)
-    node.replace_input_with(1, value)
+    node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}/pads", every.reshape(-1)))
     node.resize_inputs(3)
 
 

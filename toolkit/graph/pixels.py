@@ -12,6 +12,7 @@ import onnx_ir as ir
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
 from toolkit.graph import io
+from toolkit.graph.edit import Names
 
 LEVELS = np.arange(256)  # values of a pixel
 Doubles = npt.NDArray[np.float64]
@@ -46,7 +47,8 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
             hint="give mean and std one number for each channel of the images",
         )
     uses = list(old.uses())
-    old.name = f"{found.input}/normalized"
+    names = Names(graph)
+    old.name = names.new(f"{found.input}/normalized")
     pixels = ir.Value(
         name=found.input,
         shape=ir.Shape([old.shape[0] if old.shape else None, found.size, found.size, found.channels]),
@@ -58,11 +60,11 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
         row = (
             np.tile(array, (found.size, 1)) if found.size else array
         )  # runtimes are slow at repeating 3 numbers
-        constant = io.add_constant(graph, f"{found.input}/{name}", row)
+        constant = io.add_constant(graph, f"{found.input}/{name}", row, names)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
     nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
     for node in nodes:
-        node.name = f"{found.input}/{node.op_type.lower()}"
+        node.name = names.new(f"{found.input}/{node.op_type.lower()}")
         node.outputs[0].name = node.name
     ready = nodes[-1].outputs[0]
     ready.shape, ready.type = old.shape, old.type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import zip_longest
 
 import numpy as np
@@ -10,14 +11,22 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
+from toolkit.graph.edit import Names, add_constant
+
 FOLDED = frozenset(  # what paddings, shapes and fills are computed with, and normalized weights
     {
-        *("ReduceL2", "ReduceSum", "ReduceMean", "ReduceProd", "Sqrt", "Pow", "Reciprocal"),
-        *("Add", "Sub", "Mul", "Div", "Mod", "Neg", "Cast", "Equal", "Where", "Range"),
-        *("Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Expand"),
-        *("Shape", "ConstantOfShape"),
+        *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
+        *("ReduceProd", "ReduceSum", "ReduceSumSquare", "BatchNormalization", "InstanceNormalization"),
+        *("LayerNormalization", "Abs", "Ceil", "Clip", "Erf", "Exp", "Floor", "Log", "Neg", "Reciprocal"),
+        *("Relu", "Round", "Sigmoid", "Sign", "Softmax", "Softplus", "Sqrt", "Tanh"),
+        *("Add", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Pow", "Sub", "Sum", "MatMul", "Gemm", "Einsum"),
+        *("And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Where", "Xor"),
+        *("Cast", "CastLike", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad"),
+        *("Range", "Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
     }
 )
+GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Einsum"})
+MOST_FOLDED = 2**27  # values of a constant that is computed: 512 MiB in float32
 
 
 def fold_constants(model: ir.Model) -> bool:
@@ -28,19 +37,18 @@ def fold_constants(model: ir.Model) -> bool:
     """
     found = False
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    names = Names(model.graph)
     for node in list(model.graph):
+        if not any(output.uses() for output in node.outputs):
+            continue
         arrays = _worked_out(node)
-        if arrays is None or not any(output.uses() for output in node.outputs):
+        if arrays is None:
             continue
         found = True
         for output, array in zip(node.outputs, arrays, strict=True):
-            value = ir.Value(name=f"{output.name}/constant", const_value=ir.tensor(array))
-            value.shape, value.type = (
-                ir.Shape(array.shape),
-                ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            )
-            model.graph.register_initializer(value)
-            ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=False)
+            if output.uses():
+                value = add_constant(model.graph, f"{output.name}/constant", array, names)
+                ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=False)
     RemoveUnusedNodesPass()(model)
     return found
 
@@ -59,12 +67,18 @@ def take_branches(model: ir.Model) -> bool:
         found = True
         name = "then_branch" if condition.const_value.numpy().item() else "else_branch"
         branch = node.attributes[name].as_graph()
-        inner, results = list(branch), list(branch.outputs)
+        inner, results, constants = list(branch), list(branch.outputs), list(branch.initializers.values())
         branch.outputs.clear()
         branch.remove(inner)
-        for value in list(branch.initializers.values()):
-            branch.initializers.pop(str(value.name))
+        branch.initializers.clear()
+        names = Names(graph)
+        for value in constants:
+            value.name = names.new(str(value.name))
             graph.register_initializer(value)
+        for each in inner:
+            each.name = names.new(str(each.name or each.op_type))
+            for value in each.outputs:
+                value.name = names.new(str(value.name))
         graph.insert_before(node, inner)
         for old, new in zip(node.outputs, results, strict=True):
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
@@ -99,11 +113,8 @@ def write_shapes(model: ir.Model) -> None:
         ]
         if any(isinstance(size, str) for size in shape):
             continue
-        value = ir.Value(
-            name=f"{node.outputs[0].name}/shape", const_value=ir.tensor(np.array(shape, np.int64))
-        )
-        model.graph.register_initializer(value)
-        node.replace_input_with(1, value)
+        name = f"{node.outputs[0].name}/shape"
+        node.replace_input_with(1, add_constant(model.graph, name, np.array(shape, np.int64)))
     RemoveUnusedNodesPass()(model)
 
 
@@ -147,18 +158,36 @@ def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
     read = [value for value in node.inputs if value is not None]
     if not read or any(value.const_value is None or value.is_graph_input() for value in read):
         return None
+    if not _size_of_result(node) <= MOST_FOLDED:
+        return None
     version = node.graph.opset_imports.get("") or onnx.defs.onnx_opset_version()
     alone = onnx.helper.make_model(
         onnx.helper.make_graph(
             [ir.to_proto(node)],
             "alone",
             [],
-            [onnx.helper.make_empty_tensor_value_info(str(value.name)) for value in node.outputs],
+            [onnx.helper.make_empty_tensor_value_info(str(v.name)) for v in node.outputs if v.name],
             [onnx.numpy_helper.from_array(array_of(value), value.name) for value in read],
         ),
         opset_imports=[onnx.helper.make_opsetid("", version)],
     )
-    return [np.asarray(each) for each in ReferenceEvaluator(alone).run(None, {})]
+    try:
+        with np.errstate(all="ignore"):  # infinite and NaN weights are refused later, by their names
+            results = iter(ReferenceEvaluator(alone).run(None, {}))
+    except Exception:  # it raises what numpy raises: the node contradicts itself, which inference reports
+        return None
+    return [np.asarray(next(results)) if value.name else np.empty(0) for value in node.outputs]
+
+
+def _size_of_result(node: ir.Node) -> float:
+    """Number of values that a node of constants computes; infinite where that is not known."""
+    shape = node.outputs[0].shape
+    sizes = [dim for dim in shape or () if isinstance(dim, int)]
+    if shape is not None and len(sizes) == len(shape):
+        return float(math.prod(sizes))
+    if node.op_type in GROWING:
+        return math.inf
+    return float(math.prod(array_of(value).size for value in node.inputs if value is not None))
 
 
 def array_of(value: ir.Value) -> np.ndarray:

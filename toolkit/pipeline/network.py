@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -144,7 +145,7 @@ def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     from toolkit.graph import io
 
     source = Path(options.model).expanduser()
-    graph = io.read_classifier(source)
+    graph = io.read_classifier(source, options.output or None)
     if graph.size and options.size and graph.size != options.size:
         raise RecipeError(
             f"export.size = {options.size}, but {source.name} takes {graph.size} pixels",
@@ -179,8 +180,7 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
     batch = None if options.batch == "dynamic" else options.batch
     if (folder / ONNX).is_file():
         metadata = preprocess_metadata(prepared, described["preprocess_source"])
-        _reshape(folder / ONNX, file, batch, prepared.crop, metadata)
-        parity = 0.0
+        parity = _reshape(folder / ONNX, file, batch, prepared.crop, metadata)
     else:
         from toolkit.models import export as exporter
         from toolkit.models import weights
@@ -222,24 +222,38 @@ def first_layer(source: Path) -> FirstLayer:
     return FirstLayer(loaded.preprocess, stem, arch.classes)
 
 
-def _reshape(source: Path, file: Path, batch: int | None, size: int, metadata: Mapping[str, str]) -> None:
-    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels; add metadata."""
+def _reshape(source: Path, file: Path, batch: int | None, size: int, metadata: Mapping[str, str]) -> float:
+    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels; add metadata.
+
+    Returns:
+        Largest difference of its logits where the batch is another, relative to the largest logit.
+
+    Raises:
+        ModelError: The graph cannot run that batch.
+    """
+    import numpy as np
     import onnx_ir as ir
-    from onnx_ir.passes.common import ShapeInferencePass
 
     from toolkit.graph import io
+    from toolkit.graph.batch import check, release
+    from toolkit.graph.shapes import infer
 
     found = io.read(source)
     graph = found.model.graph
-    for node in graph:
-        for value in node.outputs:
-            value.shape = None  # inferred anew
+    changed = found.batch is not None and batch != found.batch
+    if found.batch is not None and changed:
+        release(found.model, found.batch)
     dim = "batch" if batch is None else batch
     graph.inputs[0].shape = ir.Shape([dim, found.channels, size, size])
     graph.outputs[0].shape = ir.Shape([dim, found.classes])
-    ShapeInferencePass()(found.model)
+    infer(found.model)
     found.model.metadata_props.update(metadata)
     io.save(found.model, file)
+    if found.batch is None or not changed:
+        return 0.0
+    batches = (found.batch, batch or 2)
+    shape = (math.lcm(*batches), found.channels, size, size)
+    return check(source, file, np.random.default_rng(0).normal(size=shape).astype(np.float32), batches)
 
 
 def _class_names(labels: str, classes: int) -> tuple[tuple[str, ...], ...]:

@@ -137,9 +137,12 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
         return
     yield "", path.stat()
     if path.suffix.lower() == ".onnx":
-        for beside in path.parent.glob(f"{path.name}*"):
-            if beside != path and beside.is_file():
-                yield beside.name, beside.stat()
+        from toolkit.graph.load import external_files
+
+        beside = {each for each in path.parent.glob(f"{path.name}*") if each != path}
+        for each in sorted(beside.union(external_files(path))):
+            if each.is_file():
+                yield each.relative_to(path.parent).as_posix(), each.stat()
     if path.suffix.lower() in listing.SUFFIXES:
         for name in listing.listed_files(path):
             yield name, (path.parent / name).stat()

@@ -21,7 +21,7 @@ from toolkit.core.statistics import agreement, paired_drop
 from toolkit.core.tensors import Preprocess
 from toolkit.core.threads import granted_cores
 from toolkit.graph.cost import shares
-from toolkit.graph.io import Classifier
+from toolkit.graph.io import Classifier, save
 from toolkit.pipeline import evaluation, images, variants
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def quantize(
     if judges is None:
         return quantization.quantize(graph, statistics, scheme(options, target), how, out)
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(target, graph.path, judges, Path(folder))
+        model = Path(folder) / "float.onnx"  # the logits of `graph`, which its file may not give
+        save(graph.model, model)
+        trials = Trials(target, model, judges, Path(folder))
         goal = trials.goal(options)
         summary = quantization.quantize(graph, statistics, scheme(options, target), how, out, goal)
         summary["mixed"], warnings = given_up(summary["mixed"], trials, out)

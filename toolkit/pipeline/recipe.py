@@ -85,6 +85,7 @@ class LoadOptions:
     model: str = option("auto", "auto (from the tensors), resnet18, ..., or a file.onnx.", path=".onnx")
     weights: str = option("", "A checkpoint file, torchvision:IMAGENET1K_V1, or train.", path=True)
     labels: str = option("", "File with the class name of each output, one a line.", path=True)
+    output: str = option("", "Name of the logits, where a file.onnx has several outputs.")
     preprocess: PreprocessOptions = option(PreprocessOptions(), "Resize, crop, mean, std, ...")  # noqa: RUF009
     train: TrainingOptions = option(TrainingOptions(), "Options of training.")  # noqa: RUF009
     size: int | None = option(None, "Same as export.size.", derived=True)

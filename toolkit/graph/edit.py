@@ -1,0 +1,115 @@
+"""Constants of a graph, and names for the tensors and nodes that are added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from toolkit.core.errors import ModelError
+
+EXPORT_AGAIN = "export it again as a float32 image classifier"
+
+
+class Names:
+    """The names of a graph's tensors and nodes, its subgraphs' included.
+
+    Args:
+        graph: The graph; names added to it afterwards by other means are not in here.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._taken = {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            self._taken.add(str(node.name))
+            self._taken.update(str(value.name) for value in node.outputs)
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    inner = attribute.as_graph()
+                    self._taken.update(str(v.name) for v in (*inner.inputs, *inner.initializers.values()))
+
+    def new(self, wanted: str) -> str:
+        """Reserve a name: the one that is asked for, or it with a number behind where it is taken."""
+        name = wanted
+        for number in count(1):
+            if name not in self._taken:
+                break
+            name = f"{wanted}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def constant(value: ir.Value) -> np.ndarray[Any, Any]:
+    """The array of an initializer."""
+    if value.const_value is None:
+        raise ModelError(f"'{value.name}' is not a constant", hint=EXPORT_AGAIN)
+    return np.asarray(value.const_value.numpy())
+
+
+def set_constant(value: ir.Value, array: np.ndarray[Any, Any]) -> None:
+    """Give an initializer another array."""
+    value.const_value = ir.tensor(array, name=value.name)
+
+
+def add_constant(
+    graph: ir.Graph, name: str, array: np.ndarray[Any, Any], names: Names | None = None
+) -> ir.Value:
+    """Add an initializer to a graph and return it.
+
+    Args:
+        graph: The graph.
+        name: Its name; where another tensor has it already, a number is put behind it.
+        array: Its values.
+        names: The names of the graph, where several constants are added.
+    """
+    name = (names or Names(graph)).new(name)
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(
+        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(value)
+    return value
+
+
+class Replacement:
+    """Nodes that take the place of one node; the last one that is emitted gives its result.
+
+    Args:
+        graph: The graph.
+        node: The node; `finish` removes it.
+        names: The names of the graph.
+    """
+
+    def __init__(self, graph: ir.Graph, node: ir.Node, names: Names) -> None:
+        self._graph, self._node, self._names = graph, node, names
+        self._emitted: list[ir.Node] = []
+
+    def emit(
+        self, kind: str, inputs: Sequence[ir.Value | None], *, keeps_name: bool = False, **attributes: Any
+    ) -> ir.Value:
+        """Add a node and return its result; `keeps_name`: the node has the name of the one it replaces."""
+        name = str(self._node.name)
+        new = ir.node(kind, inputs, attributes=attributes)
+        new.name = name if keeps_name else self._names.new(f"{name}/{kind.lower()}")
+        result = new.outputs[0]
+        result.name = self._names.new(f"{self._node.outputs[0].name}/{kind.lower()}")
+        result.type = self._node.outputs[0].type
+        self._emitted.append(new)
+        return result
+
+    def constant(self, suffix: str, array: Any) -> ir.Value:
+        """Add an initializer."""
+        return add_constant(self._graph, f"{self._node.name}/{suffix}", np.asarray(array), self._names)
+
+    def finish(self) -> None:
+        """Put the nodes in place; the result has the name, shape and type that it had."""
+        old, new = self._node.outputs[0], self._emitted[-1].outputs[0]
+        self._graph.insert_before(self._node, self._emitted)
+        new.shape, new.type = old.shape, old.type
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        name = old.name
+        self._graph.remove(self._node, safe=True)
+        new.name = name

@@ -1,0 +1,201 @@
+"""An ONNX file as one kind of graph, whatever exporter, opset and float type it comes from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from toolkit.core.errors import ModelError
+from toolkit.graph.dialect import drop_identities, settle
+from toolkit.graph.edit import constant, set_constant
+from toolkit.graph.ending import choose
+from toolkit.graph.fused import unfuse
+from toolkit.graph.opset import PORTABLE_OPSET, lower
+from toolkit.graph.padding import write_padding
+from toolkit.graph.shapes import infer, open_dimensions
+from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
+from toolkit.graph.standard import (
+    check_layers,
+    drop_casts,
+    is_quantized,
+    refuse_foreign,
+    refuse_training,
+    to_float32,
+    write_scalars,
+)
+
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings come back as our errors
+SMALL_BYTES = 1024  # constants that inference may need: shapes, axes, bounds
+
+
+def load(path: Path, *, float_only: bool, output: str | None = None) -> tuple[ir.Model, tuple[str, ...]]:
+    """Read an ONNX file: constants folded, shapes inferred, one output.
+
+    Args:
+        path: The file; weights may lie in files in its folder or below.
+        float_only: Whether it is to be quantized: then it comes in float32, in standard operators, and in an
+            opset from 13 to 17 where it has a form there.
+        output: Name of the output to take, where there are several.
+
+    Returns:
+        The graph, and notes of what was converted.
+
+    Raises:
+        ModelError: The file is absent, cut off, or a graph that cannot be used.
+    """
+    if not path.is_file():
+        raise ModelError(f"no such file: {path}", hint="check the path")
+    try:
+        model = ir.load(path)
+        _check_external(model, path)
+        _load_constants(model)
+    except ModelError:
+        raise
+    except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file
+        raise ModelError(
+            f"{path.name} is not a readable ONNX file: {_first_line(error)}",
+            hint="it was cut off or is another format; export it again",
+        ) from error
+    try:
+        return _normalized(model, path.name, float_only=float_only, output=output)
+    except ModelError:
+        raise
+    except Exception as error:  # a graph that contradicts itself fails in many ways
+        raise ModelError(
+            f"{path.name} is not a valid ONNX graph: {_first_line(error)}",
+            hint="check it with `onnx.checker.check_model`, and export it again",
+        ) from error
+
+
+def external_files(path: Path) -> list[Path]:
+    """Files beside an ONNX file that its weights are in; [] where it cannot be read."""
+    try:
+        model = ir.load(path)
+    except Exception:  # whatever is wrong with it, `load` says it
+        return []
+    return sorted({path.parent / str(tensor.location) for tensor in _external(model) if _inside(tensor)})
+
+
+def _normalized(
+    model: ir.Model, file: str, *, float_only: bool, output: str | None
+) -> tuple[ir.Model, tuple[str, ...]]:
+    notes: list[str | None] = []
+    float_only = float_only and not any(is_quantized(node) for node in model.graph)
+    open_dimensions(model)
+    model = settle(model, raised=float_only)
+    choose(model, output, file)
+    refuse_training(model)
+    if float_only:
+        notes.append(unfuse(model))
+        notes.append(to_float32(model))
+    infer(model)
+    while fold_constants(model) or take_branches(model):
+        infer(model)
+    drop_identities(model)  # of the branches
+    if float_only:
+        drop_casts(model)
+    write_scalars(model)
+    write_padding(model)
+    write_shapes(model)
+    if float_only:
+        refuse_foreign(model)
+        notes.append(_lowered(model))
+        RemoveUnusedOpsetsPass()(model)
+    RemoveUnusedNodesPass()(model)
+    _check(model, full=float_only)
+    if float_only:
+        check_layers(model)
+    return model, tuple(note for note in notes if note)
+
+
+def _lowered(model: ir.Model) -> str | None:
+    opset = model.graph.opset_imports.get("", PORTABLE_OPSET)
+    if opset <= PORTABLE_OPSET:
+        return None
+    refused = lower(model, PORTABLE_OPSET)
+    infer(model)
+    if refused is not None:
+        return f"opset {opset} was kept: opset {PORTABLE_OPSET} has no form of {refused}"
+    return f"converted from opset {opset} to {PORTABLE_OPSET}"
+
+
+def _check(model: ir.Model, *, full: bool) -> None:
+    """Check a graph by the definitions of its operators; large weights stay out of it.
+
+    Args:
+        model: The graph.
+        full: Whether to check shapes and types too.
+
+    Raises:
+        ValidationError: A node breaks the definition of its operator.
+        InferenceError: Shapes or types contradict each other.
+    """
+    skeleton = model.clone()
+    graph = skeleton.graph
+    for value in list(graph.initializers.values()):
+        if value.const_value is not None and value.const_value.nbytes > SMALL_BYTES:
+            graph.initializers.pop(str(value.name))
+            value.const_value = None
+            graph.inputs.append(value)
+    onnx.checker.check_model(ir.to_proto(skeleton), full_check=full)
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    return [
+        value.const_value
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor)
+    ]
+
+
+def _check_external(model: ir.Model, path: Path) -> None:
+    """See that weights in other files are there, and below the folder of the graph.
+
+    Raises:
+        ModelError: They are not.
+    """
+    for tensor in _external(model):
+        location = Path(tensor.location)
+        if not _inside(tensor):
+            raise ModelError(
+                f"{path.name} keeps weight '{tensor.name}' outside its folder: {location}",
+                hint="move the file below the folder of the graph, and name it from there",
+            )
+        if not (path.parent / location).is_file():
+            raise ModelError(
+                f"{path.name} keeps weight '{tensor.name}' in {location}, which is not there",
+                hint=f"copy it to {path.parent / location}",
+            )
+
+
+def _inside(tensor: ir.ExternalTensor) -> bool:
+    """Whether a tensor lies below the folder of its graph."""
+    location = Path(tensor.location)
+    return not location.is_absolute() and ".." not in location.parts
+
+
+def _load_constants(model: ir.Model) -> None:
+    """Give each initializer an array of its own: else one that stays keeps the whole file."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if (
+                tensor is not None
+                and isinstance(tensor.dtype, ir.DataType)
+                and tensor.dtype != ir.DataType.STRING
+            ):
+                set_constant(value, np.array(constant(value)))
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of what an error goes back to."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
