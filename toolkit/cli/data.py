@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._options import JSON
+from toolkit.cli._options import JSON, SizeType
+from toolkit.core.tensors import Size
 
 
 @click.group(epilog="\b\nExample:\n  edgeship data check photos/ --evaluation photos-test/ --size 64")
@@ -29,7 +30,7 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice.")
 @click.option("--evaluation", metavar="SOURCE", help="Images that must not be among them.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint whose first layer judges them.")
-@click.option("--size", type=click.IntRange(min=1), help="Input side in pixels.")
+@click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.")
 @JSON
 def check(
     *,
@@ -38,7 +39,7 @@ def check(
     seed: int,
     evaluation: str | None,
     weights: Path | None,
-    size: int | None,
+    size: Size | None,
     as_json: bool,
 ) -> None:
     """Say what is wrong with the calibration images of SOURCE.

@@ -34,12 +34,15 @@ def graph(model: Path, as_json: bool) -> None:
     found = io.read(model)
     count = cost(model)
     operators = Counter(node.op_type for node in found.model.graph)
-    planes, pixels = [found.channels, found.size, found.size], [found.size, found.size, found.channels]
+    sides = [found.height, found.width]
     described: dict[str, Any] = {
         "input": {
             "name": found.input,
-            "shape": [found.batch, *(pixels if found.takes_pixels else planes)],
-            "dtype": "uint8" if found.takes_pixels else "float32",
+            "shape": [
+                found.batch,
+                *([*sides, found.channels] if found.form.layout == "NHWC" else [found.channels, *sides]),
+            ],
+            "dtype": found.form.dtype,
         },
         "output": {"name": found.output, "shape": [found.batch, found.classes]},
         "macs": count.macs or None,  # not counted where operators are integer ones
@@ -53,7 +56,7 @@ def graph(model: Path, as_json: bool) -> None:
         return
     for side in ("input", "output"):
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
-        kind = "  uint8" if side == "input" and found.takes_pixels else ""
+        kind = "  uint8" if side == "input" and found.form.dtype == "uint8" else ""
         click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
     if count.macs:
         click.echo(f"{'macs':<12}{count.macs:,} an image")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,10 +13,15 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, Size, as_size
+from toolkit.graph.batch import open_batch
 from toolkit.graph.dialect import drop_identities, settle
+from toolkit.graph.layout import InputForm, form_of, to_planes
 from toolkit.graph.padding import write_padding
 from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
+
+if TYPE_CHECKING:
+    from toolkit.graph.normalization import InputNormalization  # which reads graphs with what is below
 
 QUANTIZED_OPS = frozenset(
     {
@@ -38,7 +43,6 @@ PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if no
     "ConvInteger": (1,),
     "MatMulInteger": (1,),
 }
-COLOURS = (1, 3)  # channels of grey and RGB images
 _EXPORT_AGAIN = "export it again as a float32 image classifier"
 
 
@@ -49,16 +53,19 @@ class Classifier:
     Attributes:
         path: Its file.
         model: The graph, shapes inferred, constants lifted to initializers.
-        input: Name of the image input, float32 (N, channels, size, size) or pixels.
+        input: Name of the image input, float32 (N, channels, height, width), or as `form` says.
         output: Name of the logits, float32 (N, classes).
         batch: Images an inference; None is dynamic.
         channels: Channels of the image.
-        size: Height and width of the image in pixels; None is dynamic.
+        height: Of the image in pixels; None is dynamic.
+        width: The same.
         classes: Number of classes.
         parameters: Number of weights and biases.
         quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
         preprocess: What its metadata says of preprocessing, if anything.
-        takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
+        takes_pixels: Whether the input is uint8 (N, height, width, channels) and normalized inside.
+        form: How the file takes images; one that is to be quantized is read as float32 NCHW all the same.
+        normalization: What a graph that is to be quantized does to raw pixels itself, if that was found.
     """
 
     path: Path
@@ -67,12 +74,20 @@ class Classifier:
     output: str
     batch: int | None
     channels: int
-    size: int | None
+    height: int | None
+    width: int | None
     classes: int
     parameters: int
     quantized: bool
     preprocess: Preprocess | None
-    takes_pixels: bool = False
+    takes_pixels: bool
+    form: InputForm
+    normalization: InputNormalization | None = None
+
+    @property
+    def size(self) -> Size | None:
+        """Height and width of the image in pixels; None if one is dynamic."""
+        return None if self.height is None or self.width is None else as_size(self.height, self.width)
 
 
 def read(path: Path, *, quantizable: bool = False) -> Classifier:
@@ -83,9 +98,9 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
         quantizable: Whether a float graph of an old opset is read as one that can be quantized.
 
     Raises:
-        ModelError: The file is absent, cut off, or not a classifier of square images.
+        ModelError: The file is absent, cut off, or not an image classifier.
     """
-    model = _load(path, quantizable=quantizable)
+    model, form = _load(path, quantizable=quantizable)
     graph = model.graph
     images = [value for value in graph.inputs if value.name not in graph.initializers]
     if len(images) != 1 or len(graph.outputs) != 1:
@@ -95,12 +110,12 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
         )
     image, logits = images[0], graph.outputs[0]
     shape, result = _dims(image), _dims(logits)
-    takes_pixels = image.dtype == ir.DataType.UINT8 and len(shape) == 4 and shape[1] == shape[2]
-    if takes_pixels:
+    stored = form_of(image)
+    if stored.layout == "NHWC":
         shape = (shape[0], shape[3], *shape[1:3])
-    if len(shape) != 4 or len(result) != 2 or shape[1] is None or result[1] is None or shape[2] != shape[3]:
+    if len(shape) != 4 or len(result) != 2 or shape[1] is None or result[1] is None:
         raise ModelError(
-            f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
+            f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, H, W) to (N, classes) "
             "is expected",
             hint=_cure(shape, result),
         )
@@ -112,11 +127,13 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
         shape[0],
         shape[1],
         shape[2],
+        shape[3],
         result[1],
         _parameters(graph),
         any(node.op_type in QUANTIZED_OPS for node in graph),
         _preprocess(model),
-        takes_pixels,
+        stored == InputForm("NHWC", "uint8"),
+        form,
     )
 
 
@@ -130,6 +147,7 @@ def read_classifier(path: Path | Classifier) -> Classifier:
         ModelError: As `read`; or it is quantized already, computes in another type, or holds NaN weights.
     """
     from toolkit.graph.fold import fold_batchnorms, fold_channel_orders  # they edit with the functions below
+    from toolkit.graph.normalization import find_input_normalization
 
     if isinstance(path, Classifier):
         return path
@@ -158,7 +176,12 @@ def read_classifier(path: Path | Classifier) -> Classifier:
             )
     fold_channel_orders(found.model)
     fold_batchnorms(found.model)
-    return replace(found, parameters=_parameters(found.model.graph))
+    are_pixels = found.form.dtype == "uint8"
+    return replace(
+        found,
+        parameters=_parameters(found.model.graph),
+        normalization=find_input_normalization(found.model, are_pixels=are_pixels),
+    )
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -194,7 +217,7 @@ def copy(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
-def _load(path: Path, *, quantizable: bool) -> ir.Model:
+def _load(path: Path, *, quantizable: bool) -> tuple[ir.Model, InputForm]:
     if not path.is_file():
         raise ModelError(f"no such file: {path}", hint="check the path")
     try:
@@ -205,6 +228,11 @@ def _load(path: Path, *, quantizable: bool) -> ir.Model:
         while fold_constants(inferred) or take_branches(inferred):
             inferred = ShapeInferencePass()(inferred).model
         drop_identities(inferred)  # of the branches
+        images = [value for value in inferred.graph.inputs if value.name not in inferred.graph.initializers]
+        form = form_of(images[0]) if len(images) == 1 else InputForm()
+        if quantizable and of_floats and len(images) == 1:
+            to_planes(inferred, images[0])
+            open_batch(inferred, images[0])
         write_padding(inferred)
         write_shapes(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
@@ -216,7 +244,7 @@ def _load(path: Path, *, quantizable: bool) -> ir.Model:
             f"{path.name} is not a readable ONNX file: {str(error).splitlines()[0]}",
             hint="it was cut off or is another format; export it again",
         ) from error
-    return inferred
+    return inferred, form
 
 
 def _dims(value: ir.Value) -> tuple[int | None, ...]:
@@ -228,13 +256,9 @@ def _dims(value: ir.Value) -> tuple[int | None, ...]:
 def _cure(shape: tuple[int | None, ...], result: tuple[int | None, ...]) -> str:
     """What to change about a graph that maps one shape to another."""
     if len(shape) != 4:
-        return "its input must be images: (N, C, S, S), i.e. batch, channels, height, width"
-    if shape[3] in COLOURS and shape[1] not in COLOURS:
-        return "its channels come last (NHWC): export it with channels first (NCHW)"
+        return "its input must be images: (N, C, H, W), i.e. batch, channels, height, width"
     if shape[1] is None:
         return "export it with a fixed number of channels"
-    if shape[2] != shape[3]:
-        return "its images are not square: export it for as many pixels in height as in width"
     if len(result) != 2:
         return "its output must be the logits: (N, classes), one number a class"
     return "export it with a fixed number of classes"
@@ -269,7 +293,6 @@ def _preprocess(model: ir.Model) -> Preprocess | None:
     if not text:
         return None
     try:
-        content = json.loads(text)
-        return Preprocess(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
+        return Preprocess.from_json(json.loads(text))
     except (ValueError, TypeError, KeyError):
         return None  # somebody else's metadata of the same name

@@ -49,14 +49,14 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
     old.name = f"{found.input}/normalized"
     pixels = ir.Value(
         name=found.input,
-        shape=ir.Shape([old.shape[0] if old.shape else None, found.size, found.size, found.channels]),
+        shape=ir.Shape([old.shape[0] if old.shape else None, found.height, found.width, found.channels]),
         type=ir.TensorType(ir.DataType.UINT8),
     )
     gain, shift = affine(preprocess, [use.node for use in uses])
     nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT})]
     for kind, name, array in (("Mul", "gain", gain), ("Sub", "shift", shift)):
         row = (
-            np.tile(array, (found.size, 1)) if found.size else array
+            np.tile(array, (found.width, 1)) if found.width else array
         )  # runtimes are slow at repeating 3 numbers
         constant = io.add_constant(graph, f"{found.input}/{name}", row)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))

@@ -229,7 +229,7 @@ def _described(description: Any, file: Path) -> tuple[Architecture, Preprocess |
         preprocess = _preprocess(description["preprocess"])
         with torch.device("meta"):
             ResNet(arch)
-    except (KeyError, TypeError, AttributeError, ModelError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
         raise DataError(
             f"the description of {file} cannot be used: {error}",
             hint="it was edited, or is of another version",
@@ -240,5 +240,4 @@ def _described(description: Any, file: Path) -> tuple[Architecture, Preprocess |
 def _preprocess(fields: Any) -> Preprocess | None:
     if fields is None:
         return None
-    sequences = {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
-    return Preprocess(**{**fields, **sequences})
+    return Preprocess.from_json(fields)

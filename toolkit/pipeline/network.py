@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifact import sha256_file, write_json
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, Size, sides
 from toolkit.pipeline import preprocessing
 from toolkit.pipeline.recipe import ExportOptions, LoadOptions
 
@@ -131,6 +131,9 @@ def train(options: LoadOptions, out: Path, checkpoint: Path) -> None:
 def take_onnx(options: LoadOptions, out: Path) -> None:
     """Take in a float ONNX classifier as it is; its input shape decides the size of the images.
 
+    A file that takes (N, H, W, C) or uint8 becomes one of float32 (N, C, H, W); its model.json has "input",
+    the form that the file takes, and "normalization", what it does to raw pixels itself.
+
     Raises:
         ModelError: It is not one, is quantized already, or holds NaN.
         RecipeError: The recipe asks for another input size than the file has.
@@ -139,12 +142,8 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
 
     source = Path(options.model).expanduser()
     graph = io.read_classifier(source)
-    if graph.size and options.size and graph.size != options.size:
-        raise RecipeError(
-            f"export.size = {options.size}, but {source.name} takes {graph.size} pixels",
-            hint="leave export.size out: an ONNX file has its own size",
-        )
-    prepared = preprocessing.resolve(options.preprocess, graph.preprocess, graph.size or options.size)
+    size = preprocessing.input_size(graph, options.size)
+    prepared = preprocessing.resolve(options.preprocess, graph.preprocess, size, graph.normalization)
     preprocessing.check_channels(prepared, graph.channels)
     io.save(graph.model, out / ONNX)
     content = {
@@ -153,7 +152,9 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
         "parameters": graph.parameters,
         "classes": graph.classes,
         "preprocess": prepared,
-        "preprocess_known": preprocessing.known(options.preprocess, graph.preprocess),
+        "preprocess_known": preprocessing.known(options.preprocess, graph.preprocess, graph.normalization),
+        "input": graph.form,
+        "normalization": graph.normalization,
     }
     write_json(out / "model.json", content)
 
@@ -215,7 +216,7 @@ def first_layer(source: Path) -> FirstLayer:
     return FirstLayer(loaded.preprocess, stem, arch.classes)
 
 
-def _reshape(source: Path, file: Path, batch: int | None, size: int) -> None:
+def _reshape(source: Path, file: Path, batch: int | None, size: Size) -> None:
     """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels."""
     import onnx_ir as ir
     from onnx_ir.passes.common import ShapeInferencePass
@@ -228,7 +229,7 @@ def _reshape(source: Path, file: Path, batch: int | None, size: int) -> None:
         for value in node.outputs:
             value.shape = None  # inferred anew
     dim = "batch" if batch is None else batch
-    graph.inputs[0].shape = ir.Shape([dim, found.channels, size, size])
+    graph.inputs[0].shape = ir.Shape([dim, found.channels, *sides(size)])
     graph.outputs[0].shape = ir.Shape([dim, found.classes])
     ShapeInferencePass()(found.model)
     io.save(found.model, file)

@@ -3,46 +3,95 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.tensors import InputType, Preprocess
+from toolkit.core.tensors import InputType, Preprocess, Size, as_size, sides, size_text
 from toolkit.pipeline.recipe import PreprocessOptions
+
+if TYPE_CHECKING:
+    from toolkit.graph.io import Classifier
+    from toolkit.graph.normalization import InputNormalization
 
 EXAMPLES = {1: ("0.5", "0.25"), 3: ("0.485,0.456,0.406", "0.229,0.224,0.225")}  # channels -> mean, std
 SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop
 
 
-def resolve(options: PreprocessOptions, own: Preprocess | None, size: int | None) -> Preprocess:
+def input_size(graph: Classifier, asked: Size | None) -> Size | None:
+    """Return the input size of a file, its dynamic sides filled in as asked; None if all is open.
+
+    Args:
+        graph: The file.
+        asked: `export.size` or `--size`; None leaves it open.
+
+    Raises:
+        RecipeError: The file has another fixed side.
+    """
+    wanted = sides(asked) if asked else (None, None)
+    own = (graph.height, graph.width)
+    if any(a and b and a != b for a, b in zip(own, wanted, strict=True)):
+        takes = " x ".join("any" if side is None else str(side) for side in own)
+        raise RecipeError(
+            f"export.size = {size_text(asked or 0)}, but {graph.path.name} takes {takes} pixels",
+            hint="leave export.size (--size) out: an ONNX file has its own size",
+        )
+    height, width = (a or b for a, b in zip(own, wanted, strict=True))
+    if height is None and width is None:
+        return None
+    return as_size(height or width or 0, width or height or 0)
+
+
+def resolve(
+    options: PreprocessOptions,
+    own: Preprocess | None,
+    size: Size | None,
+    normalization: InputNormalization | None = None,
+) -> Preprocess:
     """Settle how images are prepared.
+
+    Where nothing says how images are resized: a small or a non-square input takes the whole image, resized
+    to the input (a non-square one changes the aspect ratio, as torchvision's Resize((H, W)) does); any
+    other input keeps ImageNet's margin around the crop.
 
     Args:
         options: What the recipe says; it wins, key by key.
         own: What is stored with the checkpoint, if anything.
-        size: Input side in pixels that the recipe or the graph asks for; None: what the rest gives.
+        size: Input in pixels that the recipe or the graph asks for; None: what the rest gives.
+        normalization: What the graph does to raw pixels itself; it is then given raw pixels.
 
     Raises:
         RecipeError: `size` contradicts the recipe's own crop.
     """
     if options.crop and size and options.crop != size:
         raise RecipeError(
-            f"load.preprocess.crop = {options.crop} contradicts the input size of {size} pixels",
+            f"load.preprocess.crop = {size_text(options.crop)} contradicts the input size of "
+            f"{size_text(size)} pixels",
             hint="leave one of load.preprocess.crop and export.size out; an ONNX file has its own size",
         )
     crop = options.crop or size or (own or Preprocess()).crop
-    base = own or Preprocess()
-    if own is None and crop < SMALL:
-        resize: int | None = crop
-    elif base.resize is None:
-        resize = None
+    base = own or (normalization.raw if normalization else Preprocess())
+    if own is None and (not isinstance(crop, int) or crop < SMALL):
+        resize: Size | None = crop
     else:
-        resize = round(base.resize * crop / base.crop)  # the same margin at another size
+        resize = _same_margin(base, crop)
     if options.resize is not None:
         resize = options.resize or None
     given = {
         key: value for key in ("mean", "std", "interpolation") if (value := getattr(options, key)) is not None
     }
     return replace(base, crop=crop, resize=resize, **given)
+
+
+def _same_margin(base: Preprocess, crop: Size) -> Size | None:
+    """Resize with the margin around the crop that another crop has."""
+    resize = base.resize
+    if resize is None or crop == base.crop:
+        return resize
+    (height, width), (base_height, base_width) = sides(crop), base.sides
+    if isinstance(resize, int) and (isinstance(crop, int) or not isinstance(base.crop, int)):
+        return round(resize * max(height / base_height, width / base_width))
+    down, across = sides(resize)
+    return round(down * height / base_height), round(across * width / base_width)
 
 
 def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set load.preprocess.") -> None:
@@ -72,9 +121,12 @@ def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set 
         )
 
 
-def known(options: PreprocessOptions, own: Preprocess | None) -> bool:
-    """Whether mean and standard deviation are stated, by the recipe or the checkpoint, and not assumed."""
-    return own is not None or (options.mean is not None and options.std is not None)
+def known(
+    options: PreprocessOptions, own: Preprocess | None, normalization: InputNormalization | None = None
+) -> bool:
+    """Whether mean and standard deviation are stated, by recipe, checkpoint or graph, and not assumed."""
+    stated = options.mean is not None and options.std is not None
+    return stated or own is not None or normalization is not None
 
 
 def check_known(input_type: InputType, *, is_known: bool, option: str = "--set load.preprocess.") -> None:
@@ -99,5 +151,4 @@ def check_known(input_type: InputType, *, is_known: bool, option: str = "--set l
 
 def from_json(stored: dict[str, Any]) -> Preprocess:
     """A preprocessing that was written as JSON."""
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-    return Preprocess(**values)
+    return Preprocess.from_json(stored)

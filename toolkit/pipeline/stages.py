@@ -243,7 +243,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path) -> None:
 
     graphs = read_json(inputs["export"] / "graphs.json")
     batch = variants.bench_batch(options, graphs)
-    shape = (batch, len(graphs["preprocess"]["mean"]), graphs["size"], graphs["size"])
+    shape = (batch, len(graphs["preprocess"]["mean"]), *from_json(graphs["preprocess"]).sides)
     dataset, indices = images.calibration(options.source, inputs["select"])
     with Watch() as watch:
         measured = measure.measure(
