@@ -21,6 +21,7 @@ from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray
 from toolkit.core.threads import default_workers
 from toolkit.graph.io import Classifier
+from toolkit.graph.layout import InputForm
 
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
 
@@ -73,6 +74,7 @@ class FloatPass:
         values = {str(value.name): value for value in _values(graph.model.graph)}
         self._watched = [values[name] for name in names]
         self._input = graph.model.graph.inputs[0]
+        self._normalization = graph.normalization
         self._joined = _Joined()
         self._requests = threading.local()
         try:
@@ -97,12 +99,22 @@ class FloatPass:
         results = [np.concatenate(parts).reshape(-1, parts[0].shape[-1]) for parts in together]
         found = []
         for value in self._watched:
-            if value is self._input:
-                found.append(_of_images(np.concatenate([run.images for run in runs])))
+            exact = self._exactly(value, runs)
+            if exact is not None:
+                found.append(_of_images(exact))
             else:
                 places = self._joined.places[str(value.name)]
                 found.append(_of_tensor(value, [results[index][:, channels] for index, channels in places]))
         return found
+
+    def _exactly(self, value: ir.Value, runs: Sequence[Run]) -> FloatArray | None:
+        """The images, or these as the graph normalizes them, in float32: they are quantized as they are."""
+        normalization = self._normalization
+        if value is self._input:
+            return np.concatenate([run.images for run in runs])
+        if normalization is not None and value.name == normalization.output:
+            return normalization.apply(np.concatenate([run.images for run in runs]))
+        return None
 
     def _raw(self, tensor: Any) -> Raw:
         data: Raw = tensor.data
@@ -112,10 +124,11 @@ class FloatPass:
         made = [value for value in self._watched if value is not self._input]
         names = [str(value.name) for value in made]
         try:
-            network = core().read_model(graph.path)  # faster than what was read of it
+            as_file = graph.form == InputForm()  # then it is faster than what was read of it
+            network = core().read_model(graph.path if as_file else _serialized(graph))
             results = network.add_outputs(names)
         except RuntimeError:  # functions or tensors that were written otherwise
-            network = core().read_model(ir.to_proto(graph.model).SerializeToString())
+            network = core().read_model(_serialized(graph))
             results = network.add_outputs(names)
         network.reshape(shape)
         for value, result in zip(made, results, strict=True):
@@ -127,6 +140,11 @@ class FloatPass:
             "CPU",
             {"INFERENCE_PRECISION_HINT": self.precision, **threads},
         )
+
+
+def _serialized(graph: Classifier) -> bytes:
+    serialized: bytes = ir.to_proto(graph.model).SerializeToString()
+    return serialized
 
 
 class _Joined:

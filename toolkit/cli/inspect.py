@@ -84,12 +84,12 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     from toolkit.cli._progress import shown
     from toolkit.graph import io
     from toolkit.pipeline import images as pictures
-    from toolkit.pipeline.preprocessing import check_channels, resolve
+    from toolkit.pipeline.preprocessing import check_channels, input_size, resolve
     from toolkit.pipeline.recipe import Recipe
 
     recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
     found = io.read_classifier(model)
-    prepared = resolve(recipe.load.preprocess, found.preprocess, found.size)
+    prepared = resolve(recipe.load.preprocess, found.preprocess, input_size(found, None), found.normalization)
     check_channels(prepared, found.channels, option="--preprocess ")
     dataset = open_dataset(source)
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)

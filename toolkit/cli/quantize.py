@@ -10,10 +10,11 @@ from typing import Any, get_args
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.cli._options import JSON, PREPROCESS, SizeType
 from toolkit.cli._outputs import refuse_inputs
+from toolkit.core.artifact import plain
 from toolkit.core.errors import GateError
-from toolkit.core.tensors import InputType
+from toolkit.core.tensors import InputType, Size
 
 
 @click.command(
@@ -70,6 +71,10 @@ Examples:
     metavar="PART",
     help="The same without labels: least part of these images with the float network's class.",
 )
+@click.option(
+    "--size", type=SizeType(), help="Fix the input of OUT, in pixels: N or HxW.  [default: as MODEL]"
+)
+@click.option("--batch", help="Fix the batch of OUT: a number, or dynamic.  [default: as MODEL]")
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
@@ -87,13 +92,15 @@ def command(
     int8_sums: str,
     max_drop_pp: float | None,
     min_agreement: float | None,
+    size: Size | None,
+    batch: str | None,
     skip_bad: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Quantize MODEL, a float ONNX classifier, to INT8 with images of SOURCE; labels are not needed.
 
-    MODEL has one input, square images (N, C, S, S), and one output, the logits (N, classes).
+    MODEL has one input, images as (N, C, H, W) or (N, H, W, C), and one output, the logits (N, classes).
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
     from calibration import manifest
@@ -101,6 +108,8 @@ def command(
     from quantize.collect import collect
     from toolkit.cli._progress import shown
     from toolkit.graph import io
+    from toolkit.graph.input_shape import with_input_shape
+    from toolkit.graph.layout import InputForm
     from toolkit.graph.pixels import take_pixels
     from toolkit.pipeline import images as pictures
     from toolkit.pipeline import precision, preprocessing
@@ -108,7 +117,8 @@ def command(
 
     refuse_inputs(out, model, source)
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
-    table = {
+    table: dict[str, Any] = {
+        "export": {"batch": int(batch) if batch.isdecimal() else batch} if batch else {},
         "compile": {"targets": [target_name]},
         "quantize": {
             "observer": observer,
@@ -121,25 +131,42 @@ def command(
     how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
     limited = precision.limited(how)
     graph = io.read_classifier(model)
-    prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
+    asked = preprocessing.input_size(graph, size)
+    stated = recipe.load.preprocess
+    prepared = preprocessing.resolve(stated, graph.preprocess, asked, graph.normalization)
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
-    known = preprocessing.known(recipe.load.preprocess, graph.preprocess)
+    known = preprocessing.known(stated, graph.preprocess, graph.normalization)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
+    if size or batch:
+        wanted = graph.batch if batch is None else recipe.export.batch
+        graph = with_input_shape(graph, None if wanted == "dynamic" else wanted, asked)
     dataset = open_dataset(source)
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
         judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
+            if limited:  # the float network is run from its file
+                graph = replace(graph, path=Path(folder) / f"float-{model.name}")
+                io.save(graph.model, graph.path)
             made = out if input_type == "float32" else Path(folder) / out.name
             statistics = collect(graph, stream)
             summary = precision.quantize(how, graph, statistics, target_name, judges, made)
             if made != out:
                 take_pixels(made, prepared, out)
+    summary["input"] = {
+        "file": graph.form,
+        "written": InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm(),
+        "normalization": graph.normalization,
+        "preprocess": prepared,
+    }
+    notes = preprocessing.notes(graph.form, graph.normalization, prepared, input_type)
     if as_json:
-        click.echo(json.dumps(summary, indent=1))
+        click.echo(
+            json.dumps(plain({**summary, "warnings": [*notes, *summary.get("warnings", ())]}), indent=1)
+        )
         return
-    for warning in summary.get("warnings", ()):
+    for warning in (*notes, *summary.get("warnings", ())):
         click.echo(f"note: {warning}", err=True)
     click.echo(out)
     if mixed := summary["mixed"]:

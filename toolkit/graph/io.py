@@ -14,7 +14,6 @@ from onnx_ir.passes.common import ShapeInferencePass
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess, Size, as_size
-from toolkit.graph.batch import open_batch
 from toolkit.graph.dialect import drop_identities, settle
 from toolkit.graph.layout import InputForm, form_of, to_planes
 from toolkit.graph.padding import write_padding
@@ -232,7 +231,6 @@ def _load(path: Path, *, quantizable: bool) -> tuple[ir.Model, InputForm]:
         form = form_of(images[0]) if len(images) == 1 else InputForm()
         if quantizable and of_floats and len(images) == 1:
             to_planes(inferred, images[0])
-            open_batch(inferred, images[0])
         write_padding(inferred)
         write_shapes(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file

@@ -71,9 +71,8 @@ def to_planes(model: ir.Model, image: ir.Value) -> bool:
         image.dtype = ir.DataType.FLOAT
         _drop_casts(graph, image)
         changed = True
-    if form.layout == "NHWC":
-        assert image.shape is not None
-        uses = list(image.uses())
+    uses = list(image.uses())
+    if form.layout == "NHWC" and image.shape is not None and uses:
         turned = ir.node("Transpose", [image], {"perm": TO_LAST}, name=f"{image.name}/channels_last")
         result = turned.outputs[0]
         result.name = Names(graph).new(str(turned.name))

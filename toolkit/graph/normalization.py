@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from toolkit.core.quant import FloatArray
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.fold import channel_order
 
@@ -28,18 +29,27 @@ class InputNormalization:
         std: Per-channel standard deviation by which is divided, of pixels in [0, 1].
         scale: The largest value of the pixels that the graph takes: 1 or 255.
         nodes: Names of the nodes that do it; empty where the input's type alone says that it takes pixels.
+        output: Name of the tensor that holds (pixels / scale - mean) / std; empty if it is no such tensor
+            exactly (a mean image has another mean at every position), or if there are no nodes.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     scale: Literal[1, 255]
     nodes: tuple[str, ...]
+    output: str
 
     @property
     def raw(self) -> Preprocess:
         """Preprocessing that hands the graph raw pixels in its range."""
         channels = len(self.mean)
         return Preprocess(mean=(0.0,) * channels, std=(1.0 / self.scale,) * channels)
+
+    def apply(self, images: FloatArray) -> FloatArray:
+        """Return what `output` is for images (N, C, H, W) as the graph takes them, in float32."""
+        mean, std = (np.array(each)[:, None, None] for each in (self.mean, self.std))
+        result: FloatArray = ((images / np.float64(self.scale) - mean) / std).astype(np.float32)
+        return result
 
 
 def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> InputNormalization | None:
@@ -64,7 +74,7 @@ def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> In
         return None
     gain, shift, nodes = np.ones(channels), np.zeros(channels), []
     read = np.arange(channels)  # which channel of the image each channel of the tensor is
-    value = image
+    value, is_exact = image, True
     for _ in range(MOST_NODES):
         uses = value.uses()
         node = next(iter(uses)).node if len(uses) == 1 else None
@@ -76,6 +86,7 @@ def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> In
             gain, shift, read = gain[order], shift[order], read[order]
         elif step is not None:
             gain, shift = step(gain, shift)
+            is_exact &= not _varies(node)
         else:
             break
         if node.op_type not in PASSED:
@@ -91,7 +102,11 @@ def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> In
     if scale is None:
         return None
     return InputNormalization(
-        tuple((mean / scale).tolist()), tuple((std / scale).tolist()), scale, tuple(nodes)
+        tuple((mean / scale).tolist()),
+        tuple((std / scale).tolist()),
+        scale,
+        tuple(nodes),
+        str(value.name) if nodes and is_exact and (read == np.arange(channels)).all() else "",
     )
 
 
@@ -135,6 +150,14 @@ def _step(node: ir.Node, value: ir.Value, channels: int) -> Step | None:
         return lambda gain, shift: (gain / other, shift / other)
     sign = 1.0 if is_first else -1.0
     return lambda gain, shift: (sign * gain, sign * (shift - other))
+
+
+def _varies(node: ir.Node) -> bool:
+    """Whether a constant of a node has other numbers at other positions of (N, C, H, W)."""
+    if node.op_type == "BatchNormalization":
+        return False
+    arrays = [array for array in map(_array, node.inputs) if array is not None and array.ndim > 1]
+    return any(np.ptp(array, axis=(array.ndim - 2, array.ndim - 1)).any() for array in arrays)
 
 
 def _array(value: ir.Value | None) -> Doubles | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.tensors import InputType, Preprocess, Size, as_size, sides, size_text
+from toolkit.graph.layout import InputForm
 from toolkit.pipeline.recipe import PreprocessOptions
 
 if TYPE_CHECKING:
@@ -92,6 +93,36 @@ def _same_margin(base: Preprocess, crop: Size) -> Size | None:
         return round(resize * max(height / base_height, width / base_width))
     down, across = sides(resize)
     return round(down * height / base_height), round(across * width / base_width)
+
+
+def notes(
+    form: InputForm, normalization: InputNormalization | None, prepared: Preprocess, taken: InputType
+) -> list[str]:
+    """Return what the user has to know of the input: another layout or type, normalization in the graph.
+
+    Args:
+        form: How the file takes images.
+        normalization: What it does to raw pixels itself.
+        prepared: How images are prepared.
+        taken: What the graphs take that are written.
+    """
+    found = []
+    written = InputForm("NHWC", "uint8") if taken == "uint8" else InputForm()
+    if form not in (InputForm(), written):
+        found.append(f"the file takes images as {form}, what is written takes {written}")
+    if normalization is None:
+        return found
+    if normalization.nodes:
+        mean, std = (", ".join(f"{x:.4g}" for x in each) for each in (normalization.mean, normalization.std))
+        inside = f"normalization inside the graph (mean {mean}; std {std}, of pixels in 0..1)"
+    else:
+        inside = "the input is uint8"
+    raw = normalization.raw
+    if (prepared.mean, prepared.std) == (raw.mean, raw.std):
+        found.append(f"{inside}: images are raw pixels, 0..{normalization.scale}")
+    elif normalization.nodes:
+        found.append(f"{inside}, and the mean and std that are stated normalize twice")
+    return found
 
 
 def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set load.preprocess.") -> None:

@@ -102,6 +102,7 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
     """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
     from calibration import doctor, manifest
     from calibration.datasets import open_dataset
+    from calibration.finding import Finding
 
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = open_dataset(options.source)
@@ -114,6 +115,8 @@ def select(options: SelectOptions, inputs: Inputs, out: Path) -> None:
     findings = images.left_out(dataset, options, chosen)
     if not options.skip_bad:
         images.check_readable(dataset, indices)
+    described = read_json(inputs["load"] / "model.json")
+    findings += [Finding("info", note) for note in described.get("notes", ())]
     findings += doctor.examine(
         dataset,
         indices,
