@@ -88,8 +88,8 @@ def collect(
     tensors = {name: seen.result() for name, seen in gathered.items()}
     if passing.precision == "bf16":
         normalized = classifier.normalization.output if classifier.normalization is not None else ""
-        exact = {classifier.input, normalized}
-        tensors |= {name: seen.dithered() for name, seen in tensors.items() if name not in exact}
+        unrounded = {classifier.input, normalized}
+        tensors |= {name: seen.dithered() for name, seen in tensors.items() if name not in unrounded}
     return Statistics(images, tensors, probe.rows(), passing.precision)
 
 

@@ -74,7 +74,6 @@ Examples:
 @click.option(
     "--size", type=SizeType(), help="Fix the input of OUT, in pixels: N or HxW.  [default: as MODEL]"
 )
-@click.option("--batch", help="Fix the batch of OUT: a number, or dynamic.  [default: as MODEL]")
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
@@ -93,7 +92,6 @@ def command(
     max_drop_pp: float | None,
     min_agreement: float | None,
     size: Size | None,
-    batch: str | None,
     skip_bad: bool,
     settings: tuple[str, ...],
     as_json: bool,
@@ -108,7 +106,7 @@ def command(
     from quantize.collect import collect
     from toolkit.cli._progress import shown
     from toolkit.graph import io
-    from toolkit.graph.input_shape import with_input_shape
+    from toolkit.graph.input_shape import fix_size
     from toolkit.graph.layout import InputForm
     from toolkit.graph.pixels import take_pixels
     from toolkit.pipeline import images as pictures
@@ -118,7 +116,6 @@ def command(
     refuse_inputs(out, model, source)
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
     table: dict[str, Any] = {
-        "export": {"batch": int(batch) if batch.isdecimal() else batch} if batch else {},
         "compile": {"targets": [target_name]},
         "quantize": {
             "observer": observer,
@@ -137,9 +134,8 @@ def command(
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
     known = preprocessing.known(stated, graph.preprocess, graph.normalization)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
-    if size or batch:
-        wanted = graph.batch if batch is None else recipe.export.batch
-        graph = with_input_shape(graph, None if wanted == "dynamic" else wanted, asked)
+    if size:
+        graph = fix_size(graph, size)
     dataset = open_dataset(source)
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifact import sha256_file, write_json
 from toolkit.core.errors import ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, Size, sides
 from toolkit.pipeline import preprocessing
 from toolkit.pipeline.recipe import ExportOptions, LoadOptions
 
@@ -176,14 +176,12 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
     Raises:
         ModelError: The ONNX file does not compute what the network does.
     """
-    from toolkit.graph import io
     from toolkit.graph.cost import cost
-    from toolkit.graph.input_shape import with_input_shape
 
     prepared = preprocessing.from_json(described["preprocess"])
     batch = None if options.batch == "dynamic" else options.batch
     if (folder / ONNX).is_file():
-        io.save(with_input_shape(io.read(folder / ONNX), batch, prepared.crop).model, file)
+        _reshape(folder / ONNX, file, batch, prepared.crop)
         parity = 0.0
     else:
         from toolkit.models import export as exporter
@@ -217,6 +215,25 @@ def first_layer(source: Path) -> FirstLayer:
             stride=loaded.model.conv1.stride[0],
         )
     return FirstLayer(loaded.preprocess, stem, arch.classes)
+
+
+def _reshape(source: Path, file: Path, batch: int | None, size: Size) -> None:
+    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    from toolkit.graph import io
+
+    found = io.read(source)
+    graph = found.model.graph
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None  # inferred anew
+    dim = "batch" if batch is None else batch
+    graph.inputs[0].shape = ir.Shape([dim, found.channels, *sides(size)])
+    graph.outputs[0].shape = ir.Shape([dim, found.classes])
+    ShapeInferencePass()(found.model)
+    io.save(found.model, file)
 
 
 def _describe(model: ResNet, digest: str, prepared: Preprocess, out: Path, *, known: bool) -> None:
