@@ -106,6 +106,7 @@ def command(
     from quantize.collect import collect
     from toolkit.cli._progress import shown
     from toolkit.graph import io
+    from toolkit.graph.conversion import check_conversion
     from toolkit.graph.input_shape import fix_size
     from toolkit.graph.layout import InputForm
     from toolkit.graph.pixels import take_pixels
@@ -134,6 +135,7 @@ def command(
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
     known = preprocessing.known(stated, graph.preprocess, graph.normalization)
     preprocessing.check_known(input_type, is_known=known, option="--preprocess ")
+    check_conversion(graph, prepared.crop)
     if size:
         graph = fix_size(graph, size)
     dataset = open_dataset(source)

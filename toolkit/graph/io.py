@@ -64,6 +64,7 @@ class Classifier:
         preprocess: What its metadata says of preprocessing, if anything.
         takes_pixels: Whether the input is uint8 (N, height, width, channels) and normalized inside.
         form: How the file takes images; one that is to be quantized is read as float32 NCHW all the same.
+        converted: Whether `model` computes in another layout or takes another type than the file.
         normalization: What a graph that is to be quantized does to raw pixels itself, if that was found.
     """
 
@@ -81,6 +82,7 @@ class Classifier:
     preprocess: Preprocess | None
     takes_pixels: bool
     form: InputForm
+    converted: bool
     normalization: InputNormalization | None = None
 
     @property
@@ -99,7 +101,7 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
     Raises:
         ModelError: The file is absent, cut off, or not an image classifier.
     """
-    model, form = _load(path, quantizable=quantizable)
+    model, form, converted = _load(path, quantizable=quantizable)
     graph = model.graph
     images = [value for value in graph.inputs if value.name not in graph.initializers]
     if len(images) != 1 or len(graph.outputs) != 1:
@@ -133,6 +135,7 @@ def read(path: Path, *, quantizable: bool = False) -> Classifier:
         _preprocess(model),
         stored == InputForm("NHWC", "uint8"),
         form,
+        converted,
     )
 
 
@@ -216,7 +219,7 @@ def copy(model: ir.Model) -> ir.Model:
     return model.clone()
 
 
-def _load(path: Path, *, quantizable: bool) -> tuple[ir.Model, InputForm]:
+def _load(path: Path, *, quantizable: bool) -> tuple[ir.Model, InputForm, bool]:
     if not path.is_file():
         raise ModelError(f"no such file: {path}", hint="check the path")
     try:
@@ -229,8 +232,7 @@ def _load(path: Path, *, quantizable: bool) -> tuple[ir.Model, InputForm]:
         drop_identities(inferred)  # of the branches
         images = [value for value in inferred.graph.inputs if value.name not in inferred.graph.initializers]
         form = form_of(images[0]) if len(images) == 1 else InputForm()
-        if quantizable and of_floats and len(images) == 1:
-            to_planes(inferred, images[0])
+        converted = quantizable and of_floats and len(images) == 1 and to_planes(inferred, images[0])
         write_padding(inferred)
         write_shapes(inferred)
         for value in inferred.graph.initializers.values():  # else one array that stays keeps the whole file
@@ -242,7 +244,7 @@ def _load(path: Path, *, quantizable: bool) -> tuple[ir.Model, InputForm]:
             f"{path.name} is not a readable ONNX file: {str(error).splitlines()[0]}",
             hint="it was cut off or is another format; export it again",
         ) from error
-    return inferred, form
+    return inferred, form, converted
 
 
 def _dims(value: ir.Value) -> tuple[int | None, ...]:

@@ -139,12 +139,14 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
         RecipeError: The recipe asks for another input size than the file has.
     """
     from toolkit.graph import io
+    from toolkit.graph.conversion import check_conversion
 
     source = Path(options.model).expanduser()
     graph = io.read_classifier(source)
     size = preprocessing.input_size(graph, options.size)
     prepared = preprocessing.resolve(options.preprocess, graph.preprocess, size, graph.normalization)
     preprocessing.check_channels(prepared, graph.channels)
+    check_conversion(graph, prepared.crop)
     io.save(graph.model, out / ONNX)
     content = {
         "name": source.stem,
