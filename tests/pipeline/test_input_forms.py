@@ -20,6 +20,7 @@ from toolkit.graph import io
 SIZE = (24, 32)
 NAMES = ("openvino", "onnxruntime", "tensorrt")
 TOLERANCE_DB = 0.1
+STATED = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,70 @@ def check(name, target, photos, plain, out, capfd):
 def test_a_form_gives_what_the_ordinary_one_gives(name, photos, plain, tmp_path, capfd):
     target = NAMES[list(input_forms.FORMS).index(name) % 3]
     check(name, target, photos, plain, tmp_path, capfd)
+
+
+@pytest.mark.parametrize("name", ["nhwc-wrapped", "sub-div", "uint8-nhwc"])
+def test_pixels_give_what_ready_images_give(name, photos, tmp_path, capfd):
+    build, _ = input_forms.FORMS[name]
+    pixels, stated = pixels_of(photos), []
+    if name == "nhwc-wrapped":
+        stated = [f"--preprocess={key}={value}" for key, value in STATED.items()]
+    summary = quantized(build(SIZE), photos, "onnxruntime", tmp_path, capfd, *stated)
+    prepared = Preprocess.from_json(summary["input"]["preprocess"])
+    expected = logits_of("onnxruntime", tmp_path / "q.onnx", normalize(pixels, prepared), tmp_path)
+    quantized(build(SIZE), photos, "onnxruntime", tmp_path, capfd, *stated, "--input", "uint8")
+    read = io.read(tmp_path / "q.onnx")
+    kinds = [node.op_type for node in read.model.graph][:5]
+    assert kinds == ["Cast", "Mul", "Sub", "Transpose", "QuantizeLinear"]
+    assert (read.takes_pixels, read.size) == (True, SIZE)
+    np.testing.assert_array_equal(logits_of("onnxruntime", tmp_path / "q.onnx", pixels, tmp_path), expected)
+
+
+def test_the_file_is_inspected_as_it_is_and_timed_as_planes(tmp_path, capfd):
+    build, _ = input_forms.FORMS["nhwc-wrapped"]
+    onnx.save(build(SIZE), tmp_path / "net.onnx")
+    for arguments in (["inspect", "graph"], ["bench", "--target", "onnxruntime", "--runs", "2"]):
+        with pytest.raises(SystemExit) as ended:
+            app.main([*arguments, str(tmp_path / "net.onnx"), "--json"])
+        said = capfd.readouterr()
+        assert not ended.value.code, said.err
+        if arguments[0] == "inspect":
+            assert json.loads(said.out)["input"]["shape"] == [None, *SIZE, 3]
+        else:
+            assert "timed as float32 (N, C, H, W)" in said.err
+            assert len(json.loads(said.out)["variants"]["onnxruntime"]["samples_ms"]) == 2
+
+
+def test_a_mean_that_is_stated_for_a_graph_with_its_own_is_warned_of(photos, tmp_path, capfd):
+    build, _ = input_forms.FORMS["sub-div"]
+    stated = [f"--preprocess={key}={value}" for key, value in STATED.items()]
+    summary = quantized(build(SIZE), photos, "tensorrt", tmp_path, capfd, *stated)
+    assert any("normalize twice" in text for text in summary["warnings"])
+    np.testing.assert_allclose(summary["input"]["preprocess"]["mean"], input_forms.MEAN, rtol=1e-6)
+
+
+def test_a_size_that_the_file_contradicts_is_refused(photos, tmp_path, capfd):
+    onnx.save(input_forms.ordinary(SIZE), tmp_path / "net.onnx")
+    arguments = ["--target", "tensorrt", "--out", str(tmp_path / "q.onnx"), "--size", "32x24"]
+    with pytest.raises(SystemExit) as ended:
+        app.main(["quantize", str(tmp_path / "net.onnx"), str(photos), *arguments])
+    assert ended.value.code == 2
+    assert "32x24, but net.onnx takes 24 x 32 pixels" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [4, "batch"])
+def test_a_batch_of_the_file_does_not_matter(batch, photos, plain, tmp_path, capfd):
+    model = input_forms.ordinary(SIZE, batch=batch)
+    stated = [f"--preprocess={key}={value}" for key, value in STATED.items()]
+    quantized(model, photos, "onnxruntime", tmp_path, capfd, *stated)
+    assert io.read(tmp_path / "q.onnx").batch == (batch if batch == 4 else None)
+    pixels = pixels_of(photos)
+    ready = np.ascontiguousarray(
+        ((pixels / np.float32(255) - input_forms.MEAN) / input_forms.STD).transpose(0, 3, 1, 2)
+    )
+    shipped = logits_of("onnxruntime", tmp_path / "q.onnx", ready, tmp_path)
+    reference = float_logits(input_forms.ordinary(SIZE), ready)
+    assert sqnr_db(reference, shipped) == pytest.approx(plain("onnxruntime", capfd), abs=TOLERANCE_DB)
 
 
 @pytest.mark.slow

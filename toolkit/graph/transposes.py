@@ -156,7 +156,7 @@ def _push(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bo
     if node.op_type in REDUCE or node.op_type == "Squeeze":
         return _reduce(graph, node, perm, names)
     if node.op_type in {"Reshape", "Flatten"}:
-        return _flatten(node)
+        return _flatten(node, perm)
     return False
 
 
@@ -198,7 +198,8 @@ def _swap(
         turned = ir.node("Transpose", [output], {"perm": list(after)}, name=names.new(f"{name}/transpose"))
         result = turned.outputs[0]
         result.shape, result.type = output.shape, output.type
-        output.shape = None
+        if output.shape is not None:
+            output.shape = ir.Shape([output.shape[after.index(axis)] for axis in range(len(after))])
         graph.insert_after(node, turned)
         if is_output:
             graph.outputs[graph.outputs.index(output)] = result
@@ -284,12 +285,15 @@ def _reduce(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> 
     return _swap(graph, node, perm, names, after=tuple(sorted(left).index(axis) for axis in left))
 
 
-def _flatten(node: ir.Node) -> bool:
-    """A reshape of (N, one axis) in any order of axes gives the same values in the same order."""
+def _flatten(node: ir.Node, perm: Permutation) -> bool:
+    """A reshape gives the same values in the same order where only axes of length 1 were moved."""
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     data = source.inputs[0] if source is not None else None
     shape = data.shape if data is not None else None
-    if shape is None or data is None or sum(dim != 1 for dim in list(shape)[1:]) > 1:
+    if shape is None or data is None:
+        return False
+    longer = [axis for axis in perm if shape[axis] != 1]
+    if longer != sorted(longer):
         return False
     if node.op_type == "Flatten":
         if node.attributes.get_int("axis", 1) != 1:
