@@ -13,7 +13,6 @@ from targets.tensorrt.lint import weight_axis
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
 
-AXES_ARE_INPUTS = 18  # opset from which reductions take their axes as an input
 OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
 NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -52,33 +51,11 @@ def to_half(model: Path, out: Path) -> None:
     del graph.graph.value_info[:]
     for item in graph.opset_import:
         if item.domain in ("", "ai.onnx"):
-            if item.version < AXES_ARE_INPUTS:
-                _write_as_inputs(graph)
             item.version = max(item.version, OPSET)
     graph.ir_version = max(graph.ir_version, 9)  # of ONNX 1.14, which brought opset 19
     onnx.checker.check_model(graph)
     with replacing(out) as temporary:
         onnx.save(graph, str(temporary))
-
-
-def _write_as_inputs(graph: Any) -> None:
-    """Write the axes of reductions as an input, and into how many parts a Split divides: as of opset 18."""
-    from onnx import helper, numpy_helper
-
-    taken = {tensor.name for tensor in graph.graph.initializer}
-    for node in graph.graph.node:
-        if node.op_type == "Split" and len(node.input) < 2:
-            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
-        axes = next((each for each in node.attribute if each.name == "axes"), None)
-        if axes is None or not node.op_type.startswith("Reduce"):
-            continue
-        name = f"{node.output[0]}/axes"
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        graph.graph.initializer.append(numpy_helper.from_array(np.array(axes.ints, np.int64), name))
-        node.input.append(name)
-        node.attribute.remove(axes)
 
 
 def _snap_weights(graph: Any) -> None:
