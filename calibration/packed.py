@@ -104,8 +104,8 @@ def pack(
         "name": dataset.name,
         "classes": dataset.classes,
         "images": len(indices),
-        "height": preprocess.crop,
-        "width": preprocess.crop,
+        "height": preprocess.sides[0],
+        "width": preprocess.sides[1],
         "channels": len(preprocess.mean),
         "preprocess": preprocess,
         "source_digest": dataset.listing_digest(),
@@ -163,8 +163,8 @@ def read(path: Path) -> PackedSet:
         shape = tuple(header[key] for key in ("images", "height", "width", "channels"))
         images = np.memmap(path, np.uint8, "r", start, shape)
         labels = np.fromfile(path, "<i4", header["images"], offset=start + images.size).astype(np.int64)
-        stored = header["preprocess"] | {key: tuple(header["preprocess"][key]) for key in ("mean", "std")}
-        return PackedSet(header["name"], tuple(header["classes"]), Preprocess(**stored), images, labels)
+        preprocess = Preprocess.from_json(header["preprocess"])
+        return PackedSet(header["name"], tuple(header["classes"]), preprocess, images, labels)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     except (KeyError, TypeError, ValueError) as error:

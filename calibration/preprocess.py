@@ -1,8 +1,10 @@
 """From a decoded image to a network input: the same arithmetic for calibration, evaluation and device.
 
 1. Resize so that the shorter side has `resize` pixels; the longer one is cut to a whole number:
-   int(resize * long / short). Pillow's filters: antialiased when shrinking, rounded to uint8.
-2. Cut the `crop` x `crop` centre: left = round((width - crop) / 2), ties to even, top alike.
+   int(resize * long / short). A `resize` of (height, width) sets both sides, whatever the aspect ratio.
+   Pillow's filters: antialiased when shrinking, rounded to uint8.
+2. Cut the centre, `crop` x `crop` or (height, width): left = round((image width - width) / 2), ties to
+   even, top alike.
 3. (pixel / 255 - mean) / std per channel, each step in float32.
 
 This is what torchvision's Resize, CenterCrop, ToTensor and Normalize do with a Pillow image, bit for bit,
@@ -17,7 +19,7 @@ from PIL import Image
 
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray, PixelArray
-from toolkit.core.tensors import Preprocess
+from toolkit.core.tensors import Preprocess, Size, sides, size_text
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -35,10 +37,12 @@ def check(preprocess: Preprocess) -> None:
         DataError: A size, mean, std or filter that cannot be.
     """
     problem = ""
-    if preprocess.crop < 1:
-        problem = f"crop is {preprocess.crop}"
-    elif preprocess.resize is not None and preprocess.resize < preprocess.crop:
-        problem = f"resize ({preprocess.resize}) is smaller than crop ({preprocess.crop})"
+    if min(preprocess.sides) < 1:
+        problem = f"crop is {size_text(preprocess.crop)}"
+    elif preprocess.resize is not None and not _reaches(preprocess.resize, preprocess.crop):
+        problem = (
+            f"resize ({size_text(preprocess.resize)}) is smaller than crop ({size_text(preprocess.crop)})"
+        )
     elif (len(preprocess.mean), len(preprocess.std)) not in ((1, 1), (3, 3)):
         problem = f"mean {preprocess.mean} and std {preprocess.std} need 3 channels each, or 1 for grey"
     elif not np.isfinite([preprocess.mean, preprocess.std]).all() or min(preprocess.std) <= 0:
@@ -58,30 +62,48 @@ def pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> P
         name: Name for messages.
 
     Returns:
-        (crop, crop, C) uint8; C is the length of the mean: 3, RGB, or 1, grey by ITU-R 601 luma.
+        (height, width, C) uint8; C is the length of the mean: 3, RGB, or 1, grey by ITU-R 601 luma.
 
     Raises:
         DataError: The image is smaller than the crop.
     """
     if len(preprocess.mean) == 1:
         image = image.convert("L")
-    side = preprocess.crop
-    width, height = image.size
-    if preprocess.resize is not None and min(width, height) != preprocess.resize:
-        short, long = min(width, height), max(width, height)
-        other = int(preprocess.resize * long / short)
-        width, height = (preprocess.resize, other) if width <= height else (other, preprocess.resize)
+    wanted_height, wanted_width = preprocess.sides
+    height, width = _resized(image.height, image.width, preprocess.resize)
+    if (width, height) != image.size:
         _check_enlarged(name, image.size, width * height)
         image = image.resize((width, height), _FILTERS[preprocess.interpolation])
-    if min(width, height) < side:
+    if height < wanted_height or width < wanted_width:
+        size = size_text(preprocess.crop)
         raise DataError(
-            f"{name} is {width} x {height}, smaller than the crop of {side} pixels",
-            hint=f"set resize to {side} or more in load.preprocess, so that images are enlarged",
+            f"{name} is {width} x {height}, smaller than the crop of "
+            + (f"{size} pixels" if wanted_height == wanted_width else f"{size} pixels (height x width)"),
+            hint=f"set resize to {size} "
+            + ("or more " if wanted_height == wanted_width else "")
+            + "in load.preprocess, so that images are enlarged",
         )
-    if (width, height) != (side, side):
-        left, top = round((width - side) / 2), round((height - side) / 2)
-        image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image).reshape(side, side, len(preprocess.mean))
+    if (height, width) != (wanted_height, wanted_width):
+        left, top = round((width - wanted_width) / 2), round((height - wanted_height) / 2)
+        image = image.crop((left, top, left + wanted_width, top + wanted_height))
+    return np.asarray(image).reshape(wanted_height, wanted_width, len(preprocess.mean))
+
+
+def _resized(height: int, width: int, resize: Size | None) -> tuple[int, int]:
+    """Height and width after the resize: the shorter side of `resize` pixels, or both sides as given."""
+    if resize is None:
+        return height, width
+    if not isinstance(resize, int):
+        return resize
+    other = int(resize * max(height, width) / min(height, width))
+    return (other, resize) if width <= height else (resize, other)
+
+
+def _reaches(resize: Size, crop: Size) -> bool:
+    """Whether the crop fits into an image after the resize: into any, or one of the best aspect ratio."""
+    if isinstance(resize, int):
+        return resize >= min(sides(crop))
+    return all(given >= wanted for given, wanted in zip(resize, sides(crop), strict=True))
 
 
 def _check_enlarged(name: str, size: tuple[int, int], resized: int) -> None:
@@ -119,7 +141,7 @@ def apply(image: Image.Image, preprocess: Preprocess, name: str = "image") -> Fl
         name: Name for messages.
 
     Returns:
-        (C, crop, crop) float32.
+        (C, height, width) float32.
 
     Raises:
         DataError: The image is smaller than the crop.

@@ -11,7 +11,7 @@ import numpy as np
 from calibration.preprocess import normalize
 from toolkit.core import baseline
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
-from toolkit.core.tensors import Interpolation, Preprocess
+from toolkit.core.tensors import Preprocess, Size, as_size, size_text
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BYTE = 1 / 255
@@ -113,12 +113,15 @@ def value_forms(stated: Preprocess) -> tuple[Form, ...]:
 def size_forms(base: Form) -> tuple[Form, ...]:
     """Return the usual resizes, crops and filters beside those of a form."""
     p = base.preprocess
-    sizes = {
+    height, width = p.sides
+    sizes: dict[str, Size] = {
         "resized to the input's size": p.crop,
-        "resized with torchvision's margin": round(p.crop * MARGIN),
+        "resized with torchvision's margin": as_size(round(height * MARGIN), round(width * MARGIN)),
     }
     forms = [
-        replace(base, name=f"{base.name}, {name} ({side} pixels)", preprocess=replace(p, resize=side))
+        replace(
+            base, name=f"{base.name}, {name} ({size_text(side)} pixels)", preprocess=replace(p, resize=side)
+        )
         for name, side in sizes.items()
         if side != p.resize
     ]

@@ -87,7 +87,9 @@ def collect(
         raise DataError("there is no calibration image", hint="check select.source and select.images")
     tensors = {name: seen.result() for name, seen in gathered.items()}
     if passing.precision == "bf16":
-        tensors |= {name: seen.dithered() for name, seen in tensors.items() if name != classifier.input}
+        normalized = classifier.normalization.output if classifier.normalization is not None else ""
+        unrounded = {classifier.input, normalized}
+        tensors |= {name: seen.dithered() for name, seen in tensors.items() if name not in unrounded}
     return Statistics(images, tensors, probe.rows(), passing.precision)
 
 

@@ -73,6 +73,7 @@ class FloatPass:
         values = {str(value.name): value for value in _values(graph.model.graph)}
         self._watched = [values[name] for name in names]
         self._input = graph.model.graph.inputs[0]
+        self._normalization = graph.normalization
         self._joined = _Joined()
         self._requests = threading.local()
         try:
@@ -97,12 +98,22 @@ class FloatPass:
         results = [np.concatenate(parts).reshape(-1, parts[0].shape[-1]) for parts in together]
         found = []
         for value in self._watched:
-            if value is self._input:
-                found.append(_of_images(np.concatenate([run.images for run in runs])))
+            exact = self._exactly(value, runs)
+            if exact is not None:
+                found.append(_of_images(exact))
             else:
                 places = self._joined.places[str(value.name)]
                 found.append(_of_tensor(value, [results[index][:, channels] for index, channels in places]))
         return found
+
+    def _exactly(self, value: ir.Value, runs: Sequence[Run]) -> FloatArray | None:
+        """The images, or these as the graph normalizes them, in float32: they are quantized as they are."""
+        normalization = self._normalization
+        if value is self._input:
+            return np.concatenate([run.images for run in runs])
+        if normalization is not None and value.name == normalization.output:
+            return normalization.apply(np.concatenate([run.images for run in runs]))
+        return None
 
     def _raw(self, tensor: Any) -> Raw:
         data: Raw = tensor.data
@@ -111,9 +122,7 @@ class FloatPass:
     def _compile(self, graph: Classifier, shape: list[int]) -> Any:
         made = [value for value in self._watched if value is not self._input]
         names = [str(value.name) for value in made]
-        network = core().read_model(
-            ir.to_proto(graph.model).SerializeToString()
-        )  # not the file, which may differ
+        network = core().read_model(_serialized(graph))  # not the file, which may differ
         results = network.add_outputs(names)
         network.reshape(shape)
         for value, result in zip(made, results, strict=True):
@@ -125,6 +134,11 @@ class FloatPass:
             "CPU",
             {"INFERENCE_PRECISION_HINT": self.precision, **threads},
         )
+
+
+def _serialized(graph: Classifier) -> bytes:
+    serialized: bytes = ir.to_proto(graph.model).SerializeToString()
+    return serialized
 
 
 class _Joined:

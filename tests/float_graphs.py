@@ -14,17 +14,25 @@ class Graph:
     """Nodes and initializers in the order they are written; every method gives the name of its output.
 
     Args:
-        size: Height and width of the images.
+        size: Side of the images, or height and width.
         channels: Channels of the images.
         batch: Images an inference; a string is dynamic.
         seed: Of the random weights.
     """
 
-    def __init__(self, size: int = 8, channels: int = 3, batch: int | str = "batch", seed: int = 0) -> None:
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 8,
+        channels: int = 3,
+        batch: int | str = "batch",
+        seed: int = 0,
+    ) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.random = np.random.default_rng(seed)
-        self.shapes: dict[str, tuple[int, ...]] = {"images": (channels, size, size)}
+        self.shapes: dict[str, tuple[int, ...]] = {
+            "images": (channels, *((size, size) if isinstance(size, int) else size))
+        }
         self._batch = batch
 
     def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:

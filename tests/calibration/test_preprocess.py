@@ -54,6 +54,52 @@ def test_shorter_side_is_resized_and_the_longer_cut_to_a_whole_number(size, resi
     assert (pixels(image, Preprocess()) == expected).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "left", "top"),
+    [((6, 4), 0, 0), ((10, 8), 2, 2), ((9, 7), 2, 2), ((7, 9), 0, 2), ((6, 5), 0, 0)],
+)
+def test_a_crop_of_two_sides_is_the_centre(size, left, top):
+    got = pixels(coordinates(*size), replace(PLAIN, crop=(4, 6)))
+    assert got.shape == (4, 6, 3)
+    assert got[0, 0].tolist() == [left, top, 0]
+    assert got[-1, -1].tolist() == [left + 5, top + 3, 0]
+
+
+def test_the_shorter_side_is_resized_whatever_the_crop(picture):
+    image = picture(0, (500, 375))
+    whole = np.asarray(image.resize((170, 128), Image.Resampling.BILINEAR))  # 128 * 500 / 375 = 170.67
+    assert (pixels(image, Preprocess(128, (96, 160))) == whole[16:112, 5:165]).all()
+
+
+@pytest.mark.parametrize("size", [(500, 375), (300, 400), (64, 48)])
+def test_a_resize_of_two_sides_changes_the_aspect_ratio(size, picture):
+    image = picture(1, size)
+    whole = np.asarray(image.resize((80, 60), Image.Resampling.BILINEAR))
+    assert (pixels(image, Preprocess((60, 80), (60, 80))) == whole).all()
+    assert (pixels(image, Preprocess((60, 80), (40, 64))) == whole[10:50, 8:72]).all()
+    assert apply(image, Preprocess((60, 80), (40, 64))).shape == (3, 40, 64)
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "problem"),
+    [
+        (90, (96, 128), "resize (90) is smaller than crop (96x128)"),
+        ((100, 120), (96, 128), "resize (100x120) is smaller than crop (96x128)"),
+        (None, (0, 128), "crop is 0x128"),
+    ],
+)
+def test_sizes_that_no_image_fits_are_refused(resize, crop, problem):
+    with pytest.raises(DataError) as caught:
+        check(Preprocess(resize, crop))
+    assert problem in str(caught.value)
+
+
+def test_an_image_too_narrow_for_the_crop_is_named_with_the_cure():
+    with pytest.raises(DataError, match=r"a.png is 96 x 144, smaller than the crop of 96x128") as caught:
+        pixels(coordinates(40, 60), Preprocess(96, (96, 128)), "a.png")
+    assert "resize to 96x128" in caught.value.hint
+
+
 def test_shrinking_is_antialiased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32))).convert("RGB")
     got = pixels(stripes, replace(PLAIN, resize=8, crop=8))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from toolkit.core.errors import ModelError, RecipeError
+from toolkit.core.tensors import as_size
 from toolkit.models.resnet import PadShortcut, ResNet, Widths, architecture, build, macs, names, resize
 
 
@@ -32,8 +33,11 @@ def test_cifar_resnet20_has_the_papers_parameters():
     assert sum(p.numel() for p in model.parameters()) == 269_722  # 0.27 M in the paper
 
 
-def test_macs_equal_what_the_convolutions_do():
-    model = build(architecture("resnet50", width=8, classes=7), seed=0).eval()
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet50", (45, 45)), ("resnet50", (38, 71)), ("resnet20", (9, 14))]
+)
+def test_macs_equal_what_the_convolutions_do(name, size):
+    model = build(architecture(name, width=8, classes=7), seed=0).eval()
     seen = []
 
     def count(module, inputs, output):
@@ -42,8 +46,8 @@ def test_macs_equal_what_the_convolutions_do():
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(count)
-    model(torch.zeros(1, 3, 45, 45))  # odd sides round up at every stride
-    assert macs(model.architecture, 45) == sum(seen)
+    model(torch.zeros(1, 3, *size))  # odd sides round up at every stride
+    assert macs(model.architecture, as_size(*size)) == sum(seen)
 
 
 def test_names_are_torchvisions():

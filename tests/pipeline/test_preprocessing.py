@@ -25,6 +25,14 @@ OWN = Preprocess(resize=236, crop=224, mean=(0.5,) * 3, std=(0.2,) * 3, interpol
         pytest.param({"crop": 64}, None, None, 64, 64, id="a small crop"),
         pytest.param({"resize": 0}, None, 32, None, 32, id="0 keeps the size"),
         pytest.param({}, Preprocess(resize=None, crop=32), 64, None, 64, id="as does the checkpoint"),
+        pytest.param({}, None, (96, 128), (96, 128), (96, 128), id="not square: the whole picture"),
+        pytest.param({}, None, (240, 320), (240, 320), (240, 320), id="large ones, too"),
+        pytest.param({}, OWN, (112, 224), (118, 236), (112, 224), id="the margin on both sides"),
+        pytest.param({}, Preprocess(110, (96, 128)), (96, 128), 110, (96, 128), id="its own stays as it is"),
+        pytest.param({}, Preprocess(110, (96, 128)), (48, 64), 55, (48, 64), id="its shorter side, halved"),
+        pytest.param({}, Preprocess((100, 140), (96, 128)), 192, (200, 210), 192, id="both sides of another"),
+        pytest.param({"resize": (100, 130)}, None, (96, 128), (100, 130), (96, 128), id="both sides stated"),
+        pytest.param({"crop": (96, 128)}, None, None, (96, 128), (96, 128), id="a crop of two sides"),
     ],
 )
 def test_sizes(options, own, size, resize, crop):

@@ -169,3 +169,24 @@ def test_every_recipe_that_comes_along_is_valid_and_explains_itself(name):
     from toolkit.pipeline.recipe import find
 
     assert find(name).read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("written", ['"96x128"', "[96, 128]", '"96,128"'])
+def test_images_need_not_be_square(written, recipe):
+    path = recipe(
+        f"[export]\nsize = {written}\n[load]\npreprocess = {{resize = '100x130', crop = {written}}}\n"
+    )
+    got = Recipe.read(path).resolved()
+    assert got.export.size == got.load.size == got.load.preprocess.crop == (96, 128)
+    assert got.load.preprocess.resize == (100, 130)
+
+
+def test_a_size_of_equal_sides_is_one_number_but_a_resize_of_two_stays(recipe):
+    got = Recipe.read(recipe(""), ["export.size=64x64", "load.preprocess.resize=64x64"])
+    assert (got.export.size, got.load.preprocess.resize) == (64, (64, 64))
+
+
+@pytest.mark.parametrize("written", ["96x", "0,96", "96x128x3", "wide", "true", "[96.5, 128]"])
+def test_what_is_no_size_is_refused(written, recipe):
+    with pytest.raises(RecipeError, match=r"export\.size"):
+        Recipe.read(recipe(""), [f"export.size={written}"])

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from toolkit.core.tensors import Size, read_size, sides
+
 
 class Resumable(click.Command):
     """A command that keeps what it has finished: interrupted and given again, it goes on."""
@@ -24,5 +26,21 @@ PREPROCESS = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="resize, crop, mean, std or interpolation, where the file does not say it; e.g. mean=0.5,0.5,0.5 "
-    "(grey: mean=0.5).",
+    "(grey: mean=0.5), resize=96x128 (height x width).",
 )
+
+
+class SizeType(click.ParamType[Size]):
+    """A size in pixels: N of a square, or HxW (height x width)."""
+
+    name = "N|HxW"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        """Read it; click shows what is wrong with it."""
+        try:
+            size = read_size(value)
+        except ValueError:
+            self.fail(f"'{value}' is no size; write 224 or 96x128 (height x width)", param, ctx)
+        if min(sides(size)) < 1:
+            self.fail(f"'{value}' is smaller than 1 pixel", param, ctx)
+        return size

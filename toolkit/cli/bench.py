@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SIZE = 224  # pixels, where every graph takes any
 Engines = dict[str, tuple[str, Path]]
-Shape = tuple[int | None, int, int | None]  # batch, channels and size in pixels of images; None: any
+Shape = tuple[int | None, int, int | None, int | None]  # batch, channels, height, width; None: any
 
 
 @click.command(
@@ -98,12 +98,13 @@ def _labels(paths: Sequence[Path]) -> dict[str, Path]:
 def _of_run(out: Path) -> tuple[Engines, Shape]:
     """The engines of a finished run, and the images they take."""
     from toolkit.core.artifact import read_json
+    from toolkit.core.tensors import read_size, sides
     from toolkit.pipeline import variants
     from toolkit.pipeline.output import read_run
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     graphs = read_json(folders["export"] / "graphs.json")
-    shape = (graphs["batch"], len(graphs["preprocess"]["mean"]), graphs["size"])
+    shape = (graphs["batch"], len(graphs["preprocess"]["mean"]), *sides(read_size(graphs["size"])))
     return variants.engines(folders["compile"]), shape
 
 
@@ -112,17 +113,23 @@ def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines
     import targets
     from toolkit.core.errors import RecipeError
     from toolkit.graph import io
+    from toolkit.graph.layout import InputForm
 
     if not names:
         raise RecipeError("no target is named", hint="--target openvino, or --target onnxruntime")
     graph = io.read(file)
+    if not graph.quantized and graph.form not in (InputForm(), InputForm("NHWC", "uint8")):
+        planes = folder / "planes.onnx"  # sessions take float32 (N, C, H, W) or pixels (N, H, W, C)
+        click.echo(f"note: {file.name} takes {graph.form}; timed as {InputForm()}", err=True)
+        io.save(io.read_classifier(file).model, planes)
+        file = planes
     found = {}
     for name in names:
         built = targets.get(name).compile(file, folder / name, "int8" if graph.quantized else "fp32")
         if not built.runs_here:
             raise RecipeError(f"{name} does not run on this machine", hint="measure on the device instead")
         found[name] = (name, folder / name / built.file)
-    return found, (graph.batch, graph.channels, graph.size)
+    return found, (graph.batch, graph.channels, graph.height, graph.width)
 
 
 def _common(shapes: Mapping[str, Shape]) -> Shape:
@@ -140,13 +147,13 @@ def _common(shapes: Mapping[str, Shape]) -> Shape:
             f"these cannot be timed on the same images: {listed}",
             hint="export them with one batch, number of channels and size, or time each by itself",
         )
-    batch, channels, size = (max(sizes, default=None) for sizes in fixed)
-    return batch, channels or 0, size
+    batch, channels, height, width = (max(sizes, default=None) for sizes in fixed)
+    return batch, channels or 0, height, width
 
 
 def _in_words(shape: Shape) -> str:
-    batch, channels, size = shape
-    pixels = "of any size" if size is None else f"of {size} x {size} pixels"
+    batch, channels, *area = shape
+    pixels = "of any size" if None in area else f"of {area[0]} x {area[1]} pixels"
     return f"batches of {batch or 'any number'}, {channels} channel{'s' * (channels > 1)} {pixels}"
 
 
@@ -155,10 +162,10 @@ def _noise(options: Any, shape: Shape) -> FloatArray:
 
     from toolkit.pipeline.variants import bench_batch
 
-    batch, channels, size = shape
-    sides = (size or DEFAULT_SIZE,) * 2
+    batch, channels, height, width = shape
+    area = (height or width or DEFAULT_SIZE, width or height or DEFAULT_SIZE)
     count = bench_batch(options, {"batch": batch})
-    return np.random.default_rng(0).normal(size=(count, channels, *sides)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(count, channels, *area)).astype(np.float32)
 
 
 def _table(measured: dict[str, Any]) -> str:

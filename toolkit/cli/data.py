@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON
+from toolkit.cli._options import JSON, SizeType
+from toolkit.core.tensors import Size
 
 if TYPE_CHECKING:
     from calibration.datasets import Dataset
@@ -35,7 +36,7 @@ Examples:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice.")
 @click.option("--evaluation", metavar="SOURCE", help="Images that must not be among them.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint whose first layer judges them.")
-@click.option("--size", type=click.IntRange(min=1), help="Input side in pixels.")
+@click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.")
 @click.option("-v", "--verbose", is_flag=True, help="Name every file that is not used, not the first ones.")
 @JSON
 def check(
@@ -45,7 +46,7 @@ def check(
     seed: int,
     evaluation: str | None,
     weights: Path | None,
-    size: int | None,
+    size: Size | None,
     verbose: bool,
     as_json: bool,
 ) -> None:

@@ -39,11 +39,10 @@ def graph(model: Path, as_json: bool) -> None:
     ends = found.model.graph
     count = cost(model)
     operators = Counter(node.op_type for node in found.model.graph)
-    planes, pixels = [found.channels, found.size, found.size], [found.size, found.size, found.channels]
     described: dict[str, Any] = {
         "input": {
             "name": found.input,
-            "shape": [found.batch, *(pixels if found.takes_pixels else planes)],
+            "shape": _shape(next(value for value in ends.inputs if value.name == found.input)),
             "dtype": _dtype(ends.inputs, found.input),
         },
         "output": {"name": found.output, "shape": _shape(ends.outputs[0])},
@@ -86,12 +85,12 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     from toolkit.cli._progress import shown
     from toolkit.graph import io
     from toolkit.pipeline import images as pictures
-    from toolkit.pipeline.preprocessing import check_channels, resolve
+    from toolkit.pipeline.preprocessing import check_channels, input_size, resolve
     from toolkit.pipeline.recipe import Recipe
 
     recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
     found = io.read_classifier(model)
-    prepared = resolve(recipe.load.preprocess, found.preprocess, found.size)
+    prepared = resolve(recipe.load.preprocess, found.preprocess, input_size(found, None), found.normalization)
     check_channels(prepared, found.channels, option="--preprocess ")
     dataset = open_dataset(source, use="train")
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS, Resumable
+from toolkit.cli._options import JSON, PREPROCESS, Resumable, SizeType
 from toolkit.cli._outputs import refuse_other_network
+from toolkit.core.tensors import Size
 
 if TYPE_CHECKING:
     from toolkit.pipeline.recipe import LoadOptions
@@ -37,7 +38,7 @@ Examples:
 @click.option("--max-drop-pp", type=float, metavar="POINTS", help="Largest expected loss of top-1.")
 @click.option("--widths", metavar="PARTS", help="Several parts to keep: nested networks in one pass.")
 @click.option("--model", default="auto", show_default=True, help="Member of the family: resnet18, ...")
-@click.option("--size", type=click.IntRange(min=1), help="Input side in pixels.  [default: its own, or 224]")
+@click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.  [default: its own, or 224]")
 @click.option("--images", type=int, default=1000, show_default=True, help="How many images of SOURCE.")
 @click.option("--test", default="", metavar="SOURCE", help="Labelled images that judge.")
 @click.option("--target", default="openvino", show_default=True, help="Where INT8 runs and is timed.")
@@ -58,7 +59,7 @@ def command(
     out: Path,
     widths: str | None,
     model: str,
-    size: int | None,
+    size: Size | None,
     test: str,
     target: str,
     threads: int,

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS
+from toolkit.cli._options import JSON, PREPROCESS, SizeType
 from toolkit.cli._outputs import refuse_inputs
 from toolkit.core.artifact import plain
 from toolkit.core.errors import GateError
-from toolkit.core.tensors import InputType, preprocess_metadata
+from toolkit.core.tensors import InputType, Size, preprocess_metadata
 
 
 @click.command(
@@ -74,6 +74,9 @@ Examples:
 @click.option(
     "--output", "logits", metavar="NAME", help="Name of the logits, where MODEL has several outputs."
 )
+@click.option(
+    "--size", type=SizeType(), help="Fix the input of OUT, in pixels: N or HxW.  [default: as MODEL]"
+)
 @click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
@@ -92,14 +95,15 @@ def command(
     max_drop_pp: float | None,
     min_agreement: float | None,
     logits: str | None,
+    size: Size | None,
     skip_bad: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Quantize MODEL, a float ONNX classifier, to INT8 with images of SOURCE; labels are not needed.
 
-    MODEL has one input, square images (N, C, S, S), and one output, the logits (N, classes), bare or behind
-    a Softmax; of several outputs --output names one. OUT ends as MODEL does.
+    MODEL has one input, images as (N, C, H, W) or (N, H, W, C), and one output, the logits (N, classes), bare
+    or behind a Softmax; of several outputs --output names one. OUT ends as MODEL does.
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
     from calibration import manifest
@@ -107,6 +111,9 @@ def command(
     from quantize.collect import collect
     from toolkit.cli._progress import shown
     from toolkit.graph import io
+    from toolkit.graph.conversion import check_conversion
+    from toolkit.graph.input_shape import fix_size
+    from toolkit.graph.layout import InputForm
     from toolkit.graph.pixels import take_pixels
     from toolkit.pipeline import images as pictures
     from toolkit.pipeline import precision, preprocessing
@@ -114,7 +121,7 @@ def command(
 
     refuse_inputs(out, model, source)
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
-    table = {
+    table: dict[str, Any] = {
         "compile": {"targets": [target_name]},
         "quantize": {
             "observer": observer,
@@ -127,10 +134,14 @@ def command(
     how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
     limited = precision.limited(how)
     graph = io.read_classifier(model, logits)
-    prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
+    stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
+    prepared = preprocessing.resolve(stated, graph.preprocess, asked, graph.normalization)
     preprocessing.check_channels(prepared, graph.channels, option="--preprocess ")
-    origin = preprocessing.source_of(recipe.load.preprocess, graph.preprocess, graph.preprocess_source)
+    origin = preprocessing.source_of(stated, graph.preprocess, graph.preprocess_source, graph.normalization)
     preprocessing.check_known(input_type, origin, option="--preprocess ")
+    check_conversion(graph, prepared.crop)
+    if size:
+        graph = fix_size(graph, size)
     graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
     dataset = open_dataset(source, use="train")
     with shown():
@@ -138,19 +149,30 @@ def command(
         judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
+            if limited:  # the float network is run from its file
+                graph = replace(graph, path=Path(folder) / f"float-{model.name}")
+                io.save(graph.model, graph.path)
             made = out if input_type == "float32" else Path(folder) / out.name
             statistics = collect(graph, stream)
             summary = precision.quantize(how, graph, statistics, target_name, judges, made)
             if made != out:
                 take_pixels(made, prepared, out)
-    summary |= {"preprocess": plain(prepared), "preprocess_source": origin}
+    summary["input"] = {
+        "file": graph.form,
+        "written": InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm(),
+        "normalization": graph.normalization,
+    }
+    summary |= {"preprocess": prepared, "preprocess_source": origin}
+    notes = preprocessing.notes(graph.form, graph.normalization, prepared, input_type)
     if as_json:
-        click.echo(json.dumps(summary, indent=1))
+        click.echo(
+            json.dumps(plain({**summary, "warnings": [*notes, *summary.get("warnings", ())]}), indent=1)
+        )
         return
     if origin == "assumed":
         message, hint = preprocessing.assumed_note(prepared, "--preprocess ")
         click.echo(f"note: {message}; {hint}", err=True)
-    for warning in summary.get("warnings", ()):
+    for warning in (*notes, *summary.get("warnings", ())):
         click.echo(f"note: {warning}", err=True)
     click.echo(out)
     if mixed := summary["mixed"]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._options import Resumable
+from toolkit.cli._options import Resumable, SizeType
 from toolkit.cli._outputs import refuse_other_network
+from toolkit.core.tensors import Size
 
 
 @click.command(
@@ -23,7 +24,7 @@ Examples:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Gets the network."
 )
-@click.option("--size", type=click.IntRange(min=1), help="Input side in pixels.  [default: 224]")
+@click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.  [default: 224]")
 @click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Passes.")
 @click.option("--batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images a step.")
 @click.option("--learning-rate", type=float, default=0.05, show_default=True, help="Highest rate.")
@@ -31,7 +32,7 @@ Examples:
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images.")
 @click.option("--crop-px", type=int, default=4, show_default=True, help="Random shift, in pixels.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation.")
-def command(source: str, model: str, out: Path, size: int | None, **training: int | float | bool) -> None:
+def command(source: str, model: str, out: Path, size: Size | None, **training: int | float | bool) -> None:
     """Train a network on SOURCE: a folder with one folder a class, an archive of one, a CSV, or digits:train.
 
     Writes model.safetensors, widths.json, model.json and history.json, which a recipe takes as

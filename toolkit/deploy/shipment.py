@@ -187,7 +187,7 @@ class _Run:
 
     def _preprocess(self) -> Preprocess:
         stored: dict[str, Any] = read_json(self._folders["export"] / "graphs.json")["preprocess"]
-        return Preprocess(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+        return Preprocess.from_json(stored)
 
 
 def _choose(

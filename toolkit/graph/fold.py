@@ -51,7 +51,7 @@ def fold_channel_orders(model: ir.Model) -> None:
     """
     graph = model.graph
     for node in list(graph):
-        order, result = _channel_order(node), node.outputs[0]
+        order, result = channel_order(node), node.outputs[0]
         layers = [use.node for use in result.uses()]
         if order is None or result in graph.outputs or not all(map(_reads_all, layers)):
             continue
@@ -64,8 +64,8 @@ def fold_channel_orders(model: ir.Model) -> None:
         graph.remove(node, safe=True)
 
 
-def _channel_order(node: ir.Node) -> npt.NDArray[np.int64] | None:
-    """The channels of its input that a node gives, if that is all it does."""
+def channel_order(node: ir.Node) -> npt.NDArray[np.int64] | None:
+    """Return the channels of its input that a node gives, in order, if that is all it does; else None."""
     if node.op_type not in {"Gather", "Slice"} or any(v is None for v in node.inputs):
         return None
     data, *numbers = node.inputs

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 import onnx_ir as ir
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess, PreprocessSource
+from toolkit.core.tensors import Preprocess, PreprocessSource, Size, as_size
 from toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
 from toolkit.graph.ending import Ending, classes, cut, restore
+from toolkit.graph.layout import InputForm, form_of
 from toolkit.graph.load import load
 from toolkit.graph.standard import FLOATS, is_quantized
+
+if TYPE_CHECKING:
+    from toolkit.graph.normalization import InputNormalization  # which reads graphs with what is below
 
 __all__ = [
     "Classifier",
@@ -38,8 +42,8 @@ PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if no
     "ConvInteger": (1,),
     "MatMulInteger": (1,),
 }
+
 NOTES = "edgeship.notes"  # key of the metadata that keeps `Classifier.notes`
-COLOURS = (1, 3)  # channels of grey and RGB images
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +53,23 @@ class Classifier:
     Attributes:
         path: Its file.
         model: The graph, shapes inferred, constants lifted to initializers.
-        input: Name of the image input, float32 (N, channels, size, size) or pixels.
+        input: Name of the image input, float32 (N, channels, height, width), or as `form` says.
         output: Name of the logits, float32 (N, classes).
         batch: Images an inference; None is dynamic.
         channels: Channels of the image.
-        size: Height and width of the image in pixels; None is dynamic.
+        height: Of the image in pixels; None is dynamic.
+        width: The same.
         classes: Number of classes.
         parameters: Number of weights and biases.
         quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
         preprocess: What its metadata says of preprocessing, if anything.
-        takes_pixels: Whether the input is uint8 (N, size, size, channels) and normalized inside.
+        takes_pixels: Whether the input is uint8 (N, height, width, channels) and normalized inside.
+        form: How the file takes images; one that is to be quantized is read as float32 NCHW all the same.
+        converted: Whether `model` computes in another layout or takes another type than the file.
         preprocess_source: Origin of `preprocess`, where its metadata has that.
         ending: What the file has behind the logits and `model` has not, as a Softmax.
         notes: What was converted to read it, for its user.
+        normalization: What a graph that is to be quantized does to raw pixels itself, if that was found.
     """
 
     path: Path
@@ -70,15 +78,24 @@ class Classifier:
     output: str
     batch: int | None
     channels: int
-    size: int | None
+    height: int | None
+    width: int | None
     classes: int
     parameters: int
     quantized: bool
     preprocess: Preprocess | None
-    takes_pixels: bool = False
+    takes_pixels: bool
+    form: InputForm
+    converted: bool
     preprocess_source: PreprocessSource | None = None
     ending: Ending | None = None
     notes: tuple[str, ...] = ()
+    normalization: InputNormalization | None = None
+
+    @property
+    def size(self) -> Size | None:
+        """Height and width of the image in pixels; None if one is dynamic."""
+        return None if self.height is None or self.width is None else as_size(self.height, self.width)
 
 
 def read(path: Path, *, quantizable: bool = False, output: str | None = None) -> Classifier:
@@ -91,10 +108,10 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
         output: Name of the logits, where the graph has several outputs.
 
     Raises:
-        ModelError: The file is absent, cut off, or not a classifier of square images.
+        ModelError: The file is absent, cut off, or not an image classifier.
     """
-    model, notes = load(path, float_only=quantizable, output=output)
-    graph = model.graph
+    loaded = load(path, float_only=quantizable, output=output)
+    model, graph = loaded.model, loaded.model.graph
     images = [value for value in graph.inputs if value.name not in graph.initializers]
     if len(images) != 1:
         raise ModelError(
@@ -103,12 +120,12 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
         )
     image, logits = images[0], graph.outputs[0]
     shape, result, number = _dims(image), _dims(logits), classes(logits)
-    takes_pixels = image.dtype == ir.DataType.UINT8 and len(shape) == 4 and shape[1] == shape[2]
-    if takes_pixels:
+    stored = form_of(image)
+    if stored.layout == "NHWC":
         shape = (shape[0], shape[3], *shape[1:3])
-    if len(shape) != 4 or number is None or shape[1] is None or shape[2] != shape[3]:
+    if len(shape) != 4 or number is None or shape[1] is None:
         raise ModelError(
-            f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, S, S) to (N, classes) "
+            f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, H, W) to (N, classes) "
             "is expected",
             hint=_cure(shape, result),
         )
@@ -130,14 +147,17 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
         shape[0],
         shape[1],
         shape[2],
+        shape[3],
         number,
         _parameters(graph),
         any(is_quantized(node) for node in graph),
         _preprocess(model),
-        takes_pixels,
+        stored == InputForm("NHWC", "uint8"),
+        loaded.form,
+        loaded.converted,
         _preprocess_source(model),
         None,
-        (*_notes(model), *notes),
+        (*_notes(model), *loaded.notes),
     )
 
 
@@ -154,6 +174,7 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
         ModelError: As `read`; or it is quantized already, takes another type, or holds NaN weights.
     """
     from toolkit.graph.fold import fold_batchnorms, fold_channel_orders  # they edit with the functions below
+    from toolkit.graph.normalization import find_input_normalization
 
     if isinstance(path, Classifier):
         return path
@@ -180,6 +201,7 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
     fold_batchnorms(found.model)
     ending = cut(found.model)
     notes = found.notes
+    normalization = find_input_normalization(found.model, are_pixels=found.form.dtype == "uint8")
     if ending is not None and ending.softmax:
         notes = (*notes, "fitted and measured on the logits in front of the Softmax")
     if notes:
@@ -190,6 +212,7 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
         output=str(found.model.graph.outputs[0].name),
         ending=ending,
         notes=notes,
+        normalization=normalization,
     )
 
 
@@ -226,13 +249,9 @@ def _dims(value: ir.Value) -> tuple[int | None, ...]:
 def _cure(shape: tuple[int | None, ...], result: tuple[int | None, ...]) -> str:
     """What to change about a graph that maps one shape to another."""
     if len(shape) != 4:
-        return "its input must be images: (N, C, S, S), i.e. batch, channels, height, width"
-    if shape[3] in COLOURS and shape[1] not in COLOURS:
-        return "its channels come last (NHWC): export it with channels first (NCHW)"
+        return "its input must be images: (N, C, H, W), i.e. batch, channels, height, width"
     if shape[1] is None:
         return "export it with a fixed number of channels"
-    if shape[2] != shape[3]:
-        return "its images are not square: export it for as many pixels in height as in width"
     if len([size for size in result[1:] if size != 1]) > 1 or len(result) < 2:
         return "its output must be the logits: (N, classes), one number a class"
     return "export it with a fixed number of classes"
@@ -276,8 +295,7 @@ def _preprocess(model: ir.Model) -> Preprocess | None:
     if not text:
         return None
     try:
-        content = json.loads(text)
-        return Preprocess(**{**content, "mean": tuple(content["mean"]), "std": tuple(content["std"])})
+        return Preprocess.from_json(json.loads(text))
     except (ValueError, TypeError, KeyError):
         return None  # somebody else's metadata of the same name
 

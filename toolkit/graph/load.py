@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from toolkit.graph.dialect import drop_identities, settle
 from toolkit.graph.edit import constant, set_constant
 from toolkit.graph.ending import choose
 from toolkit.graph.fused import unfuse
+from toolkit.graph.layout import InputForm, form_of, to_planes
 from toolkit.graph.opset import PORTABLE_OPSET, lower
 from toolkit.graph.padding import write_padding
 from toolkit.graph.shapes import infer, open_dimensions
@@ -33,17 +35,31 @@ logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings c
 SMALL_BYTES = 1024  # constants that inference may need: shapes, axes, bounds
 
 
-def load(path: Path, *, float_only: bool, output: str | None = None) -> tuple[ir.Model, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An ONNX file as it was read.
+
+    Attributes:
+        model: The graph.
+        form: How the file takes images.
+        converted: Whether the graph computes in another layout or takes another type than the file.
+        notes: What was converted, for its user.
+    """
+
+    model: ir.Model
+    form: InputForm
+    converted: bool
+    notes: tuple[str, ...]
+
+
+def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
     """Read an ONNX file: constants folded, shapes inferred, one output.
 
     Args:
         path: The file; weights may lie in files in its folder or below.
-        float_only: Whether it is to be quantized: then it comes in float32, in standard operators, and in an
-            opset from 13 to 17 where it has a form there.
+        float_only: Whether it is to be quantized: then it comes in float32, takes (N, C, H, W), and is in
+            standard operators and in an opset from 13 to 17 where it has a form there.
         output: Name of the output to take, where there are several.
-
-    Returns:
-        The graph, and notes of what was converted.
 
     Raises:
         ModelError: The file is absent, cut off, or a graph that cannot be used.
@@ -81,9 +97,7 @@ def external_files(path: Path) -> list[Path]:
     return sorted({path.parent / str(tensor.location) for tensor in _external(model) if _inside(tensor)})
 
 
-def _normalized(
-    model: ir.Model, file: str, *, float_only: bool, output: str | None
-) -> tuple[ir.Model, tuple[str, ...]]:
+def _normalized(model: ir.Model, file: str, *, float_only: bool, output: str | None) -> Loaded:
     notes: list[str | None] = []
     float_only = float_only and not any(is_quantized(node) for node in model.graph)
     open_dimensions(model)
@@ -97,8 +111,12 @@ def _normalized(
     while fold_constants(model) or take_branches(model):
         infer(model)
     drop_identities(model)  # of the branches
+    images = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    form = form_of(images[0]) if len(images) == 1 else InputForm()
+    converted = False
     if float_only:
         drop_casts(model)
+        converted = len(images) == 1 and to_planes(model, images[0])
     write_scalars(model)
     write_padding(model)
     write_shapes(model)
@@ -110,7 +128,7 @@ def _normalized(
     _check(model, full=float_only)
     if float_only:
         check_layers(model)
-    return model, tuple(note for note in notes if note)
+    return Loaded(model, form, converted, tuple(note for note in notes if note))
 
 
 def _lowered(model: ir.Model) -> str | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from toolkit.core.errors import ModelError
 from toolkit.core.tensors import Preprocess
 from toolkit.graph import io
 from toolkit.graph.edit import Names
+from toolkit.graph.normalization import find_input_normalization
 
 LEVELS = np.arange(256)  # values of a pixel
 Doubles = npt.NDArray[np.float64]
@@ -27,7 +30,8 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
 
     Args:
         source: The ONNX file.
-        preprocess: Mean and standard deviation of each channel; the rest is of no matter here.
+        preprocess: Mean and standard deviation of each channel; the rest is of no matter here. Where these
+            give raw pixels to a graph that normalizes them itself, its own nodes for that are replaced.
         out: The file to write; it appears complete or not at all.
 
     Raises:
@@ -46,19 +50,20 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
             f"{source.name} takes {found.channels} channels, its preprocessing has {len(preprocess.mean)}",
             hint="give mean and std one number for each channel of the images",
         )
-    uses = list(old.uses())
+    ready, preprocess = _normalized(found, old, preprocess)
+    uses = list(ready.uses())
     names = Names(graph)
     old.name = names.new(f"{found.input}/normalized")
     pixels = ir.Value(
         name=found.input,
-        shape=ir.Shape([old.shape[0] if old.shape else None, found.size, found.size, found.channels]),
+        shape=ir.Shape([old.shape[0] if old.shape else None, found.height, found.width, found.channels]),
         type=ir.TensorType(ir.DataType.UINT8),
     )
     gain, shift = affine(preprocess, [use.node for use in uses])
     nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT})]
     for kind, name, array in (("Mul", "gain", gain), ("Sub", "shift", shift)):
         row = (
-            np.tile(array, (found.size, 1)) if found.size else array
+            np.tile(array, (found.width, 1)) if found.width else array
         )  # runtimes are slow at repeating 3 numbers
         constant = io.add_constant(graph, f"{found.input}/{name}", row, names)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
@@ -66,13 +71,28 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
     for node in nodes:
         node.name = names.new(f"{found.input}/{node.op_type.lower()}")
         node.outputs[0].name = node.name
-    ready = nodes[-1].outputs[0]
-    ready.shape, ready.type = old.shape, old.type
+    result = nodes[-1].outputs[0]
+    result.shape, result.type = old.shape, old.type
     graph.insert_before(min((use.node for use in uses), key=graph.index), nodes)
     for use in uses:
-        use.node.replace_input_with(use.idx, ready)
+        use.node.replace_input_with(use.idx, result)
     graph.inputs[graph.inputs.index(old)] = pixels
+    if ready is not old:
+        RemoveUnusedNodesPass()(found.model)
     io.save(found.model, out)
+
+
+def _normalized(found: io.Classifier, image: ir.Value, preprocess: Preprocess) -> tuple[ir.Value, Preprocess]:
+    """The tensor to compute of pixels, and how: the input, or what the graph makes of raw pixels."""
+    normalization = find_input_normalization(found.model)
+    if normalization is None or not normalization.output:
+        return image, preprocess
+    raw = normalization.raw
+    if (preprocess.mean, preprocess.std) != (raw.mean, raw.std):
+        return image, preprocess
+    values = (value for node in found.model.graph for value in node.outputs)
+    ready = next(value for value in values if value.name == normalization.output)
+    return ready, replace(preprocess, mean=normalization.mean, std=normalization.std)
 
 
 def affine(

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from toolkit.core.errors import ModelError
-from toolkit.core.quant import FloatArray
+from toolkit.core.quant import FloatArray, PixelArray
 
 
 class Reference:
@@ -43,7 +43,7 @@ class Reference:
                 hint="check it with onnx.checker, and export it again",
             ) from error
 
-    def run(self, images: FloatArray) -> list[FloatArray]:
-        """The asked tensors for images (N, C, H, W)."""
+    def run(self, images: FloatArray | PixelArray) -> list[FloatArray]:
+        """The asked tensors for images, as the graph takes them."""
         result: list[FloatArray] = self._session.run(self._outputs, {self.input: images})
         return result

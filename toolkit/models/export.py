@@ -16,7 +16,7 @@ from torch import nn
 
 from toolkit.core.artifact import replacing
 from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess, PreprocessSource, preprocess_metadata
+from toolkit.core.tensors import Preprocess, PreprocessSource, Size, preprocess_metadata, sides, size_text
 from toolkit.models.resnet import Block, PadShortcut, ResNet
 
 OPSET, IR_VERSION = 17, 8  # read by TensorRT 8.5+, OpenVINO 2022+ and ONNX Runtime 1.12+
@@ -38,7 +38,7 @@ def export(
     model: ResNet,
     out: Path,
     *,
-    size: int,
+    size: Size,
     batch: int | None = 1,
     preprocess: Preprocess | None = None,
     source: PreprocessSource = "stated",
@@ -47,7 +47,7 @@ def export(
 
     Every BatchNorm that follows a convolution and nothing else reads is folded into it, in float64;
     what remains (before the units of a pre-activation network) stays a BatchNormalization node.
-    The graph's input is `images` (N, C, size, size), its output `logits` (N, classes), both float32.
+    The graph's input is `images` (N, C, height, width), its output `logits` (N, classes), both float32.
 
     Args:
         model: The network; its training mode is not changed.
@@ -62,9 +62,9 @@ def export(
     """
     arch = model.architecture
     smallest = 2 ** (len(arch.widths.streams) - 1) if arch.stem == "cifar" else 1
-    if size < smallest or (batch is not None and batch < 1):
+    if min(sides(size)) < smallest or (batch is not None and batch < 1):
         raise ModelError(
-            f"cannot export {arch.name} for batch {batch} at {size} pixels",
+            f"cannot export {arch.name} for batch {batch} at {size_text(size)} pixels",
             hint=f"the batch must be at least 1 and the size at least {smallest}",
         )
     ops = _fold(_ops(model))
@@ -72,7 +72,7 @@ def export(
     images = ir.Value(
         name=INPUT,
         type=float32,
-        shape=ir.Shape([BATCH if batch is None else batch, arch.channels, size, size]),
+        shape=ir.Shape([BATCH if batch is None else batch, arch.channels, *sides(size)]),
     )
     values: dict[str, ir.Value] = {INPUT: images}
     initializers, nodes = [], []
@@ -104,7 +104,7 @@ def export(
         ir.save(net, temporary)
 
 
-def parity(model: ResNet, path: Path, *, size: int, seed: int = 0) -> float:
+def parity(model: ResNet, path: Path, *, size: Size, seed: int = 0) -> float:
     """Largest difference between torch's logits and the file's, relative to the largest logit.
 
     Args:
@@ -119,7 +119,7 @@ def parity(model: ResNet, path: Path, *, size: int, seed: int = 0) -> float:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     batch = session.get_inputs()[0].shape[0]
-    shape = (batch if isinstance(batch, int) else 2, model.architecture.channels, size, size)
+    shape = (batch if isinstance(batch, int) else 2, model.architecture.channels, *sides(size))
     images = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     training = model.training
     with torch.inference_mode():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toolkit.core.errors import ModelError, RecipeError, nearest
+from toolkit.core.tensors import Size, sides
 
 Unit = Literal["basic", "bottleneck"]
 Shortcut = Literal["A", "B", "C", "none"]
@@ -302,31 +303,38 @@ def resize(arch: Architecture, widths: Widths) -> Architecture:
     return replace(arch, widths=widths)
 
 
-def macs(arch: Architecture, size: int) -> int:
-    """Multiply-accumulates of one image of `size` x `size` pixels: convolutions and the last layer."""
-    side = math.ceil(size / 2) if arch.stem == "imagenet" else size
+def macs(arch: Architecture, size: Size) -> int:
+    """Multiply-accumulates of one image of a size in pixels: convolutions and the last layer."""
+    area = sides(size)
+    area = strided(area, 2) if arch.stem == "imagenet" else area
     kernel = 49 if arch.stem == "imagenet" else 9
-    total = side**2 * kernel * arch.channels * arch.widths.stem
-    side = math.ceil(side / 2) if arch.stem == "imagenet" else side
+    total = math.prod(area) * kernel * arch.channels * arch.widths.stem
+    area = strided(area, 2) if arch.stem == "imagenet" else area
     for stage, blocks in enumerate(arch.widths.inner):
         for block, inner in enumerate(blocks):
             if inner:
-                total += block_macs(arch, stage, block, side)
-            side = math.ceil(side / arch.stride(stage, block))
+                total += block_macs(arch, stage, block, area)
+            area = strided(area, arch.stride(stage, block))
     return total + arch.widths.streams[-1] * arch.classes
 
 
-def block_macs(arch: Architecture, stage: int, block: int, side: int) -> int:
-    """Multiply-accumulates of one block whose input is `side` x `side`."""
+def strided(size: Size, stride: int) -> tuple[int, int]:
+    """Return height and width of the output of a padded layer: the input's by the stride, rounded up."""
+    height, width = sides(size)
+    return -(-height // stride), -(-width // stride)
+
+
+def block_macs(arch: Architecture, stage: int, block: int, size: Size) -> int:
+    """Multiply-accumulates of one block whose input has a size in pixels."""
     stride, width_in = arch.stride(stage, block), arch.width_in(stage, block)
     inner, width_out = arch.widths.inner[stage][block], arch.widths.streams[stage]
-    out = math.ceil(side / stride)
-    projection = width_in * width_out * out**2 if arch.projects(stage, block) else 0
+    out, area = math.prod(strided(size, stride)), math.prod(sides(size))
+    projection = width_in * width_out * out if arch.projects(stage, block) else 0
     if arch.unit == "basic":
         (w,) = inner
-        return 9 * (width_in * w + w * width_out) * out**2 + projection
+        return 9 * (width_in * w + w * width_out) * out + projection
     first, second = inner
-    return width_in * first * side**2 + (9 * first * second + second * width_out) * out**2 + projection
+    return width_in * first * area + (9 * first * second + second * width_out) * out + projection
 
 
 def _check(arch: Architecture) -> None:

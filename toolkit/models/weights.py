@@ -345,8 +345,7 @@ def _architecture(stored: Any) -> Architecture:
 def _preprocess(fields: Any) -> Preprocess | None:
     if fields is None:
         return None
-    sequences = {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
-    preprocess = Preprocess(**{**fields, **sequences})
+    preprocess = Preprocess.from_json(fields)
     for size in (preprocess.crop, preprocess.resize):
         for side in size if isinstance(size, tuple) else (size,):
             if side is not None and (type(side) is not int or not 1 <= side <= _MOST_SIDE):

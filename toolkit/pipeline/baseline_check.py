@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def _described(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 def _sample(count: int, preprocess: Preprocess) -> IntArray:
     """Return places of at most `SAMPLE` images, spread over all, in a fixed random order."""
-    most = max(1, PIXELS_BYTES // (5 * 3 * preprocess.crop**2))  # five geometries, three channels
+    most = max(1, PIXELS_BYTES // (5 * 3 * math.prod(preprocess.sides)))  # five geometries, three channels
     places = np.linspace(0, count - 1, min(count, SAMPLE, most)).round().astype(np.int64)
     return np.random.default_rng(0).permutation(places)
 

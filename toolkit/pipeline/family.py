@@ -162,7 +162,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
                     "macs": exported.macs,
                     "parameters": exported.parameters,
                 }
-        shape = (1, len(preprocess.mean), preprocess.crop, preprocess.crop)
+        shape = (1, len(preprocess.mean), *preprocess.sides)
         noise = np.random.default_rng(0).normal(size=shape)
         timed = variants.time_all(recipe.bench, engines, noise.astype(np.float32))
         opened = {

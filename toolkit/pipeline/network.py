@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.artifact import sha256_file, write_json
 from toolkit.core.errors import DataError, ModelError, RecipeError
 from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess, PreprocessSource, preprocess_metadata
+from toolkit.core.tensors import Preprocess, PreprocessSource, Size, preprocess_metadata, sides
 from toolkit.pipeline import preprocessing
 
 if TYPE_CHECKING:
@@ -138,21 +138,22 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
 def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     """Take in a float ONNX classifier as it is; its input shape decides the size of the images.
 
+    A file that takes (N, H, W, C) or uint8 becomes one of float32 (N, C, H, W); its model.json has "input",
+    the form that the file takes, and "normalization", what it does to raw pixels itself.
+
     Raises:
         ModelError: It is not one, is quantized already, or holds NaN.
         RecipeError: The recipe asks for another input size than the file has.
     """
     from toolkit.graph import io
+    from toolkit.graph.conversion import check_conversion
 
     source = Path(options.model).expanduser()
     graph = io.read_classifier(source, options.output or None)
-    if graph.size and options.size and graph.size != options.size:
-        raise RecipeError(
-            f"export.size = {options.size}, but {source.name} takes {graph.size} pixels",
-            hint="leave export.size out: an ONNX file has its own size",
-        )
-    prepared = preprocessing.resolve(options.preprocess, graph.preprocess, graph.size or options.size)
+    size = preprocessing.input_size(graph, options.size)
+    prepared = preprocessing.resolve(options.preprocess, graph.preprocess, size, graph.normalization)
     preprocessing.check_channels(prepared, graph.channels)
+    check_conversion(graph, prepared.crop)
     io.save(graph.model, out / ONNX)
     content = {
         "name": source.stem,
@@ -161,9 +162,12 @@ def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
         "classes": graph.classes,
         "preprocess": prepared,
         "preprocess_source": preprocessing.source_of(
-            options.preprocess, graph.preprocess, graph.preprocess_source
+            options.preprocess, graph.preprocess, graph.preprocess_source, graph.normalization
         ),
         "class_names": _class_names(options.labels, graph.classes),
+        "input": graph.form,
+        "normalization": graph.normalization,
+        "notes": preprocessing.notes(graph.form, graph.normalization, prepared, "float32"),
     }
     write_json(out / "model.json", content)
 
@@ -222,7 +226,7 @@ def first_layer(source: Path) -> FirstLayer:
     return FirstLayer(loaded.preprocess, stem, arch.classes)
 
 
-def _reshape(source: Path, file: Path, batch: int | None, size: int, metadata: Mapping[str, str]) -> float:
+def _reshape(source: Path, file: Path, batch: int | None, size: Size, metadata: Mapping[str, str]) -> float:
     """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels; add metadata.
 
     Returns:
@@ -244,7 +248,7 @@ def _reshape(source: Path, file: Path, batch: int | None, size: int, metadata: M
     if found.batch is not None and changed:
         release(found.model, found.batch)
     dim = "batch" if batch is None else batch
-    graph.inputs[0].shape = ir.Shape([dim, found.channels, size, size])
+    graph.inputs[0].shape = ir.Shape([dim, found.channels, *sides(size)])
     graph.outputs[0].shape = ir.Shape([dim, found.classes])
     infer(found.model)
     found.model.metadata_props.update(metadata)
@@ -252,7 +256,7 @@ def _reshape(source: Path, file: Path, batch: int | None, size: int, metadata: M
     if found.batch is None or not changed:
         return 0.0
     batches = (found.batch, batch or 2)
-    shape = (math.lcm(*batches), found.channels, size, size)
+    shape = (math.lcm(*batches), found.channels, *sides(size))
     return check(source, file, np.random.default_rng(0).normal(size=shape).astype(np.float32), batches)
 
 

@@ -283,7 +283,7 @@ class Trials:
             return None
         from targets._timing import interleave
 
-        shape = (1, len(self.held_out.preprocess.mean), *[self.held_out.preprocess.crop] * 2)
+        shape = (1, len(self.held_out.preprocess.mean), *self.held_out.preprocess.sides)
         pixels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         with ExitStack() as stack:
             runs = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -11,7 +12,7 @@ from toolkit.core import plugins
 from toolkit.core.artifact import canonical_json
 from toolkit.core.errors import RecipeError, nearest
 from toolkit.core.parallel import Backend
-from toolkit.core.tensors import InputType, Interpolation
+from toolkit.core.tensors import InputType, Interpolation, Size, read_size
 from toolkit.pipeline.outside import existing, names_path
 from toolkit.pipeline.values import convert, merge, parse_override, read_toml
 
@@ -28,7 +29,8 @@ def option(default: T, explanation: str, **rules: Any) -> T:
         **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
             `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`:
             gives the names it may have; `derived`: filled from another section, so that a recipe does not
-            set it; `not_in_key`: the result does not depend on it.
+            set it; `not_in_key`: the result does not depend on it; `read`: reads the value, or raises
+            ValueError.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
@@ -57,8 +59,15 @@ def _cores() -> int:
 class PreprocessOptions:
     """How a decoded image becomes the network's input; what is not given is the checkpoint's own."""
 
-    resize: int | None = option(None, "Shorter side after resizing, in pixels; 0 keeps the size.", least=0)
-    crop: int | None = option(None, "Side of the centre crop, in pixels.", least=1)
+    resize: Size | None = option(  # noqa: RUF009
+        None,
+        "Shorter side after resizing, in pixels, or both as HxW; 0 keeps the size.",
+        least=0,
+        read=partial(read_size, exact=True),
+    )
+    crop: Size | None = option(  # noqa: RUF009
+        None, "The centre crop, in pixels: N or HxW.", least=1, read=read_size
+    )
     mean: tuple[float, ...] | None = option(None, "Mean of each channel (RGB, pixels in 0..1).")
     std: tuple[float, ...] | None = option(None, "Standard deviation of each channel.")
     interpolation: Interpolation | None = option(None, "Resampling filter.")  # noqa: RUF009
@@ -88,7 +97,7 @@ class LoadOptions:
     output: str = option("", "Name of the logits, where a file.onnx has several outputs.")
     preprocess: PreprocessOptions = option(PreprocessOptions(), "Resize, crop, mean, std, ...")  # noqa: RUF009
     train: TrainingOptions = option(TrainingOptions(), "Options of training.")  # noqa: RUF009
-    size: int | None = option(None, "Same as export.size.", derived=True)
+    size: Size | None = option(None, "Same as export.size.", derived=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +146,9 @@ class FinetuneOptions:
 class ExportOptions:
     """The ONNX graph."""
 
-    size: int | None = option(None, "Input height and width in pixels; default: the crop.", least=1)
+    size: Size | None = option(  # noqa: RUF009
+        None, "Input in pixels, N or HxW (height x width); default: the crop.", least=1, read=read_size
+    )
     batch: int | Literal["dynamic"] = option(1, "Images of one inference, or dynamic.", least=1)
     input: InputType = option(  # noqa: RUF009
         "float32", "float32, or uint8: engines take decoded pixels and normalize them."

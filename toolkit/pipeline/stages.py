@@ -120,6 +120,7 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
     from calibration import doctor, manifest
     from calibration.datasets import open_dataset
+    from calibration.finding import Finding
 
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = open_dataset(options.source, use="train")
@@ -134,6 +135,8 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     findings = images.opened(dataset) + images.left_out(dataset, options, chosen)
     if not options.skip_bad:
         images.check_readable(dataset, indices)
+    described = read_json(inputs["load"] / "model.json")
+    findings += [Finding("info", note) for note in described.get("notes", ())]
     findings += doctor.examine(
         dataset,
         indices,
@@ -270,7 +273,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
 
     graphs = read_json(inputs["export"] / "graphs.json")
     batch = variants.bench_batch(options, graphs)
-    shape = (batch, len(graphs["preprocess"]["mean"]), graphs["size"], graphs["size"])
+    shape = (batch, len(graphs["preprocess"]["mean"]), *from_json(graphs["preprocess"]).sides)
     dataset, indices = images.calibration(options.source, inputs["select"])
     with Watch() as watch:
         measured = measure.measure(

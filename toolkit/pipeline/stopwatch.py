@@ -16,6 +16,7 @@ import targets
 from toolkit.core.artifact import canonical_json, plain, read_json, write_json
 from toolkit.core.errors import ModelError
 from toolkit.core.statistics import percentile
+from toolkit.core.tensors import Size, as_size, sides
 
 if TYPE_CHECKING:
     from toolkit.models.resnet import Architecture
@@ -35,7 +36,7 @@ class Stopwatch:
     takes minutes to fill.
     """
 
-    def __init__(self, names: tuple[str, ...], size: int, threads: int, table: Path) -> None:
+    def __init__(self, names: tuple[str, ...], size: Size, threads: int, table: Path) -> None:
         """Prepare to measure.
 
         Args:
@@ -47,7 +48,7 @@ class Stopwatch:
         from targets._device import this_device
 
         self._names, self._threads, self._table = names, threads, table
-        self._images = np.random.default_rng(0).normal(size=(4, 3, size, size)).astype(np.float32)
+        self._images = np.random.default_rng(0).normal(size=(4, 3, *sides(size))).astype(np.float32)
         self._setting = plain([this_device().name, names, size, threads])
         found = read_json(table) if table.is_file() else {}
         self._ms: dict[str, float] = found["ms"] if found.get("setting") == self._setting else {}
@@ -108,7 +109,9 @@ class Stopwatch:
         from quantize.collect import collect
         from toolkit.models import export, resnet
 
-        export.export(resnet.ResNet(arch).eval(), folder / "float.onnx", size=self._images.shape[2])
+        export.export(
+            resnet.ResNet(arch).eval(), folder / "float.onnx", size=as_size(*self._images.shape[2:])
+        )
         ranges = collect(folder / "float.onnx", [self._images])
         how = QuantizeOptions(observer="minmax", effort="fast", bias_correction=False)
         for name in self._names:

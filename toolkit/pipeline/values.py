@@ -78,6 +78,14 @@ def convert(
     """
     if is_dataclass(annotation):
         return _options(value, annotation, where)
+    if "read" in rules and value is not None:
+        try:
+            parsed = rules["read"](value)
+        except ValueError as error:
+            raise RecipeError(f"{where} cannot be {_shown(value)}", hint=str(rules["help"])) from error
+        for number in parsed if isinstance(parsed, tuple) else (parsed,):
+            _check(number, where, rules)
+        return parsed
     origin, choices = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return _union(value, annotation, where, rules)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from toolkit.core.errors import ModelError
 from toolkit.core.statistics import kl_divergence
+from toolkit.core.tensors import Size
 from toolkit.models.resnet import Architecture, ResNet, macs
 from toolkit.prune import importances, widths
 from toolkit.prune.apply import shrink
@@ -120,7 +121,7 @@ def _inner(known: Known, *streams: dict[str, Tensor]) -> Iterator[Decision]:
 
 
 def _by_count(
-    known: Known, arch: Architecture, drops: Mapping[tuple[int, int], float], size: int
+    known: Known, arch: Architecture, drops: Mapping[tuple[int, int], float], size: Size
 ) -> widths.Allocated:
     """Inner widths for a part of the channels or of the multiply-accumulates."""
     options, dense = known.options, float(macs(known.arch, size))

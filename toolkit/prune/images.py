@@ -13,7 +13,8 @@ from torch import Tensor
 
 from toolkit.core.errors import DataError
 from toolkit.core.quant import FloatArray
-from toolkit.models.resnet import ResNet
+from toolkit.core.tensors import Size, as_size
+from toolkit.models.resnet import ResNet, strided
 from toolkit.prune import widths
 from toolkit.prune.sequential import POSITIONS
 
@@ -44,14 +45,14 @@ class Images:
         fit: Batches (N, C, H, W).
         check: Images that no refit sees (N, C, H, W).
         reference: The dense network's logits for them (N, classes).
-        size: Height of an image in pixels.
+        size: Height and width of an image in pixels.
         warnings: What the user should know.
     """
 
     fit: Batches
     check: Tensor
     reference: FloatArray
-    size: int
+    size: Size
     warnings: tuple[str, ...]
 
 
@@ -72,8 +73,9 @@ def split(dense: ResNet, images: Iterable[FloatArray], *, mirror: bool) -> Image
     held = max(1, min(int(count * HELD_OUT), 256))
     check, rest = everything[count - held :], everything[: count - held]
     size = max(1, min(BATCH, len(rest) // 10))
-    warnings = _too_few(dense, len(rest) * (2 if mirror else 1), everything.shape[2])
-    return Images(Batches(rest, size, mirror), check, logits(dense, check), everything.shape[2], warnings)
+    area = as_size(*everything.shape[2:])
+    warnings = _too_few(dense, len(rest) * (2 if mirror else 1), area)
+    return Images(Batches(rest, size, mirror), check, logits(dense, check), area, warnings)
 
 
 @torch.no_grad()
@@ -83,13 +85,13 @@ def logits(model: ResNet, images: Tensor) -> FloatArray:
     return found
 
 
-def _too_few(dense: ResNet, images: int, size: int) -> tuple[str, ...]:
+def _too_few(dense: ResNet, images: int, size: Size) -> tuple[str, ...]:
     """A warning where a convolution has more columns than rows to fit them on."""
-    sides = widths.block_sides(dense.architecture, size)
+    areas = widths.block_sides(dense.architecture, size)
     short: dict[str, int] = {}
     for name, stage, block, module in dense.blocks():
-        side = math.ceil(sides[stage, block] / dense.architecture.stride(stage, block))
-        rows = min(side**2, POSITIONS)
+        area = strided(areas[stage, block], dense.architecture.stride(stage, block))
+        rows = min(math.prod(area), POSITIONS)
         conv = module.conv(2)  # the 3x3 convolution that reads an inner group
         columns = conv.in_channels * conv.kernel_size[0] ** 2
         if rows * images < columns:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray
+from toolkit.core.tensors import Size
 from toolkit.models.resnet import Architecture, ResNet, block_macs, macs
 from toolkit.prune.compensation import factor
 from toolkit.prune.moments import System, at
@@ -39,7 +40,7 @@ class SparsityAdvice:
     reason: str
 
 
-def advise(arch: Architecture, *, size: int, sparse_kernels: bool) -> SparsityAdvice:
+def advise(arch: Architecture, *, size: Size, sparse_kernels: bool) -> SparsityAdvice:
     """Estimate from the shapes whether 2:4 sparsity can pay.
 
     Args:

@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 from toolkit.core.errors import ModelError
 from toolkit.core.progress import track
-from toolkit.models.resnet import Architecture, Widths, block_macs, macs, resize
+from toolkit.core.tensors import Size, sides
+from toolkit.models.resnet import Architecture, Widths, block_macs, macs, resize, strided
 from toolkit.prune.allocation import Option, allocate, right_edges
 from toolkit.prune.plan import Measure
 from toolkit.prune.survey import Surveyed
@@ -126,7 +127,7 @@ def for_macs(
     drops: Mapping[tuple[int, int], float],
     part: float,
     *,
-    size: int,
+    size: Size,
     step: int,
     of: Architecture | None = None,
 ) -> Allocated:
@@ -137,20 +138,20 @@ def for_macs(
         surveyed: Group -> loss by count.
         drops: (stage, block) -> loss of dropping it.
         part: Of the multiply-accumulates.
-        size: Height of an image in pixels.
+        size: Height and width of an image in pixels.
         step: Channel counts are multiples of it.
         of: The network whose part is meant, where streams are narrower already; default: `arch`.
 
     Raises:
         ModelError: Block-internal channels cannot save so much; the message says what they can.
     """
-    sides = block_sides(arch, size)
+    areas = block_sides(arch, size)
 
     def cost(stage: int, block: int, inner: tuple[int, ...]) -> float:
         if not inner:
             return 0.0
         narrowed = resize(arch, _with(arch.widths, {(stage, block): inner}))
-        return float(block_macs(narrowed, stage, block, sides[stage, block]))
+        return float(block_macs(narrowed, stage, block, areas[stage, block]))
 
     dense = macs(of or arch, size)
     found = options(arch, surveyed, drops, cost, lambda w: counts(w, step))
@@ -270,14 +271,14 @@ def check_gain(found: Allocated) -> None:
         )
 
 
-def block_sides(arch: Architecture, size: int) -> dict[tuple[int, int], int]:
-    """(stage, block) -> height and width of the block's input, for images of `size` pixels."""
-    side = -(-size // 4) if arch.stem == "imagenet" else size
+def block_sides(arch: Architecture, size: Size) -> dict[tuple[int, int], tuple[int, int]]:
+    """(stage, block) -> height and width of the block's input, for images of a size in pixels."""
+    area = strided(size, 4) if arch.stem == "imagenet" else sides(size)
     found = {}
     for stage, blocks in enumerate(arch.widths.inner):
         for block in range(len(blocks)):
-            found[stage, block] = side
-            side = -(-side // arch.stride(stage, block))
+            found[stage, block] = area
+            area = strided(area, arch.stride(stage, block))
     return found
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from toolkit.core import statistics
 from toolkit.core.quant import IntArray
 from toolkit.core.results import LatencySummary, RunReport, Variant
+from toolkit.core.tensors import read_size, size_text
 from toolkit.report import words
 from toolkit.report.analysis import Kept, kept
 from toolkit.report.timing import disturbances
@@ -108,7 +109,8 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
     unlike = _unlike(base.latency_ms, other.latency_ms) or _disturbed(first.report, run.report)
     sizes = [each.report.model.get("input_px") for each in (first, run)]
     if None not in sizes and sizes[0] != sizes[1]:
-        remarks.append(f"input of {sizes[0]} against {sizes[1]} px")
+        first_px, px = (size_text(read_size(size)) for size in sizes)
+        remarks.append(f"input of {first_px} against {px} px")
     ratio = apart = None
     if base.latency_ms and other.latency_ms:
         ratio = base.latency_ms.p50 / other.latency_ms.p50
