@@ -11,7 +11,7 @@ import numpy as np
 from calibration.preprocess import normalize
 from toolkit.core import baseline
 from toolkit.core.quant import FloatArray, IntArray, PixelArray
-from toolkit.core.tensors import Preprocess, Size, as_size, size_text
+from toolkit.core.tensors import Interpolation, Preprocess, Size, as_size, size_text
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BYTE = 1 / 255
