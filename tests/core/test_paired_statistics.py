@@ -162,6 +162,8 @@ def test_median_interval_widens_with_drift_and_needs_fifty_samples():
     assert narrow[0] < 5 < narrow[1]
     assert wide[1] - wide[0] > 10 * (narrow[1] - narrow[0])
     assert statistics.median_interval([1.0] * 49) is None
+    slow_at_last = [1.0] * 90 + [100.0] * 10  # a symmetric interval would begin below zero
+    assert statistics.median_interval(slow_at_last) == (1.0, pytest.approx(1 + 2.2622 * 9.9, abs=0.01))
     assert statistics.median_interval([2.0] * 50) == (2.0, 2.0)
 
 

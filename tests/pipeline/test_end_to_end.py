@@ -157,7 +157,8 @@ def test_a_second_run_finds_everything(finished):
 
 
 def test_a_missed_limit_is_exit_code_3_after_the_report_is_written(recipe, finished, tmp_path, capsys):
-    limits = {**recipe, "compile": {"targets": ["openvino"]}, "report": {"max_latency_ms": 1e-6}}
+    missed = {"max_latency_ms": 1e-6, "judge_by": "point"}
+    limits = {**recipe, "compile": {"targets": ["openvino"]}, "report": missed}
     result = run(Recipe.build(limits), store=Store(finished[2] / "store"))
     with pytest.raises(GateError, match="openvino-int8 misses max_latency_ms"):
         result.check_gates()
@@ -169,12 +170,19 @@ def test_a_missed_limit_is_exit_code_3_after_the_report_is_written(recipe, finis
         f"bench = {{runs = {RUNS}, throughput_s = 0.01, warmup_s = 0.0}}\n"
     )
     arguments = ["run", str(toml), "--store", str(finished[2] / "store"), "--out", str(tmp_path / "out")]
+    arguments += ["--set", "compile.targets=openvino"]
     with pytest.raises(SystemExit) as left:
-        app.main([*arguments, "--set", "compile.targets=openvino", "--set", "report.max_latency_ms=1e-6"])
+        app.main([*arguments, "--set", "report.max_latency_ms=1e-6", "--set", "report.judge_by=point"])
     out, err = capsys.readouterr()
     assert left.value.code == 3
     assert "error: openvino-int8 misses max_latency_ms" in err and "openvino-int8" in out
     assert (tmp_path / "out" / "report.html").is_file()
+    with pytest.raises(SystemExit) as left:
+        app.main(
+            [*arguments, "--set", "report.max_drop_pp=0.5"]
+        )  # what 40 images do not decide is not missed
+    assert left.value.code == 0
+    assert "undecided max_drop_pp openvino-int8" in capsys.readouterr().out
 
 
 def test_json_is_all_that_stdout_gets(recipe, finished, tmp_path, capsys):

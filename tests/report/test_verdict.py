@@ -268,6 +268,7 @@ def test_nothing_timed_on_a_busy_machine_is_praised(environment, level):
     assert ("is 3.00× as fast" in found.sentence) == (level == "pass")
     (missed,) = verdicts(report(FP32, INT8, speed=4.0, environment=environment))
     assert missed.level == ("needs_data" if level == "needs_data" else "fail")
+    assert "min_speedup = 4 is undecided" not in missed.sentence  # the disturbance is named once
     (slow,) = verdicts(report(FP32, lossy(5.0, 4.0, 6.0), environment=environment))
     assert slow.level == "fail"  # its drop has nothing to do with the load
 

@@ -197,7 +197,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     (clocks, neighbours) that an interval for independent samples would miss.
 
     Returns:
-        Low and high, in the unit of the samples; None for fewer than `FEWEST_RUNS` samples.
+        Low and high, in the unit of the samples and within them; None for fewer than `FEWEST_RUNS` samples.
 
     Source:
         The batch means method, Law 2014, "Simulation Modeling and Analysis", sec. 9.5.3.
@@ -207,7 +207,7 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
     medians = [float(np.median(part)) for part in np.array_split(np.asarray(samples, np.float64), 10)]
     half = T95_9 * float(np.std(medians, ddof=1)) / math.sqrt(10)
     centre = float(np.median(samples))
-    return centre - half, centre + half
+    return max(centre - half, min(samples)), min(centre + half, max(samples))
 
 
 def agreement(reference: FloatArray, other: FloatArray) -> float:

@@ -179,7 +179,8 @@ COLUMNS = (
     "size",
     "remarks",
 )
-EXPENDABLE = ("size", "p50", "top-1", "speed-up", "speed")  # columns to leave out of a narrow table, in order
+# Columns to leave out of a narrow table, in order.
+EXPENDABLE = ("size", "p50", "accuracy", "speed-up", "speed", "top-1")
 
 
 def table(runs: Sequence[Run], differences: Sequence[Difference]) -> list[tuple[str, ...]]:

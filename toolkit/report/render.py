@@ -39,7 +39,7 @@ JUDGED_BY = {
     "interval": "Judged by the 95 % interval: passed where all of it keeps a limit, missed where none does.",
     "point": 'Judged by the figure alone (`report.judge_by = "point"`), whatever its interval.',
 }
-FOLDS, FOLDED = ("run", "remarks"), 20  # columns whose text is folded, and the least width they need
+FOLDS, FOLDED = ("run", "remarks"), 12  # columns whose text is folded, and the least width they need
 CHECKS = {  # effect of an input check -> mark and colour
     "no_verdict": ("no verdict", "red"),
     "no_pass": ("no pass", "yellow"),

@@ -114,8 +114,11 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
         unknown = [gate for gate in gates if gate.outcome == "not_measured"]
         against = f", so {_limits(unknown)} cannot be judged" if unknown else ""
         return "not_measured", f"{facts}: its accuracy is unknown{against}, evaluate it on labelled images."
-    open_gates = [gate for gate in gates if gate.outcome == "needs_data"]
-    undecided = "; ".join(_undecided(gate) for gate in open_gates)
+    undecided = "; ".join(
+        _undecided(gate)
+        for gate in gates
+        if gate.outcome == "needs_data" and (gate.name == "max_drop_pp" or not doubt)
+    )
     if v.speedup is None and v.latency_ms is not None:
         return "not_measured", f"{facts}: its speed-up is unknown, no FP32 variant was timed."
     if v.speedup is None:
