@@ -3,7 +3,7 @@
 Writes results.md beside this file: mutants that lived first. A list of faults that a review left alive comes
 first, then a seeded sample of all mutations of the syntax trees.
 
-    python tests/mutants/run.py [--start N] [--count N] [--only TEXT]
+    python tests/mutants/run.py [--start N] [--count N] [--only TEXT ...]
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ TESTS = {  # module -> its test files; the quick ones first
     "calibration/manifest.py": ["calibration/test_manifest.py"],
     "calibration/duplicates.py": ["calibration/test_duplicates.py", "calibration/test_doctor.py"],
     "toolkit/report/gates.py": ["report/test_gates.py"],
-    "toolkit/report/verdict.py": ["report/test_analysis.py", "report/test_render.py"],
+    "toolkit/report/verdict.py": ["report/test_gates.py", "report/test_gather.py"],
 }
 
 REVIEW = (  # file, tests, text, fault: those that a review found alive
@@ -220,11 +220,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--start", type=int, default=0, help="First of the list, from 0.")
     parser.add_argument("--count", type=int, help="How many; default: all.")
-    parser.add_argument("--only", default="", help="Modules whose path contains this.")
+    parser.add_argument("--only", nargs="*", default=[""], help="Modules whose path contains one of these.")
     options = parser.parse_args()
     listed = list(mutants())
     chosen = listed[options.start :][: options.count]
-    chosen = [mutant for mutant in chosen if options.only in mutant.module]
+    chosen = [mutant for mutant in chosen if any(part in mutant.module for part in options.only)]
     results: dict[tuple[str, str, str], str] = {}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     for library in ("numpy", "torch", "onnx", "onnx_ir", "PIL.Image"):  # none starts a thread

@@ -157,7 +157,7 @@ def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monk
     at_once = fitted(network, images(16), weights)
     passes = []
     monkeypatch.setattr(gptq, "AT_ONCE", 1)
-    monkeypatch.setattr(gptq, "observe", lambda *given: passes.append(len(given[2])) or observe(*given))
+    monkeypatch.setattr(gptq, "observe", lambda *a, **k: passes.append(len(a[2])) or observe(*a, **k))
     alone = fitted(network, images(16), weights)
     assert passes == [1, 1, 1]
     for name in weights:
