@@ -15,6 +15,7 @@ from torch import Tensor
 from quantize import learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.fitting import fit_layers
+from quantize.integer_bias import roomy
 from quantize.network import Network
 from quantize.options import QuantizeOptions
 from quantize.placement import Placement, fork, place, unshare
@@ -155,8 +156,7 @@ def _chosen(
     source = model
     if options.effort != "fast":
         source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
-    if scheme.float_adds:
-        source = fork(source)
+    source = fork(source, scheme)
     placement = place(source, scheme, options.float_layers, statistics.largest)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
@@ -190,6 +190,8 @@ def _chosen(
             name: observed(statistics.tensors[name], spec, options.observer)
             for name, spec in placement.activations.items()
         }
+    if scheme.integer_bias:
+        weights = roomy(model, activations, weights)
     warnings += outliers.coarse(activations, statistics.tensors)
     found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
     if network is not None and options.effort == "balanced":

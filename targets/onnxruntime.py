@@ -50,6 +50,7 @@ class OnnxRuntime:
         add_inputs="all",
         max_pool="input",
         store_integers=True,
+        integer_bias=True,
         pairs="rows",
         pair_sums=pair_sums_saturate(this_device()),
     )
