@@ -1,9 +1,9 @@
 """Room for biases that a runtime adds as 32-bit integers.
 
-ONNX Runtime rounds a bias to steps of s_x s_w, the product of the scales of its layer's input and weights, and
-adds it to the sum of products. A filter of zeros, or of 1e-9, has so small a scale that its bias does not fit;
-so has every filter of a layer whose input is zero on all calibration images. It is cut off at 2^31 then, and
-the channel computes something else.
+ONNX Runtime rounds a bias to steps of s_x s_w, the product of the scales of its layer's input and weights,
+and adds it to the sum of products. A filter of zeros, or of 1e-9, has so small a scale that its bias does not
+fit; so has every filter of a layer whose input is zero on all calibration images. It is cut off at 2^31 then,
+and the channel computes something else.
 
 A filter whose bias needs a larger scale can do with one: were it not larger, all K products together would
 not reach K 127 255 / 2^30 of the bias, which is one in a thousand for 32 channels of 1 x 1.

@@ -57,11 +57,13 @@ class Placement:
         activations: Tensor name -> spec, in the order of the graph.
         weights: Initializer name -> spec, in the order of the graph.
         float_layers: Weighted layers that stay in float.
+        float_tensors: Tensors that stay in float, with all that read them.
     """
 
     activations: dict[str, QuantSpec]
     weights: dict[str, QuantSpec]
     float_layers: frozenset[str] = frozenset()
+    float_tensors: frozenset[str] = frozenset()
 
 
 def place(
@@ -69,6 +71,7 @@ def place(
     scheme: QuantScheme,
     float_layers: Collection[str] = (),
     largest: Mapping[str, float] = MappingProxyType({}),
+    float_tensors: Collection[str] = (),
 ) -> Placement:
     """Decide which tensors of a float graph are quantized, and how.
 
@@ -78,6 +81,7 @@ def place(
         float_layers: Names of weighted layers that stay in float.
         largest: Tensor name -> its largest magnitude, where it is known: of two convolutions that meet, the
             one with the smaller range is quantized where the target lets us choose, for it loses less.
+        float_tensors: Names of tensors that stay in float.
 
     Returns:
         Points and weights. Weights that are not constant stay in float.
@@ -97,7 +101,11 @@ def place(
     wanted = {id(value) for node in model.graph for value in _wanted(node, scheme, exact, largest)}
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return Placement(
-        {str(v.name): _activation_spec(v, scheme) for v in values if id(v) in wanted},
+        {
+            str(v.name): _activation_spec(v, scheme)
+            for v in values
+            if id(v) in wanted and v.name not in float_tensors
+        },
         {
             str(node.inputs[1].name): QuantSpec(
                 "int8", symmetric=True, axis=weight_axis(node), bits=scheme.weight.bits
@@ -106,6 +114,7 @@ def place(
             if is_weighted(node) and node.inputs[1] is not None and node.name not in exact
         },
         exact,
+        frozenset(float_tensors),
     )
 
 
@@ -192,7 +201,7 @@ def _result_never_negative(value: ir.Value, known: dict[int, bool]) -> bool:
 def _wanted(
     node: ir.Node, scheme: QuantScheme, exact: frozenset[str], largest: Mapping[str, float]
 ) -> Iterator[ir.Value]:
-    if exact and (str(node.name) if is_weighted(node) else _layer_before(node)) in exact:
+    if exact and (str(node.name) if is_weighted(node) else layer_before(node)) in exact:
         return
     if _reads_exact(node, scheme):
         return
@@ -371,7 +380,7 @@ def _padded(node: ir.Node) -> bool:
     )
 
 
-def _layer_before(node: ir.Node) -> str | None:
+def layer_before(node: ir.Node) -> str | None:
     """The weighted layer whose result a node reads, through what has no weights; of a join's, the deepest."""
     found: ir.Node | None = node
     while found is not None and (found is node or not is_weighted(found)):

@@ -55,6 +55,8 @@ class OnnxRuntime:
         pair_sums=pair_sums_saturate(this_device()),
     )
 
+    opens_graphs = True
+
     def versions(self) -> Mapping[str, str]:
         """The installed ONNX Runtime."""
         return {"onnxruntime": str(_sdk().__version__)}

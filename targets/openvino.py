@@ -40,6 +40,8 @@ class OpenVINO:
         pair_sums=pair_sums_saturate(this_device()),
     )
 
+    opens_graphs = True
+
     def versions(self) -> Mapping[str, str]:
         """The installed OpenVINO."""
         return {"openvino": str(sdk().__version__).split("-", maxsplit=1)[0]}

@@ -12,7 +12,7 @@ import click
 
 from toolkit.cli._options import JSON, PREPROCESS
 from toolkit.cli._outputs import refuse_inputs
-from toolkit.core.errors import GateError
+from toolkit.core.errors import GateError, TargetError
 from toolkit.core.tensors import InputType
 
 
@@ -118,7 +118,7 @@ def command(
         },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
+    how = replace(recipe.quantize, source=source, skip_bad=skip_bad, input=input_type)
     limited = precision.limited(how)
     graph = io.read_classifier(model)
     prepared = preprocessing.resolve(recipe.load.preprocess, graph.preprocess, graph.size)
@@ -133,7 +133,8 @@ def command(
         with tempfile.TemporaryDirectory() as folder:
             made = out if input_type == "float32" else Path(folder) / out.name
             statistics = collect(graph, stream)
-            summary = precision.quantize(how, graph, statistics, target_name, judges, made)
+            summary = precision.quantize(how, graph, statistics, target_name, judges, made, prepared)
+            _check_runs(summary["runtime_check"], target_name, made)
             if made != out:
                 take_pixels(made, prepared, out)
     if as_json:
@@ -144,6 +145,20 @@ def command(
     click.echo(out)
     if mixed := summary["mixed"]:
         _tell(mixed)
+
+
+def _check_runs(checked: dict[str, Any] | None, target: str, made: Path) -> None:
+    """Check that the target's runtime takes the graph.
+
+    Raises:
+        TargetError: It refuses it; the file is removed.
+    """
+    if checked and checked["status"] == "refused":
+        made.unlink(missing_ok=True)
+        raise TargetError(
+            f"{target} does not run the quantized graph: {checked['reason']}",
+            hint="see which operators it has with `edgeship inspect`; another --target may run it",
+        )
 
 
 def _tell(mixed: dict[str, Any]) -> None:
