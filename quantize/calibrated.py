@@ -78,9 +78,9 @@ def write(
         "head_room_channels": _head_room(found),
         "activations": {
             name: {
-                "dtype": q.spec.dtype,
+                "dtype": q.spec.stored,
                 "scale": q.scale[0],
-                "zero_point": q.zero_point[0],
+                "zero_point": q.zero_point[0] + q.spec.offset,
                 "low": float(found.statistics.tensors[name].low.min()),
                 "high": float(found.statistics.tensors[name].high.max()),
                 "counts": _histogram(found.statistics.tensors[name]),
@@ -258,7 +258,7 @@ def _with_weights(found: Quantized, fitted: Mapping[str, Tensor]) -> Quantized:
 
 
 def spread(probe: FloatArray, pixels: int, least: int = 8) -> FloatArray:
-    """Images spread evenly over the probe, so many that they have about that many pixels, `least` at least."""
+    """Images spread evenly over the probe, `least` or so many that they have about that many pixels."""
     count = min(max(pixels // int(np.prod(probe.shape[2:])), least), len(probe))
     chosen: FloatArray = probe[np.linspace(0, len(probe) - 1, count).round().astype(int)]
     return chosen

@@ -163,7 +163,7 @@ def never_negative(value: ir.Value) -> bool:
 
 
 def _never_negative(value: ir.Value, known: dict[int, bool]) -> bool:
-    """The same; `known` holds what was found of other tensors, for joins of joins are many ways."""
+    """Return the same; `known` holds results for other tensors, so that joins of joins take linear time."""
     if id(value) not in known:
         known[id(value)] = _result_never_negative(value, known)
     return known[id(value)]
@@ -362,7 +362,7 @@ def unshare(model: ir.Model, placement: Placement) -> ir.Model:
 
 
 def _reads_exact(node: ir.Node, scheme: QuantScheme) -> bool:
-    """Whether a node reads floats even where others read the same tensor quantized."""
+    """Return True if a node reads floats even where others read the same tensor quantized."""
     if is_residual(node):
         return scheme.float_adds
     if node.op_type != "AveragePool" or scheme.padded_average:
@@ -373,7 +373,7 @@ def _reads_exact(node: ir.Node, scheme: QuantScheme) -> bool:
 
 
 def _padded(node: ir.Node) -> bool:
-    """Whether a pool is padded, or may be."""
+    """Return True if a pool is padded, or may be."""
     pads = node.attributes.get("pads")
     return node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or (
         pads is not None and any(pads.as_ints())

@@ -50,9 +50,8 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, *, folded: bool) -
     name = str(value.name)
     per_tensor = qparams.spec.axis is None
     scale = np.asarray(qparams.scale[0] if per_tensor else qparams.scale, np.float32)
-    offset = qparams.spec.offset
-    stored = "uint8" if offset else qparams.spec.dtype
-    zero = np.add(qparams.zero_point[0] if per_tensor else qparams.zero_point, offset).astype(stored)
+    zero_point = qparams.zero_point[0] if per_tensor else qparams.zero_point
+    zero = np.add(zero_point, qparams.spec.offset).astype(qparams.spec.stored)
     constants = [
         io.add_constant(graph, f"{name}/scale", scale),
         io.add_constant(graph, f"{name}/zero_point", zero),

@@ -1,12 +1,12 @@
-"""A runtime computes what the graph says: checked on images, and mended where it does not.
+"""Comparison of a runtime with the graph it runs, and repair of what differs.
 
-A Q/DQ graph is exact in float arithmetic; a runtime fuses it into integer kernels. Rounding moves the logits a
-little: a kernel may round a result once more than the graph says (OpenVINO's averages), or once less (a sum that
-takes in a convolution). Each error is as large as what quantization itself rounds there, so that the noise of
-the logits doubles at most, 3 dB. Where it grows by more, the runtime computes something else.
+A Q/DQ graph in float arithmetic is exact; a runtime fuses it into integer kernels. These may round a result
+once more than the graph does (OpenVINO's averages) or once less (a sum that takes in a convolution). Such an
+error is as large as what quantization itself rounds there, so the noise of the logits doubles at most: 3 dB.
+Where it grows by more, the runtime computes something else.
 
-The tensor where that begins is found by bisection: of the quantized tensors, in the order of the graph, only the
-first k keep their pair. The k-th is left in float, and the whole graph is compared again.
+The tensor where that begins is found by bisection: of the quantized tensors, in the order of the graph, only
+the first k keep their pair. The k-th is left in float, and the whole graph is compared again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether rounding explains the difference; NaN never does."""
+        """True if rounding explains the difference; NaN never does."""
         return self.apart_db >= CLOSE_DB or self.exact_db - self.real_db <= TOLERANCE_DB
 
 
@@ -79,7 +79,7 @@ def check(
         images: Some calibration images (N, C, H, W).
 
     Returns:
-        The graph, changed where that was necessary, and what the summary says: {status: "equal", "repaired",
+        The graph, changed where that was necessary, and its summary: {status: "equal", "repaired",
         "differs" or "refused", images, exact_db, real_db, apart_db, before_db, repaired: [{tensor, layer}],
         begins_at, reason}; `before_db` is `real_db` before any repair, `begins_at` a layer that was not.
     """
@@ -125,14 +125,14 @@ def _mended(found: Quantized, trial: _Trial) -> tuple[Quantized, dict[str, Any]]
     if repairs:
         layers = ", ".join(f"'{each['layer']}'" for each in repairs)
         found.warnings.append(
-            f"{trial.runtime.name} computed something else than the graph says, {before.real_db:.1f} dB for "
-            f"{before.exact_db:.1f}: the result of {layers} is left in float, which reaches {now.real_db:.1f} dB"
+            f"{trial.runtime.name} computed something else than the graph, {before.real_db:.1f} dB for "
+            f"{before.exact_db:.1f}: the result of {layers} is left in float, for {now.real_db:.1f} dB"
         )
     return found, _summary("repaired" if repairs else "equal", trial, now, before, repairs)
 
 
 def _first_that_differs(found: Quantized, trial: _Trial) -> str | None:
-    """The first quantized tensor with which, and all before it, the runtime differs; None: without any."""
+    """Return the first quantized tensor up to which the runtime differs; None: it differs without any."""
     names = list(found.activations)
     equal, differs = 0, len(names)
     if not names or not trial.compare(found.without(names)).equal:
@@ -147,7 +147,7 @@ def _first_that_differs(found: Quantized, trial: _Trial) -> str | None:
 
 
 def _layer(found: Quantized, tensor: str) -> str:
-    """The node that makes a tensor; of an input, the tensor itself."""
+    """Return the name of the node that makes a tensor; of an input, the tensor's."""
     producer = found.value(tensor).producer()
     return tensor if producer is None else str(producer.name)
 
@@ -155,7 +155,7 @@ def _layer(found: Quantized, tensor: str) -> str:
 def _differs(runtime: Runtime, now: Comparison, layer: str | None) -> str:
     where = f" from '{layer}' on" if layer else ""
     return (
-        f"{runtime.name} computes something else than the graph says{where}: {now.real_db:.1f} dB for "
+        f"{runtime.name} computes something else than the graph{where}: {now.real_db:.1f} dB for "
         f"{now.exact_db:.1f} in exact arithmetic; leaving tensors in float does not help"
     )
 
@@ -181,5 +181,5 @@ def _summary(
 
 
 def _finite(value: float | None) -> float | None:
-    """A figure that JSON can hold."""
+    """Return a figure that JSON can hold."""
     return value if value is not None and math.isfinite(value) else None

@@ -84,7 +84,7 @@ def test_what_nothing_mends_is_named_and_warned_of(tmp_path):
     assert "does not help" in warning
 
 
-def test_a_graph_that_is_refused_is_said(tmp_path):
+def test_a_graph_that_the_runtime_refuses_is_reported(tmp_path):
     def refuse(graph, batch):
         raise TargetError("no kernel for Conv", hint="")
 

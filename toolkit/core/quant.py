@@ -41,6 +41,11 @@ class QuantSpec:
         return -self.quant_max if self.symmetric else int(-(2 ** (self.bits - 1)))
 
     @property
+    def stored(self) -> Literal["int8", "uint8"]:
+        """Type of the integers of an activation in the graph."""
+        return "uint8" if self.offset else self.dtype
+
+    @property
     def saturation(self) -> int:
         """Lowest integer that an activation comes out as: QuantizeLinear does not know of a narrow range."""
         return self.quant_min if self.dtype == "uint8" else -128

@@ -94,14 +94,14 @@ def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
 
 
 def facts(options: QuantizeOptions) -> dict[str, Any]:
-    """What quantized graphs depend on beside the options: what targets want, and the runtimes that check it."""
+    """Return what quantized graphs depend on, options aside: schemes, and the runtimes that check them."""
     runtimes = {name: targets.get(name).versions() for name in options.targets if _runs_graphs(name)}
     cpu = sorted(this_device().instruction_sets) if runtimes else []
     return {"schemes": schemes(options), "runtimes": runtimes, "instruction_sets": cpu}
 
 
 def _runs_graphs(target: str) -> bool:
-    """Whether a target runs ONNX files on this machine."""
+    """Return True if a target runs ONNX files on this machine."""
     if not targets.get(target).opens_graphs:
         return False
     try:
