@@ -9,6 +9,7 @@ from quantize.options import QuantizeOptions
 
 if TYPE_CHECKING:
     from quantize.mixed import Goal
+    from quantize.runtime_check import Runtime
     from quantize.statistics import Statistics
     from toolkit.core.quant import QuantScheme
     from toolkit.graph.io import Classifier
@@ -23,6 +24,7 @@ def quantize(
     options: QuantizeOptions,
     out: Path,
     goal: Goal | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Write a float graph as a Q/DQ graph by a target's scheme.
 
@@ -33,10 +35,11 @@ def quantize(
         options: Observer and effort.
         out: The Q/DQ graph; it appears complete or not at all.
         goal: What must be met by leaving layers in float, as cheaply as can be; None: nothing.
+        runtime: What runs the graph, to be compared with exact arithmetic; None: it does not run here.
 
     Returns:
         What was done, for the report: {scheme, effort, observer, int8_sums, head_room_channels,
-        activations, weights, float_layers, mixed, sensitivity, warnings}.
+        activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
 
     Raises:
         ModelError: The graph is not a float classifier.
@@ -44,4 +47,4 @@ def quantize(
     """
     from quantize.calibrated import write
 
-    return write(model, statistics, scheme, options, out, goal)
+    return write(model, statistics, scheme, options, out, goal, runtime)

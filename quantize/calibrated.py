@@ -15,12 +15,14 @@ from torch import Tensor
 from quantize import learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.fitting import fit_layers
+from quantize.integer_bias import roomy
 from quantize.network import Network
 from quantize.options import QuantizeOptions
 from quantize.placement import Placement, fork, place, unshare
 from quantize.qparams import weight_qparams
 from quantize.quantized import Quantized
 from quantize.ranges import observed, output_aware
+from quantize.runtime_check import Runtime, check
 from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.errors import ModelError, QuantizationError
 from toolkit.core.memory import give_back
@@ -35,6 +37,8 @@ EQUALIZATION = {"balanced": 0.6, "max": 0.65}  # strength: fitted weights lose l
 BIAS_PIXELS = 2**18  # probe images for bias correction: 64 at 64 px, 8 at 224 px
 LEARNING_PIXELS = 2**21  # probe images for effort max: 512 at 64 px, 41 at 224 px
 SENSITIVITY_PIXELS = 2**16  # probe images for the cost of every layer: 16 at 64 px, 8 at 224 px
+CHECK_PIXELS = 2**15  # probe images that the runtime is compared on: 8 at 64 px, 4 at 224 px
+CHECK_IMAGES = 4  # of them, at least
 SEARCH_PIXELS = 2**17  # probe images that choose layers to leave in float: 32 at 64 px, 8 at 224 px
 
 
@@ -45,15 +49,26 @@ def write(
     options: QuantizeOptions,
     out: Path,
     goal: mixed.Goal | None = None,
+    runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Quantize a graph and write it; see `quantize.quantize`."""
     classifier = io.read_classifier(model)
     found = prepare(classifier.model, statistics, scheme, options)
-    reached = None
+    checked = reached = None
+    if runtime is not None:
+        images = spread(statistics.probe, CHECK_PIXELS, least=CHECK_IMAGES)
+        found, checked = check(found, classifier.model, runtime, images)
     if goal is not None:
         probe = spread(statistics.probe, SEARCH_PIXELS)
         found, reached = mixed.reach(found, goal, probe, options, lambda trial: corrected(trial, options))
     io.save_as_given(found.graph(), classifier, out)
+    if runtime is not None and goal is not None and reached and reached["layers"]:
+        repaired, checked = check(found, classifier.model, runtime, images)
+        if repaired is not found:
+            found = repaired
+            io.save_as_given(found.graph(), classifier, out)
+            verdict = goal.judge(out)
+            reached |= {"reached": verdict.value, "met": verdict.met}
     costs = _sensitivity(found, options) if options.sensitivity else None
     return {
         "scheme": scheme.name,
@@ -63,9 +78,9 @@ def write(
         "head_room_channels": _head_room(found),
         "activations": {
             name: {
-                "dtype": q.spec.dtype,
+                "dtype": q.spec.stored,
                 "scale": q.scale[0],
-                "zero_point": q.zero_point[0],
+                "zero_point": q.zero_point[0] + q.spec.offset,
                 "low": float(found.statistics.tensors[name].low.min()),
                 "high": float(found.statistics.tensors[name].high.max()),
                 "counts": _histogram(found.statistics.tensors[name]),
@@ -83,6 +98,7 @@ def write(
             for name, q in found.weights.items()
         },
         "float_layers": sorted(found.placement.float_layers),
+        "runtime_check": checked,
         "mixed": reached,
         "sensitivity": costs,
         "warnings": [*classifier.notes, *found.warnings],
@@ -155,8 +171,7 @@ def _chosen(
     source = model
     if options.effort != "fast":
         source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
-    if scheme.float_adds:
-        source = fork(source)
+    source = fork(source, scheme)
     placement = place(source, scheme, options.float_layers, statistics.largest)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
@@ -190,6 +205,8 @@ def _chosen(
             name: observed(statistics.tensors[name], spec, options.observer)
             for name, spec in placement.activations.items()
         }
+    if scheme.integer_bias:
+        weights = roomy(model, activations, weights)
     warnings += outliers.coarse(activations, statistics.tensors)
     found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
     if network is not None and options.effort == "balanced":
@@ -244,8 +261,8 @@ def _with_weights(found: Quantized, fitted: Mapping[str, Tensor]) -> Quantized:
     return replace(found, model=model)
 
 
-def spread(probe: FloatArray, pixels: int) -> FloatArray:
-    """Images spread evenly over the probe, so many that they have about that many pixels, 8 at least."""
-    count = min(max(pixels // int(np.prod(probe.shape[2:])), 8), len(probe))
+def spread(probe: FloatArray, pixels: int, least: int = 8) -> FloatArray:
+    """Images spread evenly over the probe, `least` or so many that they have about that many pixels."""
+    count = min(max(pixels // int(np.prod(probe.shape[2:])), least), len(probe))
     chosen: FloatArray = probe[np.linspace(0, len(probe) - 1, count).round().astype(int)]
     return chosen

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quantize.placement import never_negative
+from quantize.placement import never_negative, stand
 from quantize.statistics import FloatPrecision, Raw, float32
 from toolkit.core.errors import ModelError
 from toolkit.core.openvino import core, reason, sdk
 from toolkit.core.quant import FloatArray
 from toolkit.core.threads import default_workers
+from toolkit.graph import io
 from toolkit.graph.io import Classifier
 
 SAMPLE_SIDE = 4  # positions of an image's sample: about 4 x 4 of every map
@@ -121,9 +122,9 @@ class FloatPass:
 
     def _compile(self, graph: Classifier, shape: list[int]) -> Any:
         made = [value for value in self._watched if value is not self._input]
-        names = [str(value.name) for value in made]
-        network = core().read_model(_serialized(graph))  # not the file, which may differ
-        results = network.add_outputs(names)
+        # not the file, which may differ; OpenVINO gives the input of a Dropout the Dropout's name
+        network = core().read_model(ir.to_proto(_without_dropout(graph.model)).SerializeToString())
+        results = network.add_outputs([str(stand(value, {"Dropout"}).name) for value in made])
         network.reshape(shape)
         for value, result in zip(made, results, strict=True):
             tensor = result.get_node().input_value(0)
@@ -134,11 +135,6 @@ class FloatPass:
             "CPU",
             {"INFERENCE_PRECISION_HINT": self.precision, **threads},
         )
-
-
-def _serialized(graph: Classifier) -> bytes:
-    serialized: bytes = ir.to_proto(graph.model).SerializeToString()
-    return serialized
 
 
 class _Joined:
@@ -175,6 +171,16 @@ class _Joined:
             last = ops.transpose(joined, [0, 2, 3, 1]) if len(shape) == 4 else joined
             found.append(ops.convert(last, precision))
         return found
+
+
+def _without_dropout(model: ir.Model) -> ir.Model:
+    """Return a copy in which readers of a Dropout read its input: OpenVINO gives that the Dropout's name."""
+    changed = io.copy(model)
+    for node in list(changed.graph):
+        if node.op_type == "Dropout" and node.inputs[0] is not None and not node.outputs[0].is_graph_output():
+            ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            changed.graph.remove(node, safe=True)
+    return changed
 
 
 def fastest_float() -> FloatPrecision:

@@ -12,8 +12,8 @@ follows the layer before it: an Add whose main branch ends in a float layer, or 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import onnx_ir as ir
@@ -26,7 +26,28 @@ from toolkit.graph.edit import Names
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 POOLED = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
 MOVED = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})
-NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt"})
+LARGEST = frozenset(
+    {"GlobalMaxPool", "ReduceMax", "ReduceMin"}
+)  # of many integers one: rounding stays as it is
+RESAMPLED = frozenset(  # results are values of the first input, or means of some
+    {
+        *("Slice", "Split", "Pad", "Tile", "Expand", "Gather", "Resize", "Upsample"),
+        *("DepthToSpace", "SpaceToDepth", "Identity", "MaxPool", "AveragePool"),
+    }
+)
+NEVER_NEGATIVE = frozenset(
+    {
+        *("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Abs", "Exp", "Sqrt"),
+        *("ReduceL1", "ReduceL2", "ReduceSumSquare", "LpPool", "GlobalLpPool"),
+    }
+)
+SIGN_KEPT = frozenset(  # never negative if the first input is not
+    {
+        *("ReduceSum", "LRN", "Cast", "Floor", "Ceil", "Round", "Sign", "Erf", "Tanh", "Softsign"),
+        *("LeakyRelu", "PRelu", "Elu", "Selu", "HardSwish", "Gelu", "Mish"),
+    }
+)
+JOINED = frozenset({"Concat", "Add", "Sum", "Mean", "Mul", "Div", "Min"})  # if no input is negative
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +58,13 @@ class Placement:
         activations: Tensor name -> spec, in the order of the graph.
         weights: Initializer name -> spec, in the order of the graph.
         float_layers: Weighted layers that stay in float.
+        float_tensors: Tensors that stay in float, with all that read them.
     """
 
     activations: dict[str, QuantSpec]
     weights: dict[str, QuantSpec]
     float_layers: frozenset[str] = frozenset()
+    float_tensors: frozenset[str] = frozenset()
 
 
 def place(
@@ -49,6 +72,7 @@ def place(
     scheme: QuantScheme,
     float_layers: Collection[str] = (),
     largest: Mapping[str, float] = MappingProxyType({}),
+    float_tensors: Collection[str] = (),
 ) -> Placement:
     """Decide which tensors of a float graph are quantized, and how.
 
@@ -58,6 +82,7 @@ def place(
         float_layers: Names of weighted layers that stay in float.
         largest: Tensor name -> its largest magnitude, where it is known: of two convolutions that meet, the
             one with the smaller range is quantized where the target lets us choose, for it loses less.
+        float_tensors: Names of tensors that stay in float.
 
     Returns:
         Points and weights. Weights that are not constant stay in float.
@@ -76,10 +101,12 @@ def place(
     exact = frozenset(float_layers)
     wanted = {id(value) for node in model.graph for value in _wanted(node, scheme, exact, largest)}
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
-    if not scheme.signed_concat:
-        wanted -= {id(value) for value in values if not never_negative(value) and _concatenated(value)}
     return Placement(
-        {str(v.name): _activation_spec(v, scheme) for v in values if id(v) in wanted},
+        {
+            str(v.name): _activation_spec(v, scheme)
+            for v in values
+            if id(v) in wanted and v.name not in float_tensors
+        },
         {
             str(node.inputs[1].name): QuantSpec(
                 "int8", symmetric=True, axis=weight_axis(node), bits=scheme.weight.bits
@@ -88,13 +115,15 @@ def place(
             if is_weighted(node) and node.inputs[1] is not None and node.name not in exact
         },
         exact,
+        frozenset(float_tensors),
     )
 
 
 def candidates(model: ir.Model) -> tuple[str, ...]:
     """Every activation that some scheme could quantize, in the order of the graph."""
     read = [value for node in model.graph for value in _readable(node)]
-    wanted = {id(_stand(value, pools=pools)) for value in read for pools in (False, True)}
+    steps = (MOVED, MOVED | {"MaxPool"}, MOVED | {"MaxPool"} | LARGEST)
+    wanted = {id(stand(value, through)) for value in read for through in steps}
     wanted |= {id(value) for value in read if any(is_residual(use.node) for use in value.uses())}  # `fork`
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return tuple(str(value.name) for value in values if id(value) in wanted)
@@ -131,34 +160,61 @@ def clip_bounds(node: ir.Node) -> tuple[float | None, float | None]:
 
 def never_negative(value: ir.Value) -> bool:
     """Whether a tensor cannot be negative, by the operations that made it."""
+    return _never_negative(value, {})
+
+
+def _never_negative(value: ir.Value, known: dict[int, bool]) -> bool:
+    """Return the same; `known` holds results for other tensors, so that joins of joins take linear time."""
+    if id(value) not in known:
+        known[id(value)] = _result_never_negative(value, known)
+    return known[id(value)]
+
+
+def _result_never_negative(value: ir.Value, known: dict[int, bool]) -> bool:
     node = value.producer()
     if node is None:
-        return False
-    if node.op_type in NEVER_NEGATIVE:
+        return _constant(value) and bool((io.constant(value) >= 0).all())
+    kind, inputs = node.op_type, [each for each in node.inputs if each is not None]
+    if kind in NEVER_NEGATIVE:
         return True
-    if node.op_type == "Clip":
-        low, _ = clip_bounds(node)
-        return low is not None and low >= 0
-    first = node.inputs[0] if node.inputs else None
-    if node.op_type in MOVED | POOLED | {"MaxPool", "Slice", "GlobalMaxPool", "Identity"}:
-        return first is not None and never_negative(first)
-    if node.op_type in {"Concat", "Add"}:
-        return all(value is not None and never_negative(value) for value in node.inputs)
-    return False
+    if not inputs or kind not in MOVED | POOLED | LARGEST | RESAMPLED | SIGN_KEPT | JOINED | {"Clip", "Max"}:
+        return False
+    if kind == "Mul" and len(inputs) == 2 and inputs[0] is inputs[1]:
+        return True
+    if kind == "Max":
+        return any(_never_negative(each, known) for each in inputs)
+    if kind in JOINED:
+        return all(_never_negative(each, known) for each in inputs)
+    if kind == "Clip":
+        low, high = clip_bounds(node)
+        if high is not None and high < 0:
+            return False
+        return (low is not None and low >= 0) or _never_negative(inputs[0], known)
+    if kind == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+        fill = node.inputs[2] if len(node.inputs) > 2 else None
+        if fill is not None and not _never_negative(fill, known):
+            return False
+    if kind == "Resize" and node.attributes.get_string("mode", "nearest") == "cubic":
+        return False  # it overshoots
+    return _never_negative(inputs[0], known)
 
 
 def _wanted(
     node: ir.Node, scheme: QuantScheme, exact: frozenset[str], largest: Mapping[str, float]
 ) -> Iterator[ir.Value]:
-    if exact and (str(node.name) if is_weighted(node) else _layer_before(node)) in exact:
+    if exact and (str(node.name) if is_weighted(node) else layer_before(node)) in exact:
         return
+    if _reads_exact(node, scheme):
+        return
+    through = MOVED | ({"MaxPool"} if scheme.max_pool == "input" else set())
+    through |= LARGEST if scheme.reduced_max == "input" else set()
     for value in _readable(node):
         if node.op_type == "BatchNormalization":
             wants = scheme.add_inputs == "both"
         else:
             wants = not is_residual(node) or _add_wants(node, value, scheme, largest)
         if wants:
-            yield _stand(value, pools=scheme.max_pool == "input")
+            yield stand(value, through)
 
 
 def _readable(node: ir.Node) -> Iterator[ir.Value]:
@@ -181,25 +237,23 @@ def _stays_apart(node: ir.Node) -> bool:
     return first is not None and first.producer() is not None and not _made_by_convolution(first, alone=True)
 
 
-def _stand(value: ir.Value, *, pools: bool) -> ir.Value:
-    """Where the Q/DQ pair of a wish stands: before what only moves values around, and max pools if asked."""
+def stand(value: ir.Value, through: Set[str]) -> ir.Value:
+    """Return the tensor whose Q/DQ pair serves another: walk up through operations that a pair may pass."""
     node = value.producer()
-    while node is not None and node.inputs and node.inputs[0] is not None:
-        if node.op_type not in MOVED and not (pools and node.op_type == "MaxPool"):
-            break
+    while node is not None and node.inputs and node.inputs[0] is not None and node.op_type in through:
         value = node.inputs[0]
         node = value.producer()
     return value
 
 
 def _concatenated(value: ir.Value) -> bool:
-    """Whether a tensor goes into a Concat or comes out of one, pooled or moved around at most."""
-    node = _stand(value, pools=True).producer()
+    """Whether a tensor goes into a Concat or comes out of one, moved around, pooled or resized at most."""
+    node = stand(value, MOVED | RESAMPLED).producer()
     if node is not None and node.op_type == "Concat":
         return True
     return any(
         reader.op_type == "Concat"
-        or (reader.op_type in MOVED | {"MaxPool"} and _concatenated(reader.outputs[0]))
+        or (reader.op_type in MOVED | RESAMPLED and any(map(_concatenated, reader.outputs)))
         for reader in value.consumers()
     )
 
@@ -212,8 +266,6 @@ def _add_wants(node: ir.Node, value: ir.Value, scheme: QuantScheme, largest: Map
     main branch quantized. Of two convolutions either may fuse there;
     TensorRT looks for the quantized shortcut, which is the shorter way.
     """
-    if scheme.float_adds:
-        return False
     if scheme.add_inputs == "all":
         return True
     first, second = (v for v in node.inputs if v is not None)
@@ -255,21 +307,24 @@ def _depth(value: ir.Value) -> int:
     return deepest[id(value)]
 
 
-def fork(model: ir.Model) -> ir.Model:
-    """Let residual Adds read what was made, where others read it quantized.
+def fork(model: ir.Model, scheme: QuantScheme) -> ir.Model:
+    """Let nodes that stay in float read what was made, where others read it quantized.
 
     Args:
         model: A float graph; it stays as it is.
+        scheme: What the target wants: which residual Adds and pools read floats.
 
     Returns:
         A graph that computes the same: what a layer and an Add read together goes to all but the Adds through
         an Identity, which takes the tensor's name.
     """
+    if not any(_reads_exact(node, scheme) for node in model.graph):
+        return model
     changed = io.copy(model)
     names = Names(changed.graph)
     for node in list(changed.graph):
         for value in node.outputs:
-            readers = [use for use in value.uses() if not is_residual(use.node)]
+            readers = [use for use in value.uses() if not _reads_exact(use.node, scheme)]
             if value.is_graph_output() or len(readers) in (0, len(value.uses())):
                 continue
             identity = ir.node("Identity", [value], name=names.new(f"{value.name}/identity"))
@@ -308,7 +363,26 @@ def unshare(model: ir.Model, placement: Placement) -> ir.Model:
     return changed
 
 
-def _layer_before(node: ir.Node) -> str | None:
+def _reads_exact(node: ir.Node, scheme: QuantScheme) -> bool:
+    """Return True if a node reads floats even where others read the same tensor quantized."""
+    if is_residual(node):
+        return scheme.float_adds
+    if node.op_type != "AveragePool" or scheme.padded_average:
+        return False
+    first = node.inputs[0]
+    counted = node.attributes.get_int("count_include_pad", 0) and _padded(node)
+    return bool(counted) and first is not None and not never_negative(first)
+
+
+def _padded(node: ir.Node) -> bool:
+    """Return True if a pool is padded, or may be."""
+    pads = node.attributes.get("pads")
+    return node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or (
+        pads is not None and any(pads.as_ints())
+    )
+
+
+def layer_before(node: ir.Node) -> str | None:
     """The weighted layer whose result a node reads, through what has no weights; of a join's, the deepest."""
     found: ir.Node | None = node
     while found is not None and (found is node or not is_weighted(found)):
@@ -320,6 +394,8 @@ def _layer_before(node: ir.Node) -> str | None:
 def _activation_spec(value: ir.Value, scheme: QuantScheme) -> QuantSpec:
     if scheme.unsigned_activation is not None and never_negative(value):
         return scheme.unsigned_activation
+    if scheme.concat_offset and _concatenated(value):
+        return replace(scheme.activation, offset=scheme.concat_offset)
     return scheme.activation
 
 

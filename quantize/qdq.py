@@ -52,7 +52,8 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
     name = str(value.name)
     per_tensor = qparams.spec.axis is None
     scale = np.asarray(qparams.scale[0] if per_tensor else qparams.scale, np.float32)
-    zero = np.asarray(qparams.zero_point[0] if per_tensor else qparams.zero_point, qparams.spec.dtype)
+    zero_point = qparams.zero_point[0] if per_tensor else qparams.zero_point
+    zero = np.add(zero_point, qparams.spec.offset).astype(qparams.spec.stored)
     constants = [
         io.add_constant(graph, f"{name}/scale", scale, names),
         io.add_constant(graph, f"{name}/zero_point", zero, names),

@@ -57,7 +57,23 @@ class Quantized:
     def placed(self, layers: Collection[str]) -> Placement:
         """What would be quantized with more layers in float."""
         exact = self.placement.float_layers.union(layers)
-        return place(self.source, self.scheme, exact, self.statistics.largest)
+        kept = self.placement.float_tensors
+        return place(self.source, self.scheme, exact, self.statistics.largest, kept)
+
+    def value(self, tensor: str) -> ir.Value:
+        """A tensor of the float graph, by name."""
+        made = (value for node in self.exact.graph for value in node.outputs)
+        return next(value for value in (*self.exact.graph.inputs, *made) if value.name == tensor)
+
+    def without(self, tensors: Collection[str]) -> Quantized:
+        """The same with some tensors in float."""
+        kept = {name: q for name, q in self.activations.items() if name not in tensors}
+        placement = replace(
+            self.placement,
+            activations={name: self.placement.activations[name] for name in kept},
+            float_tensors=self.placement.float_tensors.union(tensors),
+        )
+        return replace(self, placement=placement, activations=kept)
 
     def leaving(self, layers: Collection[str]) -> Quantized:
         """The same with more layers in float; what the others use stays as it is."""

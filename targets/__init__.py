@@ -51,6 +51,7 @@ class Target(Protocol):
     """A runtime: what it wants of a graph, and how it compiles and runs one."""
 
     scheme: QuantScheme
+    opens_graphs: bool  # whether `open` takes an ONNX file too, and computes what an engine of it would
 
     def versions(self) -> Mapping[str, str]:
         """SDK name -> version.

@@ -50,9 +50,12 @@ class OnnxRuntime:
         add_inputs="all",
         max_pool="input",
         store_integers=True,
+        integer_bias=True,
         pairs="rows",
         pair_sums=pair_sums_saturate(this_device()),
     )
+
+    opens_graphs = True
 
     def versions(self) -> Mapping[str, str]:
         """The installed ONNX Runtime."""

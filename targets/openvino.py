@@ -33,10 +33,14 @@ class OpenVINO:
         add_inputs="both",
         max_pool="input",
         store_integers=True,
-        signed_concat=False,  # 2026.4 takes its integers for unsigned, and convolutions read nonsense
+        reduced_max="input",  # 2026.4 rounds to integers inside the reduction of floats, and loses most of it
+        padded_average=False,  # 2026.4 pads with the integer 0, which is not the number 0 there
+        concat_offset=128,  # 2026.4 takes signed integers for unsigned there, and convolutions read nonsense
         pairs="channels",
         pair_sums=pair_sums_saturate(this_device()),
     )
+
+    opens_graphs = True
 
     def versions(self) -> Mapping[str, str]:
         """The installed OpenVINO."""

@@ -35,6 +35,8 @@ class TensorRT:
         store_integers=False,
     )
 
+    opens_graphs = False
+
     def versions(self) -> Mapping[str, str]:
         """TensorRT where it can run, and TensorRT-RTX that checks graphs without a GPU."""
         found = {"tensorrt": live.version()} if live.available() else {}

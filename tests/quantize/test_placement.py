@@ -81,7 +81,7 @@ def test_float_adds_read_what_was_made_and_the_layers_beside_them_read_it_quanti
     graph = residual()
     made = ir.from_proto(graph.model())
     wants = replace(targets.get(scheme).scheme, float_adds=True)
-    forked = fork(made)
+    forked = fork(made, wants)
     points = set(place(forked, wants).activations)
     assert set(candidates(forked)) >= points
     read = {str(v.name): v for node in forked.graph if node.op_type == "Add" for v in node.inputs}

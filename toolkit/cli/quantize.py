@@ -13,7 +13,7 @@ import click
 from toolkit.cli._options import JSON, PREPROCESS, SizeType
 from toolkit.cli._outputs import refuse_inputs
 from toolkit.core.artifact import plain
-from toolkit.core.errors import GateError
+from toolkit.core.errors import GateError, TargetError
 from toolkit.core.tensors import InputType, Size, preprocess_metadata
 
 
@@ -131,7 +131,7 @@ def command(
         },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
+    how = replace(recipe.quantize, source=source, skip_bad=skip_bad, input=input_type)
     limited = precision.limited(how)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
@@ -149,12 +149,10 @@ def command(
         judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
-            if limited:  # the float network is run from its file
-                graph = replace(graph, path=Path(folder) / f"float-{model.name}")
-                io.save(graph.model, graph.path)
             made = out if input_type == "float32" else Path(folder) / out.name
             statistics = collect(graph, stream)
-            summary = precision.quantize(how, graph, statistics, target_name, judges, made)
+            summary = precision.quantize(how, graph, statistics, target_name, judges, made, prepared)
+            _check_runs(summary["runtime_check"], target_name, made)
             if made != out:
                 take_pixels(made, prepared, out)
     summary["input"] = {
@@ -177,6 +175,20 @@ def command(
     click.echo(out)
     if mixed := summary["mixed"]:
         _tell(mixed)
+
+
+def _check_runs(checked: dict[str, Any] | None, target: str, made: Path) -> None:
+    """Check that the target's runtime takes the graph.
+
+    Raises:
+        TargetError: It refuses it; the file is removed.
+    """
+    if checked and checked["status"] == "refused":
+        made.unlink(missing_ok=True)
+        raise TargetError(
+            f"{target} does not run the quantized graph: {checked['reason']}",
+            hint="see which operators it has with `edgeship inspect`; another --target may run it",
+        )
 
 
 def _tell(mixed: dict[str, Any]) -> None:

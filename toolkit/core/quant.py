@@ -23,12 +23,15 @@ class QuantSpec:
         symmetric: Zero point fixed at 0, range the same on both sides (narrow: -127..127).
         axis: Channel axis of per-channel scales; None is per-tensor.
         bits: Bits of the type that are used; 7 leaves head room for `vpmaddubsw` pair sums.
+        offset: Added to the integers of an activation where the graph stores them: signed ones become uint8
+            with a zero point of 128, the same steps.
     """
 
     dtype: Literal["int8", "uint8"]
     symmetric: bool
     axis: int | None = None
     bits: int = 8
+    offset: int = 0
 
     @property
     def quant_min(self) -> int:
@@ -36,6 +39,11 @@ class QuantSpec:
         if self.dtype == "uint8":
             return 0
         return -self.quant_max if self.symmetric else int(-(2 ** (self.bits - 1)))
+
+    @property
+    def stored(self) -> Literal["int8", "uint8"]:
+        """Type of the integers of an activation in the graph."""
+        return "uint8" if self.offset else self.dtype
 
     @property
     def saturation(self) -> int:
@@ -65,8 +73,13 @@ class QuantScheme:
         float_adds: Whether residual Adds read both inputs as they were made: more accurate, and what they
             write is four times as large.
         max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
-        signed_concat: Whether a tensor that can be negative may be quantized where it goes into a Concat
-            or comes out of one; if not, what reads it stays in float.
+        reduced_max: Whether the largest of a map (GlobalMaxPool, ReduceMax, ReduceMin) is quantized before
+            ("input") or after it is found.
+        padded_average: Whether an average pool that counts padded zeros may read integers of a tensor that
+            can be negative.
+        concat_offset: `QuantSpec.offset` of a tensor that can be negative and goes into a Concat or comes
+            out of one.
+        integer_bias: Whether the runtime adds biases as 32-bit integers, see `quantize.integer_bias`.
         pairs: Which products the runtime adds by twos in 16 bits on an x86 CPU without VNNI; None: never.
         pair_sums: Whether it runs on such a CPU: these sums saturate, and weights leave head room where a
             pair needs it.
@@ -79,7 +92,10 @@ class QuantScheme:
     add_inputs: Literal["skip", "both", "all"]
     max_pool: Literal["input", "output"]
     store_integers: bool
-    signed_concat: bool = True
+    reduced_max: Literal["input", "output"] = "output"
+    padded_average: bool = True
+    concat_offset: int = 0
+    integer_bias: bool = False
     pairs: PairOrder | None = None
     pair_sums: bool = False
     float_adds: bool = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import targets
 from targets._device import this_device
 from toolkit.core.errors import RecipeError, TargetError
 from toolkit.core.parallel import Backend
-from toolkit.core.quant import FloatArray, IntArray, QuantScheme
+from toolkit.core.quant import FloatArray, IntArray, PixelArray, QuantScheme
 from toolkit.core.results import Precision
 from toolkit.core.statistics import agreement, paired_drop
 from toolkit.core.tensors import Preprocess
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from calibration.class_order import Aliases
     from calibration.datasets import Dataset
     from quantize.mixed import Goal, Verdict
+    from quantize.runtime_check import Runtime
     from quantize.statistics import Statistics
     from toolkit.pipeline.recipe import QuantizeOptions
 
@@ -103,6 +105,62 @@ def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     return replace(found, pair_sums=options.int8_sums == "pairs")
 
 
+def facts(options: QuantizeOptions) -> dict[str, Any]:
+    """Return what quantized graphs depend on, options aside: schemes, and the runtimes that check them."""
+    runtimes = {name: targets.get(name).versions() for name in options.targets if _runs_graphs(name)}
+    cpu = sorted(this_device().instruction_sets) if runtimes else []
+    return {"schemes": schemes(options), "runtimes": runtimes, "instruction_sets": cpu}
+
+
+def _runs_graphs(target: str) -> bool:
+    """Return True if a target runs ONNX files on this machine."""
+    if not targets.get(target).opens_graphs:
+        return False
+    try:
+        targets.get(target).versions()
+    except TargetError:
+        return False
+    return True
+
+
+@contextmanager
+def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
+    """Give what runs a Q/DQ graph as the target's engines will; None where it does not run here.
+
+    Args:
+        target: Its name.
+        pixels: The preprocessing of engines that take decoded pixels; None: they take ready images.
+    """
+    from quantize.runtime_check import Runtime
+    from targets.onnxruntime import simulate
+    from toolkit.graph.pixels import take_pixels
+
+    if not _runs_graphs(target):
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+
+        def real(graph: Path, images: FloatArray) -> FloatArray:
+            if pixels is not None:
+                take_pixels(graph, pixels, Path(folder) / "pixels.onnx")
+                graph = Path(folder) / "pixels.onnx"
+            with targets.get(target).open(graph) as session:
+                return session.infer(images if pixels is None else decoded(images, pixels))
+
+        def exact(graph: Path, images: FloatArray) -> FloatArray:
+            with simulate(graph) as session:
+                return session.infer(images)
+
+        yield Runtime(target, real, exact)
+
+
+def decoded(images: FloatArray, preprocess: Preprocess) -> PixelArray:
+    """Return the pixels (N, H, W, C) that normalized images (N, C, H, W) were made of."""
+    mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
+    levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+
+
 def float_types(_options: object) -> list[str]:
     """Instructions by which the calibration pass may compute in bfloat16: the processor decides."""
     return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
@@ -129,6 +187,7 @@ def quantize(
     target: str,
     judges: HeldOut | None,
     out: Path,
+    preprocess: Preprocess | None = None,
 ) -> dict[str, Any]:
     """Quantize a float graph for a target, with layers in float where a limit needs it.
 
@@ -139,6 +198,7 @@ def quantize(
         target: Its name.
         judges: Images that judge the limit; None where there is none.
         out: The Q/DQ graph.
+        preprocess: Of the images; engines that take pixels are only checked if it is given.
 
     Returns:
         The summary of `quantize.quantize`.
@@ -154,14 +214,16 @@ def quantize(
         workers=options.workers or (1 if options.backend == "threading" else granted_cores()),
         backend=options.backend,
     )
-    if judges is None:
-        return quantization.quantize(graph, statistics, scheme(options, target), how, out)
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "float.onnx"  # the logits of `graph`, which its file may not give
-        save(graph.model, model)
-        trials = Trials(target, model, judges, Path(folder))
+    pixels = preprocess if options.input == "uint8" else None
+    with runtime(target, pixels) as runs, tempfile.TemporaryDirectory() as folder:
+        wants = scheme(options, target)
+        if judges is None:
+            return quantization.quantize(graph, statistics, wants, how, out, runtime=runs)
+        float_graph = Path(folder) / "float.onnx"  # the logits of `graph`, which its file may not give
+        save(graph.model, float_graph)
+        trials = Trials(target, float_graph, judges, Path(folder))
         goal = trials.goal(options)
-        summary = quantization.quantize(graph, statistics, scheme(options, target), how, out, goal)
+        summary = quantization.quantize(graph, statistics, wants, how, out, goal, runs)
         summary["mixed"], warnings = given_up(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary
