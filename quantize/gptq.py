@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quantize.moments import Reader, in_blocks, observe
-from quantize.network import Network, channels_last, parts, side_by_side
+from quantize.network import Network, channels_last, side_by_side
 from quantize.placement import is_weighted, weight_axis
 from quantize.saturation import clipped
 from quantize.simulate import dequantized, fake_quantize
@@ -84,7 +84,7 @@ def fitted(
             neighbouring channels. Time grows with its square; None: all.
         pairs: Which weights share a sum that must not saturate (see `saturation`); None: none do.
     """
-    images, found, means = parts(probe), {}, {}
+    images, found, means = network.parts(probe), {}, {}
     layers = _layers(network, weights, together, pairs)
     rows = ROWS if together is None else NEAR_ROWS
     tell("fitting weights", 0, len(layers))
