@@ -29,7 +29,9 @@ def reduced_axes(call: Call) -> list[int]:
 def _reduction(over: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
     def apply(call: Call) -> Tensor:
         axes = reduced_axes(call)
-        return over(call[0], axes, bool(call.integer("keepdims", 1))) if axes else call[0]
+        if not axes:  # of each value by itself
+            return over(call[0][..., None], [call[0].ndim], False)
+        return over(call[0], axes, bool(call.integer("keepdims", 1)))
 
     return apply
 

@@ -104,11 +104,9 @@ def _along(call: Call, x: Tensor, axis: int, at: Doubles, scale: float) -> Tenso
     taps = first[:, None] + np.arange(math.ceil(2 * reach) + 1)  # (size, taps)
     far = np.abs(taps - at[:, None]) * stretch
     weights = np.maximum(1 - far, 0) if mode == "linear" else _cubic(far, a)
-    if call.integer("exclude_outside", 0) or stretch < 1.0:
+    if call.integer("exclude_outside", 0):
         weights = weights * ((taps >= 0) & (taps < side))
-        weights /= weights.sum(1, keepdims=True)
-    elif call.integer("antialias", 0):
-        weights /= weights.sum(1, keepdims=True)
+    weights = weights / weights.sum(1, keepdims=True)
     matrix = np.zeros((len(at), side))
     rows = np.broadcast_to(np.arange(len(at))[:, None], taps.shape)
     np.add.at(matrix, (rows, taps.clip(0, side - 1)), weights)
