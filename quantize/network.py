@@ -19,7 +19,7 @@ from quantize.onnx_node import OnnxNode, read_names
 from quantize.operations import NATIVE, OPERATIONS, key
 from toolkit.core.errors import ModelError
 from toolkit.core.quant import FloatArray
-from toolkit.core.threads import default_workers, ordered_map
+from toolkit.core.threads import check_stop, default_workers, ordered_map
 from toolkit.graph import io
 
 Change = Callable[[str, Tensor], Tensor]
@@ -166,6 +166,7 @@ class Network:
         Raises:
             ModelError: It cannot be computed; the message names operator and node.
         """
+        check_stop()
 
         def read(name: str) -> Tensor:
             return values[name] if name in values else self.constants[name]
