@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quantize.moments import channel_means
-from quantize.network import Network, parts, side_by_side
+from quantize.network import Network, side_by_side
 from quantize.placement import is_weighted
 from quantize.simulate import dequantized, quantized
 from toolkit.core.memory import give_back
@@ -45,12 +45,12 @@ def corrections(
     Source:
         Nagel et al. 2019, arXiv:1906.04721, sec. 4.2, empirical and sequential; the trimmed mean is ours.
     """
-    images = parts(probe)
+    images = network.parts(probe)
     running = [_Part(network, part, activations, weights) for part in images]
     found: dict[str, FloatArray] = {}
     unread = dict(network.reads)
     for node in track(network.nodes, "correcting biases"):
-        read = [str(value.name) for value in node.inputs if value is not None]
+        read = network.inputs[str(node.name)]
         for name in read:
             unread[name] -= 1
         done = [name for name in read if not unread[name]]
@@ -84,12 +84,12 @@ class _Part:
     @torch.inference_mode()
     def run(self, node: ir.Node) -> Tensor:
         """Run a node, with its weights rounded; the mean of every image and channel."""
-        read = {str(value.name) for value in node.inputs if value is not None}
+        read = set(self._network.inputs[str(node.name)])
         values = {name: self._value(name) for name in read & self._values.keys()}
         values |= {name: self._weights[name] for name in read & self._weights.keys()}
-        result = self._network.apply(node, values)
-        self._values[str(node.outputs[0].name)] = result
-        return channel_means(result) if _has_bias(node) else torch.empty(0)
+        results = self._network.apply(node, values)
+        self._values |= results
+        return channel_means(results[str(node.outputs[0].name)]) if _has_bias(node) else torch.empty(0)
 
     def through(self, node: ir.Node, done: Iterable[str]) -> None:
         """Run a node that nothing corrects, quantize its result, forget what is done."""
@@ -99,11 +99,11 @@ class _Part:
     @torch.inference_mode()
     def correct(self, node: ir.Node, shift: Tensor | None, done: Iterable[str]) -> None:
         """Add what its layer is corrected by to the result of a node, quantize it, forget what is done."""
-        name = str(node.outputs[0].name)
-        result = self._values[name]
-        if shift is not None:
-            result = result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
-        self._values[name] = self._kept(name, result)
+        for name in (str(value.name) for value in node.outputs if value.name):
+            result = self._values[name]
+            if shift is not None:
+                result = result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
+            self._values[name] = self._kept(name, result)
         for each in done:
             self._values.pop(each, None)
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize import learned, mixed, outliers, saturation, sensitivity
+from quantize import agreement, learned, mixed, outliers, saturation, sensitivity
 from quantize.equalize import equalize
 from quantize.fitting import fit_layers
 from quantize.integer_bias import roomy
@@ -187,9 +187,8 @@ def _chosen(
     network = None
     if options.effort != "fast":
         try:
-            tried = Network(model)
-            tried(torch.from_numpy(statistics.probe[:2]))  # shapes may not suit more than one image
-            network = tried
+            network = agreement.agreeing(model, statistics.probe[:2])
+            warnings += agreement.note(network.estimated)
         except ModelError as error:
             warnings.append(f"effort 'fast' was used: {error}")
     weights = _nearest(model, placement)
@@ -197,7 +196,7 @@ def _chosen(
         weights = saturation.relieve(model, weights, pairs)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
-        rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16)
+        rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16, network.execution)
         activations = output_aware(rough, images, placement.activations, statistics.tensors)
         del rough  # memory
     else:
@@ -209,6 +208,8 @@ def _chosen(
         weights = roomy(model, activations, weights)
     warnings += outliers.coarse(activations, statistics.tensors)
     found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
+    if network is not None:
+        found.execution = network.execution
     if network is not None and options.effort == "balanced":
         found = corrected(found, options, network)
     return found, network
@@ -222,7 +223,7 @@ def corrected(found: Quantized, options: QuantizeOptions, network: Network | Non
     if found.learned or options.effort == "fast":
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
-    network = network or Network(found.exact)
+    network = network or Network(found.exact, execution=found.execution)
     pairs = found.scheme.saturating_pairs
     correct = options.bias_correction
     weights, biases = fit_layers(
@@ -237,7 +238,8 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     # what judges is not what taught, for either of the two
     fair = corrected(replace(plain, statistics=replace(plain.statistics, probe=teachers)), options)
     weights = learned.on_grid(Network(fair.model), fair.weights)
-    before = learned.disturbance(Network(fair.exact), judges, fair.activations, weights, fair.biases)
+    exact = Network(fair.exact, execution=fair.execution)
+    before = learned.disturbance(exact, judges, fair.activations, weights, fair.biases)
     correct, pairs = options.bias_correction, found.scheme.saturating_pairs
     best = learned.improve(
         network, teachers, judges, found.activations, found.weights, correct=correct, pairs=pairs

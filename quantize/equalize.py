@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from quantize.onnx_node import read_names
 from quantize.placement import is_weighted, weight_axis
 from quantize.statistics import Statistics, TensorStatistics
 from toolkit.core.quant import FloatArray
@@ -81,8 +82,9 @@ def spaces(model: ir.Model) -> list[Space]:
         return name
 
     def activations(node: ir.Node) -> list[str]:
-        used = [v for v in node.inputs if v is not None and v.const_value is None]
-        return [str(v.name) for v in (*used, *node.outputs)]
+        constants = {str(v.name) for v in node.inputs if v is not None and v.const_value is not None}
+        read = [name for name in read_names(node) if name not in constants]
+        return [*read, *(str(v.name) for v in node.outputs)]
 
     fixed = {str(v.name) for v in (*graph.inputs, *graph.outputs)}
     for node in graph:

@@ -20,18 +20,20 @@ import torch
 from torch import Tensor
 
 from quantize.moments import Reader, in_blocks, observe
-from quantize.network import Network, channels_last, parts, side_by_side
+from quantize.network import Network, channels_last, side_by_side
 from quantize.placement import is_weighted, weight_axis
 from quantize.saturation import clipped
 from quantize.simulate import dequantized, fake_quantize
 from toolkit.core.memory import give_back
 from toolkit.core.progress import tell
 from toolkit.core.quant import FloatArray, PairOrder, QParams
+from toolkit.core.threads import check_stop
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
 NEAR_ROWS = 2**10  # positions for these
 DAMPING = 0.01  # of the mean second moment: few images do not tell all of them
+LARGEST = 4608**2  # numbers among the second moments of one layer: 85 MB; a 3x3 kernel's of 512 channels
 AT_ONCE = 2**26  # numbers among the second moments of one pass over a group of images: memory
 BLOCK = 16  # inputs between updates of all later weights
 
@@ -87,7 +89,7 @@ def fitted(
         pairs: Which weights share a sum that must not saturate (see `saturation`); None: none do.
         biases: Whether bias correction makes up for errors of the mean: else the weights do.
     """
-    images, found, means = parts(probe), {}, {}
+    images, found, means = network.parts(probe), {}, {}
     layers = _layers(network, weights, together, pairs)
     rows = ROWS if together is None else NEAR_ROWS
     tell("fitting weights", 0, len(layers))
@@ -117,8 +119,21 @@ def _layers(
         shape = tuple(weight.transpose(0, weight_axis(node)).shape)
         taps = weight[0, 0].numel()
         channels = shape[1] if together is None else min(max(together // taps, 1), shape[1])
+        channels = min(channels, _most_channels(shape[1], taps))
         found.append(_Layer(name, weight, weights[name], Reader(node, shape, channels), pairs))
     return found
+
+
+def _most_channels(channels: int, taps: int) -> int:
+    """Return how many input channels of a layer are fitted together at most, in blocks of one size.
+
+    Time and memory would grow with the cube and the square of the inputs: 25,088 of them need 2.5 GB for each
+    copy of their second moments. So these have LARGEST numbers at most: up to 4,608 inputs are fitted
+    together, of more the blocks get narrower as there are more of them.
+    """
+    inputs = channels * taps
+    most = max(LARGEST // inputs // taps, 1)
+    return -(-channels // -(-channels // most))
 
 
 def _portions(layers: Sequence[_Layer]) -> list[list[_Layer]]:
@@ -189,6 +204,7 @@ def _fitted(weight: Tensor, order: Tensor, shares: Tensor, scale: Tensor, limit:
     left = left.gather(1, places)  # integers step by step
     errors = torch.empty_like(left[:, :BLOCK])
     for start in range(0, left.shape[1], BLOCK):
+        check_stop()
         now = left[:, start : start + BLOCK]
         end = start + now.shape[1]
         own = shares[:, start:end, start:end, None]

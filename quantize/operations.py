@@ -1,75 +1,98 @@
-"""What the operations of ONNX compute, in PyTorch, for any number of images."""
+"""ONNX operators in PyTorch, differentiable, for any number of images: layers, pools, and the whole table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 
 import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.placement import clip_bounds
+from quantize import torch_elementwise, torch_reduce, torch_reshape, torch_resize
+from quantize.node_call import Call, Operation, UnsupportedAttribute
 
-Operation = Callable[["Call"], Tensor]
-
-
-class Call:
-    """Inputs and attributes of a node."""
-
-    def __init__(self, node: ir.Node, inputs: list[Tensor | None]) -> None:
-        self.node = node
-        self._inputs = inputs
-
-    def __getitem__(self, index: int) -> Tensor:
-        found = self.get(index)
-        assert found is not None, f"{self.node.name}: input {index} is absent"
-        return found
-
-    def get(self, index: int) -> Tensor | None:
-        """An input, or None where it is absent."""
-        return self._inputs[index] if index < len(self._inputs) else None
-
-    def all(self) -> list[Tensor]:
-        """The inputs that are there."""
-        return [value for value in self._inputs if value is not None]
-
-    def ints(self, name: str, default: list[int]) -> list[int]:
-        """An attribute of integers."""
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else [int(v) for v in attribute.as_ints()]
-
-    def integer(self, name: str, default: int) -> int:
-        """An attribute of one integer."""
-        return int(self.node.attributes.get_int(name, default) or 0)
-
-    def number(self, name: str, default: float) -> float:
-        """An attribute of one float."""
-        found = self.node.attributes.get_float(name, default)
-        return default if found is None else float(found)
-
-    def constant(self, index: int) -> list[int]:
-        """The integers of an input: of shapes, axes and pads."""
-        return [int(v) for v in self[index].flatten().tolist()]
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def _padded(call: Call, spatial: int, fill: float) -> tuple[Tensor, list[int]]:
-    """The first input, padded where the padding is uneven, and the even padding that is left."""
-    pads = call.ints("pads", [0] * 2 * spatial)
-    before, after = pads[:spatial], pads[spatial:]
-    if before == after:
+def _pads(call: Call, kernel: list[int]) -> tuple[list[int], list[int]]:
+    """Padding before and after every spatial axis; `auto_pad` by the size of the input."""
+    spatial, how = len(kernel), call.text("auto_pad", "NOTSET")
+    if how not in {"SAME_UPPER", "SAME_LOWER"}:
+        pads = call.ints("pads", [0] * 2 * spatial) if how == "NOTSET" else [0] * 2 * spatial
+        return pads[:spatial], pads[spatial:]
+    strides, dilations = (call.ints(name, [1] * spatial) for name in ("strides", "dilations"))
+    total = [
+        max((-(-side // stride) - 1) * stride + dilation * (taps - 1) + 1 - side, 0)
+        for side, stride, dilation, taps in zip(call[0].shape[2:], strides, dilations, kernel, strict=True)
+    ]
+    less, more = [each // 2 for each in total], [-(-each // 2) for each in total]
+    return (less, more) if how == "SAME_UPPER" else (more, less)
+
+
+def _padded(call: Call, kernel: list[int], fill: float, most: list[int] | None = None) -> tuple[Tensor, list[int]]:
+    """The first input, padded where the padding is uneven, and the even padding that is left.
+
+    Args:
+        call: The node.
+        kernel: Its taps along every spatial axis.
+        fill: What it is padded with.
+        most: Largest even padding that PyTorch's function takes; None: any.
+    """
+    before, after = _pads(call, kernel)
+    if before == after and (most is None or all(p <= m for p, m in zip(before, most, strict=True))):
         return call[0], before
     order = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
-    return F.pad(call[0], order, value=fill), [0] * spatial
+    return F.pad(call[0], order, value=fill), [0] * len(kernel)
 
 
 def _conv(call: Call) -> Tensor:
-    x, pads = _padded(call, 2, 0.0)
-    strides, dilations = call.ints("strides", [1, 1]), call.ints("dilations", [1, 1])
-    if call[1].shape[2:] == (1, 1):
+    kernel = list(call[1].shape[2:])
+    x, pads = _padded(call, kernel, 0.0)
+    one = [1] * len(kernel)
+    strides, dilations = call.ints("strides", one), call.ints("dilations", one)
+    if kernel == [1, 1]:
         dilations = [2, 2]  # changes nothing, but has PyTorch take oneDNN on a single thread, twice as fast
-    return F.conv2d(x, call[1], call.get(2), strides, pads, dilations, call.integer("group", 1))
+    convolve = _CONV[len(kernel)]
+    return convolve(x, call[1], call.get(2), strides, pads, dilations, call.integer("group", 1))
+
+
+def _conv_transpose(call: Call) -> Tensor:
+    kernel, x = list(call[1].shape[2:]), call[0]
+    one = [1] * len(kernel)
+    strides, dilations = call.ints("strides", one), call.ints("dilations", one)
+    extra = call.ints("output_padding", [0] * len(kernel))
+    how = call.text("auto_pad", "NOTSET")
+    sides = [
+        stride * (side - 1) + more + (taps - 1) * dilation + 1
+        for stride, side, more, taps, dilation in zip(
+            strides, x.shape[2:], extra, kernel, dilations, strict=True
+        )
+    ]
+    sizes = call.ints("output_shape", [])[-len(kernel) :]
+    if how in {"SAME_UPPER", "SAME_LOWER"} and not sizes:
+        sizes = [side * stride for side, stride in zip(x.shape[2:], strides, strict=True)]
+    if sizes:
+        total = [side - size for side, size in zip(sides, sizes, strict=True)]
+        less = [each // 2 for each in total]
+        more = [each - part for each, part in zip(total, less, strict=True)]
+        before, after = (less, more) if how == "SAME_UPPER" else (more, less)
+    else:
+        before, after = _pads(call, kernel)
+    if min(before + after) < 0:
+        raise UnsupportedAttribute("an output_shape beyond what the kernel reaches")
+    transposed = _CONV_TRANSPOSE[len(kernel)]
+    whole = transposed(x, call[1], call.get(2), strides, 0, extra, call.integer("group", 1), dilations)
+    for axis, (first, last) in enumerate(zip(before, after, strict=True), 2):
+        whole = whole.narrow(axis, first, whole.shape[axis] - first - last)
+    return whole
 
 
 def _gemm(call: Call) -> Tensor:
@@ -81,140 +104,87 @@ def _gemm(call: Call) -> Tensor:
 
 
 def _max_pool(call: Call) -> Tensor:
-    x, pads = _padded(call, 2, float("-inf"))
+    if len(call.node.outputs) > 1:
+        raise UnsupportedAttribute("indices as an output")
     kernel = call.ints("kernel_shape", [1, 1])
+    one = [1] * len(kernel)
+    x, pads = _padded(call, kernel, float("-inf"), [side // 2 for side in kernel])
     ceil = bool(call.integer("ceil_mode", 0))
-    return F.max_pool2d(x, kernel, call.ints("strides", [1, 1]), pads, call.ints("dilations", [1, 1]), ceil)
+    pool = _MAX_POOL[len(kernel)]
+    return pool(x, kernel, call.ints("strides", one), pads, call.ints("dilations", one), ceil)
 
 
 def _average_pool(call: Call) -> Tensor:
-    x, pads = _padded(call, 2, 0.0)
+    kernel = call.ints("kernel_shape", [1, 1])
+    one = [1] * len(kernel)
+    if call.ints("dilations", one) != one:
+        raise UnsupportedAttribute("dilations")
+    half = [side // 2 for side in kernel]
+    x, pads = _padded(call, kernel, 0.0, half)
     include = bool(call.integer("count_include_pad", 0))
     ceil = bool(call.integer("ceil_mode", 0))
-    kernel, strides = call.ints("kernel_shape", [1, 1]), call.ints("strides", [1, 1])
-    found = F.avg_pool2d(x, kernel, strides, pads, ceil, include)
+    strides, pool = call.ints("strides", one), _AVERAGE_POOL[len(kernel)]
+    mean = pool(x, kernel, strides, pads, ceil, include)
     if include or x is call[0]:
-        return found
-    inside, _ = _padded(Call(call.node, [torch.ones_like(call[0][:1, :1])]), 2, 0.0)
-    return found / F.avg_pool2d(inside, kernel, strides, pads, ceil, include)
+        return mean
+    inside, _ = _padded(Call(call.node, [torch.ones_like(call[0][:1, :1])]), kernel, 0.0, half)
+    return mean / pool(inside, kernel, strides, pads, ceil, include)
 
 
-def _batch_norm(call: Call) -> Tensor:
-    return F.batch_norm(call[0], call[3], call[4], call[1], call[2], False, 0.0, call.number("epsilon", 1e-5))
+def _lp_pool(call: Call) -> Tensor:
+    if call.integer("ceil_mode", 0) or call.ints("dilations", [1]) != [1] * len(call.ints("dilations", [1])):
+        raise UnsupportedAttribute("ceil_mode or dilations")
+    kernel, p = call.ints("kernel_shape", [1, 1]), call.integer("p", 2)
+    x, pads = _padded(call, kernel, 0.0, [side // 2 for side in kernel])
+    strides = call.ints("strides", [1] * len(kernel))
+    mean = _AVERAGE_POOL[len(kernel)](x.abs() ** p, kernel, strides, pads, False, True)
+    return (mean * torch.tensor(kernel).prod()) ** (1 / p)
 
 
-def _axes(call: Call) -> list[int]:
-    """What is reduced; none given means all, which would mix the images."""
-    axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [])
-    if not axes or 0 in (axis % call[0].ndim for axis in axes):
-        raise IndexError("it mixes images")
-    return axes
+def _spatial(call: Call) -> tuple[int, ...]:
+    return tuple(range(2, call[0].ndim))
 
 
-def _clip(call: Call) -> Tensor:
-    low, high = clip_bounds(call.node)
-    return call[0] if low is None and high is None else torch.clamp(call[0], low, high)
+def _global_lp_pool(call: Call) -> Tensor:
+    return torch.linalg.vector_norm(call[0], call.integer("p", 2), _spatial(call), keepdim=True)
 
 
-def _reshape(call: Call) -> Tensor:
-    shape = call.constant(1)
-    if not call.integer("allowzero", 0):
-        shape = [call[0].shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
-    return call[0].reshape(len(call[0]), *(shape[1:] if len(shape) > 1 else shape))  # the batch is ours
-
-
-def _squeeze(call: Call) -> Tensor:
-    axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [])
-    if not axes:  # all that are 1, but the batch, which may be 1 by chance
-        axes = [axis for axis, size in enumerate(call[0].shape) if axis and size == 1]
-    return call[0].squeeze(axes)
-
-
-def _unsqueeze(call: Call) -> Tensor:
-    axes, rank = call.constant(1), call[0].ndim + len(call.constant(1))
-    return reduce(torch.unsqueeze, sorted(axis % rank for axis in axes), call[0])
-
-
-def _pad(call: Call) -> Tensor:
-    pads = call.constant(1) if call.get(1) is not None else call.ints("pads", [])
-    half = len(pads) // 2
-    fill = call.get(2)
-    order = [p for pair in zip(reversed(pads[:half]), reversed(pads[half:]), strict=True) for p in pair]
-    mode = PAD_MODES[call.node.attributes.get_string("mode", "constant") or "constant"]
-    if mode == "constant":
-        return F.pad(call[0], order, mode, 0.0 if fill is None else float(fill.item()))
-    return F.pad(call[0], order[:4], mode)  # height and width; there is none of batch and channels
-
-
-def _slice(call: Call) -> Tensor:
-    starts, ends = call.constant(1), call.constant(2)
-    axes = call.constant(3) if call.get(3) is not None else list(range(len(starts)))
-    steps = call.constant(4) if call.get(4) is not None else [1] * len(starts)
-    found = call[0]
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        places = range(*slice(start, end, step).indices(found.shape[axis]))
-        found = found.index_select(axis, torch.tensor(places, dtype=torch.int64))
-    return found
-
-
-def _prelu(call: Call) -> Tensor:
-    return torch.where(call[0] < 0, call[0] * call[1], call[0])
-
-
-def _layer_norm(call: Call) -> Tensor:
-    axis = call.integer("axis", -1)
-    shape = call[0].shape[axis:]
-    return F.layer_norm(call[0], shape, call[1], call.get(2), call.number("epsilon", 1e-5))
-
-
-PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-OPERATIONS: dict[str, Operation] = {
+LAYERS: dict[str, Operation] = {
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Gemm": _gemm,
     "MatMul": lambda call: call[0] @ call[1],
-    "Relu": lambda call: torch.relu(call[0]),
-    "Clip": _clip,
-    "Sigmoid": lambda call: torch.sigmoid(call[0]),
-    "HardSigmoid": lambda call: torch.clamp(
-        call[0] * call.number("alpha", 0.2) + call.number("beta", 0.5), 0.0, 1.0
-    ),
-    "HardSwish": lambda call: F.hardswish(call[0]),
-    "LeakyRelu": lambda call: F.leaky_relu(call[0], call.number("alpha", 0.01)),
-    "PRelu": _prelu,
-    "Elu": lambda call: F.elu(call[0], call.number("alpha", 1.0)),
-    "Softplus": lambda call: F.softplus(call[0]),
-    "Tanh": lambda call: torch.tanh(call[0]),
-    "Erf": lambda call: torch.erf(call[0]),
-    "Gelu": lambda call: F.gelu(
-        call[0], approximate=call.node.attributes.get_string("approximate", "none") or "none"
-    ),
-    "Sqrt": lambda call: torch.sqrt(call[0]),
-    "Pow": lambda call: call[0] ** call[1],
-    "Softmax": lambda call: call[0].softmax(call.integer("axis", -1)),
-    "LogSoftmax": lambda call: call[0].log_softmax(call.integer("axis", -1)),
-    "LayerNormalization": _layer_norm,
-    "Add": lambda call: call[0] + call[1],
-    "Sub": lambda call: call[0] - call[1],
-    "Mul": lambda call: call[0] * call[1],
-    "Div": lambda call: call[0] / call[1],
-    "Max": lambda call: reduce(torch.maximum, call.all()),
-    "Min": lambda call: reduce(torch.minimum, call.all()),
-    "Concat": lambda call: torch.cat(call.all(), call.integer("axis", 1)),
-    "BatchNormalization": _batch_norm,
+    "Einsum": lambda call: torch.einsum(call.text("equation", "").replace(" ", ""), *call.all()),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda call: call[0].mean((2, 3), keepdim=True),
-    "GlobalMaxPool": lambda call: call[0].amax((2, 3), keepdim=True),
-    "ReduceMean": lambda call: call[0].mean(_axes(call), keepdim=bool(call.integer("keepdims", 1))),
-    "ReduceSum": lambda call: call[0].sum(_axes(call), keepdim=bool(call.integer("keepdims", 1))),
-    "Transpose": lambda call: call[0].permute(call.ints("perm", list(range(call[0].ndim))[::-1])),
-    "Gather": lambda call: call[0].index_select(call.integer("axis", 0), call[1].reshape(-1)),
-    "Flatten": lambda call: call[0].flatten(call.integer("axis", 1)),
-    "Reshape": _reshape,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Identity": lambda call: call[0],
-    "Dropout": lambda call: call[0],
-    "Pad": _pad,
-    "Slice": _slice,
+    "LpPool": _lp_pool,
+    "GlobalAveragePool": lambda call: call[0].mean(_spatial(call), keepdim=True),
+    "GlobalMaxPool": lambda call: call[0].amax(_spatial(call), keepdim=True),
+    "GlobalLpPool": _global_lp_pool,
 }
+OPERATIONS: dict[str, Operation] = {
+    **LAYERS,
+    **torch_elementwise.OPERATIONS,
+    **torch_reduce.OPERATIONS,
+    **torch_reshape.OPERATIONS,
+    **torch_resize.OPERATIONS,
+}
+# operators that compute the same for any number of images
+PLAIN = frozenset(
+    {
+        *("Conv", "Gemm", "MatMul", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu"),
+        *("PRelu", "Elu", "Softplus", "Tanh", "Erf", "Gelu", "Sqrt", "Add", "Sub", "Mul", "Div"),
+        *("BatchNormalization", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "AveragePool"),
+        *("Flatten", "Identity", "Dropout"),
+    }
+)
+# operators that PyTorch computes in bfloat16; others are computed in float32 in between
+NATIVE = PLAIN | {
+    *("Pow", "Softmax", "LogSoftmax", "LayerNormalization", "Max", "Min", "Concat", "ReduceMean"),
+    *("ReduceSum", "Transpose", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Pad", "Slice"),
+}
+
+
+def key(node: ir.Node) -> str:
+    """The name of a node's operator in `OPERATIONS`, with its domain unless that is ONNX's own."""
+    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"

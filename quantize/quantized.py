@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from quantize import qdq
+from quantize.network import DEFAULT, Execution
 from quantize.placement import Placement, place, unshare
 from quantize.statistics import Statistics
 from toolkit.core.quant import FloatArray, QParams, QuantScheme
@@ -31,6 +32,7 @@ class Quantized:
         biases: Node name -> correction.
         warnings: What the reader of the report must know.
         learned: Whether scales and weights were learned together: then nothing of it is fitted anew.
+        execution: How PyTorch runs `exact` and `model`.
     """
 
     source: ir.Model
@@ -44,6 +46,7 @@ class Quantized:
     biases: dict[str, FloatArray]
     warnings: list[str]
     learned: bool = False
+    execution: Execution = DEFAULT
 
     def graph(self) -> ir.Model:
         """The graph with its Q/DQ pairs."""

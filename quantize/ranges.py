@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantize import observers
-from quantize.network import Network, parts, side_by_side
+from quantize.network import Network, side_by_side
 from quantize.qparams import choose_qparams
 from quantize.statistics import TensorStatistics
 from toolkit.core.memory import give_back
@@ -67,7 +67,7 @@ def output_aware(
     def probed(part: tuple[int, Tensor]) -> dict[str, _Tally]:
         return _probe(network, part[1], largest, seed=part[0])
 
-    images = parts(probe)
+    images = network.parts(probe)
     with closing(side_by_side(probed, enumerate(images))) as results:
         for part in track(results, "finding clip points", total=len(images)):
             for name, tally in part.items():
@@ -208,6 +208,8 @@ def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, se
     inputs: list[Tensor] = []
 
     def watch(name: str, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
         if not value.requires_grad:  # the input: gradients flow from here on
             value = value.detach().requires_grad_()
             inputs.append(value)
@@ -218,5 +220,5 @@ def _probe(network: Network, images: Tensor, largest: Mapping[str, float], *, se
 
     logits = network(images, watch)
     signs = torch.randint(0, 2, logits.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    torch.autograd.grad(logits, inputs, signs.to(logits.dtype))
+    torch.autograd.grad(logits, inputs, signs.to(logits.dtype), allow_unused=True)
     return tallies

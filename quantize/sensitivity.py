@@ -205,7 +205,9 @@ class _Measure:
 
     def _load(self) -> None:
         prepared, exact, _, _ = self._given
-        self._reference, self._coarse = Network(exact), Network(prepared.model)
+        self._reference, self._coarse = (
+            Network(model, execution=prepared.execution) for model in (exact, prepared.model)
+        )
         for name, qparams in prepared.weights.items():  # bias corrections are added apart
             self._coarse.constants[name] = fake_quantize(self._coarse.constants[name], qparams)
 
@@ -267,10 +269,10 @@ class _Runs:
         self.raw: dict[str, Tensor] = {reference.input: images}
         self.read = {reference.input: self._round(reference.input, images)}
         for node in reference.nodes:
-            name = str(node.outputs[0].name)
-            self.exact[name] = reference.apply(node, self.exact)
-            self.raw[name] = self._apply(node, self.read)
-            self.read[name] = self._round(name, self.raw[name])
+            self.exact |= reference.apply(node, self.exact)
+            results = self._apply(node, self.read)
+            self.raw |= results
+            self.read |= {name: self._round(name, value) for name, value in results.items()}
 
     def logits(self, values: dict[str, Tensor]) -> Tensor:
         return values[self._reference.output]
@@ -278,7 +280,7 @@ class _Runs:
     def alone(self, subject: _Subject) -> Tensor:
         """Logits of the float network with the subject quantized."""
         changed: dict[str, Tensor] = {}
-        special: dict[int, Tensor] = {}
+        special: dict[int, dict[str, Tensor]] = {}
         if subject.kind == "activation":
             changed[subject.name] = self._round(subject.name, self.exact[subject.name])
         for index, node in enumerate(self._reference.nodes):
@@ -295,31 +297,40 @@ class _Runs:
         """Logits of the quantized network with the subject in float."""
         changed = {name: self.raw[name] for name in subject.points}  # as others read them
         for node in self._reference.nodes:
-            name = str(node.outputs[0].name)
             values = {**self.read, **changed}
             if subject.is_made_by(node):
-                result = self._reference.apply(node, values)
+                results = self._reference.apply(node, values)
             elif subject.kind == "weight" and _reads(node, subject.name):
-                result = self._reference.apply(node, values) + self._correction(node)
-            elif any(value is not None and str(value.name) in changed for value in node.inputs):
-                result = self._apply(node, values)
+                results = self._corrected(node, self._reference.apply(node, values))
+            elif self._is_changed(node, changed):
+                results = self._apply(node, values)
             else:
                 continue
-            changed[name] = result if name in subject.points else self._round(name, result)
+            for name, result in results.items():
+                changed[name] = result if name in subject.points else self._round(name, result)
         return changed.get(self._reference.output, self.read[self._reference.output])
 
-    def _rerun(self, changed: dict[str, Tensor], special: dict[int, Tensor]) -> Tensor:
+    def _is_changed(self, node: ir.Node, changed: dict[str, Tensor]) -> bool:
+        """Whether a node reads a changed tensor."""
+        return any(name in changed for name in self._reference.inputs[str(node.name)])
+
+    def _rerun(self, changed: dict[str, Tensor], special: dict[int, dict[str, Tensor]]) -> Tensor:
         """Compute in float what depends on the changed tensors and on the nodes whose result is given."""
         for index, node in enumerate(self._reference.nodes):
-            name = str(node.outputs[0].name)
-            if index in special and not any(str(v.name) in changed for v in node.inputs if v is not None):
-                changed[name] = special[index]
-            elif any(v is not None and str(v.name) in changed for v in node.inputs):
-                changed[name] = self._reference.apply(node, {**self.exact, **changed})
+            is_changed = self._is_changed(node, changed)
+            if index in special and not is_changed:
+                changed |= special[index]
+            elif is_changed:
+                changed |= self._reference.apply(node, {**self.exact, **changed})
         return changed.get(self._reference.output, self.exact[self._reference.output])
 
-    def _apply(self, node: ir.Node, values: dict[str, Tensor]) -> Tensor:
-        return self._coarse.apply(node, values) + self._correction(node)
+    def _apply(self, node: ir.Node, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._corrected(node, self._coarse.apply(node, values))
+
+    def _corrected(self, node: ir.Node, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        if str(node.name) not in self._prepared.biases:
+            return results
+        return {name: value + self._correction(node) for name, value in results.items()}
 
     def _correction(self, node: ir.Node) -> Tensor:
         shift = self._prepared.biases.get(str(node.name))

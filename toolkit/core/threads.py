@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,25 @@ CHUNK = 8  # items a task: enough to hide its cost, few enough to bound the memo
 _AHEAD = 2  # tasks for each worker beyond the one that is waited for
 _MAX_WORKERS = 8  # beyond, threads mostly wait for the interpreter lock
 
+_task = threading.local()  # in a worker thread: `left`, an event
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Left(Exception):
+    """The loop over `ordered_map` was left: the result of a worker is not needed any more."""
+
+
+def check_stop() -> None:
+    """End the work of a worker thread whose caller has left; long work calls this every second or so.
+
+    Raises:
+        Left: The loop over the results was left, by Ctrl-C or an error.
+    """
+    left = getattr(_task, "left", None)
+    if left is not None and left.is_set():
+        raise Left
 
 
 def ordered_map(
@@ -24,7 +42,7 @@ def ordered_map(
     """Apply a function to every item in worker threads; yield the results in order.
 
     Only a few items and results wait at a time, however many there are. When the loop is left, by its end,
-    an error or Ctrl-C, what has not begun is dropped and the threads are gone.
+    an error or Ctrl-C, what has not begun is dropped, what calls `check_stop` ends, and the threads are gone.
 
     Args:
         work: What is done with an item; must release the interpreter lock to run side by side.
@@ -35,9 +53,19 @@ def ordered_map(
     count = workers or default_workers()
     pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-work")
     source = iter(items)
+    left = threading.Event()
+
+    def task(part: list[Item]) -> list[Result]:
+        _task.left = left
+        results = []
+        for item in part:
+            check_stop()
+            results.append(work(item))
+        return results
+
     try:
         tasks = (
-            pool.submit(lambda part: [work(item) for item in part], part)
+            pool.submit(task, part)
             for part in iter(lambda: list(islice(source, chunk)), [])
         )
         pending: deque[Future[list[Result]]] = deque(islice(tasks, 1 + count * _AHEAD))
@@ -46,6 +74,7 @@ def ordered_map(
             pending.extend(islice(tasks, 1))
             yield from results
     finally:
+        left.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

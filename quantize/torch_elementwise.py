@@ -1,0 +1,171 @@
+"""ONNX operators on each value by itself, in PyTorch; rounding passes gradients straight through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantize.node_call import Call, Operation
+from quantize.placement import clip_bounds
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gives `values`, and passes gradients to `of` as if it were that.
+
+    Source:
+        Bengio et al. 2013, arXiv:1308.3432.
+    """
+
+    @staticmethod
+    def forward(_ctx: Any, _of: Tensor, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _stepped(step: Callable[[Tensor], Tensor]) -> Operation:
+    """A step function, whose own derivative is zero: in training it counts as the identity."""
+
+    def apply(call: Call) -> Tensor:
+        x = call[0]
+        if not x.is_floating_point():
+            return step(x)
+        return _StraightThrough.apply(x, step(x.detach()))  # type: ignore[no-any-return, no-untyped-call]
+
+    return apply
+
+
+def _sign(call: Call) -> Tensor:
+    near = call[0].clamp(-1, 1)  # its derivative where it is steep: none far from zero
+    return _StraightThrough.apply(near, call[0].detach().sign())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _clip(call: Call) -> Tensor:
+    low, high = clip_bounds(call.node)
+    x = call[0] if low is None and high is None else torch.clamp(call[0], low, high)
+    for index, bound in ((1, torch.maximum), (2, torch.minimum)):
+        if (value := call.get(index)) is not None and not call.is_constant(index):
+            x = bound(x, value)
+    return x
+
+
+def _prelu(call: Call) -> Tensor:
+    return torch.where(call[0] < 0, call[0] * call[1], call[0])
+
+
+def _divided(call: Call) -> Tensor:
+    if call[0].is_floating_point():
+        return call[0] / call[1]
+    return torch.div(call[0], call[1], rounding_mode="trunc")
+
+
+def _modulo(call: Call) -> Tensor:
+    return (torch.fmod if call.integer("fmod", 0) else torch.remainder)(call[0], call[1])
+
+
+def _is_infinite(call: Call) -> Tensor:
+    up = call[0].isposinf() if call.integer("detect_positive", 1) else torch.zeros_like(call[0]).bool()
+    return up | call[0].isneginf() if call.integer("detect_negative", 1) else up
+
+
+def _shrink(call: Call) -> Tensor:
+    x, limit, bias = call[0], call.number("lambd", 0.5), call.number("bias", 0.0)
+    zero = torch.zeros_like(x)
+    return torch.where(x > limit, x - bias, torch.where(x < -limit, x + bias, zero))
+
+
+def _selu(call: Call) -> Tensor:
+    alpha, gamma = call.number("alpha", 1.6732632423543772), call.number("gamma", 1.0507009873554805)
+    return gamma * F.elu(call[0], alpha)
+
+
+def _gelu(call: Call) -> Tensor:
+    return F.gelu(call[0], approximate=call.text("approximate", "none"))
+
+
+def _fast_gelu(call: Call) -> Tensor:
+    bias = call.get(1)
+    return F.gelu(call[0] if bias is None else call[0] + bias, approximate="tanh")
+
+
+def _thresholded(call: Call) -> Tensor:
+    return torch.where(call[0] > call.number("alpha", 1.0), call[0], torch.zeros_like(call[0]))
+
+
+def _one(work: Callable[[Tensor], Tensor]) -> Operation:
+    return lambda call: work(call[0])
+
+
+def _two(work: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    return lambda call: work(call[0], call[1])
+
+
+def _swish(call: Call) -> Tensor:
+    return call[0] * torch.sigmoid(call.number("alpha", 1.0) * call[0])
+
+
+def _quick_gelu(call: Call) -> Tensor:
+    return call[0] * torch.sigmoid(call.number("alpha", 1.702) * call[0])
+
+
+_NAMED = {
+    **{"Abs": torch.abs, "Neg": torch.neg, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt},
+    **{"Reciprocal": torch.reciprocal, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos},
+    **{"Tan": torch.tan, "Asin": torch.asin, "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh},
+    **{"Cosh": torch.cosh, "Tanh": torch.tanh, "Asinh": torch.asinh, "Acosh": torch.acosh},
+    **{"Atanh": torch.atanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu, "Softplus": F.softplus},
+    **{"Softsign": F.softsign, "Mish": F.mish, "HardSwish": F.hardswish, "IsNaN": torch.isnan},
+    **{"Not": torch.logical_not, "BitwiseNot": torch.bitwise_not},
+}
+_PAIRS = {
+    **{"Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt},
+    **{"LessOrEqual": torch.le, "And": torch.logical_and, "Or": torch.logical_or},
+    **{"Xor": torch.logical_xor, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or},
+    **{"BitwiseXor": torch.bitwise_xor},
+}
+OPERATIONS: dict[str, Operation] = {
+    **{name: _one(work) for name, work in _NAMED.items()},
+    **{name: _two(work) for name, work in _PAIRS.items()},
+    "Round": _stepped(torch.round),
+    "Floor": _stepped(torch.floor),
+    "Ceil": _stepped(torch.ceil),
+    "Sign": _sign,
+    "Clip": _clip,
+    "HardSigmoid": lambda call: torch.clamp(
+        call[0] * call.number("alpha", 0.2) + call.number("beta", 0.5), 0.0, 1.0
+    ),
+    "LeakyRelu": lambda call: F.leaky_relu(call[0], call.number("alpha", 0.01)),
+    "PRelu": _prelu,
+    "Elu": lambda call: F.elu(call[0], call.number("alpha", 1.0)),
+    "Celu": lambda call: F.celu(call[0], call.number("alpha", 1.0)),
+    "Selu": _selu,
+    "Gelu": _gelu,
+    "Swish": _swish,
+    "Shrink": _shrink,
+    "ThresholdedRelu": _thresholded,
+    "Pow": lambda call: (call[0] ** call[1]).to(call[0].dtype),
+    "Mod": _modulo,
+    "IsInf": _is_infinite,
+    "Where": lambda call: torch.where(call[0], call[1], call[2]),
+    "Softmax": lambda call: call[0].softmax(call.integer("axis", -1)),
+    "LogSoftmax": lambda call: call[0].log_softmax(call.integer("axis", -1)),
+    "Add": lambda call: call[0] + call[1],
+    "Sub": lambda call: call[0] - call[1],
+    "Mul": lambda call: call[0] * call[1],
+    "Div": _divided,
+    "Max": lambda call: reduce(torch.maximum, call.all()),
+    "Min": lambda call: reduce(torch.minimum, call.all()),
+    "Sum": lambda call: reduce(torch.add, call.all()),
+    "Mean": lambda call: reduce(torch.add, call.all()) / len(call.all()),
+    "com.microsoft.Gelu": _gelu,
+    "com.microsoft.FastGelu": _fast_gelu,
+    "com.microsoft.BiasGelu": lambda call: F.gelu(call[0] + call[1]),
+    "com.microsoft.QuickGelu": _quick_gelu,
+}

@@ -1,0 +1,160 @@
+"""ONNX reductions and normalizations in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantize.node_call import Call, Operation, UnsupportedAttribute
+
+
+def reduced_axes(call: Call) -> list[int]:
+    """Axes of a reduction.
+
+    Raises:
+        UnsupportedAttribute: The reduction mixes images.
+    """
+    axes = call.axes()
+    if not axes and not call.integer("noop_with_empty_axes", 0):
+        axes = list(range(call[0].ndim))
+    if 0 in axes and not call.literal:
+        raise UnsupportedAttribute("it mixes images")
+    return axes
+
+
+def _reduction(over: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
+    def apply(call: Call) -> Tensor:
+        axes = reduced_axes(call)
+        if not axes:  # of each value by itself
+            return over(call[0][..., None], [call[0].ndim], False)
+        return over(call[0], axes, bool(call.integer("keepdims", 1)))
+
+    return apply
+
+
+def _mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    return x.mean(axes, keepdim=keep) if x.is_floating_point() else x.sum(axes, keep) // _count(x, axes)
+
+
+def _count(x: Tensor, axes: list[int]) -> int:
+    return math.prod(x.shape[axis] for axis in axes)
+
+
+def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in sorted(axes, reverse=True):
+        x = x.prod(axis, keepdim=keep)
+    return x
+
+
+def _arg(largest: bool) -> Operation:
+    def apply(call: Call) -> Tensor:
+        axis = call.integer("axis", 0) % call[0].ndim
+        if axis == 0 and not call.literal:
+            raise UnsupportedAttribute("it mixes images")
+        last = bool(call.integer("select_last_index", 0))
+        values = call[0].flip(axis) if last else call[0]
+        best = (torch.argmax if largest else torch.argmin)(values, axis, bool(call.integer("keepdims", 1)))
+        return values.shape[axis] - 1 - best if last else best
+
+    return apply
+
+
+def _cumulative_sum(call: Call) -> Tensor:
+    axis = call.constant(1)[0] % call[0].ndim
+    if axis == 0 and not call.literal:
+        raise UnsupportedAttribute("it mixes images")
+    x = call[0].flip(axis) if call.integer("reverse", 0) else call[0]
+    total = x.cumsum(axis)
+    if call.integer("exclusive", 0):
+        total = total - x
+    return total.flip(axis) if call.integer("reverse", 0) else total
+
+
+def _batch_norm(call: Call) -> Tensor:
+    if call.integer("training_mode", 0):
+        raise UnsupportedAttribute("training_mode = 1")
+    return F.batch_norm(call[0], call[3], call[4], call[1], call[2], False, 0.0, call.number("epsilon", 1e-5))
+
+
+def _by_channel(values: Tensor, ndim: int) -> Tensor:
+    return values.reshape(-1, *[1] * (ndim - 2))
+
+
+def _instance_norm(call: Call) -> Tensor:
+    return F.instance_norm(call[0], weight=call[1], bias=call[2], eps=call.number("epsilon", 1e-5))
+
+
+def _group_norm(call: Call) -> Tensor:
+    x, groups = call[0], call.integer("num_groups", 1)
+    repeats = x.shape[1] // len(call[1])  # opset 18: a scale for every group; 21: for every channel
+    gain, shift = (_by_channel(call[index].repeat_interleave(repeats), x.ndim) for index in (1, 2))
+    return F.group_norm(x, groups, eps=call.number("epsilon", 1e-5)) * gain + shift
+
+
+def _layer_norm(call: Call) -> Tensor:
+    axis = call.integer("axis", -1)
+    shape = call[0].shape[axis:]
+    if len(call.node.outputs) > 1:
+        raise UnsupportedAttribute("mean and deviation as outputs")
+    if call[1].shape != shape:  # broadcast
+        bias = call.get(2)
+        plain = F.layer_norm(call[0], shape, eps=call.number("epsilon", 1e-5)) * call[1]
+        return plain if bias is None else plain + bias
+    return F.layer_norm(call[0], shape, call[1], call.get(2), call.number("epsilon", 1e-5))
+
+
+def _rms_norm(call: Call) -> Tensor:
+    axis = call.integer("axis", -1) % call[0].ndim
+    mean = call[0].square().mean(list(range(axis, call[0].ndim)), keepdim=True)
+    return call[0] / (mean + call.number("epsilon", 1e-5)).sqrt() * call[1]
+
+
+def _lp_norm(call: Call) -> Tensor:
+    length = torch.linalg.vector_norm(call[0], call.integer("p", 2), call.integer("axis", -1), keepdim=True)
+    return torch.where(length == 0, torch.zeros_like(call[0]), call[0] / length)
+
+
+def _mean_variance_norm(call: Call) -> Tensor:
+    axes = call.ints("axes", [0, 2, 3])
+    if 0 in axes and not call.literal:
+        raise UnsupportedAttribute("it mixes images")
+    centred = call[0] - call[0].mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+
+
+def _local_response_norm(call: Call) -> Tensor:
+    size, x = call.integer("size", 1), call[0]
+    before = (size - 1) // 2
+    squares = F.pad(x.square(), [0, 0] * (x.ndim - 2) + [before, size - 1 - before])
+    total = torch.stack([squares[:, i : i + x.shape[1]] for i in range(size)]).sum(0)
+    alpha, beta, bias = call.number("alpha", 1e-4), call.number("beta", 0.75), call.number("bias", 1.0)
+    return x / (bias + alpha / size * total) ** beta
+
+
+OPERATIONS: dict[str, Operation] = {
+    "ReduceMean": _reduction(_mean),
+    "ReduceSum": _reduction(lambda x, axes, keep: x.sum(axes, keep)),
+    "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keep)),
+    "ReduceMin": _reduction(lambda x, axes, keep: x.amin(axes, keep)),
+    "ReduceProd": _reduction(_product),
+    "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keep)),
+    "ReduceL2": _reduction(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep)),
+    "ReduceLogSum": _reduction(lambda x, axes, keep: x.sum(axes, keep).log()),
+    "ReduceLogSumExp": _reduction(torch.logsumexp),
+    "ReduceSumSquare": _reduction(lambda x, axes, keep: x.square().sum(axes, keep)),
+    "ArgMax": _arg(True),
+    "ArgMin": _arg(False),
+    "CumSum": _cumulative_sum,
+    "BatchNormalization": _batch_norm,
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "LayerNormalization": _layer_norm,
+    "RMSNormalization": _rms_norm,
+    "LpNormalization": _lp_norm,
+    "MeanVarianceNormalization": _mean_variance_norm,
+    "LRN": _local_response_norm,
+}
