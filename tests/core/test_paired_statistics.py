@@ -9,6 +9,7 @@ from scipy.stats import norm as normal
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep
 
+from targets.runner import timing
 from toolkit.core import statistics
 
 
@@ -171,3 +172,18 @@ def test_median_interval_by_hand():
     """Ten runs with medians 0..9: deviation 3.0277, so 2.2622 * 3.0277 / sqrt(10) about 4.5."""
     low, high = statistics.median_interval(np.repeat(np.arange(10.0), 5).tolist())
     assert (low, high) == pytest.approx((4.5 - 2.16586, 4.5 + 2.16586), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("count", "percent", "expected"), [(10, 50, 5), (10, 90, 9), (20, 95, 19), (1, 99, 1), (7, 0, 1)]
+)
+def test_percentile_by_hand(count, percent, expected):
+    """Seen: of 10 samples the 90th percentile was the largest, for (1 - 0.9) * 10 is 0.9999..."""
+    assert statistics.percentile([float(n) for n in range(count, 0, -1)], percent) == expected
+
+
+def test_percentiles_here_and_on_a_device_are_the_same():
+    for count in range(1, 201):
+        ordered = [float(n) for n in range(count)]
+        for percent in (50, 90, 95, 99):
+            assert statistics.percentile(ordered, percent) == timing.percentile(ordered, percent)

@@ -298,3 +298,12 @@ def test_the_age_at_which_a_stage_goes(tmp_path, age_s, kept):
     write_json(record, {**read_json(record), "made_at": time.time() - age_s})
     store.gc(older_than_days=2)
     assert (store.find("bench", "k") is not None) == entry.folder.exists() == kept
+
+
+def test_the_seconds_that_the_work_took_are_kept(store):
+    def work(out, _work_dir):
+        time.sleep(0.02)
+
+    entry, _ = store.make("bench", "k", work)
+    assert 0.02 <= entry.seconds < 60
+    assert store.find("bench", "k").seconds == entry.seconds

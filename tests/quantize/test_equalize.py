@@ -182,3 +182,39 @@ def test_clip_points_by_the_logits_ignore_what_the_logits_ignore(tmp_path):
         return np.square(logits(model, pixels, quantizing({"relu1": q})) - exact).sum()
 
     assert noise(aware) < 0.2 * noise(whole)
+
+
+def hidden(kind="Gemm"):
+    """Two fully connected layers whose first is stored inputs first."""
+    g = Graph(size=4)
+    x = g.conv("images", 6)
+    x = g.node("Flatten", [g.node("GlobalAveragePool", [x], (6, 1, 1))], (6,), axis=1)
+    scale = np.logspace(0, 2, 8)
+    weight = g.constant("w1", g.random.normal(size=(6, 8)) * scale)
+    bias = [g.constant("b1", g.random.normal(size=8) * scale)] if kind == "Gemm" else []
+    x = g.unary("Relu", g.node(kind, [x, weight, *bias], (8,)))
+    last = [x, g.constant("w2", g.random.normal(size=(8, 3))), g.constant("b2", np.zeros(3))]
+    g.node("Gemm", last, (3,))
+    g.nodes[-1].output[0] = "logits"
+    g.shapes["logits"] = (3,)
+    return g
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_fully_connected_layers_stored_inputs_first_are_evened_out_along_their_outputs(kind, tmp_path):
+    pixels = images(8, 4)
+    model, statistics = calibrated(ir.from_proto(hidden(kind).model()), tmp_path, pixels)
+    changed, scaled = equalize(model, statistics, 1.0)
+    np.testing.assert_allclose(logits(changed, pixels), logits(model, pixels), rtol=1e-3, atol=1e-3)
+    name = next(str(node.outputs[0].name) for node in model.graph if node.op_type == "Relu")
+    before, after = statistics.tensors[name].high, scaled.tensors[name].high
+    assert after.max() / after[after > 0].min() < 0.5 * before.max() / before[before > 0].min()
+
+
+def test_a_tensor_that_another_operation_reads_is_not_scaled(tmp_path):
+    g = Graph(size=4)
+    x = g.conv("images", 4)
+    free, bound = g.conv(g.unary("Relu", g.conv(x, 4)), 4), g.conv(x, 4)
+    g.head(g.add(g.add(free, bound), g.unary("Sigmoid", x)))
+    names = {name for space in spaces(ir.from_proto(g.model())) for name in space.tensors}
+    assert x not in names and len(names) == 2  # between the two convolutions: before and after the Relu

@@ -13,7 +13,7 @@ import pytest
 from float_graphs import Graph, residual
 
 import targets
-from quantize.placement import candidates, fork, never_negative, place
+from quantize.placement import candidates, fork, is_weighted, never_negative, place, unshare, weight_axis
 from toolkit.graph import io
 from toolkit.models import resnet
 from toolkit.models.export import export
@@ -183,3 +183,37 @@ def test_only_where_allowed_a_signed_tensor_that_is_concatenated_is_quantized(al
     placed = place(ir.from_proto(graph.model()), scheme).activations
     assert (joined in placed) == quantized
     assert len(placed) > 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "axis"),
+    [
+        ("Conv", {}, 0),
+        ("Gemm", {}, 1),
+        ("Gemm", {"transB": 0}, 1),
+        ("Gemm", {"transB": 1}, 0),
+        ("MatMul", {}, 1),
+    ],
+)
+def test_the_axis_of_the_outputs(kind, attributes, axis):
+    node = ir.node(kind, [ir.Value(name="x"), ir.Value(name="w")], attributes)
+    assert weight_axis(node) == axis
+
+
+def test_only_layers_in_float_get_weights_of_their_own():
+    graph = Graph(size=8)
+    first = graph.conv("images", 4)
+    second = graph.conv(first, 4)
+    third = graph.conv(second, 4, shared=f"{second}.weight")
+    graph.head(graph.conv(third, 4, shared=f"{second}.weight"))
+    model = ir.from_proto(graph.model())
+    scheme = targets.get("openvino").scheme
+    placed = place(model, scheme, [third])
+    weights = {
+        str(node.name): str(node.inputs[1].name) for node in unshare(model, placed).graph if is_weighted(node)
+    }
+    others = {name for name in weights if name not in (third, first, "fc")}
+    assert len(others) == 2 and {weights[name] for name in others} == {f"{second}.weight"}
+    assert weights[third] != f"{second}.weight"
+    assert weights[first] == f"{first}.weight"
+    assert unshare(model, place(model, scheme)) is model

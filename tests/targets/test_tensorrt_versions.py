@@ -3,6 +3,7 @@
 import pytest
 
 from targets.tensorrt.versions import rules
+from toolkit.core.errors import RecipeError
 
 
 @pytest.mark.parametrize(
@@ -21,3 +22,40 @@ def test_what_a_version_brings(name, last_without, first_with):
 
 def test_zero_points_are_needed_before_10():
     assert rules("8.6.1").needs_zero_point and not rules("10").needs_zero_point
+
+
+@pytest.mark.parametrize(
+    ("version", "group", "max_opset", "strongly_typed", "dla"),
+    [
+        ("8.2", "8.2", 13, "no", "implicit"),
+        ("8.3", "8.2", 13, "no", "implicit"),
+        ("8.4", "8.4", 17, "no", "implicit"),
+        ("8.6", "8.4", 17, "no", "implicit"),
+        ("10.0", "10", 20, "possible", "implicit"),
+        ("10.7", "10", 20, "possible", "implicit"),
+        ("10.8", "10", 20, "possible", "none"),
+        ("10.9", "10", 22, "possible", "none"),
+        ("10.11", "10", 22, "possible", "none"),
+        ("10.12", "10", 22, "recommended", "none"),
+        ("10.13", "10", 24, "recommended", "none"),
+        ("11.0", "11", 24, "always", "none"),
+        ("11.3.9", "11", 24, "always", "none"),
+        ("11.4", "11", 24, "always", "explicit"),
+    ],
+)
+def test_the_rules_of_a_version_hold_until_the_next_that_is_listed(
+    version, group, max_opset, strongly_typed, dla
+):
+    found = rules(version)
+    assert (found.group, found.max_opset, found.strongly_typed, found.dla) == (
+        group,
+        max_opset,
+        strongly_typed,
+        dla,
+    )
+
+
+@pytest.mark.parametrize("version", ["8.1", "7.2", "9.0", "12.0", "ten", ""])
+def test_versions_that_are_not_known(version):
+    with pytest.raises(RecipeError):
+        rules(version)

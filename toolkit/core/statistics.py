@@ -234,7 +234,8 @@ def kl_divergence(reference: FloatArray, other: FloatArray) -> float:
 def percentile(samples: Sequence[float], percent: float) -> float:
     """Percentile by trtexec's rule: the value at index max(N - 1 - int((1 - p/100) N), 0) of N sorted."""
     ordered = sorted(samples)
-    return ordered[max(len(ordered) - 1 - int((1 - percent / 100) * len(ordered)), 0)]
+    cut = int((100 - percent) * len(ordered) / 100)  # exact for whole percents: no rounding decides the index
+    return ordered[max(len(ordered) - 1 - cut, 0)]
 
 
 def _log_softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
