@@ -281,9 +281,9 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
         if are_sets(parts):
             part = _choose_set(where, names, depth, use)
             notes.append(f"{where} holds several sets of images: {part} is used")
-            others = _outside(names, depth, part)
-            hidden_by = tuple(each.file for each in others if each.file.endswith("/"))
-            unused = [each for each in unused if not each.file.startswith(hidden_by)] + others
+            outside = _outside(names, depth, part)
+            other_sets = tuple(each.file for each in outside if each.file.endswith("/"))
+            unused = [each for each in unused if not each.file.startswith(other_sets)] + outside
             names = [name for name in names if _part(name, depth) == part]
             where, title = f"{where}/{part}", f"{title}/{part}"
         elif len(parts) != 1 or "" in parts:
