@@ -204,7 +204,8 @@ def _need_labels(dataset: Dataset) -> None:
         )
     if len(set(dataset.labels.tolist())) < 2:
         raise DataError(
-            f"{dataset.name} holds images of one class only: {dataset.classes[dataset.labels[0]]}",
+            f"{dataset.name} holds images of one class only: "
+            f"{printable(dataset.classes[dataset.labels[0]], 100)}",
             hint="accuracy needs at least two classes; give the folder that holds the class folders",
         )
 
