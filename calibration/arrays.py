@@ -301,6 +301,6 @@ def _check_pixels(path: Path, head: Header) -> None:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} is no readable array: {error}",
+        f"{path} is no readable array: {printable(str(error), 200)}",
         hint="it is damaged, or holds Python objects; save it again with numpy.save or numpy.savez",
     )

@@ -57,7 +57,7 @@ def read_class_aliases(path: Path) -> tuple[tuple[str, ...], ...]:
             classes = _from_lines(text)
     except (ValueError, TypeError, csv.Error, RecursionError) as error:
         raise DataError(
-            f"{path} is no list of class names: {error}",
+            f"{path} is no list of class names: {printable(str(error), 200)}",
             hint='write one name a line in the order of the outputs, or JSON {"0": "name", ...}',
         ) from error
     if not classes:
@@ -113,7 +113,9 @@ def read_text(path: Path, most_bytes: int) -> str:
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text in UTF-8: {error}", hint="save it in UTF-8") from error
+        raise DataError(
+            f"{path} is not a text in UTF-8: {printable(str(error), 200)}", hint="save it in UTF-8"
+        ) from error
 
 
 def _class_index(text: str) -> int:

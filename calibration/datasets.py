@@ -204,7 +204,8 @@ def _need_labels(dataset: Dataset) -> None:
         )
     if len(set(dataset.labels.tolist())) < 2:
         raise DataError(
-            f"{dataset.name} holds images of one class only: {dataset.classes[dataset.labels[0]]}",
+            f"{dataset.name} holds images of one class only: "
+            f"{printable(dataset.classes[dataset.labels[0]], 100)}",
             hint="accuracy needs at least two classes; give the folder that holds the class folders",
         )
 
@@ -282,8 +283,8 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
             part = _choose_set(where, names, depth, use)
             notes.append(f"{where} holds several sets of images: {part} is used")
             outside = _outside(names, depth, part)
-            hidden_by = tuple(each.file for each in outside if each.file.endswith("/"))
-            unused = [each for each in unused if not each.file.startswith(hidden_by)] + outside
+            other_sets = tuple(each.file for each in outside if each.file.endswith("/"))
+            unused = [each for each in unused if not each.file.startswith(other_sets)] + outside
             names = [name for name in names if _part(name, depth) == part]
             where, title = f"{where}/{part}", f"{title}/{part}"
         elif len(parts) != 1 or "" in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import warnings
 from functools import cache
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from toolkit.core.errors import DataError
+from toolkit.core.text import printable
 
 SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
@@ -22,6 +24,7 @@ _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM"
 _ORIENTATION = 0x0112  # EXIF tag
 _MOST_BYTES = 400_000_000  # of a decoded image, copies included: 100 megapixels of a JPEG, else 50
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it finds comes as an error, not on stderr
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # an error of `decode` instead
 
 
@@ -49,7 +52,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise _unusable(f"{name} is not an image") from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything for broken files
-        raise _unusable(f"{name} cannot be decoded: {error}") from error
+        raise _unusable(f"{name} cannot be decoded: {printable(str(error), 200)}") from error
 
 
 def _unusable(message: str) -> DataError:

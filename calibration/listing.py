@@ -74,7 +74,8 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
         rows = _spaced(lines) if delimiter is None else _delimited(lines, delimiter, path)
     except csv.Error as error:
         raise DataError(
-            f"{path} is no list of files and labels: {error}", hint="write one file,label a line"
+            f"{path} is no list of files and labels: {printable(str(error), 200)}",
+            hint="write one file,label a line",
         ) from error
     if not rows:
         raise DataError(

@@ -167,7 +167,8 @@ def read(path: Path) -> Manifest:
         return Manifest(data["seed"], data["source"], data["source_digest"], entries)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is not a manifest of calibration images: {error}", hint="choose the images again"
+            f"{path} is not a manifest of calibration images: {printable(str(error), 200)}",
+            hint="choose the images again",
         ) from error
 
 

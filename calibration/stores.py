@@ -176,7 +176,7 @@ class ZipStore:
             raise _unreadable(self._path, error) from error
         except Exception as error:
             raise DataError(
-                f"cannot read {printable(name)} in {self._path}: {error}",
+                f"cannot read {printable(name)} in {self._path}: {printable(str(error), 200)}",
                 hint="the archive is damaged or encrypted; copy it again, or unpack it and give the folder",
             ) from error
 
@@ -454,5 +454,6 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} is not a readable archive: {error}", hint="it is damaged or cut off; copy it again"
+        f"{path} is not a readable archive: {printable(str(error), 200)}",
+        hint="it is damaged or cut off; copy it again",
     )

@@ -139,3 +139,9 @@ def test_the_files_of_any_list_are_part_of_its_fingerprint(write, tmp_path):
     before = fingerprint(path, tmp_path / "memory")
     (tmp_path / "sub" / "2.jpg").write_bytes(b"changed")
     assert fingerprint(path, tmp_path / "memory") != before
+
+
+def test_a_label_without_end_does_not_fill_the_terminal(write):
+    with pytest.raises(DataError, match="one class only") as caught:
+        open_dataset(write("0.jpg,x\x1b" + "y" * 5000 + "\n"), labelled=True)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 300

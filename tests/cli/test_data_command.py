@@ -1,7 +1,6 @@
 """`edgeship data check`: what is not used is named with its reason, in a terminal and as JSON."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -52,9 +51,7 @@ def test_every_file_that_is_not_used_has_its_reason(source, capsys):
         "train/dog/no\x1b[31m.jpg": "is not an image",
     }
     used = {name for each in (train, val) for name in [item["file"] for item in each["unused"]]}
-    files = {
-        os.path.relpath(os.path.join(at, name), source) for at, _, names in os.walk(source) for name in names
-    }
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if not path.is_dir()}
     assert len(files - used) == 16  # every other file is one of the images
 
 
