@@ -208,6 +208,8 @@ def test_a_pruned_variant_is_set_against_the_one_in_int8_without_pruning():
     assert verdict.steps[0] == (
         "It takes 1.25 ms, OpenVINO INT8 without pruning 2.00 ms: pruning alone is worth 1.60×."
     )
+    (busy,) = verdicts(report(FP32, INT8, pruned, environment={"other_share": 0.5}))
+    assert not any("pruning alone" in step for step in busy.steps)
 
 
 FP16 = replace(FP32, name="openvino-fp16", precision="fp16", latency_ms=latency(1.5), speedup=4.0)

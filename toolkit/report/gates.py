@@ -111,21 +111,21 @@ class _Bench:
         self, rule: _Limit, variant: Variant, value: float, interval: Interval
     ) -> tuple[bool | None, str]:
         """Return whether a limit is kept, and why that is undecided."""
-        kept: bool | None = _keeps(rule, value)
+        passes: bool | None = _keeps(rule, value)
         doubt = ""
         if self.by == "interval":
             disturbed = disturbances(self.environment) if rule.timed else []
             if disturbed:
-                kept, doubt = None, "timed on a busy machine"
+                passes, doubt = None, "timed on a busy machine"
             elif interval is None:
-                kept, doubt = None, "too few runs for an interval" if rule.timed else "it has no interval"
+                passes, doubt = None, "too few runs for an interval" if rule.timed else "it has no interval"
             elif _keeps(rule, interval[0]) != _keeps(rule, interval[1]):
                 doubt = "its 95 % interval holds the limit" if rule.timed else unproven(variant, rule.limit)
-                kept = None
+                passes = None
         caution = next((check for check in self.checks if check.effect == "no_pass"), None)
-        if kept and caution is not None:
+        if passes and caution is not None:
             return None, caution.message
-        return kept, doubt
+        return passes, doubt
 
 
 def unproven(variant: Variant, limit_pp: float) -> str:

@@ -88,7 +88,7 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
         return Verdict(target, "not_measured", sentence, (hint,) if hint else ()), None
     judged = sorted(((*_judge(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
     level, sentence, best = judged[0]
-    dense = next((v for v in ran if best.pruned and not v.pruned), None)
+    dense = next((v for v in ran if best.pruned and not v.pruned and not _doubt(best, report)), None)
     pairs = report.environment.get("int8_sums") == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
     return Verdict(
@@ -134,14 +134,14 @@ def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
     elsewhere = _rival(v, report, elsewhere=True)
     if elsewhere:
         return "no_gain", f"{facts}, but on this machine {elsewhere}, without a loss."
-    kept = [gate for gate in gates if gate.outcome == "pass"]
-    if all(gate.name != "max_drop_pp" for gate in kept):
-        also = f"it keeps {_limits(kept)}, and " if kept else ""
+    met = [gate for gate in gates if gate.outcome == "pass"]
+    if all(gate.name != "max_drop_pp" for gate in met):
+        also = f"it keeps {_limits(met)}, and " if met else ""
         return "no_limit", f"{facts}: {also}no limit on the drop was set, {SET_LIMIT}."
     caution = next((check for check in report.input_checks if check.effect == "no_pass"), None)
     if caution is not None:
         return "needs_data", f"{facts}, but {caution.message.rstrip('.')}{_cure(caution.hint)}."
-    return "pass", f"{facts}: it keeps {_limits(kept)}, ship it."
+    return "pass", f"{facts}: it keeps {_limits(met)}, ship it."
 
 
 def _limits(gates: list[Gate]) -> str:
@@ -216,7 +216,7 @@ def _facts(v: Variant, *, doubtful: bool) -> str:
 
 
 def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
-    """What pruning adds to quantization alone."""
+    """State what pruning adds to quantization alone."""
     if dense is None or dense.latency_ms is None or pruned.latency_ms is None:
         return ()
     ratio = dense.latency_ms.p50 / pruned.latency_ms.p50
