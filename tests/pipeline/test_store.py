@@ -297,7 +297,7 @@ def test_the_age_at_which_a_stage_goes(tmp_path, age_s, kept):
     record = tmp_path / "keys" / "bench-k.json"
     write_json(record, {**read_json(record), "made_at": time.time() - age_s})
     store.gc(older_than_days=2)
-    assert (store.find("bench", "k") is not None) == entry.folder.exists() == kept
+    assert (store.find("bench", "k") is not None) == entry.folder.exists() == record.exists() == kept
 
 
 def test_the_seconds_that_the_work_took_are_kept(store):

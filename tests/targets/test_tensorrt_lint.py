@@ -313,7 +313,7 @@ def test_onnxruntimes_default_is_caught_and_repaired(tmp_path):
 def test_what_is_repairable_is_clean_after(change, version, tmp_path):
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx", change)
     before = lint(path, version)
-    assert before
+    assert before and all(item.repairable for item in before)
     done = repair.fix(path, version, tmp_path / "fixed.onnx")
     assert done.left == ()
     assert {item.rule for item in done.fixed} == {item.rule for item in before}
@@ -325,6 +325,7 @@ def test_what_is_repairable_is_clean_after(change, version, tmp_path):
 
 def test_openvinos_unsigned_graph_becomes_signed_and_keeps_its_ranges(tmp_path):
     path = save(residual_net(OPENVINO), tmp_path / "net.onnx")
+    assert all(item.repairable for item in lint(path, "10.3"))
     done = repair.fix(path, "10.3", path)  # in place
     assert done.left == ()
     model = onnx.load(path)
