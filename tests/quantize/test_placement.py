@@ -217,3 +217,16 @@ def test_only_layers_in_float_get_weights_of_their_own():
     assert weights[third] != f"{second}.weight"
     assert weights[first] == f"{first}.weight"
     assert unshare(model, place(model, scheme)) is model
+
+
+def test_a_layer_in_float_reads_floats_and_the_next_one_integers():
+    graph = Graph(size=8)
+    first = graph.unary("Relu", graph.conv("images", 4))
+    exact = graph.conv(first, 4)
+    second = graph.unary("Relu", exact)
+    graph.head(graph.unary("Relu", graph.conv(second, 4)))
+    model, scheme = ir.from_proto(graph.model()), targets.get("tensorrt").scheme
+    everywhere, placed = place(model, scheme), place(model, scheme, [exact])
+    assert {"images", first, second} <= everywhere.activations.keys()
+    assert everywhere.activations.keys() - placed.activations.keys() == {first}
+    assert everywhere.weights.keys() - placed.weights.keys() == {f"{exact}.weight"}
