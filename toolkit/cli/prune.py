@@ -136,7 +136,9 @@ def _load(options: LoadOptions, dense: Path) -> None:
     try:
         network.loader(options)(options, dense, dense)
     except RecipeError as error:  # its hint names the options of a recipe
-        raise RecipeError(str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")) from error
+        raise RecipeError(
+            str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")
+        ) from error
 
 
 def _parts(widths: str | None) -> list[float]:
