@@ -306,3 +306,9 @@ def test_what_other_work_took_counts_more_than_the_load(environment, said):
     found = warnings(replace(report(FP32, INT8), environment=environment))
     assert len(found) == len(said)
     assert all(words in line for words, line in zip(said, found, strict=True))
+
+
+def test_of_float_variants_alone_all_but_the_first_are_judged():
+    others = [replace(FP32, name=name, drop_pp=0.1) for name in ("onnxruntime-fp32", "openvino-fp32-pruned")]
+    judged = gates.judge((FP32, *others), 1.0, None, None)
+    assert [(gate.variant, gate.passed) for gate in judged] == [(each.name, True) for each in others]

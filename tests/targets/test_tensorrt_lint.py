@@ -465,3 +465,19 @@ def test_a_version_is_read_whole_or_refused(text):
         assert error.hint
     else:
         assert [int(part) for part in text.strip().split(".")] == list(numbers)
+
+
+def test_who_reads_integers_directly_is_named():
+    model = residual_net(TENSORRT)
+    integers_read_directly(model)
+    (found,) = [
+        item for item in findings(model, versions.rules("10.3")) if item.rule.startswith("quantize-w")
+    ]
+    assert "max (MaxPool)" in found.message
+
+
+def test_errors_come_before_warnings():
+    model = residual_net(Placement(add_inputs="none"))
+    scale_zero(model)
+    severities = [item.severity for item in findings(model, versions.rules("10.3"))]
+    assert severities == sorted(severities) and set(severities) == {"error", "warning"}
