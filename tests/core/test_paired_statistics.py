@@ -187,3 +187,11 @@ def test_percentiles_here_and_on_a_device_are_the_same():
         ordered = [float(n) for n in range(count)]
         for percent in (50, 90, 95, 99):
             assert statistics.percentile(ordered, percent) == timing.percentile(ordered, percent)
+
+
+def test_sqnr_by_hand():
+    tens = np.full((4, 3), 10.0)
+    assert statistics.sqnr_db(tens, tens - 1) == pytest.approx(20.0)
+    assert statistics.sqnr_db(tens, tens) == math.inf
+    assert statistics.sqnr_db(np.zeros(3), np.ones(3)) == -math.inf
+    assert statistics.sqnr_db(np.zeros(3), np.zeros(3)) == math.inf

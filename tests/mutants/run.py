@@ -3,14 +3,16 @@
 Writes results.md beside this file: mutants that lived first. A list of faults that a review left alive comes
 first, then a seeded sample of all mutations of the syntax trees.
 
-    python tests/mutants/run.py [--start N] [--count N] [--only TEXT ...]
+    python tests/mutants/run.py [--count N] [--only TEXT ...] [--again]
+
+Those in results.md are not tried again: remove the file to start anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
-import random
 import re
 import shutil
 import signal
@@ -132,19 +134,23 @@ class Mutant:
     tests: Sequence[str]
 
 
-def mutants() -> Iterator[Mutant]:
-    """Return the faults of the review, then the seeded sample in a random order."""
+def reviewed() -> Iterator[Mutant]:
+    """Return the faults of the review."""
     for module, tests, before, after in REVIEW:
         text = (ROOT / module).read_text(encoding="utf-8")
         start = text.index(before)
         faulty = text[:start] + after + text[start + len(before) :]
         yield Mutant(module, text[:start].count("\n") + 1, f"{before} -> {after}", faulty, tests)
+
+
+def sample() -> list[Mutant]:
+    """Return all mutants in a seeded order, in which an edit of one module moves only that module's."""
     every = []
     for module, tests in TESTS.items():
-        text = (ROOT / module).read_text(encoding="utf-8")
-        for line, change, faulty in mutations.of(text):
-            every.append(Mutant(module, line, change, faulty, tests))
-    yield from random.Random(SEED).sample(every, SAMPLE)
+        for line, change, faulty in mutations.of((ROOT / module).read_text(encoding="utf-8")):
+            place = hashlib.sha256(f"{SEED} {module} {line} {change}".encode()).digest()
+            every.append((place, Mutant(module, line, change, faulty, tests)))
+    return [mutant for _, mutant in sorted(every, key=lambda each: each[0])]
 
 
 def _pytest(tree: Path, tests: Sequence[str]) -> int:
@@ -196,21 +202,21 @@ def key(mutant: Mutant) -> tuple[str, str, str]:
     return mutant.module, str(mutant.line), mutant.change.replace("|", "/").replace("`", "'")
 
 
-def write(listed: Sequence[Mutant], results: dict[tuple[str, str, str], str]) -> None:
+def write(results: dict[tuple[str, str, str], str]) -> None:
     """Write results.md."""
-    review = [key(mutant) for mutant in listed[: len(REVIEW)]]
-    sample = [key(mutant) for mutant in listed[len(REVIEW) :]]
+    review = {key(mutant) for mutant in reviewed()}
+    present = review | {key(mutant) for mutant in sample()}  # lines move as modules change
+    results = {each: result for each, result in results.items() if each in present}
     lines = [
         "# Mutation tests",
         "",
         "`make mutants` writes this page. A mutant survives if no test of its module fails.",
     ]
-    for title, keys in (("Faults of a review", review), (f"Seeded sample of {SAMPLE}", sample)):
-        tried = [each for each in keys if each in results]
-        alive = [each for each in tried if results[each].startswith("survived")]
-        lines += ["", f"## {title}", "", f"{len(tried)} of {len(keys)} tried, {len(alive)} survived."]
+    for title, keys in (("Faults of a review", results.keys() & review), ("Sample", results.keys() - review)):
+        alive = sum(results[each].startswith("survived") for each in keys)
+        lines += ["", f"## {title}", "", f"{len(keys)} tried, {alive} survived."]
         lines += ["", "| where | change | result |", "|---|---|---|"]
-        for module, line, change in sorted(tried, key=lambda each: (not results[each].startswith("s"), each)):
+        for module, line, change in sorted(keys, key=lambda each: (not results[each].startswith("s"), each)):
             lines.append(f"| {module}:{line} | `{change}` | {results[module, line, change]} |")
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -218,12 +224,17 @@ def write(listed: Sequence[Mutant], results: dict[tuple[str, str, str], str]) ->
 def main() -> None:
     """Try mutants; print each result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--start", type=int, default=0, help="First of the list, from 0.")
-    parser.add_argument("--count", type=int, help="How many; default: all.")
+    parser.add_argument("--count", type=int, default=SAMPLE, help="Size of the sample.")
     parser.add_argument("--only", nargs="*", default=[""], help="Modules whose path contains one of these.")
+    parser.add_argument("--again", action="store_true", help="Those that survived, instead of the sample.")
     options = parser.parse_args()
-    listed = list(mutants())
-    chosen = listed[options.start :][: options.count]
+    known, listed = earlier(), sample()
+    if options.again:
+        every = [*reviewed(), *listed]
+        chosen = [mutant for mutant in every if known.get(key(mutant), "").startswith("survived")]
+    else:
+        chosen = [*reviewed(), *listed[: options.count]]
+        chosen = [mutant for mutant in chosen if key(mutant) not in known]
     chosen = [mutant for mutant in chosen if any(part in mutant.module for part in options.only)]
     results: dict[tuple[str, str, str], str] = {}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -255,7 +266,7 @@ def main() -> None:
             file.write_text(original, encoding="utf-8")
             results[key(mutant)] = result
             print(f"{result} ({seconds:.0f} s): {mutant.module}:{mutant.line} {mutant.change}", flush=True)
-            write(listed, earlier() | results)  # another run may have written meanwhile
+            write(earlier() | results)  # another run may have written meanwhile
 
 
 if __name__ == "__main__":

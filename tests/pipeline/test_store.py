@@ -297,7 +297,7 @@ def test_the_age_at_which_a_stage_goes(tmp_path, age_s, kept):
     record = tmp_path / "keys" / "bench-k.json"
     write_json(record, {**read_json(record), "made_at": time.time() - age_s})
     store.gc(older_than_days=2)
-    assert (store.find("bench", "k") is not None) == entry.folder.exists() == kept
+    assert (store.find("bench", "k") is not None) == entry.folder.exists() == record.exists() == kept
 
 
 def test_the_seconds_that_the_work_took_are_kept(store):
@@ -307,3 +307,8 @@ def test_the_seconds_that_the_work_took_are_kept(store):
     entry, _ = store.make("bench", "k", work)
     assert 0.02 <= entry.seconds < 60
     assert store.find("bench", "k").seconds == entry.seconds
+
+
+def test_the_store_is_marked_as_a_cache_for_back_up_programs(store):
+    """The signature is that of bford.info/cachedir."""
+    assert (store.root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")

@@ -218,3 +218,15 @@ def test_a_tensor_that_another_operation_reads_is_not_scaled(tmp_path):
     g.head(g.add(g.add(free, bound), g.unary("Sigmoid", x)))
     names = {name for space in spaces(ir.from_proto(g.model())) for name in space.tensors}
     assert x not in names and len(names) == 2  # between the two convolutions: before and after the Relu
+
+
+def test_channels_that_are_all_zero_give_no_factors(tmp_path):
+    g = Graph(size=8)
+    x = g.conv("images", 4, weight=np.zeros((4, 3, 3, 3)), bias=False)
+    g.head(g.conv(g.unary("Relu", x), 4))
+    pixels = images(4, 8)
+    model, statistics = calibrated(ir.from_proto(g.model()), tmp_path, pixels)
+    changed, scaled = equalize(model, statistics, 1.0)
+    assert np.isfinite(logits(changed, pixels)).all()
+    np.testing.assert_allclose(logits(changed, pixels), logits(model, pixels), atol=1e-5)
+    assert all(np.isfinite(each.high).all() for each in scaled.tensors.values())

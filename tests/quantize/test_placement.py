@@ -217,3 +217,40 @@ def test_only_layers_in_float_get_weights_of_their_own():
     assert weights[third] != f"{second}.weight"
     assert weights[first] == f"{first}.weight"
     assert unshare(model, place(model, scheme)) is model
+
+
+def test_a_layer_in_float_reads_floats_and_the_next_one_integers():
+    graph = Graph(size=8)
+    first = graph.unary("Relu", graph.conv("images", 4))
+    exact = graph.conv(first, 4)
+    second = graph.unary("Relu", exact)
+    graph.head(graph.unary("Relu", graph.conv(second, 4)))
+    model, scheme = ir.from_proto(graph.model()), targets.get("tensorrt").scheme
+    everywhere, placed = place(model, scheme), place(model, scheme, [exact])
+    assert {"images", first, second} <= everywhere.activations.keys()
+    assert everywhere.activations.keys() - placed.activations.keys() == {first}
+    assert everywhere.weights.keys() - placed.weights.keys() == {f"{exact}.weight"}
+
+
+def block(shortcut_first):
+    """A block whose shortcut is a convolution too; the names of the Add's inputs."""
+    graph = Graph(size=8)
+    x = graph.unary("Relu", graph.conv("images", 4))
+    main = graph.conv(graph.unary("Relu", graph.conv(x, 4)), 4)
+    shortcut = graph.conv(x, 4, 1)
+    graph.head(graph.unary("Relu", graph.add(*((shortcut, main) if shortcut_first else (main, shortcut)))))
+    return ir.from_proto(graph.model()), main, shortcut
+
+
+@pytest.mark.parametrize("shortcut_first", [True, False])
+def test_tensorrt_gets_the_shorter_way_into_an_add_quantized(shortcut_first):
+    model, main, shortcut = block(shortcut_first)
+    placed = place(model, targets.get("tensorrt").scheme).activations
+    assert shortcut in placed and main not in placed
+
+
+def test_an_add_after_a_layer_in_float_reads_floats():
+    model, main, shortcut = block(shortcut_first=False)
+    scheme = replace(targets.get("onnxruntime").scheme, add_inputs="all")
+    assert {main, shortcut} <= place(model, scheme).activations.keys()
+    assert not {main, shortcut} & place(model, scheme, [main]).activations.keys()

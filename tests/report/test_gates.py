@@ -138,3 +138,19 @@ def test_nothing_is_judged_where_the_baseline_is_wrong_so_the_gate_is_missed():
     first, second = gates.judge((FP32, INT8), *DROP, checks=(chance,))
     assert first.outcome == "not_judged" and "at chance" in first.reason
     assert (second.passed, second.variant) == (False, None)
+
+
+def test_of_float_variants_alone_all_but_the_first_are_judged():
+    others = [replace(FP32, name=name, drop_pp=0.1) for name in ("onnxruntime-fp32", "openvino-fp32-pruned")]
+    judged = gates.judge((FP32, *others), 1.0, None, None, by="point")
+    assert [(gate.variant, gate.passed) for gate in judged] == [(each.name, True) for each in others]
+
+
+def test_an_error_on_a_target_of_which_nothing_runs_here_is_not_judged():
+    failed = replace(SIMULATED, drop_pp=None, error="the SDK is absent")
+    simulated_float = replace(SIMULATED, name="tensorrt-fp32", precision="fp32", drop_pp=None)
+    not_judged = gates.judge((FP32, simulated_float, INT8, failed), 1.0, None, None)[-1]
+    assert (not_judged.variant, not_judged.passed) == (failed.name, None)
+    broken = replace(INT8, drop_pp=None, error="refused")
+    missed = gates.judge((FP32, broken), 1.0, None, None)[0]
+    assert (missed.variant, missed.passed) == (broken.name, False)

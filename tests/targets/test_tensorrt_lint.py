@@ -313,7 +313,7 @@ def test_onnxruntimes_default_is_caught_and_repaired(tmp_path):
 def test_what_is_repairable_is_clean_after(change, version, tmp_path):
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx", change)
     before = lint(path, version)
-    assert before
+    assert before and all(item.repairable for item in before)
     done = repair.fix(path, version, tmp_path / "fixed.onnx")
     assert done.left == ()
     assert {item.rule for item in done.fixed} == {item.rule for item in before}
@@ -325,6 +325,7 @@ def test_what_is_repairable_is_clean_after(change, version, tmp_path):
 
 def test_openvinos_unsigned_graph_becomes_signed_and_keeps_its_ranges(tmp_path):
     path = save(residual_net(OPENVINO), tmp_path / "net.onnx")
+    assert all(item.repairable for item in lint(path, "10.3"))
     done = repair.fix(path, "10.3", path)  # in place
     assert done.left == ()
     model = onnx.load(path)
@@ -464,3 +465,19 @@ def test_a_version_is_read_whole_or_refused(text):
         assert error.hint
     else:
         assert [int(part) for part in text.strip().split(".")] == list(numbers)
+
+
+def test_who_reads_integers_directly_is_named():
+    model = residual_net(TENSORRT)
+    integers_read_directly(model)
+    (found,) = [
+        item for item in findings(model, versions.rules("10.3")) if item.rule.startswith("quantize-w")
+    ]
+    assert "max (MaxPool)" in found.message
+
+
+def test_errors_come_before_warnings():
+    model = residual_net(Placement(add_inputs="none"))
+    scale_zero(model)
+    severities = [item.severity for item in findings(model, versions.rules("10.3"))]
+    assert severities == sorted(severities) and set(severities) == {"error", "warning"}

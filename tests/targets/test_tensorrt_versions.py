@@ -12,6 +12,8 @@ from toolkit.core.errors import RecipeError
         ("half_scales", "8.6", "10.0"),
         ("int8_weights", "8.6", "10.0"),
         ("uint8_input", "8.4", "8.5"),
+        ("optimization_level", "8.2", "8.6"),
+        ("optimization_level", "8.4", "8.6"),
         ("optimization_level", "8.5", "8.6"),
     ],
 )
