@@ -157,7 +157,7 @@ def take_onnx(options: LoadOptions, out: Path) -> None:
         "preprocess_known": preprocessing.known(options.preprocess, graph.preprocess, graph.normalization),
         "input": graph.form,
         "normalization": graph.normalization,
-        "notes": preprocessing.notes(graph.form, graph.normalization, prepared, "float32"),
+        "notes": preprocessing.notes(graph.form, graph.normalization, prepared),
     }
     write_json(out / "model.json", content)
 

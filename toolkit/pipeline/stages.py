@@ -286,13 +286,13 @@ READING = tuple(
     for name in ("datasets", "images", "listing", "loader", "manifest", "preprocess", "stores")
 )
 WEIGHTS = tuple(f"toolkit.models.{name}" for name in ("recognize", "resnet", "trainer", "weights"))
-NETWORK = ("toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
+NETWORK = ("toolkit.core.tensors", "toolkit.pipeline.network", "toolkit.pipeline.preprocessing")
 IMAGES = (*READING, "toolkit.pipeline.images")
 PRUNING = ("toolkit.prune", "toolkit.pipeline.pruning", "toolkit.pipeline.stopwatch")
 VARIANTS = ("targets", "toolkit.pipeline.variants")
 
 STAGES = (
-    Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph.io")),
+    Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph")),
     Stage(
         "prune",
         prune,
