@@ -155,13 +155,14 @@ def command(
             _check_runs(summary["runtime_check"], target_name, made)
             if made != out:
                 take_pixels(made, prepared, out)
+    written = InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm()
     summary["input"] = {
         "file": graph.form,
-        "written": InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm(),
+        "written": written,
         "normalization": graph.normalization,
     }
     summary |= {"preprocess": prepared, "preprocess_source": origin}
-    notes = preprocessing.notes(graph.form, graph.normalization, prepared, input_type)
+    notes = preprocessing.notes(graph.form, graph.normalization, prepared, written)
     if as_json:
         click.echo(
             json.dumps(plain({**summary, "warnings": [*notes, *summary.get("warnings", ())]}), indent=1)

@@ -167,7 +167,7 @@ def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
         "class_names": _class_names(options.labels, graph.classes),
         "input": graph.form,
         "normalization": graph.normalization,
-        "notes": preprocessing.notes(graph.form, graph.normalization, prepared, "float32"),
+        "notes": preprocessing.notes(graph.form, graph.normalization, prepared),
     }
     write_json(out / "model.json", content)
 

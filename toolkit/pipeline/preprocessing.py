@@ -96,7 +96,10 @@ def _same_margin(base: Preprocess, crop: Size) -> Size | None:
 
 
 def notes(
-    form: InputForm, normalization: InputNormalization | None, prepared: Preprocess, taken: InputType
+    form: InputForm,
+    normalization: InputNormalization | None,
+    prepared: Preprocess,
+    written: InputForm | None = None,
 ) -> list[str]:
     """Return what the user has to know of the input: another layout or type, normalization in the graph.
 
@@ -104,12 +107,12 @@ def notes(
         form: How the file takes images.
         normalization: What it does to raw pixels itself.
         prepared: How images are prepared.
-        taken: What the graphs take that are written.
+        written: How the graph takes them that is written; None leaves that open.
     """
     found = []
-    written = InputForm("NHWC", "uint8") if taken == "uint8" else InputForm()
     if form not in (InputForm(), written):
-        found.append(f"the file takes images as {form}, what is written takes {written}")
+        what = f"it is read as {InputForm()}" if written is None else f"what is written takes {written}"
+        found.append(f"the file takes images as {form}; {what}")
     if normalization is None:
         return found
     if normalization.nodes:
