@@ -181,16 +181,15 @@ def _inside(tensor: ir.ExternalTensor) -> bool:
 
 
 def _load_constants(model: ir.Model) -> None:
-    """Give each initializer an array of its own: else one that stays keeps the whole file."""
+    """Give each initializer an array of its own, for one that stays keeps the whole file, and its shape."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if (
-                tensor is not None
-                and isinstance(tensor.dtype, ir.DataType)
-                and tensor.dtype != ir.DataType.STRING
-            ):
-                set_constant(value, np.array(constant(value)))
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            array = np.array(constant(value))
+            set_constant(value, array)
+            value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
 
 
 def _first_line(error: BaseException) -> str:

@@ -205,6 +205,9 @@ def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
     assert data and weight, "checked by the caller"
     if group < 1:
         return f"{group} groups"
+    kernel = node.attributes.get("kernel_shape")
+    if kernel is not None and list(kernel.as_ints()) != weight[2:] and None not in weight:
+        return f"a kernel of {list(kernel.as_ints())} for weights {weight}"
     given, taken = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
     if given is None or taken is None or len(data) < 2:
         return None

@@ -289,7 +289,7 @@ PRUNING = ("toolkit.prune", "toolkit.pipeline.pruning", "toolkit.pipeline.stopwa
 VARIANTS = ("targets", "toolkit.pipeline.variants")
 
 STAGES = (
-    Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph.io")),
+    Stage("load", load, code=(*NETWORK, *WEIGHTS, *READING, "toolkit.graph")),
     Stage(
         "prune",
         prune,
