@@ -33,7 +33,7 @@ LAYOUT_DOMAINS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # blocked weig
 
 
 def is_quantized(node: ir.Node) -> bool:
-    """Whether a node computes with integers, or quantizes; ONNX Runtime's own operators count."""
+    """Return whether a node computes with integers or quantizes, by ONNX or by ONNX Runtime's operators."""
     return node.op_type in QUANTIZED_OPS or node.op_type.startswith(("QLinear", "QGemm", "QAttention"))
 
 
@@ -238,7 +238,7 @@ def _check_normalization(node: ir.Node, sizes: Sizes) -> str | None:
 
 
 def _unlike(parameters: Sizes, channels: int) -> str | None:
-    """The first of some parameters that is not one number a channel."""
+    """Describe the first of some parameters that is not one number a channel; None without one."""
     wrong = [shape for shape in parameters if shape is not None and shape not in ([channels], [None])]
     return f"parameters of shape {wrong[0]} for {channels} channels" if wrong else None
 
@@ -266,18 +266,18 @@ def _float32(tensor: ir.TensorProtocol | None, name: str) -> ir.TensorProtocol:
 
 
 def _array(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """A constant, whether an initializer or of a Constant node."""
+    """Return the array of an initializer or a Constant node; None for other tensors."""
     if value is None:
         return None
     if value.const_value is not None:
         return constant(value)
-    found = ir.convenience.get_const_tensor(value)
-    return None if found is None else found.numpy()
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def _of_inputs(graph: ir.Graph) -> set[ir.Value]:
-    """Tensors that depend on the images; nodes must be in order."""
-    found = {value for value in graph.inputs if value.name not in graph.initializers}
+    """Return the tensors that depend on the images; nodes must be in order."""
+    computed = {value for value in graph.inputs if value.name not in graph.initializers}
     for node in graph:
         inner = (
             value
@@ -286,6 +286,6 @@ def _of_inputs(graph: ir.Graph) -> set[ir.Value]:
             for each in attribute.as_graph()
             for value in each.inputs
         )
-        if any(value in found for value in (*node.inputs, *inner)):
-            found.update(node.outputs)
-    return found
+        if any(value in computed for value in (*node.inputs, *inner)):
+            computed.update(node.outputs)
+    return computed
