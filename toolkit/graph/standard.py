@@ -209,7 +209,9 @@ def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
     if kernel is not None and list(kernel.as_ints()) != weight[2:] and None not in weight:
         return f"a kernel of {list(kernel.as_ints())} for weights {weight}"
     given, taken = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
-    if given is None or taken is None or len(data) < 2:
+    if given is None or taken is None:
+        return f"weights of shape {weight} are not of a fixed size: the network mixes images"
+    if len(data) < 2:
         return None
     outputs, inputs = (given, taken * group) if node.op_type == "Conv" else (given * group, taken)
     if data[1] not in {None, inputs} or weight[0] is None or weight[0] % group:
