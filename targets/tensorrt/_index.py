@@ -159,7 +159,7 @@ def label(node: Any) -> str:
 
 
 def fresh_name(model: Any, wanted: str) -> str:
-    """A name that no tensor of a graph has: the one that is asked for, or it with a number behind."""
+    """Return a name that no tensor of a graph has: the one that is asked for, or it with a number behind."""
     graph = model.graph
     taken = {name for node in graph.node for name in node.output}
     taken |= {item.name for item in (*graph.initializer, *graph.input)}

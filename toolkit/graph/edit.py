@@ -15,7 +15,7 @@ EXPORT_AGAIN = "export it again as a float32 image classifier"
 
 
 class Names:
-    """The names of a graph's tensors and nodes, its subgraphs' included.
+    """Reserve names among those of a graph's tensors and nodes, its subgraphs' included.
 
     Args:
         graph: The graph; names added to it afterwards by other means are not in here.
@@ -43,7 +43,7 @@ class Names:
 
 
 def constant(value: ir.Value) -> np.ndarray[Any, Any]:
-    """The array of an initializer."""
+    """Return the array of an initializer."""
     if value.const_value is None:
         raise ModelError(f"'{value.name}' is not a constant", hint=EXPORT_AGAIN)
     return np.asarray(value.const_value.numpy())
@@ -75,7 +75,7 @@ def add_constant(
 
 
 class Replacement:
-    """Nodes that take the place of one node; the last one that is emitted gives its result.
+    """Replace one node by several; the last one that is emitted gives its result.
 
     Args:
         graph: The graph.

@@ -22,10 +22,10 @@ RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity",
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Nodes behind the logits.
+    """Hold the nodes behind the logits.
 
     Attributes:
-        graph: They, as a GraphProto: input, initializers and output.
+        graph: The nodes as a GraphProto: input, initializers and output.
         flattened: Whether a Flatten of ours makes the logits (N, classes).
         softmax: Whether they compute probabilities, or the logarithms of them.
     """
@@ -58,14 +58,14 @@ def choose(model: ir.Model, output: str | None, file: str) -> None:
     if output is not None:
         if output not in names:
             raise ModelError(f"{file} has no output '{output}'", hint=nearest(output, names))
-        kept = outputs[names.index(output)]
+        chosen = outputs[names.index(output)]
         outputs.clear()
-        outputs.append(kept)
+        outputs.append(chosen)
         RemoveUnusedNodesPass()(model)
 
 
 def classes(value: ir.Value) -> int | None:
-    """Number of classes of logits (N, C), or of a form with sides of 1; None: the tensor is no such thing."""
+    """Return the number of classes of logits (N, C) or of a form with sides of 1; None for other shapes."""
     shape = list(value.shape or ())
     if len(shape) < 2 or not all(isinstance(dim, int) for dim in shape[1:]):
         return None
@@ -104,7 +104,7 @@ def cut(model: ir.Model) -> Ending | None:
 
 
 def restore(model: ir.Model, ending: Ending) -> None:
-    """Put what `cut` took away behind the logits again; the output has its name and shape of before."""
+    """Append the nodes that `cut` removed; the output has its original name and shape again."""
     graph = model.graph
     logits = graph.outputs[0]
     graph.outputs.clear()
@@ -139,7 +139,7 @@ def restore(model: ir.Model, ending: Ending) -> None:
 
 
 def _behind(output: ir.Value) -> list[ir.Node]:
-    """Nodes from the output back to the first Softmax over the classes; [] where there is none."""
+    """Return the nodes from the output back to the first Softmax over the classes; [] without one."""
     path: list[ir.Node] = []
     last = 0
     value: ir.Value | None = output
@@ -157,7 +157,7 @@ def _behind(output: ir.Value) -> list[ir.Node]:
 
 
 def _over_classes(node: ir.Node) -> bool:
-    """Whether a Softmax adds up to 1 over the classes of each image."""
+    """Return whether a Softmax adds up to 1 over the classes of each image."""
     value = node.inputs[0]
     if value is None or value.shape is None or (number := classes(value)) is None:
         return False

@@ -80,12 +80,12 @@ def _activate(result: ir.Value, activation: str, parameters: Sequence[float], ne
 
 
 def _fused_conv(node: ir.Node, new: Replacement) -> bool:
-    kept = {
+    attributes = {
         name: attribute.value
         for name, attribute in node.attributes.items()
         if name not in {"activation", "activation_params"}
     }
-    result = new.emit("Conv", _trimmed(node.inputs[:3]), keeps_name=True, **kept)
+    result = new.emit("Conv", _trimmed(node.inputs[:3]), keeps_name=True, **attributes)
     if len(node.inputs) > 3 and node.inputs[3] is not None:
         result = new.emit("Add", [result, node.inputs[3]])
     parameters = node.attributes.get("activation_params")
@@ -94,12 +94,12 @@ def _fused_conv(node: ir.Node, new: Replacement) -> bool:
 
 
 def _fused_gemm(node: ir.Node, new: Replacement) -> bool:
-    kept = {
+    attributes = {
         name: attribute.value
         for name, attribute in node.attributes.items()
         if not name.startswith("activation")
     }
-    result = new.emit("Gemm", _trimmed(node.inputs), keeps_name=True, **kept)
+    result = new.emit("Gemm", _trimmed(node.inputs), keeps_name=True, **attributes)
     given = (node.attributes.get_float(f"activation_{name}", None) for name in ("alpha", "beta", "gamma"))
     numbers = [float(each) for each in given if each is not None]
     return _activate(result, node.attributes.get_string("activation", "") or "", numbers, new)
@@ -133,10 +133,10 @@ def _quick_gelu(node: ir.Node, new: Replacement) -> bool:
 
 
 def _trimmed(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
-    found = list(values)
-    while found and found[-1] is None:
-        found.pop()
-    return found
+    present = list(values)
+    while present and present[-1] is None:
+        present.pop()
+    return present
 
 
 _WRITERS: dict[str, Callable[[ir.Node, Replacement], bool]] = {

@@ -89,7 +89,7 @@ def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
 
 
 def external_files(path: Path) -> list[Path]:
-    """Files beside an ONNX file that its weights are in; [] where it cannot be read."""
+    """List the files that the weights of an ONNX file are in; [] if it cannot be read."""
     try:
         model = ir.load(path)
     except Exception:  # whatever is wrong with it, `load` says it
@@ -173,10 +173,10 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _check_external(model: ir.Model, path: Path) -> None:
-    """See that weights in other files are there, and below the folder of the graph.
+    """Check that external weights are there, and below the folder of the graph.
 
     Raises:
-        ModelError: They are not.
+        ModelError: A file is absent or elsewhere.
     """
     for tensor in _external(model):
         location = Path(tensor.location)
@@ -193,26 +193,25 @@ def _check_external(model: ir.Model, path: Path) -> None:
 
 
 def _inside(tensor: ir.ExternalTensor) -> bool:
-    """Whether a tensor lies below the folder of its graph."""
+    """Return whether a tensor is stored below the folder of its graph."""
     location = Path(tensor.location)
     return not location.is_absolute() and ".." not in location.parts
 
 
 def _load_constants(model: ir.Model) -> None:
-    """Give each initializer an array of its own: else one that stays keeps the whole file."""
+    """Give each initializer an array of its own, for one that stays keeps the whole file, and its shape."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value
-            if (
-                tensor is not None
-                and isinstance(tensor.dtype, ir.DataType)
-                and tensor.dtype != ir.DataType.STRING
-            ):
-                set_constant(value, np.array(constant(value)))
+            if tensor is None or tensor.dtype == ir.DataType.STRING:
+                continue
+            array = np.array(constant(value))
+            set_constant(value, array)
+            value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of what an error goes back to."""
+    """Return the first line of the root cause of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

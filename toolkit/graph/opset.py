@@ -91,13 +91,13 @@ def _rewritten(graph: ir.Graph, node: ir.Node, source: int, opset: int, names: N
 
 
 def _default(schema: Any, name: str) -> Any:
-    """The default of an attribute; None where it has none."""
+    """Return the default of an attribute; None without one."""
     from onnx import helper
 
-    found = schema.attributes[name].default_value if name in schema.attributes else None
-    if found is None or not found.name:
+    default = schema.attributes[name].default_value if name in schema.attributes else None
+    if default is None or not default.name:
         return None
-    value = helper.get_attribute_value(found)
+    value = helper.get_attribute_value(default)
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -111,7 +111,7 @@ def _trim(node: ir.Node) -> None:
 
 
 def _reduction(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """Axes from an input to an attribute."""
+    """Move the axes from an input to an attribute."""
     del graph, names
     if opset >= (13 if node.op_type == "ReduceSum" else 18):
         return True
@@ -129,7 +129,7 @@ def _reduction(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool
 
 
 def _split(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """A number of parts as the sizes of the parts."""
+    """Write the number of parts as the sizes of the parts."""
     del opset
     attribute, data = node.attributes.get("num_outputs"), node.inputs[0]
     if attribute is None or (len(node.inputs) > 1 and node.inputs[1] is not None):
@@ -148,7 +148,7 @@ def _split(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
 
 
 def _pad(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """Pads of every axis."""
+    """Write the pads of every axis."""
     del opset, names
     if node.graph is graph:
         pad_all_axes(graph, node)
@@ -156,7 +156,7 @@ def _pad(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
 
 
 def _average_pool(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """Dilations of 1 go."""
+    """Remove dilations of 1."""
     del graph, opset, names
     dilations = node.attributes.get("dilations")
     if dilations is not None and set(dilations.as_ints()) == {1}:
@@ -197,7 +197,7 @@ def _expand_mish(node: ir.Node, new: Replacement) -> bool:
 
 
 def _expand_group_norm(node: ir.Node, new: Replacement) -> bool:
-    """As exporters wrote it before there was such an operator: InstanceNormalization of the groups."""
+    """Write GroupNormalization as exporters did before opset 18: InstanceNormalization of the groups."""
     x, scale, bias = node.inputs[:3]
     shape = list(x.shape or ()) if x is not None else []
     sides = [dim for dim in shape[1:] if isinstance(dim, int)]

@@ -63,15 +63,15 @@ def _check_size(value: ir.Value) -> None:
 @contextmanager
 def _failures() -> Iterator[list[str]]:
     """Collect what the pass would log, with a traceback, where inference fails."""
-    found: list[str] = []
+    messages: list[str] = []
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
 
     def collect(record: logging.LogRecord) -> bool:
-        found.append(record.getMessage())
+        messages.append(record.getMessage())
         return False
 
     logger.addFilter(collect)
     try:
-        yield found
+        yield messages
     finally:
         logger.removeFilter(collect)

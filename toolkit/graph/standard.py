@@ -33,7 +33,7 @@ LAYOUT_DOMAINS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # blocked weig
 
 
 def is_quantized(node: ir.Node) -> bool:
-    """Whether a node computes with integers, or quantizes; ONNX Runtime's own operators count."""
+    """Return whether a node computes with integers or quantizes, by ONNX or by ONNX Runtime's operators."""
     return node.op_type in QUANTIZED_OPS or node.op_type.startswith(("QLinear", "QGemm", "QAttention"))
 
 
@@ -205,8 +205,13 @@ def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
     assert data and weight, "checked by the caller"
     if group < 1:
         return f"{group} groups"
+    kernel = node.attributes.get("kernel_shape")
+    if kernel is not None and list(kernel.as_ints()) != weight[2:] and None not in weight:
+        return f"a kernel of {list(kernel.as_ints())} for weights {weight}"
     given, taken = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
-    if given is None or taken is None or len(data) < 2:
+    if given is None or taken is None:
+        return f"weights of shape {weight} are not of a fixed size: the network mixes images"
+    if len(data) < 2:
         return None
     outputs, inputs = (given, taken * group) if node.op_type == "Conv" else (given * group, taken)
     if data[1] not in {None, inputs} or weight[0] is None or weight[0] % group:
@@ -235,7 +240,7 @@ def _check_normalization(node: ir.Node, sizes: Sizes) -> str | None:
 
 
 def _unlike(parameters: Sizes, channels: int) -> str | None:
-    """The first of some parameters that is not one number a channel."""
+    """Describe the first of some parameters that is not one number a channel; None without one."""
     wrong = [shape for shape in parameters if shape is not None and shape not in ([channels], [None])]
     return f"parameters of shape {wrong[0]} for {channels} channels" if wrong else None
 
@@ -263,18 +268,18 @@ def _float32(tensor: ir.TensorProtocol | None, name: str) -> ir.TensorProtocol:
 
 
 def _array(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """A constant, whether an initializer or of a Constant node."""
+    """Return the array of an initializer or a Constant node; None for other tensors."""
     if value is None:
         return None
     if value.const_value is not None:
         return constant(value)
-    found = ir.convenience.get_const_tensor(value)
-    return None if found is None else found.numpy()
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def _of_inputs(graph: ir.Graph) -> set[ir.Value]:
-    """Tensors that depend on the images; nodes must be in order."""
-    found = {value for value in graph.inputs if value.name not in graph.initializers}
+    """Return the tensors that depend on the images; nodes must be in order."""
+    computed = {value for value in graph.inputs if value.name not in graph.initializers}
     for node in graph:
         inner = (
             value
@@ -283,6 +288,6 @@ def _of_inputs(graph: ir.Graph) -> set[ir.Value]:
             for each in attribute.as_graph()
             for value in each.inputs
         )
-        if any(value in found for value in (*node.inputs, *inner)):
-            found.update(node.outputs)
-    return found
+        if any(value in computed for value in (*node.inputs, *inner)):
+            computed.update(node.outputs)
+    return computed
