@@ -83,10 +83,11 @@ def examine(brought: Brought) -> list[InputCheck]:
     with _float_network(brought.graph) as infer:
         if brought.labelled:
             order = baseline.find_class_order(brought.logits, brought.labels, brought.dataset.classes)
-            if order is not None:
+            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
+            if order is not None and not (search and search.better and search.accuracy >= order.accuracy):
                 checks.append(_class_order(order, brought.dataset.classes))
                 labels = np.array(order.outputs, np.int64)[labels]
-            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
+                search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
             checks += _better_form(brought, search)
             checks += _class_count(brought)
             checks += _baseline(brought, checks, _first(pixels), labels)
