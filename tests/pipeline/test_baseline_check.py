@@ -21,6 +21,7 @@ from toolkit.pipeline import Recipe, Store, network, run
 from toolkit.pipeline.baseline_check import Brought, examine
 from toolkit.pipeline.preprocessing import source_of
 from toolkit.pipeline.recipe import LoadOptions, PreprocessOptions
+from toolkit.report import render
 
 SIDE = 8
 NAMES = ("amber", "blue", "cyan", "green", "red", "violet")
@@ -105,7 +106,7 @@ def test_a_right_setup_that_is_stated_raises_no_alarm(tmp_path, images):
     assert finished.report["data"]["classes"] == list(NAMES)
 
 
-def test_an_assumed_preprocessing_is_called_so_everywhere(tmp_path, images):
+def test_an_assumed_preprocessing_is_called_so_everywhere(tmp_path, images, capsys):
     finished = run_of(tmp_path, images, colour_network(tmp_path / "net.onnx"))
     assert list(checks_of(finished)) == ["preprocess-assumed"]
     (check,) = finished.report["input_checks"]
@@ -114,6 +115,8 @@ def test_an_assumed_preprocessing_is_called_so_everywhere(tmp_path, images):
     folder = finished.folder("report")
     for name in ("report.md", "report.html"):
         assert "assumed: ImageNet" in (folder / name).read_text(), name
+    render.terminal(render.load(folder))
+    assert "no pass" in (printed := capsys.readouterr().out) and "assumed: ImageNet" in printed
     for graph in (finished.folder("export") / "float.onnx", finished.folder("quantize") / "onnxruntime.onnx"):
         properties = {each.key: each.value for each in onnx.load(graph).metadata_props}
         assert properties["preprocess_source"] == "assumed"

@@ -139,12 +139,12 @@ def command(
             if made != out:
                 take_pixels(made, prepared, out)
     summary |= {"preprocess": plain(prepared), "preprocess_source": origin}
-    if as_json:
-        click.echo(json.dumps(summary, indent=1))
-        return
     if origin == "assumed":
         message, hint = preprocessing.assumed_note(prepared, "--preprocess ")
         click.echo(f"note: {message}; {hint}", err=True)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+        return
     for warning in summary.get("warnings", ()):
         click.echo(f"note: {warning}", err=True)
     click.echo(out)
