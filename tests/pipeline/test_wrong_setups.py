@@ -143,7 +143,6 @@ STATED = {  # what the user states -> code
         "preprocess-first-layer",
     ),
     "crop of half": ({**IMAGENET, "resize": 96}, "preprocess-better"),
-    "crop of ImageNet": ({**IMAGENET, "resize": 73}, "preprocess-better"),
     "nearest": ({"interpolation": "nearest"}, "preprocess-better"),
 }
 

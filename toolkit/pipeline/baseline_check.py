@@ -203,7 +203,7 @@ def _assumed(brought: Brought, search: Search | None) -> InputCheck:
 
 
 def _class_order(order: baseline.ClassOrder, names: Sequence[str]) -> InputCheck:
-    where = order.cause or f"{len(order.moved)} classes are exchanged"
+    where = order.cause or f"{len(order.moved)} classes are in another order"
     shown = ", ".join(
         f"{names[label]} is output {order.outputs[label]}, not {label}" for label in order.moved[:SHOWN]
     )
