@@ -196,7 +196,9 @@ def _chosen(
         weights = saturation.relieve(model, weights, pairs)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
-        rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16, network.execution)
+        rough = (
+            network if statistics.precision == "f32" else Network(model, torch.bfloat16, network.execution)
+        )
         activations = output_aware(rough, images, placement.activations, statistics.tensors)
         del rough  # memory
     else:

@@ -141,3 +141,20 @@ def test_a_recipe_names_the_output_too(network, tmp_path):
         take_onnx(Recipe.build(settings).load, tmp_path)
     take_onnx(Recipe.build(settings, [f"load.output={logits}"]).load, tmp_path)
     assert io.read(tmp_path / ONNX).output == logits
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_an_assumed_preprocessing_is_called_so(tmp_path, capfd, stated):
+    torch.manual_seed(0)
+    net = resnet.ResNet(resnet.architecture("resnet20", width=4)).eval()
+    export.export(net, tmp_path / "net.onnx", size=16)
+    options = ["--preprocess", "mean=0.5,0.5,0.5", "--preprocess", "std=0.5,0.5,0.5"] if stated else []
+    assert quantize(tmp_path / "net.onnx", tmp_path / "q.onnx", "--json", *options) == 0
+    captured = capfd.readouterr()
+    summary = json.loads(captured.out)
+    origin = "stated" if stated else "assumed"
+    assert summary["preprocess_source"] == origin
+    assert summary["preprocess"]["mean"] == ([0.5] * 3 if stated else [0.485, 0.456, 0.406])
+    assert ("assumed: ImageNet" in captured.err) == (not stated)
+    properties = {each.key: each.value for each in onnx.load(tmp_path / "q.onnx").metadata_props}
+    assert properties["preprocess_source"] == origin and "preprocess" in properties

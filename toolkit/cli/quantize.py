@@ -163,14 +163,14 @@ def command(
     }
     summary |= {"preprocess": prepared, "preprocess_source": origin}
     notes = preprocessing.notes(graph.form, graph.normalization, prepared, written)
+    if origin == "assumed":
+        message, hint = preprocessing.assumed_note(prepared, "--preprocess ")
+        click.echo(f"note: {message}; {hint}", err=True)
     if as_json:
         click.echo(
             json.dumps(plain({**summary, "warnings": [*notes, *summary.get("warnings", ())]}), indent=1)
         )
         return
-    if origin == "assumed":
-        message, hint = preprocessing.assumed_note(prepared, "--preprocess ")
-        click.echo(f"note: {message}; {hint}", err=True)
     for warning in (*notes, *summary.get("warnings", ())):
         click.echo(f"note: {warning}", err=True)
     click.echo(out)

@@ -84,10 +84,11 @@ def examine(brought: Brought) -> list[InputCheck]:
     with _float_network(brought.graph) as infer:
         if brought.labelled:
             order = baseline.find_class_order(brought.logits, brought.labels, brought.dataset.classes)
-            if order is not None:
+            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
+            if order is not None and not (search and search.better and search.accuracy >= order.accuracy):
                 checks.append(_class_order(order, brought.dataset.classes))
                 labels = np.array(order.outputs, np.int64)[labels]
-            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
+                search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
             checks += _better_form(brought, search)
             checks += _class_count(brought)
             checks += _baseline(brought, checks, _first(pixels), labels)
@@ -203,7 +204,7 @@ def _assumed(brought: Brought, search: Search | None) -> InputCheck:
 
 
 def _class_order(order: baseline.ClassOrder, names: Sequence[str]) -> InputCheck:
-    where = order.cause or f"{len(order.moved)} classes are exchanged"
+    where = order.cause or f"{len(order.moved)} classes are in another order"
     shown = ", ".join(
         f"{names[label]} is output {order.outputs[label]}, not {label}" for label in order.moved[:SHOWN]
     )
