@@ -155,11 +155,10 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
     from toolkit.graph import io
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    preprocess = from_json(graphs["preprocess"])
     judges = None
     if precision.limited(options):
         used = manifest.read(inputs["select"] / "manifest.json")
-        judges = precision.held_out(options, used, graphs["classes"], preprocess)
+        judges = precision.held_out(options, used, graphs["classes"], from_json(graphs["preprocess"]))
     summaries = {}
     for graph in variants.graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
@@ -167,7 +166,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path) -> None:
         for target in track(options.targets, f"quantizing {graph}"):
             name = variants.quantized_name(target, pruned=graph == "pruned")
             summaries[name] = precision.quantize(
-                options, model, statistics, target, judges, out / f"{name}.onnx", preprocess
+                options, model, statistics, target, judges, out / f"{name}.onnx"
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
