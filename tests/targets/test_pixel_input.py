@@ -1,6 +1,7 @@
 """Engines that take decoded pixels: the same logits as of ready images, and INT8 from the first layer on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from targets.tensorrt import gate, half, handoff, lint, versions
 from toolkit.core.errors import DataError, TargetError
 from toolkit.core.tensors import Preprocess
 from toolkit.graph.pixels import take_pixels
+from toolkit.pipeline.variants import check_pixels
 
 PREPROCESS = Preprocess(resize=16, crop=16)
 NAMES = ("openvino", "onnxruntime", "tensorrt")
@@ -181,3 +183,16 @@ def test_pixels_that_anything_but_a_cast_reads_are_refused_as_tensorrt_does(grap
     except TargetError as absent:
         pytest.skip(str(absent))
     assert not verdict.accepted and "UInt8" in verdict.errors[0]
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_an_engine_that_normalizes_otherwise_is_found(name, graphs, tmp_path):
+    target, engines = targets.get(name), []
+    wrong = tmp_path / "wrong.onnx"
+    take_pixels(graphs[name][0], replace(PREPROCESS, mean=(0.5, 0.5, 0.5)), wrong)
+    for graph in (*graphs[name], wrong):
+        folder = tmp_path / graph.stem
+        engines.append(folder / target.compile(graph, folder, "int8").file)
+    assert check_pixels(target, engines[1], engines[0], PREPROCESS) == []
+    (warning,) = check_pixels(target, engines[2], engines[0], PREPROCESS)
+    assert "uint8" in warning

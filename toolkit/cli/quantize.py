@@ -131,7 +131,7 @@ def command(
         },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    how = replace(recipe.quantize, source=source, skip_bad=skip_bad, input=input_type)
+    how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
     limited = precision.limited(how)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
@@ -151,7 +151,8 @@ def command(
         with tempfile.TemporaryDirectory() as folder:
             made = out if input_type == "float32" else Path(folder) / out.name
             statistics = collect(graph, stream)
-            summary = precision.quantize(how, graph, statistics, target_name, judges, made, prepared)
+            pixels = prepared if input_type == "uint8" else None
+            summary = precision.quantize(how, graph, statistics, target_name, judges, made, pixels)
             _check_runs(summary["runtime_check"], target_name, made)
             if made != out:
                 take_pixels(made, prepared, out)

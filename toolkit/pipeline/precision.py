@@ -187,7 +187,7 @@ def quantize(
     target: str,
     judges: HeldOut | None,
     out: Path,
-    preprocess: Preprocess | None = None,
+    pixels: Preprocess | None = None,
 ) -> dict[str, Any]:
     """Quantize a float graph for a target, with layers in float where a limit needs it.
 
@@ -198,7 +198,8 @@ def quantize(
         target: Its name.
         judges: Images that judge the limit; None where there is none.
         out: The Q/DQ graph.
-        preprocess: Of the images; engines that take pixels are only checked if it is given.
+        pixels: The preprocessing of an engine that takes decoded pixels, which is checked then; None: it
+            takes ready images.
 
     Returns:
         The summary of `quantize.quantize`.
@@ -214,7 +215,6 @@ def quantize(
         workers=options.workers or (1 if options.backend == "threading" else granted_cores()),
         backend=options.backend,
     )
-    pixels = preprocess if options.input == "uint8" else None
     with runtime(target, pixels) as runs, tempfile.TemporaryDirectory() as folder:
         wants = scheme(options, target)
         if judges is None:

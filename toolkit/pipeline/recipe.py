@@ -209,7 +209,6 @@ class QuantizeOptions:
     backend: Backend = option(  # noqa: RUF009
         "threading", "Same as evaluate.backend.", derived=True, not_in_key=True
     )
-    input: InputType = option("float32", "Same as export.input.", derived=True)  # noqa: RUF009
 
     @property
     def limited(self) -> bool:
@@ -354,7 +353,6 @@ class Recipe:
             quantize=replace(
                 self.quantize,
                 targets=self.compile.targets,
-                input=self.export.input,
                 workers=self.evaluate.workers,
                 backend=self.evaluate.backend,
                 **judges,

@@ -178,11 +178,12 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
     from toolkit.graph import io
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    preprocess = from_json(graphs["preprocess"])
     judges = None
     if precision.limited(options):
         used = manifest.read(inputs["select"] / "manifest.json")
-        judges = precision.held_out(options, used, graphs["classes"], preprocess, images.aliases(graphs))
+        judges = precision.held_out(
+            options, used, graphs["classes"], from_json(graphs["preprocess"]), images.aliases(graphs)
+        )
     summaries = {}
     for graph in graph_names(graphs):
         statistics = Statistics.load(inputs["calibrate"] / graph)
@@ -190,7 +191,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
         for target in track(options.targets, f"quantizing {graph}"):
             name = quantized_name(target, pruned=graph == "pruned")
             summaries[name] = precision.quantize(
-                options, model, statistics, target, judges, out / f"{name}.onnx", preprocess
+                options, model, statistics, target, judges, out / f"{name}.onnx"
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 REFERENCE = "onnxruntime-fp32"
 REFERENCE_TARGET = "onnxruntime"
 TOP = 5
+PIXEL_IMAGES = 2  # of noise, that engines of both inputs are compared on
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,15 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
         graph = out / "graphs" / f"{variant.name}.onnx"
         take_pixels(source, preprocess, graph)
     built = target.compile(graph, out / variant.name, variant.precision)
+    warnings = list(built.warnings)
     if preprocess is not None and built.runs_here:
         float_input = f"float-input/{variant.name}"
         float_input += f"/{target.compile(source, out / float_input, variant.precision).file}"
+        engines = out / variant.name / built.file, out / float_input
+        warnings += check_pixels(target, *engines, preprocess)
     return {
         **plain(built),
+        "warnings": warnings,
         "note": built.note + ("; takes uint8 pixels" if preprocess is not None else ""),
         "folder": variant.name,
         "size_bytes": size_bytes(out / variant.name, built.instead),
@@ -113,6 +118,33 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
         "graph": None if preprocess is None else str(graph.relative_to(out)),
         "float_input": float_input,
     }
+
+
+def check_pixels(
+    target: targets.Target, takes_pixels: Path, takes_floats: Path, preprocess: Preprocess
+) -> list[str]:
+    """Compare an engine that normalizes pixels itself with the same that takes ready images.
+
+    Args:
+        target: What runs both.
+        takes_pixels: Engine of uint8 images.
+        takes_floats: Engine of float32 images.
+        preprocess: What the first does with pixels.
+
+    Returns:
+        A warning if their logits differ by more than one 8-bit rounding of all of them.
+    """
+    from calibration.preprocess import normalize
+    from quantize.runtime_check import CLOSE_DB
+
+    shape = (PIXEL_IMAGES, *preprocess.sides, len(preprocess.mean))
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with target.open(takes_floats) as floats, target.open(takes_pixels) as decoded:
+        reference = floats.infer(normalize(pixels, preprocess))
+        apart = statistics.sqnr_db(reference, decoded.infer(pixels))
+    if apart >= CLOSE_DB:
+        return []
+    return [f"logits of uint8 images differ from those of float32 images: {apart:.1f} dB for {CLOSE_DB:g}"]
 
 
 def built_of(variant: Variant, record: Mapping[str, Any], inputs: Inputs) -> Path:
