@@ -157,7 +157,7 @@ def _chosen(
         source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
     if scheme.float_adds:
         source = fork(source)
-    placement = place(source, scheme, options.float_layers, statistics.largest)
+    placement = place(source, scheme, options.float_layers, statistics.largest, statistics.lowest)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
         raise QuantizationError(

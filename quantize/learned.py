@@ -95,7 +95,7 @@ def improve(
     sizes = (NEAR, None) if fit else ()
     tried = [fitted(together) for together in sizes] or [judged(on_grid(network, weights), {})]
     rounded, best = min(tried, key=lambda each: each[1].disturbance)
-    _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
+    _learn_scales(torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
     if after < best.disturbance:
         return replace(best, activations=rounded.qparams(), disturbance=after)
@@ -143,6 +143,11 @@ class _Rounded:
         self.scales = {
             name: torch.tensor(math.log(q.scale[0]), requires_grad=True) for name, q in activations.items()
         }
+        # sections of the network end where the gradients do
+        self._ends = {
+            name for node in network.estimated for name in network.inputs[str(node.name)]
+        } - network.constants.keys()
+        self._reached: list[Tensor] = []
         self._shifts = {
             str(node.outputs[0].name): torch.from_numpy(np.asarray(biases[str(node.name)], np.float32))
             for node in network.nodes
@@ -151,7 +156,31 @@ class _Rounded:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
-        return self._network(images, self._round, self._constants)
+        self._reached = []
+        return self._network(images, self._round, self._constants, estimate=False)
+
+    def section_loss(self, exact: list[Tensor]) -> Tensor:
+        """Relative squared error of what sections gave in the last call; 0 where there is only one.
+
+        Args:
+            exact: The same of the float network; see `section_ends`.
+        """
+        errors = [
+            (got - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+            for got, wanted in zip(self._reached, exact, strict=True)
+        ]
+        return sum(errors, torch.zeros(()))
+
+    def section_ends(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits of the float network, and what its sections give."""
+        ends: list[Tensor] = []
+
+        def look(name: str, value: Tensor) -> Tensor:
+            if name in self._ends and value.is_floating_point():
+                ends.append(value)
+            return value
+
+        return self._network(images, look if self._ends else None), ends
 
     def qparams(self) -> dict[str, QParams]:
         """The parameters of the activations."""
@@ -161,6 +190,12 @@ class _Rounded:
         }
 
     def _round(self, name: str, value: Tensor) -> Tensor:
+        value = self._rounded(name, value)
+        if name in self._ends and value.is_floating_point():
+            self._reached.append(value)
+        return value
+
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
         if name in self._shifts:
             value = value + self._shifts[name].reshape(-1, *[1] * (value.ndim - 2))
         if name not in self._activations:
@@ -172,7 +207,7 @@ class _Rounded:
         return (steps + (steps.round() - steps).detach()) * scale  # straight through the rounding
 
 
-def _learn_scales(network: Network, images: Tensor, rounded: _Rounded, seed: int) -> None:
+def _learn_scales(images: Tensor, rounded: _Rounded, seed: int) -> None:
     """Let the activation scales follow the float network's classes."""
     generator = torch.Generator().manual_seed(seed)
     size = min(_batch(images), len(images))
@@ -185,8 +220,13 @@ def _learn_scales(network: Network, images: Tensor, rounded: _Rounded, seed: int
         mirrored = torch.rand(size, generator=generator) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
         with torch.no_grad():
-            wanted = F.log_softmax(network(batch), 1)
+            logits, ends = rounded.section_ends(batch)
+            wanted = F.log_softmax(logits, 1)
         loss = F.kl_div(F.log_softmax(rounded(batch), 1), wanted, reduction="batchmean", log_target=True)
+        if ends:
+            loss = loss + rounded.section_loss(ends)
+        if not loss.requires_grad:  # no scale is reached
+            break
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -59,13 +59,17 @@ class OnnxNode:
         self._lock = threading.Lock()
         self._outputs = [str(value.name) for value in node.outputs if value.name]
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Sequence[Tensor], *, estimate: bool = True) -> tuple[Tensor, ...]:
         """The outputs of the node for inputs in the order of `names`.
+
+        Args:
+            inputs: Values of the tensors `names`.
+            estimate: Whether the outputs have estimated gradients; else they have none.
 
         Raises:
             ModelError: ONNX Runtime cannot compute it.
         """
-        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
+        if estimate and torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
             return tuple(_Estimated.apply(self, *inputs))  # type: ignore[no-untyped-call]
         return self.run(inputs)
 

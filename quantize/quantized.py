@@ -60,7 +60,7 @@ class Quantized:
     def placed(self, layers: Collection[str]) -> Placement:
         """What would be quantized with more layers in float."""
         exact = self.placement.float_layers.union(layers)
-        return place(self.source, self.scheme, exact, self.statistics.largest)
+        return place(self.source, self.scheme, exact, self.statistics.largest, self.statistics.lowest)
 
     def leaving(self, layers: Collection[str]) -> Quantized:
         """The same with more layers in float; what the others use stays as it is."""
