@@ -66,8 +66,8 @@ def note(estimated: Iterable[ir.Node]) -> list[str]:
     if not nodes:
         return []
     return [
-        f"no gradient through {', '.join(nodes)}: the layers before and after are fitted section by section, "
-        "ranges before it by the error of what it reads"
+        f"no gradient through {', '.join(nodes)}: the sections before and after are fitted separately; ranges "
+        "before minimize the error at its input"
     ]
 
 

@@ -181,7 +181,9 @@ def _chosen(
         weights = saturation.relieve(model, weights, pairs)
     if network is not None and options.observer == "mse":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
-        rough = network if statistics.precision == "f32" else Network(model, torch.bfloat16, network.execution)
+        rough = (
+            network if statistics.precision == "f32" else Network(model, torch.bfloat16, network.execution)
+        )
         activations = output_aware(rough, images, placement.activations, statistics.tensors)
         del rough  # memory
     else:
@@ -221,6 +223,7 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     weights = learned.on_grid(Network(fair.model), fair.weights)
     exact = Network(fair.exact, execution=fair.execution)
     before = learned.disturbance(exact, judges, fair.activations, weights, fair.biases)
+    del fair, weights, exact  # memory: three copies of the weights
     fit = options.bias_correction
     pairs = found.scheme.saturating_pairs
     best = learned.improve(network, teachers, judges, found.activations, found.weights, fit=fit, pairs=pairs)

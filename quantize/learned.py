@@ -33,6 +33,7 @@ from toolkit.core.quant import FloatArray, PairOrder, QParams
 HELD_OUT = 5  # one image in so many judges, the others teach
 STEPS = 300
 BATCH_PIXELS = 2**16  # images a step: 16 at 64 px, 1 at 224 px
+ONE_BY_ONE = 4  # images a step where each is run by itself
 RATE = 5e-4  # of a scale, relative, an update
 
 
@@ -92,9 +93,9 @@ def improve(
         return judged(*fit_layers(network, teachers, activations, weights, together, pairs))
 
     # a few images may not tell enough to fit all inputs together
-    sizes = (NEAR, None) if fit else ()
-    tried = [fitted(together) for together in sizes] or [judged(on_grid(network, weights), {})]
-    rounded, best = min(tried, key=lambda each: each[1].disturbance)
+    rounded, best = fitted(NEAR) if fit else judged(on_grid(network, weights), {})
+    if fit:
+        rounded, best = min((rounded, best), fitted(None), key=lambda each: each[1].disturbance)
     _learn_scales(torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
     if after < best.disturbance:
@@ -154,6 +155,11 @@ class _Rounded:
             if is_weighted(node) and str(node.name) in biases
         }
 
+    @property
+    def one_image(self) -> bool:
+        """Whether each image is run by itself."""
+        return self._network.execution.one_image
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
         self._reached = []
@@ -210,7 +216,7 @@ class _Rounded:
 def _learn_scales(images: Tensor, rounded: _Rounded, seed: int) -> None:
     """Let the activation scales follow the float network's classes."""
     generator = torch.Generator().manual_seed(seed)
-    size = min(_batch(images), len(images))
+    size = min(_batch(images) if not rounded.one_image else ONE_BY_ONE, len(images))
     optimizer = torch.optim.Adam(rounded.scales.values(), lr=RATE)
     for step in range(STEPS):
         tell("learning scales", step, STEPS)

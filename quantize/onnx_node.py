@@ -79,9 +79,7 @@ class OnnxNode:
             if self._session is None:
                 self._session = self._opened(inputs)
         types = {each.name: each.type for each in self._session.get_inputs()}
-        given = {
-            name: _array(value, types[name]) for name, value in zip(self.names, inputs, strict=True)
-        }
+        given = {name: _array(value, types[name]) for name, value in zip(self.names, inputs, strict=True)}
         try:
             results = self._session.run(self._outputs, given)
         except Exception as error:  # ONNX Runtime raises bare exceptions of its own

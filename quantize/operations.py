@@ -37,7 +37,9 @@ def _pads(call: Call, kernel: list[int]) -> tuple[list[int], list[int]]:
     return (less, more) if how == "SAME_UPPER" else (more, less)
 
 
-def _padded(call: Call, kernel: list[int], fill: float, most: list[int] | None = None) -> tuple[Tensor, list[int]]:
+def _padded(
+    call: Call, kernel: list[int], fill: float, most: list[int] | None = None
+) -> tuple[Tensor, list[int]]:
     """The first input, padded where the padding is uneven, and the even padding that is left.
 
     Args:

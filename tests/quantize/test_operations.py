@@ -42,7 +42,15 @@ def case(kind, *inputs, opset=17, outputs=1, step=False, domain="", atol=2e-5, *
     words = [f"{name}={value}" for name, value in attributes.items()]
     shapes = ["x".join(map(str, each.shape)) for each in inputs[:1] if each is not None]
     return pytest.param(
-        kind, inputs, attributes, opset, outputs, step, domain, atol, id=" ".join([kind, str(opset), *shapes, *words])
+        kind,
+        inputs,
+        attributes,
+        opset,
+        outputs,
+        step,
+        domain,
+        atol,
+        id=" ".join([kind, str(opset), *shapes, *words]),
     )
 
 
@@ -241,7 +249,9 @@ LAYERS = [
 
 def resize(scales=None, sizes=None, opset=19, roi=None, **attributes):
     given = [MAP, None if roi is None else f32(*roi), None if scales is None else f32(*scales)]
-    return case("Resize", *given, *([] if sizes is None else [i64(*sizes)]), opset=opset, atol=1e-4, **attributes)
+    return case(
+        "Resize", *given, *([] if sizes is None else [i64(*sizes)]), opset=opset, atol=1e-4, **attributes
+    )
 
 
 UP, DOWN, MIXED = (1, 1, 2, 2), (1, 1, 0.5, 0.6), (1, 1, 1.7, 0.8)

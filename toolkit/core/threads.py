@@ -64,10 +64,7 @@ def ordered_map(
         return results
 
     try:
-        tasks = (
-            pool.submit(task, part)
-            for part in iter(lambda: list(islice(source, chunk)), [])
-        )
+        tasks = (pool.submit(task, part) for part in iter(lambda: list(islice(source, chunk)), []))
         pending: deque[Future[list[Result]]] = deque(islice(tasks, 1 + count * _AHEAD))
         while pending:
             results = pending.popleft().result()
