@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.node_call import Call, UnsupportedAttribute
+from quantize.node_call import Call, UnsupportedAttributeError
 from quantize.onnx_node import OnnxNode, read_names
 from quantize.operations import NATIVE, OPERATIONS, key
 from toolkit.core.errors import ModelError
@@ -148,7 +148,9 @@ class Network:
             estimate: Whether gradients through what ONNX Runtime runs are estimates; else they end there.
         """
         if self.execution.one_image and len(images) > 1:
-            return torch.cat([self(image, change, constants, estimate=estimate) for image in images.split(1)])
+            return torch.cat(
+                [self(image, change, constants, estimate=estimate) for image in torch.split(images, 1)]
+            )
         images = self._typed(channels_last(images))
         values = {self.input: change(self.input, images) if change else images, **(constants or {})}
         for index, node in enumerate(self.nodes):
@@ -161,7 +163,7 @@ class Network:
 
     def parts(self, images: FloatArray) -> tuple[Tensor, ...]:
         """Images (N, C, H, W) in parts that are run at once."""
-        return torch.from_numpy(images).split(1) if self.execution.one_image else parts(images)
+        return torch.split(torch.from_numpy(images), 1) if self.execution.one_image else parts(images)
 
     def _typed(self, values: Tensor) -> Tensor:
         return values.to(self._dtype) if values.is_floating_point() else values
@@ -191,7 +193,7 @@ class Network:
         literal = self.execution.one_image or first is None or str(first.name) not in self._with_batch
         try:
             result = OPERATIONS[key(node)](Call(node, inputs, literal=literal))
-        except (RuntimeError, IndexError, TypeError, ValueError, UnsupportedAttribute) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError, UnsupportedAttributeError) as error:
             raise ModelError(
                 f"operator {node.op_type} (node '{node.name}') cannot be differentiated here: "
                 f"{str(error).splitlines()[0]}",

@@ -1,6 +1,6 @@
 """Nodes without a PyTorch counterpart: ONNX Runtime computes them, and gradients are estimated.
 
-The values are those of the runtime. Its Jacobian is not known; what the ranges of earlier tensors need of it is
+The values are those of the runtime. Its Jacobian is not known; the ranges of earlier tensors need only
 how much an error there moves the logits. So the gradient of an input is that of the output spread over it:
 random signs of the same relative size. Errors before the node are then weighed by the mean squared error of
 what the node reads, as if the section of the network before it ended there.
@@ -145,7 +145,7 @@ class _Estimated(torch.autograd.Function):
         read, given = ctx.lengths
         pairs = zip(gradients, given, strict=True)
         effect = sum(_length(each) * size for each, size in pairs if each is not None)
-        estimates = []
+        estimates: list[Tensor | None] = []
         for place, (shape, dtype) in enumerate(ctx.shapes):
             if not ctx.needs_input_grad[place + 1] or read[place] == 0:
                 estimates.append(None)

@@ -58,8 +58,8 @@ def place(
         float_layers: Names of weighted layers that stay in float.
         largest: Tensor name -> its largest magnitude, where it is known: of two convolutions that meet, the
             one with the smaller range is quantized where the target lets us choose, for it loses less.
-        lowest: Tensor name -> its lowest value, where it is known: what an unknown operator computes counts as
-            never negative where it was not on any calibration image, as its largest value counts.
+        lowest: Tensor name -> its lowest value, where it is known: the result of an unknown operator
+            counts as never negative where it is so on all calibration images.
 
     Returns:
         Points and weights. Weights that are not constant stay in float.
@@ -180,7 +180,7 @@ def _pools_integers(node: ir.Node) -> bool:
 
 
 def _of_unknown(value: ir.Value | None) -> bool:
-    """Whether an operator that is not among `operations.OPERATIONS` makes a tensor, pooled or moved at most."""
+    """Whether a tensor is made by an operator not in `operations.OPERATIONS`, and pooled or moved at most."""
     from quantize.operations import OPERATIONS, key  # which takes the bounds of a Clip from here
 
     node = value.producer() if value is not None else None
