@@ -1,8 +1,8 @@
 """Agreement of the PyTorch network with ONNX Runtime, and how its nodes are run so that the two agree.
 
-Operators have attributes, opsets and uses of the batch that a table cannot foresee. What is not among the plainest
-is compared on a few images before it is learned from: a node that differs is run by ONNX Runtime, a graph
-that mixes the batch with other axes image by image.
+Operators have attributes, opsets and uses of the batch that a table cannot foresee. A graph with other
+operators than the plainest is compared on a few images before anything is learned from it: a node that
+differs is run by ONNX Runtime, a graph that mixes the batch with other axes image by image.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def note(estimated: Iterable[ir.Node]) -> list[str]:
     if not nodes:
         return []
     return [
-        f"no gradient through {', '.join(nodes)}: the layers before and after are fitted section by section, "
-        "ranges before it by the error of what it reads"
+        f"no gradient through {', '.join(nodes)}: the sections before and after are fitted separately; "
+        "ranges before minimize the error at its input"
     ]
 
 

@@ -172,7 +172,7 @@ def _chosen(
     if options.effort != "fast":
         source, statistics = equalize(model, statistics, EQUALIZATION[options.effort])
     source = fork(source, scheme)
-    placement = place(source, scheme, options.float_layers, statistics.largest)
+    placement = place(source, scheme, options.float_layers, statistics.largest, statistics.lowest)
     missing = [name for name in placement.activations if name not in statistics.tensors]
     if missing:
         raise QuantizationError(
@@ -242,6 +242,7 @@ def _learned(plain: Quantized, found: Quantized, network: Network, options: Quan
     weights = learned.on_grid(Network(fair.model), fair.weights)
     exact = Network(fair.exact, execution=fair.execution)
     before = learned.disturbance(exact, judges, fair.activations, weights, fair.biases)
+    del fair, weights, exact  # memory: three copies of the weights
     correct, pairs = options.bias_correction, found.scheme.saturating_pairs
     best = learned.improve(
         network, teachers, judges, found.activations, found.weights, correct=correct, pairs=pairs

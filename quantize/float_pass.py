@@ -104,7 +104,7 @@ class FloatPass:
                 found.append(_of_images(exact))
             else:
                 places = self._joined.places[str(value.name)]
-                found.append(_of_tensor(value, [results[index][:, channels] for index, channels in places]))
+                found.append(_of_tensor([results[index][:, channels] for index, channels in places]))
         return found
 
     def _exactly(self, value: ir.Value, runs: Sequence[Run]) -> FloatArray | None:
@@ -190,10 +190,10 @@ def fastest_float() -> FloatPrecision:
 
 def _reduced(value: ir.Value, tensor: Any) -> list[Any]:
     """OpenVINO's operations for a tensor, in the order in which `_of_tensor` takes their results."""
-    if not _is_map(value):
+    shape = list(tensor.get_shape())  # known here, where ONNX may not infer it (as after a Loop)
+    if len(shape) != 4:
         return [tensor]
     ops = sdk().opset15
-    shape = list(tensor.get_shape())
 
     def most(side: Sequence[int], step: Sequence[int]) -> Any:
         """Pooled: without overlap faster than the same as a reduction."""
@@ -203,11 +203,11 @@ def _reduced(value: ir.Value, tensor: Any) -> list[Any]:
     return [most([1, 1], _strides(shape)), most(shape[2:], [1, 1]), *lowest]
 
 
-def _of_tensor(value: ir.Value, results: Sequence[Raw]) -> Seen:
+def _of_tensor(results: Sequence[Raw]) -> Seen:
     """A tensor by what its operations gave, (rows, C) each."""
     sample, *extremes = results
     high, *lowest = (float32(each) for each in extremes or results)
-    return Seen(lowest[0] if lowest else np.zeros_like(high) if _is_map(value) else high, high, sample)
+    return Seen(lowest[0] if lowest else np.zeros_like(high) if extremes else high, high, sample)
 
 
 def _of_images(images: FloatArray) -> Seen:
@@ -224,11 +224,6 @@ def _channel_axis(shape: Sequence[int]) -> int:
 def _strides(shape: Sequence[int]) -> list[int]:
     """Steps between the positions of a sample of a map, (N, C, H, W)."""
     return [max(-(-side // SAMPLE_SIDE), 1) for side in list(shape)[2:]]
-
-
-def _is_map(value: ir.Value) -> bool:
-    """Whether a tensor is (N, C, H, W)."""
-    return value.shape is not None and len(value.shape) == 4
 
 
 def _values(graph: ir.Graph) -> list[ir.Value]:

@@ -33,6 +33,7 @@ from toolkit.core.quant import FloatArray, PairOrder, QParams
 HELD_OUT = 5  # one image in so many judges, the others teach
 STEPS = 300
 BATCH_PIXELS = 2**16  # images a step: 16 at 64 px, 1 at 224 px
+ONE_BY_ONE = 4  # images a step where each is run by itself
 RATE = 5e-4  # of a scale, relative, an update
 
 
@@ -92,9 +93,9 @@ def improve(
         return judged(*fit_layers(network, teachers, activations, weights, together, pairs, biases=correct))
 
     # a few images may not tell enough to fit all inputs together
-    tried = [fitted(together) for together in (NEAR, None)]
-    rounded, best = min(tried, key=lambda each: each[1].disturbance)
-    _learn_scales(network, torch.from_numpy(teachers), rounded, seed)
+    rounded, best = fitted(NEAR)
+    rounded, best = min((rounded, best), fitted(None), key=lambda each: each[1].disturbance)
+    _learn_scales(torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
     if after < best.disturbance:
         return replace(best, activations=rounded.qparams(), disturbance=after)
@@ -142,15 +143,49 @@ class _Rounded:
         self.scales = {
             name: torch.tensor(math.log(q.scale[0]), requires_grad=True) for name, q in activations.items()
         }
+        # sections of the network end where the gradients do
+        self._ends = {
+            name for node in network.estimated for name in network.inputs[str(node.name)]
+        } - network.constants.keys()
+        self._reached: list[Tensor] = []
         self._shifts = {
             str(node.outputs[0].name): torch.from_numpy(np.asarray(biases[str(node.name)], np.float32))
             for node in network.nodes
             if is_weighted(node) and str(node.name) in biases
         }
 
+    @property
+    def one_image(self) -> bool:
+        """Whether each image is run by itself."""
+        return self._network.execution.one_image
+
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W)."""
-        return self._network(images, self._round, self._constants)
+        self._reached = []
+        return self._network(images, self._round, self._constants, estimate=False)
+
+    def section_loss(self, exact: list[Tensor]) -> Tensor:
+        """Relative squared error of what sections gave in the last call; 0 where there is only one.
+
+        Args:
+            exact: The same of the float network; see `section_ends`.
+        """
+        errors = [
+            (got - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+            for got, wanted in zip(self._reached, exact, strict=True)
+        ]
+        return sum(errors, torch.zeros(()))
+
+    def section_ends(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits of the float network, and what its sections give."""
+        ends: list[Tensor] = []
+
+        def look(name: str, value: Tensor) -> Tensor:
+            if name in self._ends and value.is_floating_point():
+                ends.append(value)
+            return value
+
+        return self._network(images, look if self._ends else None), ends
 
     def qparams(self) -> dict[str, QParams]:
         """The parameters of the activations."""
@@ -160,6 +195,12 @@ class _Rounded:
         }
 
     def _round(self, name: str, value: Tensor) -> Tensor:
+        value = self._rounded(name, value)
+        if name in self._ends and value.is_floating_point():
+            self._reached.append(value)
+        return value
+
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
         if name in self._shifts:
             value = value + self._shifts[name].reshape(-1, *[1] * (value.ndim - 2))
         if name not in self._activations:
@@ -171,10 +212,10 @@ class _Rounded:
         return (steps + (steps.round() - steps).detach()) * scale  # straight through the rounding
 
 
-def _learn_scales(network: Network, images: Tensor, rounded: _Rounded, seed: int) -> None:
+def _learn_scales(images: Tensor, rounded: _Rounded, seed: int) -> None:
     """Let the activation scales follow the float network's classes."""
     generator = torch.Generator().manual_seed(seed)
-    size = min(_batch(images), len(images))
+    size = min(_batch(images) if not rounded.one_image else ONE_BY_ONE, len(images))
     optimizer = torch.optim.Adam(rounded.scales.values(), lr=RATE)
     for step in range(STEPS):
         tell("learning scales", step, STEPS)
@@ -184,8 +225,13 @@ def _learn_scales(network: Network, images: Tensor, rounded: _Rounded, seed: int
         mirrored = torch.rand(size, generator=generator) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
         with torch.no_grad():
-            wanted = F.log_softmax(network(batch), 1)
+            logits, ends = rounded.section_ends(batch)
+            wanted = F.log_softmax(logits, 1)
         loss = F.kl_div(F.log_softmax(rounded(batch), 1), wanted, reduction="batchmean", log_target=True)
+        if ends:
+            loss = loss + rounded.section_loss(ends)
+        if not loss.requires_grad:  # no scale is reached
+            break
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

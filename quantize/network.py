@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.node_call import Call, UnsupportedAttribute
+from quantize.node_call import Call, UnsupportedAttributeError
 from quantize.onnx_node import OnnxNode, read_names
 from quantize.operations import NATIVE, OPERATIONS, key
 from toolkit.core.errors import ModelError
@@ -131,7 +131,12 @@ class Network:
         self._with_batch = _with_batch(self.input, self.nodes, self.inputs)
 
     def __call__(
-        self, images: Tensor, change: Change | None = None, constants: Mapping[str, Tensor] | None = None
+        self,
+        images: Tensor,
+        change: Change | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+        *,
+        estimate: bool = True,
     ) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W).
 
@@ -140,13 +145,16 @@ class Network:
             change: Called with the name and value of the input and of every result; what it returns
                 is what later operations read.
             constants: Initializer name -> tensor that is read in its place.
+            estimate: Whether gradients through what ONNX Runtime runs are estimates; else they end there.
         """
         if self.execution.one_image and len(images) > 1:
-            return torch.cat([self(image, change, constants) for image in images.split(1)])
+            return torch.cat(
+                [self(image, change, constants, estimate=estimate) for image in torch.split(images, 1)]
+            )
         images = self._typed(channels_last(images))
         values = {self.input: change(self.input, images) if change else images, **(constants or {})}
         for index, node in enumerate(self.nodes):
-            for name, result in self.apply(node, values).items():
+            for name, result in self.apply(node, values, estimate=estimate).items():
                 values[name] = change(name, result) if change else result
             for name in self.inputs[str(node.name)]:  # memory: drop what nobody reads any more
                 if self._last_use[name] == index and name != self.output:
@@ -155,12 +163,14 @@ class Network:
 
     def parts(self, images: FloatArray) -> tuple[Tensor, ...]:
         """Images (N, C, H, W) in parts that are run at once."""
-        return torch.from_numpy(images).split(1) if self.execution.one_image else parts(images)
+        return torch.split(torch.from_numpy(images), 1) if self.execution.one_image else parts(images)
 
     def _typed(self, values: Tensor) -> Tensor:
         return values.to(self._dtype) if values.is_floating_point() else values
 
-    def apply(self, node: ir.Node, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def apply(
+        self, node: ir.Node, values: Mapping[str, Tensor], *, estimate: bool = True
+    ) -> dict[str, Tensor]:
         """Output name -> result of one node, its inputs taken from `values` or the constants.
 
         Raises:
@@ -172,7 +182,7 @@ class Network:
             return values[name] if name in values else self.constants[name]
 
         if (runtime := self._runtime.get(str(node.name))) is not None:
-            results = runtime([read(name) for name in runtime.names])
+            results = runtime([read(name) for name in runtime.names], estimate=estimate)
             names = [str(value.name) for value in node.outputs if value.name]
             return {name: self._typed(each) for name, each in zip(names, results, strict=True)}
         inputs = [None if value is None else read(str(value.name)) for value in node.inputs]
@@ -183,7 +193,7 @@ class Network:
         literal = self.execution.one_image or first is None or str(first.name) not in self._with_batch
         try:
             result = OPERATIONS[key(node)](Call(node, inputs, literal=literal))
-        except (RuntimeError, IndexError, TypeError, ValueError, UnsupportedAttribute) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError, UnsupportedAttributeError) as error:
             raise ModelError(
                 f"operator {node.op_type} (node '{node.name}') cannot be differentiated here: "
                 f"{str(error).splitlines()[0]}",

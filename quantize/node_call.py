@@ -9,7 +9,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 
-class UnsupportedAttribute(Exception):
+class UnsupportedAttributeError(Exception):
     """An attribute or input of a node for which there is no PyTorch counterpart here."""
 
 

@@ -1,6 +1,6 @@
 """Nodes without a PyTorch counterpart: ONNX Runtime computes them, and gradients are estimated.
 
-The values are those of the runtime. Its Jacobian is not known; what the ranges of earlier tensors need of it is
+The values are those of the runtime. Its Jacobian is not known; the ranges of earlier tensors need only
 how much an error there moves the logits. So the gradient of an input is that of the output spread over it:
 random signs of the same relative size. Errors before the node are then weighed by the mean squared error of
 what the node reads, as if the section of the network before it ended there.
@@ -59,13 +59,17 @@ class OnnxNode:
         self._lock = threading.Lock()
         self._outputs = [str(value.name) for value in node.outputs if value.name]
 
-    def __call__(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Sequence[Tensor], *, estimate: bool = True) -> tuple[Tensor, ...]:
         """The outputs of the node for inputs in the order of `names`.
+
+        Args:
+            inputs: Values of the tensors `names`.
+            estimate: Whether the outputs have estimated gradients; else they have none.
 
         Raises:
             ModelError: ONNX Runtime cannot compute it.
         """
-        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
+        if estimate and torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
             return tuple(_Estimated.apply(self, *inputs))  # type: ignore[no-untyped-call]
         return self.run(inputs)
 
@@ -141,7 +145,7 @@ class _Estimated(torch.autograd.Function):
         read, given = ctx.lengths
         pairs = zip(gradients, given, strict=True)
         effect = sum(_length(each) * size for each, size in pairs if each is not None)
-        estimates = []
+        estimates: list[Tensor | None] = []
         for place, (shape, dtype) in enumerate(ctx.shapes):
             if not ctx.needs_input_grad[place + 1] or read[place] == 0:
                 estimates.append(None)

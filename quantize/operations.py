@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantize import torch_elementwise, torch_reduce, torch_reshape, torch_resize
-from quantize.node_call import Call, Operation, UnsupportedAttribute
+from quantize.node_call import Call, Operation, UnsupportedAttributeError
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
@@ -89,7 +90,7 @@ def _conv_transpose(call: Call) -> Tensor:
     else:
         before, after = _pads(call, kernel)
     if min(before + after) < 0:
-        raise UnsupportedAttribute("an output_shape beyond what the kernel reaches")
+        raise UnsupportedAttributeError("an output_shape beyond what the kernel reaches")
     transposed = _CONV_TRANSPOSE[len(kernel)]
     whole = transposed(x, call[1], call.get(2), strides, 0, extra, call.integer("group", 1), dilations)
     for axis, (first, last) in enumerate(zip(before, after, strict=True), 2):
@@ -107,7 +108,7 @@ def _gemm(call: Call) -> Tensor:
 
 def _max_pool(call: Call) -> Tensor:
     if len(call.node.outputs) > 1:
-        raise UnsupportedAttribute("indices as an output")
+        raise UnsupportedAttributeError("indices as an output")
     kernel = call.ints("kernel_shape", [1, 1])
     one = [1] * len(kernel)
     x, pads = _padded(call, kernel, float("-inf"), [side // 2 for side in kernel])
@@ -120,7 +121,7 @@ def _average_pool(call: Call) -> Tensor:
     kernel = call.ints("kernel_shape", [1, 1])
     one = [1] * len(kernel)
     if call.ints("dilations", one) != one:
-        raise UnsupportedAttribute("dilations")
+        raise UnsupportedAttributeError("dilations")
     half = [side // 2 for side in kernel]
     x, pads = _padded(call, kernel, 0.0, half)
     include = bool(call.integer("count_include_pad", 0))
@@ -135,12 +136,12 @@ def _average_pool(call: Call) -> Tensor:
 
 def _lp_pool(call: Call) -> Tensor:
     if call.integer("ceil_mode", 0) or call.ints("dilations", [1]) != [1] * len(call.ints("dilations", [1])):
-        raise UnsupportedAttribute("ceil_mode or dilations")
+        raise UnsupportedAttributeError("ceil_mode or dilations")
     kernel, p = call.ints("kernel_shape", [1, 1]), call.integer("p", 2)
     x, pads = _padded(call, kernel, 0.0, [side // 2 for side in kernel])
     strides = call.ints("strides", [1] * len(kernel))
-    mean = _AVERAGE_POOL[len(kernel)](x.abs() ** p, kernel, strides, pads, False, True)
-    return (mean * torch.tensor(kernel).prod()) ** (1 / p)
+    mean: Tensor = _AVERAGE_POOL[len(kernel)](x.abs() ** p, kernel, strides, pads, False, True)
+    return (mean * math.prod(kernel)).pow(1 / p)
 
 
 def _spatial(call: Call) -> tuple[int, ...]:

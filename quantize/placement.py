@@ -72,6 +72,7 @@ def place(
     scheme: QuantScheme,
     float_layers: Collection[str] = (),
     largest: Mapping[str, float] = MappingProxyType({}),
+    lowest: Mapping[str, float] = MappingProxyType({}),
     float_tensors: Collection[str] = (),
 ) -> Placement:
     """Decide which tensors of a float graph are quantized, and how.
@@ -82,6 +83,8 @@ def place(
         float_layers: Names of weighted layers that stay in float.
         largest: Tensor name -> its largest magnitude, where it is known: of two convolutions that meet, the
             one with the smaller range is quantized where the target lets us choose, for it loses less.
+        lowest: Tensor name -> its lowest value, where it is known: the result of an unknown operator
+            counts as never negative where it is so on all calibration images.
         float_tensors: Names of tensors that stay in float.
 
     Returns:
@@ -103,7 +106,7 @@ def place(
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return Placement(
         {
-            str(v.name): _activation_spec(v, scheme)
+            str(v.name): _activation_spec(v, scheme, lowest)
             for v in values
             if id(v) in wanted and v.name not in float_tensors
         },
@@ -219,13 +222,28 @@ def _wanted(
 
 def _readable(node: ir.Node) -> Iterator[ir.Value]:
     """Inputs of a node that some target may want quantized."""
-    if is_weighted(node) or node.op_type in POOLED or _stays_apart(node):
+    if is_weighted(node) or _pools_integers(node) or _stays_apart(node):
         inputs = node.inputs[:1]
     elif is_residual(node):
         inputs = node.inputs
     else:
         return
     yield from (value for value in inputs if value is not None and value.dtype in {None, ir.DataType.FLOAT})
+
+
+def _pools_integers(node: ir.Node) -> bool:
+    """Whether a node pools what may be made in INT8: not what an unknown operator computes in float."""
+    return node.op_type in POOLED and not _of_unknown(node.inputs[0])
+
+
+def _of_unknown(value: ir.Value | None) -> bool:
+    """Whether a tensor is made by an operator not in `operations.OPERATIONS`, and pooled or moved at most."""
+    from quantize.operations import OPERATIONS, key  # which takes the bounds of a Clip from here
+
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in MOVED | POOLED | {"MaxPool", "GlobalMaxPool"}:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node is not None and key(node) not in OPERATIONS
 
 
 def _stays_apart(node: ir.Node) -> bool:
@@ -391,8 +409,9 @@ def layer_before(node: ir.Node) -> str | None:
     return str(found.name) if found is not None else None
 
 
-def _activation_spec(value: ir.Value, scheme: QuantScheme) -> QuantSpec:
-    if scheme.unsigned_activation is not None and never_negative(value):
+def _activation_spec(value: ir.Value, scheme: QuantScheme, lowest: Mapping[str, float]) -> QuantSpec:
+    unsigned = never_negative(value) or (_of_unknown(value) and lowest.get(str(value.name), -1.0) >= 0)
+    if scheme.unsigned_activation is not None and unsigned:
         return scheme.unsigned_activation
     if scheme.concat_offset and _concatenated(value):
         return replace(scheme.activation, offset=scheme.concat_offset)

@@ -61,7 +61,8 @@ class Quantized:
         """What would be quantized with more layers in float."""
         exact = self.placement.float_layers.union(layers)
         kept = self.placement.float_tensors
-        return place(self.source, self.scheme, exact, self.statistics.largest, kept)
+        seen = self.statistics
+        return place(self.source, self.scheme, exact, seen.largest, seen.lowest, kept)
 
     def value(self, tensor: str) -> ir.Value:
         """A tensor of the float graph, by name."""

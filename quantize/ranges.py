@@ -19,6 +19,7 @@ from quantize.statistics import TensorStatistics
 from toolkit.core.memory import give_back
 from toolkit.core.progress import track
 from toolkit.core.quant import FloatArray, QParams, QuantSpec
+from toolkit.core.threads import check_stop
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 CUTS = np.linspace(1.0, 0.25, 61)  # clip points that are tried, as parts of the largest magnitude
@@ -119,6 +120,7 @@ class _Tally:
     @torch.no_grad()
     def add(self, look: _Look, gradients: Tensor) -> None:
         """Take the gradients (N, C, ...) of images looked at."""
+        check_stop()
         rows = _rows(gradients)
         living = _sparse(rows).float() * look.living
         self._rounding += look.share * float(torch.linalg.vector_norm(living)) ** 2

@@ -81,6 +81,11 @@ class Statistics:
         """Tensor name -> its largest magnitude."""
         return {name: seen.largest for name, seen in self.tensors.items()}
 
+    @property
+    def lowest(self) -> dict[str, float]:
+        """Tensor name -> its lowest value."""
+        return {name: float(seen.low.min()) for name, seen in self.tensors.items()}
+
     def save(self, folder: Path) -> None:
         """Write statistics.npz and statistics.json into a folder."""
         arrays = {

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.node_call import Call, Operation, UnsupportedAttribute
+from quantize.node_call import Call, Operation, UnsupportedAttributeError
 
 
 def reduced_axes(call: Call) -> list[int]:
     """Axes of a reduction.
 
     Raises:
-        UnsupportedAttribute: The reduction mixes images.
+        UnsupportedAttributeError: The reduction mixes images.
     """
     axes = call.axes()
     if not axes and not call.integer("noop_with_empty_axes", 0):
         axes = list(range(call[0].ndim))
     if 0 in axes and not call.literal:
-        raise UnsupportedAttribute("it mixes images")
+        raise UnsupportedAttributeError("it mixes images")
     return axes
 
 
@@ -54,7 +54,7 @@ def _arg(largest: bool) -> Operation:
     def apply(call: Call) -> Tensor:
         axis = call.integer("axis", 0) % call[0].ndim
         if axis == 0 and not call.literal:
-            raise UnsupportedAttribute("it mixes images")
+            raise UnsupportedAttributeError("it mixes images")
         last = bool(call.integer("select_last_index", 0))
         values = call[0].flip(axis) if last else call[0]
         best = (torch.argmax if largest else torch.argmin)(values, axis, bool(call.integer("keepdims", 1)))
@@ -66,7 +66,7 @@ def _arg(largest: bool) -> Operation:
 def _cumulative_sum(call: Call) -> Tensor:
     axis = call.constant(1)[0] % call[0].ndim
     if axis == 0 and not call.literal:
-        raise UnsupportedAttribute("it mixes images")
+        raise UnsupportedAttributeError("it mixes images")
     x = call[0].flip(axis) if call.integer("reverse", 0) else call[0]
     total = x.cumsum(axis)
     if call.integer("exclusive", 0):
@@ -76,7 +76,7 @@ def _cumulative_sum(call: Call) -> Tensor:
 
 def _batch_norm(call: Call) -> Tensor:
     if call.integer("training_mode", 0):
-        raise UnsupportedAttribute("training_mode = 1")
+        raise UnsupportedAttributeError("training_mode = 1")
     return F.batch_norm(call[0], call[3], call[4], call[1], call[2], False, 0.0, call.number("epsilon", 1e-5))
 
 
@@ -99,7 +99,7 @@ def _layer_norm(call: Call) -> Tensor:
     axis = call.integer("axis", -1)
     shape = call[0].shape[axis:]
     if len(call.node.outputs) > 1:
-        raise UnsupportedAttribute("mean and deviation as outputs")
+        raise UnsupportedAttributeError("mean and deviation as outputs")
     if call[1].shape != shape:  # broadcast
         bias = call.get(2)
         plain = F.layer_norm(call[0], shape, eps=call.number("epsilon", 1e-5)) * call[1]
@@ -121,7 +121,7 @@ def _lp_norm(call: Call) -> Tensor:
 def _mean_variance_norm(call: Call) -> Tensor:
     axes = call.ints("axes", [0, 2, 3])
     if 0 in axes and not call.literal:
-        raise UnsupportedAttribute("it mixes images")
+        raise UnsupportedAttributeError("it mixes images")
     centred = call[0] - call[0].mean(axes, keepdim=True)
     return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
 

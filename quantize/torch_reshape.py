@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.node_call import Call, Operation, UnsupportedAttribute
+from quantize.node_call import Call, Operation, UnsupportedAttributeError
 
 PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 NUMPY_PAD_MODES = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
@@ -23,7 +23,7 @@ def _reshape(call: Call) -> Tensor:
     if call.literal or not call.is_constant(1) or (len(shape) > 1 and shape[0] == -1):
         return call[0].reshape(shape)
     if len(shape) > 1 and shape[0] not in {1, len(call[0])}:
-        raise UnsupportedAttribute(f"the shape {shape} moves images into other axes")
+        raise UnsupportedAttributeError(f"the shape {shape} moves images into other axes")
     return call[0].reshape(len(call[0]), *(shape[1:] if len(shape) > 1 else shape))  # the batch is ours
 
 
@@ -48,8 +48,8 @@ def _unsqueeze(call: Call) -> Tensor:
 
 
 def _expand(call: Call) -> Tensor:
-    shape = call.constant(1)
-    return call[0].expand(torch.broadcast_shapes(call[0].shape, torch.Size(shape)))
+    shape = np.broadcast_shapes(tuple(call[0].shape), tuple(call.constant(1)))
+    return call[0].expand(shape)
 
 
 def _split(call: Call) -> tuple[Tensor, ...]:
@@ -159,7 +159,7 @@ def _gather_nd(call: Call) -> Tensor:
 def _scatter_nd(call: Call) -> Tensor:
     reduction = call.text("reduction", "none")
     if reduction not in {"none", "add"}:
-        raise UnsupportedAttribute(f"reduction = {reduction}")
+        raise UnsupportedAttributeError(f"reduction = {reduction}")
     places = _places(call[1], call[0].shape)
     return call[0].clone().index_put(places, call[2], accumulate=reduction == "add")
 
@@ -171,7 +171,7 @@ def _scatter_elements(call: Call) -> Tensor:
         return call[0].scatter(axis, index, call[2])
     if reduction == "add":
         return call[0].scatter_add(axis, index, call[2])
-    raise UnsupportedAttribute(f"reduction = {reduction}")
+    raise UnsupportedAttributeError(f"reduction = {reduction}")
 
 
 def _depth_to_space(call: Call) -> Tensor:
@@ -210,7 +210,7 @@ def _cast(call: Call) -> Tensor:
         return call[0].float() if not call[0].is_floating_point() else call[0]  # one type of floats
     names = {"INT64", "INT32", "INT16", "INT8", "UINT8", "BOOL"}
     if kind.name not in names:
-        raise UnsupportedAttribute(f"a Cast to {kind.name}")
+        raise UnsupportedAttributeError(f"a Cast to {kind.name}")
     return call[0].to(getattr(torch, kind.name.lower()))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.node_call import Call, Operation, UnsupportedAttribute
+from quantize.node_call import Call, Operation, UnsupportedAttributeError
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 _GRID_MODES = {
@@ -43,7 +43,7 @@ def _resize(call: Call) -> Tensor:
         if sizes[place] == sides[place] and mode != "tf_crop_and_resize":
             continue
         if axis == 0 and not call.literal:
-            raise UnsupportedAttribute("it resizes the batch")
+            raise UnsupportedAttributeError("it resizes the batch")
         window = (0.0, 1.0)
         if roi and mode == "tf_crop_and_resize":
             window = roi[place], roi[place + len(axes)]
@@ -86,7 +86,7 @@ def coordinates(mode: str, side: int, size: int, scale: float, window: tuple[flo
             return np.array([0.5 * (start + end) * (side - 1)])
         return start * (side - 1) + at * (end - start) * (side - 1) / (size - 1)
     if mode not in {"half_pixel", "pytorch_half_pixel"}:
-        raise UnsupportedAttribute(f"coordinate_transformation_mode = {mode}")
+        raise UnsupportedAttributeError(f"coordinate_transformation_mode = {mode}")
     return (at + 0.5) / scale - 0.5
 
 

@@ -1,5 +1,7 @@
 """Paired outcomes: published examples, agreement with SciPy and statsmodels, and the laws they obey."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given

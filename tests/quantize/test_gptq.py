@@ -164,3 +164,38 @@ def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monk
         assert torch.equal(at_once.weights[name], alone.weights[name])
     for name, mean in at_once.means.items():
         assert torch.equal(mean, alone.means[name])
+
+
+@pytest.mark.parametrize(
+    ("channels", "taps", "together"),
+    [(512, 9, 512), (4608, 1, 4608), (1024, 9, 256), (25088, 1, 837), (10**6, 1, 21)],
+)
+def test_second_moments_of_a_layer_are_bounded_however_many_inputs_it_has(channels, taps, together):
+    """25,088 inputs of a fully connected layer after 7 x 7 maps would need 2.5 GB a copy, all together."""
+    assert gptq._most_channels(channels, taps) == together
+    blocks = -(-channels // together)
+    assert blocks * (together * taps) ** 2 <= gptq.LARGEST * 1.01
+
+
+def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch):
+    graph = Graph(size=16, channels=16)
+    graph.head(graph.conv("images", 8))
+    network = Network(ir.from_proto(graph.model()))
+    generator = torch.Generator().manual_seed(3)
+    own, common = (torch.randn(24, channels, 16, 16, generator=generator) for channels in (16, 1))
+    values = F.avg_pool2d(own + common, 5, 1, 2)
+    weight = network.constants["conv0.weight"]
+    qparams = weight_qparams(weight.numpy(), COARSE)
+
+    def lost(found):
+        errors = F.conv2d(values, found - weight, padding=1)
+        return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
+
+    nearest = lost(fake_quantize(weight, qparams))
+    whole = lost(fitted(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
+    monkeypatch.setattr(gptq, "LARGEST", 144 * 72)  # half of its inputs at a time
+    seen = []
+    monkeypatch.setattr(gptq, "observe", lambda *given: seen.append(given[2][0].blocks) or observe(*given))
+    halves = lost(fitted(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
+    assert seen == [2]
+    assert whole < halves < whole + 0.25 * (nearest - whole)

@@ -110,11 +110,14 @@ def test_gradients_of_every_activation_are_those_of_differences(tmp_path):
         assert float(kept[name].grad[index]) == pytest.approx(slope, rel=2e-2)
 
 
-def test_an_unknown_operation_is_named():
+def test_an_operator_that_nobody_can_run_is_named():
     g = Graph()
-    model = ir.from_proto(g.head(g.unary("Round", g.conv("images", 4))).model())
-    with pytest.raises(ModelError, match="Round") as caught:
-        Network(model)
+    model = ir.from_proto(g.head(g.unary("Identity", g.conv("images", 4))).model())
+    node = next(node for node in model.graph if node.op_type == "Identity")
+    node.op_type, node.domain = "Unheard", "of.somebody"
+    model.graph.opset_imports["of.somebody"] = 1
+    with pytest.raises(ModelError, match=r"Unheard \(node 'identity1'\)") as caught:
+        Network(model)(torch.from_numpy(images(2)))
     assert "effort" in caught.value.hint
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import helper
 
-from quantize.node_call import Call, UnsupportedAttribute
+from quantize.node_call import Call
 from quantize.operations import OPERATIONS, key
 
 RANDOM = np.random.default_rng(0)

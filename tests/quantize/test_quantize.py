@@ -193,7 +193,7 @@ class TestBadInput:
         model, int8, summary = quantized(g, tmp_path, images(32), effort=effort)
         one = images(1, seed=5)
         assert sqnr_db(run(model, one), run(int8, one)) > 20
-        assert sum("it mixes images" in text for text in summary["warnings"]) == (effort != "fast")
+        assert not any("effort 'fast'" in text or "no gradient" in text for text in summary["warnings"])
 
     def test_shared_weights_grouped_convolutions_and_concat(self, effort, tmp_path):
         g = Graph()

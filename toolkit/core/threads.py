@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Left(Exception):
+class LeftError(Exception):
     """The loop over `ordered_map` was left: the result of a worker is not needed any more."""
 
 
@@ -29,11 +29,11 @@ def check_stop() -> None:
     """End the work of a worker thread whose caller has left; long work calls this every second or so.
 
     Raises:
-        Left: The loop over the results was left, by Ctrl-C or an error.
+        LeftError: The loop over the results was left, by Ctrl-C or an error.
     """
     left = getattr(_task, "left", None)
     if left is not None and left.is_set():
-        raise Left
+        raise LeftError
 
 
 def ordered_map(

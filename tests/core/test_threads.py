@@ -1,0 +1,39 @@
+"""Work in threads ends when the loop over its results is left."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import pytest
+
+from toolkit.core.threads import check_stop, ordered_map
+
+
+def test_long_work_ends_when_its_caller_leaves():
+    ended = []
+
+    def work(item):
+        if item == 0:
+            return item
+        try:
+            for _ in range(2000):  # 20 s
+                check_stop()
+                time.sleep(0.01)
+        finally:
+            ended.append(item)
+        return item
+
+    begun = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        closing(ordered_map(work, range(8), workers=3, chunk=1)) as results,
+    ):
+        for _ in results:
+            raise KeyboardInterrupt
+    assert time.monotonic() - begun < 5 and 1 in ended
+
+
+def test_outside_of_workers_nothing_stops():
+    check_stop()
+    assert list(ordered_map(lambda item: check_stop() or item, range(5))) == list(range(5))
