@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from toolkit.core.tensors import Size, sides
-from toolkit.graph.shapes import infer
+from toolkit.graph.shapes import forget_shapes, infer
 
 if TYPE_CHECKING:
     from toolkit.graph.io import Classifier
@@ -25,6 +25,7 @@ def fix_size(graph: Classifier, size: Size) -> Classifier:
     image = next(value for value in model.graph.inputs if value.name == graph.input)
     assert image.shape is not None, "a classifier"
     height, width = sides(size)
+    forget_shapes(model)
     image.shape = ir.Shape([image.shape[0], graph.channels, height, width])
     infer(model)
     return replace(graph, height=height, width=width)

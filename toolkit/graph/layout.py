@@ -10,7 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from toolkit.core.errors import ModelError
 from toolkit.graph.edit import Names
-from toolkit.graph.shapes import infer
+from toolkit.graph.shapes import forget_shapes, infer
 from toolkit.graph.transposes import push_transposes
 
 COLOURS = (1, 3)  # channels of grey and RGB images
@@ -87,6 +87,7 @@ def to_planes(model: ir.Model, image: ir.Value) -> bool:
     changed |= push_transposes(graph)
     if changed:
         RemoveUnusedNodesPass()(model)
+        forget_shapes(model)  # of the other layout
         infer(model)
     return changed
 

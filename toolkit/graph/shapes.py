@@ -28,6 +28,14 @@ def open_dimensions(model: ir.Model) -> None:
         value.shape = ir.Shape(dims)
 
 
+def forget_shapes(model: ir.Model) -> None:
+    """Remove the shapes of all results but the graph's outputs: `infer` would keep what it cannot infer."""
+    for node in model.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
+
+
 def infer(model: ir.Model) -> None:
     """Infer the shape and type of every result anew; what is declared stays where there is nothing to infer.
 

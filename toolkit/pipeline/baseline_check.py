@@ -109,7 +109,8 @@ def of_run(
 ) -> list[InputCheck]:
     """Check what a run was given, after its evaluation."""
     described = _described(inputs)
-    return examine(
+    notes = [InputCheck("input-form", "note", text) for text in described.get("notes", ())]
+    return notes + examine(
         Brought(
             inputs["export"] / "float.onnx",
             inputs["load"],

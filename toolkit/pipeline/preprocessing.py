@@ -172,7 +172,7 @@ def source_of(
     if options.mean is not None and options.std is not None:
         return "stated"
     if own is not None and own_source != "assumed":
-        return "file"
+        return own_source if own_source in ("graph", "published") else "file"
     return "assumed" if normalization is None else "graph"
 
 

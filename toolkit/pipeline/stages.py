@@ -120,7 +120,6 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
     from calibration import doctor, manifest
     from calibration.datasets import open_dataset
-    from calibration.finding import Finding
 
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = open_dataset(options.source, use="train")
@@ -135,8 +134,6 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     findings = images.opened(dataset) + images.left_out(dataset, options, chosen)
     if not options.skip_bad:
         images.check_readable(dataset, indices)
-    described = read_json(inputs["load"] / "model.json")
-    findings += [Finding("info", note) for note in described.get("notes", ())]
     findings += doctor.examine(
         dataset,
         indices,
