@@ -228,7 +228,7 @@ def _check_gemm(node: ir.Node, sizes: Sizes) -> str | None:
     if None not in {inner, taken} and inner != taken:
         return f"weights {weight} for {inner} values"
     bias = sizes[2] if len(sizes) > 2 else None
-    if bias and bias[-1] not in {None, 1, given}:
+    if bias and (bias[-1] not in {None, 1, given} or (len(bias) > 1 and bias[0] not in {1, data[0]})):
         return f"a bias of shape {bias} for {given} outputs"
     return None
 
