@@ -149,7 +149,8 @@ def _spatial(call: Call) -> tuple[int, ...]:
 
 
 def _global_lp_pool(call: Call) -> Tensor:
-    return torch.linalg.vector_norm(call[0], call.integer("p", 2), _spatial(call), keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(call[0], call.integer("p", 2), _spatial(call), keepdim=True)
+    return length
 
 
 LAYERS: dict[str, Operation] = {
