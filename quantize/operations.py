@@ -149,8 +149,8 @@ def _spatial(call: Call) -> tuple[int, ...]:
 
 
 def _global_lp_pool(call: Call) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(call[0], call.integer("p", 2), _spatial(call), keepdim=True)
-    return norm
+    length: Tensor = torch.linalg.vector_norm(call[0], call.integer("p", 2), _spatial(call), keepdim=True)
+    return length
 
 
 LAYERS: dict[str, Operation] = {
