@@ -33,6 +33,11 @@ SURE_T = 3.5  # see calibration.preprocess_forms
 LEAST_GAIN = 0.05  # accuracy that other BatchNorm statistics must gain
 WEAK_NATS = 0.2  # mutual information that another form must gain to be named without labels
 LABELS_HINT = "--set load.labels=FILE with one class name a line, in the order of the network's outputs"
+EXPLAINED = {
+    "preprocess-better",
+    "batchnorm-statistics",
+    "batchnorm-untouched",
+}  # the first layer adds nothing
 RELATED = {"preprocess-better": "preprocessing", "class-order": "class order"}
 
 
@@ -94,10 +99,10 @@ def examine(brought: Brought) -> list[InputCheck]:
             checks += _baseline(brought, checks, _first(pixels), labels)
         else:
             checks += _unlabelled(brought, _first(pixels), infer) if stem is None else []
-        if stem is not None and not any(check.code == "preprocess-better" for check in checks):
+        if stem is not None:
+            checks += _untrained_statistics(brought.folder)
+        if stem is not None and not any(check.code in EXPLAINED for check in checks):
             checks += _first_layer(brought, stem, _first(pixels), labels, infer)
-    if stem is not None:
-        checks += _untrained_statistics(brought.folder)
     if brought.source == "assumed":
         checks.append(_assumed(brought, search))
     severity = ("no_verdict", "no_pass", "note")
