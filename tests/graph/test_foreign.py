@@ -404,7 +404,7 @@ def test_a_batch_that_is_written_into_shapes_can_be_another(before, after, tmp_p
     from toolkit.pipeline.network import _reshape
 
     path = reshaped(before).save(tmp_path / "m.onnx")
-    assert _reshape(path, tmp_path / "other.onnx", after, 8) < 1e-5
+    assert _reshape(path, tmp_path / "other.onnx", after, 8, {}) < 1e-5
     assert io.read(tmp_path / "other.onnx").batch == after
     for count in (after,) if after else (1, 3):
         assert run(tmp_path / "other.onnx", images(count)).shape == (count, 5)

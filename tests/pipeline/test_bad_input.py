@@ -199,7 +199,9 @@ class TestOnnx:
 
     def test_its_size_decides(self, start, tiny):
         model = {"model": str(tiny / "net.onnx")}
-        refused(start, "takes 16 pixels", "export.size", error=RecipeError, load=model, export={"size": 32})
+        refused(
+            start, "takes 16 x 16 pixels", "export.size", error=RecipeError, load=model, export={"size": 32}
+        )
 
     def test_garbage(self, start, tmp_path):
         (tmp_path / "bad.onnx").write_bytes(b"garbage")
@@ -231,7 +233,7 @@ class TestOnnx:
             helper.make_node("GlobalAveragePool", ["x"], ["p"]),
             helper.make_node("Flatten", ["p"], ["logits"]),
         ]
-        self.save(nodes, [], [1, 3, SIDE, SIDE], TensorProto.UINT8, tmp_path / "u.onnx")
+        self.save(nodes, [], [1, 3, SIDE, SIDE], TensorProto.INT32, tmp_path / "u.onnx")
         refused(start, "not float32", error=ModelError, load={"model": str(tmp_path / "u.onnx")})
 
     def save(self, nodes, tensors, shape, kind, path):

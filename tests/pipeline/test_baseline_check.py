@@ -135,7 +135,7 @@ def test_what_was_assumed_once_stays_assumed(tmp_path, images):
     torch.manual_seed(0)
     model = resnet.ResNet(resnet.architecture("resnet20", width=4))
     weights.save(model, tmp_path / "net", USUAL, source="assumed")
-    network.load_checkpoint(LoadOptions(weights=str(tmp_path / "net")), tmp_path)
+    network.load_checkpoint(LoadOptions(weights=str(tmp_path / "net")), tmp_path, tmp_path)
     assert read_json(tmp_path / "model.json")["preprocess_source"] == "assumed"
 
 
@@ -147,7 +147,9 @@ def test_what_was_assumed_once_stays_assumed(tmp_path, images):
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, None, None, "stated"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, USUAL, "assumed", "stated"),
         ({}, USUAL, None, "file"),
-        ({}, USUAL, "published", "file"),
+        ({}, USUAL, "published", "published"),
+        ({}, USUAL, "graph", "graph"),
+        ({}, USUAL, "stated", "file"),
         ({}, USUAL, "assumed", "assumed"),
     ],
 )

@@ -69,7 +69,7 @@ def sqnr(model, name, photos, target, out, capfd, *more):
     """SQNR of what is shipped against the file as it was brought, each fed in its own form; the summary."""
     pixels = pixels_of(photos)
     summary = quantized(model, photos, target, out, capfd, *more)
-    prepared = Preprocess.from_json(summary["input"]["preprocess"])
+    prepared = Preprocess.from_json(summary["preprocess"])
     shipped = logits_of(target, out / "q.onnx", normalize(pixels, prepared), out)
     brought = (pixels / np.float32(255) - input_forms.MEAN) / input_forms.STD
     images = brought.transpose(0, 3, 1, 2) if name is None else input_forms.given(name, pixels)
@@ -120,7 +120,7 @@ def test_pixels_give_what_ready_images_give(name, photos, tmp_path, capfd):
     if name == "nhwc-wrapped":
         stated = [f"--preprocess={key}={value}" for key, value in STATED.items()]
     summary = quantized(build(SIZE), photos, "onnxruntime", tmp_path, capfd, *stated)
-    prepared = Preprocess.from_json(summary["input"]["preprocess"])
+    prepared = Preprocess.from_json(summary["preprocess"])
     expected = logits_of("onnxruntime", tmp_path / "q.onnx", normalize(pixels, prepared), tmp_path)
     quantized(build(SIZE), photos, "onnxruntime", tmp_path, capfd, *stated, "--input", "uint8")
     read = io.read(tmp_path / "q.onnx")
@@ -150,7 +150,7 @@ def test_a_mean_that_is_stated_for_a_graph_with_its_own_is_warned_of(photos, tmp
     stated = [f"--preprocess={key}={value}" for key, value in STATED.items()]
     summary = quantized(build(SIZE), photos, "tensorrt", tmp_path, capfd, *stated)
     assert any("normalize twice" in text for text in summary["warnings"])
-    np.testing.assert_allclose(summary["input"]["preprocess"]["mean"], input_forms.MEAN, rtol=1e-6)
+    np.testing.assert_allclose(summary["preprocess"]["mean"], input_forms.MEAN, rtol=1e-6)
 
 
 def test_a_size_that_the_file_contradicts_is_refused(photos, tmp_path, capfd):

@@ -174,8 +174,8 @@ def test_another_processor_with_another_scheme_is_another_result(recipe, store, 
 def test_the_result_belongs_to_this_machine_only_if_it_was_timed_here():
     stage = next(stage for stage in STAGES if stage.name == "quantize")
     recipe = Recipe.build({})
-    assert not stage.bound(recipe.quantize)
-    assert stage.bound(Recipe.build({}, ["quantize.min_agreement=0"]).quantize)
+    assert not stage.on_device(recipe.quantize)
+    assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]).quantize)
     assert precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"]).resolved().quantize) == {
         "tensorrt": targets.get("tensorrt").scheme
     }

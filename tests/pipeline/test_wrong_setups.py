@@ -58,7 +58,7 @@ def check(folder, source, dataset, **preprocess):
     """Load and export a network as a run does, evaluate it and return the checks by code."""
     (folder / "load").mkdir(parents=True)
     options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess), size=64)
-    network.load_checkpoint(options, folder / "load")
+    network.load_checkpoint(options, folder / "load", folder)
     described = read_json(folder / "load" / "model.json")
     graph = folder / "float.onnx"
     network.export(ExportOptions(batch="dynamic"), folder / "load", described, graph)

@@ -195,7 +195,7 @@ def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch
     whole = lost(fitted(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     monkeypatch.setattr(gptq, "LARGEST", 144 * 72)  # half of its inputs at a time
     seen = []
-    monkeypatch.setattr(gptq, "observe", lambda *given: seen.append(given[2][0].blocks) or observe(*given))
+    monkeypatch.setattr(gptq, "observe", lambda *a, **k: seen.append(a[2][0].blocks) or observe(*a, **k))
     halves = lost(fitted(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     assert seen == [2]
     assert whole < halves < whole + 0.25 * (nearest - whole)

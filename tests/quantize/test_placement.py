@@ -169,20 +169,18 @@ def test_a_sum_is_never_negative_only_where_both_terms_are():
         assert not never_negative(made(kind, signed, relu))
 
 
-@pytest.mark.parametrize(
-    ("allowed", "signed", "quantized"), [(False, True, False), (False, False, True), (True, True, True)]
-)
-def test_only_where_allowed_a_signed_tensor_that_is_concatenated_is_quantized(allowed, signed, quantized):
+@pytest.mark.parametrize(("offset", "signed", "stored"), [(128, True, 128), (128, False, 0), (0, True, 0)])
+def test_a_signed_tensor_that_is_concatenated_is_stored_with_the_offset_of_the_scheme(offset, signed, stored):
     graph = Graph(size=8)
     both = [graph.conv("images", 4), graph.conv("images", 4)]
     if not signed:
         both = [graph.unary("Relu", each) for each in both]
     joined = graph.concat(*both)
     graph.head(graph.conv(graph.unary("Relu", graph.conv(joined, 4)), 4))
-    scheme = replace(targets.get("openvino").scheme, signed_concat=allowed)
+    scheme = replace(targets.get("openvino").scheme, concat_offset=offset)
     placed = place(ir.from_proto(graph.model()), scheme).activations
-    assert (joined in placed) == quantized
-    assert len(placed) > 2
+    assert placed[joined].offset == stored
+    assert all(placed[name].offset == stored for name in both if name in placed)
 
 
 @pytest.mark.parametrize(

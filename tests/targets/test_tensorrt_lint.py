@@ -12,7 +12,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_ne
 from targets import onnxruntime
 from targets.tensorrt import repair, versions
 from targets.tensorrt.lint import findings, lint
-from toolkit.core.errors import ModelError, RecipeError
+from toolkit.core.errors import ModelError
 
 
 def node(model, name):
@@ -438,36 +438,6 @@ def test_truncated_and_damaged_files_never_pass_as_something_else(tmp_path_facto
         assert error.hint
 
 
-def test_versions_are_numbers_not_text():
-    assert versions.rules("10.13.3.9").name == "10.13"
-    assert versions.rules("10.3.0").name == "10.3"  # as text, "10.13" < "10.3"
-    assert versions.rules("8.5.2.2").name == "8.5"
-    assert versions.rules("11.4.1").group == "11"
-    for text in ("8.1", "7.1.3", "12.0", "8"):
-        with pytest.raises(RecipeError, match="no rules"):
-            versions.rules(text)
-    for text in ("", "ten", "8.5-rc", "8..5", "v8.5"):
-        with pytest.raises(RecipeError, match="not a TensorRT version"):
-            versions.rules(text)
-
-
-@pytest.mark.parametrize(
-    ("version", "opset"),
-    [
-        ("8.2", 13),
-        ("8.4", 17),
-        ("8.5", 17),
-        ("8.6", 17),
-        ("10.0", 20),
-        ("10.8", 20),
-        ("10.9", 22),
-        ("10.13", 24),
-    ],
-)
-def test_newest_opset(version, opset):
-    assert versions.rules(version).max_opset == opset
-
-
 REFUSED_TODAY = (
     *(asymmetric_weights, int32_bias, no_axis, too_few_scales, one_zero_point_for_all),
     *(scale_zero, scale_negative, half_bias, integer_conv),
@@ -485,16 +455,6 @@ def test_the_current_parser_refuses_what_is_no_matter_of_an_old_version(change, 
     if repairable == {True}:
         repair.fix(path, "11.4", path)
         assert gate.check(path).accepted
-
-
-@given(text=st.text("0123456789. -rcv", max_size=12))
-def test_a_version_is_read_whole_or_refused(text):
-    try:
-        numbers = versions.parse(text)
-    except RecipeError as error:
-        assert error.hint
-    else:
-        assert [int(part) for part in text.strip().split(".")] == list(numbers)
 
 
 def test_who_reads_integers_directly_is_named():

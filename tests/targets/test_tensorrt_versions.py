@@ -1,8 +1,10 @@
 """The rules of each TensorRT, at the versions where they change."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from targets.tensorrt.versions import rules
+from targets.tensorrt.versions import parse, rules
 from toolkit.core.errors import RecipeError
 
 
@@ -61,3 +63,26 @@ def test_the_rules_of_a_version_hold_until_the_next_that_is_listed(
 def test_versions_that_are_not_known(version):
     with pytest.raises(RecipeError):
         rules(version)
+
+
+def test_versions_are_numbers_not_text():
+    assert rules("10.13.3.9").name == "10.13"
+    assert rules("10.3.0").name == "10.3"  # as text, "10.13" < "10.3"
+    assert rules("8.5.2.2").name == "8.5"
+    assert rules("11.4.1").group == "11"
+    for text in ("8.1", "7.1.3", "12.0", "8"):
+        with pytest.raises(RecipeError, match="no rules"):
+            rules(text)
+    for text in ("", "ten", "8.5-rc", "8..5", "v8.5"):
+        with pytest.raises(RecipeError, match="not a TensorRT version"):
+            rules(text)
+
+
+@given(text=st.text("0123456789. -rcv", max_size=12))
+def test_a_version_is_read_whole_or_refused(text):
+    try:
+        numbers = parse(text)
+    except RecipeError as error:
+        assert error.hint
+    else:
+        assert [int(part) for part in text.strip().split(".")] == list(numbers)
