@@ -136,6 +136,9 @@ def test_a_check_of_the_input_keeps_a_gate_from_passing(by):
 def test_nothing_is_judged_where_the_baseline_is_wrong_so_the_gate_is_missed():
     chance = InputCheck("baseline-at-chance", "no_verdict", "FP32 is at chance: 10 % of 10 classes")
     first, second = gates.judge((FP32, INT8), *DROP, checks=(chance,))
+    slow = gates.judge((FP32, INT8), None, None, 1e-3, checks=(chance,))[0]
+    quick = gates.judge((FP32, INT8), None, None, 1e3, checks=(chance,))[0]
+    assert slow.outcome == "fail" and quick.outcome == "needs_data"  # a miss stands, nothing passes
     assert first.outcome == "not_judged" and "at chance" in first.reason
     assert (second.passed, second.variant) == (False, None)
 

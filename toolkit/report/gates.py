@@ -56,7 +56,8 @@ def judge(
         max_latency_ms: Largest allowed median latency.
         by: What is held against a limit: the figure or its 95 % interval.
         environment: Of the report: what disturbed the timing.
-        checks: Checks of the input: with effect "no_verdict" no gate is judged, with "no_pass" none passes.
+        checks: Checks of the input: with effect "no_pass" or "no_verdict" no gate passes; with the latter no
+            accuracy is judged.
     """
     limits: list[_Limit] = []
     if max_drop_pp is not None:
@@ -93,7 +94,7 @@ class _Bench:
         value, interval = rule.value(variant), rule.interval(variant)
         bare = Gate(rule.name, rule.limit, None, None, variant.name, judged_by=self.by)
         refusal = next((check for check in self.checks if check.effect == "no_verdict"), None)
-        if refusal is not None:
+        if refusal is not None and not rule.timed:  # a time does not depend on the baseline
             return replace(bare, reason=refusal.message)
         if value is not None:
             passed, doubt = self._outcome(rule, variant, value, interval)
@@ -122,7 +123,7 @@ class _Bench:
             elif _keeps(rule, interval[0]) != _keeps(rule, interval[1]):
                 doubt = "its 95 % interval holds the limit" if rule.timed else unproven(variant, rule.limit)
                 passes = None
-        caution = next((check for check in self.checks if check.effect == "no_pass"), None)
+        caution = next((check for check in self.checks if check.effect != "note"), None)
         if passes and caution is not None:
             return None, caution.message
         return passes, doubt
