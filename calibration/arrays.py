@@ -15,11 +15,11 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from calibration.sets import Use, choose_set, set_of
-from calibration.stores import Member, check_expansion, open_member
-from calibration.words import some
-from toolkit.core.errors import DataError
-from toolkit.core.text import printable
+from edgeship.calibration.file_sources import Member, check_expansion, open_member
+from edgeship.calibration.sets import Use, choose_set, set_of
+from edgeship.calibration.text import some
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.text import printable
 
 SUFFIXES = (".npy", ".npz")
 _IMAGE_KEYS = ("x", "images", "image", "imgs", "data", "inputs", "arr")

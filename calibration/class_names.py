@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.words import some
-from toolkit.core.errors import DataError
-from toolkit.core.text import printable
+from edgeship.calibration.text import some
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.text import printable
 
 MAX_CLASSES = (
     100_000  # ImageNet-21k has 21,843; a larger label is a mistake, and a list up to it fills memory

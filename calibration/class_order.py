@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from calibration.datasets import Dataset
-from calibration.words import some
-from toolkit.core.errors import DataError
+from edgeship.calibration.datasets import Dataset
+from edgeship.calibration.text import some
+from edgeship.toolkit.core.errors import DataError
 
 Aliases: TypeAlias = Sequence[Sequence[str]]  # all names of each output, the readable one last
 

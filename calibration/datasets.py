@@ -10,15 +10,23 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from calibration import arrays, images, listing
-from calibration.class_names import index_labels
-from calibration.sets import Use, are_sets, choose_set, set_of
-from calibration.stores import HIDDEN, DigitsStore, FolderStore, Store, archive_stem, is_archive, open_archive
-from calibration.words import some
-from toolkit.core.artifact import canonical_json, sha256_bytes
-from toolkit.core.errors import DataError, nearest
-from toolkit.core.quant import IntArray
-from toolkit.core.text import printable
+from edgeship.calibration import arrays, csv_list, images
+from edgeship.calibration.class_names import index_labels
+from edgeship.calibration.file_sources import (
+    HIDDEN,
+    DigitsStore,
+    FolderStore,
+    Store,
+    archive_stem,
+    is_archive,
+    open_archive,
+)
+from edgeship.calibration.sets import Use, are_sets, choose_set, set_of
+from edgeship.calibration.text import some
+from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
+from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.quant import IntArray
+from edgeship.toolkit.core.text import printable
 
 DIGITS = ("digits", "digits:train", "digits:test")
 _TEST_EVERY = 5  # of each digit's images, in order, every fifth is for testing
@@ -179,7 +187,7 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
         suffix = path.suffix.lower()
         if path.is_dir():
             dataset = _arrange(path, FolderStore(path), "", use)
-        elif suffix in listing.SUFFIXES:
+        elif suffix in csv_list.SUFFIXES:
             dataset = _open_list(path)
         elif suffix in arrays.SUFFIXES:
             dataset = _open_arrays(path, use)
@@ -244,7 +252,7 @@ def _open_digits(text: str) -> Dataset:
 
 
 def _open_list(path: Path) -> Dataset:
-    classes, rows = listing.read(path)
+    classes, rows = csv_list.read(path)
     items = tuple(Item(file, label) for file, label in rows)
     return Dataset(path.stem, classes, items, FolderStore(path.parent))
 

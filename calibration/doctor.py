@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from calibration.datasets import Dataset
-from calibration.duplicates import Look, look, pairs
-from calibration.finding import Finding
-from calibration.loader import decode_each
-from calibration.preprocess import check, pixels
-from calibration.signature import SAMPLE, Stem, check_colours, check_stem
-from calibration.words import some
-from toolkit.core import progress
-from toolkit.core.errors import DataError
-from toolkit.core.quant import PixelArray
-from toolkit.core.tensors import Preprocess
-from toolkit.core.threads import ordered_map
+from edgeship.calibration.datasets import Dataset
+from edgeship.calibration.duplicates import Look, look, pairs
+from edgeship.calibration.findings import Finding
+from edgeship.calibration.loader import decode_each
+from edgeship.calibration.preprocess import check, pixels
+from edgeship.calibration.preprocessing_check import SAMPLE, Stem, check_colours, check_stem
+from edgeship.calibration.text import some
+from edgeship.toolkit.core import progress
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.quant import PixelArray
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.core.threads import ordered_map
 
 _UNEVEN = 3.0  # largest over smallest class
 _BLANK = 1e-9  # variance of pixels in [0, 1]; one grey level in one of a million pixels has more

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.quant import FloatArray
 
 _SIDE = 8  # the hash has _SIDE x _SIDE bits
 _PICTURE_SIDE = 16

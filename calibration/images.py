@@ -11,8 +11,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from toolkit.core.errors import DataError
-from toolkit.core.text import printable
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.text import printable
 
 SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),

@@ -14,14 +14,14 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from calibration.datasets import Dataset
-from calibration.preprocess import check, normalize, pixels
-from toolkit.core import progress
-from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.quant import FloatArray, IntArray, PixelArray
-from toolkit.core.tensors import Preprocess
-from toolkit.core.text import printable
-from toolkit.core.threads import ordered_map
+from edgeship.calibration.datasets import Dataset
+from edgeship.calibration.preprocess import check, normalize, pixels
+from edgeship.toolkit.core import progress
+from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.core.text import printable
+from edgeship.toolkit.core.threads import ordered_map
 
 Result = TypeVar("Result")
 
@@ -109,7 +109,7 @@ def batches(
                     yield _batch(dataset, waiting, kept)
                     waiting, kept = [], []
                     if label:
-                        progress.tell(label, done, len(indices))
+                        progress.report_progress(label, done, len(indices))
 
     return Batches(assemble(), skipped)
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from calibration.datasets import Dataset
-from calibration.loader import decode_each
-from calibration.words import some
-from toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
-from toolkit.core.errors import DataError
-from toolkit.core.text import printable
-from toolkit.core.threads import ordered_map
+from edgeship.calibration.datasets import Dataset
+from edgeship.calibration.loader import decode_each
+from edgeship.calibration.text import some
+from edgeship.toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.text import printable
+from edgeship.toolkit.core.threads import ordered_map
 
 _SCHEMA = 1
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from toolkit.core.errors import DataError
-from toolkit.core.quant import FloatArray, PixelArray
-from toolkit.core.tensors import Preprocess, Size, sides, size_text
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.tensors import Preprocess, Size, sides, size_text
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from calibration.preprocess import normalize
-from toolkit.core import baseline
-from toolkit.core.quant import FloatArray, IntArray, PixelArray
-from toolkit.core.tensors import Interpolation, Preprocess, Size, as_size, size_text
+from edgeship.calibration.preprocess import normalize
+from edgeship.toolkit.core import baseline
+from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.tensors import Interpolation, Preprocess, Size, as_size, size_text
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BYTE = 1 / 255

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from toolkit.core.errors import DataError
+from edgeship.toolkit.core.errors import DataError
 
 Use = Literal["train", "evaluate"]
 _SETS = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantize.options import QuantizeOptions
+from edgeship.quantization.options import QuantizeOptions
 
 if TYPE_CHECKING:
-    from quantize.mixed import Goal
-    from quantize.runtime_check import Runtime
-    from quantize.statistics import Statistics
-    from toolkit.core.quant import QuantScheme
-    from toolkit.graph.io import Classifier
+    from edgeship.quantization.mixed_precision import AccuracyConstraint
+    from edgeship.quantization.runtime_check import Runtime
+    from edgeship.quantization.statistics import Statistics
+    from edgeship.toolkit.core.quant import QuantScheme
+    from edgeship.toolkit.graph.io import Classifier
 
 __all__ = ["QuantizeOptions", "quantize"]
 
@@ -23,14 +23,14 @@ def quantize(
     scheme: QuantScheme,
     options: QuantizeOptions,
     out: Path,
-    goal: Goal | None = None,
+    goal: AccuracyConstraint | None = None,
     runtime: Runtime | None = None,
 ) -> dict[str, Any]:
     """Write a float graph as a Q/DQ graph by a target's scheme.
 
     Args:
         model: The float ONNX classifier that the statistics are of, or what `read_classifier` gave of it.
-        statistics: What `quantize.collect.collect` gave.
+        statistics: What `edgeship.quantization.calibrate.collect` gave.
         scheme: What the target wants.
         options: Observer and effort.
         out: The Q/DQ graph; it appears complete or not at all.
@@ -45,6 +45,6 @@ def quantize(
         ModelError: The graph is not a float classifier.
         QuantizationError: A tensor cannot be quantized.
     """
-    from quantize.calibrated import write
+    from edgeship.quantization.ptq import write
 
     return write(model, statistics, scheme, options, out, goal, runtime)

@@ -14,18 +14,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.network import Execution, Network
-from quantize.operations import PLAIN, key
-from toolkit.core.errors import ModelError
-from toolkit.core.quant import FloatArray
-from toolkit.graph import io
-from toolkit.graph.reference import Reference
+from edgeship.quantization.torch_executor import Execution, TorchExecutor
+from edgeship.quantization.torch_ops import PLAIN, key
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.reference import Reference
 
 TOLERANCE = 1e-2  # of the norm: float sums differ by 1e-6, what a step function rounds by more
 INTEGERS_ALIKE = 0.99  # of integers and truth values
 
 
-def agreeing(model: ir.Model, images: FloatArray) -> Network:
+def agreeing(model: ir.Model, images: FloatArray) -> TorchExecutor:
     """Return the network of a graph, its nodes run so that it computes what ONNX Runtime does.
 
     Args:
@@ -36,14 +36,14 @@ def agreeing(model: ir.Model, images: FloatArray) -> Network:
         ModelError: ONNX Runtime cannot run a node by itself, or what remains differs.
     """
     if all(key(node) in PLAIN for node in model.graph):
-        network = Network(model)
+        network = TorchExecutor(model)
         network(torch.from_numpy(images))  # shapes may not suit more than one image
         return network
     wanted = _logits(model, images)
     execution, error = Execution(), None
     while True:
         for one_image in (False, True):
-            tried = Network(model, execution=Execution(one_image, execution.by_runtime))
+            tried = TorchExecutor(model, execution=Execution(one_image, execution.by_runtime))
             try:
                 with torch.inference_mode():
                     logits = tried(torch.from_numpy(images))
@@ -84,7 +84,7 @@ def _batch(model: ir.Model, image: FloatArray) -> FloatArray:
     return np.repeat(image[None], count, 0)
 
 
-def _wrong(network: Network, images: FloatArray) -> frozenset[str]:
+def _wrong(network: TorchExecutor, images: FloatArray) -> frozenset[str]:
     """Nodes that differ from ONNX Runtime's where they read the same, of those not run by it already."""
     shown = io.copy(network.model)
     values = {str(value.name): value for node in shown.graph for value in node.outputs if value.name}

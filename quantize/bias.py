@@ -9,19 +9,19 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.moments import channel_means
-from quantize.network import Network, side_by_side
-from quantize.placement import is_weighted
-from quantize.simulate import dequantized, quantized
-from toolkit.core.memory import give_back
-from toolkit.core.progress import track
-from toolkit.core.quant import FloatArray, QParams
+from edgeship.quantization.fake_quant import dequantized, quantized
+from edgeship.quantization.placement import is_weighted
+from edgeship.quantization.second_moments import channel_means
+from edgeship.quantization.torch_executor import TorchExecutor, side_by_side
+from edgeship.toolkit.core.memory import release_freed_memory
+from edgeship.toolkit.core.progress import track
+from edgeship.toolkit.core.quant import FloatArray, QParams
 
 TRIMMED = 10  # one image in so many is left out at either end
 
 
 def corrections(
-    network: Network,
+    network: TorchExecutor,
     probe: FloatArray,
     activations: Mapping[str, QParams],
     weights: Mapping[str, Tensor],
@@ -64,7 +64,7 @@ def corrections(
         for _ in side_by_side(lambda part: part.correct(node, shift, done), running):  # noqa: B023
             pass
     del running
-    give_back()
+    release_freed_memory()
     return found
 
 
@@ -73,7 +73,7 @@ class _Part:
 
     def __init__(
         self,
-        network: Network,
+        network: TorchExecutor,
         images: Tensor,
         activations: Mapping[str, QParams],
         weights: Mapping[str, Tensor],

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from quantize.onnx_node import read_names
-from quantize.placement import is_weighted, weight_axis
-from quantize.statistics import Statistics, TensorStatistics
-from toolkit.core.quant import FloatArray
-from toolkit.core.threads import ordered_map
-from toolkit.graph import io
+from edgeship.quantization.onnx_node import read_names
+from edgeship.quantization.placement import is_weighted, weight_axis
+from edgeship.quantization.statistics import Statistics, TensorStatistics
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.threads import ordered_map
+from edgeship.toolkit.graph import io
 
 HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Add", "GlobalAveragePool", "AveragePool", "Flatten", "Identity"})
 LARGEST_FACTOR = 16.0

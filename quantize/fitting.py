@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from quantize import bias, gptq
-from quantize.network import Network, one_thread
-from toolkit.core.quant import FloatArray, PairOrder, QParams
+from edgeship.quantization import bias, gptq
+from edgeship.quantization.torch_executor import TorchExecutor, one_thread
+from edgeship.toolkit.core.quant import FloatArray, PairOrder, QParams
 
 
 def fit_layers(
-    network: Network,
+    network: TorchExecutor,
     probe: FloatArray,
     activations: Mapping[str, QParams],
     weights: Mapping[str, QParams],
@@ -36,7 +36,7 @@ def fit_layers(
         Initializer name -> values on their grid; node name -> correction of its bias.
     """
     with one_thread():  # much is done between what runs side by side
-        found = gptq.fitted(network, probe, weights, together, pairs, biases=biases)
+        found = gptq.gptq_weights(network, probe, weights, together, pairs, biases=biases)
         if not biases:
             return found.weights, {}
         return found.weights, bias.corrections(network, probe, activations, found.weights, found.means)

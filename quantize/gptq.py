@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantize.moments import Reader, in_blocks, observe
-from quantize.network import Network, channels_last, side_by_side
-from quantize.placement import is_weighted, weight_axis
-from quantize.saturation import clipped
-from quantize.simulate import dequantized, fake_quantize
-from toolkit.core.memory import give_back
-from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray, PairOrder, QParams
-from toolkit.core.threads import check_stop
+from edgeship.quantization.fake_quant import dequantized, fake_quantize
+from edgeship.quantization.overflow import clipped
+from edgeship.quantization.placement import is_weighted, weight_axis
+from edgeship.quantization.second_moments import Reader, in_blocks, observe
+from edgeship.quantization.torch_executor import TorchExecutor, channels_last, side_by_side
+from edgeship.toolkit.core.memory import release_freed_memory
+from edgeship.toolkit.core.progress import report_progress
+from edgeship.toolkit.core.quant import FloatArray, PairOrder, QParams
+from edgeship.toolkit.core.threads import check_stop
 
 ROWS = 2**15  # positions that a layer's second moments are taken over, where all inputs are fitted together
 NEAR = 144  # inputs that next to no time is enough for: a 3x3 kernel's of 16 channels
@@ -67,8 +67,8 @@ class Fitted:
     means: dict[str, Tensor]
 
 
-def fitted(
-    network: Network,
+def gptq_weights(
+    network: TorchExecutor,
     probe: FloatArray,
     weights: Mapping[str, QParams],
     together: int | None = None,
@@ -92,21 +92,21 @@ def fitted(
     images, found, means = network.parts(probe), {}, {}
     layers = _layers(network, weights, together, pairs)
     rows = ROWS if together is None else NEAR_ROWS
-    tell("fitting weights", 0, len(layers))
+    report_progress("fitting weights", 0, len(layers))
     for some in _portions(layers):
         observed = observe(network, images, [layer.reader for layer in some], rows, biases=biases)
         means = observed.means
         for layer, values in zip(some, side_by_side(_fit, _pairs(some, observed.moments)), strict=True):
             found[layer.name] = values
-            tell("fitting weights", len(found), len(layers))
-        give_back()
+            report_progress("fitting weights", len(found), len(layers))
+        release_freed_memory()
     for name in weights.keys() - found.keys():
         found[name] = fake_quantize(network.constants[name], weights[name])
     return Fitted(found, means)
 
 
 def _layers(
-    network: Network, weights: Mapping[str, QParams], together: int | None, pairs: PairOrder | None
+    network: TorchExecutor, weights: Mapping[str, QParams], together: int | None, pairs: PairOrder | None
 ) -> list[_Layer]:
     """The layers whose weights can be fitted."""
     found = []
@@ -158,14 +158,14 @@ def _fit(pair: tuple[_Layer, Tensor]) -> Tensor:
     axis, shape = weight_axis(layer.reader.node), layer.reader.shape
     rows = layer.weight.transpose(0, axis).reshape(shape[0], -1)
     scale, limit = torch.tensor(layer.qparams.scale), layer.qparams.spec.quant_max
-    steps = rounded(in_blocks(rows, layer.reader.width), moments, scale, limit)
+    steps = gptq_round(in_blocks(rows, layer.reader.width), moments, scale, limit)
     whole = steps.transpose(0, 1).reshape(shape[0], -1)[:, : rows.shape[1]].reshape(shape)
     if layer.pairs is not None:
         whole = clipped(whole, layer.pairs)
     return channels_last(dequantized(whole.transpose(0, axis), layer.qparams))
 
 
-def rounded(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tensor:
+def gptq_round(weight: Tensor, moments: Tensor, scale: Tensor, limit: int) -> Tensor:
     """Integers (B, O, K) for weights (B, O, K), so that the outputs change little.
 
     Args:

@@ -17,9 +17,9 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from quantize.placement import MOVED, is_weighted, stand
-from toolkit.core.quant import FloatArray, QParams
-from toolkit.graph import io
+from edgeship.quantization.placement import MOVED, is_weighted, stand
+from edgeship.toolkit.core.quant import FloatArray, QParams
+from edgeship.toolkit.graph import io
 
 LARGEST_BIAS = 2**30  # steps; as many again are left to the sum: 33,000 products of 127 and 255
 

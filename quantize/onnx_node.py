@@ -21,7 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from toolkit.core.errors import ModelError
+from edgeship.toolkit.core.errors import ModelError
 
 _IR_VERSION = 10  # at most: what the oldest supported ONNX Runtime reads
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.core.parallel import Backend
+from edgeship.toolkit.core.parallel import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class QuantizeOptions:
         bias_correction: Whether biases absorb the mean error of their layer; without, the fitted weights do.
         sensitivity: Whether to measure what each layer costs: seconds to minutes more.
         workers: Batches of images at a time where layers are measured; more than 1 only pays elsewhere.
-        backend: Where the workers are, see `toolkit.core.parallel`.
+        backend: Where the workers are, see `edgeship.toolkit.core.parallel`.
         float_layers: Names of convolutions and fully connected layers that stay in float.
     """
 

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from quantize.statistics import TensorStatistics
-from toolkit.core.quant import QParams
+from edgeship.quantization.statistics import TensorStatistics
+from edgeship.toolkit.core.quant import QParams
 
 TYPICAL = 0.95  # part of the values that are not 0
 FEW_STEPS = 4.0
 
 
-def coarse(activations: Mapping[str, QParams], tensors: Mapping[str, TensorStatistics]) -> Iterator[str]:
+def underused_ranges(
+    activations: Mapping[str, QParams], tensors: Mapping[str, TensorStatistics]
+) -> Iterator[str]:
     """Say of which tensors nearly all values fall on a few steps, because an outlier sets the scale.
 
     Args:

@@ -18,10 +18,10 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from toolkit.core.errors import QuantizationError, nearest
-from toolkit.core.quant import QuantScheme, QuantSpec
-from toolkit.graph import io
-from toolkit.graph.edit import Names
+from edgeship.toolkit.core.errors import QuantizationError, nearest
+from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.edit import Names
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 POOLED = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
@@ -122,7 +122,7 @@ def place(
     )
 
 
-def candidates(model: ir.Model) -> tuple[str, ...]:
+def quantizable_tensors(model: ir.Model) -> tuple[str, ...]:
     """Every activation that some scheme could quantize, in the order of the graph."""
     read = [value for node in model.graph for value in _readable(node)]
     steps = (MOVED, MOVED | {"MaxPool"}, MOVED | {"MaxPool"} | LARGEST)
@@ -238,7 +238,7 @@ def _pools_integers(node: ir.Node) -> bool:
 
 def _of_unknown(value: ir.Value | None) -> bool:
     """Whether a tensor is made by an operator not in `operations.OPERATIONS`, and pooled or moved at most."""
-    from quantize.operations import OPERATIONS, key  # which takes the bounds of a Clip from here
+    from edgeship.quantization.torch_ops import OPERATIONS, key  # which takes the bounds of a Clip from here
 
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in MOVED | POOLED | {"MaxPool", "GlobalMaxPool"}:
@@ -325,7 +325,7 @@ def _depth(value: ir.Value) -> int:
     return deepest[id(value)]
 
 
-def fork(model: ir.Model, scheme: QuantScheme) -> ir.Model:
+def add_float_bypass(model: ir.Model, scheme: QuantScheme) -> ir.Model:
     """Let nodes that stay in float read what was made, where others read it quantized.
 
     Args:
@@ -355,7 +355,7 @@ def fork(model: ir.Model, scheme: QuantScheme) -> ir.Model:
     return changed
 
 
-def unshare(model: ir.Model, placement: Placement) -> ir.Model:
+def duplicate_shared_weights(model: ir.Model, placement: Placement) -> ir.Model:
     """Give layers in float weights of their own, where quantized ones read the same.
 
     Args:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from quantize.qparams import quantize_array
-from toolkit.core.quant import FloatArray, QParams
-from toolkit.graph import io
-from toolkit.graph.edit import Names
+from edgeship.quantization.qparams import quantize_array
+from edgeship.toolkit.core.quant import FloatArray, QParams
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.edit import Names
 
 
 def insert(

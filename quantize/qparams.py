@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core.errors import QuantizationError
-from toolkit.core.quant import QParams, QuantSpec, Range
+from edgeship.toolkit.core.errors import QuantizationError
+from edgeship.toolkit.core.quant import QParams, QuantSpec, Range
 
 MIN_SCALE = 2.0**-23  # float32 epsilon: a pruned-away, all-zero channel still divides safely
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from quantize.quantized import Quantized
-from toolkit.core.errors import ToolkitError
-from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray
-from toolkit.core.statistics import sqnr_db
-from toolkit.graph import io
+from edgeship.quantization.quantized_model import Quantized
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.progress import report_progress
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.statistics import sqnr_db
+from edgeship.toolkit.graph import io
 
 TOLERANCE_DB = 3.0  # every rounding twice: twice the noise
 CLOSE_DB = 50.0  # real against exact: what one 8-bit rounding of a whole range leaves, 6.02 x 8 + 1.76 dB
@@ -116,7 +116,7 @@ def _mended(found: Quantized, trial: _Trial) -> tuple[Quantized, dict[str, Any]]
     before = now = trial.compare(found)
     repairs: list[dict[str, Any]] = []
     while not now.equal:
-        tell(f"finding where {trial.runtime.name} differs", len(repairs), None)
+        report_progress(f"finding where {trial.runtime.name} differs", len(repairs), None)
         start = _first_that_differs(found, trial)
         layer = None if start is None else _layer(found, start)
         if start is None or len(repairs) == MOST_REPAIRS:

@@ -12,15 +12,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from quantize.network import Network
-from quantize.options import QuantizeOptions
-from quantize.placement import is_weighted
-from quantize.quantized import Quantized
-from quantize.simulate import fake_quantize
-from quantize.statistics import Statistics
-from toolkit.core.parallel import ordered
-from toolkit.core.quant import FloatArray
-from toolkit.core.statistics import kl_divergence, sqnr_db
+from edgeship.quantization.fake_quant import fake_quantize
+from edgeship.quantization.options import QuantizeOptions
+from edgeship.quantization.placement import is_weighted
+from edgeship.quantization.quantized_model import Quantized
+from edgeship.quantization.statistics import Statistics
+from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.core.parallel import ordered
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
 
 BATCH_PIXELS = 2**14  # every tensor of so many pixels is kept three times: 4 images at 64 px, 1 at 224 px
 DEFAULT = QuantizeOptions()
@@ -206,7 +206,7 @@ class _Measure:
     def _load(self) -> None:
         prepared, exact, _, _ = self._given
         self._reference, self._coarse = (
-            Network(model, execution=prepared.execution) for model in (exact, prepared.model)
+            TorchExecutor(model, execution=prepared.execution) for model in (exact, prepared.model)
         )
         for name, qparams in prepared.weights.items():  # bias corrections are added apart
             self._coarse.constants[name] = fake_quantize(self._coarse.constants[name], qparams)
@@ -262,7 +262,9 @@ class _Runs:
         read: Tensor name -> value in the quantized network as others read it, after its DQ.
     """
 
-    def __init__(self, prepared: Quantized, reference: Network, coarse: Network, images: Tensor) -> None:
+    def __init__(
+        self, prepared: Quantized, reference: TorchExecutor, coarse: TorchExecutor, images: Tensor
+    ) -> None:
         self._prepared, self._reference, self._coarse = prepared, reference, coarse
         self.images = images
         self.exact: dict[str, Tensor] = {reference.input: images}

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toolkit.core.artifact import read_json, replacing, write_json
-from toolkit.core.errors import QuantizationError
-from toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.artifact import read_json, replacing, write_json
+from edgeship.toolkit.core.errors import QuantizationError
+from edgeship.toolkit.core.quant import FloatArray
 
 FloatPrecision = Literal["f32", "bf16"]
 Raw = np.ndarray[Any, Any]  # float32, or uint16: the bits of bfloat16
@@ -114,7 +114,7 @@ class Statistics:
             return cls(described["images"], tensors, arrays["probe"], described.get("precision", "f32"))
 
 
-class Thinned:
+class EvenSample:
     """A bounded, evenly spread part of a stream of rows.
 
     A row is kept if the fraction of its number times the golden ratio is small enough; when there are too
@@ -181,13 +181,13 @@ def float32(values: Raw) -> FloatArray:
     return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
 
 
-class Gathered:
+class StatisticsAccumulator:
     """Statistics of one tensor while batches come in."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._peaks = Thinned(PEAK_ROWS)
-        self._sample: Thinned | None = None
+        self._peaks = EvenSample(PEAK_ROWS)
+        self._sample: EvenSample | None = None
 
     def add(self, low: FloatArray, high: FloatArray, sample: Raw) -> None:
         """Add a batch: low and high (N, C) and sample (rows, C).
@@ -199,7 +199,7 @@ class Gathered:
         self._peaks.add(np.maximum(-low, high))
         if self._sample is None:
             self._low, self._high = low.min(0), high.max(0)
-            self._sample = Thinned(max(SAMPLE_ROWS, SAMPLE_VALUES // sample.shape[1]))
+            self._sample = EvenSample(max(SAMPLE_ROWS, SAMPLE_VALUES // sample.shape[1]))
         else:
             self._low, self._high = np.minimum(self._low, low.min(0)), np.maximum(self._high, high.max(0))
         self._sample.add(sample)

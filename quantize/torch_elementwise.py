@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.node_call import Call, Operation
-from quantize.placement import clip_bounds
+from edgeship.quantization.node_call import Call, Operation
+from edgeship.quantization.placement import clip_bounds
 
 
 class _StraightThrough(torch.autograd.Function):

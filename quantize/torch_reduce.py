@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.node_call import Call, Operation, UnsupportedAttributeError
+from edgeship.quantization.node_call import Call, Operation, UnsupportedAttributeError
 
 
 def reduced_axes(call: Call) -> list[int]:

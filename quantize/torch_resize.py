@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quantize.node_call import Call, Operation, UnsupportedAttributeError
+from edgeship.quantization.node_call import Call, Operation, UnsupportedAttributeError
 
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 _GRID_MODES = {

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from toolkit.core import plugins
-from toolkit.core.quant import FloatArray, PixelArray, QuantScheme
-from toolkit.core.results import LayerAudit, Precision
+from edgeship.toolkit.core import plugins
+from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme
+from edgeship.toolkit.core.results import LayerAudit, Precision
 
 
 @dataclass(frozen=True, slots=True)

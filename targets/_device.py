@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from toolkit.core.results import Device
-from toolkit.core.threads import granted_cores
+from edgeship.toolkit.core.results import Device
+from edgeship.toolkit.core.threads import granted_cores
 
 # Linux's flag -> our name, for the instruction sets that decide the speed of INT8
 INSTRUCTION_SETS = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from targets.runner import facts, system
-from targets.runner.meter import Meter
-from toolkit.core.errors import TargetError
+from edgeship.targets.runner import facts, sysfs
+from edgeship.targets.runner.power import Meter
+from edgeship.toolkit.core.errors import TargetError
 
 HOW = "energy of the whole package or board while one inference follows the other, idle power included"
 ZONES = "/sys/class/powercap/intel-rapl:[0-9]"
 
 
-def per_call_mj(run: Callable[[], object], duration_s: float, tree: system.Tree | None = None) -> float:
+def per_call_mj(run: Callable[[], object], duration_s: float, tree: sysfs.Tree | None = None) -> float:
     """Millijoules of one call, from calls in a row.
 
     Args:
@@ -24,7 +24,7 @@ def per_call_mj(run: Callable[[], object], duration_s: float, tree: system.Tree 
     Raises:
         TargetError: There is nothing to read, or it may not be read.
     """
-    tree = tree or system.Tree()
+    tree = tree or sysfs.Tree()
     _check(tree)
     with Meter(tree) as meter:
         count, began = 0, time.perf_counter()
@@ -37,8 +37,8 @@ def per_call_mj(run: Callable[[], object], duration_s: float, tree: system.Tree 
     return meter.mean_mw * seconds / count
 
 
-def _check(tree: system.Tree) -> None:
-    if facts.board_power(system.rails(tree)):
+def _check(tree: sysfs.Tree) -> None:
+    if facts.board_power(sysfs.rails(tree)):
         return
     zones = tree.find(ZONES)
     if not zones:

@@ -1,8 +1,8 @@
 """Memory of a session, measured in a process that holds nothing else.
 
-`python -m targets._memory TARGET ENGINE THREADS DTYPE SHAPE` imports the runtime, notes what is resident,
-then loads the engine and runs it. Its last line on stdout is JSON: {"resident_bytes", "peak_bytes"}, both
-beyond what the imported runtime takes.
+`python -m edgeship.targets._memory TARGET ENGINE THREADS DTYPE SHAPE` imports the runtime, notes what is
+resident, then loads the engine and runs it. Its last line on stdout is JSON: {"resident_bytes",
+"peak_bytes"}, both beyond what the imported runtime takes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from toolkit.core.errors import TargetError
-from toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 HOW = (
     "a process of its own loads the engine and runs it three times: what is then resident, and the most that "
@@ -57,7 +57,7 @@ def measure(target: str, engine: Path, images: FloatArray | PixelArray, threads:
 def _main(target: str, engine: str, threads: str, dtype: str, shape: str) -> None:
     import numpy as np
 
-    import targets
+    from edgeship import targets
 
     runtime = targets.get(target)
     runtime.versions()  # imports it

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from targets._timing import quick_mean
+from edgeship.targets._timing import quick_mean
 
 PROFILED_RUNS = 30  # at most
 PROFILED_S = 1.0  # and no new run after so many seconds

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from targets._timing import quick_mean
-from toolkit.core.results import LayerAudit, Precision
+from edgeship.targets._timing import quick_mean
+from edgeship.toolkit.core.results import LayerAudit, Precision
 
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 KINDS = {

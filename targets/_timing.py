@@ -8,10 +8,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from targets import Session
-from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray, PixelArray
-from toolkit.core.statistics import NOISY, variation
+from edgeship.targets import Session
+from edgeship.toolkit.core.progress import report_progress
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.statistics import NOISY, variation
 
 MIN_RUNS = 10
 TURN_S = 0.02  # timed seconds of a turn, for the quickest run
@@ -65,7 +65,7 @@ def interleave(
                 runs[name]()
             samples[name] += _undisturbed_ms(runs[name], timed)
         done, turns = done + timed, turns + 1
-        tell("timing", done, count)
+        report_progress("timing", done, count)
     return {name: tuple(values) for name, values in samples.items()}
 
 

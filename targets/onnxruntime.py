@@ -10,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from targets import Compiled, Session, Target
-from targets._device import pair_sums_saturate, this_device
-from targets._onnxruntime_profile import profile
-from targets._sessions import OTHER_IMAGES, in_batches
-from targets._timing import loop_ips
-from targets._warnings import summed_up
-from toolkit.core.errors import TargetError
-from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
-from toolkit.core.results import LayerAudit, Precision
-from toolkit.core.threads import granted_cores
+from edgeship.targets import Compiled, Session, Target
+from edgeship.targets._batching import OTHER_IMAGES, in_batches
+from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._messages import summed_up
+from edgeship.targets._onnxruntime_profile import profile
+from edgeship.targets._timing import loop_ips
+from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
+from edgeship.toolkit.core.results import LayerAudit, Precision
+from edgeship.toolkit.core.threads import granted_cores
 
 ENGINE = "model.onnx"
 INT8_KINDS = {

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from targets import Compiled, Session, Target
-from targets._device import pair_sums_saturate, this_device
-from targets._openvino_audit import audit
-from targets._sessions import OTHER_IMAGES, in_batches
-from targets._timing import count_until
-from targets._warnings import summed_up
-from toolkit.core.errors import TargetError
-from toolkit.core.openvino import core, reason, sdk
-from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
-from toolkit.core.results import Precision
-from toolkit.core.threads import granted_cores
+from edgeship.targets import Compiled, Session, Target
+from edgeship.targets._batching import OTHER_IMAGES, in_batches
+from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._messages import summed_up
+from edgeship.targets._openvino_audit import audit
+from edgeship.targets._timing import count_until
+from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.openvino import core, reason, sdk
+from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
+from edgeship.toolkit.core.results import Precision
+from edgeship.toolkit.core.threads import granted_cores
 
 ENGINE = "model.xml"
 

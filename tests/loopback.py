@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from toolkit.deploy import bundle as bundles
-from toolkit.deploy.bundle import Bundle, Contents, Graph
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.release import DeployOptions
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.release import DeployOptions
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 QUICK = DeployOptions(wait_s=0.0, limit_s=60.0, timing_s=0.05)

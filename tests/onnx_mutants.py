@@ -361,14 +361,14 @@ CHANGES = (
 
 def outcome(content: bytes, folder: Path) -> str:
     """What the product makes of a file: "valid", or "refused: CLASS"; anything else is raised."""
-    import targets
-    from quantize import QuantizeOptions, quantize
-    from quantize.collect import collect
-    from targets.onnxruntime import simulate
-    from targets.tensorrt import repair
-    from toolkit.core.errors import ToolkitError
-    from toolkit.graph import io
-    from toolkit.graph.cost import cost
+    from edgeship import targets
+    from edgeship.quantization import QuantizeOptions, quantize
+    from edgeship.quantization.calibrate import collect
+    from edgeship.targets.onnxruntime import simulate
+    from edgeship.targets.tensorrt import repair
+    from edgeship.toolkit.core.errors import ToolkitError
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.graph.cost import cost
 
     path, out = folder / "m.onnx", folder / "q.onnx"
     path.write_bytes(content)

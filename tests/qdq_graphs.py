@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toolkit.core.quant import QuantScheme
+from edgeship.toolkit.core.quant import QuantScheme
 
 CHANNELS = 32
 
@@ -153,7 +153,7 @@ def quantize_by(scheme: QuantScheme, source: Path, out: Path) -> Path:
     """Q/DQ where the product places them for a scheme, with made-up scales: builders judge the graph."""
     import onnx_ir as ir
 
-    from quantize.placement import place
+    from edgeship.quantization.placement import place
 
     placed, model = place(ir.load(source), scheme), onnx.load(source)
     w = Writer(TENSORRT)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from toolkit.core.results import LatencySummary, Paired, Variant
+from edgeship.toolkit.core.results import LatencySummary, Paired, Variant
 
 
 def latency(p50):

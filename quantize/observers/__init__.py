@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core import plugins
-from toolkit.core.quant import QuantSpec, Range
+from edgeship.toolkit.core import plugins
+from edgeship.toolkit.core.quant import QuantSpec, Range
 
 Magnitudes = npt.NDArray[np.float32]
 
@@ -33,7 +33,7 @@ class Observer(Protocol):
 
 def names() -> tuple[str, ...]:
     """Every observer, by the name of its file."""
-    return plugins.names("quantize.observers")
+    return plugins.names("edgeship.quantization.observers")
 
 
 def get(name: str) -> Observer:
@@ -42,7 +42,7 @@ def get(name: str) -> Observer:
     Raises:
         RecipeError: There is none; the hint gives the nearest one.
     """
-    found: Any = plugins.get("quantize.observers", name, "observe")
+    found: Any = plugins.get("edgeship.quantization.observers", name, "observe")
     observer: Observer = found
     return observer
 

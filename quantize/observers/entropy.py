@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.observers import Magnitudes, clipped
-from toolkit.core.quant import QuantSpec, Range
+from edgeship.quantization.observers import Magnitudes, clipped
+from edgeship.toolkit.core.quant import QuantSpec, Range
 
 BINS = 2048
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quantize.observers import Magnitudes
-from toolkit.core.quant import QuantSpec, Range
+from edgeship.quantization.observers import Magnitudes
+from edgeship.toolkit.core.quant import QuantSpec, Range
 
 
 def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:  # noqa: ARG001

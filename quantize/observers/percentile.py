@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantize.observers import Magnitudes, clipped
-from toolkit.core.quant import QuantSpec, Range
+from edgeship.quantization.observers import Magnitudes, clipped
+from edgeship.toolkit.core.quant import QuantSpec, Range
 
 PERCENT = 99.999  # 99.9 costs ResNet-18 some 5 points of ImageNet top-1, 99.999 less than 0.3
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple, Protocol
 
-from . import system
+from . import sysfs
 from .failures import Failure
 
 
@@ -100,11 +100,11 @@ class Backend(Protocol):
     suffix: str
     typed_only: bool
 
-    def identity(self, tree: system.Tree) -> dict[str, Any]:
+    def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
         """What an engine is bound to besides the graph and the options."""
         ...
 
-    def precisions(self, tree: system.Tree) -> list[str]:
+    def precisions(self, tree: sysfs.Tree) -> list[str]:
         """What this machine can run."""
         ...
 

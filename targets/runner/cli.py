@@ -25,7 +25,7 @@ build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32]
              "backend", "version", "warnings": [...]
 selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
           DIR holds golden.json {"shape": [N,C,H,W], "classes": K, "inputs": "inputs.f32", "logits": "logits.f32",
-          "sha256": {file: digest}}, raw little-endian float32 (targets.runner.write_golden writes it); of an engine
+          "sha256": {file: digest}}, raw little-endian float32 (edgeship.targets.runner.write_golden writes it); of an engine
           that takes pixels, "shape" is [N,H,W,C] and "inputs" "inputs.u8", raw uint8.
           -> "verdict": "pass"|"fail", "images", "cosine_min", "cosine_mean", "top1_agreement",
              "largest_difference", "latency_ms" (median wall), "reasons": [...]
@@ -65,7 +65,7 @@ import threading
 import time
 from typing import Any, Callable, NoReturn
 
-from . import VERSION, backend, engines, failures, images, system, timing, trtexec
+from . import VERSION, backend, engines, failures, evalset, sysfs, timing, trtexec
 from .failures import Failure
 from .output import Output, log
 from .probe import probe
@@ -114,14 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _probe(options: Any, output: Output) -> dict[str, Any]:
     names = (options.backend,) if options.backend else backend.NAMES
-    return probe(system.Tree(options.root), options.disk, options.sdk, output, names)
+    return probe(sysfs.Tree(options.root), options.disk, options.sdk, output, names)
 
 
 def _build(options: Any, output: Output) -> dict[str, Any]:
     name = options.backend or _probe_best(options, output)
     sdk = backend.load(name, options.sdk)
-    tree = system.Tree(options.root)
-    workspace_mib = options.workspace_mib or backend.workspace_mib(system.memory(tree)["total_bytes"])
+    tree = sysfs.Tree(options.root)
+    workspace_mib = options.workspace_mib or backend.workspace_mib(sysfs.memory(tree)["total_bytes"])
     settings = backend.BuildOptions(
         options.precision, options.profile, workspace_mib, options.optimization_level, options.strongly_typed
     )
@@ -134,7 +134,7 @@ def _build(options: Any, output: Output) -> dict[str, Any]:
 
 
 def _probe_best(options: Any, output: Output) -> str:
-    best = probe(system.Tree(options.root), "/", options.sdk, output)["best"]
+    best = probe(sysfs.Tree(options.root), "/", options.sdk, output)["best"]
     if best is None:
         raise Failure("no-backend", "no SDK can be imported", "TensorRT, OpenVINO and ONNX Runtime are all absent",
                       "run `probe`: it tells what each needs")  # fmt: skip
@@ -155,7 +155,7 @@ class _Opened:
 
     def ready(self, batch: int) -> int:
         """Prepare plain inference of about `batch` images at a time; the batch that it became."""
-        batch = images.batch_for(self.session, batch)
+        batch = evalset.batch_for(self.session, batch)
         self.session.prepare(batch, True, False)
         return batch
 
@@ -166,18 +166,18 @@ class _Opened:
 
 
 def _selftest(options: Any, output: Output) -> dict[str, Any]:
-    expected = images.golden(options.golden)
+    expected = evalset.golden(options.golden)
     with _Opened(options, options.engine) as opened:
-        images.same_shape(opened.session, expected.image_shape, "the golden set", expected.are_pixels)
+        evalset.same_shape(opened.session, expected.image_shape, "the golden set", expected.are_pixels)
         _same_classes(opened.session, len(expected.logits[0]), "the golden set")
         batch = opened.ready(expected.total)
-        got = images.rows(images.run(opened.session, expected.images, expected.total, batch), opened.session.classes)
+        got = evalset.rows(evalset.run(opened.session, expected.images, expected.total, batch), opened.session.classes)
         walls = sorted(opened.session.step()["wall_ms"] for _ in range(_SELFTEST_RUNS))
-        near = images.compare(got, expected.logits)
+        near = evalset.compare(got, expected.logits)
         origin = opened.origin()
     latency_ms = timing.percentile(walls, 50)
     reasons = []
-    if not images.finite(got):
+    if not evalset.finite(got):
         reasons.append("the engine gives logits that are no numbers")
     elif not near["cosine_min"] >= options.cosine_min:
         reasons.append(f"lowest cosine {near['cosine_min']:.5f} is below {options.cosine_min}")
@@ -190,7 +190,7 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
 
 
 def _time(options: Any, output: Output) -> dict[str, Any]:
-    tree = system.Tree(options.root)
+    tree = sysfs.Tree(options.root)
     checker = None if options.trtexec is None else trtexec.find(tree, options.trtexec)
     opened: list[_Opened] = []
     subjects = []
@@ -198,9 +198,9 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
         for engine in options.engine:
             opened.append(_Opened(options, engine))
             session = opened[-1].session
-            batch = images.batch_for(session, options.batch)
+            batch = evalset.batch_for(session, options.batch)
             session.prepare(batch, not options.no_transfers, options.cuda_graph)
-            session.load(images.noise(session, batch))
+            session.load(evalset.noise(session, batch))
             subjects.append(timing.Subject(engine, session, opened[-1].record, batch))
         around = timing.interleave(
             subjects, options.rounds, options.warmup_ms / 1e3, options.duration_s, options.iterations, tree, output
@@ -235,33 +235,33 @@ def _checked(path: str, subject: timing.Subject, options: Any) -> dict[str, Any]
 
 
 def _evaluate(options: Any, output: Output) -> dict[str, Any]:
-    packed = images.Packed(options.images)
+    packed = evalset.Packed(options.images)
     limit = min(packed.count, options.limit or packed.count)
     reference = _read(options.reference) if options.reference else None
     started_s = told_s = time.perf_counter()
     with _Opened(options, options.engine) as opened:
-        images.same_shape(opened.session, packed.shape_for(opened.session), "the image set")
+        evalset.same_shape(opened.session, packed.shape_for(opened.session), "the image set")
         classes = opened.session.classes
         if reference is not None and len(reference) != packed.count * classes * 4:
             raise Failure("shape-mismatch", f"{options.reference} does not hold {packed.count} x {classes} logits",
                           "reference and images come from different runs", "bundle both from one run")  # fmt: skip
         batch, logits = opened.ready(options.batch), []
         for part, count in packed.batches(batch, limit, opened.session.takes_pixels):
-            logits.append(images.run(opened.session, part, count, batch))
+            logits.append(evalset.run(opened.session, part, count, batch))
             if time.perf_counter() - told_s >= _TELL_EVERY_S:
                 told_s = time.perf_counter()
                 output.progress("evaluate", done=min(len(logits) * batch, limit), total=limit)
         origin = opened.origin()
     data = b"".join(logits)
-    got = images.rows(data, classes)
-    if not images.finite(got):
+    got = evalset.rows(data, classes)
+    if not evalset.finite(got):
         raise Failure("not-numbers", "the engine gives logits that are no numbers", "the engine overflows",
                       "build with --precision fp32; then compare layer by layer")  # fmt: skip
-    result = {"images": limit, **images.accuracy(got, packed.labels[:limit]), "agreement": None, "sqnr_db": None}
+    result = {"images": limit, **evalset.accuracy(got, packed.labels[:limit]), "agreement": None, "sqnr_db": None}
     if reference is not None:
-        expected = images.rows(reference, classes)[:limit]
-        result["agreement"] = images.compare(got, expected)["top1_agreement"]
-        result["sqnr_db"] = images.sqnr_db(got, expected)
+        expected = evalset.rows(reference, classes)[:limit]
+        result["agreement"] = evalset.compare(got, expected)["top1_agreement"]
+        result["sqnr_db"] = evalset.sqnr_db(got, expected)
     if options.logits_out:
         _write(options.logits_out, data)
     if options.top1_min is not None:
@@ -274,13 +274,13 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
 
 def _infer(options: Any, output: Output) -> dict[str, Any]:
     with _Opened(options, options.engine) as opened:
-        data, size = _read(options.input), images.image_bytes(opened.session)
+        data, size = _read(options.input), evalset.image_bytes(opened.session)
         if not data or len(data) % size:
             raise Failure("shape-mismatch", f"{options.input} has {len(data)} bytes, an image has {size}",
                           "the input holds no whole number of images", f"write images of "
-                          f"{opened.session.image_shape} as {images.type_name(opened.session.takes_pixels)}")  # fmt: skip
+                          f"{opened.session.image_shape} as {evalset.type_name(opened.session.takes_pixels)}")  # fmt: skip
         count = len(data) // size
-        _write(options.out, images.run(opened.session, data, count, opened.ready(count)))
+        _write(options.out, evalset.run(opened.session, data, count, opened.ready(count)))
         return {"images": count, "shape": [count, opened.session.classes], "out": options.out, **opened.origin()}
 
 

@@ -14,7 +14,7 @@ import time
 from typing import Any, Iterator
 
 from . import backend as backends
-from . import facts, system
+from . import facts, sysfs
 from .backend import Backend, BuildOptions
 from .failures import Failure
 from .output import Output, watched
@@ -48,7 +48,7 @@ def key_of(graph_sha256: str, backend: Backend, options: BuildOptions, identity:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def refuse(options: BuildOptions, backend: Backend, tree: system.Tree) -> None:
+def refuse(options: BuildOptions, backend: Backend, tree: sysfs.Tree) -> None:
     """Refuse a precision this machine has no arithmetic for, naming the alternative.
 
     Raises:
@@ -70,7 +70,7 @@ def refuse(options: BuildOptions, backend: Backend, tree: system.Tree) -> None:
 
 
 def build(
-    backend: Backend, graph: str, out: str, options: BuildOptions, tree: system.Tree, output: Output,
+    backend: Backend, graph: str, out: str, options: BuildOptions, tree: sysfs.Tree, output: Output,
     cache: str | None, lock_timeout_s: float, timeout_s: float | None, force: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Build `graph` into `out` and its sidecar `out`.json, or reuse the engine of the same key.

@@ -8,7 +8,7 @@ import tempfile
 import time
 from typing import Any
 
-from . import system
+from . import sysfs
 from .backend import BuildOptions, Built
 from .failures import from_error
 
@@ -41,12 +41,12 @@ class OnnxRuntime:
         self.version = str(sdk.__version__)
         self.fake = bool(getattr(sdk, "__fake__", False))
 
-    def identity(self, tree: system.Tree) -> dict[str, Any]:
+    def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
         """The processor: the optimizer lays weights out for it."""
-        processor = system.cpu(tree)
+        processor = sysfs.cpu(tree)
         return {"cpu": processor["name"], "instruction_sets": processor["instruction_sets"]}
 
-    def precisions(self, tree: system.Tree) -> list[str]:
+    def precisions(self, tree: sysfs.Tree) -> list[str]:
         """INT8 runs everywhere."""
         return ["fp32", "int8"]
 

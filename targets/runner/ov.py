@@ -8,7 +8,7 @@ import time
 from types import ModuleType
 from typing import Any, cast
 
-from . import system
+from . import sysfs
 from .backend import BuildOptions, Built
 from .failures import Failure, from_error
 
@@ -42,12 +42,12 @@ class OpenVINO:
         self.version = str(sdk.get_version())
         self.fake = bool(getattr(sdk, "__fake__", False))
 
-    def identity(self, tree: system.Tree) -> dict[str, Any]:
+    def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
         """The processor: kernels are chosen by its instruction sets."""
-        processor = system.cpu(tree)
+        processor = sysfs.cpu(tree)
         return {"cpu": processor["name"], "instruction_sets": processor["instruction_sets"]}
 
-    def precisions(self, tree: system.Tree) -> list[str]:
+    def precisions(self, tree: sysfs.Tree) -> list[str]:
         """INT8 runs everywhere; how fast is a matter of instruction sets."""
         return ["fp32", "int8"]
 

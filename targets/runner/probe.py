@@ -6,8 +6,8 @@ import os
 import sys
 from typing import Any, Callable, Dict
 
-from . import backend, failures, system
-from .apart import apart
+from . import backend, failures, sysfs
+from .isolated_probe import apart
 from .failures import Failure
 from .output import Output
 
@@ -17,7 +17,7 @@ _MEMORY_WANTED = 2**30
 
 
 def probe(
-    tree: system.Tree, disk: str, sdk: str | None, output: Output, names: tuple[str, ...] = backend.NAMES
+    tree: sysfs.Tree, disk: str, sdk: str | None, output: Output, names: tuple[str, ...] = backend.NAMES
 ) -> dict[str, Any]:
     """Facts, backends, the best of them, and problems: the fields of the command's result.
 
@@ -33,7 +33,7 @@ def probe(
     if names == backend.NAMES:
         work["numpy"] = _numpy
     asked = apart(work, _LIMIT_S)
-    found = system.gather(tree, disk)
+    found = sysfs.gather(tree, disk)
     numbers = [answer.pop("numpy") for answer in asked.values() if not isinstance(answer, Failure)]
     found["python"]["numpy"] = next((number for number in numbers if number), None)
     offers = {name: _offer(asked[name]) for name in names}
@@ -43,7 +43,7 @@ def probe(
             "problems": _problems(found, offers, broken), **({"fake": True} if fake else {})}  # fmt: skip
 
 
-def _asking(name: str, sdk: str | None, tree: system.Tree) -> Callable[[], Any]:
+def _asking(name: str, sdk: str | None, tree: sysfs.Tree) -> Callable[[], Any]:
     def ask() -> dict[str, Any]:
         loaded = backend.load(name, sdk)
         return {"version": loaded.version, "precisions": loaded.precisions(tree),

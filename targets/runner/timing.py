@@ -6,9 +6,9 @@ import math
 import time
 from typing import Any
 
-from . import system
+from . import sysfs
 from .backend import Session
-from .meter import Meter
+from .power import Meter
 from .output import Output
 
 PARTS = ("wall_ms", "gpu_ms", "h2d_ms", "d2h_ms", "enqueue_ms", "latency_ms")
@@ -59,7 +59,7 @@ class Subject:
         self.first_ms = 0.0
         self.busy_s = 0.0
 
-    def run(self, warm_up_s: float, duration_s: float, iterations: int, tree: system.Tree) -> None:
+    def run(self, warm_up_s: float, duration_s: float, iterations: int, tree: sysfs.Tree) -> None:
         """One round: warm up, then step until both the duration and the iterations are reached."""
         started_s, runs = time.perf_counter(), 0
         while time.perf_counter() - started_s < warm_up_s or runs < _WARM_RUNS:
@@ -118,19 +118,19 @@ class Subject:
 
 def interleave(
     subjects: list[Subject], rounds: int, warm_up_s: float, duration_s: float, iterations: int,
-    tree: system.Tree, output: Output,
+    tree: sysfs.Tree, output: Output,
 ) -> dict[str, Any]:  # fmt: skip
     """Time the subjects in turns (A B C, C B A, ...), so that thermal drift meets all of them alike.
 
     Returns:
         "before" and "after", "throttled" and "marks" of the whole measurement.
     """
-    before = system.snapshot(tree)
+    before = sysfs.snapshot(tree)
     for number in range(rounds):
         for subject in subjects if number % 2 == 0 else reversed(subjects):
             output.progress("time", engine=subject.engine, round=number + 1, rounds=rounds)
             subject.run(warm_up_s, duration_s / rounds, -(-iterations // rounds), tree)
-    after = system.snapshot(tree)
+    after = sysfs.snapshot(tree)
     throttled, marks = judge(before, after)
     return {"before": before, "after": after, "throttled": throttled, "marks": marks}
 

@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from . import facts, output, system
+from . import facts, output, sysfs
 from .backend import BuildOptions, Built
 from .cuda import Cuda
 from .failures import Failure, from_error, problem
@@ -46,17 +46,17 @@ class TensorRT:
         self.fake = bool(getattr(sdk, "__fake__", False))
         self.typed_only = not hasattr(sdk.BuilderFlag, "FP16")  # 11 has no precision flags
 
-    def identity(self, tree: system.Tree) -> dict[str, Any]:
+    def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
         """CUDA, SM and module: plans load nowhere else."""
-        board = system.jetson(tree) or {}
+        board = sysfs.jetson(tree) or {}
         try:
             cuda = Cuda()
             version, sm = cuda.version(), cuda.sm()
         except Failure:  # ahead of time, without a GPU
-            version, sm = system.cuda_version(tree), board.get("sm")
+            version, sm = sysfs.cuda_version(tree), board.get("sm")
         return {"sdk_module": self._sdk.__name__, "cuda": version, "sm": sm, "module": board.get("module")}
 
-    def precisions(self, tree: system.Tree) -> list[str]:
+    def precisions(self, tree: sysfs.Tree) -> list[str]:
         """INT8 needs a GPU with INT8 arithmetic."""
         return ["fp32", "fp16"] + ([] if self.identity(tree)["sm"] in facts.NO_INT8 else ["int8"])
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from typing import Any
 
-from . import failures, system
+from . import failures, sysfs
 from .failures import Failure
 from .timing import Subject, summary
 
@@ -19,7 +19,7 @@ APART = 0.1  # a larger difference is marked
 _GRACE_S = 300.0  # loading an engine from a slow card, beyond the time it is timed for
 
 
-def find(tree: system.Tree, given: str) -> str:
+def find(tree: sysfs.Tree, given: str) -> str:
     """Where trtexec is.
 
     Args:

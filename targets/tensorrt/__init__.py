@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from targets import Compiled, Session, Target
-from targets._timing import loop_ips
-from targets._warnings import summed_up
-from targets.tensorrt import gate, half, lint, live
-from toolkit.core.artifact import write_bytes
-from toolkit.core.errors import ModelError, TargetError
-from toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
-from toolkit.core.results import LayerAudit, Precision
+from edgeship.targets import Compiled, Session, Target
+from edgeship.targets._messages import summed_up
+from edgeship.targets._timing import loop_ips
+from edgeship.targets.tensorrt import fp16_graph, lint, local_gpu, rtx_check
+from edgeship.toolkit.core.artifact import write_bytes
+from edgeship.toolkit.core.errors import ModelError, TargetError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
+from edgeship.toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
@@ -39,9 +39,9 @@ class TensorRT:
 
     def versions(self) -> Mapping[str, str]:
         """TensorRT where it can run, and TensorRT-RTX that checks graphs without a GPU."""
-        found = {"tensorrt": live.version()} if live.available() else {}
+        found = {"tensorrt": local_gpu.version()} if local_gpu.available() else {}
         try:
-            return {**found, "tensorrt-rtx": str(gate.sdk().__version__)}
+            return {**found, "tensorrt-rtx": str(rtx_check.sdk().__version__)}
         except TargetError:
             if found:
                 return found
@@ -58,13 +58,13 @@ class TensorRT:
         if refused:
             raise TargetError(_told(model, refused), hint=_audit_hint(model))
         warnings = summed_up((found.rule, found.node, found.message) for found in findings)
-        if live.available():
-            engine, said = live.build(model, precision)
+        if local_gpu.available():
+            engine, said = local_gpu.build(model, precision)
             write_bytes(out / ENGINE, engine)
-            with live.opened(out / ENGINE) as session:
+            with local_gpu.opened(out / ENGINE) as session:
                 audit = session.audit(model)
             instead, why = _typed(model, out, precision)
-            note = f"built for this GPU by TensorRT {live.version()}"
+            note = f"built for this GPU by TensorRT {local_gpu.version()}"
             warnings = (*warnings, *said, *why)
             return Compiled(
                 ENGINE, runs_here=True, note=note, audit=audit, warnings=warnings, instead=instead
@@ -84,7 +84,7 @@ class TensorRT:
             TargetError: There is no GPU with TensorRT here.
         """
         del threads  # of a CPU; a GPU has none
-        with live.opened(engine) as session:
+        with local_gpu.opened(engine) as session:
             yield session
 
     def throughput_ips(
@@ -105,7 +105,7 @@ def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...
     if precision == "fp32":
         return (), ()
     try:
-        half.to_half(model, out / TYPED)
+        fp16_graph.to_half(model, out / TYPED)
     except ModelError as error:
         return (), (f"no FP16-typed form for TensorRT 11: {error}",)
     return (TYPED,), ()
@@ -114,7 +114,7 @@ def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...
 def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
     """Note, layers and warnings of a graph that cannot be built for a device here."""
     try:
-        verdict = gate.check(model)
+        verdict = rtx_check.check(model)
     except TargetError as absent:
         note = "passed the linter only, not read by NVIDIA's parser, not built for a Jetson"
         return note, (), (f"{absent}: {absent.hint}",)

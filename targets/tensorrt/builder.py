@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from targets.tensorrt.versions import Rules, rules
-from toolkit.core.errors import RecipeError
-from toolkit.core.results import Precision
-from toolkit.core.tensors import ShapeProfile
+from edgeship.targets.tensorrt.versions import Rules, rules
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.results import Precision
+from edgeship.toolkit.core.tensors import ShapeProfile
 
 Boundary = Literal["gpu", "copies", "enqueue"]
 MEASURE_SOURCE = "NVIDIA/TensorRT samples/common/sampleReporting.cpp and sampleOptions.cpp"

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from targets.tensorrt import builder, half, jetson, versions
-from targets.tensorrt._index import COMMUTING, DEQUANTIZE, QUANTIZE, Index, attribute, label, load
-from targets.tensorrt.lint import Finding
-from toolkit.core.artifact import replacing, write_text
-from toolkit.core.errors import DataError, DeviceError, ModelError
-from toolkit.core.quant import FloatArray
-from toolkit.graph.reference import Reference
+from edgeship.targets.tensorrt import builder, fp16_graph, jetson, versions
+from edgeship.targets.tensorrt._index import COMMUTING, DEQUANTIZE, QUANTIZE, Index, attribute, label, load
+from edgeship.targets.tensorrt.lint import Finding
+from edgeship.toolkit.core.artifact import replacing, write_text
+from edgeship.toolkit.core.errors import DataError, DeviceError, ModelError
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.graph.reference import Reference
 
 ALGORITHM = "EntropyCalibration2"  # the one a DLA takes: it calibrates before layers are fused
 HEADER = re.compile(r"TRT-(\d{4,6})-(EntropyCalibration2|EntropyCalibration|MinMaxCalibration)")
@@ -332,7 +332,7 @@ def _write_explicit(graph: Any, out: Path, version: str, core: int, findings: tu
     with tempfile.TemporaryDirectory() as scratch:
         pooled = Path(scratch) / "pooled.onnx"
         onnx.save(graph, str(pooled))
-        half.to_half(pooled, out / EXPLICIT_GRAPH)
+        fp16_graph.to_half(pooled, out / EXPLICIT_GRAPH)
     return Bundle(out, EXPLICIT_GRAPH, (), findings, arguments)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.core.errors import DeviceError, nearest
+from edgeship.toolkit.core.errors import DeviceError, nearest
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from targets.tensorrt import versions
-from targets.tensorrt._index import (
+from edgeship.targets.tensorrt import versions
+from edgeship.targets.tensorrt._index import (
     DEQUANTIZE,
     QUANTIZE,
     WEIGHTED,
@@ -25,7 +25,7 @@ from targets.tensorrt._index import (
     label,
     load,
 )
-from targets.tensorrt.versions import Rules
+from edgeship.targets.tensorrt.versions import Rules
 
 INTEGER_OPERATORS = (
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
@@ -78,7 +78,7 @@ def lint(model: Path, version: str) -> list[Finding]:
 
 def findings(model: Any, rules: Rules) -> list[Finding]:
     """`lint` of a model in memory."""
-    from targets.tensorrt import placement
+    from edgeship.targets.tensorrt import placement
 
     index = Index(model)
     found = [*_opset(index, rules), *_pixels(index, rules)]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from targets.tensorrt._index import DEQUANTIZE, QUANTIZE, Index, label
-from targets.tensorrt.lint import Finding
+from edgeship.targets.tensorrt._index import DEQUANTIZE, QUANTIZE, Index, label
+from edgeship.targets.tensorrt.lint import Finding
 
 PLACEMENT = (
     "docs.nvidia.com/deeplearning/tensorrt, Q/DQ Layer-Placement Recommendations; TensorRT Engine Explorer's "

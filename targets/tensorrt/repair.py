@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from targets.tensorrt import versions
-from targets.tensorrt._index import DEQUANTIZE, QUANTIZE, Index, fresh_name, has_attribute, label, load
-from targets.tensorrt.lint import Finding, findings, weight_axis
-from targets.tensorrt.placement import sibling, trunk_and_skip
-from targets.tensorrt.versions import Rules
-from toolkit.core.artifact import replacing
-from toolkit.core.errors import ModelError
+from edgeship.targets.tensorrt import versions
+from edgeship.targets.tensorrt._index import (
+    DEQUANTIZE,
+    QUANTIZE,
+    Index,
+    fresh_name,
+    has_attribute,
+    label,
+    load,
+)
+from edgeship.targets.tensorrt.lint import Finding, findings, weight_axis
+from edgeship.targets.tensorrt.placement import sibling, trunk_and_skip
+from edgeship.targets.tensorrt.versions import Rules
+from edgeship.toolkit.core.artifact import replacing
+from edgeship.toolkit.core.errors import ModelError
 
 MIN_SCALE = 2.0**-23
 
@@ -246,8 +254,8 @@ def _lower_opset(graph: Any, opset: int) -> Any:
     import onnx_ir as ir
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-    from toolkit.graph.opset import lower
-    from toolkit.graph.shapes import infer
+    from edgeship.toolkit.graph.opset import lower
+    from edgeship.toolkit.graph.shapes import infer
 
     model = ir.from_proto(graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.errors import RecipeError
 
 HEADERS = "NVIDIA/TensorRT include/NvInfer*.h and python/src of the release branch"
 OPTIONS = "NVIDIA/TensorRT samples/common/sampleOptions.cpp of the release branch"

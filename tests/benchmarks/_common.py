@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from targets._device import this_device
-from toolkit.core.statistics import T95_9
+from edgeship.targets._device import this_device
+from edgeship.toolkit.core.statistics import T95_9
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the repository; may be absent

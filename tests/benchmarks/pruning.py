@@ -32,11 +32,11 @@ from pruning_tools import (
     torch_pruned,
 )
 
-from toolkit.core.artifact import read_json, write_json
-from toolkit.core.statistics import paired_drop
-from toolkit.models.resnet import ResNet, macs
-from toolkit.models.weights import load
-from toolkit.prune import DistillOptions, PruneOptions
+from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.statistics import paired_drop
+from edgeship.toolkit.models.resnet import ResNet, macs
+from edgeship.toolkit.models.weights import load
+from edgeship.toolkit.prune import DistillOptions, PruneOptions
 
 SECTIONS = ("accuracy", "distillation", "int8", "latency", "predicted", "time")
 LATENCY_SIZE = 224

@@ -19,21 +19,20 @@ import numpy as np
 import torch
 from _common import peak_bytes
 
-import quantize
-import targets
-from calibration.datasets import Dataset, open_dataset
-from calibration.loader import batches
-from calibration.manifest import locate, select
-from quantize.collect import collect
-from targets._timing import interleave
-from toolkit.core.artifact import read_json, write_json
-from toolkit.core.tensors import Preprocess
-from toolkit.models.export import export
-from toolkit.models.resnet import ResNet, resize
-from toolkit.models.weights import load, save
-from toolkit.pipeline.stopwatch import Stopwatch
-from toolkit.prune import DistillOptions, PruneOptions, distill, prune
-from toolkit.prune.apply import widths_of
+from edgeship import quantization, targets
+from edgeship.calibration.datasets import Dataset, open_dataset
+from edgeship.calibration.loader import batches
+from edgeship.calibration.manifest import locate, select
+from edgeship.quantization.calibrate import collect
+from edgeship.targets._timing import interleave
+from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.export import export
+from edgeship.toolkit.models.resnet import ResNet, resize
+from edgeship.toolkit.models.weights import load, save
+from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.prune import DistillOptions, PruneOptions, distill, prune
+from edgeship.toolkit.prune.apply import widths_of
 
 TARGET = "openvino"
 BATCH = 50  # images at once
@@ -185,7 +184,7 @@ def quantized(
     plain, rounded = folder / "float.onnx", folder / "int8.onnx"
     export(model, plain, size=size, batch=batch)
     scheme = targets.get(TARGET).scheme
-    quantize.quantize(plain, collect(plain, images), scheme, quantize.QuantizeOptions(), rounded)
+    quantization.quantize(plain, collect(plain, images), scheme, quantization.QuantizeOptions(), rounded)
     return plain, rounded
 
 

@@ -27,15 +27,15 @@ from quantization_jobs import Images, Network, Runner
 from quantization_measure import FLOAT, Engine, Quality, build, latencies, qualities, reshaped
 from quantization_tools import BATCH, CONTROLLED_DROP, FLOOR
 
-from calibration.loader import batches
-from targets.tensorrt import gate
-from toolkit.core.errors import ToolkitError
-from toolkit.core.tensors import Preprocess
-from toolkit.models.export import export
-from toolkit.models.resnet import ResNet, architecture
-from toolkit.models.weights import load
-from toolkit.pipeline import preprocessing
-from toolkit.pipeline.recipe import PreprocessOptions
+from edgeship.calibration.loader import batches
+from edgeship.targets.tensorrt import rtx_check
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.export import export
+from edgeship.toolkit.models.resnet import ResNet, architecture
+from edgeship.toolkit.models.weights import load
+from edgeship.toolkit.pipeline import preprocessing
+from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
 OURS, NNCF = "edgeship balanced", "NNCF default"
 MAIN = ("edgeship fast", OURS, NNCF, "ONNX Runtime min-max")
@@ -316,7 +316,7 @@ def memory(network: Network, many: Images, runner: Runner) -> list[str]:
 def gates(runner: Runner) -> list[str]:
     """What NVIDIA's parser and ahead-of-time builder say; untrained networks, noise for images."""
     try:
-        gate.sdk()
+        rtx_check.sdk()
     except ToolkitError as error:
         return ["## TensorRT-RTX", f"Not run: {error}; {error.hint}."]
     rows = []
@@ -332,7 +332,7 @@ def gates(runner: Runner) -> list[str]:
         if "reason" in result:
             rows.append((name, tool, result["reason"], None))
             continue
-        verdict = gate.check(Path(result["graph"]))
+        verdict = rtx_check.check(Path(result["graph"]))
         weighted = [layer for layer in verdict.layers if layer.weighted]
         said = "accepted" if verdict.accepted else f"refused: {verdict.errors[0].splitlines()[0]}"
         in_int8 = f"{sum(layer.precision == 'int8' for layer in weighted)}/{len(weighted)}"

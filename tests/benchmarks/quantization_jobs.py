@@ -9,14 +9,14 @@ from typing import Any
 
 from _common import run_fresh, tell
 
-from calibration import manifest
-from calibration.datasets import Dataset, open_dataset
-from toolkit.core.artifact import plain
-from toolkit.core.tensors import Preprocess
-from toolkit.models.export import export
-from toolkit.models.resnet import ResNet
-from toolkit.pipeline import preprocessing
-from toolkit.pipeline.recipe import PreprocessOptions
+from edgeship.calibration import manifest
+from edgeship.calibration.datasets import Dataset, open_dataset
+from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.export import export
+from edgeship.toolkit.models.resnet import ResNet
+from edgeship.toolkit.pipeline import preprocessing
+from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
 WORKER = Path(__file__).with_name("quantization_tools.py")
 

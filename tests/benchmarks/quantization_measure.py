@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from _common import SESSIONS, tell
 
-import targets
-from calibration.datasets import Dataset
-from calibration.loader import batches
-from targets._openvino_audit import audit
-from targets._timing import interleave
-from targets.onnxruntime import simulate
-from toolkit.core import statistics
-from toolkit.core.results import LayerAudit
-from toolkit.core.tensors import Preprocess
+from edgeship import targets
+from edgeship.calibration.datasets import Dataset
+from edgeship.calibration.loader import batches
+from edgeship.targets._openvino_audit import audit
+from edgeship.targets._timing import interleave
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.core import statistics
+from edgeship.toolkit.core.results import LayerAudit
+from edgeship.toolkit.core.tensors import Preprocess
 
 FLOAT = "FP32"
 BATCH = 50

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from _common import peak_bytes
 
-from calibration.datasets import open_dataset
-from calibration.loader import batches
-from targets._device import pair_sums_saturate, this_device
-from toolkit.core.tensors import Preprocess
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.loader import batches
+from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.toolkit.core.tensors import Preprocess
 
 BATCH = 8  # images at once, as `edgeship run` calibrates
 INPUT = "images"  # of the graphs we export
@@ -82,11 +82,9 @@ def edgeship(effort: str) -> Tool:
         import openvino  # noqa: F401
         import torch  # noqa: F401
 
-        import quantize
-        import quantize.calibrated
-        import targets
-        from quantize.collect import collect
-        from toolkit.graph.io import read_classifier
+        from edgeship import quantization, targets
+        from edgeship.quantization.calibrate import collect
+        from edgeship.toolkit.graph.io import read_classifier
 
         scheme = targets.get(job.target).scheme
 
@@ -94,7 +92,7 @@ def edgeship(effort: str) -> Tool:
             out = job.out / "edgeship.onnx"
             graph = read_classifier(job.model)  # once, as `edgeship quantize` does
             statistics = collect(graph, job.images.batches(BATCH))
-            quantize.quantize(graph, statistics, scheme, quantize.QuantizeOptions(effort=effort), out)
+            quantization.quantize(graph, statistics, scheme, quantization.QuantizeOptions(effort=effort), out)
             return out
 
         return run
@@ -215,7 +213,7 @@ def aimet(scheme: str = "min_max", *, equalize: bool = False, adaround: bool = F
         from aimet_onnx.cross_layer_equalization import equalize_model
         from quantization_measure import any_batch
 
-        import targets
+        from edgeship import targets
 
         signed = targets.get(job.target).scheme.unsigned_activation is None
         config = json.loads(Path(get_path_for_per_channel_config()).read_text(encoding="utf-8"))
@@ -249,9 +247,9 @@ def aimet(scheme: str = "min_max", *, equalize: bool = False, adaround: bool = F
 
 def fp32_pass() -> Tool:
     def prepare(job: Job) -> Callable[[], Path]:
-        from toolkit.core.threads import ordered_map
-        from toolkit.graph import io
-        from toolkit.graph.reference import Reference
+        from edgeship.toolkit.core.threads import ordered_map
+        from edgeship.toolkit.graph import io
+        from edgeship.toolkit.graph.reference import Reference
 
         def run() -> Path:
             classifier = io.read_classifier(job.model)

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from calibration.datasets import open_dataset
-from toolkit.core.errors import DataError
+from edgeship.calibration.datasets import open_dataset
+from edgeship.toolkit.core.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 10, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 0, 2, 1])

@@ -5,8 +5,8 @@ import json
 import pytest
 from measured import peak
 
-from calibration.class_names import index_labels, read_class_aliases, read_class_names
-from toolkit.core.errors import DataError
+from edgeship.calibration.class_names import index_labels, read_class_aliases, read_class_names
+from edgeship.toolkit.core.errors import DataError
 
 NAMES = ("tench", "great white shark, Carcharodon", "hen")
 IDS = ("n01440764", "n01484850", "n01514859")

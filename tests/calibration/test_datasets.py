@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibration import manifest
-from calibration.datasets import open_dataset
-from toolkit.core.artifact import sha256_bytes
-from toolkit.core.errors import DataError
+from edgeship.calibration import manifest
+from edgeship.calibration.datasets import open_dataset
+from edgeship.toolkit.core.artifact import sha256_bytes
+from edgeship.toolkit.core.errors import DataError
 
 
 def pack_zip(folder, out, prefix=""):

@@ -8,8 +8,8 @@ import pytest
 from measured import peak
 from PIL import Image
 
-from calibration.images import decode
-from toolkit.core.errors import DataError
+from edgeship.calibration.images import decode
+from edgeship.toolkit.core.errors import DataError
 
 
 def png16(values):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.datasets import open_dataset
-from calibration.doctor import examine
-from calibration.duplicates import look, pairs
-from calibration.preprocess import normalize, pixels
-from calibration.signature import Stem, stem_divergence
-from toolkit.core.errors import DataError
-from toolkit.core.tensors import Preprocess
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.doctor import examine
+from edgeship.calibration.duplicates import look, pairs
+from edgeship.calibration.preprocess import normalize, pixels
+from edgeship.calibration.preprocessing_check import Stem, stem_divergence
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.tensors import Preprocess
 
 # The generated pictures are uniform grain: mean 0.5 in every channel.
 PREPROCESS = Preprocess(resize=32, crop=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.duplicates import Look, look, pairs
+from edgeship.calibration.duplicates import Look, look, pairs
 
 PICTURE = np.random.default_rng(0).normal(size=256).astype(np.float32)
 PICTURE /= np.linalg.norm(PICTURE)

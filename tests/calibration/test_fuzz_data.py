@@ -17,14 +17,14 @@ from measured import peak
 from PIL import Image
 from safetensors.torch import save as safetensors
 
-from calibration.class_names import read_class_aliases
-from calibration.datasets import open_dataset
-from calibration.images import decode
-from toolkit.core.errors import ToolkitError
-from toolkit.core.tensors import Preprocess
-from toolkit.models import weights
-from toolkit.models.resnet import architecture, build
-from toolkit.pipeline.outside import fingerprint
+from edgeship.calibration.class_names import read_class_aliases
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.images import decode
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models import weights
+from edgeship.toolkit.models.resnet import architecture, build
+from edgeship.toolkit.pipeline.fingerprints import fingerprint
 
 SECONDS, MEGABYTES = 2, 500  # of one input
 HANGS = 20  # seconds

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from measured import peak
 
-from calibration import stores
-from calibration.datasets import open_dataset
-from toolkit.core.errors import DataError
+from edgeship.calibration import file_sources
+from edgeship.calibration.datasets import open_dataset
+from edgeship.toolkit.core.errors import DataError
 
 
 def zip_with(path, name, data=b"x", mode=0):
@@ -59,7 +59,7 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", b"\0" * 5000)
-    monkeypatch.setattr(stores, "MAX_FILE_BYTES", 4999)
+    monkeypatch.setattr(file_sources, "MAX_FILE_BYTES", 4999)
     with pytest.raises(DataError, match="more than any image may"):
         open_dataset(path).read(0)
 
@@ -122,7 +122,7 @@ def test_a_full_temporary_disk(tmp_path, class_folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stores.shutil, "copyfileobj", full)
+    monkeypatch.setattr(file_sources.shutil, "copyfileobj", full)
     with pytest.raises(DataError, match="No space left") as caught:
         open_dataset(path)
     assert "TMPDIR" in caught.value.hint
@@ -162,7 +162,7 @@ def test_a_small_zip_of_gigabytes(tmp_path, claimed):
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.npz"])
 def test_other_small_files_of_gigabytes(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(stores, "_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(file_sources, "_FREE_BYTES", 1 << 20)
     path = tmp_path / name
     if name == "a.npz":
         np.savez_compressed(path, x=np.zeros((300, 64, 64, 3), np.uint8))

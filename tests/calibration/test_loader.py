@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.datasets import Dataset, Item, open_dataset
-from calibration.loader import batches
-from calibration.preprocess import apply
-from toolkit.core import progress, threads
-from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.tensors import Preprocess
-from toolkit.core.threads import ordered_map
+from edgeship.calibration.datasets import Dataset, Item, open_dataset
+from edgeship.calibration.loader import batches
+from edgeship.calibration.preprocess import apply
+from edgeship.toolkit.core import progress, threads
+from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.core.threads import ordered_map
 
 SMALL = Preprocess(resize=32, crop=24)
 
@@ -184,7 +184,7 @@ def test_results_keep_their_order_when_work_takes_unequal_time():
 def test_ctrl_c_ends_the_process_at_once(tmp_path):
     script = """
 import time
-from toolkit.core.threads import ordered_map
+from edgeship.toolkit.core.threads import ordered_map
 def slow(index):
     if index == 8: print("begun", flush=True)
     time.sleep(0.02)

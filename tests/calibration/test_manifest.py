@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from calibration import manifest
-from calibration.datasets import open_dataset
-from calibration.manifest import select
-from toolkit.core.errors import DataError
+from edgeship.calibration import manifest
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.manifest import select
+from edgeship.toolkit.core.errors import DataError
 
 
 def chosen(result):

@@ -7,9 +7,9 @@ import pytest
 from measured import peak
 from PIL import Image
 
-from calibration.preprocess import apply, check, normalize, pixels
-from toolkit.core.errors import DataError
-from toolkit.core.tensors import Preprocess
+from edgeship.calibration.preprocess import apply, check, normalize, pixels
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.tensors import Preprocess
 
 PLAIN = Preprocess(resize=None, crop=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 

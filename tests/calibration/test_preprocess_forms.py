@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.preprocess_forms import (
+from edgeship.calibration.preprocess_forms import (
     FEWEST_IMAGES,
     Form,
     geometries,
@@ -13,7 +13,7 @@ from calibration.preprocess_forms import (
     surest,
     value_forms,
 )
-from toolkit.core.tensors import Preprocess
+from edgeship.toolkit.core.tensors import Preprocess
 
 STATED = Preprocess(resize=8, crop=8)
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3))  # of six classes

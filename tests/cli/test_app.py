@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from toolkit.cli import app as cli
-from toolkit.core.errors import GateError, ToolkitError
+from edgeship.toolkit.cli import app as cli
+from edgeship.toolkit.core.errors import GateError, ToolkitError
 
 HEAVY = (
     "torch",
@@ -31,7 +31,7 @@ COMMANDS = cli.app.list_commands(None)
 
 def edgeship(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "toolkit.cli.app", *arguments],
+        [sys.executable, "-m", "edgeship.toolkit.cli.app", *arguments],
         capture_output=True,
         text=True,
         timeout=300,
@@ -79,7 +79,7 @@ def test_every_command_has_help_for_every_option_and_an_example(path, command):
 def test_every_help_starts_without_any_sdk():
     program = f"""
 import sys
-from toolkit.cli import app
+from edgeship.toolkit.cli import app
 for arguments in [[]] + [[name] for name in {COMMANDS!r}]:
     try:
         app.main([*arguments, "--help"])
@@ -195,7 +195,7 @@ def test_colour_is_for_terminals_that_want_it(capsys, monkeypatch):
 
 def test_a_reader_that_leaves_is_no_error():
     with subprocess.Popen(
-        [sys.executable, "-m", "toolkit.cli.app", "run", "--options"],
+        [sys.executable, "-m", "edgeship.toolkit.cli.app", "run", "--options"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -213,7 +213,7 @@ def test_options_of_a_recipe_are_listed_with_help(capsys):
 
 class TestStore:
     def test_lists_and_clears(self, capsys, tmp_path):
-        from toolkit.pipeline.store import Store
+        from edgeship.toolkit.pipeline.store import Store
 
         assert call(capsys, "store")[1].startswith("0 stages, 0 B")
         store = Store(tmp_path / "store")
@@ -233,8 +233,8 @@ class TestStore:
 
 
 def test_doctor_tells_what_is_here_and_how_to_get_the_rest(capsys, monkeypatch):
-    import targets
-    from toolkit.core.errors import TargetError
+    from edgeship import targets
+    from edgeship.toolkit.core.errors import TargetError
 
     class Absent:
         def versions(self):
@@ -256,7 +256,7 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
     run = [
         sys.executable,
         "-m",
-        "toolkit.cli.app",
+        "edgeship.toolkit.cli.app",
         "run",
         "quickstart",
         "--until",
@@ -287,7 +287,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
 
     checkpoint = tmp_path / "net.safetensors"
     program = (
-        "import sys; from pathlib import Path; from toolkit.models import resnet, weights; "
+        "import sys; from pathlib import Path; from edgeship.toolkit.models import resnet, weights; "
         "weights.save(resnet.ResNet(resnet.architecture('resnet20')), Path(sys.argv[1]))"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=300)

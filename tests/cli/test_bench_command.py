@@ -6,8 +6,8 @@ import onnx
 import pytest
 from float_graphs import Graph
 
-from toolkit.cli import app
-from toolkit.core.threads import granted_cores
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.core.threads import granted_cores
 
 QUICK = ("--target", "onnxruntime", "--runs", "2")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolkit.cli import app as cli
+from edgeship.toolkit.cli import app as cli
 
 
 @pytest.fixture

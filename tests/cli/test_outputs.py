@@ -5,10 +5,10 @@ import shutil
 import pytest
 from qdq_graphs import FLOAT, OPENVINO, residual_net, save
 
-from toolkit.cli import app
-from toolkit.models import weights
-from toolkit.models.resnet import architecture, build
-from toolkit.pipeline import family
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.models import weights
+from edgeship.toolkit.models.resnet import architecture, build
+from edgeship.toolkit.pipeline import family
 
 
 @pytest.fixture

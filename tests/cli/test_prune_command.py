@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.cli import app as cli
-from toolkit.core.artifact import read_json
-from toolkit.models import export, weights
-from toolkit.models.resnet import architecture, build, macs
-from toolkit.pipeline import family as comparing
-from toolkit.prune.sequential import Repair
-from toolkit.report.family import chart, page
+from edgeship.toolkit.cli import app as cli
+from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.models import export, weights
+from edgeship.toolkit.models.resnet import architecture, build, macs
+from edgeship.toolkit.pipeline import family as comparing
+from edgeship.toolkit.prune.reconstruction import Repair
+from edgeship.toolkit.report.family import chart, page
 
 SIZE = 8
 FEW = ("digits:train", "--size", str(SIZE), "--images", "40", "--step", "1", "--method", "magnitude")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from float_graphs import Graph
 
-from calibration.datasets import open_dataset
-from calibration.loader import batches
-from toolkit.cli import app
-from toolkit.core.tensors import Preprocess
-from toolkit.models import export, resnet
-from toolkit.pipeline import precision
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.loader import batches
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models import export, resnet
+from edgeship.toolkit.pipeline import mixed_precision
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 
@@ -65,7 +65,7 @@ def test_two_limits_are_refused_before_any_work(network, tmp_path, capfd):
 
 
 def test_a_limit_that_nothing_meets_ends_with_code_3_and_the_file(network, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(precision, "agreement", lambda *_: 0.5)
+    monkeypatch.setattr(mixed_precision, "agreement", lambda *_: 0.5)
     assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9") == 3
     assert "min_agreement = 0.9 is missed: 0.5 on 1000 images" in capfd.readouterr().err
     assert (tmp_path / "q.onnx").is_file()
@@ -126,10 +126,10 @@ def test_one_of_several_outputs_behind_a_softmax(network, tmp_path, capfd):
 
 
 def test_a_recipe_names_the_output_too(network, tmp_path):
-    from toolkit.core.errors import ModelError
-    from toolkit.graph import io
-    from toolkit.pipeline.network import ONNX, take_onnx
-    from toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.core.errors import ModelError
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.pipeline.load_and_export import ONNX, take_onnx
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     model = onnx.load(network)
     (logits,) = (value.name for value in model.graph.output)

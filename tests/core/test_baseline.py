@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from toolkit.core import baseline
+from edgeship.toolkit.core import baseline
 
 
 def outcomes(classes, images, accuracy, seed=0, sharpness=4.0):

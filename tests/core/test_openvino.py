@@ -8,7 +8,7 @@ import pytest
 
 FIRST_USE = """
 import sys, threading
-from toolkit.core.openvino import core, sdk
+from edgeship.toolkit.core.openvino import core, sdk
 sys.setswitchinterval(1e-6)
 core()
 start = threading.Barrier(4)
@@ -28,7 +28,11 @@ def test_threads_that_ask_for_a_type_at_once_come_back():
 
 
 @pytest.mark.parametrize(
-    "first", ["from toolkit.core.openvino import core; core()", "from targets.runner import ov; ov.load()"]
+    "first",
+    [
+        "from edgeship.toolkit.core.openvino import core; core()",
+        "from edgeship.targets.runner import ov; ov.load()",
+    ],
 )
 def test_nothing_is_sent_over_the_network(first):
     """OpenVINO's telemetry forks a process that once hung for ever, and kept a runner's output open."""

@@ -11,8 +11,8 @@ from scipy.stats import norm as normal
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from targets.runner import timing
-from toolkit.core import statistics
+from edgeship.targets.runner import timing
+from edgeship.toolkit.core import statistics
 
 
 def outcomes(both, lost, won, neither):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from toolkit.core.artifact import plain
-from toolkit.core.tensors import Preprocess, as_size, read_size, sides, size_text
+from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.tensors import Preprocess, as_size, read_size, sides, size_text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from toolkit.core.threads import check_stop, ordered_map
+from edgeship.toolkit.core.threads import check_stop, ordered_map
 
 
 def test_long_work_ends_when_its_caller_leaves():

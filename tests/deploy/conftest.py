@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from loopback import SSHD, Park, Server, make_key, need, scripted
 
-from toolkit.deploy.bundle import Bundle
-from toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.bundle import Bundle
+from edgeship.toolkit.deploy.inventory import Entry
 
 
 @pytest.fixture

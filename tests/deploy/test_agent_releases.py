@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.deploy.agent.releases import Releases
+from edgeship.toolkit.deploy.agent.releases import Releases
 
 
 @pytest.fixture

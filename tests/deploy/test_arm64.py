@@ -21,13 +21,13 @@ import qdq_graphs
 from loopback import Park, Server, free_port, make_key, need, quiet
 from runner import jetson_tree
 
-from toolkit.core.errors import DeviceError
-from toolkit.deploy import bundle as bundles
-from toolkit.deploy import release
-from toolkit.deploy.bundle import Contents, Graph
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.release import DeployOptions
-from toolkit.deploy.shipment import clear_cases
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import release
+from edgeship.toolkit.deploy.bundle import Contents, Graph
+from edgeship.toolkit.deploy.bundle_from_run import clear_cases
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.release import DeployOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.arm64, pytest.mark.timeout(1800)]
 

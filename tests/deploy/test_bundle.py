@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from loopback import make_key, scripted
 
-from targets import runner
-from toolkit.core.errors import DataError
-from toolkit.deploy import bundle as bundles
-from toolkit.deploy.bundle import Contents, Graph
+from edgeship.targets import runner
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy.bundle import Contents, Graph
 
 
 def test_the_same_contents_give_the_same_bytes(tmp_path: Path) -> None:

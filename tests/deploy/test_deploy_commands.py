@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 from loopback import live, make_key
 from runner import jetson_tree
 
-from targets.runner import system
-from toolkit.cli import app, device
-from toolkit.core.errors import DeviceError, ToolkitError
+from edgeship.targets.runner import sysfs
+from edgeship.toolkit.cli import app, device
+from edgeship.toolkit.core.errors import DeviceError, ToolkitError
 
 
 @pytest.fixture
@@ -87,17 +87,17 @@ def test_a_device_from_adding_to_removing(edgeship, park, bundle, tmp_path):
 
 def test_what_probe_tells_of_a_jetson(tmp_path):
     """From a file tree laid from public records: a fake, not a device."""
-    tree = system.Tree(str(jetson_tree.lay(tmp_path, jetson_tree.ORIN_NANO)))
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, jetson_tree.ORIN_NANO)))
     status = {"hostname": "orin", "root": "/srv", "free_bytes": 2**33, "current": None}
     absent = {"available": False, "cause": "it is not there"}
-    found = {"facts": system.gather(tree, "/"), "status": status, "backends": {"tensorrt": absent}}
+    found = {"facts": sysfs.gather(tree, "/"), "status": status, "backends": {"tensorrt": absent}}
     rows = dict(device._facts(found))
     assert rows["JetPack"] == "6.2 (L4T 36.4.3)"
     assert rows["GPU"] == "SM 8.7, no DLA cores, up to 1020 MHz, not locked"
     assert (rows["CUDA"], rows["power mode"]) == ("12.6.68", "15W")
     assert (rows["power"], rows["temperature"]) == ("5.40 W (VDD_IN)", "48 C (gpu-thermal)")
     assert rows["tensorrt"] == "no: it is not there"
-    nano = system.gather(system.Tree(str(jetson_tree.lay(tmp_path / "nano", jetson_tree.NANO))), "/")
+    nano = sysfs.gather(sysfs.Tree(str(jetson_tree.lay(tmp_path / "nano", jetson_tree.NANO))), "/")
     rows = dict(device._facts({**found, "facts": nano}))
     assert rows["GPU"] == "SM 5.3, no INT8, no DLA cores, up to 922 MHz, locked"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from toolkit.deploy.proof import _blaming, _doubts
-from toolkit.deploy.session import RefusedError
+from edgeship.toolkit.deploy.agent_client import RefusedError
+from edgeship.toolkit.deploy.verification import _blaming, _doubts
 
 OLD, NEW = ["sse4_2", "avx2"], ["sse4_2", "avx2", "avx_vnni"]
 

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from loopback import QUICK, Server, live, make_key, need, processes, quiet
 
-from toolkit.core.errors import DeviceError
-from toolkit.deploy import agent, release
-from toolkit.deploy import bundle as bundles
-from toolkit.deploy.session import RefusedError, connect
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy import agent, release
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy.agent_client import RefusedError, connect
 
 BIG = 8 << 20  # bytes: more than fits into the buffers on the way
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.core.errors import DeviceError
-from toolkit.deploy import inventory
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.transport import command_line, explain
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy import inventory
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.transport import command_line, explain
 
 FULL = Entry(
     "nano-1", "10.0.0.5", "tensorrt", user="nvidia", port=2222, key="~/.ssh/id", jump="me@gate:22,gate2",

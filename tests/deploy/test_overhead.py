@@ -11,7 +11,7 @@ import time
 import pytest
 from loopback import QUICK, need, quiet
 
-from toolkit.deploy import release
+from edgeship.toolkit.deploy import release
 
 SIZE = 256 << 20  # bytes
 

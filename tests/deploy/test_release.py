@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 from loopback import QUICK, live, processes, quiet
 
-from toolkit.cli import report
-from toolkit.core.errors import DeviceError
-from toolkit.deploy import release
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.session import RefusedError, connect
+from edgeship.toolkit.cli import report
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy import release
+from edgeship.toolkit.deploy.agent_client import RefusedError, connect
+from edgeship.toolkit.deploy.inventory import Entry
 
 
 def test_a_release_is_uploaded_proved_and_live(device, bundle):
@@ -128,7 +128,7 @@ def test_records_of_the_device_tell_which_is_live(device, bundle):
 def test_the_report_of_a_device_shows_what_it_measured(device, bundle, tmp_path, monkeypatch):
     _, entry = device
     made = release.deploy(entry, bundle(version=1, ms=7), QUICK, quiet).release
-    monkeypatch.setattr("toolkit.cli._devices.chosen", lambda inventory, names, tags: [entry])
+    monkeypatch.setattr("edgeship.toolkit.cli._devices.chosen", lambda inventory, names, tags: [entry])
     shown = CliRunner().invoke(report.command, ["--device", entry.name, "--format", "json"])
     assert shown.exit_code == 0, shown.output
     (record,) = json.loads(shown.stdout)

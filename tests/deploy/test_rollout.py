@@ -12,11 +12,11 @@ import time
 import pytest
 from loopback import QUICK, live
 
-from toolkit.core.errors import DeviceError
-from toolkit.deploy import fleet, proof, release
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.release import Outcome
-from toolkit.deploy.rollout import RolloutOptions, rollout
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy import fleet_report, release, verification
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.release import Outcome
+from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
 FLEET = [Entry(f"d{n}", "x", "openvino") for n in range(20)]
 
@@ -119,34 +119,36 @@ def test_outliers_are_found_among_their_kind():
     fast = [outcome(f"f{n}", ms=2.0 + 0.01 * n) for n in range(6)]
     slow_kind = [outcome(f"s{n}", ms=9.0 + 0.01 * n, cpu="slow") for n in range(4)]  # slow, but like its kind
     throttled = outcome("hot", ms=3.1, power_mw=None)
-    found = fleet.outliers([*fast, *slow_kind, throttled])
+    found = fleet_report.outliers([*fast, *slow_kind, throttled])
     assert [(o["device"], o["figure"], o["value"]) for o in found] == [("hot", "latency p50", 3.1)]
-    assert fleet.outliers([outcome("a"), outcome("b", ms=9.0)]) == []  # two cannot say which is odd
+    assert fleet_report.outliers([outcome("a"), outcome("b", ms=9.0)]) == []  # two cannot say which is odd
     equal = [outcome(f"e{n}") for n in range(5)]
-    assert fleet.outliers([*equal, outcome("n", ms=2.1)]) == []  # 5 % is no outlier, however equal the rest
-    assert fleet.outliers([*equal, outcome("t", ms=1.0, threads=4)]) == []  # not of the same kind
+    assert (
+        fleet_report.outliers([*equal, outcome("n", ms=2.1)]) == []
+    )  # 5 % is no outlier, however equal the rest
+    assert fleet_report.outliers([*equal, outcome("t", ms=1.0, threads=4)]) == []  # not of the same kind
     hungry = [outcome(f"p{n}", power_mw=5000.0 + n) for n in range(5)] + [outcome("hungry", power_mw=9000.0)]
-    assert [(o["device"], o["figure"]) for o in fleet.outliers(hungry)] == [("hungry", "power")]
+    assert [(o["device"], o["figure"]) for o in fleet_report.outliers(hungry)] == [("hungry", "power")]
     wrong = [outcome(f"a{n}") for n in range(5)] + [outcome("wrong", top1=0.5)]
-    assert [(o["device"], o["figure"], o["value"]) for o in fleet.outliers(wrong)] == [
+    assert [(o["device"], o["figure"], o["value"]) for o in fleet_report.outliers(wrong)] == [
         ("wrong", "top-1", 50.0)
     ]
 
 
 def test_a_latency_says_how_many_threads_it_was_measured_with():
-    assert proof.latency(record(threads=1)) == "2 ms (batch 1, 1 thread)"
-    assert proof.latency(record(threads=4)) == "2 ms (batch 1, 4 threads)"
+    assert verification.latency(record(threads=1)) == "2 ms (batch 1, 1 thread)"
+    assert verification.latency(record(threads=4)) == "2 ms (batch 1, 4 threads)"
     older = record()
     del older["latency_ms"]["threads"]
-    assert proof.latency(older) == "2 ms (batch 1)"
-    (row,) = fleet.table(fleet.report([outcome("a", threads=2)], "net-1", parallel=1))
+    assert verification.latency(older) == "2 ms (batch 1)"
+    (row,) = fleet_report.table(fleet_report.report([outcome("a", threads=2)], "net-1", parallel=1))
     assert "2 ms (batch 1, 2 threads)" in row
 
 
 def test_the_report_of_a_fleet(tmp_path):
     failed = Outcome("b|c", "failed", error="b: it | broke", hint="mend it")
-    found = fleet.report([outcome("a", power_mw=4321.0), failed], "net-1", parallel=2)
-    path = fleet.write(found, tmp_path)
+    found = fleet_report.report([outcome("a", power_mw=4321.0), failed], "net-1", parallel=2)
+    path = fleet_report.write(found, tmp_path)
     assert json.loads((tmp_path / "fleet.json").read_text()) == found and found["schema"] == 1
     assert found["counts"] == {"live": 1, "failed": 1} and found["fake"] is False
     text = path.read_text()
@@ -176,13 +178,16 @@ def test_twenty_devices_in_one_command(park, bundle):
     outcomes = rollout(entries, work, RolloutOptions(parallel=4, canaries=1), tell)
     assert states(outcomes) == ["live"] * 20 and most[0] == 4
     assert next(device for device, state in seen if state == "switching") == "d00"
-    found = fleet.report(outcomes, made.id, parallel=4)
+    found = fleet_report.report(outcomes, made.id, parallel=4)
     assert found["counts"] == {"live": 20} and found["fake"] and not found["outliers"]
-    assert {row[2] for row in fleet.table(found)} == {live(server) for server in servers} and len(
-        fleet.table(found)
+    assert {row[2] for row in fleet_report.table(found)} == {live(server) for server in servers} and len(
+        fleet_report.table(found)
     ) == 20
     started = time.monotonic()
     again = rollout(entries, work, RolloutOptions(parallel=4), tell)
     assert states(again) == ["unchanged"] * 20 and sum(o.uploaded_bytes for o in again) == 0
     assert time.monotonic() - started < 60
-    assert fleet.report(again, made.id, parallel=4)["devices"][7]["record"] == found["devices"][7]["record"]
+    assert (
+        fleet_report.report(again, made.id, parallel=4)["devices"][7]["record"]
+        == found["devices"][7]["record"]
+    )

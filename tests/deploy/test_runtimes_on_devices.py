@@ -12,16 +12,16 @@ import pytest
 import qdq_graphs
 from loopback import QUICK, live, quiet
 
-from calibration.datasets import open_dataset
-from calibration.packed import pack
-from targets._device import pair_sums_saturate, this_device
-from toolkit.core.tensors import Preprocess
-from toolkit.deploy import bundle as bundles
-from toolkit.deploy import release
-from toolkit.deploy.bundle import Contents, Graph
-from toolkit.deploy.proof import latency
-from toolkit.deploy.session import RefusedError
-from toolkit.deploy.shipment import clear_cases
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.evalset_format import pack
+from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import release
+from edgeship.toolkit.deploy.agent_client import RefusedError
+from edgeship.toolkit.deploy.bundle import Contents, Graph
+from edgeship.toolkit.deploy.bundle_from_run import clear_cases
+from edgeship.toolkit.deploy.verification import latency
 
 FAKES = Path(__file__).parents[1] / "runner" / "fakes"
 IMAGES = 64
@@ -37,7 +37,7 @@ def contents(tmp_path: Path, seed: int = 0, **placement: object) -> Contents:
     """A small residual network with Q/DQ for OpenVINO, and what ONNX Runtime says of it."""
     import onnxruntime
 
-    from calibration.packed import read
+    from edgeship.calibration.evalset_format import read
 
     graph = qdq_graphs.save(
         qdq_graphs.residual_net(dataclasses.replace(qdq_graphs.OPENVINO, **placement)),
@@ -149,7 +149,7 @@ def jetson(park, name: str, version: str = "10.3", sm: str = "8.7"):
 
 def tensorrt_contents(tmp_path: Path, classes: int = 10, size: int = 8) -> Contents:
     """A graph as the fake reads it: logit k is the sum of every `classes`-th pixel from k."""
-    from calibration.packed import read
+    from edgeship.calibration.evalset_format import read
 
     graph = tmp_path / "fake.onnx"
     graph.write_text(json.dumps({"shape": [1, 3, size, size], "classes": classes, "quantized": True}))

@@ -7,11 +7,11 @@ import pytest
 from float_graphs import Graph, images, residual
 from onnx import TensorProto, helper
 
-import targets
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from toolkit.core.errors import ModelError
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph import io
 
 SIDE = 16
 

@@ -7,9 +7,9 @@ import pytest
 from float_graphs import Graph, images
 from onnx import helper, numpy_helper
 
-from toolkit.core.errors import ModelError
-from toolkit.graph import io
-from toolkit.graph.reference import Reference
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.reference import Reference
 
 
 def kinds(path):

@@ -18,11 +18,11 @@ from foreign_forms import (
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from toolkit.core.errors import ModelError
-from toolkit.graph import io
-from toolkit.graph.batch import check, release
-from toolkit.graph.load import external_files
-from toolkit.graph.shapes import infer
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.batch import check, release
+from edgeship.toolkit.graph.load import external_files
+from edgeship.toolkit.graph.shapes import infer
 
 
 def run(path, pixels, output=None):
@@ -401,7 +401,7 @@ def reshaped(batch):
 
 @pytest.mark.parametrize(("before", "after"), [(1, None), (1, 4), (4, None), (4, 1)])
 def test_a_batch_that_is_written_into_shapes_can_be_another(before, after, tmp_path):
-    from toolkit.pipeline.network import _reshape
+    from edgeship.toolkit.pipeline.load_and_export import _reshape
 
     path = reshaped(before).save(tmp_path / "m.onnx")
     assert _reshape(path, tmp_path / "other.onnx", after, 8, {}) < 1e-5
@@ -433,7 +433,7 @@ def test_a_file_says_its_own_type_and_shape(tmp_path):
 
     from click.testing import CliRunner
 
-    from toolkit.cli.inspect import command
+    from edgeship.toolkit.cli.inspect import command
 
     model = in_type(TensorProto.FLOAT16, ends=True)()
     onnx.save(model, tmp_path / "half.onnx")

@@ -9,13 +9,13 @@ import pytest
 from float_graphs import images
 from foreign_forms import FORMS, SIDE
 
-import targets
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from targets.onnxruntime import simulate
-from toolkit.graph import io
-from toolkit.graph.cost import cost
-from toolkit.graph.ending import cut
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.cost import cost
+from edgeship.toolkit.graph.ending import cut
 
 BETWEEN = [f"opset {number}" for number in (19, 20, 22, 23, 24)]  # left to the slow test
 TARGETS = ("openvino", "onnxruntime", "tensorrt")

@@ -10,11 +10,11 @@ from float_graphs import Graph, images, residual
 from onnx import numpy_helper
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, residual_net, save
 
-from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess
-from toolkit.graph import io
-from toolkit.graph.cost import cost
-from toolkit.graph.reference import Reference
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.cost import cost
+from edgeship.toolkit.graph.reference import Reference
 
 
 def test_what_a_classifier_looks_like_from_outside(tmp_path):

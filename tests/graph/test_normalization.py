@@ -6,7 +6,7 @@ import onnx
 import pytest
 from input_forms import MEAN, STD, channel, in_front, ordinary
 
-from toolkit.graph import io
+from edgeship.toolkit.graph import io
 
 SIZE = (24, 32)
 HALF = np.full(3, 0.5, "f4")

@@ -10,15 +10,15 @@ from float_graphs import residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibration.preprocess import normalize
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from targets.onnxruntime import simulate
-from toolkit.core.errors import ModelError
-from toolkit.core.quant import QuantScheme, QuantSpec
-from toolkit.core.tensors import Preprocess
-from toolkit.graph import io
-from toolkit.graph.pixels import affine, take_pixels
+from edgeship.calibration.preprocess import normalize
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.pixels import affine, take_pixels
 
 PREPROCESS = Preprocess(resize=16, crop=16)
 SCHEME = QuantScheme(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from float_graphs import Graph, images
 
-import targets
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from quantize.network import Network
-from targets.onnxruntime import simulate
-from toolkit.graph import io
-from toolkit.graph.simplify import write_shapes
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.simplify import write_shapes
 
 KINDS = ["SAME_UPPER", "SAME_LOWER", "VALID"]
 
@@ -82,7 +82,7 @@ def test_automatic_padding_is_written_out(kind, side, tmp_path):
     io.save(classifier.model, tmp_path / "written.onnx")
     np.testing.assert_allclose(run(tmp_path / "written.onnx", pixels), expected, rtol=1e-6)
     with torch.inference_mode():
-        got = Network(classifier.model)(torch.from_numpy(pixels)).numpy()
+        got = TorchExecutor(classifier.model)(torch.from_numpy(pixels)).numpy()
     np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
 
 

@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from toolkit.core.errors import ModelError
-from toolkit.graph import io
-from toolkit.graph.conversion import conversion_error
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.conversion import conversion_error
 
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 HEIGHT, WIDTH, CHANNELS = 6, 8, 4

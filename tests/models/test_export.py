@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 import torch
 
-from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess
-from toolkit.models.export import export, parity
-from toolkit.models.resnet import architecture, build, names
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.export import export, parity
+from edgeship.toolkit.models.resnet import architecture, build, names
 
 MEMBERS = [n for n in names() if not n.endswith(("101", "152", "110"))]
 VARIED = [

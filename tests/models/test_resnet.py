@@ -5,9 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.tensors import as_size
-from toolkit.models.resnet import PadShortcut, ResNet, Widths, architecture, build, macs, names, resize
+from edgeship.toolkit.core.errors import ModelError, RecipeError
+from edgeship.toolkit.core.tensors import as_size
+from edgeship.toolkit.models.resnet import (
+    PadShortcut,
+    ResNet,
+    Widths,
+    architecture,
+    build,
+    macs,
+    names,
+    resize,
+)
 
 
 @pytest.mark.parametrize(

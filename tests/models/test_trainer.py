@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.core.errors import DataError
-from toolkit.core.progress import listening
-from toolkit.core.tensors import Preprocess
-from toolkit.models.resnet import architecture, build
-from toolkit.models.trainer import TrainOptions, augment, one_cycle, train
-from toolkit.models.weights import load
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.progress import listening
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.resnet import architecture, build
+from edgeship.toolkit.models.trainer import TrainOptions, augment, one_cycle, train
+from edgeship.toolkit.models.weights import load
 
 OPTIONS = TrainOptions(epochs=3, batch=16, learning_rate=0.05, flip=False, crop_px=1)
 

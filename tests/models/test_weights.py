@@ -15,11 +15,11 @@ import torch
 from measured import peak
 from safetensors.torch import save_file
 
-from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.tensors import Preprocess
-from toolkit.models import weights
-from toolkit.models.recognize import NESTS
-from toolkit.models.resnet import architecture, build, names, resize
+from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models import weights
+from edgeship.toolkit.models.recognize import NESTS
+from edgeship.toolkit.models.resnet import architecture, build, names, resize
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

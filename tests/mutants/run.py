@@ -48,20 +48,24 @@ TESTS = {  # module -> its test files; the quick ones first
     "toolkit/pipeline/stage.py": ["pipeline/test_code_closure.py", "pipeline/test_runner.py"],
     "toolkit/pipeline/code_closure.py": ["pipeline/test_code_closure.py"],
     "toolkit/deploy/agent/commands.py": ["deploy/test_release.py", "deploy/test_faults.py"],
-    "toolkit/deploy/agent/objects.py": [
+    "toolkit/deploy/agent/object_store.py": [
         "deploy/test_agent_releases.py",
         "deploy/test_release.py",
         "deploy/test_faults.py",
     ],
-    "toolkit/deploy/agent/programs.py": ["deploy/test_release.py", "deploy/test_faults.py"],
+    "toolkit/deploy/agent/subprocesses.py": ["deploy/test_release.py", "deploy/test_faults.py"],
     "toolkit/deploy/agent/releases.py": [
         "deploy/test_agent_releases.py",
         "deploy/test_release.py",
         "deploy/test_faults.py",
     ],
-    "toolkit/deploy/agent/wire.py": ["deploy/test_release.py", "deploy/test_faults.py"],
+    "toolkit/deploy/agent/protocol.py": ["deploy/test_release.py", "deploy/test_faults.py"],
     "toolkit/deploy/release.py": ["deploy/test_release.py", "deploy/test_faults.py"],
-    "toolkit/deploy/proof.py": ["deploy/test_proof.py", "deploy/test_doubts.py", "deploy/test_release.py"],
+    "toolkit/deploy/verification.py": [
+        "deploy/test_proof.py",
+        "deploy/test_doubts.py",
+        "deploy/test_release.py",
+    ],
     "calibration/manifest.py": ["calibration/test_manifest.py"],
     "calibration/duplicates.py": ["calibration/test_duplicates.py", "calibration/test_doctor.py"],
     "toolkit/report/gates.py": ["report/test_gates.py"],
@@ -85,7 +89,7 @@ REVIEW = (  # file, tests, text, fault: those that a review found alive
     ),
     ("toolkit/deploy/agent/releases.py", ["deploy/test_agent_releases.py"], "sync_folder(self.root)", "pass"),
     (
-        "toolkit/deploy/proof.py",
+        "toolkit/deploy/verification.py",
         ["deploy/test_proof.py"],
         'max(gates["max_gap_pp"]',
         'min(gates["max_gap_pp"]',

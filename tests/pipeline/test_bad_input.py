@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from toolkit.core.artifact import read_json
-from toolkit.core.errors import DataError, ModelError, RecipeError, ToolkitError
-from toolkit.models import export, resnet, weights
-from toolkit.pipeline import Recipe, Store, run
+from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, ToolkitError
+from edgeship.toolkit.models import export, resnet, weights
+from edgeship.toolkit.pipeline import Recipe, Store, run
 
 SIDE = 16  # pixels
 

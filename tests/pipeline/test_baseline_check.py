@@ -10,18 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration.class_order import match
-from calibration.datasets import open_dataset
-from calibration.preprocess import normalize
-from toolkit.core.artifact import read_json, write_json
-from toolkit.core.errors import DataError, ModelError
-from toolkit.core.tensors import Preprocess, preprocess_metadata
-from toolkit.models import batchnorm, resnet, weights
-from toolkit.pipeline import Recipe, Store, network, run
-from toolkit.pipeline.baseline_check import Brought, examine
-from toolkit.pipeline.preprocessing import source_of
-from toolkit.pipeline.recipe import LoadOptions, PreprocessOptions
-from toolkit.report import render
+from edgeship.calibration.class_order import match
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.preprocess import normalize
+from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.errors import DataError, ModelError
+from edgeship.toolkit.core.tensors import Preprocess, preprocess_metadata
+from edgeship.toolkit.models import batchnorm, resnet, weights
+from edgeship.toolkit.pipeline import Recipe, Store, load_and_export, run
+from edgeship.toolkit.pipeline.baseline_check import Brought, examine
+from edgeship.toolkit.pipeline.preprocessing import source_of
+from edgeship.toolkit.pipeline.recipe import LoadOptions, PreprocessOptions
+from edgeship.toolkit.report import render
 
 SIDE = 8
 NAMES = ("amber", "blue", "cyan", "green", "red", "violet")
@@ -135,7 +135,7 @@ def test_what_was_assumed_once_stays_assumed(tmp_path, images):
     torch.manual_seed(0)
     model = resnet.ResNet(resnet.architecture("resnet20", width=4))
     weights.save(model, tmp_path / "net", USUAL, source="assumed")
-    network.load_checkpoint(LoadOptions(weights=str(tmp_path / "net")), tmp_path, tmp_path)
+    load_and_export.load_checkpoint(LoadOptions(weights=str(tmp_path / "net")), tmp_path, tmp_path)
     assert read_json(tmp_path / "model.json")["preprocess_source"] == "assumed"
 
 
@@ -294,7 +294,7 @@ def brought(folder, model, dataset, inputs):
     described = {"preprocess": USUAL, "preprocess_source": "stated", "classes": 6, "class_names": ()}
     write_json(folder / "load" / "model.json", described)
     stored = read_json(folder / "load" / "model.json")
-    network.export(Recipe().export, folder / "load", stored, folder / "float.onnx")
+    load_and_export.export(Recipe().export, folder / "load", stored, folder / "float.onnx")
     logits = batchnorm.logits(model, inputs)
     places = np.arange(len(dataset))
     return Brought(

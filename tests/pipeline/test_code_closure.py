@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import toolkit
-from toolkit.pipeline import Store, run
-from toolkit.pipeline.code_closure import PACKAGES, Sources, installed
-from toolkit.pipeline.recipe import LoadOptions, Recipe
-from toolkit.pipeline.stages import STAGES
+from edgeship import toolkit
+from edgeship.toolkit.pipeline import Store, run
+from edgeship.toolkit.pipeline.code_closure import PACKAGES, Sources, installed
+from edgeship.toolkit.pipeline.recipe import LoadOptions, Recipe
+from edgeship.toolkit.pipeline.stages import STAGES
 
 ROOT = Path(toolkit.__file__).parent.parent
 RECIPE = Recipe.build({"load": {"weights": "net.pth"}, "select": {"source": "digits"}})
@@ -215,7 +215,10 @@ def test_a_stage_from_elsewhere_counts_by_its_own_text_and_the_product_below_it(
 
 
 def test_the_installed_sources_are_those_that_run_and_are_read_quickly():
-    assert installed().files(function("load"))["toolkit.core.artifact"] == ROOT / "toolkit/core/artifact.py"
+    assert (
+        installed().files(function("load"))["edgeship.toolkit.core.artifact"]
+        == ROOT / "toolkit/core/artifact.py"
+    )
     started = time.process_time()
     fresh = sources(ROOT)
     for keyed in KEYED:

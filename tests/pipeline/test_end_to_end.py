@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-import targets
-from toolkit.cli import app
-from toolkit.core.errors import GateError, TargetError
-from toolkit.models import resnet, weights
-from toolkit.pipeline import Recipe, Store, run
-from toolkit.report import compare
+from edgeship import targets
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.core.errors import GateError, TargetError
+from edgeship.toolkit.models import resnet, weights
+from edgeship.toolkit.pipeline import Recipe, Store, run
+from edgeship.toolkit.report import compare_runs
 
 RUNS = 3  # timed inferences: the figures do not matter here
 
@@ -130,7 +130,7 @@ def test_two_runs_are_compared_image_by_image(finished):
     out = finished[2] / "out"
     (difference,) = [
         each
-        for each in compare.compare([compare.Run.read(out), compare.Run.read(out)])
+        for each in compare_runs.compare([compare_runs.Run.read(out), compare_runs.Run.read(out)])
         if each.variant == "openvino-int8"
     ]
     assert difference.paired and difference.p == 1.0 and difference.drop_pp == 0.0

@@ -5,17 +5,17 @@ import pytest
 from float_graphs import Graph
 from PIL import Image
 
-import targets
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from targets.onnxruntime import simulate
-from toolkit.core import parallel
-from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.progress import listening
-from toolkit.core.tensors import Preprocess
-from toolkit.pipeline import Recipe, evaluation, images
-from toolkit.pipeline.outside import outside_files
-from toolkit.pipeline.variants import Variant
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.core import parallel
+from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.progress import listening
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline import Recipe, datasets, evaluation
+from edgeship.toolkit.pipeline.fingerprints import outside_files
+from edgeship.toolkit.pipeline.variants import Variant
 
 PREPROCESS = Preprocess(8, 8, (0.5,) * 3, (0.25,) * 3)
 
@@ -44,7 +44,7 @@ def work(tmp_path_factory):
         else:
             built = targets.get(target).compile(graph, folder / "engine", "int8")
             engines.append((target, evaluation.Engine(folder / "engine" / built.file, target)))
-    dataset = images.open_evaluation(str(folder / "images"), 2)
+    dataset = datasets.open_evaluation(str(folder / "images"), 2)
     return evaluation.Work(
         tuple(engines), str(folder / "images"), dataset.listing_digest(), 2, PREPROCESS, batch=7
     )
@@ -110,10 +110,10 @@ def test_errors_of_other_processes_arrive_whole(work, tmp_path):
 
 def damaged(work, folder, bad):
     """The images with some that cannot be read."""
-    for index, item in enumerate(images.open_evaluation(work.source, 2).items):
+    for index, item in enumerate(datasets.open_evaluation(work.source, 2).items):
         file = folder / item.name
         file.parent.mkdir(parents=True, exist_ok=True)
-        source = images.open_evaluation(work.source, 2).read(index)
+        source = datasets.open_evaluation(work.source, 2).read(index)
         file.write_bytes(b"nothing" if index in bad else source)
     return evaluation.Work(work.engines, str(folder), "", 2, PREPROCESS, 7, skip_bad=True)
 

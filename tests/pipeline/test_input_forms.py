@@ -9,13 +9,13 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-import targets
-from calibration.preprocess import normalize
-from targets import onnxruntime as ort_target
-from toolkit.cli import app
-from toolkit.core.statistics import sqnr_db
-from toolkit.core.tensors import Preprocess
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.calibration.preprocess import normalize
+from edgeship.targets import onnxruntime as ort_target
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.core.statistics import sqnr_db
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph import io
 
 SIZE = (24, 32)
 NAMES = ("openvino", "onnxruntime", "tensorrt")

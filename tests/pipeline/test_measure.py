@@ -5,13 +5,13 @@ import pytest
 from PIL import Image
 from qdq_graphs import FLOAT, residual_net, save
 
-import targets
-from calibration import preprocess as preprocessing
-from targets import _energy, _memory
-from toolkit.core.errors import TargetError
-from toolkit.core.tensors import Preprocess
-from toolkit.pipeline import measure, variants
-from toolkit.pipeline.recipe import BenchOptions
+from edgeship import targets
+from edgeship.calibration import preprocess as preprocessing
+from edgeship.targets import _energy, _memory
+from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline import measure, variants
+from edgeship.toolkit.pipeline.recipe import BenchOptions
 
 PREPROCESS = Preprocess(resize=36, crop=32)
 QUICK = BenchOptions(runs=2, warmup_s=0.0, throughput_s=0.01)

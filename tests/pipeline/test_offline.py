@@ -44,7 +44,7 @@ def run(folder, port):
     arguments = ["run", "quickstart", "--store", str(folder / "store"), *settings]
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
     return subprocess.run(
-        [sys.executable, "-m", "toolkit.cli.app", *arguments],
+        [sys.executable, "-m", "edgeship.toolkit.cli.app", *arguments],
         capture_output=True,
         text=True,
         timeout=300,

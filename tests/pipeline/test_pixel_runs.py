@@ -8,10 +8,10 @@ import onnx
 import pytest
 import torch
 
-from toolkit.cli import app
-from toolkit.core.errors import ModelError
-from toolkit.models import export, resnet, weights
-from toolkit.pipeline import Recipe, Store, run
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.models import export, resnet, weights
+from edgeship.toolkit.pipeline import Recipe, Store, run
 
 MEAN, STD = (0.4, 0.45, 0.5), (0.25, 0.2, 0.3)
 STATED = ["--preprocess", "mean=0.4,0.45,0.5", "--preprocess", "std=0.25,0.2,0.3"]

@@ -2,11 +2,11 @@
 
 import pytest
 
-from toolkit.core.artifact import plain
-from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.tensors import Preprocess
-from toolkit.pipeline.preprocessing import check_channels, from_json, resolve
-from toolkit.pipeline.recipe import PreprocessOptions
+from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.errors import ModelError, RecipeError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline.preprocessing import check_channels, from_json, resolve
+from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
 OWN = Preprocess(resize=236, crop=224, mean=(0.5,) * 3, std=(0.2,) * 3, interpolation="bicubic")
 

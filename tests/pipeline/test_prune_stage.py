@@ -5,17 +5,17 @@ import re
 import pytest
 import torch
 
-from toolkit.core.artifact import read_json
-from toolkit.core.errors import ModelError
-from toolkit.core.progress import listening
-from toolkit.models import weights
-from toolkit.models.resnet import architecture, build, macs
-from toolkit.pipeline import Recipe, Store, pruning, run
-from toolkit.pipeline.recipe import PruneOptions
-from toolkit.pipeline.stages import STAGES
-from toolkit.pipeline.stopwatch import Stopwatch
-from toolkit.prune import widths
-from toolkit.report import inside
+from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.progress import listening
+from edgeship.toolkit.models import weights
+from edgeship.toolkit.models.resnet import architecture, build, macs
+from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
+from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.recipe import PruneOptions
+from edgeship.toolkit.pipeline.stages import STAGES
+from edgeship.toolkit.prune import width_search
+from edgeship.toolkit.report import quantization_charts
 
 SIZE = 8
 NARROW = {"method": "obs", "keep": 0.5, "step": 1, "images": 30, "mirror": False}
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def start(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("toolkit.core.threads.granted_cores", lambda: 4)
+    monkeypatch.setattr("edgeship.toolkit.core.threads.granted_cores", lambda: 4)
 
     def start(prune, until="prune", **sections):
         table = {
@@ -60,13 +60,15 @@ def test_half_the_channels_go_and_the_run_is_cached(start):
 def test_what_a_search_tried_is_drawn_as_a_frontier(start):
     found = start({"method": "magnitude", "max_drop_pp": 40.0, "step": 1, "images": 30, "mirror": False})
     plan = read_json(found.folder("prune") / "plan.json")
-    drawn = inside.frontier(plan)
+    drawn = quantization_charts.frontier(plan)
     line, knee, chosen = drawn.data
     assert line["x"] == sorted(row["macs"] for row in plan["frontier"])
     assert line["x"][-1] == plan["macs_before"] and line["y"][-1] == 0.0
     assert chosen["x"] == [plan["macs_after"]] and chosen["y"] == [plan["expected_drop_pp"]]
     assert knee["x"][0] in line["x"]
-    assert inside.frontier(read_json(start(NARROW).folder("prune") / "plan.json")) is None  # one candidate
+    assert (
+        quantization_charts.frontier(read_json(start(NARROW).folder("prune") / "plan.json")) is None
+    )  # one candidate
 
 
 def test_only_a_latency_binds_it_to_the_machine():
@@ -147,7 +149,7 @@ def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
 
 def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatch):
     wide = architecture("resnet20", classes=10, width=64)
-    narrow = widths.uniform(wide, 0.25, 8)
+    narrow = width_search.uniform(wide, 0.25, 8)
     table = tmp_path / "latencies.json"
     with Stopwatch(("openvino",), 16, 1, table) as measure:
         dense_ms, small_ms = measure(wide), measure(narrow)

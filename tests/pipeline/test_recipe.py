@@ -2,9 +2,9 @@
 
 import pytest
 
-from toolkit.core.errors import RecipeError
-from toolkit.core.threads import granted_cores
-from toolkit.pipeline.recipe import Recipe, check_required, names
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.threads import granted_cores
+from edgeship.toolkit.pipeline.recipe import Recipe, check_required, names
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_required_options_are_asked_for_only_where_needed(recipe):
 def test_every_recipe_that_comes_along_is_valid_and_explains_itself(name):
     recipe = Recipe.read(name)
     assert recipe.name == name
-    from toolkit.pipeline.recipe import find
+    from edgeship.toolkit.pipeline.recipe import find
 
     assert find(name).read_text(encoding="utf-8").startswith("# ")
 

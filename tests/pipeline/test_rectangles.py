@@ -8,12 +8,12 @@ import onnx
 import pytest
 import torch
 
-from calibration import packed
-from targets.runner import images as runner_images
-from toolkit.cli import app
-from toolkit.graph.cost import cost
-from toolkit.models import resnet, weights
-from toolkit.pipeline import Recipe, Store, run
+from edgeship.calibration import evalset_format
+from edgeship.targets.runner import evalset as runner_images
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.graph.cost import cost
+from edgeship.toolkit.models import resnet, weights
+from edgeship.toolkit.pipeline import Recipe, Store, run
 
 SIZE = (16, 24)
 
@@ -88,7 +88,7 @@ def test_the_bundle_has_rectangles_that_the_runner_reads(finished, tmp_path):
     with tarfile.open(tmp_path / "b.tar") as archive:
         archive.extractall(tmp_path / "b", filter="data")
     (file,) = (tmp_path / "b").glob("**/*.set")
-    kept = packed.read(file)
+    kept = evalset_format.read(file)
     assert kept.images.shape[1:] == (*SIZE, 3)
     assert kept.preprocess.crop == SIZE
     assert runner_images.Packed(str(file)).image_shape == (3, *SIZE)

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from toolkit.models import resnet, weights
-from toolkit.pipeline.stages import STAGES
+from edgeship.toolkit.models import resnet, weights
+from edgeship.toolkit.pipeline.stages import STAGES
 
 PROGRAM = """
 import os, resource, signal, sys, threading, time
-from toolkit.cli import app
-from toolkit.pipeline import runner
+from edgeship.toolkit.cli import app
+from edgeship.toolkit.pipeline import runner
 
 stage, trouble, *arguments = sys.argv[1:]
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.core.artifact import write_json
-from toolkit.core.errors import DataError, RecipeError, ToolkitError
-from toolkit.pipeline.code_closure import Sources
-from toolkit.pipeline.output import command, read_run
-from toolkit.pipeline.recipe import CompileOptions, Recipe, SelectOptions
-from toolkit.pipeline.runner import run
-from toolkit.pipeline.stage import Stage
-from toolkit.pipeline.store import Store
+from edgeship.toolkit.core.artifact import write_json
+from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
+from edgeship.toolkit.pipeline.code_closure import Sources
+from edgeship.toolkit.pipeline.publish import command, read_run
+from edgeship.toolkit.pipeline.recipe import CompileOptions, Recipe, SelectOptions
+from edgeship.toolkit.pipeline.runner import run
+from edgeship.toolkit.pipeline.stage import Stage
+from edgeship.toolkit.pipeline.store import Store
 
 CALLS = []
 
@@ -108,7 +108,7 @@ def test_paths_count_by_content(start, tmp_path):
 
 
 def test_a_device_stage_belongs_to_the_device_but_not_to_its_clock(start, monkeypatch):
-    import targets._device as device
+    from edgeship.targets import _device as device
 
     here = device.this_device()
     stages = (replace(STAGES[0], on_device=lambda options: True),)
@@ -214,7 +214,7 @@ def test_out_is_whole_or_untouched(start, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("toolkit.pipeline.output.write_json", full)
+    monkeypatch.setattr("edgeship.toolkit.pipeline.publish.write_json", full)
     for place in (out, tmp_path / "new"):
         with pytest.raises(ToolkitError, match=f"no room left to write below {place}"):
             start(replace(RECIPE, select=SelectOptions(source="digits", seed=99)), out=place)

@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from toolkit.core.artifact import read_json, write_json
-from toolkit.core.errors import ToolkitError
-from toolkit.pipeline import store as store_module
-from toolkit.pipeline.outside import existing, fingerprint
-from toolkit.pipeline.store import Store, default_root, key_of
+from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.pipeline import store as store_module
+from edgeship.toolkit.pipeline.fingerprints import existing, fingerprint
+from edgeship.toolkit.pipeline.store import Store, default_root, key_of
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_two_processes_do_the_work_once(store):
 KILLED = """
     import sys, time
     from pathlib import Path
-    from toolkit.pipeline.store import Store
+    from edgeship.toolkit.pipeline.store import Store
     store = Store(Path(sys.argv[1]))
     with store.in_use():
         def work(out, _work_dir):
@@ -239,7 +239,9 @@ class TestFingerprint:
         file.write_bytes(b"content")
         os.utime(file, (1, 1))
         before = fingerprint(file, tmp_path / "memory")
-        monkeypatch.setattr("toolkit.pipeline.outside.sha256_file", lambda path: pytest.fail("read again"))
+        monkeypatch.setattr(
+            "edgeship.toolkit.pipeline.fingerprints.sha256_file", lambda path: pytest.fail("read again")
+        )
         assert fingerprint(file, tmp_path / "memory") == before
 
     def test_a_file_that_changes_within_its_clock_tick_is_noticed(self, tmp_path):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from toolkit.core.errors import RecipeError
-from toolkit.pipeline import variants
-from toolkit.pipeline.recipe import BenchOptions
-from toolkit.pipeline.variants import REFERENCE, Outcome, Variant
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.pipeline import variants
+from edgeship.toolkit.pipeline.recipe import BenchOptions
+from edgeship.toolkit.pipeline.variants import REFERENCE, Outcome, Variant
 
 
 def test_every_target_has_float_and_int8_and_the_reference_is_there_once():

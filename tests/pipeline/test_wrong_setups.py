@@ -8,18 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from calibration import manifest
-from calibration.datasets import Dataset, open_dataset
-from calibration.loader import batches
-from targets.onnxruntime import simulate
-from toolkit.core.artifact import read_json
-from toolkit.core.errors import ToolkitError
-from toolkit.core.tensors import Preprocess
-from toolkit.models import batchnorm, weights
-from toolkit.pipeline import network
-from toolkit.pipeline.baseline_check import Brought, examine
-from toolkit.pipeline.preprocessing import from_json
-from toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions
+from edgeship.calibration import manifest
+from edgeship.calibration.datasets import Dataset, open_dataset
+from edgeship.calibration.loader import batches
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models import batchnorm, weights
+from edgeship.toolkit.pipeline import load_and_export
+from edgeship.toolkit.pipeline.baseline_check import Brought, examine
+from edgeship.toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions
 
 pytestmark = pytest.mark.slow
 
@@ -58,10 +58,10 @@ def check(folder, source, dataset, **preprocess):
     """Load and export a network as a run does, evaluate it and return the checks by code."""
     (folder / "load").mkdir(parents=True)
     options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess), size=64)
-    network.load_checkpoint(options, folder / "load", folder)
+    load_and_export.load_checkpoint(options, folder / "load", folder)
     described = read_json(folder / "load" / "model.json")
     graph = folder / "float.onnx"
-    network.export(ExportOptions(batch="dynamic"), folder / "load", described, graph)
+    load_and_export.export(ExportOptions(batch="dynamic"), folder / "load", described, graph)
     classes = described["classes"]
     if len(dataset.classes) != classes and not all(name.isdecimal() for name in dataset.classes):
         raise ToolkitError(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from toolkit.models.resnet import architecture, build
+from edgeship.toolkit.models.resnet import architecture, build
 
 
 def lively(name="resnet18", seed=0, **options):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from prune.nets import lively, pictures, settled
 
-from toolkit.core.errors import DataError, RecipeError
-from toolkit.models.weights import load
-from toolkit.prune import DistillOptions, PruneOptions, distill, prune
-from toolkit.prune.finetune import divergence, int8
+from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.models.weights import load
+from edgeship.toolkit.prune import DistillOptions, PruneOptions, distill, prune
+from edgeship.toolkit.prune.finetune import divergence, int8
 
 TRAIN = np.concatenate(pictures(48, seed=3))
 HELD = pictures(20, seed=4)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from prune.nets import lively
 
-from toolkit.core.errors import ModelError
-from toolkit.models.resnet import architecture, names
-from toolkit.prune.apply import shrink
-from toolkit.prune.groups import inner_groups, kept_places, stream_groups
-from toolkit.prune.sequential import following
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.models.resnet import architecture, names
+from edgeship.toolkit.prune.apply import shrink
+from edgeship.toolkit.prune.groups import inner_groups, kept_places, stream_groups
+from edgeship.toolkit.prune.reconstruction import following
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FAMILY = [

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from toolkit.core.errors import RecipeError
-from toolkit.prune import importances
-from toolkit.prune.compensation import GROWTH, choose_ridge, columns_of, refit, solve
-from toolkit.prune.importances import Evidence, Reader
-from toolkit.prune.moments import Moments, at, choose_sites, patches
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.prune import importances
+from edgeship.toolkit.prune.importances import Evidence, Reader
+from edgeship.toolkit.prune.least_squares import GROWTH, choose_ridge, columns_of, refit, solve
+from edgeship.toolkit.prune.second_moments import Moments, at, choose_sites, patches
 
 C, TAPS, OUT, ROWS = 12, 4, 5, 400
 
@@ -50,7 +50,7 @@ def test_patches_are_what_the_convolution_sees():
 
 
 def test_gram_by_blocks_is_the_gram(monkeypatch, problem):
-    monkeypatch.setattr("toolkit.prune.moments.GRAM_COLUMNS", 10)
+    monkeypatch.setattr("edgeship.toolkit.prune.second_moments.GRAM_COLUMNS", 10)
     x, _, t = problem
     raw = moments(x, t).system(intercept=False)
     torch.testing.assert_close(raw.gram, (x.T @ x).double() / ROWS, rtol=1e-4, atol=1e-3)
@@ -128,7 +128,7 @@ def test_weights_that_grow_too_much_are_held():
 def test_obs_error_is_the_loss_of_the_exact_refit(problem, monkeypatch):
     """The running sum of costs equals the regularized loss after every removal."""
     x, weight, t = problem
-    monkeypatch.setattr("toolkit.prune.importances.obs.STEPS", C)
+    monkeypatch.setattr("edgeship.toolkit.prune.importances.obs.STEPS", C)
     gain = torch.tensor([1.0, 0.5, 2.0, 0.1, 1.0]).double()
     got = evidence(x, weight, t, gain)
     ranking = importances.get("obs")(got)

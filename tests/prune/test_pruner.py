@@ -8,15 +8,15 @@ import pytest
 import torch
 from prune.nets import lively, pictures
 
-from toolkit.core.errors import DataError, ModelError, RecipeError
-from toolkit.core.progress import listening
-from toolkit.core.statistics import kl_divergence
-from toolkit.models.resnet import build, macs, resize
-from toolkit.models.weights import load, save
-from toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
-from toolkit.prune.apply import shrink
-from toolkit.prune.sequential import Repair
-from toolkit.prune.site import Site
+from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError
+from edgeship.toolkit.core.progress import listening
+from edgeship.toolkit.core.statistics import kl_divergence
+from edgeship.toolkit.models.resnet import build, macs, resize
+from edgeship.toolkit.models.weights import load, save
+from edgeship.toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
+from edgeship.toolkit.prune.apply import shrink
+from edgeship.toolkit.prune.layer_refit import Site
+from edgeship.toolkit.prune.reconstruction import Repair
 
 IMAGES = pictures(30)
 HELD = np.concatenate(pictures(30, seed=9))
@@ -201,10 +201,11 @@ def test_blocks_are_dropped_where_that_is_cheapest():
 
 def test_expected_drop_limits_the_search(monkeypatch):
     dense = lively("resnet18", width=4)
-    monkeypatch.setattr("toolkit.prune.pruner.SEARCH_ROUNDS", 3)
+    monkeypatch.setattr("edgeship.toolkit.prune.pruner.SEARCH_ROUNDS", 3)
     # a handful of images says too little of confidences: any distance will do
     monkeypatch.setattr(
-        "toolkit.prune.carried.expected_drop_pp", lambda one, two: float(100 * np.abs(one - two).mean())
+        "edgeship.toolkit.prune.execute.expected_drop_pp",
+        lambda one, two: float(100 * np.abs(one - two).mean()),
     )
     _, loose = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=50.0, step=2))
     limit = 0.6 * loose.expected_drop_pp
@@ -313,7 +314,7 @@ def test_after_a_goal_out_of_reach_the_next_one_goes_on_from_the_survey(tmp_path
     straight, plan = prune(dense, IMAGES, goal)
     with pytest.raises(ModelError, match="cannot be met"):
         prune(dense, IMAGES, replace(goal, macs=0.01), checkpoint=tmp_path)
-    monkeypatch.setattr("toolkit.prune.survey.Targets", None)  # nothing is surveyed again
+    monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
     small, other = prune(dense, IMAGES, goal, checkpoint=tmp_path)
     assert other == plan and same(small, straight)
 
@@ -329,7 +330,7 @@ def test_an_interrupted_family_keeps_its_survey_and_finished_widths(tmp_path, mo
     assert ("pruning a family", 1) in second.told and ("pruning a family", 2) not in second.told
     fitted, fit = [], Site.solve
     monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
-    monkeypatch.setattr("toolkit.prune.survey.Targets", None)  # nothing is surveyed again
+    monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
     resumed = family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
     assert len(fitted) == 2 * (9 - 4 + 9)  # what was left of the second width, and the third
     for (one, plan), (two, other) in zip(straight, resumed, strict=True):

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from prune.nets import lively, pictures
 
-from toolkit.core.statistics import kl_divergence
-from toolkit.models.resnet import architecture
-from toolkit.prune import advise, sparsify
+from edgeship.toolkit.core.statistics import kl_divergence
+from edgeship.toolkit.models.resnet import architecture
+from edgeship.toolkit.prune import advise, sparsify
 
 
 def masked(model):

@@ -6,16 +6,16 @@ import pytest
 import torch
 from float_graphs import Graph, images
 
-import targets
-from quantize import bias
-from quantize.collect import collect
-from quantize.moments import observe
-from quantize.network import Network
-from quantize.placement import place
-from quantize.qparams import weight_qparams
-from quantize.ranges import observed
-from quantize.simulate import fake_quantize
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import bias
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.clipping import observed
+from edgeship.quantization.fake_quant import fake_quantize
+from edgeship.quantization.placement import place
+from edgeship.quantization.qparams import weight_qparams
+from edgeship.quantization.second_moments import observe
+from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.graph import io
 
 SCHEME = targets.get("tensorrt").scheme
 COUNT = 20
@@ -33,7 +33,7 @@ def corrections(tmp_path_factory):
     statistics = collect(path, [pixels])
     placement = place(model, SCHEME)
     activations = {n: observed(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()}
-    network = Network(model)
+    network = TorchExecutor(model)
     weights = {
         name: fake_quantize(
             network.constants[name], weight_qparams(io.constant(model.graph.initializers[name]), spec)

@@ -6,18 +6,18 @@ import pytest
 import torch
 from float_graphs import Graph, images, residual
 
-import targets
-from quantize import bias
-from quantize.collect import collect
-from quantize.equalize import LARGEST_FACTOR, equalize, spaces
-from quantize.moments import observe
-from quantize.network import Network
-from quantize.placement import place
-from quantize.qparams import weight_qparams
-from quantize.ranges import observed, output_aware
-from quantize.simulate import fake_quantize
-from toolkit.core.quant import QuantSpec
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import bias
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.clipping import logit_aware_clipping, observed
+from edgeship.quantization.equalize import LARGEST_FACTOR, equalize, spaces
+from edgeship.quantization.fake_quant import fake_quantize
+from edgeship.quantization.placement import place
+from edgeship.quantization.qparams import weight_qparams
+from edgeship.quantization.second_moments import observe
+from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.core.quant import QuantSpec
+from edgeship.toolkit.graph import io
 
 SCHEME = targets.get("tensorrt").scheme
 
@@ -48,7 +48,7 @@ def quantizing(activations):
 
 def logits(model, pixels, change=None):
     with torch.inference_mode():
-        return Network(model)(torch.from_numpy(pixels), change).numpy()
+        return TorchExecutor(model)(torch.from_numpy(pixels), change).numpy()
 
 
 def spread_db(statistics):
@@ -80,8 +80,8 @@ def test_the_statistics_are_those_the_changed_graph_gives(tmp_path):
 
 def test_a_hand_worked_space():
     """Ranges 1 and 4, half way: factors 1/sqrt(2) and sqrt(2), whose ratio is 2."""
-    from quantize.equalize import _factor
-    from quantize.statistics import TensorStatistics
+    from edgeship.quantization.equalize import _factor
+    from edgeship.quantization.statistics import TensorStatistics
 
     seen = TensorStatistics(*(np.array(v, np.float32) for v in ([0, 0], [1, 4], [[0, 0]], [[1, 4]])))
     np.testing.assert_allclose(_factor([seen], 0.5), [2**-0.5, 2**0.5], rtol=1e-6)
@@ -123,7 +123,7 @@ def test_grouped_convolutions_take_part(group, outputs, tmp_path):
 def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
     pixels = images(64, 16)
     model, statistics = calibrated(uneven(), tmp_path, pixels)
-    network, placement = Network(model), place(model, SCHEME)
+    network, placement = TorchExecutor(model), place(model, SCHEME)
     activations = {n: observed(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()}
     coarse = QuantSpec(
         "int8", symmetric=True, axis=0, bits=4
@@ -137,7 +137,7 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
     found = bias.corrections(network, pixels, activations, grid, means)
 
     def errors(corrected):
-        changed = Network(model)
+        changed = TorchExecutor(model)
         changed.constants |= grid
         for node in changed.nodes:
             if corrected and str(node.name) in found:
@@ -173,7 +173,7 @@ def test_clip_points_by_the_logits_ignore_what_the_logits_ignore(tmp_path):
     pixels = images(16)
     model, statistics = calibrated(model, tmp_path, pixels)
     spec = {"relu1": QuantSpec("int8", symmetric=True)}
-    aware = output_aware(Network(model), pixels, spec, statistics.tensors)["relu1"]
+    aware = logit_aware_clipping(TorchExecutor(model), pixels, spec, statistics.tensors)["relu1"]
     whole = observed(statistics.tensors["relu1"], spec["relu1"], "minmax")
     assert aware.scale[0] <= 0.3 * whole.scale[0]
 

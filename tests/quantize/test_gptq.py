@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from float_graphs import Graph, images
 
-from quantize import gptq
-from quantize.gptq import fitted
-from quantize.gptq import rounded as rounded_blocks
-from quantize.moments import observe
-from quantize.network import Network
-from quantize.qparams import weight_qparams
-from quantize.simulate import fake_quantize
-from toolkit.core.quant import QuantSpec
+from edgeship.quantization import gptq
+from edgeship.quantization.fake_quant import fake_quantize
+from edgeship.quantization.gptq import gptq_round as rounded_blocks
+from edgeship.quantization.gptq import gptq_weights
+from edgeship.quantization.qparams import weight_qparams
+from edgeship.quantization.second_moments import observe
+from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.core.quant import QuantSpec
 
 COARSE = QuantSpec("int8", symmetric=True, axis=0, bits=5)
 
@@ -101,7 +101,7 @@ def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(tog
     values = F.avg_pool2d(own + common, 5, 1, 2)
     graph = Graph(size=16, channels=8)
     graph.head(graph.conv("images", 4))
-    network = Network(ir.from_proto(graph.model()))
+    network = TorchExecutor(ir.from_proto(graph.model()))
     name = str(network.nodes[0].inputs[1].name)
     weight = network.constants[name]
     qparams = weight_qparams(weight.numpy(), COARSE)
@@ -110,7 +110,7 @@ def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(tog
         errors = F.conv2d(values, found - weight, padding=1)
         return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
 
-    found = fitted(network, values.numpy(), {name: qparams}, together).weights[name]
+    found = gptq_weights(network, values.numpy(), {name: qparams}, together).weights[name]
     assert lost(found) < most * lost(fake_quantize(weight, qparams))
     torch.testing.assert_close(fake_quantize(found, qparams), found)
 
@@ -122,13 +122,13 @@ def test_what_cannot_be_fitted_goes_to_the_nearest_integers(kind):
     first = graph.conv("images", 4, group=2)
     second = graph.conv(first, 4, 1)
     graph.head(graph.conv(second, 4, 1, shared="conv1.weight"), 6, kind)
-    network = Network(ir.from_proto(graph.model()))
+    network = TorchExecutor(ir.from_proto(graph.model()))
     images = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(4)).cumsum(2).numpy()
     weights = {
         name: weight_qparams(network.constants[name].numpy(), replace(COARSE, axis=axis))
         for name, axis in (("conv0.weight", 0), ("conv1.weight", 0), ("fc.weight", int(kind == "MatMul")))
     }
-    found = fitted(network, images, weights).weights
+    found = gptq_weights(network, images, weights).weights
     nearest = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
     assert {name for name in weights if torch.equal(found[name], nearest[name])} == {
         "conv0.weight",
@@ -149,16 +149,16 @@ def test_what_cannot_be_fitted_goes_to_the_nearest_integers(kind):
 def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monkeypatch):
     graph = Graph(size=8)
     graph.head(graph.conv(graph.unary("Relu", graph.conv("images", 8)), 8))
-    network = Network(ir.from_proto(graph.model()))
+    network = TorchExecutor(ir.from_proto(graph.model()))
     weights = {
         f"{name}.weight": weight_qparams(network.constants[f"{name}.weight"].numpy(), COARSE)
         for name in ("conv0", "conv2", "fc")
     }
-    at_once = fitted(network, images(16), weights)
+    at_once = gptq_weights(network, images(16), weights)
     passes = []
     monkeypatch.setattr(gptq, "AT_ONCE", 1)
     monkeypatch.setattr(gptq, "observe", lambda *a, **k: passes.append(len(a[2])) or observe(*a, **k))
-    alone = fitted(network, images(16), weights)
+    alone = gptq_weights(network, images(16), weights)
     assert passes == [1, 1, 1]
     for name in weights:
         assert torch.equal(at_once.weights[name], alone.weights[name])
@@ -180,7 +180,7 @@ def test_second_moments_of_a_layer_are_bounded_however_many_inputs_it_has(channe
 def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch):
     graph = Graph(size=16, channels=16)
     graph.head(graph.conv("images", 8))
-    network = Network(ir.from_proto(graph.model()))
+    network = TorchExecutor(ir.from_proto(graph.model()))
     generator = torch.Generator().manual_seed(3)
     own, common = (torch.randn(24, channels, 16, 16, generator=generator) for channels in (16, 1))
     values = F.avg_pool2d(own + common, 5, 1, 2)
@@ -192,10 +192,10 @@ def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch
         return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
 
     nearest = lost(fake_quantize(weight, qparams))
-    whole = lost(fitted(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
+    whole = lost(gptq_weights(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     monkeypatch.setattr(gptq, "LARGEST", 144 * 72)  # half of its inputs at a time
     seen = []
     monkeypatch.setattr(gptq, "observe", lambda *a, **k: seen.append(a[2][0].blocks) or observe(*a, **k))
-    halves = lost(fitted(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
+    halves = lost(gptq_weights(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     assert seen == [2]
     assert whole < halves < whole + 0.25 * (nearest - whole)

@@ -14,14 +14,14 @@ from float_graphs import Graph, images, residual
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import targets
-from quantize import QuantizeOptions, qdq, quantize
-from quantize.collect import collect
-from quantize.placement import place
-from quantize.qparams import weight_qparams
-from quantize.ranges import observed
-from toolkit.core.quant import QParams
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, qdq, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.clipping import observed
+from edgeship.quantization.placement import place
+from edgeship.quantization.qparams import weight_qparams
+from edgeship.toolkit.core.quant import QParams
+from edgeship.toolkit.graph import io
 
 FAST = settings(
     max_examples=40,

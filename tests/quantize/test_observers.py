@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from quantize import observers
-from quantize.observers import entropy, mse, percentile
-from toolkit.core.errors import RecipeError
-from toolkit.core.quant import QuantSpec
+from edgeship.quantization import observers
+from edgeship.quantization.observers import entropy, mse, percentile
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.quant import QuantSpec
 
 INT8, UINT8 = QuantSpec("int8", symmetric=True), QuantSpec("uint8", symmetric=True)
 NORMAL = np.random.default_rng(0).normal(size=20_000).astype(np.float32)

@@ -12,11 +12,19 @@ import onnx_ir as ir
 import pytest
 from float_graphs import Graph, residual
 
-import targets
-from quantize.placement import candidates, fork, is_weighted, never_negative, place, unshare, weight_axis
-from toolkit.graph import io
-from toolkit.models import resnet
-from toolkit.models.export import export
+from edgeship import targets
+from edgeship.quantization.placement import (
+    add_float_bypass,
+    duplicate_shared_weights,
+    is_weighted,
+    never_negative,
+    place,
+    quantizable_tensors,
+    weight_axis,
+)
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.models import resnet
+from edgeship.toolkit.models.export import export
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 NETWORKS = ("resnet18", "resnet50", "resnet20", "preact_resnet50", "plain_resnet34")
@@ -58,7 +66,7 @@ def test_placement_is_the_one_on_file(name, scheme, folder):
 def test_every_point_of_every_scheme_is_calibrated(name, folder):
     _, model = network(name, folder)
     for scheme in SCHEMES:
-        assert set(place(model, targets.get(scheme).scheme).activations) <= set(candidates(model))
+        assert set(place(model, targets.get(scheme).scheme).activations) <= set(quantizable_tensors(model))
 
 
 def placed(graph, scheme, **changes):
@@ -81,9 +89,9 @@ def test_float_adds_read_what_was_made_and_the_layers_beside_them_read_it_quanti
     graph = residual()
     made = ir.from_proto(graph.model())
     wants = replace(targets.get(scheme).scheme, float_adds=True)
-    forked = fork(made, wants)
+    forked = add_float_bypass(made, wants)
     points = set(place(forked, wants).activations)
-    assert set(candidates(forked)) >= points
+    assert set(quantizable_tensors(forked)) >= points
     read = {str(v.name): v for node in forked.graph if node.op_type == "Add" for v in node.inputs}
     assert not points & set(read)
     shared = [name for name in read if name.endswith("/exact")]
@@ -208,13 +216,15 @@ def test_only_layers_in_float_get_weights_of_their_own():
     scheme = targets.get("openvino").scheme
     placed = place(model, scheme, [third])
     weights = {
-        str(node.name): str(node.inputs[1].name) for node in unshare(model, placed).graph if is_weighted(node)
+        str(node.name): str(node.inputs[1].name)
+        for node in duplicate_shared_weights(model, placed).graph
+        if is_weighted(node)
     }
     others = {name for name in weights if name not in (third, first, "fc")}
     assert len(others) == 2 and {weights[name] for name in others} == {f"{second}.weight"}
     assert weights[third] != f"{second}.weight"
     assert weights[first] == f"{first}.weight"
-    assert unshare(model, place(model, scheme)) is model
+    assert duplicate_shared_weights(model, place(model, scheme)) is model
 
 
 def test_a_layer_in_float_reads_floats_and_the_next_one_integers():

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantize.qparams import MIN_SCALE, choose_qparams, quantize_array, weight_qparams
-from toolkit.core.errors import QuantizationError
-from toolkit.core.quant import QParams, QuantSpec, Range
+from edgeship.quantization.qparams import MIN_SCALE, choose_qparams, quantize_array, weight_qparams
+from edgeship.toolkit.core.errors import QuantizationError
+from edgeship.toolkit.core.quant import QParams, QuantSpec, Range
 
 INT8 = QuantSpec("int8", symmetric=True)
 UINT8 = QuantSpec("uint8", symmetric=True)

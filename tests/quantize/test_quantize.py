@@ -6,14 +6,14 @@ import onnxruntime
 import pytest
 from float_graphs import Graph, images, residual
 
-import targets
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from quantize.statistics import Statistics
-from targets.tensorrt import lint
-from toolkit.core.errors import QuantizationError, ToolkitError
-from toolkit.models import resnet
-from toolkit.models.export import export
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.statistics import Statistics
+from edgeship.targets.tensorrt import lint
+from edgeship.toolkit.core.errors import QuantizationError, ToolkitError
+from edgeship.toolkit.models import resnet
+from edgeship.toolkit.models.export import export
 
 EFFORTS = ("fast", "balanced", "max")
 

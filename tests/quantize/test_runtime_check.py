@@ -5,12 +5,12 @@ import onnx
 import pytest
 from float_graphs import images, residual
 
-import targets
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from quantize.runtime_check import Runtime
-from targets.onnxruntime import simulate
-from toolkit.core.errors import TargetError
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.runtime_check import Runtime
+from edgeship.targets.onnxruntime import simulate
+from edgeship.toolkit.core.errors import TargetError
 
 PIXELS = images(16, size=16)
 

@@ -11,14 +11,14 @@ import torch
 from float_graphs import Graph, images
 from onnx import TensorProto, helper, numpy_helper
 
-import targets
-from quantize import QuantizeOptions, agreement, calibrated, learned
-from quantize.collect import collect
-from quantize.network import Execution, Network
-from quantize.onnx_node import OnnxNode
-from quantize.operations import OPERATIONS
-from toolkit.core.statistics import sqnr_db
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, agreement, learned_scales, ptq
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.onnx_node import OnnxNode
+from edgeship.quantization.torch_executor import Execution, TorchExecutor
+from edgeship.quantization.torch_ops import OPERATIONS
+from edgeship.toolkit.core.statistics import sqnr_db
+from edgeship.toolkit.graph import io
 
 SCHEME = targets.get("onnxruntime").scheme
 
@@ -78,7 +78,7 @@ def smooth(count, seed=0):
 def prepared(g, folder, effort, scheme=SCHEME):
     path = g.save(folder / "float.onnx")
     classifier = io.read_classifier(path)
-    return calibrated.prepare(
+    return ptq.prepare(
         classifier.model, collect(path, [smooth(64)], exact=True), scheme, QuantizeOptions(effort=effort)
     )
 
@@ -131,12 +131,14 @@ def test_estimated_gradients_serve_as_well_as_exact_ones(kind, monkeypatch, tmp_
 
 
 def test_scales_before_such_an_operator_follow_what_it_reads(monkeypatch, tmp_path):
-    monkeypatch.setattr(learned, "STEPS", 8)
+    monkeypatch.setattr(learned_scales, "STEPS", 8)
     coarse = replace(SCHEME, activation=replace(SCHEME.activation, bits=5), unsigned_activation=None)
     found = prepared(network("in a block"), tmp_path, "balanced", coarse)
-    exact = Network(found.exact, execution=found.execution)
-    rounded = learned._Rounded(exact, found.activations, learned.on_grid(exact, found.weights), {})
-    learned._learn_scales(torch.from_numpy(smooth(32)), rounded, 0)
+    exact = TorchExecutor(found.exact, execution=found.execution)
+    rounded = learned_scales._Rounded(
+        exact, found.activations, learned_scales.on_grid(exact, found.weights), {}
+    )
+    learned_scales._learn_scales(torch.from_numpy(smooth(32)), rounded, 0)
     moved = {name: q.scale[0] / found.activations[name].scale[0] for name, q in rounded.qparams().items()}
     assert abs(moved["images"] - 1) > 1e-3
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from float_graphs import images, residual
 
-import targets
-from quantize import QuantizeOptions, qdq, sensitivity
-from quantize.calibrated import prepare
-from quantize.collect import collect
-from quantize.network import Network
-from quantize.sensitivity import analyse, to_json
-from quantize.simulate import fake_quantize
-from toolkit.core.statistics import kl_divergence, sqnr_db
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import QuantizeOptions, qdq, sensitivity
+from edgeship.quantization.calibrate import collect
+from edgeship.quantization.fake_quant import fake_quantize
+from edgeship.quantization.ptq import prepare
+from edgeship.quantization.sensitivity import analyse, to_json
+from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
+from edgeship.toolkit.graph import io
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def run(model, pixels):
 
 def simulated(model, activations, weights, biases, pixels):
     """Logits by PyTorch, in one go, whose sums end in the same last digits as those of parts."""
-    network = Network(model)
+    network = TorchExecutor(model)
     for name, qparams in weights.items():
         network.constants[name] = fake_quantize(network.constants[name], qparams)
     shifts = {str(node.outputs[0].name): biases.get(node.name) for node in network.nodes}

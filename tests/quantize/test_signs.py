@@ -9,13 +9,13 @@ import pytest
 from graph_forms import Form
 from onnx import helper, numpy_helper
 
-import targets
-from quantize import qdq
-from quantize.integer_bias import LARGEST_BIAS, roomy
-from quantize.placement import never_negative, place
-from quantize.qparams import choose_qparams, weight_qparams
-from toolkit.core.quant import Range
-from toolkit.graph import io
+from edgeship import targets
+from edgeship.quantization import qdq
+from edgeship.quantization.integer_bias import LARGEST_BIAS, roomy
+from edgeship.quantization.placement import never_negative, place
+from edgeship.quantization.qparams import choose_qparams, weight_qparams
+from edgeship.toolkit.core.quant import Range
+from edgeship.toolkit.graph import io
 
 OPENVINO = targets.get("openvino").scheme
 

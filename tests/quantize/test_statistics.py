@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from quantize.statistics import Gathered, Statistics, TensorStatistics, Thinned
-from toolkit.core.errors import QuantizationError, ToolkitError
+from edgeship.quantization.statistics import EvenSample, Statistics, StatisticsAccumulator, TensorStatistics
+from edgeship.toolkit.core.errors import QuantizationError, ToolkitError
 
 
 def thinned(most, parts):
-    kept = Thinned(most)
+    kept = EvenSample(most)
     for part in parts:
         kept.add(np.asarray(part, np.float32).reshape(-1, 1))
     return kept.rows()[:, 0].tolist()
@@ -42,7 +42,7 @@ def test_no_place_in_a_period_is_preferred(period):
 
 
 def test_memory_does_not_grow_with_the_stream():
-    kept = Thinned(64)
+    kept = EvenSample(64)
     for _ in range(2000):
         kept.add(np.zeros((10, 8), np.float32))
     assert sum(part.nbytes for _, part in kept._kept) <= 64 * 8 * 4
@@ -52,7 +52,7 @@ def test_memory_does_not_grow_with_the_stream():
 def test_extremes_are_those_of_all_batches():
     random = np.random.default_rng(0)
     low, high = (random.normal(size=(9, 3)).astype(np.float32) for _ in range(2))
-    seen = Gathered("t")
+    seen = StatisticsAccumulator("t")
     for i in (0, 4, 8):
         seen.add(low[i : i + 4], high[i : i + 4], high[i : i + 4])
     got = seen.result()
@@ -65,7 +65,7 @@ def test_extremes_are_those_of_all_batches():
 def test_nan_and_infinite_values_name_the_tensor(bad):
     rows = np.array([[1.0, bad]], np.float32)
     with pytest.raises(QuantizationError, match="'layer1'"):
-        Gathered("layer1").add(rows, rows, rows)
+        StatisticsAccumulator("layer1").add(rows, rows, rows)
 
 
 def test_saved_statistics_come_back(tmp_path):

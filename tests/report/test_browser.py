@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from synthetic import COMMAND, STAGES, synthetic_run, thumbnail
 
-from toolkit.report import render, words
-from toolkit.report.gather import gather
+from edgeship.toolkit.report import formatting, render
+from edgeship.toolkit.report.gather import gather
 
 AXE = "axe-core@4.11.0"
 
@@ -138,12 +138,12 @@ def test_the_table_shows_the_figures_of_report_json(browser, report):
     )
     assert set(shown) == {v["name"] for v in report[1]["variants"]}
     for v in report[1]["variants"]:
-        assert shown[v["name"]]["top1"] == words.percent(v["top1"])
+        assert shown[v["name"]]["top1"] == formatting.percent(v["top1"])
         if v["latency_ms"]:
-            assert shown[v["name"]]["p50"] == words.milliseconds(v["latency_ms"]["p50"])
+            assert shown[v["name"]]["p50"] == formatting.milliseconds(v["latency_ms"]["p50"])
         if v["drop_pp"] is not None:
-            assert shown[v["name"]]["drop_pp"] == words.points(v["drop_pp"])
-            assert shown[v["name"]]["drop_ci95_pp"] == words.bracket(v["drop_ci95_pp"])
+            assert shown[v["name"]]["drop_pp"] == formatting.points(v["drop_pp"])
+            assert shown[v["name"]]["drop_ci95_pp"] == formatting.bracket(v["drop_ci95_pp"])
 
 
 def test_charts_hold_the_figures_of_report_json(browser, report):
@@ -174,9 +174,9 @@ def test_the_speed_section_holds_what_was_measured(browser, report):
     timed = {v["name"]: v for v in report[1]["variants"] if v["latency_ms"]}
     assert shown == {
         name: {
-            "end_to_end_ms": words.milliseconds(v["end_to_end_ms"]),
-            "resident_bytes": words.size(v["resident_bytes"]),
-            "memory_bytes": words.size(v["memory_bytes"]),
+            "end_to_end_ms": formatting.milliseconds(v["end_to_end_ms"]),
+            "resident_bytes": formatting.size(v["resident_bytes"]),
+            "memory_bytes": formatting.size(v["memory_bytes"]),
         }
         for name, v in timed.items()
     }

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from synthetic import CLASSES, STAGES
 
-from toolkit.core.results import LayerAudit
-from toolkit.report import words
-from toolkit.report.charts import charts
-from toolkit.report.figure import log_axis
-from toolkit.report.gather import gather
-from toolkit.report.inside import clip_points, clipping, frontier, sensitivity
+from edgeship.toolkit.core.results import LayerAudit
+from edgeship.toolkit.report import formatting
+from edgeship.toolkit.report.chart import log_axis
+from edgeship.toolkit.report.charts import charts
+from edgeship.toolkit.report.gather import gather
+from edgeship.toolkit.report.quantization_charts import clip_points, clipping, frontier, sensitivity
 
 
 @pytest.fixture
@@ -144,15 +144,15 @@ def test_a_layer_without_a_time_has_no_bar_and_is_fused_only_where_the_runtime_s
     chart = charts(replace(report, variants=(int8,)))["layers-openvino"]
     assert (chart.data[0]["x"], chart.data[0]["y"]) == ([0.25], ["conv"])
     assert chart.layout["yaxis"]["categoryarray"] == ["conv"]
-    assert [words.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused", "not known"]
-    total = words.layer_total(int8)
+    assert [formatting.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused", "not known"]
+    total = formatting.layer_total(int8)
     assert (
         total.startswith("0.250 ms in 1 timed layer,") and "1 listed layer whose time is not known" in total
     )
-    assert f"an inference takes {words.milliseconds(int8.latency_ms.p50)}" in total
+    assert f"an inference takes {formatting.milliseconds(int8.latency_ms.p50)}" in total
     untimed = replace(int8, audit=layers[1:])
-    assert words.layer_total(untimed) == ""
-    assert words.layer_time(layers[1], untimed) == "not measured"
+    assert formatting.layer_total(untimed) == ""
+    assert formatting.layer_time(layers[1], untimed) == "not measured"
 
 
 def test_a_long_tail_does_not_squeeze_the_medians_together(report):

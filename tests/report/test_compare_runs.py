@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from synthetic import STAGES, synthetic_run
 
-from toolkit.core import statistics
-from toolkit.report import render
-from toolkit.report.compare import Run, compare, markdown
-from toolkit.report.gather import gather
+from edgeship.toolkit.core import statistics
+from edgeship.toolkit.report import render
+from edgeship.toolkit.report.compare_runs import Run, compare, markdown
+from edgeship.toolkit.report.gather import gather
 
 
 def make(root, **options):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from report_rows import FP32, INT8, SIMULATED, latency, paired
 
-from toolkit.core.results import InputCheck, Variant
-from toolkit.report import gates
+from edgeship.toolkit.core.results import InputCheck, Variant
+from edgeship.toolkit.report import gates
 
 DROP, SPEED, MS = (1.0, None, None), (None, 2.0, None), (None, None, 3.0)
 

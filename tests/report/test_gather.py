@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from synthetic import COMMAND, HERE, SIMULATED, STAGES, synthetic_run
 
-from targets._timing import noise_warning
-from toolkit.core.artifact import plain
-from toolkit.report import render
-from toolkit.report.gather import gather
-from toolkit.report.verdict import warnings
+from edgeship.targets._timing import noise_warning
+from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.report import render
+from edgeship.toolkit.report.gather import gather
+from edgeship.toolkit.report.verdict import warnings
 
 PUBLIC = """
     name target precision pruned top1 top5 images measured_on drop_pp drop_ci95_pp agreement sqnr_db

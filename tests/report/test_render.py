@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from synthetic import CLASSES, COMMAND, STAGES, synthetic_run, thumbnail
 
-from toolkit.core.errors import DataError
-from toolkit.core.results import LatencySummary
-from toolkit.report import analysis, render, words
-from toolkit.report.gather import gather
-from toolkit.report.verdict import STAMPS
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.results import LatencySummary
+from edgeship.toolkit.report import formatting, paired_analysis, render
+from edgeship.toolkit.report.gather import gather
+from edgeship.toolkit.report.verdict import STAMPS
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -84,7 +84,7 @@ def test_markdown_has_one_row_per_variant_and_the_outcome_of_every_gate(report):
     for v in report.variants:
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {v.name} |")]
         assert row.count("|") == 12
-        assert words.percent(v.top1) in row
+        assert formatting.percent(v.top1) in row
     assert "| tensorrt-int8 |" in text
     assert "not measured | not measured | not measured" in text
     outcomes = ("✅ passed: ", "❌ MISSED: ", "⚠️ undecided: ", "➖ not judged: ")
@@ -108,7 +108,7 @@ def test_the_terminal_table_goes_to_stdout_with_every_variant_and_gate(report, c
     assert err == ""
     for v in report.variants:
         (row,) = [line for line in out.splitlines() if line.split()[:1] == [v.name]]
-        assert words.percent(v.top1) in row
+        assert formatting.percent(v.top1) in row
     assert "simulated: simulation" in out
     marks = ("✓ passed", "✗ MISSED", "! undecided", "○ not judged")
     assert (
@@ -192,12 +192,12 @@ def test_a_thousand_classes_and_fifty_thousand_images_stay_under_15_mb(run, repo
 
     def guess():
         wrong = rng.random(50_000) < 0.3
-        return analysis.Predictions(
+        return paired_analysis.Predictions(
             np.where(wrong, rng.integers(0, 1000, 50_000), labels), rng.random(50_000)
         )
 
     names = [f"n{i:08d}/ILSVRC2012_val_{i:08d}.JPEG" for i in range(50_000)]
-    paired = analysis.compare("onnxruntime-fp32", guess(), guess(), labels, names)
+    paired = paired_analysis.compare("onnxruntime-fp32", guess(), guess(), labels, names)
     photo = np.asarray(Image.effect_noise((256, 256), 90))  # noise: the worst a picture compresses
 
     def noise(index):
@@ -218,23 +218,26 @@ def test_a_thousand_classes_and_fifty_thousand_images_stay_under_15_mb(run, repo
 
 def test_what_a_latency_was_measured_under():
     one = LatencySummary(batch=1, p50=1.0, p90=1.0, p99=1.0, mean=1.0, runs=1, threads=1)
-    assert words.conditions(one) == "batch 1, 1 thread, 1 run"
+    assert formatting.conditions(one) == "batch 1, 1 thread, 1 run"
     assert (
-        words.conditions(replace(one, batch=None, threads=2, runs=50)) == "batch unknown, 2 threads, 50 runs"
+        formatting.conditions(replace(one, batch=None, threads=2, runs=50))
+        == "batch unknown, 2 threads, 50 runs"
     )
 
 
 def test_numbers_are_rendered_as_people_read_them():
-    assert words.percent(0.83842) == "83.84 %"
-    assert words.points(-0.004) == "0.00 pp"
-    assert words.points(0.2, (-0.1, 0.5)) == "0.20 pp [−0.10, 0.50]"
-    assert [words.three(x) for x in (0.0123, 1.234, 12.34, 123.4)] == ["0.012", "1.23", "12.3", "123"]
-    assert (words.size(11_300_000), words.count(1_814_000_000)) == ("11.3 MB", "1.81 G")
-    assert words.whole(50_000) == "50\u202f000"
-    assert (words.p_value(1e-9), words.p_value(0.25)) == ("< 0.001", "0.250")
-    assert words.percent(None) == words.milliseconds(None) == words.times(None) == "not measured"
-    assert words.label(CLASSES, 3) == "cat"
-    assert words.label(CLASSES, 99) == "class 99"
+    assert formatting.percent(0.83842) == "83.84 %"
+    assert formatting.points(-0.004) == "0.00 pp"
+    assert formatting.points(0.2, (-0.1, 0.5)) == "0.20 pp [−0.10, 0.50]"
+    assert [formatting.three(x) for x in (0.0123, 1.234, 12.34, 123.4)] == ["0.012", "1.23", "12.3", "123"]
+    assert (formatting.size(11_300_000), formatting.count(1_814_000_000)) == ("11.3 MB", "1.81 G")
+    assert formatting.whole(50_000) == "50\u202f000"
+    assert (formatting.p_value(1e-9), formatting.p_value(0.25)) == ("< 0.001", "0.250")
+    assert (
+        formatting.percent(None) == formatting.milliseconds(None) == formatting.times(None) == "not measured"
+    )
+    assert formatting.label(CLASSES, 3) == "cat"
+    assert formatting.label(CLASSES, 99) == "class 99"
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -250,7 +253,7 @@ def test_a_narrow_terminal_leaves_columns_out_by_name_and_cuts_no_figure(report,
     for v in report.variants:
         (row,) = [line for line in table.splitlines() if line.split()[:1] == [v.name]]
         if v.drop_pp is not None:
-            assert f"{words.signed(v.drop_pp)} {words.bracket(v.drop_ci95_pp)}" in row
+            assert f"{formatting.signed(v.drop_pp)} {formatting.bracket(v.drop_ci95_pp)}" in row
 
 
 def test_an_accuracy_that_was_not_measured_is_not_called_measured(report, capsys):
@@ -269,7 +272,7 @@ def test_the_drop_has_one_sign_and_one_figure_everywhere(report, capsys):
     """A loss is positive in the table, the sentence, the gate, Markdown, the page, its charts and JSON."""
     row = next(v for v in report.variants if v.name == "openvino-int8-pruned")
     assert row.drop_pp > 0 > row.top1 - report.variants[0].top1
-    figure = words.points(row.drop_pp, row.drop_ci95_pp)
+    figure = formatting.points(row.drop_pp, row.drop_ci95_pp)
     render.terminal(report)
     terminal, page = capsys.readouterr().out, render.html(report)
     assert f"top-1 drop {figure}, allowed 1 pp" in terminal
@@ -277,7 +280,7 @@ def test_the_drop_has_one_sign_and_one_figure_everywhere(report, capsys):
         assert text.count(figure) >= 2
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL)[1])
     bars = {bar["name"]: bar["x"] for bar in figures["drop"]["data"]}
-    assert bars[words.title(row)] == [row.drop_pp]
+    assert bars[formatting.title(row)] == [row.drop_pp]
     lost = sum(c.images * (c.top1_reference - c.top1) for c in row.paired.classes)
     assert lost / row.images == pytest.approx(row.drop_pp / 100)
 
@@ -312,4 +315,4 @@ def test_the_verdicts_are_the_same_in_json_markdown_page_and_terminal(report, ca
         sentence = " ".join(each["sentence"].split())
         assert sentence in terminal
         assert f"{STAMPS[each['level']]}: **{each['sentence']}**" in render.markdown(report)
-        assert f"{words.target(each['target'])}: {STAMPS[each['level']]}" in render.html(report)
+        assert f"{formatting.target(each['target'])}: {STAMPS[each['level']]}" in render.html(report)

@@ -7,10 +7,10 @@ import pytest
 from click.testing import CliRunner
 from synthetic import STAGES, thumbnail
 
-from toolkit.cli import compare, report
-from toolkit.core.errors import DataError, ToolkitError
-from toolkit.report import render
-from toolkit.report.gather import gather
+from edgeship.toolkit.cli import compare, report
+from edgeship.toolkit.core.errors import DataError, ToolkitError
+from edgeship.toolkit.report import render
+from edgeship.toolkit.report.gather import gather
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from synthetic import COMMAND, STAGES
 
-from toolkit.core.errors import ToolkitError
-from toolkit.report import render, tracking
-from toolkit.report.gather import gather
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.report import render, tracking
+from edgeship.toolkit.report.gather import gather
 
 
 class Refused(Exception):

@@ -9,12 +9,12 @@ import pytest
 from report_rows import FP32, INT8, SIMULATED, latency, paired
 from synthetic import STAGES
 
-from toolkit.core.results import InputCheck, LayerAudit, Variant
-from toolkit.core.statistics import drop_interval
-from toolkit.pipeline.stages import STAGES as STAGES_OF_A_RUN
-from toolkit.report import gates
-from toolkit.report.gather import gather
-from toolkit.report.verdict import verdicts, warnings
+from edgeship.toolkit.core.results import InputCheck, LayerAudit, Variant
+from edgeship.toolkit.core.statistics import drop_interval
+from edgeship.toolkit.pipeline.stages import STAGES as STAGES_OF_A_RUN
+from edgeship.toolkit.report import gates
+from edgeship.toolkit.report.gather import gather
+from edgeship.toolkit.report.verdict import verdicts, warnings
 
 EMPTY = gather({}, recipe="r", stages=STAGES)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from targets import runner
+from edgeship.targets import runner
 
 FAKES = Path(__file__).parent / "fakes"
 

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from targets import runner
+from edgeship.targets import runner
 
 BACKENDS = ("openvino", "onnxruntime")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.runner import facts
+from edgeship.targets.runner import facts
 
 TEGRASTATS = {
     "Nano, JetPack 4": "RAM 1/2MB POM_5V_IN 933/933 POM_5V_GPU 0/0 POM_5V_CPU 200/200\n",

@@ -4,7 +4,7 @@
 
 import pytest
 
-from targets.runner import failures
+from edgeship.targets.runner import failures
 
 ROWS = [
     (

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from targets import runner
-from targets.runner import cli
+from edgeship.targets import runner
+from edgeship.targets.runner import cli
 
 MODULES = sorted(Path(runner.__file__).parent.glob("*.py"))
 

@@ -10,15 +10,15 @@ import pytest
 from float_graphs import residual
 from PIL import Image
 
-from calibration import packed
-from calibration.datasets import open_dataset
-from calibration.preprocess import normalize
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from targets import runner
-from targets.onnxruntime import TARGET, simulate
-from toolkit.core.tensors import Preprocess
-from toolkit.graph.pixels import take_pixels
+from edgeship.calibration import evalset_format
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.preprocess import normalize
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.targets import runner
+from edgeship.targets.onnxruntime import TARGET, simulate
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph.pixels import take_pixels
 
 PREPROCESS = Preprocess(resize=20, crop=16)
 SHAPE, CLASSES = (2, 4, 4, 3), 5  # of the fake TensorRT's graph
@@ -34,8 +34,8 @@ def net(tmp_path_factory):
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (24, 30, 3), np.uint8)).save(place / f"{number}.png")
     dataset = open_dataset(folder / "photos")
-    packed.pack(dataset, range(7), PREPROCESS, folder / "images.set")
-    pixels = np.asarray(packed.read(folder / "images.set").images)
+    evalset_format.pack(dataset, range(7), PREPROCESS, folder / "images.set")
+    pixels = np.asarray(evalset_format.read(folder / "images.set").images)
     path = residual(seed=1).save(folder / "float.onnx")
     statistics = collect(path, [normalize(pixels, PREPROCESS)])
     weight = replace(TARGET.scheme.weight, bits=7)  # no pair sum saturates, in whatever runtime
@@ -89,7 +89,7 @@ def test_a_packed_set_gives_the_logits_of_the_engine_that_takes_ready_images(
 
 def test_raw_pixels_are_inferred_and_half_an_image_is_refused(built, run, net, tmp_path):
     engine = built("onnxruntime")
-    pixels = np.asarray(packed.read(net / "images.set").images)
+    pixels = np.asarray(evalset_format.read(net / "images.set").images)
     pixels.tofile(tmp_path / "x.u8")
     run("infer", "--engine", engine, "--input", tmp_path / "x.u8", "--out", tmp_path / "y.f32")
     expected = np.fromfile(net / "logits.f32", "<f4")

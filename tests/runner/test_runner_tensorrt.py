@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import qdq_graphs
 
-from targets import runner
+from edgeship.targets import runner
 
 VERSIONS = ("8.5", "8.6", "10.3", "10.13", "11")
 SHAPE, CLASSES = (2, 3, 4, 4), 5

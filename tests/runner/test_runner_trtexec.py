@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.runner import trtexec
-from targets.runner.failures import Failure
-from targets.tensorrt import builder
+from edgeship.targets.runner import trtexec
+from edgeship.targets.runner.failures import Failure
+from edgeship.targets.tensorrt import builder
 
 FAKE = """#!{python} -S
 # A FAKE of trtexec: no engine is run.

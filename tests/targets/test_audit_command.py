@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
-import targets
-from quantize.statistics import Statistics
-from toolkit.cli.app import main
+from edgeship import targets
+from edgeship.quantization.statistics import Statistics
+from edgeship.toolkit.cli.app import main
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets._device import INSTRUCTION_SETS, instruction_sets, int8_sums, this_device
-from targets.runner import facts
-from toolkit.core.threads import cgroup_cores
+from edgeship.targets._device import INSTRUCTION_SETS, instruction_sets, int8_sums, this_device
+from edgeship.targets.runner import facts
+from edgeship.toolkit.core.threads import cgroup_cores
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni amx_int8\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp atomics i8mm\n"

@@ -7,9 +7,9 @@ import pytest
 from onnx import helper
 from qdq_graphs import OPENVINO, residual_net, save
 
-import targets
-from targets._onnxruntime_profile import profile
-from targets._timing import interleave
+from edgeship import targets
+from edgeship.targets._onnxruntime_profile import profile
+from edgeship.targets._timing import interleave
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])

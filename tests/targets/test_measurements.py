@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from targets import _activity, _energy, _memory
-from targets.runner.system import Tree
-from toolkit.core.errors import TargetError
+from edgeship.targets import _cpu_load, _energy, _memory
+from edgeship.targets.runner.sysfs import Tree
+from edgeship.toolkit.core.errors import TargetError
 
 MB = 1_000_000
 
@@ -103,17 +103,17 @@ def system(tmp_path, monkeypatch):
         (tmp_path / "proc/stat").write_text("cpu  " + " ".join(map(str, ticks)) + " 0 0\ncpu0 1 2 3\n")
         (core / "core_throttle_count").write_text(f"{throttles}\n")
 
-    monkeypatch.setattr(_activity.time, "monotonic", lambda: now["s"])
-    monkeypatch.setattr(_activity, "_own_seconds", lambda: now["own_s"])
-    monkeypatch.setattr(_activity.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(_activity.os, "sysconf", lambda _name: 100)
+    monkeypatch.setattr(_cpu_load.time, "monotonic", lambda: now["s"])
+    monkeypatch.setattr(_cpu_load, "_own_seconds", lambda: now["own_s"])
+    monkeypatch.setattr(_cpu_load.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(_cpu_load.os, "sysconf", lambda _name: 100)
     return tmp_path, now, tell
 
 
 def test_other_work_by_hand(system):
     root, now, tell = system
     tell(1000, 50, 100, 9000, 7, 1, 2, 30, throttles=3)
-    with _activity.Watch(root) as watch:
+    with _cpu_load.Watch(root) as watch:
         now["s"], now["own_s"] = 10.0, 8.0
         # 12 s in user, 2 in system, 0.5 in interrupts, 25 idle, 1 waiting, 2 stolen
         tell(2200, 50, 300, 11500, 107, 21, 32, 230, throttles=3)
@@ -125,10 +125,10 @@ def test_other_work_by_hand(system):
 def test_a_throttled_processor_is_noticed_and_an_unknown_one_is_not_called_cool(system, tmp_path):
     root, now, tell = system
     tell(*range(8), throttles=3)
-    with _activity.Watch(root) as watch:
+    with _cpu_load.Watch(root) as watch:
         now["s"] = 1.0
         tell(*range(8), throttles=4)
     assert watch.activity.throttled is True
-    with _activity.Watch(tmp_path / "nothing") as watch:
+    with _cpu_load.Watch(tmp_path / "nothing") as watch:
         pass
-    assert watch.activity == _activity.Activity(None, None, None)
+    assert watch.activity == _cpu_load.Activity(None, None, None)

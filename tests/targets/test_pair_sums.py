@@ -10,10 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import targets
-from quantize.saturation import saturating_channels
-from targets._device import pair_sums_saturate, this_device
-from targets.onnxruntime import simulate
+from edgeship import targets
+from edgeship.quantization.overflow import saturating_channels
+from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets.onnxruntime import simulate
 
 SIDE = 5
 RUNTIMES = ("openvino", "onnxruntime")

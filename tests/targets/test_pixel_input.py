@@ -9,16 +9,16 @@ import pytest
 from float_graphs import residual
 from onnx import TensorProto, helper, numpy_helper
 
-import targets
-from calibration.preprocess import normalize
-from quantize import QuantizeOptions, quantize
-from quantize.collect import collect
-from targets.onnxruntime import simulate
-from targets.tensorrt import gate, half, handoff, lint, versions
-from toolkit.core.errors import DataError, TargetError
-from toolkit.core.tensors import Preprocess
-from toolkit.graph.pixels import take_pixels
-from toolkit.pipeline.variants import check_pixels
+from edgeship import targets
+from edgeship.calibration.preprocess import normalize
+from edgeship.quantization import QuantizeOptions, quantize
+from edgeship.quantization.calibrate import collect
+from edgeship.targets.onnxruntime import simulate
+from edgeship.targets.tensorrt import fp16_graph, jetson_folder, lint, rtx_check, versions
+from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph.pixels import take_pixels
+from edgeship.toolkit.pipeline.variants import check_pixels
 
 PREPROCESS = Preprocess(resize=16, crop=16)
 NAMES = ("openvino", "onnxruntime", "tensorrt")
@@ -74,7 +74,7 @@ def test_throughput_takes_pixels_too(graphs, tmp_path):
 
 def test_tensorrt_reads_and_builds_it_with_the_first_layer_in_int8(graphs):
     try:
-        verdict = gate.check(graphs["tensorrt"][1])
+        verdict = rtx_check.check(graphs["tensorrt"][1])
     except TargetError as absent:
         pytest.skip(str(absent))
     assert verdict.accepted and not verdict.warnings, verdict.errors
@@ -93,12 +93,12 @@ def first_integers(model, path, images):
 
 def test_the_fp16_typed_graph_makes_the_same_integers_of_pixels(graphs, tmp_path):
     ready, pixels = graphs["tensorrt"]
-    half.to_half(pixels, tmp_path / "half.onnx")
+    fp16_graph.to_half(pixels, tmp_path / "half.onnx")
     wanted = first_integers(onnx.load(ready), tmp_path / "ready.onnx", normalize(PIXELS, PREPROCESS))
     model = onnx.load(tmp_path / "half.onnx")
     assert not [found for found in lint.findings(model, versions.rules("11.4")) if found.severity == "error"]
     np.testing.assert_array_equal(first_integers(model, tmp_path / "h.onnx", PIXELS), wanted)
-    half.to_half(ready, tmp_path / "half.onnx")  # through FP16 some are others
+    fp16_graph.to_half(ready, tmp_path / "half.onnx")  # through FP16 some are others
     model = onnx.load(tmp_path / "half.onnx")
     through = first_integers(model, tmp_path / "h.onnx", normalize(PIXELS, PREPROCESS))
     assert np.abs(through.astype(int) - wanted).max() == 1
@@ -110,12 +110,12 @@ def test_nvidias_parser_builds_the_fp16_typed_graph(kind, graphs, tmp_path):
     if kind == "float":
         path = tmp_path / "pixels.onnx"
         take_pixels(residual(seed=1).save(tmp_path / "float.onnx"), PREPROCESS, path)
-    half.to_half(path, tmp_path / "half.onnx")
+    fp16_graph.to_half(path, tmp_path / "half.onnx")
     with simulate(path, threads=1) as one, simulate(tmp_path / "half.onnx", threads=1) as two:
         wanted = one.infer(PIXELS)
         np.testing.assert_allclose(two.infer(PIXELS), wanted, atol=0.02 * np.abs(wanted).max())
     try:
-        verdict = gate.check(tmp_path / "half.onnx")
+        verdict = rtx_check.check(tmp_path / "half.onnx")
     except TargetError as absent:
         pytest.skip(str(absent))
     assert verdict.accepted, verdict.errors
@@ -128,15 +128,15 @@ def test_a_folder_for_a_jetson_has_pixels_as_golden_inputs(graphs, tmp_path):
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(fixed, pixels.with_name("fixed.onnx"))
     where = {"version": "10.3", "module": "Orin Nano"}
-    handoff.write(pixels.with_name("fixed.onnx"), tmp_path / "out", **where)
+    jetson_folder.write(pixels.with_name("fixed.onnx"), tmp_path / "out", **where)
     golden = json.loads((tmp_path / "out" / "golden" / "golden.json").read_text())
     assert (golden["inputs"], golden["shape"][1:]) == ("inputs.u8", [16, 16, 3])
     with pytest.raises(DataError, match=r"float32 \(3, 16, 16\), .* takes uint8 \(16, 16, 3\)"):
-        handoff.write(pixels, tmp_path / "no", **where, images=normalize(PIXELS, PREPROCESS))
+        jetson_folder.write(pixels, tmp_path / "no", **where, images=normalize(PIXELS, PREPROCESS))
     with pytest.raises(DataError, match="one takes uint8 pixels, the other ready images"):
-        handoff.write(pixels, tmp_path / "no", **where, plain=ready)
+        jetson_folder.write(pixels, tmp_path / "no", **where, plain=ready)
     with pytest.raises(DataError, match="which a DLA cannot normalize") as caught:
-        handoff.write(pixels, tmp_path / "no", version="8.5", module="AGX Orin", dla_core=0)
+        jetson_folder.write(pixels, tmp_path / "no", version="8.5", module="AGX Orin", dla_core=0)
     assert "float32 input" in caught.value.hint
     assert not (tmp_path / "no").exists()
 
@@ -179,7 +179,7 @@ def test_pixels_that_anything_but_a_cast_reads_are_refused_as_tensorrt_does(grap
     with pytest.raises(TargetError, match="TensorRT would refuse or misread"):
         targets.get("tensorrt").compile(tmp_path / "m.onnx", tmp_path / "out", "int8")
     try:
-        verdict = gate.check(tmp_path / "m.onnx")
+        verdict = rtx_check.check(tmp_path / "m.onnx")
     except TargetError as absent:
         pytest.skip(str(absent))
     assert not verdict.accepted and "UInt8" in verdict.errors[0]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
-import targets
-from targets import onnxruntime, openvino
-from toolkit.core.artifact import canonical_json
-from toolkit.core.errors import RecipeError, TargetError
+from edgeship import targets
+from edgeship.targets import onnxruntime, openvino
+from edgeship.toolkit.core.artifact import canonical_json
+from edgeship.toolkit.core.errors import RecipeError, TargetError
 
 RUNTIMES = ("openvino", "onnxruntime")
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from targets.tensorrt import versions
-from targets.tensorrt.builder import BuildOptions, beside, measure, plan
-from toolkit.core.errors import RecipeError
-from toolkit.core.tensors import ShapeProfile
+from edgeship.targets.tensorrt import versions
+from edgeship.targets.tensorrt.builder import BuildOptions, beside, measure, plan
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.tensors import ShapeProfile
 
 WEAK, STRONG = BuildOptions(timing_cache="t.cache"), BuildOptions(half_typed=True, timing_cache="t.cache")
 

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
-from targets import onnxruntime
-from targets.tensorrt import dla
-from targets.tensorrt.dla import Cache, read_cache, write_cache
-from toolkit.core.errors import DataError, DeviceError, ModelError, RecipeError, ToolkitError
+from edgeship.targets import onnxruntime
+from edgeship.targets.tensorrt import dla
+from edgeship.targets.tensorrt.dla import Cache, read_cache, write_cache
+from edgeship.toolkit.core.errors import DataError, DeviceError, ModelError, RecipeError, ToolkitError
 
 PUBLISHED = "TRT-8600-EntropyCalibration2\ninput.1: 3ca94044\n123: 3c010204\noutput: 3f800000\n"
 

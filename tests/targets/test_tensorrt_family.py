@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from qdq_graphs import quantize_by
 
-from targets import openvino, tensorrt
-from targets.tensorrt import gate, half, lint, versions
-from toolkit.models import resnet
-from toolkit.models.export import export
+from edgeship.targets import openvino, tensorrt
+from edgeship.targets.tensorrt import fp16_graph, lint, rtx_check, versions
+from edgeship.toolkit.models import resnet
+from edgeship.toolkit.models.export import export
 
 FAMILY = ("resnet18", "resnet34", "resnet50", "preact_resnet50", "plain_resnet34", "resnet20")
 
@@ -30,7 +30,7 @@ def graphs(name, folder, *, batch=1, keep=1.0):
 
 
 def accepted_in_int8(path, capabilities):
-    verdict = gate.check(path, capabilities)
+    verdict = rtx_check.check(path, capabilities)
     assert verdict.accepted, verdict.errors
     assert {item.precision for item in verdict.layers} == {"int8"}
     return verdict
@@ -67,11 +67,11 @@ def test_the_family_is_accepted_for_every_capability(name, batch, keep, tmp_path
     assert lint.lint(int8, "8.5") == []
     modern = ("SM80", "SM86", "SM89", "SM120", "SM121")
     accepted_in_int8(int8, modern)
-    half.to_half(int8, tmp_path / "int8-half.onnx")
+    fp16_graph.to_half(int8, tmp_path / "int8-half.onnx")
     accepted_in_int8(tmp_path / "int8-half.onnx", modern)
-    half.to_half(float_path, tmp_path / "half.onnx")
+    fp16_graph.to_half(float_path, tmp_path / "half.onnx")
     for path in (tmp_path / "half.onnx", tmp_path / "int8-half.onnx"):
-        verdict = gate.check(path, ("SM75",))
+        verdict = rtx_check.check(path, ("SM75",))
         assert verdict.accepted, verdict.errors
-    verdict = gate.check(tmp_path / "half.onnx", modern)
+    verdict = rtx_check.check(tmp_path / "half.onnx", modern)
     assert verdict.accepted, verdict.errors

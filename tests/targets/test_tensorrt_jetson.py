@@ -2,9 +2,9 @@
 
 import pytest
 
-from targets.runner import facts
-from targets.tensorrt import jetson, versions
-from toolkit.core.errors import DeviceError
+from edgeship.targets.runner import facts
+from edgeship.targets.tensorrt import jetson, versions
+from edgeship.toolkit.core.errors import DeviceError
 
 
 @pytest.mark.parametrize(

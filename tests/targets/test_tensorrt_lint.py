@@ -9,10 +9,10 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
-from targets import onnxruntime
-from targets.tensorrt import repair, versions
-from targets.tensorrt.lint import findings, lint
-from toolkit.core.errors import ModelError
+from edgeship.targets import onnxruntime
+from edgeship.targets.tensorrt import repair, versions
+from edgeship.targets.tensorrt.lint import findings, lint
+from edgeship.toolkit.core.errors import ModelError
 
 
 def node(model, name):
@@ -447,14 +447,14 @@ REFUSED_TODAY = (
 @pytest.mark.parametrize("change", REFUSED_TODAY, ids=lambda change: change.__name__)
 def test_the_current_parser_refuses_what_is_no_matter_of_an_old_version(change, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
-    from targets.tensorrt import gate
+    from edgeship.targets.tensorrt import rtx_check
 
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx", change)
-    assert not gate.check(path).accepted
+    assert not rtx_check.check(path).accepted
     repairable = {item.repairable for item in lint(path, "11.4") if item.severity == "error"}
     if repairable == {True}:
         repair.fix(path, "11.4", path)
-        assert gate.check(path).accepted
+        assert rtx_check.check(path).accepted
 
 
 def test_who_reads_integers_directly_is_named():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.tensorrt.versions import parse, rules
-from toolkit.core.errors import RecipeError
+from edgeship.targets.tensorrt.versions import parse, rules
+from edgeship.toolkit.core.errors import RecipeError
 
 
 @pytest.mark.parametrize(

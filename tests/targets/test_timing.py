@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from targets import _timing, openvino
-from targets._timing import count_until, interleave, loop_ips, noise_warning
-from targets.runner import timing as runner_timing
+from edgeship.targets import _timing, openvino
+from edgeship.targets._timing import count_until, interleave, loop_ips, noise_warning
+from edgeship.targets.runner import timing as runner_timing
 
 
 class Clock:

@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from toolkit.deploy.inventory import Entry
-    from toolkit.deploy.release import Outcome
+    from edgeship.toolkit.deploy.inventory import Entry
+    from edgeship.toolkit.deploy.release import Outcome
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,14 +48,14 @@ def choice(command: Command) -> Command:
 
 def inventory_path(inventory: Path | None) -> Path:
     """The inventory that is meant."""
-    from toolkit.deploy.inventory import default_path
+    from edgeship.toolkit.deploy.inventory import default_path
 
     return inventory or default_path()
 
 
 def chosen(inventory: Path | None, devices: Sequence[str], tags: Sequence[str]) -> list[Entry]:
     """The devices that are meant."""
-    from toolkit.deploy.inventory import choose, load
+    from edgeship.toolkit.deploy.inventory import choose, load
 
     return choose(load(inventory_path(inventory)), devices, tags)
 
@@ -110,7 +110,7 @@ def finish(outcomes: Sequence[Outcome]) -> None:
         DeviceError: A device failed.
         KeyboardInterrupt: The work was interrupted.
     """
-    from toolkit.core.errors import DeviceError
+    from edgeship.toolkit.core.errors import DeviceError
 
     if any(outcome.state == "interrupted" for outcome in outcomes):
         raise KeyboardInterrupt("interrupted; what was live on the devices still is")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.core.tensors import Size, read_size, sides
+from edgeship.toolkit.core.tensors import Size, read_size, sides
 
 
 class Resumable(click.Command):

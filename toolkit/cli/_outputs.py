@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.errors import RecipeError
 
 
 def refuse_inputs(out: Path, *inputs: Path | str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.core.progress import listening
+from edgeship.toolkit.core.progress import listening
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -20,7 +20,7 @@ MARKS = {"done": "made", "cached": "cached", "waiting": "another run is at it: w
 
 
 class Shown:
-    """What long work says of itself; `stage` fits `toolkit.pipeline.runner.Watcher`."""
+    """What long work says of itself; `stage` fits `edgeship.toolkit.pipeline.runner.Watcher`."""
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from toolkit.cli._options import Resumable
-from toolkit.core.errors import ToolkitError, nearest
+from edgeship.toolkit.cli._options import Resumable
+from edgeship.toolkit.core.errors import ToolkitError, nearest
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 GOES_ON = "what is finished is kept: the same command goes on from there"
@@ -34,7 +34,7 @@ class Commands(click.Group):
         """Import one command."""
         if name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"toolkit.cli.{name.replace('-', '_')}")
+        module = importlib.import_module(f"edgeship.toolkit.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
         _with_debug(command)
         return command

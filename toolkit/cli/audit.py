@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON
-from toolkit.cli._outputs import refuse_inputs
-from toolkit.core.errors import GateError, ModelError
+from edgeship.toolkit.cli._options import JSON
+from edgeship.toolkit.cli._outputs import refuse_inputs
+from edgeship.toolkit.core.errors import GateError, ModelError
 
 if TYPE_CHECKING:
-    from targets.tensorrt.explain import Explanation
-    from targets.tensorrt.lint import Finding
-    from toolkit.core.results import LayerAudit
+    from edgeship.targets.tensorrt.engine_analysis import Explanation
+    from edgeship.targets.tensorrt.lint import Finding
+    from edgeship.toolkit.core.results import LayerAudit
 
 RECORD_SUFFIXES = ("", ".json")  # a folder of records, or one
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
@@ -90,8 +90,8 @@ def command(
 
 
 def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> None:
-    from targets.tensorrt import lint, repair
-    from toolkit.core.artifact import plain
+    from edgeship.targets.tensorrt import lint, repair
+    from edgeship.toolkit.core.artifact import plain
 
     gone: tuple[Finding, ...] = ()
     if fixed is None:
@@ -129,8 +129,8 @@ def _tell(finding: Finding) -> None:
 def _compile(source: Path, target: str, *, as_json: bool) -> None:
     import tempfile
 
-    import targets
-    from toolkit.core.artifact import plain
+    from edgeship import targets
+    from edgeship.toolkit.core.artifact import plain
 
     with tempfile.TemporaryDirectory() as scratch:
         compiled = targets.get(target).compile(source, Path(scratch), "int8")
@@ -144,10 +144,10 @@ def _compile(source: Path, target: str, *, as_json: bool) -> None:
 
 
 def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
-    from targets.tensorrt import live
-    from toolkit.core.artifact import plain
+    from edgeship.targets.tensorrt import local_gpu
+    from edgeship.toolkit.core.artifact import plain
 
-    with live.opened(source) as session:
+    with local_gpu.opened(source) as session:
         layers = session.audit(model)
     if as_json:
         click.echo(json.dumps(plain(layers), indent=1))
@@ -157,8 +157,8 @@ def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
 
 
 def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json: bool) -> None:
-    from targets.tensorrt.explain import explain
-    from toolkit.core.artifact import plain
+    from edgeship.targets.tensorrt.engine_analysis import explain
+    from edgeship.toolkit.core.artifact import plain
 
     found = explain(source, profile, model)
     if as_json:
@@ -173,8 +173,8 @@ def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json:
 
 
 def _compare(first: Path, second: Path, model: Path | None, *, as_json: bool) -> None:
-    from targets.tensorrt.compare import compare
-    from toolkit.core.artifact import plain
+    from edgeship.targets.tensorrt.engine_diff import compare
+    from edgeship.toolkit.core.artifact import plain
 
     found = compare(first, second, model)
     if as_json:
@@ -210,7 +210,7 @@ def _time(time_ms: float | None) -> str:
 def _quantized(source: Path) -> bool:
     import onnx
 
-    from toolkit.graph.standard import QUANTIZED_OPS
+    from edgeship.toolkit.graph.standard import QUANTIZED_OPS
 
     nodes = onnx.load(str(source), load_external_data=False).graph.node
     return any(node.op_type in QUANTIZED_OPS for node in nodes)

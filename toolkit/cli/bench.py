@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from toolkit.core.quant import FloatArray
+    from edgeship.toolkit.core.quant import FloatArray
 
 DEFAULT_SIZE = 224  # pixels, where every graph takes any
 Engines = dict[str, tuple[str, Path]]
@@ -56,9 +56,9 @@ def command(
 
     All are timed in one process and in turns, so that what the machine does meanwhile falls on all alike.
     """
-    from toolkit.cli._progress import shown
-    from toolkit.pipeline import variants
-    from toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.pipeline import variants
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
     options = Recipe.build({"bench": how}).bench
@@ -82,7 +82,7 @@ def _labels(paths: Sequence[Path]) -> dict[str, Path]:
     Raises:
         RecipeError: One is given twice.
     """
-    from toolkit.core.errors import RecipeError
+    from edgeship.toolkit.core.errors import RecipeError
 
     places = [Path(os.path.normpath(path.absolute())).parts for path in paths]
     found = {}
@@ -97,10 +97,10 @@ def _labels(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _of_run(out: Path) -> tuple[Engines, Shape]:
     """The engines of a finished run, and the images they take."""
-    from toolkit.core.artifact import read_json
-    from toolkit.core.tensors import read_size, sides
-    from toolkit.pipeline import variants
-    from toolkit.pipeline.output import read_run
+    from edgeship.toolkit.core.artifact import read_json
+    from edgeship.toolkit.core.tensors import read_size, sides
+    from edgeship.toolkit.pipeline import variants
+    from edgeship.toolkit.pipeline.publish import read_run
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     graphs = read_json(folders["export"] / "graphs.json")
@@ -110,10 +110,10 @@ def _of_run(out: Path) -> tuple[Engines, Shape]:
 
 def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, Shape]:
     """Engines of an ONNX file for these targets, and the images they take."""
-    import targets
-    from toolkit.core.errors import RecipeError
-    from toolkit.graph import io
-    from toolkit.graph.layout import InputForm
+    from edgeship import targets
+    from edgeship.toolkit.core.errors import RecipeError
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.graph.layout import InputForm
 
     if not names:
         raise RecipeError("no target is named", hint="--target openvino, or --target onnxruntime")
@@ -138,7 +138,7 @@ def _common(shapes: Mapping[str, Shape]) -> Shape:
     Raises:
         RecipeError: There are none.
     """
-    from toolkit.core.errors import RecipeError
+    from edgeship.toolkit.core.errors import RecipeError
 
     fixed = [{size for size in sizes if size is not None} for sizes in zip(*shapes.values(), strict=True)]
     if any(len(sizes) > 1 for sizes in fixed):
@@ -160,7 +160,7 @@ def _in_words(shape: Shape) -> str:
 def _noise(options: Any, shape: Shape) -> FloatArray:
     import numpy as np
 
-    from toolkit.pipeline.variants import bench_batch
+    from edgeship.toolkit.pipeline.variants import bench_batch
 
     batch, channels, height, width = shape
     area = (height or width or DEFAULT_SIZE, width or height or DEFAULT_SIZE)
@@ -169,7 +169,7 @@ def _noise(options: Any, shape: Shape) -> FloatArray:
 
 
 def _table(measured: dict[str, Any]) -> str:
-    from toolkit.core.statistics import percentile
+    from edgeship.toolkit.core.statistics import percentile
 
     rows = measured["variants"]
     width = max(map(len, rows))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._outputs import refuse_inputs
+from edgeship.toolkit.cli._outputs import refuse_inputs
 
 
 @click.command(
@@ -51,16 +51,16 @@ def command(
 
     Equal runs give equal bytes. `edgeship deploy RUN` does this by itself.
     """
-    from toolkit.cli._progress import shown
-    from toolkit.deploy import bundle as bundles
-    from toolkit.deploy import shipment
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.deploy import bundle as bundles
+    from edgeship.toolkit.deploy import bundle_from_run
 
-    target = out or run / shipment.FILE
+    target = out or run / bundle_from_run.FILE
     refuse_inputs(target, *([key] if key is not None else ()))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
     with shown():
-        made = shipment.make(run, target, variants=variants, golden=golden, images=images, gates=gates)
+        made = bundle_from_run.make(run, target, variants=variants, golden=golden, images=images, gates=gates)
     if key is not None:
         made = bundles.sign(made, key)
     shipped = ", ".join(about["variant"] for about in made.manifest["targets"].values())

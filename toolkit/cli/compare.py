@@ -30,17 +30,17 @@ def command(runs: tuple[Path, ...], kind: str) -> None:
     """
     import json
 
-    from toolkit.core.artifact import plain
-    from toolkit.report import compare, render
+    from edgeship.toolkit.core.artifact import plain
+    from edgeship.toolkit.report import compare_runs, render
 
     if len(runs) < 2:
         raise click.UsageError("compare needs two runs or more")
-    read = [compare.Run.read(run) for run in runs]
-    differences = compare.compare(read)
+    read = [compare_runs.Run.read(run) for run in runs]
+    differences = compare_runs.compare(read)
     if kind == "json":
         click.echo(json.dumps({"base": read[0].name, "differences": plain(differences)}, indent=1))
     elif kind == "md":
-        click.echo(compare.markdown(read, differences), nl=False)
+        click.echo(compare_runs.markdown(read, differences), nl=False)
     else:
-        rows = compare.table(read, differences)
-        render.print_table(compare.COLUMNS, rows, expendable=compare.EXPENDABLE)
+        rows = compare_runs.table(read, differences)
+        render.print_table(compare_runs.COLUMNS, rows, expendable=compare_runs.EXPENDABLE)

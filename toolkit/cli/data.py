@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON, SizeType
-from toolkit.core.tensors import Size
+from edgeship.toolkit.cli._options import JSON, SizeType
+from edgeship.toolkit.core.tensors import Size
 
 if TYPE_CHECKING:
-    from calibration.datasets import Dataset
+    from edgeship.calibration.datasets import Dataset
 
 
 @click.group(epilog="\b\nExample:\n  edgeship data check photos/ --evaluation photos-test/ --size 64")
@@ -57,14 +57,14 @@ def check(
     archive, a list, an .npy or .npz of images, or digits:train. Exit code 1: something would spoil the
     result.
     """
-    from calibration import doctor, manifest
-    from calibration.datasets import open_dataset
-    from toolkit.cli._progress import shown
-    from toolkit.core.artifact import plain
-    from toolkit.pipeline import network, preprocessing
-    from toolkit.pipeline.recipe import PreprocessOptions
+    from edgeship.calibration import doctor, manifest
+    from edgeship.calibration.datasets import open_dataset
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.core.artifact import plain
+    from edgeship.toolkit.pipeline import load_and_export, preprocessing
+    from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
-    first = network.first_layer(weights) if weights else None
+    first = load_and_export.first_layer(weights) if weights else None
     prepared = preprocessing.resolve(PreprocessOptions(), first.preprocess if first else None, size)
     dataset = open_dataset(source, use="train")
     judged = open_dataset(evaluation, use="evaluate") if evaluation else None
@@ -120,7 +120,7 @@ def _show(described: dict[str, Any], most: int | None) -> None:
         described: By `_described`.
         most: Names of files shown of each reason; None shows all, with their whole reason.
     """
-    from toolkit.core.text import printable
+    from edgeship.toolkit.core.text import printable
 
     count = len(described["classes"])
     labels = f"{count} class{'es' * (count != 1)}" if count else "no labels"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._devices import DRY_RUN, WAIT, as_table, choice, chosen, finish, states
-from toolkit.cli._options import Resumable
+from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, as_table, choice, chosen, finish, states
+from edgeship.toolkit.cli._options import Resumable
 
 
 @click.command(
@@ -63,12 +63,12 @@ def command(
     the simulated accuracy; is timed; and only then switches. If anything fails, what was live stays live.
     The same command again does nothing, or goes on where it was interrupted.
     """
-    from toolkit.deploy import fleet, shipment
-    from toolkit.deploy.release import DeployOptions, deploy
-    from toolkit.deploy.rollout import RolloutOptions, rollout
+    from edgeship.toolkit.deploy import bundle_from_run, fleet_report
+    from edgeship.toolkit.deploy.release import DeployOptions, deploy
+    from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
     entries = chosen(inventory, devices, tags)
-    bundle = shipment.find(run)
+    bundle = bundle_from_run.find(run)
     options = DeployOptions(wait_s=wait_s, limit_s=limit_s, timing_s=timing_s, dry_run=dry_run)
     with states([entry.name for entry in entries]) as shown:
         outcomes = rollout(
@@ -82,10 +82,10 @@ def command(
             for step in outcome.steps or (outcome.error or outcome.state,):
                 click.echo(f"{outcome.device}: {step}")
     else:
-        found = fleet.report(outcomes, bundle.id, parallel=parallel)
-        as_table(fleet.COLUMNS, fleet.table(found))
+        found = fleet_report.report(outcomes, bundle.id, parallel=parallel)
+        as_table(fleet_report.COLUMNS, fleet_report.table(found))
         for outlier in found["outliers"]:
-            click.echo(fleet.sentence(outlier))
+            click.echo(fleet_report.sentence(outlier))
         if folder is not None:
-            click.echo(fleet.write(found, folder))
+            click.echo(fleet_report.write(found, folder))
     finish(outcomes)

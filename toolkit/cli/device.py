@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._devices import INVENTORY, WAIT, as_table, chosen, inventory_path
-from toolkit.cli._options import JSON
+from edgeship.toolkit.cli._devices import INVENTORY, WAIT, as_table, chosen, inventory_path
+from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from toolkit.deploy.inventory import Entry
+    from edgeship.toolkit.deploy.inventory import Entry
 
 
 @click.group(
@@ -44,9 +44,9 @@ def add(
     """Add a device NAME to the inventory."""
     import sys
 
-    import targets
-    from toolkit.core.errors import RecipeError, nearest
-    from toolkit.deploy import inventory as inventories
+    from edgeship import targets
+    from edgeship.toolkit.core.errors import RecipeError, nearest
+    from edgeship.toolkit.deploy import inventory as inventories
 
     if fields["target"] not in targets.names():
         raise RecipeError(
@@ -67,7 +67,7 @@ def list_(inventory: Path | None, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from toolkit.deploy.inventory import load
+    from edgeship.toolkit.deploy.inventory import load
 
     entries = load(inventory_path(inventory)).values()
     if as_json:
@@ -90,7 +90,7 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
     """
     import json
 
-    from toolkit.deploy.release import facts
+    from edgeship.toolkit.deploy.release import facts
 
     found = facts(chosen(inventory, [name], ())[0])
     if as_json:
@@ -113,8 +113,8 @@ def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> No
     The device NAME then takes only bundles signed by one of SIGNERS, a file of allowed signers as in
     ssh-keygen(1): lines of a name and a public key.
     """
-    from toolkit.deploy.release import DeployOptions
-    from toolkit.deploy.release import trust as have_trust
+    from edgeship.toolkit.deploy.release import DeployOptions
+    from edgeship.toolkit.deploy.release import trust as have_trust
 
     entry = chosen(inventory, [name], ())[0]
     have_trust(entry, signers.read_text(encoding="utf-8"), DeployOptions(wait_s=wait_s))
@@ -129,7 +129,7 @@ def remove(name: str, inventory: Path | None) -> None:
 
     NAME leaves the inventory; the device itself is left alone.
     """
-    from toolkit.deploy import inventory as inventories
+    from edgeship.toolkit.deploy import inventory as inventories
 
     path = inventory_path(inventory)
     inventories.remove(path, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON
 
 # instruction set -> what it means for INT8
 MEANING = {
@@ -28,9 +28,9 @@ MEANING = {
 @JSON
 def command(as_json: bool) -> None:
     """Show what is installed, what this machine can do and what is missing."""
-    from targets._device import int8_sums, this_device
-    from toolkit.core.artifact import plain
-    from toolkit.pipeline.store import default_root
+    from edgeship.targets._device import int8_sums, this_device
+    from edgeship.toolkit.core.artifact import plain
+    from edgeship.toolkit.pipeline.store import default_root
 
     device = this_device()
     runtimes = _runtimes()
@@ -70,8 +70,8 @@ def command(as_json: bool) -> None:
 
 def _runtimes() -> dict[str, dict[str, Any]]:
     """Every target: the versions of its SDK, or what is missing and how to get it."""
-    import targets
-    from toolkit.core.errors import ToolkitError
+    from edgeship import targets
+    from edgeship.toolkit.core.errors import ToolkitError
 
     found: dict[str, dict[str, Any]] = {}
     for name in targets.names():

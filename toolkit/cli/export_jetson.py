@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from toolkit.core.quant import FloatArray, PixelArray
+    from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 
 @click.command(
@@ -67,15 +67,15 @@ def command(
     the run pruned. Nothing is built here: an engine runs only on the kind of device, and the version, it was
     built on.
     """
-    from targets.tensorrt import handoff, jetson
-    from toolkit.core.artifact import plain as as_plain
+    from edgeship.targets.tensorrt import jetson, jetson_folder
+    from edgeship.toolkit.core.artifact import plain as as_plain
 
     version = trt or jetson.jetpack(jetpack).tensorrt
     given = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)
         plain, given = plain or float_of_run, given if given is not None else calibration
-    done = handoff.write(
+    done = jetson_folder.write(
         model, out, version=version, module=module, plain=plain, images=given, dla_core=dla_core
     )
     if as_json:
@@ -93,11 +93,11 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
 
     `ready`: both take ready images, even if the run's engines take pixels.
     """
-    from quantize.statistics import Statistics
-    from toolkit.core.artifact import read_json
-    from toolkit.core.errors import DataError
-    from toolkit.pipeline.graphs import quantized_name
-    from toolkit.pipeline.output import read_run
+    from edgeship.quantization.statistics import Statistics
+    from edgeship.toolkit.core.artifact import read_json
+    from edgeship.toolkit.core.errors import DataError
+    from edgeship.toolkit.pipeline.graphs import quantized_name
+    from edgeship.toolkit.pipeline.publish import read_run
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     if not {"export", "calibrate", "quantize"} <= set(folders):
@@ -124,7 +124,7 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
 def _images(path: Path) -> FloatArray | PixelArray:
     import numpy as np
 
-    from toolkit.core.errors import DataError
+    from edgeship.toolkit.core.errors import DataError
 
     try:
         values: FloatArray | PixelArray = np.load(path, allow_pickle=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS
+from edgeship.toolkit.cli._options import JSON, PREPROCESS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,8 +32,8 @@ def command() -> None:
 @JSON
 def graph(model: Path, as_json: bool) -> None:
     """Show the inputs, size and operators of MODEL."""
-    from toolkit.graph import io
-    from toolkit.graph.cost import cost
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.graph.cost import cost
 
     found = io.read(model)
     ends = found.model.graph
@@ -79,14 +79,14 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     """
     import numpy as np
 
-    from calibration import manifest
-    from calibration.datasets import open_dataset
-    from quantize.collect import collect
-    from toolkit.cli._progress import shown
-    from toolkit.graph import io
-    from toolkit.pipeline import images as pictures
-    from toolkit.pipeline.preprocessing import check_channels, input_size, resolve
-    from toolkit.pipeline.recipe import Recipe
+    from edgeship.calibration import manifest
+    from edgeship.calibration.datasets import open_dataset
+    from edgeship.quantization.calibrate import collect
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.pipeline import datasets as pictures
+    from edgeship.toolkit.pipeline.preprocessing import check_channels, input_size, resolve
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
     found = io.read_classifier(model)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS, Resumable, SizeType
-from toolkit.cli._outputs import refuse_other_network
-from toolkit.core.tensors import Size
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, Resumable, SizeType
+from edgeship.toolkit.cli._outputs import refuse_other_network
+from edgeship.toolkit.core.tensors import Size
 
 if TYPE_CHECKING:
-    from toolkit.pipeline.recipe import LoadOptions
+    from edgeship.toolkit.pipeline.recipe import LoadOptions
 
 
 @click.command(
@@ -76,11 +76,11 @@ def command(
     with the dense network as competitor and the knee marked. The same command given again goes on from the
     last block of an interrupted pass, and keeps the widths that were finished.
     """
-    from toolkit.cli._progress import shown
-    from toolkit.core.artifact import write_json, write_text
-    from toolkit.core.errors import RecipeError
-    from toolkit.pipeline import family, pruning
-    from toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.core.artifact import write_json, write_text
+    from edgeship.toolkit.core.errors import RecipeError
+    from edgeship.toolkit.pipeline import family, pruning
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     goals = [name for name in pruning.GOALS if how[name] is not None]
     if len(goals) + (widths is not None) != 1:
@@ -118,7 +118,7 @@ def command(
             click.echo("\n".join(str(each) for each in pruned.values()))
             return
         found = family.compare(recipe, dense, pruned)
-    from toolkit.report import family as drawn
+    from edgeship.toolkit.report import family as drawn
 
     write_json(out / "family.json", found)
     write_text(out / "family.html", drawn.page(found))
@@ -131,11 +131,11 @@ def command(
 
 
 def _load(options: LoadOptions, dense: Path) -> None:
-    from toolkit.core.errors import RecipeError
-    from toolkit.pipeline import network
+    from edgeship.toolkit.core.errors import RecipeError
+    from edgeship.toolkit.pipeline import load_and_export
 
     try:
-        network.loader(options)(options, dense, dense)
+        load_and_export.loader(options)(options, dense, dense)
     except RecipeError as error:  # its hint names the options of a recipe
         raise RecipeError(
             str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")
@@ -143,7 +143,7 @@ def _load(options: LoadOptions, dense: Path) -> None:
 
 
 def _parts(widths: str | None) -> list[float]:
-    from toolkit.core.errors import RecipeError
+    from edgeship.toolkit.core.errors import RecipeError
 
     try:
         return [float(part) for part in widths.split(",")] if widths is not None else []
@@ -153,7 +153,7 @@ def _parts(widths: str | None) -> list[float]:
 
 def _warn(folders: dict[str, Path]) -> None:
     """Tell, once, what pruning found worth a warning."""
-    from toolkit.core.artifact import read_json
+    from edgeship.toolkit.core.artifact import read_json
 
     plans = [read_json(folder / "plan.json") for folder in folders.values()]
     for warning in dict.fromkeys(line for plan in plans for line in plan["warnings"]):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._devices import DRY_RUN, WAIT, choice, chosen
+from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, choice, chosen
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship prune-releases --tag shop --keep 2 --dry-run")
@@ -29,7 +29,7 @@ def command(
 
     The live release and the one a rollback would go to are always kept.
     """
-    from toolkit.deploy.release import DeployOptions, prune
+    from edgeship.toolkit.deploy.release import DeployOptions, prune
 
     for entry in chosen(inventory, devices, tags):
         found = prune(entry, keep, DeployOptions(wait_s=wait_s, dry_run=dry_run))

@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import click
 
-from toolkit.cli._options import JSON, PREPROCESS, SizeType
-from toolkit.cli._outputs import refuse_inputs
-from toolkit.core.artifact import plain
-from toolkit.core.errors import GateError, TargetError
-from toolkit.core.tensors import InputType, Size, preprocess_metadata
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, SizeType
+from edgeship.toolkit.cli._outputs import refuse_inputs
+from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.errors import GateError, TargetError
+from edgeship.toolkit.core.tensors import InputType, Size, preprocess_metadata
 
 
 @click.command(
@@ -106,18 +106,18 @@ def command(
     or behind a Softmax; of several outputs --output names one. OUT ends as MODEL does.
     The Q/DQ nodes are placed as the target fuses them. SOURCE is a folder, an archive, a CSV or digits.
     """
-    from calibration import manifest
-    from calibration.datasets import open_dataset
-    from quantize.collect import collect
-    from toolkit.cli._progress import shown
-    from toolkit.graph import io
-    from toolkit.graph.conversion import check_conversion
-    from toolkit.graph.input_shape import fix_size
-    from toolkit.graph.layout import InputForm
-    from toolkit.graph.pixels import take_pixels
-    from toolkit.pipeline import images as pictures
-    from toolkit.pipeline import precision, preprocessing
-    from toolkit.pipeline.recipe import Recipe
+    from edgeship.calibration import manifest
+    from edgeship.calibration.datasets import open_dataset
+    from edgeship.quantization.calibrate import collect
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.graph.conversion import check_conversion
+    from edgeship.toolkit.graph.input_shape import fix_size
+    from edgeship.toolkit.graph.layout import InputForm
+    from edgeship.toolkit.graph.pixels import take_pixels
+    from edgeship.toolkit.pipeline import datasets as pictures
+    from edgeship.toolkit.pipeline import mixed_precision, preprocessing
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     refuse_inputs(out, model, source)
     limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
@@ -132,7 +132,7 @@ def command(
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
     how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
-    limited = precision.limited(how)
+    limited = mixed_precision.limited(how)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
     prepared = preprocessing.resolve(stated, graph.preprocess, asked, graph.normalization)
@@ -146,13 +146,13 @@ def command(
     dataset = open_dataset(source, use="train")
     with shown():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
-        judges = precision.held_out(how, chosen, graph.classes, prepared) if limited else None
+        judges = mixed_precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
             made = out if input_type == "float32" else Path(folder) / out.name
             statistics = collect(graph, stream)
             pixels = prepared if input_type == "uint8" else None
-            summary = precision.quantize(how, graph, statistics, target_name, judges, made, pixels)
+            summary = mixed_precision.quantize(how, graph, statistics, target_name, judges, made, pixels)
             _check_runs(summary["runtime_check"], target_name, made)
             if made != out:
                 take_pixels(made, prepared, out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from toolkit.cli._devices import INVENTORY, as_table
+from edgeship.toolkit.cli._devices import INVENTORY, as_table
 
 
 @click.command(
@@ -45,8 +45,8 @@ COLUMNS = ("release", "state", "variant", "runtime", "top-1", "simulated", "p50 
 def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
     import json
 
-    from toolkit.cli._devices import chosen
-    from toolkit.deploy.release import records
+    from edgeship.toolkit.cli._devices import chosen
+    from edgeship.toolkit.deploy.release import records
 
     (entry,) = chosen(inventory, [name], ())
     found = records(entry)
@@ -57,7 +57,7 @@ def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
-    from toolkit.deploy.proof import latency
+    from edgeship.toolkit.deploy.verification import latency
 
     accuracy, power_mw = record["accuracy"] or {}, record["power_mw"]
     return (
@@ -78,7 +78,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _show_run(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
-    from toolkit.report import render
+    from edgeship.toolkit.report import render
 
     report = render.load(run)
     folder = render.find(run).parent
@@ -91,7 +91,7 @@ def _show_run(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
     elif not (show or mlflow):
         render.terminal(report)
     if mlflow:
-        from toolkit.report import tracking
+        from edgeship.toolkit.report import tracking
 
         click.echo(tracking.log(report, folder))
     if show:
@@ -101,7 +101,7 @@ def _show_run(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
 def _open(page: Path) -> None:
     import webbrowser
 
-    from toolkit.core.errors import DataError, ToolkitError
+    from edgeship.toolkit.core.errors import DataError, ToolkitError
 
     if not page.is_file():
         raise DataError(f"no {page}", hint="make it with `edgeship report RUN --format html > report.html`")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._devices import WAIT, choice, chosen, finish, states
+from edgeship.toolkit.cli._devices import WAIT, choice, chosen, finish, states
 
 
 @click.command(
@@ -20,8 +20,8 @@ def command(
     *, inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, ...], to: str | None, wait_s: float
 ) -> None:
     """Make an earlier release live again; it must pass its health check, or nothing changes."""
-    from toolkit.deploy.release import DeployOptions, rollback
-    from toolkit.deploy.rollout import RolloutOptions, rollout
+    from edgeship.toolkit.deploy.release import DeployOptions, rollback
+    from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
     entries = chosen(inventory, devices, tags)
     options = DeployOptions(wait_s=wait_s)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._options import JSON, STORE, Resumable
+from edgeship.toolkit.cli._options import JSON, STORE, Resumable
 
 
 def _list_options(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        from toolkit.pipeline.recipe import explained
+        from edgeship.toolkit.pipeline.recipe import explained
 
         for name, default, explanation in explained():
             click.echo(f"{name:<34} {default:<22} {explanation}")
@@ -71,8 +71,8 @@ def command(
     is absent. A limit that the data do not decide is NEEDS MORE DATA, with exit code 0; with
     report.judge_by=point the figure alone decides.
     """
-    from toolkit.cli._progress import shown
-    from toolkit.pipeline import Recipe, Store, run
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.pipeline import Recipe, Store, run
 
     if skip_bad:
         overrides = (*overrides, "select.skip_bad=true", "evaluate.skip_bad=true")
@@ -86,7 +86,7 @@ def command(
     if as_json:
         click.echo(json.dumps(finished.report, indent=1))
     else:
-        from toolkit.report import render
+        from edgeship.toolkit.report import render
 
         render.terminal(render.load(finished.folder("report") / "report.json"))
         click.echo(f"\nreport: {(out or finished.folder('report')) / 'report.html'}")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from toolkit.cli._devices import as_table, choice, inventory_path
-from toolkit.cli._options import JSON
+from edgeship.toolkit.cli._devices import as_table, choice, inventory_path
+from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from toolkit.deploy.inventory import Entry
+    from edgeship.toolkit.deploy.inventory import Entry
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship status\n  edgeship status --tag shop --json")
@@ -22,8 +22,8 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
     import json
     from concurrent.futures import ThreadPoolExecutor
 
-    from toolkit.core.errors import DeviceError
-    from toolkit.deploy.inventory import choose, load
+    from edgeship.toolkit.core.errors import DeviceError
+    from edgeship.toolkit.deploy.inventory import choose, load
 
     entries = load(inventory_path(inventory))
     names = entries if not (devices or tags) else devices
@@ -41,8 +41,8 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
 
 
 def _ask(entry: Entry) -> dict[str, Any]:
-    from toolkit.core.errors import DeviceError
-    from toolkit.deploy.release import status
+    from edgeship.toolkit.core.errors import DeviceError
+    from edgeship.toolkit.deploy.release import status
 
     try:
         return status(entry)
@@ -51,7 +51,7 @@ def _ask(entry: Entry) -> dict[str, Any]:
 
 
 def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
-    from toolkit.deploy.proof import latency
+    from edgeship.toolkit.deploy.verification import latency
 
     if "error" in status:
         return [(name, "", "unreachable", "", "", "")]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._options import JSON, STORE
+from edgeship.toolkit.cli._options import JSON, STORE
 
 UNITS = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB"))
 
@@ -27,7 +27,7 @@ Examples:
 @click.pass_context
 def command(context: click.Context, store_root: Path | None, as_json: bool) -> None:
     """List the finished stages that are kept, and clean up."""
-    from toolkit.pipeline.store import Store, as_dict
+    from edgeship.toolkit.pipeline.store import Store, as_dict
 
     context.obj["store"] = store_root
     if context.invoked_subcommand is not None:
@@ -56,7 +56,7 @@ def gc(context: click.Context, days: float | None, store_root: Path | None) -> N
 
     What no run can find again goes: results that were made anew, and what killed runs left.
     """
-    from toolkit.pipeline.store import Store
+    from edgeship.toolkit.pipeline.store import Store
 
     freed = Store(store_root or context.obj["store"]).gc(older_than_days=days)
     click.echo(f"freed {_size(freed)}")
@@ -67,7 +67,7 @@ def gc(context: click.Context, days: float | None, store_root: Path | None) -> N
 @click.pass_context
 def clear(context: click.Context, store_root: Path | None) -> None:
     """Remove everything; the next run starts from nothing."""
-    from toolkit.pipeline.store import Store
+    from edgeship.toolkit.pipeline.store import Store
 
     click.echo(f"freed {_size(Store(store_root or context.obj['store']).clear())}")
 

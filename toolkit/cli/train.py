@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from toolkit.cli._options import Resumable, SizeType
-from toolkit.cli._outputs import refuse_other_network
-from toolkit.core.tensors import Size
+from edgeship.toolkit.cli._options import Resumable, SizeType
+from edgeship.toolkit.cli._outputs import refuse_other_network
+from edgeship.toolkit.core.tensors import Size
 
 
 @click.command(
@@ -38,16 +38,16 @@ def command(source: str, model: str, out: Path, size: Size | None, **training: i
     Writes model.safetensors, widths.json, model.json and history.json, which a recipe takes as
     load.weights. An interrupted training goes on when the same command is given again.
     """
-    from toolkit.cli._progress import shown
-    from toolkit.core.artifact import read_json
-    from toolkit.pipeline import family, network
-    from toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.core.artifact import read_json
+    from edgeship.toolkit.pipeline import family, load_and_export
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     table = {"model": model, "weights": "train", "train": {"source": source, **training}}
     recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}}).resolved()
     refuse_other_network(out, last="history.json", source=source)
     with shown():
-        network.train(recipe.load, out, out / family.UNFINISHED)
+        load_and_export.train(recipe.load, out, out / family.UNFINISHED)
     family.done(out)
     accuracy = read_json(out / "history.json")["accuracy"][-1]
     click.echo(f"{out / 'model.safetensors'}: {100 * accuracy:.1f} % right on its own augmented images")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.errors import DataError
+from edgeship.toolkit.core.errors import DataError
 
 
 def sha256_bytes(data: bytes) -> str:

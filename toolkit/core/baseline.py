@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 
-from toolkit.core import statistics
-from toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core import statistics
+from edgeship.toolkit.core.quant import FloatArray, IntArray
 
 OVERCONFIDENT = 0.5  # accuracy below this part of the mean confidence: overfitted networks stay above it
 LEAST_GAIN = 0.05  # accuracy that another class order must restore: confusions of a weak network give less

@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 
-def give_back() -> None:
+def release_freed_memory() -> None:
     """Return freed memory to the system, where the C library would keep it for its threads (glibc).
 
     Worth its milliseconds after work in threads that needed much more than what follows.

@@ -7,7 +7,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, cast
 
-from toolkit.core.errors import TargetError
+from edgeship.toolkit.core.errors import TargetError
 
 
 def sdk() -> Any:

@@ -8,8 +8,8 @@ from importlib import import_module
 from itertools import chain
 from typing import Literal, TypeAlias, TypeVar
 
-from toolkit.core.errors import RecipeError
-from toolkit.core.progress import tell
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.progress import report_progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ def ordered(
     Raises:
         RecipeError: Ray or Dask is not installed.
     """
-    tell(label, 0, len(items))
+    report_progress(label, 0, len(items))
     if backend == "threading" and min(workers, len(items)) <= 1:
         results = map(work, items)
         yield from _told(results, label, len(items))
@@ -62,7 +62,7 @@ def ordered(
 def _told(results: Iterator[Result], label: str, total: int) -> Iterator[Result]:
     for done, result in enumerate(results, 1):
         yield result
-        tell(label, done, total)
+        report_progress(label, done, total)
 
 
 @contextmanager

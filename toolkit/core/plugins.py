@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Collection
 from typing import Any
 
-from toolkit.core.errors import RecipeError, nearest
+from edgeship.toolkit.core.errors import RecipeError, nearest
 
 
 def names(package: str) -> tuple[str, ...]:

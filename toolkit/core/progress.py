@@ -23,13 +23,13 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    tell(label, 0, total)
+    report_progress(label, 0, total)
     for done, item in enumerate(items, 1):
         yield item
-        tell(label, done, total)
+        report_progress(label, done, total)
 
 
-def tell(label: str, done: int, total: int | None) -> None:
+def report_progress(label: str, done: int, total: int | None) -> None:
     """Tell the listener, if there is one, how far a piece of work is."""
     listener = _listener.get()
     if listener is not None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
-PairOrder: TypeAlias = Literal["channels", "rows"]  # see `quantize.saturation`
+PairOrder: TypeAlias = Literal["channels", "rows"]  # see `edgeship.quantization.overflow`
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class QuantScheme:
             can be negative.
         concat_offset: `QuantSpec.offset` of a tensor that can be negative and goes into a Concat or comes
             out of one.
-        integer_bias: Whether the runtime adds biases as 32-bit integers, see `quantize.integer_bias`.
+        integer_bias: True if the runtime adds biases as 32-bit integers: quantize/integer_bias.py.
         pairs: Which products the runtime adds by twos in 16 bits on an x86 CPU without VNNI; None: never.
         pair_sums: Whether it runs on such a CPU: these sums saturate, and weights leave head room where a
             pair needs it.

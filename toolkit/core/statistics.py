@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.quant import FloatArray
 
 TAIL = 0.025  # of either side of a 95 % interval
 NODES, WEIGHTS = (points / 2 for points in np.polynomial.legendre.leggauss(64))

@@ -17,10 +17,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from targets import runner
-from toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
-from toolkit.core.errors import DataError
-from toolkit.core.quant import FloatArray, PixelArray
+from edgeship.targets import runner
+from edgeship.toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 SCHEMA = 1
 THREADS = 1  # CPU threads of the timing on a device where a bundle does not say: as of a run's own timing

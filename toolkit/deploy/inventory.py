@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import targets
-from toolkit.core.artifact import write_text
-from toolkit.core.errors import DeviceError, nearest
+from edgeship import targets
+from edgeship.toolkit.core.artifact import write_text
+from edgeship.toolkit.core.errors import DeviceError, nearest
 
 if sys.version_info >= (3, 11):
     import tomllib

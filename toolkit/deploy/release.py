@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.core.errors import DeviceError
-from toolkit.deploy.bundle import MANIFEST, RUNNER, SIGNATURE, Bundle, BundleFile
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.proof import (
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy.agent_client import RefusedError, Session, connect
+from edgeship.toolkit.deploy.bundle import MANIFEST, RUNNER, SIGNATURE, Bundle, BundleFile
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.verification import (
     GATES,
     Tell,
     environment,
@@ -23,7 +24,6 @@ from toolkit.deploy.proof import (
     selftest,
     typed_only,
 )
-from toolkit.deploy.session import RefusedError, Session, connect
 
 Connect = Callable[[Entry], AbstractContextManager[Session]]
 

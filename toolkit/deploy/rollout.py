@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from toolkit.core.errors import ToolkitError
-from toolkit.deploy.inventory import Entry
-from toolkit.deploy.release import Connect, Outcome
-from toolkit.deploy.session import Session, connect
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.deploy.agent_client import Session, connect
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.release import Connect, Outcome
 
 Tell = Callable[[str, str, str], None]  # device, state, detail
 Work = Callable[[Entry, Callable[[str, str], None], Connect], Outcome]

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.core.errors import DeviceError
-from toolkit.deploy.inventory import Entry
+from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.deploy.inventory import Entry
 
 CONNECT_S = 10
 

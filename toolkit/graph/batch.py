@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.core.errors import ModelError
-from toolkit.core.quant import FloatArray
-from toolkit.graph.edit import add_constant, constant
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.graph.edit import add_constant, constant
 
 MAX_PARITY = 1e-4  # relative to the largest logit: more is no rounding
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Size, sides
-from toolkit.graph.io import Classifier
-from toolkit.graph.layout import InputForm
-from toolkit.graph.reference import Reference
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.tensors import Size, sides
+from edgeship.toolkit.graph.io import Classifier
+from edgeship.toolkit.graph.layout import InputForm
+from edgeship.toolkit.graph.reference import Reference
 
 MAX_ERROR = 1e-4  # relative to the largest logit
 IMAGES = 2  # of random pixels, where the batch is open

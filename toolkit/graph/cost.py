@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from toolkit.graph.io import constant, read
+from edgeship.toolkit.graph.io import constant, read
 
 PAIR = ("QuantizeLinear", "DequantizeLinear")  # between a weight and its layer
 

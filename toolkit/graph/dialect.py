@@ -11,8 +11,8 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from toolkit.core.errors import ModelError
-from toolkit.graph.edit import Names
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph.edit import Names
 
 QUANTIZABLE_OPSET = 13  # brought scales by channel, which no graph of an older one may have
 _IR_VERSION = 7  # of ONNX 1.8, which brought opset 13; from 4 on an initializer need not be an input

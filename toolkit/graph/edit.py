@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.core.errors import ModelError
+from edgeship.toolkit.core.errors import ModelError
 
 EXPORT_AGAIN = "export it again as a float32 image classifier"
 

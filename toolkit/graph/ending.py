@@ -13,8 +13,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from toolkit.core.errors import ModelError, nearest
-from toolkit.graph.edit import Names
+from edgeship.toolkit.core.errors import ModelError, nearest
+from edgeship.toolkit.graph.edit import Names
 
 SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"})

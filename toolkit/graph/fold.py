@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from toolkit.core.errors import ModelError
-from toolkit.graph import io
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph import io
 
 Doubles = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.graph.edit import Names, Replacement, constant
+from edgeship.toolkit.graph.edit import Names, Replacement, constant
 
 CONTRIB = "com.microsoft"
 GELU_TANH = math.sqrt(2 / math.pi)  # Hendrycks and Gimpel 2016, arXiv:1606.08415

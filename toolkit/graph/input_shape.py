@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from toolkit.core.tensors import Size, sides
-from toolkit.graph.shapes import forget_shapes, infer
+from edgeship.toolkit.core.tensors import Size, sides
+from edgeship.toolkit.graph.shapes import forget_shapes, infer
 
 if TYPE_CHECKING:
-    from toolkit.graph.io import Classifier
+    from edgeship.toolkit.graph.io import Classifier
 
 
 def fix_size(graph: Classifier, size: Size) -> Classifier:

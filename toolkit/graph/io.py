@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, cast, get_args
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.core.artifact import replacing
-from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess, PreprocessSource, Size, as_size
-from toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
-from toolkit.graph.ending import Ending, classes, cut, restore
-from toolkit.graph.layout import InputForm, form_of
-from toolkit.graph.load import load
-from toolkit.graph.standard import FLOATS, is_quantized
+from edgeship.toolkit.core.artifact import replacing
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, as_size
+from edgeship.toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
+from edgeship.toolkit.graph.ending import Ending, classes, cut, restore
+from edgeship.toolkit.graph.layout import InputForm, form_of
+from edgeship.toolkit.graph.load import load
+from edgeship.toolkit.graph.standard import FLOATS, is_quantized
 
 if TYPE_CHECKING:
-    from toolkit.graph.normalization import InputNormalization  # which reads graphs with what is below
+    from edgeship.toolkit.graph.normalization import (
+        InputNormalization,  # which reads graphs with what is below
+    )
 
 __all__ = [
     "Classifier",
@@ -173,8 +175,11 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
     Raises:
         ModelError: As `read`; or it is quantized already, takes another type, or holds NaN weights.
     """
-    from toolkit.graph.fold import fold_batchnorms, fold_channel_orders  # they edit with the functions below
-    from toolkit.graph.normalization import find_input_normalization
+    from edgeship.toolkit.graph.fold import (  # they edit with the functions below
+        fold_batchnorms,
+        fold_channel_orders,
+    )
+    from edgeship.toolkit.graph.normalization import find_input_normalization
 
     if isinstance(path, Classifier):
         return path

@@ -8,10 +8,10 @@ from typing import Literal
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from toolkit.core.errors import ModelError
-from toolkit.graph.edit import Names
-from toolkit.graph.shapes import forget_shapes, infer
-from toolkit.graph.transposes import push_transposes
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph.edit import Names
+from edgeship.toolkit.graph.shapes import forget_shapes, infer
+from edgeship.toolkit.graph.transposes import push_transposes
 
 COLOURS = (1, 3)  # channels of grey and RGB images
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations to and from (N, H, W, C)

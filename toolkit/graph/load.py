@@ -11,17 +11,17 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from toolkit.core.errors import ModelError
-from toolkit.graph.dialect import drop_identities, settle
-from toolkit.graph.edit import constant, set_constant
-from toolkit.graph.ending import choose
-from toolkit.graph.fused import unfuse
-from toolkit.graph.layout import InputForm, form_of, to_planes
-from toolkit.graph.opset import PORTABLE_OPSET, lower
-from toolkit.graph.padding import write_padding
-from toolkit.graph.shapes import infer, open_dimensions
-from toolkit.graph.simplify import fold_constants, take_branches, write_shapes
-from toolkit.graph.standard import (
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph.dialect import drop_identities, settle
+from edgeship.toolkit.graph.edit import constant, set_constant
+from edgeship.toolkit.graph.ending import choose
+from edgeship.toolkit.graph.fused import unfuse
+from edgeship.toolkit.graph.layout import InputForm, form_of, to_planes
+from edgeship.toolkit.graph.opset import PORTABLE_OPSET, lower
+from edgeship.toolkit.graph.padding import write_padding
+from edgeship.toolkit.graph.shapes import infer, open_dimensions
+from edgeship.toolkit.graph.simplify import fold_constants, take_branches, write_shapes
+from edgeship.toolkit.graph.standard import (
     check_layers,
     drop_casts,
     is_quantized,

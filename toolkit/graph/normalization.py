@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from toolkit.core.quant import FloatArray
-from toolkit.core.tensors import Preprocess
-from toolkit.graph.fold import channel_order
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph.fold import channel_order
 
 Doubles = npt.NDArray[np.float64]
 PASSED = frozenset({"Identity", "Cast", "Dropout"})

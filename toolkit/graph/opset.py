@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.graph.edit import Names, Replacement, add_constant, constant
-from toolkit.graph.fused import gelu, swish
-from toolkit.graph.padding import pad_all_axes
+from edgeship.toolkit.graph.edit import Names, Replacement, add_constant, constant
+from edgeship.toolkit.graph.fused import gelu, swish
+from edgeship.toolkit.graph.padding import pad_all_axes
 
 PORTABLE_OPSET = 17  # what TensorRT 8.4 and every later one parses
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8}  # opset -> IR version of the ONNX release that brought it

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.graph.edit import add_constant
-from toolkit.graph.simplify import array_of
+from edgeship.toolkit.graph.edit import add_constant
+from edgeship.toolkit.graph.simplify import array_of
 
 
 def write_padding(model: ir.Model) -> None:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess
-from toolkit.graph import io
-from toolkit.graph.edit import Names
-from toolkit.graph.normalization import find_input_normalization
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.edit import Names
+from edgeship.toolkit.graph.normalization import find_input_normalization
 
 LEVELS = np.arange(256)  # values of a pixel
 Doubles = npt.NDArray[np.float64]
@@ -26,7 +26,7 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
 
     Its input keeps its name. The first nodes are Cast, Mul, Sub and Transpose: the order in which OpenVINO
     makes one integer pass of them and the first QuantizeLinear, and TensorRT takes a uint8 input at all
-    (only a Cast may read it). No pixel becomes another integer than by way of `calibration.preprocess`.
+    (only a Cast may read it). No pixel becomes another integer than by calibration/preprocess.py.
 
     Args:
         source: The ONNX file.

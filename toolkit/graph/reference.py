@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from toolkit.core.errors import ModelError
-from toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 
 class Reference:

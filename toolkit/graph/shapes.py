@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from toolkit.core.errors import ModelError
+from edgeship.toolkit.core.errors import ModelError
 
 MOST_VALUES = 2**28  # of one tensor: 1 GiB in float32
 

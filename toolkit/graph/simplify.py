@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from toolkit.graph.edit import Names, add_constant
+from edgeship.toolkit.graph.edit import Names, add_constant
 
 FOLDED = frozenset(  # what paddings, shapes and fills are computed with, and normalized weights
     {

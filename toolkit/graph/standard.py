@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from toolkit.core.errors import ModelError
-from toolkit.graph.edit import Names, add_constant, constant
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph.edit import Names, add_constant, constant
 
 FLOATS = {  # converted to float32
     ir.DataType.FLOAT16: "float16",

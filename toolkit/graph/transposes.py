@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from toolkit.graph.edit import Names
+from edgeship.toolkit.graph.edit import Names
 
 UNARY = frozenset(  # one output value for each input value; more inputs are single numbers
     {

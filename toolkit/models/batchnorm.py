@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from toolkit.core.quant import FloatArray
-from toolkit.models.resnet import ResNet
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.models.resnet import ResNet
 
 BATCH = 50  # images whose statistics are one sample of the running mean
 

@@ -14,10 +14,17 @@ import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import nn
 
-from toolkit.core.artifact import replacing
-from toolkit.core.errors import ModelError
-from toolkit.core.tensors import Preprocess, PreprocessSource, Size, preprocess_metadata, sides, size_text
-from toolkit.models.resnet import Block, PadShortcut, ResNet
+from edgeship.toolkit.core.artifact import replacing
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.tensors import (
+    Preprocess,
+    PreprocessSource,
+    Size,
+    preprocess_metadata,
+    sides,
+    size_text,
+)
+from edgeship.toolkit.models.resnet import Block, PadShortcut, ResNet
 
 OPSET, IR_VERSION = 17, 8  # read by TensorRT 8.5+, OpenVINO 2022+ and ONNX Runtime 1.12+
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"

@@ -10,9 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from toolkit.core.errors import DataError, ModelError
-from toolkit.core.text import printable
-from toolkit.models.resnet import (
+from edgeship.toolkit.core.errors import DataError, ModelError
+from edgeship.toolkit.core.text import printable
+from edgeship.toolkit.models.resnet import (
     Architecture,
     ResNet,
     Shortcut,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.core.errors import ModelError, RecipeError, nearest
-from toolkit.core.tensors import Size, sides
+from edgeship.toolkit.core.errors import ModelError, RecipeError, nearest
+from edgeship.toolkit.core.tensors import Size, sides
 
 Unit = Literal["basic", "bottleneck"]
 Shortcut = Literal["A", "B", "C", "none"]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from toolkit.core.artifact import plain, replacing, write_json
-from toolkit.core.errors import DataError
-from toolkit.core.progress import tell
-from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess
-from toolkit.models.resnet import ResNet
-from toolkit.models.weights import save
+from edgeship.toolkit.core.artifact import plain, replacing, write_json
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.progress import report_progress
+from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.resnet import ResNet
+from edgeship.toolkit.models.weights import save
 
 EpochBatches: TypeAlias = Callable[[int], Iterable[tuple[FloatArray, IntArray]]]
 Loss: TypeAlias = Callable[
@@ -168,7 +168,7 @@ def fit(
             seen += len(x)
             loss_sum += value.item() * len(x)
             right += hits
-            tell(label, min(math.ceil((epoch * images + seen) / options.batch), total), total)
+            report_progress(label, min(math.ceil((epoch * images + seen) / options.batch), total), total)
         if seen == 0:
             raise DataError(f"{label}: no images", hint="check the training source")
         model.eval()

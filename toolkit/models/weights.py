@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from toolkit.core.artifact import (
+from edgeship.toolkit.core.artifact import (
     canonical_json,
     plain,
     read_json,
@@ -28,11 +28,11 @@ from toolkit.core.artifact import (
     write_bytes,
     write_json,
 )
-from toolkit.core.errors import DataError, ModelError, RecipeError, nearest
-from toolkit.core.tensors import Interpolation, Preprocess, PreprocessSource
-from toolkit.core.text import printable
-from toolkit.models.recognize import Tensors, canonical, recognize, unnest
-from toolkit.models.resnet import Architecture, ResNet, Shortcut, Stem, Unit, Widths
+from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, nearest
+from edgeship.toolkit.core.tensors import Interpolation, Preprocess, PreprocessSource
+from edgeship.toolkit.core.text import printable
+from edgeship.toolkit.models.recognize import Tensors, canonical, recognize, unnest
+from edgeship.toolkit.models.resnet import Architecture, ResNet, Shortcut, Stem, Unit, Widths
 
 TENSORS, WIDTHS = "model.safetensors", "widths.json"
 METADATA = "edgeship"  # key of the description inside a safetensors file

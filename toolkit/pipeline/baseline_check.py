@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolkit.core import baseline, statistics
-from toolkit.core.quant import FloatArray, IntArray, PixelArray
-from toolkit.core.results import InputCheck
-from toolkit.core.tensors import Preprocess, PreprocessSource
-from toolkit.pipeline import network
-from toolkit.pipeline.preprocessing import assumed_note, from_json
+from edgeship.toolkit.core import baseline, statistics
+from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.results import InputCheck
+from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource
+from edgeship.toolkit.pipeline import load_and_export
+from edgeship.toolkit.pipeline.preprocessing import assumed_note, from_json
 
 if TYPE_CHECKING:
-    from calibration.datasets import Dataset
-    from calibration.preprocess_forms import Form, Infer, Search
-    from calibration.signature import Stem
+    from edgeship.calibration.datasets import Dataset
+    from edgeship.calibration.preprocess_forms import Form, Infer, Search
+    from edgeship.calibration.preprocessing_check import Stem
 
 SAMPLE = 200  # images that forms of preprocessing are tried on, at most
 PIXELS_BYTES = 512 << 20  # of memory for them
@@ -29,7 +29,7 @@ BATCH = 32
 LOST = 0.10  # accuracy that the baseline loses to a wrong preprocessing above which no verdict is given
 SHOWN = 12  # classes that a message lists
 AGAINST_T = -1.0  # Student's t of the labels below which they contradict the first layer
-SURE_T = 3.5  # see calibration.preprocess_forms
+SURE_T = 3.5  # see edgeship.calibration.preprocess_forms
 LEAST_GAIN = 0.05  # accuracy that other BatchNorm statistics must gain
 WEAK_NATS = 0.2  # mutual information that another form must gain to be named without labels
 LABELS_HINT = "--set load.labels=FILE with one class name a line, in the order of the network's outputs"
@@ -78,10 +78,10 @@ def examine(brought: Brought) -> list[InputCheck]:
         The checks that limit verdicts or that a reader needs, most severe first; one of `preprocess-assumed`
         wherever nothing states mean and std.
     """
-    from calibration import preprocess_forms
+    from edgeship.calibration import preprocess_forms
 
     places = _sample(len(brought.indices), brought.preprocess)
-    stem = network.first_layer(brought.folder).stem if _has_checkpoint(brought.folder) else None
+    stem = load_and_export.first_layer(brought.folder).stem if _has_checkpoint(brought.folder) else None
     pixels = _pixels(brought, places)
     labels = brought.labels[places]
     checks: list[InputCheck] = []
@@ -130,7 +130,7 @@ def of_run(
 
 
 def _described(inputs: Mapping[str, Path]) -> dict[str, Any]:
-    from toolkit.core.artifact import read_json
+    from edgeship.toolkit.core.artifact import read_json
 
     described: dict[str, Any] = read_json(inputs["load"] / "model.json")
     return described
@@ -147,9 +147,9 @@ def _pixels(brought: Brought, places: IntArray) -> dict[Preprocess, PixelArray]:
     """Return the pixels of sampled images in every geometry that is tried."""
     from PIL import Image
 
-    from calibration.loader import decode_each
-    from calibration.preprocess import pixels
-    from calibration.preprocess_forms import geometries
+    from edgeship.calibration.loader import decode_each
+    from edgeship.calibration.preprocess import pixels
+    from edgeship.calibration.preprocess_forms import geometries
 
     wanted = geometries(brought.preprocess)
 
@@ -168,7 +168,7 @@ def _first(pixels: Mapping[Preprocess, PixelArray]) -> PixelArray:
 
 @contextmanager
 def _float_network(graph: Path) -> Iterator[Infer]:
-    from targets.onnxruntime import simulate
+    from edgeship.targets.onnxruntime import simulate
 
     with simulate(graph) as session:
 
@@ -276,8 +276,8 @@ def _baseline(
 
 def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[InputCheck]:
     """Compare the stored BatchNorm statistics with those of the images themselves."""
-    from calibration.preprocess import normalize
-    from toolkit.models import batchnorm, weights
+    from edgeship.calibration.preprocess import normalize
+    from edgeship.toolkit.models import batchnorm, weights
 
     if len(labels) < SAMPLE // 4:
         return []
@@ -305,7 +305,7 @@ def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[I
 
 def _untrained_statistics(folder: Path) -> list[InputCheck]:
     """Refuse running statistics that no training has touched."""
-    from toolkit.models import batchnorm, weights
+    from edgeship.toolkit.models import batchnorm, weights
 
     untouched = batchnorm.untouched(weights.load(folder).model)
     if not untouched:
@@ -325,8 +325,8 @@ def _first_layer(
     brought: Brought, stem: Stem, pixels: PixelArray, labels: IntArray, infer: Infer
 ) -> list[InputCheck]:
     """Compare the first layer's statistics with those of training, unless labels speak against it."""
-    from calibration import preprocess_forms
-    from calibration.signature import NOISE_PAIRED, likelier, stem_divergences
+    from edgeship.calibration import preprocess_forms
+    from edgeship.calibration.preprocessing_check import NOISE_PAIRED, likelier, stem_divergences
 
     divergences = stem_divergences(stem, pixels, brought.preprocess)
     form = likelier(divergences, NOISE_PAIRED) if len(pixels) == SAMPLE else likelier(divergences)
@@ -350,7 +350,7 @@ def _first_layer(
 
 def _unlabelled(brought: Brought, pixels: PixelArray, infer: Infer) -> list[InputCheck]:
     """Hint at another form by how sure and how varied the predictions are; without labels that is weak."""
-    from calibration.preprocess_forms import FEWEST_IMAGES, surest
+    from edgeship.calibration.preprocess_forms import FEWEST_IMAGES, surest
 
     if len(pixels) < FEWEST_IMAGES:
         return []

@@ -15,9 +15,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
+from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
 
-PACKAGES = ("toolkit", "quantize", "targets", "calibration")  # the product's own
+PACKAGES = ("edgeship",)  # the product's own
 EVERY = "*"  # in place of an imported name: every public module of the package
 PLUGIN_CALLS = ("plugins.names", "plugins.get")  # their first argument is a package of plug-ins
 DATA_CALLS = ("jinja2.PackageLoader",)  # their arguments are a package and a folder in it

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import targets
-from toolkit.core.artifact import sha256_file
-from toolkit.core.parallel import Backend, ordered
-from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess
-from toolkit.pipeline import images, variants
+from edgeship import targets
+from edgeship.toolkit.core.artifact import sha256_file
+from edgeship.toolkit.core.parallel import Backend, ordered
+from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline import datasets, variants
 
 if TYPE_CHECKING:
-    from calibration.class_order import Aliases
-    from calibration.datasets import Dataset
-    from calibration.sets import Use
-    from toolkit.pipeline.stage import Inputs
+    from edgeship.calibration.class_order import Aliases
+    from edgeship.calibration.datasets import Dataset
+    from edgeship.calibration.sets import Use
+    from edgeship.toolkit.pipeline.stage import Inputs
 
 MOST_WORKERS = 8  # each loads every engine
 
@@ -116,8 +116,8 @@ def run(
     Raises:
         DataError: An image cannot be decoded, or with `skip_bad` none can.
     """
-    from calibration.loader import none_readable
-    from toolkit.core.threads import granted_cores
+    from edgeship.calibration.loader import none_readable
+    from edgeship.toolkit.core.threads import granted_cores
 
     pool = _pool(work)  # before any thread asks for it
     batches = [tuple(indices[start : start + work.batch]) for start in range(0, len(indices), work.batch)]
@@ -137,7 +137,7 @@ def run(
 
 def part(work: Work, indices: Sequence[int]) -> Part:
     """One batch, with sessions that stay open for the next."""
-    from calibration.loader import batches
+    from edgeship.calibration.loader import batches
 
     pool = _pool(work)
     stream = batches(
@@ -170,14 +170,14 @@ class _Pool:
     """The images and the sessions of one process: a set for every batch that runs at a time."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = images.open_judges(work.source, work.classes, work.use, work.names)
+        self.dataset: Dataset = datasets.open_judges(work.source, work.classes, work.use, work.names)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []
 
     def take(self) -> dict[Engine, targets.Session]:
         """A set of sessions that nobody else uses."""
-        from targets.onnxruntime import simulate
+        from edgeship.targets.onnxruntime import simulate
 
         with self._lock:  # loading too: it needs all cores by itself
             if self._free:

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-import targets
-from toolkit.core import statistics
-from toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
-from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.quant import FloatArray
-from toolkit.core.results import Precision
-from toolkit.pipeline import finetuning, images, network, pruning, variants
-from toolkit.pipeline.preprocessing import from_json
-from toolkit.pipeline.recipe import Recipe
+from edgeship import targets
+from edgeship.toolkit.core import statistics
+from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
+from edgeship.toolkit.core.errors import ModelError, RecipeError
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.results import Precision
+from edgeship.toolkit.pipeline import datasets, finetuning, load_and_export, pruning, variants
+from edgeship.toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.pipeline.recipe import Recipe
 
 DENSE = "dense"
 UNFINISHED = ".edgeship-unfinished"  # folder of what an interrupted command left; nobody else's
@@ -90,8 +90,8 @@ def done(out: Path) -> None:
 def _prune_family(
     recipe: Recipe, parts: Sequence[float], dense: Path, folders: Mapping[str, Path], state: Path
 ) -> None:
-    from toolkit import prune as pruner
-    from toolkit.models import weights
+    from edgeship.toolkit import prune as pruner
+    from edgeship.toolkit.models import weights
 
     model, preprocess = pruning.network_of(dense)
     source = read_json(dense / "model.json")["preprocess_source"]
@@ -106,8 +106,8 @@ def _prune_family(
 def _identity(recipe: Recipe, parts: Sequence[float], dense: Path) -> dict[str, Any]:
     """What a pruning depends on, with the contents of the weights and images."""
     how = recipe.prune
-    dataset, indices = images.unevaluated(how.source, how.images, how.seed, how.exclude)
-    seen = images.identity(dataset, np.asarray(indices))["digest"]
+    dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
+    seen = datasets.identity(dataset, np.asarray(indices))["digest"]
     work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": seen}
     return {"work": sha256_bytes(canonical_json(work).encode())}
 
@@ -131,27 +131,27 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     Raises:
         ModelError: The target does not run on this machine.
     """
-    from calibration.loader import batches
+    from edgeship.calibration.loader import batches
 
     described = read_json(dense / "model.json")
     preprocess = from_json(described["preprocess"])
     target = recipe.compile.targets[0]
     how = recipe.prune
-    dataset, indices = images.unevaluated(how.source, how.images, how.seed, how.exclude)
+    dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
     judges, judged = dataset, indices[-finetuning.held_out(len(indices)) :]
     if recipe.evaluate.source:
-        judges = images.open_evaluation(
-            recipe.evaluate.source, described["classes"], names=images.aliases(described)
+        judges = datasets.open_evaluation(
+            recipe.evaluate.source, described["classes"], names=datasets.aliases(described)
         )
-        judged = images.subset(judges, recipe.evaluate.images)
+        judged = datasets.subset(judges, recipe.evaluate.images)
     chosen = indices[: recipe.select.images]
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         engines: dict[str, tuple[str, Path]] = {}
         for label, folder in {DENSE: dense, **pruned}.items():
             built = Path(name) / label
-            exported = network.export(recipe.export, folder, described, built / "float.onnx")
-            stream = images.stream(dataset, chosen, preprocess, BATCH, f"calibrating {label}")
+            exported = load_and_export.export(recipe.export, folder, described, built / "float.onnx")
+            stream = datasets.stream(dataset, chosen, preprocess, BATCH, f"calibrating {label}")
             quantized = _quantize(exported.file, stream, target)
             graphs: dict[Precision, Path] = {"fp32": exported.file, "int8": quantized}
             for precision, graph in graphs.items():
@@ -204,12 +204,12 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
 
 
 def _quantize(graph: Path, stream: Iterable[FloatArray], target: str) -> Path:
-    import quantize
-    from quantize.collect import collect
+    from edgeship import quantization
+    from edgeship.quantization.calibrate import collect
 
     out = graph.with_name("int8.onnx")
     scheme = targets.get(target).scheme
-    quantize.quantize(graph, collect(graph, stream), scheme, quantize.QuantizeOptions(), out)
+    quantization.quantize(graph, collect(graph, stream), scheme, quantization.QuantizeOptions(), out)
     return out
 
 
@@ -226,7 +226,7 @@ def _compile(graph: Path, target: str, precision: Precision) -> Path:
 
 def _judged(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
     """How right one is, against the dense network in FP32 on the same images."""
-    from toolkit.prune import expected_drop_pp
+    from edgeship.toolkit.prune import expected_drop_pp
 
     reference: FloatArray = outcome.logits[f"{DENSE}-fp32"]
     logits = outcome.logits[label]
@@ -248,7 +248,7 @@ def _judged(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[st
 
 def _mark_knee(frontier: Sequence[dict[str, Any]]) -> None:
     """Tell which row is the knee; there is none where every step costs as much as the last."""
-    from toolkit.report.inside import knee_of
+    from edgeship.toolkit.report.quantization_charts import knee_of
 
     gained = [-row["expected_drop_pp"] if row["top1"] is None else row["top1"] for row in frontier]
     knee = knee_of([row["latency_ms"] for row in frontier], gained)

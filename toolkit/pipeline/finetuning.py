@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from toolkit.core.artifact import read_json
-from toolkit.core.quant import FloatArray, IntArray
-from toolkit.pipeline import images
-from toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.pipeline import datasets
+from edgeship.toolkit.pipeline.preprocessing import from_json
 
 if TYPE_CHECKING:
-    from toolkit.pipeline.recipe import FinetuneOptions
+    from edgeship.toolkit.pipeline.recipe import FinetuneOptions
 
 BATCH = 32  # images decoded at once
 HELD_OUT = 0.08  # part of the images that judge a fine-tuning
@@ -29,14 +29,14 @@ def held_out(count: int) -> int:
 
 def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
     """Train the pruned network towards the dense one; write it and history.json."""
-    from calibration.loader import batches
-    from toolkit.models import weights
-    from toolkit.prune.finetune import DistillOptions, distill
+    from edgeship.calibration.loader import batches
+    from edgeship.toolkit.models import weights
+    from edgeship.toolkit.prune.finetune import DistillOptions, distill
 
     described = read_json(dense / "model.json")
     preprocess = from_json(described["preprocess"])
-    dataset, indices = images.unevaluated(
-        options.source, options.images, options.seed, options.exclude, images.aliases(described)
+    dataset, indices = datasets.unevaluated(
+        options.source, options.images, options.seed, options.exclude, datasets.aliases(described)
     )
     count = held_out(len(indices))
     learned, judges = indices[:-count], indices[-count:]  # pruning held out the last ones, too

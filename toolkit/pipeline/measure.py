@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import targets
-from toolkit.core.errors import TargetError
-from toolkit.core.progress import track
-from toolkit.core.quant import FloatArray
-from toolkit.core.tensors import Preprocess
-from toolkit.pipeline import variants
+from edgeship import targets
+from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.progress import track
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline import variants
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from toolkit.pipeline.recipe import BenchOptions
+    from edgeship.toolkit.pipeline.recipe import BenchOptions
 
 BATCHES = (1, 2, 4, 8, 16)  # of a graph that takes any
 PICTURES = 8  # decoded images that the end-to-end runs take in turn
@@ -73,7 +73,7 @@ def end_to_end(
     session: targets.Session, batch: int, pictures: Sequence[Image.Image], preprocess: Preprocess
 ) -> Callable[[], FloatArray]:
     """One run from decoded images to logits, each time with the next `batch` of the pictures."""
-    from calibration.preprocess import normalize, pixels
+    from edgeship.calibration.preprocess import normalize, pixels
 
     endless = itertools.cycle(pictures)
 
@@ -93,7 +93,7 @@ def _end_to_end(
     preprocess: Preprocess,
     duration_s: float,
 ) -> None:
-    from targets._timing import interleave
+    from edgeship.targets._timing import interleave
 
     runs = {
         f"{key} {name}": end_to_end(session, batch, pictures, preprocess)
@@ -114,7 +114,7 @@ def _energy(
     sessions: Mapping[str, targets.Session],
     images: FloatArray,
 ) -> None:
-    from targets._energy import HOW, per_call_mj
+    from edgeship.targets._energy import HOW, per_call_mj
 
     for name, session in sessions.items():
         try:
@@ -132,7 +132,7 @@ def _memory(
     files: Mapping[str, tuple[str, Path]],
     shaped: Mapping[str, Any],
 ) -> None:
-    from targets._memory import HOW, measure
+    from edgeship.targets._memory import HOW, measure
 
     for name in track(list(files), "measuring memory"):
         target, engine = files[name]

@@ -5,14 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.tensors import InputType, Preprocess, PreprocessSource, Size, as_size, sides, size_text
-from toolkit.graph.layout import InputForm
+from edgeship.toolkit.core.errors import ModelError, RecipeError
+from edgeship.toolkit.core.tensors import (
+    InputType,
+    Preprocess,
+    PreprocessSource,
+    Size,
+    as_size,
+    sides,
+    size_text,
+)
+from edgeship.toolkit.graph.layout import InputForm
 
 if TYPE_CHECKING:
-    from toolkit.graph.io import Classifier
-    from toolkit.graph.normalization import InputNormalization
-    from toolkit.pipeline.recipe import PreprocessOptions
+    from edgeship.toolkit.graph.io import Classifier
+    from edgeship.toolkit.graph.normalization import InputNormalization
+    from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
 EXAMPLES = {1: ("0.5", "0.25"), 3: ("0.485,0.456,0.406", "0.229,0.224,0.225")}  # channels -> mean, std
 SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop

@@ -8,18 +8,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.core.artifact import read_json, write_json
-from toolkit.core.errors import ModelError, RecipeError
-from toolkit.core.quant import FloatArray
-from toolkit.pipeline import images
-from toolkit.pipeline.preprocessing import from_json
-from toolkit.pipeline.stopwatch import Stopwatch
+from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.errors import ModelError, RecipeError
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.pipeline import datasets
+from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.preprocessing import from_json
 
 if TYPE_CHECKING:
-    from toolkit import prune as pruner
-    from toolkit.core.tensors import Preprocess
-    from toolkit.models.resnet import ResNet
-    from toolkit.pipeline.recipe import PruneOptions
+    from edgeship.toolkit import prune as pruner
+    from edgeship.toolkit.core.tensors import Preprocess
+    from edgeship.toolkit.models.resnet import ResNet
+    from edgeship.toolkit.pipeline.recipe import PruneOptions
 
 GOALS = ("keep", "macs", "target_latency", "max_drop_pp")
 BATCH = 32  # images decoded at once
@@ -48,8 +48,8 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
     Raises:
         ModelError: There is only a graph, or the goal cannot be met.
     """
-    from toolkit import prune as pruner
-    from toolkit.models import weights
+    from edgeship.toolkit import prune as pruner
+    from edgeship.toolkit.models import weights
 
     model, preprocess = network_of(folder)
     pictures = stream(options, preprocess)
@@ -69,7 +69,7 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
     Raises:
         ModelError: There is only a graph.
     """
-    from toolkit.models import weights
+    from edgeship.toolkit.models import weights
 
     if not (folder / weights.WIDTHS).is_file():
         raise ModelError(
@@ -81,13 +81,13 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
 
 def stream(options: PruneOptions, preprocess: Preprocess) -> Iterator[FloatArray]:
     """The images to prune with, in batches."""
-    dataset, indices = images.unevaluated(options.source, options.images, options.seed, options.exclude)
-    return images.stream(dataset, indices, preprocess, BATCH, "reading images to prune with")
+    dataset, indices = datasets.unevaluated(options.source, options.images, options.seed, options.exclude)
+    return datasets.stream(dataset, indices, preprocess, BATCH, "reading images to prune with")
 
 
 def options_of(options: PruneOptions) -> pruner.PruneOptions:
     """What the recipe says, as the pruner wants it."""
-    from toolkit import prune as pruner
+    from edgeship.toolkit import prune as pruner
 
     return pruner.PruneOptions(
         **{each.name: getattr(options, each.name) for each in fields(pruner.PruneOptions)}

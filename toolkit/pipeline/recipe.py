@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from toolkit.core import plugins
-from toolkit.core.artifact import canonical_json
-from toolkit.core.errors import RecipeError, nearest
-from toolkit.core.parallel import Backend
-from toolkit.core.tensors import InputType, Interpolation, Size, read_size
-from toolkit.pipeline.outside import existing, names_path
-from toolkit.pipeline.values import convert, merge, parse_override, read_toml
+from edgeship.toolkit.core import plugins
+from edgeship.toolkit.core.artifact import canonical_json
+from edgeship.toolkit.core.errors import RecipeError, nearest
+from edgeship.toolkit.core.parallel import Backend
+from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
+from edgeship.toolkit.pipeline.fingerprints import existing, names_path
+from edgeship.toolkit.pipeline.options import convert, merge, parse_override, read_toml
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -36,21 +36,21 @@ def option(default: T, explanation: str, **rules: Any) -> T:
 
 
 def _observers() -> tuple[str, ...]:
-    return plugins.names("quantize.observers")
+    return plugins.names("edgeship.quantization.observers")
 
 
 def _methods() -> tuple[str, ...]:
-    return ("none", *plugins.names("toolkit.prune.importances"))
+    return ("none", *plugins.names("edgeship.toolkit.prune.importances"))
 
 
 def _targets() -> tuple[str, ...]:
-    import targets
+    from edgeship import targets
 
     return targets.names()
 
 
 def _cores() -> int:
-    from toolkit.core.threads import granted_cores
+    from edgeship.toolkit.core.threads import granted_cores
 
     return granted_cores()
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from toolkit.core.artifact import plain, write_json
-from toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
-from toolkit.pipeline.output import StageResult, check_free, describe, publish, read_report
-from toolkit.pipeline.outside import check_exist, fingerprint, outside_files
-from toolkit.pipeline.recipe import Recipe, check_required
-from toolkit.pipeline.stage import Stage
-from toolkit.pipeline.stages import STAGES
-from toolkit.pipeline.store import Store, key_of
+from edgeship.toolkit.core.artifact import plain, write_json
+from edgeship.toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
+from edgeship.toolkit.pipeline.fingerprints import check_exist, fingerprint, outside_files
+from edgeship.toolkit.pipeline.publish import StageResult, check_free, describe, publish, read_report
+from edgeship.toolkit.pipeline.recipe import Recipe, check_required
+from edgeship.toolkit.pipeline.stage import Stage
+from edgeship.toolkit.pipeline.stages import STAGES
+from edgeship.toolkit.pipeline.store import Store, key_of
 
 State: TypeAlias = Literal["started", "waiting", "done", "cached"]
 Watcher: TypeAlias = Callable[[str, State, float], None]  # stage, state, seconds it took
@@ -174,7 +174,7 @@ def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult
 
 def _this_device() -> Any:
     """This machine, without what changes from minute to minute."""
-    from targets._device import this_device
+    from edgeship.targets._device import this_device
 
     return plain(replace(this_device(), clocks_mhz=None))
 

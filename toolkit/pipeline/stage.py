@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from toolkit.pipeline.code_closure import Sources, installed
+from edgeship.toolkit.pipeline.code_closure import Sources, installed
 
 Inputs: TypeAlias = Mapping[str, Path]
 

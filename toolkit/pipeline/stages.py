@@ -13,24 +13,24 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.core.artifact import read_json, write_json
-from toolkit.core.errors import ToolkitError
-from toolkit.core.progress import track
-from toolkit.core.quant import FloatArray
-from toolkit.pipeline import (
+from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.progress import track
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.pipeline import (
     baseline_check,
+    datasets,
     evaluation,
     finetuning,
-    images,
+    load_and_export,
     measure,
-    network,
-    precision,
+    mixed_precision,
     pruning,
     variants,
 )
-from toolkit.pipeline.graphs import graph_names, quantized_name
-from toolkit.pipeline.preprocessing import check_known, from_json
-from toolkit.pipeline.recipe import (
+from edgeship.toolkit.pipeline.graphs import graph_names, quantized_name
+from edgeship.toolkit.pipeline.preprocessing import check_known, from_json
+from edgeship.toolkit.pipeline.recipe import (
     BenchOptions,
     CalibrateOptions,
     CompileOptions,
@@ -43,7 +43,7 @@ from toolkit.pipeline.recipe import (
     ReportOptions,
     SelectOptions,
 )
-from toolkit.pipeline.stage import Inputs, Stage
+from edgeship.toolkit.pipeline.stage import Inputs, Stage
 
 
 def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> None:
@@ -52,7 +52,7 @@ def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> No
     Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
     parameters, classes, class_names, preprocess, preprocess_source}.
     """
-    network.loader(options)(options, out, work_dir)
+    load_and_export.loader(options)(options, out, work_dir)
 
 
 def prune(options: PruneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
@@ -94,9 +94,9 @@ def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     """
     described = read_json(inputs["load"] / "model.json")
     check_known(options.input, described["preprocess_source"])
-    found = {"float": network.export(options, inputs["load"], described, out / "float.onnx")}
+    found = {"float": load_and_export.export(options, inputs["load"], described, out / "float.onnx")}
     if read_json(inputs["prune"] / "plan.json")["method"] != "none":
-        found["pruned"] = network.export(options, inputs["finetune"], described, out / "pruned.onnx")
+        found["pruned"] = load_and_export.export(options, inputs["finetune"], described, out / "pruned.onnx")
     graphs = {
         name: {"file": graph.file.name, "macs": graph.macs, "parameters": graph.parameters}
         for name, graph in found.items()
@@ -118,28 +118,32 @@ def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -
 
 def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
-    from calibration import doctor, manifest
-    from calibration.datasets import open_dataset
+    from edgeship.calibration import doctor, manifest
+    from edgeship.calibration.datasets import open_dataset
 
     graphs = read_json(inputs["export"] / "graphs.json")
     dataset = open_dataset(options.source, use="train")
     excluded = None
     if options.exclude:
-        excluded = images.open_evaluation(options.exclude, graphs["classes"], names=images.aliases(graphs))
+        excluded = datasets.open_evaluation(
+            options.exclude, graphs["classes"], names=datasets.aliases(graphs)
+        )
     chosen = manifest.select(
         dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_bad
     )
     manifest.write(out / "manifest.json", chosen)
     indices = manifest.locate(chosen, dataset)
-    findings = images.opened(dataset) + images.left_out(dataset, options, chosen)
+    findings = datasets.opened(dataset) + datasets.left_out(dataset, options, chosen)
     if not options.skip_bad:
-        images.check_readable(dataset, indices)
+        datasets.check_readable(dataset, indices)
     findings += doctor.examine(
         dataset,
         indices,
         from_json(graphs["preprocess"]),
         classes=graphs["classes"],
-        stem=network.first_layer(inputs["load"]).stem if (inputs["load"] / "widths.json").is_file() else None,
+        stem=load_and_export.first_layer(inputs["load"]).stem
+        if (inputs["load"] / "widths.json").is_file()
+        else None,
     )
     write_json(out / "findings.json", findings)
 
@@ -149,20 +153,20 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
 
     Also scales.json {graph: {images, scale, enough}}, how the scales grow with the images, and findings.json.
     """
-    from calibration import scales
-    from quantize.collect import collect
+    from edgeship.calibration import sample_size
+    from edgeship.quantization.calibrate import collect
 
     graphs = read_json(inputs["export"] / "graphs.json")
     preprocess = from_json(graphs["preprocess"])
-    dataset, indices = images.calibration(options.source, inputs["select"])
+    dataset, indices = datasets.calibration(options.source, inputs["select"])
     curves = {}
     for name in graph_names(graphs):
-        stream = images.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
+        stream = datasets.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
         collect(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
-        curves[name] = scales.scale_curve(np.concatenate(maxima))
+        curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
-    write_json(out / "findings.json", [scales.judge(curve, name) for name, curve in curves.items()])
+    write_json(out / "findings.json", [sample_size.judge(curve, name) for name, curve in curves.items()])
 
 
 def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
@@ -170,16 +174,16 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
 
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
-    from calibration import manifest
-    from quantize.statistics import Statistics
-    from toolkit.graph import io
+    from edgeship.calibration import manifest
+    from edgeship.quantization.statistics import Statistics
+    from edgeship.toolkit.graph import io
 
     graphs = read_json(inputs["export"] / "graphs.json")
     judges = None
-    if precision.limited(options):
+    if mixed_precision.limited(options):
         used = manifest.read(inputs["select"] / "manifest.json")
-        judges = precision.held_out(
-            options, used, graphs["classes"], from_json(graphs["preprocess"]), images.aliases(graphs)
+        judges = mixed_precision.held_out(
+            options, used, graphs["classes"], from_json(graphs["preprocess"]), datasets.aliases(graphs)
         )
     summaries = {}
     for graph in graph_names(graphs):
@@ -187,7 +191,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
         model = io.read_classifier(inputs["export"] / graphs[graph]["file"])
         for target in track(options.targets, f"quantizing {graph}"):
             name = quantized_name(target, pruned=graph == "pruned")
-            summaries[name] = precision.quantize(
+            summaries[name] = mixed_precision.quantize(
                 options, model, statistics, target, judges, out / f"{name}.onnx"
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
@@ -224,8 +228,8 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     input_checks.json [`InputCheck`].
     """
     graphs = read_json(inputs["export"] / "graphs.json")
-    names = images.aliases(graphs)
-    dataset = images.open_evaluation(options.source, graphs["classes"], names=names)
+    names = datasets.aliases(graphs)
+    dataset = datasets.open_evaluation(options.source, graphs["classes"], names=names)
     planned = variants.runnable(inputs)
     work = evaluation.Work(
         evaluation.engines(planned, inputs),
@@ -239,7 +243,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     )
     outcome, skipped = evaluation.run(
         work,
-        images.subset(dataset, options.images),
+        datasets.subset(dataset, options.images),
         workers=options.workers,
         backend=options.backend,
         label="evaluating",
@@ -248,8 +252,8 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
-    write_json(out / "images.json", images.identity(dataset, outcome.indices))
-    write_json(out / "findings.json", images.opened(dataset) + images.unreadable(dataset, skipped))
+    write_json(out / "images.json", datasets.identity(dataset, outcome.indices))
+    write_json(out / "findings.json", datasets.opened(dataset) + datasets.unreadable(dataset, skipped))
     reference = outcome.logits[variants.REFERENCE]
     write_json(out / "input_checks.json", baseline_check.of_run(inputs, dataset, outcome.indices, reference))
     write_json(
@@ -266,12 +270,12 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
 
     Writes latency.json and device.json: the machine, and what else it did meanwhile.
     """
-    from targets._activity import Watch
+    from edgeship.targets._cpu_load import Watch
 
     graphs = read_json(inputs["export"] / "graphs.json")
     batch = variants.bench_batch(options, graphs)
     shape = (batch, len(graphs["preprocess"]["mean"]), *from_json(graphs["preprocess"]).sides)
-    dataset, indices = images.calibration(options.source, inputs["select"])
+    dataset, indices = datasets.calibration(options.source, inputs["select"])
     with Watch() as watch:
         measured = measure.measure(
             options,
@@ -288,7 +292,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
 
 def report(options: ReportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Gather what the stages left into report.json, report.md and report.html, and judge the limits."""
-    from toolkit.report import gather, render
+    from edgeship.toolkit.report import gather, render
 
     run = read_json(inputs["run"] / "run.json")
     gathered = gather.gather(
@@ -301,7 +305,7 @@ def report(options: ReportOptions, inputs: Inputs, out: Path, _work_dir: Path) -
         max_latency_ms=options.max_latency_ms,
         judge_by=options.judge_by,
     )
-    thumbnails = images.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
+    thumbnails = datasets.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 
@@ -318,18 +322,18 @@ def _times_layers(options: QuantizeOptions) -> bool:
 
 
 STAGES = (
-    Stage("load", load, implementation=network.loader),
+    Stage("load", load, implementation=load_and_export.loader),
     Stage("prune", prune, needs=("load",), on_device=_times_candidates),
     Stage("finetune", finetune, needs=("load", "prune")),
     Stage("export", export, needs=("load", "prune", "finetune")),
     Stage("select", select, needs=("load", "export")),
-    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=precision.float_types),
+    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=mixed_precision.float_types),
     Stage(
         "quantize",
         quantize,
         needs=("export", "select", "calibrate"),
         on_device=_times_layers,
-        extra_key=precision.facts,
+        extra_key=mixed_precision.facts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),

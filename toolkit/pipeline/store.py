@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
-from toolkit.core.errors import DataError, ToolkitError
+from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
+from edgeship.toolkit.core.errors import DataError, ToolkitError
 
 DIGEST_LENGTH = 24  # hexadecimal digits in a name: 96 bits
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import targets
-from toolkit.core import statistics
-from toolkit.core.artifact import plain, read_json
-from toolkit.core.errors import RecipeError
-from toolkit.core.quant import FloatArray, IntArray, PixelArray
-from toolkit.core.results import Precision
-from toolkit.core.tensors import Preprocess
-from toolkit.pipeline.graphs import graph_names, quantized_name
+from edgeship import targets
+from edgeship.toolkit.core import statistics
+from edgeship.toolkit.core.artifact import plain, read_json
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.results import Precision
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline.graphs import graph_names, quantized_name
 
 if TYPE_CHECKING:
-    from calibration.loader import Batches
-    from toolkit.pipeline.recipe import BenchOptions
-    from toolkit.pipeline.stage import Inputs
+    from edgeship.calibration.loader import Batches
+    from edgeship.toolkit.pipeline.recipe import BenchOptions
+    from edgeship.toolkit.pipeline.stage import Inputs
 
 REFERENCE = "onnxruntime-fp32"
 REFERENCE_TARGET = "onnxruntime"
@@ -94,7 +94,7 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
         TargetError: The SDK is absent or refuses the graph.
         ModelError: The graph cannot take pixels.
     """
-    from toolkit.graph.pixels import take_pixels
+    from edgeship.toolkit.graph.pixels import take_pixels
 
     target, source = targets.get(variant.target), variant.graph(inputs)
     graph, float_input = source, None
@@ -134,8 +134,8 @@ def check_pixels(
     Returns:
         A warning if their logits differ by more than one 8-bit rounding of all of them.
     """
-    from calibration.preprocess import normalize
-    from quantize.runtime_check import CLOSE_DB
+    from edgeship.calibration.preprocess import normalize
+    from edgeship.quantization.runtime_check import CLOSE_DB
 
     shape = (PIXEL_IMAGES, *preprocess.sides, len(preprocess.mean))
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -193,7 +193,7 @@ def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
 
 def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Accuracy of every variant, and how it differs from the reference on the same images."""
-    from targets._device import this_device
+    from edgeship.targets._device import this_device
 
     here = f"this machine ({this_device().name})"
     reference = outcome.logits[REFERENCE]
@@ -281,7 +281,7 @@ def latencies(
     options: BenchOptions, sessions: Mapping[str, targets.Session], images: FloatArray
 ) -> dict[str, Any]:
     """Time sessions in turns on one batch (N, C, H, W)."""
-    from targets._timing import interleave, noise_warning
+    from edgeship.targets._timing import interleave, noise_warning
 
     samples = interleave(
         {name: inference(session, images) for name, session in sessions.items()},
@@ -315,7 +315,7 @@ def suited(session: targets.Session, images: FloatArray) -> FloatArray | PixelAr
 
 def device() -> dict[str, Any]:
     """This machine, and how busy it was."""
-    from targets._device import int8_sums, this_device
+    from edgeship.targets._device import int8_sums, this_device
 
     here = this_device()
     described: dict[str, Any] = plain(here)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from toolkit.prune.carried import expected_drop_pp
-from toolkit.prune.finetune import DistillOptions, distill
-from toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
-from toolkit.prune.pruner import family, prune, unpruned
-from toolkit.prune.sparsity import SparsityAdvice, advise, sparsify
+from edgeship.toolkit.prune.execute import expected_drop_pp
+from edgeship.toolkit.prune.finetune import DistillOptions, distill
+from edgeship.toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
+from edgeship.toolkit.prune.pruner import family, prune, unpruned
+from edgeship.toolkit.prune.sparsity import SparsityAdvice, advise, sparsify
 
 __all__ = [
     "Candidate",

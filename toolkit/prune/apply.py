@@ -8,8 +8,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from toolkit.models.resnet import Architecture, Block, ResNet, Widths, resize
-from toolkit.prune.groups import STEM
+from edgeship.toolkit.models.resnet import Architecture, Block, ResNet, Widths, resize
+from edgeship.toolkit.prune.groups import STEM
 
 
 def shrink(model: ResNet, kept: Mapping[str, Tensor], dropped: Collection[tuple[int, int]] = ()) -> ResNet:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toolkit.core.artifact import write_json
-from toolkit.core.errors import DataError, RecipeError
-from toolkit.core.quant import FloatArray, IntArray
-from toolkit.core.tensors import Preprocess, PreprocessSource
-from toolkit.models.resnet import ResNet
-from toolkit.models.trainer import EpochBatches, History, TrainOptions, fit
-from toolkit.models.weights import save
+from edgeship.toolkit.core.artifact import write_json
+from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource
+from edgeship.toolkit.models.resnet import ResNet
+from edgeship.toolkit.models.trainer import EpochBatches, History, TrainOptions, fit
+from edgeship.toolkit.models.weights import save
 
 TEMPERATURE = 2.0
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.models.resnet import Architecture
+from edgeship.toolkit.models.resnet import Architecture
 
 STEM = "stem"  # a place: outputs of the first convolution
 

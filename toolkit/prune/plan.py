@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from toolkit.core.errors import RecipeError
-from toolkit.models.resnet import Architecture, Widths
+from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.models.resnet import Architecture, Widths
 
 Measure: TypeAlias = Callable[[Architecture], float]  # milliseconds of one inference, in INT8, on the device
 

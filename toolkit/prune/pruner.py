@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit.core.errors import ModelError
-from toolkit.core.progress import track
-from toolkit.core.quant import FloatArray
-from toolkit.models.resnet import ResNet, macs
-from toolkit.prune import goals, importances, widths
-from toolkit.prune.carried import Decision, carry_out
-from toolkit.prune.images import Images, split
-from toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
-from toolkit.prune.resume import States
-from toolkit.prune.survey import Surveyed, survey_inner
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.progress import track
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.models.resnet import ResNet, macs
+from edgeship.toolkit.prune import channel_selection, importances, width_search
+from edgeship.toolkit.prune.checkpoints import States
+from edgeship.toolkit.prune.execute import Decision, carry_out
+from edgeship.toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
+from edgeship.toolkit.prune.probe_images import Images, split
+from edgeship.toolkit.prune.ranking import Surveyed, survey_inner
 
 SEARCH_ROUNDS = 5
 SEARCHED = (0.2, 1.0)  # parts of the multiply-accumulates between which a drop is searched
@@ -55,12 +55,12 @@ def prune(
     seen = split(dense, images, mirror=options.mirror)
     states = States(checkpoint, dense, seen.fit.images)
     if options.keep is not None and options.scope == "inner":
-        narrow = widths.uniform(dense.architecture, options.keep, options.step)
+        narrow = width_search.uniform(dense.architecture, options.keep, options.step)
         result = carry_out(dense, seen, options, Decision({}, {}, narrow), states)
     else:
         whole = options.scope == "stream"  # blocks stay as they are: nothing to know about them
         surveyed = {} if whole else _survey(dense, seen, options, states, probe=options.keep is None)
-        known = goals.Known(dense, seen, surveyed, options, measure)
+        known = channel_selection.Known(dense, seen, surveyed, options, measure)
         result = (_searched if options.max_drop_pp is not None else _tried)(known, states)
     states.clear()
     return result
@@ -92,7 +92,7 @@ def family(
     surveyed = _survey(dense, seen, options, states, probe=False)
     found = []
     for part in track(sorted(parts, reverse=True), "pruning a family"):
-        narrow = widths.uniform(dense.architecture, part, options.step)
+        narrow = width_search.uniform(dense.architecture, part, options.step)
         found.append(carry_out(dense, seen, options, Decision({}, surveyed, narrow), states))
     states.clear()
     return found
@@ -114,28 +114,28 @@ def _survey(
     return survey_inner(dense, seen.fit, importance, probe=probe, state=state, seed=options.seed)
 
 
-def _tried(known: goals.Known, states: States) -> Result:
+def _tried(known: channel_selection.Known, states: States) -> Result:
     """The decisions carried out in turn, until one is farther from the dense network than the last."""
     results: list[Result] = []
-    for decision in goals.decisions(known):
+    for decision in channel_selection.decisions(known):
         results.append(carry_out(known.dense, known.seen, known.options, decision, states))
         if len(results) > 1 and _distance(results[-1]) >= _distance(results[-2]):
             break
     return _chosen(min(results, key=_distance), results)
 
 
-def _searched(known: goals.Known, states: States) -> Result:
+def _searched(known: channel_selection.Known, states: States) -> Result:
     """The fewest multiply-accumulates whose expected drop stays within the limit, by bisection."""
     options = known.options
     limit, arch = options.max_drop_pp or 0.0, known.arch
     low, high = SEARCHED
     results: list[Result] = []
     best: Result | None = None
-    drops = goals.drop_losses(known)
+    drops = channel_selection.drop_losses(known)
     for _ in range(SEARCH_ROUNDS):
         part = (low + high) / 2
         try:
-            found = widths.for_macs(
+            found = width_search.for_macs(
                 arch, known.surveyed, drops, part, size=known.seen.size, step=options.step
             )
         except ModelError:

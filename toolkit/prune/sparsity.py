@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toolkit.core.progress import track
-from toolkit.core.quant import FloatArray
-from toolkit.core.tensors import Size
-from toolkit.models.resnet import Architecture, ResNet, block_macs, macs
-from toolkit.prune.compensation import factor
-from toolkit.prune.moments import System, at
-from toolkit.prune.sequential import Targets, entered, following, shortcut, trace
-from toolkit.prune.site import Site
-from toolkit.prune.widths import block_sides
+from edgeship.toolkit.core.progress import track
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.tensors import Size
+from edgeship.toolkit.models.resnet import Architecture, ResNet, block_macs, macs
+from edgeship.toolkit.prune.layer_refit import Site
+from edgeship.toolkit.prune.least_squares import factor
+from edgeship.toolkit.prune.reconstruction import Targets, entered, following, shortcut, trace
+from edgeship.toolkit.prune.second_moments import System, at
+from edgeship.toolkit.prune.width_search import block_sides
 
 GROUP, KEPT = 4, 2  # of four neighbouring input channels at one tap, two stay
 LEAST_CHANNELS = 256  # narrower convolutions were never seen to gain

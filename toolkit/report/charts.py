@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from toolkit.core.results import RunReport, Variant
-from toolkit.report import inside, words
-from toolkit.report.figure import COLOURS, WORST, Chart, log_axis, text
+from edgeship.toolkit.core.results import RunReport, Variant
+from edgeship.toolkit.report import formatting, quantization_charts
+from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, log_axis, text
 
 SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
 
@@ -19,14 +19,14 @@ def charts(report: RunReport) -> dict[str, Chart]:
         "drop": _drop(report),
         "latency": _latency(report.variants),
         "throughput": _throughput(report.variants),
-        "sqnr": inside.sqnr(report.details.get("sensitivity")),
-        "sensitivity": inside.sensitivity(report.details.get("sensitivity")),
-        "clipping": inside.clipping(report.details.get("quantize")),
-        "activations": inside.activations(report.details.get("quantize")),
-        "weights": inside.weights(report.details.get("quantize")),
-        "widths": inside.widths(report.details.get("pruning")),
-        "refit": inside.refit(report.details.get("pruning")),
-        "frontier": inside.frontier(report.details.get("pruning")),
+        "sqnr": quantization_charts.sqnr(report.details.get("sensitivity")),
+        "sensitivity": quantization_charts.sensitivity(report.details.get("sensitivity")),
+        "clipping": quantization_charts.clipping(report.details.get("quantize")),
+        "activations": quantization_charts.activations(report.details.get("quantize")),
+        "weights": quantization_charts.weights(report.details.get("quantize")),
+        "widths": quantization_charts.widths(report.details.get("pruning")),
+        "refit": quantization_charts.refit(report.details.get("pruning")),
+        "frontier": quantization_charts.frontier(report.details.get("pruning")),
     }
     for variant in report.variants:
         found[f"classes-{variant.name}"] = _classes(variant, report.data.get("classes") or [])
@@ -61,10 +61,10 @@ def _tradeoff(report: RunReport) -> Chart | None:
         trace: dict[str, Any] = {
             "type": "scatter",
             "mode": "markers+text" if labelled else "markers",
-            "name": text(words.title(v)),
+            "name": text(formatting.title(v)),
             "x": [latency.p50],
             "y": [100 * top1],
-            "text": [text(words.title(v))],
+            "text": [text(formatting.title(v))],
             "textposition": "bottom right" if rank % 2 else "top right",
             "cliponaxis": False,
             "marker": {"size": 12, "color": _colour(v), "symbol": _open(v)},
@@ -95,8 +95,8 @@ def _tradeoff(report: RunReport) -> Chart | None:
         "Accuracy against latency",
         "Median latency and top-1 accuracy of "
         + "; ".join(
-            f"{words.title(v)}: {words.milliseconds(v.latency_ms.p50 if v.latency_ms else None)}, "
-            f"{words.percent(v.top1)}"
+            f"{formatting.title(v)}: {formatting.milliseconds(v.latency_ms.p50 if v.latency_ms else None)}, "
+            f"{formatting.percent(v.top1)}"
             for v in shown
         ),
         data,
@@ -131,7 +131,7 @@ def _labels_fit(shown: Sequence[Variant], widest: float) -> bool:
     for rank, v in enumerate(shown):
         x = 480 * (v.latency_ms.p50 if v.latency_ms else 0.0) / widest
         y = 250 * 100 * (v.top1 or 0.0) / height + (-12 if rank % 2 else 12)
-        right = x + 8 + 7 * len(words.title(v))
+        right = x + 8 + 7 * len(formatting.title(v))
         if any(abs(y - other) < 16 and x < end and begin < right for begin, end, other in boxes):
             return False
         boxes.append((x, right, y))
@@ -163,9 +163,9 @@ def _drop(report: RunReport) -> Chart | None:
         {
             "type": "scatter",
             "mode": "markers",
-            "name": text(words.title(v)),
+            "name": text(formatting.title(v)),
             "x": [v.drop_pp],
-            "y": [text(words.title(v))],
+            "y": [text(formatting.title(v))],
             "marker": {"size": 10, "color": _colour(v), "symbol": _open(v)},
             "error_x": {
                 "type": "data",
@@ -176,14 +176,14 @@ def _drop(report: RunReport) -> Chart | None:
                 "array": [v.drop_ci95_pp[1] - v.drop_pp],
                 "arrayminus": [v.drop_pp - v.drop_ci95_pp[0]],
             },
-            "hovertemplate": f"{words.points(v.drop_pp, v.drop_ci95_pp)}<extra>{v.kind}</extra>",
+            "hovertemplate": f"{formatting.points(v.drop_pp, v.drop_ci95_pp)}<extra>{v.kind}</extra>",
         }
         for v in shown
         if v.drop_ci95_pp and v.drop_pp is not None
     ]
     return Chart(
         "Drop of top-1 against the reference",
-        "; ".join(f"{words.title(v)} {words.points(v.drop_pp, v.drop_ci95_pp)}" for v in shown),
+        "; ".join(f"{formatting.title(v)} {formatting.points(v.drop_pp, v.drop_ci95_pp)}" for v in shown),
         data,
         {
             "xaxis": {"title": "drop, pp, paired 95 % interval"},
@@ -213,14 +213,15 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
     by_drop = sorted(variant.paired.classes, key=lambda c: c.top1 - c.top1_reference)[:WORST]
     if all(c.top1 == c.top1_reference for c in variant.paired.classes):
         return None
-    labels = [text(words.label(names, c.label)) for c in by_drop]
+    labels = [text(formatting.label(names, c.label)) for c in by_drop]
     drops = [100 * (c.top1_reference - c.top1) for c in by_drop]
     # An older report has no intervals: its bars have no whiskers.
     ends = [c.drop_ci95_pp or (drop, drop) for c, drop in zip(by_drop, drops, strict=True)]
     which = f"the {WORST} classes that lose most" if len(variant.paired.classes) > WORST else "every class"
     return Chart(
         f"Drop per class: {which}",
-        f"Worst: {words.label(names, by_drop[0].label)}, {words.points(drops[0], by_drop[0].drop_ci95_pp)}",
+        f"Worst: {formatting.label(names, by_drop[0].label)}, "
+        f"{formatting.points(drops[0], by_drop[0].drop_ci95_pp)}",
         [
             {
                 "type": "bar",
@@ -240,7 +241,7 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
                     "color": "@ink",
                 },
                 "customdata": [
-                    f"{words.points(drop, c.drop_ci95_pp)} of {words.images(c.images)}"
+                    f"{formatting.points(drop, c.drop_ci95_pp)} of {formatting.images(c.images)}"
                     for c, drop in zip(by_drop, drops, strict=True)
                 ],
                 "hovertemplate": "%{y}: %{customdata}<extra></extra>",
@@ -261,14 +262,15 @@ def _latency(variants: Iterable[Variant]) -> Chart | None:
     return Chart(
         "Distribution of latency",
         "; ".join(
-            f"{words.title(v)}: median {words.milliseconds(ms.p50)}, p99 {words.milliseconds(ms.p99)}"
+            f"{formatting.title(v)}: median {formatting.milliseconds(ms.p50)}, "
+            f"p99 {formatting.milliseconds(ms.p99)}"
             for v, ms in shown
         ),
         [
             {
                 "type": "box",
                 "orientation": "h",
-                "name": text(words.title(v)),
+                "name": text(formatting.title(v)),
                 "x": list(ms.samples),
                 "marker": {"color": _colour(v), "size": 3, "opacity": 0.5},
                 "line": {"width": 1.2},
@@ -297,14 +299,15 @@ def _throughput(variants: Iterable[Variant]) -> Chart | None:
     return Chart(
         "Throughput against batch",
         "; ".join(
-            f"{words.title(v)}: best {words.whole(max(v.batch_throughput.values()))} images a second"
+            f"{formatting.title(v)}: best {formatting.whole(max(v.batch_throughput.values()))} "
+            "images a second"
             for v in shown
         ),
         [
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": text(words.title(v)),
+                "name": text(formatting.title(v)),
                 "x": [b for b, _ in points[v.name]],
                 "y": [ips for _, ips in points[v.name]],
                 "marker": {"color": _colour(v), "symbol": _open(v), "size": 8},
@@ -339,7 +342,7 @@ def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": text(words.title(v)),
+                "name": text(formatting.title(v)),
                 "x": [layer.time_ms for layer in layers],
                 "y": [text(layer.name) for layer in layers],
                 "customdata": [layer.precision for layer in layers],
@@ -353,8 +356,8 @@ def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
             }
         )
     return Chart(
-        f"Time per layer on {words.target(target)}",
-        " ".join(f"{words.title(v)}: {words.layer_total(v)}" for v in timed),
+        f"Time per layer on {formatting.target(target)}",
+        " ".join(f"{formatting.title(v)}: {formatting.layer_total(v)}" for v in timed),
         data,
         {
             "barmode": "group",

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from toolkit.report import words
-from toolkit.report.figure import Chart, text
-from toolkit.report.inside import EXPECTED_DROP
-from toolkit.report.render import print_table, templates
+from edgeship.toolkit.report import formatting
+from edgeship.toolkit.report.chart import Chart, text
+from edgeship.toolkit.report.quantization_charts import EXPECTED_DROP
+from edgeship.toolkit.report.render import print_table, templates
 
 COMPETITOR = "dense"
 
 
 def page(family: Mapping[str, Any]) -> str:
-    """The page of a family.json (`toolkit.pipeline.family.compare`)."""
+    """The page of a family.json (`edgeship.toolkit.pipeline.family.compare`)."""
     import plotly
 
     shown = chart(family)
@@ -28,7 +28,7 @@ def page(family: Mapping[str, Any]) -> str:
             rows=[*family["frontier"], *family["float"]],
             figure=partial(_figures, labelled=family["judged"]["labelled"]),
             competitor=competitor(family),
-            words=words,
+            words=formatting,
             charts={"family": shown},
             figures={"family": {"data": shown.data, "layout": shown.layout, "choices": {}}},
             plotly=(pkgutil.get_data(plotly.__name__, "package_data/plotly.min.js") or b"").decode(),
@@ -47,11 +47,11 @@ def terminal(family: Mapping[str, Any]) -> None:
         rows.append(
             (
                 row["name"],
-                words.count(row["macs"]),
+                formatting.count(row["macs"]),
                 *(_figures(each, labelled=labelled) for each in (plain, row)),
-                words.milliseconds(row["latency_ms"]),
-                words.times(dense["latency_ms"] / row["latency_ms"]),
-                words.times(floats[COMPETITOR]["latency_ms"] / row["latency_ms"]),
+                formatting.milliseconds(row["latency_ms"]),
+                formatting.times(dense["latency_ms"] / row["latency_ms"]),
+                formatting.times(floats[COMPETITOR]["latency_ms"] / row["latency_ms"]),
                 ", ".join(["knee", *marks] if row["knee"] else marks),
             )
         )
@@ -88,8 +88,8 @@ def chart(family: Mapping[str, Any]) -> Chart:
     return Chart(
         "Accuracy against latency of the pruned networks in INT8",
         "; ".join(
-            f"{row['name']}: {words.milliseconds(row['latency_ms'])}, {_height(row, labelled=labelled):.2f}"
-            + (" (knee)" if row["knee"] else "")
+            f"{row['name']}: {formatting.milliseconds(row['latency_ms'])}, "
+            f"{_height(row, labelled=labelled):.2f}" + (" (knee)" if row["knee"] else "")
             for row in rows
         ),
         data,
@@ -115,7 +115,7 @@ def chart(family: Mapping[str, Any]) -> Chart:
                     "xanchor": "left",
                     "yanchor": "bottom",
                     "showarrow": False,
-                    "text": f"dense, FP32 ({words.milliseconds(dense['latency_ms'])})",
+                    "text": f"dense, FP32 ({formatting.milliseconds(dense['latency_ms'])})",
                 }
             ],
             "showlegend": True,
@@ -141,11 +141,11 @@ def _points(name: str, rows: Any, labelled: bool, mode: str, marker: dict[str, A
 
 
 def _figures(row: Mapping[str, Any], *, labelled: bool) -> str:
-    return words.points(row["drop_pp"], row["drop_ci95_pp"]) if labelled else _expected(row)
+    return formatting.points(row["drop_pp"], row["drop_ci95_pp"]) if labelled else _expected(row)
 
 
 def _expected(row: Mapping[str, Any]) -> str:
-    return f"{words.points(row['expected_drop_pp'])} expected"
+    return f"{formatting.points(row['expected_drop_pp'])} expected"
 
 
 def _height(row: Mapping[str, Any], *, labelled: bool) -> float:

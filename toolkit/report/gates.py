@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from toolkit.core.results import Gate, InputCheck, JudgeBy, Variant
-from toolkit.core.statistics import images_to_decide
-from toolkit.report import words
-from toolkit.report.timing import disturbances
+from edgeship.toolkit.core.results import Gate, InputCheck, JudgeBy, Variant
+from edgeship.toolkit.core.statistics import images_to_decide
+from edgeship.toolkit.report import formatting
+from edgeship.toolkit.report.timing import disturbances
 
 Interval = tuple[float, float] | None
 
@@ -131,11 +131,11 @@ class _Bench:
 
 def unproven(variant: Variant, limit_pp: float) -> str:
     """Say that the images do not decide a limit on the drop, and how many would."""
-    count = "too few images" if variant.images is None else words.images(variant.images)
+    count = "too few images" if variant.images is None else formatting.images(variant.images)
     paired, enough = variant.paired, None
     if paired is not None and paired.lost is not None and paired.won is not None and variant.images:
         enough = images_to_decide(paired.lost, paired.won, variant.images, limit_pp)
-    would = f" (at this drop, about {words.whole(enough)} would)" if enough else ""
+    would = f" (at this drop, about {formatting.whole(enough)} would)" if enough else ""
     return f"{count} cannot prove it at 95 %{would}"
 
 
@@ -153,9 +153,9 @@ def _median_interval(variant: Variant) -> Interval:
 
 def _sentence(rule: _Limit, value: float, interval: Interval) -> str:
     if rule.name == "max_drop_pp":
-        return f"top-1 drop {words.points(value, interval)}, allowed {rule.limit:g} pp"
+        return f"top-1 drop {formatting.points(value, interval)}, allowed {rule.limit:g} pp"
     if rule.name == "min_speedup":
-        ends = f" {words.bracket(interval)}" if interval else ""
-        return f"{words.times(value)} as fast as FP32{ends}, required {rule.limit:g}×"
-    ends = f" [{words.three(interval[0])}, {words.three(interval[1])}]" if interval else ""
-    return f"median latency {words.milliseconds(value)}{ends}, allowed {rule.limit:g} ms"
+        ends = f" {formatting.bracket(interval)}" if interval else ""
+        return f"{formatting.times(value)} as fast as FP32{ends}, required {rule.limit:g}×"
+    ends = f" [{formatting.three(interval[0])}, {formatting.three(interval[1])}]" if interval else ""
+    return f"median latency {formatting.milliseconds(value)}{ends}, allowed {rule.limit:g} ms"

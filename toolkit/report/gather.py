@@ -40,11 +40,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.core import statistics
-from toolkit.core.artifact import read_json
-from toolkit.core.errors import DataError
-from toolkit.core.quant import IntArray
-from toolkit.core.results import (
+from edgeship.toolkit.core import statistics
+from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.quant import IntArray
+from edgeship.toolkit.core.results import (
     InputCheck,
     JudgeBy,
     Kind,
@@ -54,8 +54,8 @@ from toolkit.core.results import (
     StageRun,
     Variant,
 )
-from toolkit.report import analysis, gates
-from toolkit.report.verdict import verdicts
+from edgeship.toolkit.report import gates, paired_analysis
+from edgeship.toolkit.report.verdict import verdicts
 
 SCHEMA = 1
 REFERENCE = "onnxruntime-fp32"
@@ -342,16 +342,16 @@ class _Run:
         for name in names:
             other = self._predictions(name) if name != REFERENCE else None
             if other is not None and len(other.first) == len(reference.first):
-                paired[name] = analysis.compare(REFERENCE, reference, other, labels, files)
+                paired[name] = paired_analysis.compare(REFERENCE, reference, other, labels, files)
         return paired
 
-    def _predictions(self, name: str) -> analysis.Predictions | None:
+    def _predictions(self, name: str) -> paired_analysis.Predictions | None:
         folder = self.folders.get("evaluate")
         path = folder / "logits" / f"{name}.npy" if folder else None
         if path is None or not path.is_file():
             return None
         try:
-            return analysis.predictions(path)
+            return paired_analysis.predictions(path)
         except (OSError, ValueError) as error:
             self.missing.append(f"evaluate: logits of {name} cannot be read ({error})")
             return None

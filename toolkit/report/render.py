@@ -12,12 +12,12 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.artifact import plain, read_json, write_json, write_text
-from toolkit.core.errors import DataError
-from toolkit.core.results import RunReport
-from toolkit.core.statistics import NOISY
-from toolkit.report import analysis, gather, words
-from toolkit.report.verdict import STAMPS, verdicts, warnings
+from edgeship.toolkit.core.artifact import plain, read_json, write_json, write_text
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.results import RunReport
+from edgeship.toolkit.core.statistics import NOISY
+from edgeship.toolkit.report import formatting, gather, paired_analysis
+from edgeship.toolkit.report.verdict import STAMPS, verdicts, warnings
 
 if TYPE_CHECKING:
     import jinja2
@@ -64,7 +64,7 @@ def write(
     write_text(out / "report.html", html(report, thumbnails=thumbnails))
     write_text(out / "junit.xml", junit(report))
     if evaluated is not None:
-        analysis.keep(evaluated, out)
+        paired_analysis.keep(evaluated, out)
 
 
 def find(run: Path) -> Path:
@@ -109,7 +109,7 @@ def markdown(report: RunReport) -> str:
 
 def html(report: RunReport, *, thumbnails: Thumbnails | None = None) -> str:
     """The report as one page that needs no other file and no network."""
-    from toolkit.report.page import page
+    from edgeship.toolkit.report.html import page
 
     return page(report, templates(), _context(report), thumbnails)
 
@@ -145,27 +145,27 @@ def terminal(report: RunReport) -> None:
         [
             (
                 v.name,
-                words.percent(v.top1),
-                words.points(v.drop_pp, v.drop_ci95_pp).replace(" pp", ""),
-                words.percent(v.agreement),
-                words.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
-                words.times(v.speedup),
-                words.coverage(v),
-                words.shipped(v),
-                words.count(v.macs),
-                words.accuracy(v),
+                formatting.percent(v.top1),
+                formatting.points(v.drop_pp, v.drop_ci95_pp).replace(" pp", ""),
+                formatting.percent(v.agreement),
+                formatting.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
+                formatting.times(v.speedup),
+                formatting.coverage(v),
+                formatting.shipped(v),
+                formatting.count(v.macs),
+                formatting.accuracy(v),
             )
             for v in report.variants
         ],
         expendable=("MACs", "size", "INT8 layers", "agree", "top-1", "speed-up"),
     )
     console = _console()
-    for kind, where in words.sources(report.variants):
+    for kind, where in formatting.sources(report.variants):
         console.print(Text(f"{kind}: {where}", style="dim"))
-    for where in words.latency_sources(report.variants):
+    for where in formatting.latency_sources(report.variants):
         console.print(Text(f"latency: {where}", style="dim"))
-    if any(words.ships_graph(v) for v in report.variants):
-        console.print(Text(f"graph: {words.GRAPH}", style="dim"))
+    if any(formatting.ships_graph(v) for v in report.variants):
+        console.print(Text(f"graph: {formatting.GRAPH}", style="dim"))
     console.print()
     for verdict in report.verdicts or verdicts(report):
         mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
@@ -202,7 +202,7 @@ def print_table(
     from rich.table import Table
 
     console = _console()
-    cells = [["–" if cell in (words.NONE, words.UNKNOWN) else cell for cell in row] for row in rows]
+    cells = [["–" if cell in (formatting.NONE, formatting.UNKNOWN) else cell for cell in row] for row in rows]
     left_out: list[str] = []
     for column in expendable:
         if _width(columns, cells) <= console.width:
@@ -255,7 +255,7 @@ def _console() -> Console:
 def _context(report: RunReport) -> dict[str, Any]:
     return {
         "report": report,
-        "words": words,
+        "words": formatting,
         "verdicts": report.verdicts or verdicts(report),  # an older report holds none
         "stamps": STAMPS,
         "gate_marks": GATES,
@@ -264,11 +264,11 @@ def _context(report: RunReport) -> dict[str, Any]:
         "reference": gather.REFERENCE,
         "classes_shown": CLASSES_SHOWN,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
-        "titles": {v.name: words.title(v) for v in report.variants},
+        "titles": {v.name: formatting.title(v) for v in report.variants},
         "noisy": NOISY,
-        "sources": words.sources(report.variants),
-        "ships_graph": any(words.ships_graph(v) for v in report.variants),
-        "latency_sources": words.latency_sources(report.variants),
+        "sources": formatting.sources(report.variants),
+        "ships_graph": any(formatting.ships_graph(v) for v in report.variants),
+        "latency_sources": formatting.latency_sources(report.variants),
         "has_inside": any(report.details.get(key) for key in ("sensitivity", "quantize")),
     }
 
@@ -279,7 +279,7 @@ def templates() -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("toolkit.report", "templates"),
+        loader=jinja2.PackageLoader("edgeship.toolkit.report", "templates"),
         autoescape=jinja2.select_autoescape(["html.j2", "xml.j2"]),
         trim_blocks=True,
         lstrip_blocks=True,
@@ -290,7 +290,7 @@ def templates() -> jinja2.Environment:
         str(text).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
     )
     environment.filters["prose"] = _prose
-    environment.filters["accuracy"] = words.accuracy
+    environment.filters["accuracy"] = formatting.accuracy
     return environment
 
 

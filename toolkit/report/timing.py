@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from toolkit.core.results import LatencySummary
-from toolkit.core.statistics import FEWEST_RUNS
+from edgeship.toolkit.core.results import LatencySummary
+from edgeship.toolkit.core.statistics import FEWEST_RUNS
 
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
 AGAIN = "measure again on a quiet machine, with `--redo bench`"  # the stage: the store has its result

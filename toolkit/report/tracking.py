@@ -6,9 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.errors import ToolkitError
-from toolkit.core.results import RunReport
-from toolkit.report import words
+from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.results import RunReport
+from edgeship.toolkit.report import formatting
 
 LONGEST = 500  # characters of a parameter that every MLflow server takes
 
@@ -32,9 +32,9 @@ def log(report: RunReport, folder: Path) -> str:
         raise ToolkitError("mlflow is not installed", hint="pip install 'edgeship[mlflow]'") from error
     try:
         with mlflow.start_run(
-            run_name=f"{report.model.get('name')} {words.recipe_name(report.recipe)}"
+            run_name=f"{report.model.get('name')} {formatting.recipe_name(report.recipe)}"
         ) as run:
-            mlflow.log_params({key: value[:LONGEST] for key, value in words.flat(report.recipe)})
+            mlflow.log_params({key: value[:LONGEST] for key, value in formatting.flat(report.recipe)})
             mlflow.log_metrics(metrics(report))
             mlflow.set_tags({"edgeship.command": report.command or "", "edgeship.schema": str(report.schema)})
             for name in ("report.html", "report.json", "report.md", "junit.xml"):

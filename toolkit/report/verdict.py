@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from toolkit.core.results import Gate, LatencySummary, Level, RunReport, Variant, Verdict
-from toolkit.core.statistics import NOISY
-from toolkit.report import words
-from toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
+from edgeship.toolkit.core.results import Gate, LatencySummary, Level, RunReport, Variant, Verdict
+from edgeship.toolkit.core.statistics import NOISY
+from edgeship.toolkit.report import formatting
+from edgeship.toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
 
 FASTEST = "The fastest of the {} that may be shipped."
 SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
@@ -36,7 +36,7 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
     if refusal is not None:
         hint = (refusal.hint,) if refusal.hint else ()
         return tuple(
-            Verdict(name, "no_verdict", f"{words.target(name)}: {refusal.message.rstrip('.')}.", hint)
+            Verdict(name, "no_verdict", f"{formatting.target(name)}: {refusal.message.rstrip('.')}.", hint)
             for name in targets
         )
     judged = sorted((_verdict(report, name) for name in targets), key=lambda pair: _rank(*pair))
@@ -57,7 +57,7 @@ def warnings(report: RunReport) -> tuple[str, ...]:
     """List what a reader must know before trusting a figure."""
     found = []
     noisy = [
-        f"{v.name} {words.percent(v.latency_ms.cv, 1)}"
+        f"{v.name} {formatting.percent(v.latency_ms.cv, 1)}"
         for v in report.variants
         if v.latency_ms and v.latency_ms.cv is not None and v.latency_ms.cv > NOISY
     ]
@@ -84,7 +84,7 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
     if not ran:
         error = next((v.error for v in rows if v.error), "no engine was made").rstrip(".")
         hint = next((v.hint for v in rows if v.hint), None)
-        sentence = f"{words.target(target)} was not run: {error}."
+        sentence = f"{formatting.target(target)} was not run: {error}."
         return Verdict(target, "not_measured", sentence, (hint,) if hint else ()), None
     judged = sorted(((*_judge(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
     level, sentence, best = judged[0]
@@ -181,8 +181,8 @@ def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | N
     if v.latency_ms is None or quickest_ms >= v.latency_ms.p50:
         return None
     return (
-        f"{words.title(other)} is faster ({words.milliseconds(quickest_ms)} "
-        f"against {words.milliseconds(v.latency_ms.p50)})"
+        f"{formatting.title(other)} is faster ({formatting.milliseconds(quickest_ms)} "
+        f"against {formatting.milliseconds(v.latency_ms.p50)})"
     )
 
 
@@ -206,13 +206,13 @@ def _facts(v: Variant, *, doubtful: bool) -> str:
     parts = []
     if v.speedup is not None:
         verb, slower = "was timed" if doubtful else "is", " (slower)" * (v.speedup < 1)
-        interval = f" {words.bracket(v.speedup_ci95)}" if v.speedup_ci95 else ""
-        parts.append(f"{verb} {words.times(v.speedup)} as fast as FP32{interval}{slower}")
+        interval = f" {formatting.bracket(v.speedup_ci95)}" if v.speedup_ci95 else ""
+        parts.append(f"{verb} {formatting.times(v.speedup)} as fast as FP32{interval}{slower}")
     if v.drop_pp is not None:
-        parts.append(f"has a top-1 drop of {words.points(v.drop_pp, v.drop_ci95_pp)}")
+        parts.append(f"has a top-1 drop of {formatting.points(v.drop_pp, v.drop_ci95_pp)}")
     elif v.agreement is not None:
-        parts.append(f"agrees with FP32 on {words.percent(v.agreement)} of the images")
-    return f"{words.title(v)} {' and '.join(parts) or 'ran'}"
+        parts.append(f"agrees with FP32 on {formatting.percent(v.agreement)} of the images")
+    return f"{formatting.title(v)} {' and '.join(parts) or 'ran'}"
 
 
 def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
@@ -221,8 +221,9 @@ def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
         return ()
     ratio = dense.latency_ms.p50 / pruned.latency_ms.p50
     return (
-        f"It takes {words.milliseconds(pruned.latency_ms.p50)}, {words.title(dense)} without pruning "
-        f"{words.milliseconds(dense.latency_ms.p50)}: pruning alone is worth {words.times(ratio)}.",
+        f"It takes {formatting.milliseconds(pruned.latency_ms.p50)}, "
+        f"{formatting.title(dense)} without pruning "
+        f"{formatting.milliseconds(dense.latency_ms.p50)}: pruning alone is worth {formatting.times(ratio)}.",
     )
 
 

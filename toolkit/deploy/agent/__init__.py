@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-MODULES = ("wire", "programs", "objects", "releases", "commands")  # each imports only those before it
+MODULES = (
+    "protocol",
+    "subprocesses",
+    "object_store",
+    "releases",
+    "commands",
+)  # each imports only those before it
 
 
 def source() -> bytes:

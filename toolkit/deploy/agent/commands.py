@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toolkit.deploy.agent.objects import Objects
-from toolkit.deploy.agent.programs import run_program
-from toolkit.deploy.agent.releases import Releases, now
-from toolkit.deploy.agent.wire import Client, GoneError, RefusedError, disk_refusal
+from edgeship.toolkit.deploy.agent.object_store import Objects
+from edgeship.toolkit.deploy.agent.protocol import Client, GoneError, RefusedError, disk_refusal
+from edgeship.toolkit.deploy.agent.releases import Releases, now
+from edgeship.toolkit.deploy.agent.subprocesses import run_program
 
 COMMANDS = (
     "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",

@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable  # noqa: UP035 (Python 3.8)
 
-from toolkit.deploy.agent.objects import read_json, sync_folder, write_json
-from toolkit.deploy.agent.wire import RefusedError
+from edgeship.toolkit.deploy.agent.object_store import read_json, sync_folder, write_json
+from edgeship.toolkit.deploy.agent.protocol import RefusedError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
 KEYED = re.compile(r"[0-9a-f]{32}")  # how the names of uploads and of built engines begin

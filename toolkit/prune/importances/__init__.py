@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from toolkit.core import plugins
-from toolkit.prune.moments import System
+from edgeship.toolkit.core import plugins
+from edgeship.toolkit.prune.second_moments import System
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Importance(Protocol):
 
 def names() -> tuple[str, ...]:
     """Every importance, by the name of its file."""
-    return plugins.names("toolkit.prune.importances")
+    return plugins.names("edgeship.toolkit.prune.importances")
 
 
 def get(name: str) -> Importance:
@@ -83,7 +83,7 @@ def get(name: str) -> Importance:
     Raises:
         RecipeError: There is none.
     """
-    found: Importance = plugins.get("toolkit.prune.importances", name, "rank")
+    found: Importance = plugins.get("edgeship.toolkit.prune.importances", name, "rank")
     return found
 
 

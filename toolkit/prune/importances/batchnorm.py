@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from toolkit.prune.importances import Evidence, Ranking, by_score
+from edgeship.toolkit.prune.importances import Evidence, Ranking, by_score
 
 
 def rank(evidence: Evidence) -> Ranking:

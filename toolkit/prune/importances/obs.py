@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.prune.compensation import columns_of, factor
-from toolkit.prune.importances import Evidence, Ranking, Reader
+from edgeship.toolkit.prune.importances import Evidence, Ranking, Reader
+from edgeship.toolkit.prune.least_squares import columns_of, factor
 
 RIDGE = 1e-2  # of the mean diagonal
 STEPS = 64  # channels leave in about as many steps: beyond, the order hardly changes, the time does

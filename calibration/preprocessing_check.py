@@ -1,0 +1,162 @@
+"""Whether images, as they are preprocessed, look like what a checkpoint was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeship.calibration.findings import Finding
+from edgeship.calibration.preprocess_forms import STATED, Form, value_forms
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.tensors import Preprocess
+
+_BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's
+_NOISE = 0.02  # nats that the choice of some dozens of images alone can make
+NOISE_PAIRED = 0.01  # nats by which two forms of the same hundreds of images can differ by chance
+_TINT = 0.1  # standard deviations of colour that the choice of images alone can make
+_FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
+_POSITIONS = 32  # places an image at which the first convolution is computed, along each side
+SAMPLE = 64  # images whose statistics show a wrong preprocessing
+_EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """The first convolution of a network and the batch normalization after it, which remembers training.
+
+    Attributes:
+        weight: (O, C, kh, kw) float32.
+        mean: O running means of the convolution's output.
+        variance: O running variances of it.
+        stride: Step of the convolution.
+    """
+
+    weight: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    stride: int
+
+
+def stem_divergence(stem: Stem, inputs: FloatArray) -> float:
+    """How far the first convolution's output is from what it was in training.
+
+    Args:
+        stem: First convolution and its normalization.
+        inputs: (N, C, H, W) preprocessed images.
+
+    Returns:
+        Mean over the O channels of KL(N(seen) || N(training)), in nats; 0 is the same, above 1 is foreign.
+    """
+    height, width = stem.weight.shape[2:]
+    windows = np.lib.stride_tricks.sliding_window_view(inputs, (height, width), (2, 3))
+    rows, columns = windows.shape[2:4]
+    positions = _POSITIONS if len(inputs) <= SAMPLE else _POSITIONS // 2  # many images have enough places
+    step_y, step_x = (stem.stride * max(1, size // (stem.stride * positions)) for size in (rows, columns))
+    places = windows[:, :, ::step_y, ::step_x].transpose(0, 2, 3, 1, 4, 5)
+    out = places.reshape(-1, stem.weight[0].size) @ stem.weight.reshape(len(stem.weight), -1).T
+    alive = stem.variance > _EPSILON
+    mean, variance = out.mean(0, dtype=np.float64)[alive], out.var(0, dtype=np.float64)[alive]
+    spread = np.maximum(variance, _EPSILON) / stem.variance[alive]
+    shift = (mean - stem.mean[alive]) ** 2 / stem.variance[alive]
+    return float(0.5 * (spread - np.log(spread) - 1 + shift).mean())
+
+
+def stem_divergences(stem: Stem, images: PixelArray, preprocess: Preprocess) -> dict[Form, float]:
+    """Return the divergence of every usual form, in nats; the stated one comes first.
+
+    Args:
+        stem: First convolution and its normalization.
+        images: (N, H, W, C) uint8, resized and cropped; some dozens of different ones.
+        preprocess: What is stated.
+    """
+    return {form: stem_divergence(stem, form.inputs(images)) for form in value_forms(preprocess)}
+
+
+def likelier(divergences: dict[Form, float], noise: float = _NOISE) -> Form | None:
+    """Return the form that fits training far better than the stated one, if any.
+
+    Args:
+        divergences: Of every form, the stated one first; see `stem_divergences`.
+        noise: Difference in nats that is put down to the choice of images.
+    """
+    stated = next(iter(divergences.values()))
+    best = min(divergences, key=lambda form: divergences[form])
+    better = divergences[best] < _BETTER * stated and stated - divergences[best] > noise
+    return best if better else None
+
+
+def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[Finding]:
+    """Compare the stated preprocessing, by the checkpoint's own memory, with the usual ones and with BGR.
+
+    Args:
+        stem: First convolution and its normalization.
+        images: (N, H, W, C) uint8, resized and cropped; some dozens of different ones.
+        preprocess: What is stated.
+    """
+    tried = stem_divergences(stem, images, preprocess)
+    stated, best = next(iter(tried.values())), likelier(tried)
+    if best is not None:
+        return [
+            Finding(
+                "error" if stated > _FOREIGN else "warning",
+                f"the checkpoint seems to be trained with {best.name}: so its first layer's statistics are "
+                f"{tried[best]:.3g} nats from those of training, with {STATED} {stated:.3g}",
+                "correct mean and std in load.preprocess, or the order of the channels",
+            )
+        ]
+    if stated > _FOREIGN:
+        return [
+            Finding(
+                "warning",
+                f"the first layer's statistics are {stated:.3g} nats from those of training: the images or "
+                "their preprocessing are unlike the training images",
+                "compare resize, crop, mean and std in load.preprocess with the checkpoint's training",
+            )
+        ]
+    return []
+
+
+def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> list[Finding]:
+    """Compare the images' colours with the stated mean and std.
+
+    Args:
+        mean: C mean values of the pixels, in [0, 1].
+        std: C standard deviations of the pixels, in [0, 1].
+        preprocess: Mean and std of the checkpoint.
+    """
+    stated_mean, stated_std = np.array(preprocess.mean), np.array(preprocess.std)
+    if stated_mean.max() > 1 or stated_std.max() > 1:
+        return [
+            Finding(
+                "error",
+                f"mean {preprocess.mean} and std {preprocess.std} look like units of 0..255",
+                "divide them by 255: pixels are taken in [0, 1]",
+            )
+        ]
+    shift, spread = (mean - stated_mean) / stated_std, std / stated_std
+    swapped = (mean[::-1] - stated_mean) / stated_std
+    fit, fit_swapped = float(np.abs(shift).mean()), float(np.abs(swapped).mean())
+    if fit_swapped < _BETTER * fit and fit - fit_swapped > _TINT:
+        return [
+            Finding(
+                "warning",
+                f"the images' mean colour {_text(mean)} fits the stated mean {_text(stated_mean)} better "
+                "with red and blue exchanged",
+                "mean and std are for RGB: turn them round if the checkpoint states BGR",
+            )
+        ]
+    if np.abs(shift).max() > 1 or spread.min() < 0.5 or spread.max() > 2:
+        return [
+            Finding(
+                "warning",
+                f"after preprocessing the channels have mean {_text(shift)} and std {_text(spread)}; "
+                "near 0 and 1 is usual",
+                "compare mean and std in load.preprocess with the checkpoint's training",
+            )
+        ]
+    return []
+
+
+def _text(values: FloatArray) -> str:
+    return "(" + ", ".join(f"{value:.2f}" for value in values) + ")"

@@ -1,0 +1,16 @@
+"""Words that several messages share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeship.toolkit.core.text import printable
+
+_SHOWN = 3
+_LONGEST = 200  # characters of a name
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name, _LONGEST) for name in names[:_SHOWN]) + more

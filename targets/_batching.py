@@ -1,0 +1,37 @@
+"""What the sessions of every target share: fixed batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
+
+OTHER_IMAGES = "`edgeship inspect graph` tells what images the graph takes, if it was not the memory"
+
+
+def in_batches(
+    run: Callable[[FloatArray | PixelArray], FloatArray],
+    images: FloatArray | PixelArray,
+    batch: int | None,
+) -> FloatArray:
+    """Run any number of images through an engine that takes exactly `batch` at a time.
+
+    Args:
+        run: Logits (batch, classes) of as many images.
+        images: N images, in the form the engine takes.
+        batch: The engine's batch; None takes any number. The last part is filled up with zeros.
+
+    Returns:
+        Logits (N, classes).
+    """
+    if batch is None or len(images) == batch:
+        return run(images)
+    parts = []
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        missing = batch - len(part)
+        filled = np.concatenate([part, np.zeros_like(images[:1]).repeat(missing, 0)]) if missing else part
+        parts.append(run(np.ascontiguousarray(filled))[: len(part)])
+    return np.concatenate(parts)

@@ -1,0 +1,236 @@
+"""A folder that a person carries to a Jetson: graphs, runner, golden inputs, and the commands to type."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeship.targets import onnxruntime, runner
+from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, lint, versions
+from edgeship.targets.tensorrt._index import QUANTIZE, load, takes_pixels
+from edgeship.targets.tensorrt.builder import BuildOptions
+from edgeship.toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
+from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.results import Precision
+
+NOISE_IMAGES = 8
+GOLDEN_IMAGES = 32  # of those that are given, at most
+RUNNER_FROM = (8, 5)  # the runner reads tensors by name, and needs Python 3.8
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        files: Names inside, sorted.
+        warnings: What the linter would rather see otherwise.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def write(
+    model: Path,
+    out: Path,
+    *,
+    version: str,
+    module: str,
+    plain: Path | None = None,
+    images: FloatArray | PixelArray | None = None,
+    dla_core: int | None = None,
+) -> Handoff:
+    """Write the folder; it appears when it is complete.
+
+    Args:
+        model: The Q/DQ graph (or a float one, to run in FP16).
+        out: Folder to make; it must not exist, or be empty.
+        version: TensorRT version on the device.
+        module: Name of the Jetson module.
+        plain: The float graph, so that FP16 can be built beside INT8 and compared.
+        images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
+            the self-test, and all for what the DLA wants to know beyond the graph; None tests with noise, and
+            leaves layers without a scale in FP16 there.
+        dla_core: Also write what this DLA core needs.
+
+    Raises:
+        DataError: `out` has something in it, or the images do not fit the network, or the DLA.
+        DeviceError: The module computes no INT8, or has no such DLA core.
+        TargetError: The graph breaks a rule of that TensorRT.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is not an empty folder", hint="choose another --out, or remove it")
+    board, known = jetson.module(module), versions.rules(version)
+    if dla_core is not None and takes_pixels(load(model)):
+        raise DataError(
+            f"{model} takes uint8 pixels, which a DLA cannot normalize",
+            hint="give the graph with a float32 input for a DLA",
+        )
+    graphs = {_precision(model): model}
+    if "int8" in graphs:
+        jetson.require_int8(board)
+    if plain is not None:
+        if takes_pixels(load(plain)) != takes_pixels(load(model)):
+            raise DataError(
+                f"of {model} and {plain} one takes uint8 pixels, the other ready images",
+                hint="give both in one form: the self-test has one set of images",
+            )
+        graphs["fp16"] = plain
+    warnings = [text for graph in graphs.values() for text in _checked(graph, version)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        folder = Path(scratch) / "out"
+        folder.mkdir()
+        plans = {precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()}
+        write_bytes(folder / runner.FILE_NAME, runner.source())
+        _golden(model, folder / "golden", images)
+        if dla_core is not None:
+            ready: Any = images  # never pixels, as checked above
+            bundle = dla.write(
+                model, folder / "dla", module=module, version=version, images=ready, core=dla_core
+            )
+            warnings.extend(f"{item.node}: {item.message}" for item in bundle.findings)
+            if bundle.half_layers:
+                warnings.append(
+                    f"{len(bundle.half_layers)} layers have no scale and run in FP16 on the DLA, first "
+                    f"{bundle.half_layers[0]}: give calibration images"
+                )
+            arguments = tuple(item.replace(f"={dla.CACHE}", f"=dla/{dla.CACHE}") for item in bundle.trtexec)
+            plans["dla"] = {
+                "graph": f"dla/{bundle.graph}",
+                "half_layers": bundle.half_layers,
+                "trtexec": _command(arguments, f"dla/{bundle.graph}"),
+            }
+        write_text(folder / "README.md", _readme(board.name, known, plans))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        manifest = {
+            "schema": 1,
+            "module": board.name,
+            "sm": board.sm,
+            "tensorrt": version,
+            "builds": plans,
+            "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
+        }
+        write_json(folder / "manifest.json", manifest)
+        if out.exists():
+            out.rmdir()
+        shutil.move(str(folder), str(out))
+    names = tuple(sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()))
+    return Handoff(out, names, tuple(warnings))
+
+
+def _precision(model: Path) -> str:
+    return "int8" if any(node.op_type == QUANTIZE for node in load(model).graph.node) else "fp16"
+
+
+def _checked(model: Path, version: str) -> list[str]:
+    findings = lint.lint(model, version)
+    refused = [finding for finding in findings if finding.severity == "error"]
+    if refused:
+        raise TargetError(
+            f"TensorRT {version} refuses or misreads {model}: {refused[0].node}: {refused[0].message}",
+            hint=f"`edgeship audit {model} --target tensorrt --trt {version} --fix` repairs what it can",
+        )
+    return [f"{finding.node}: {finding.message}" for finding in findings]
+
+
+def _graph(model: Path, folder: Path, precision: str, version: str) -> dict[str, Any]:
+    """Copy one graph, typed as the version wants it, and say how it is built."""
+    strong = versions.rules(version).strongly_typed in ("recommended", "always")
+    name = f"model-{precision}.onnx"
+    if strong:
+        fp16_graph.to_half(model, folder / name)
+    else:
+        shutil.copyfile(model, folder / name)
+    wanted: Precision = "int8" if precision == "int8" else "fp16"
+    made = builder.plan(
+        version, BuildOptions(precision=wanted, half_typed=strong, timing_cache="timing.cache")
+    )
+    return {
+        "graph": name,
+        "strongly_typed": strong,
+        "network_flags": made.network_flags,
+        "builder_flags": made.builder_flags,
+        "workspace": made.workspace,
+        "optimization_level": made.optimization_level,
+        "io": made.io,
+        "trtexec": _command(made.trtexec, name),
+        "notes": made.notes,
+    }
+
+
+def _command(arguments: tuple[str, ...], graph: str) -> str:
+    plan = f"{Path(graph).stem}.plan"
+    filled = [item.replace("{onnx}", graph).replace("{plan}", plan) for item in arguments]
+    return " ".join(["/usr/src/tensorrt/bin/trtexec", *filled])
+
+
+def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -> None:
+    """Inputs, and the logits an exact simulation of the graph gives for them."""
+    graph = load(model)
+    shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise DataError(f"{model} takes images of no fixed size", hint="export it with a fixed size")
+    noise = _noise((max(NOISE_IMAGES, shape[0]), *shape[1:]), pixels=takes_pixels(graph))
+    if images is None:
+        images = noise
+    if (images.dtype, images.shape[1:]) != (noise.dtype, noise.shape[1:]):
+        given, wanted = (f"{each.dtype} {each.shape[1:]}" for each in (images, noise))
+        raise DataError(
+            f"the images are {given}, {model} takes {wanted}", hint="save them as the graph takes them"
+        )
+    tested = images[: max(GOLDEN_IMAGES, shape[0])]
+    with onnxruntime.simulate(model) as session:
+        runner.write_golden(folder, tested, session.infer(tested))
+
+
+def _noise(shape: tuple[int, ...], *, pixels: bool) -> FloatArray | PixelArray:
+    random = np.random.default_rng(0)
+    return (
+        random.integers(0, 256, shape, np.uint8) if pixels else random.normal(size=shape).astype(np.float32)
+    )
+
+
+def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]) -> str:
+    first = next(iter(plans))
+    plan = f"model-{first}.plan"
+    typed = " --strongly-typed" if plans[first]["strongly_typed"] and known.group == "10" else ""
+    if known.version >= RUNNER_FROM:
+        commands = (
+            f"python3 {runner.FILE_NAME} build --graph model-{first}.onnx --out {plan} "
+            f"--precision {first}{typed}\n"
+            f"python3 {runner.FILE_NAME} selftest --engine {plan} --golden golden"
+        )
+        told = "The last line of each is JSON: `ok` and `verdict` say whether the engine is right."
+    else:
+        timing = " ".join(builder.measure(known.name, "gpu"))
+        commands = f"{plans[first]['trtexec']}\n/usr/src/tensorrt/bin/trtexec --loadEngine={plan} {timing}"
+        told = "The runner needs TensorRT 8.5 and Python 3.8; here trtexec builds and times."
+    lines = [
+        f"# For {module} with TensorRT {known.name}",
+        "Copy this folder to the device, go into it, and type two commands:",
+        f"```sh\n{commands}\n```",
+        told,
+    ]
+    if known.version >= RUNNER_FROM:
+        lines.append(
+            f"Then time it: `python3 {runner.FILE_NAME} time --engine {plan}`; with `--trtexec` by NVIDIA's "
+            "tool as well, and how far the two are apart."
+        )
+        lines.append("By trtexec instead:")
+        told = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())
+        lines.append(f"```sh\n{told}\n```")
+    notes = dict.fromkeys(note for item in plans.values() for note in item.get("notes", ()))
+    lines.extend(f"- {note}" for note in notes)
+    if "fp16" in plans and "int8" in plans:
+        lines.append("INT8 does not always win: build and time both, and keep the faster one that is right.")
+    return "\n\n".join(lines) + "\n"

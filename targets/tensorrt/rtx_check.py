@@ -1,0 +1,191 @@
+"""NVIDIA's own parser and ahead-of-time builder (TensorRT-RTX) as a gate: no GPU is needed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.results import LayerAudit
+from edgeship.toolkit.core.tensors import ShapeProfile
+
+INSTALL_HINT = "pip install 'edgeship[tensorrt-rtx]' (NVIDIA's parser and builder; no GPU needed)"
+NEAREST_TO_ORIN = ("SM86",)  # Orin is SM 8.7, which TensorRT-RTX does not build for
+DYNAMIC_BATCH = ShapeProfile(min=(1,), opt=(8,), max=(32,))
+NO_GPU = "cudaError"  # a driver check that says nothing about the graph
+
+KINDS = {
+    "Conv": "Convolution",
+    "ConvTranspose": "Convolution",
+    "Gemm": "FullyConnected",
+    "MatMul": "FullyConnected",
+}
+KERNELS = ("correlation", "gemm")  # beside them: runtime_fusion (with what follows), kgen (generated code)
+PRECISIONS = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16"}
+UNLISTED = "not in the builder's listing"
+LAYER = re.compile(
+    r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
+    r"(?P<rest>(?:Constants|Outputs): .*)$",
+    re.MULTILINE,
+)
+TENSOR = re.compile(r"Dimensions: \[(?P<shape>[\d,]*)\].*?Datatype: (?P<type>\w+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the parser and builder said of a graph.
+
+    Attributes:
+        version: Version of TensorRT-RTX.
+        errors: Why it was refused; empty when it was accepted. A parser warning that a UINT8 zero point is
+            read as INT8 is an error: the engine would be built, and its numbers would be wrong.
+        warnings: What else the parser warned of.
+        layers: Every layer of the graph that has weights, as the built engine lists it.
+    """
+
+    version: str
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    layers: tuple[LayerAudit, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the parser read the graph and the builder made an engine of it."""
+        return not self.errors
+
+
+def check(model: Path, capabilities: tuple[str, ...] = NEAREST_TO_ORIN) -> Verdict:
+    """Parse an ONNX file and build it ahead of time.
+
+    Args:
+        model: The graph; a dynamic batch is built for 1 to 32 images.
+        capabilities: Names of compute capabilities (SM75, SM80, SM86, SM89, SM120, SM121).
+
+    Raises:
+        TargetError: TensorRT-RTX is not installed.
+    """
+    trt = sdk()
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(model)):
+        errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        return Verdict(trt.__version__, tuple(errors) or ("the parser cannot read the file",), (), ())
+    parsed = logger.texts(trt.ILogger.Severity.WARNING)
+    misread = sorted({text for text in parsed if "UINT8" in text})
+    warnings = tuple(sorted(set(parsed) - set(misread)))
+    if misread:
+        return Verdict(trt.__version__, tuple(misread), warnings, ())
+    if builder.build_serialized_network(network, _config(trt, builder, network, capabilities)) is None:
+        errors = [text for text in logger.texts(trt.ILogger.Severity.ERROR) if NO_GPU not in text]
+        return Verdict(trt.__version__, tuple(errors) or ("the builder gave no reason",), warnings, ())
+    listing = next((t for t in logger.texts(trt.ILogger.Severity.VERBOSE) if t.startswith("Layers:")), "")
+    return Verdict(trt.__version__, (), warnings, layers(listing, weighted_nodes(model)))
+
+
+def weighted_nodes(model: Path) -> dict[str, str]:
+    """Name of every node that has weights -> its operator."""
+    from edgeship.targets.tensorrt._index import Index, label, load
+
+    index = Index(load(model))
+    return {
+        label(node): str(node.op_type)
+        for node in index.nodes
+        if node.op_type in KINDS and any(index.weights(name) for name in node.input[:2])
+    }
+
+
+def layers(listing: str, nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
+    """What the builder's listing says of layers with weights; of one that it does not name, just that.
+
+    A layer is INT8 where both its first input and its weights are; else its precision is that of the other.
+
+    Args:
+        listing: Text with one line a layer: "Name: ..., LayerType: ..., Inputs: [...], Constants: [...],
+            Outputs: [...], ..., Metadata: [ONNX Layer: ...][ONNX Layer: ...]".
+        nodes: Name of every node with weights -> its operator.
+    """
+    lines = list(LAYER.finditer(listing))
+    found = []
+    for node, operator in nodes.items():
+        named = [line for line in lines if _names(line, node)]
+        types = max((_weights_and_types(line) for line in named), default=(False, 0, []))[2]
+        precisions = [PRECISIONS.get(each, each.lower()) for each in types]
+        precision = next((each for each in precisions if each != "int8"), "int8") if precisions else "unknown"
+        warning = "" if precisions else UNLISTED
+        found.append(LayerAudit(node, KINDS[operator], precision, weighted=True, warning=warning))
+    return tuple(found)
+
+
+def _names(line: re.Match[str], node: str) -> bool:
+    """Whether a line is of a node, by its metadata or by its own name: the node's, with a suffix."""
+    own = re.sub(r"(_U\d+)?_myl\d+_\d+$", "", line["name"])
+    return node == own or any(f"[ONNX Layer: {name}]" in line["rest"] for name in (node, f"node_of_{node}"))
+
+
+def _weights_and_types(line: re.Match[str]) -> tuple[bool, int, list[str]]:
+    """Whether a line is a kernel's, the size of its largest constant, and the types of input and constant.
+
+    Several lines name a node where scales, bias or padding became code of their own: the greatest of these
+    computes it.
+    """
+    constants = line["rest"].split("], Outputs: ")[0] if line["rest"].startswith("Constants") else ""
+    sizes = [
+        (math.prod(int(size) for size in tensor["shape"].split(",") if size), tensor["type"])
+        for tensor in TENSOR.finditer(constants)
+    ]
+    largest, kind = max(sizes, default=(0, ""))
+    first = re.search(r"Datatype: (\w+)", line["inputs"])
+    return line["kind"] in KERNELS, largest, [each for each in (first and first[1], kind) if each]
+
+
+def sdk() -> Any:
+    """The TensorRT-RTX module.
+
+    Raises:
+        TargetError: It is not installed.
+    """
+    try:
+        import tensorrt_rtx
+    except ImportError as error:
+        raise TargetError("TensorRT-RTX is not installed", hint=INSTALL_HINT) from error
+    return tensorrt_rtx
+
+
+def _config(trt: Any, builder: Any, network: Any, capabilities: tuple[str, ...]) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = len(capabilities)
+    for i, name in enumerate(capabilities):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), i)
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        rest = tuple(tensor.shape)[1:]
+        if tensor.shape[0] < 0:
+            limits = (DYNAMIC_BATCH.min, DYNAMIC_BATCH.opt, DYNAMIC_BATCH.max)
+            profile.set_shape(tensor.name, *(batch + rest for batch in limits))
+    config.add_optimization_profile(profile)
+    return config
+
+
+def _logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known only when the SDK is
+        """Keeps every message with its severity."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._messages: list[tuple[Any, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self._messages.append((severity, message))
+
+        def texts(self, severity: Any) -> list[str]:
+            return [text for kind, text in self._messages if kind == severity]
+
+    return Logger()

@@ -1,0 +1,209 @@
+"""What is shipped of a run: the right graphs, clear golden cases, and what the run measured of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeship.calibration import evalset_format
+from edgeship.calibration.datasets import open_dataset
+from edgeship.toolkit.core.artifact import plain, write_json
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import bundle_from_run
+
+COUNT = 40
+PREPROCESS = Preprocess(resize=16, crop=16)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that pruned, for OpenVINO and for a TensorRT that was absent."""
+    dataset = open_dataset("digits:test")
+    indices = list(range(0, 2 * COUNT, 2))
+    random = np.random.default_rng(0)
+    names = {
+        "onnxruntime-fp32": ("onnxruntime", "fp32", False),
+        "openvino-int8": ("openvino", "int8", False),
+        "openvino-int8-pruned": ("openvino", "int8", True),
+        "tensorrt-int8": ("tensorrt", "int8", False),
+    }
+    stages = {
+        name: tmp_path / name for name in ("load", "export", "calibrate", "quantize", "compile", "evaluate")
+    }
+    for folder in stages.values():
+        folder.mkdir()
+    write_json(stages["load"] / "model.json", {"name": "ResNet18", "weights_sha256": "ab" * 32})
+    write_json(stages["export"] / "graphs.json", {"preprocess": plain(PREPROCESS)})
+    for target in ("openvino", "openvino-pruned", "tensorrt"):
+        (stages["quantize"] / f"{target}.onnx").write_text(f"graph {target}")
+    made_for = {"openvino": "pairs", "openvino-pruned": "exact", "tensorrt": None}
+    write_json(
+        stages["quantize"] / "quantize.json", {name: {"int8_sums": sums} for name, sums in made_for.items()}
+    )
+    (stages["export"] / "float.onnx").write_text("graph float")
+    compiled = {
+        name: {"target": target, "precision": precision, "pruned": pruned, "file": "x"}
+        for name, (target, precision, pruned) in names.items()
+    }
+    compiled["lost-int8"] = {
+        "target": "lost",
+        "precision": "int8",
+        "pruned": False,
+        "file": None,
+        "error": "no SDK",
+    }
+    write_json(stages["compile"] / "compiled.json", compiled)
+    (stages["evaluate"] / "logits").mkdir()
+    labels = dataset.labels[indices]
+    measured = {}
+    for name in names:
+        logits = random.normal(size=(COUNT, 10)).astype(np.float32)
+        logits[np.arange(COUNT), labels] += 2
+        np.save(stages["evaluate"] / "logits" / f"{name}.npy", logits)
+        measured[name] = {"measured_on": f"where {name} ran"}
+    np.save(stages["evaluate"] / "labels.npy", labels)
+    write_json(stages["evaluate"] / "accuracy.json", {"variants": measured})
+    write_json(
+        stages["evaluate"] / "images.json",
+        {"digest": "cd" * 32, "names": [dataset.items[index].name for index in indices]},
+    )
+    out = tmp_path / "run"
+    out.mkdir()
+    described = [{"name": name, "folder": str(folder), "digest": name * 2} for name, folder in stages.items()]
+    recipe = {"evaluate": {"source": "digits:test"}, "bench": {"threads": 2}}
+    write_json(
+        out / "run.json", {"schema": 1, "command": "edgeship run x", "recipe": recipe, "stages": described}
+    )
+    return out
+
+
+def logits_of(run: Path, variant: str) -> np.ndarray:
+    return np.load(run.parent / "evaluate" / "logits" / f"{variant}.npy")
+
+
+def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: Path) -> None:
+    made = bundle_from_run.find(run)
+    about = made.manifest["targets"]
+    assert {target: entry["variant"] for target, entry in about.items()} == {
+        "openvino": "openvino-int8-pruned", "tensorrt": "tensorrt-int8",
+    }  # fmt: skip
+    assert {target: entry["int8_sums"] for target, entry in about.items()} == {
+        "openvino": "exact", "tensorrt": None,
+    }  # fmt: skip
+    assert made.read("graphs/openvino.onnx") == b"graph openvino-pruned"
+    assert made.manifest["name"] == "resnet18" and made.manifest["provenance"]["command"] == "edgeship run x"
+
+
+def test_the_typed_form_of_a_graph_is_shipped_beside_it(run: Path) -> None:
+    compiled = run.parent / "compile" / "compiled.json"
+    records = json.loads(compiled.read_text())
+    records["tensorrt-int8"]["folder"] = "tensorrt-int8"
+    compiled.write_text(json.dumps(records))
+    (run.parent / "compile/tensorrt-int8").mkdir()
+    (run.parent / "compile/tensorrt-int8" / bundle_from_run.TYPED).write_text("typed graph")
+    made = bundle_from_run.find(run)
+    assert made.read("graphs/tensorrt-typed.onnx") == b"typed graph"
+    paths = {typed: {f.path for f in made.files_for("tensorrt", typed=typed)} for typed in (False, True)}
+    assert paths[False] ^ paths[True] == {"graphs/tensorrt.onnx", "graphs/tensorrt-typed.onnx"}
+    assert "graphs/tensorrt.onnx" in paths[False]
+    assert made.graph_for("openvino", typed=True) == "graphs/openvino.onnx"  # it has no other
+
+
+def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tmp_path: Path) -> None:
+    made = bundle_from_run.make(run, tmp_path / "b.tar", images=10, golden=4)
+    packed_file = tmp_path / "images.set"
+    packed_file.write_bytes(made.read(bundles.EVALUATION))
+    images = evalset_format.read(packed_file)
+    logits = logits_of(run, "openvino-int8-pruned")
+    reference = np.frombuffer(made.read("evaluation/openvino.f32"), "<f4").reshape(10, 10)
+    places = [int(np.flatnonzero((logits == row).all(1))[0]) for row in reference]
+    assert places[0] == 0 and places[-1] == COUNT - 1 and len(set(places)) == 10  # spread over all
+    dataset = open_dataset("digits:test")
+    assert images.labels.tolist() == [int(dataset.labels[2 * place]) for place in places]
+    simulated = made.manifest["targets"]["openvino"]["simulated"]
+    assert simulated["top1"] == (reference.argmax(1) == images.labels).mean() and simulated["images"] == 10
+    assert simulated["measured_on"] == "where openvino-int8-pruned ran"
+
+    golden = json.loads(made.read("golden/openvino/golden.json"))
+    assert golden["shape"] == [4, 3, 16, 16]
+    expected = np.frombuffer(made.read("golden/openvino/logits.f32"), "<f4").reshape(4, 10)
+    inputs = np.frombuffer(made.read("golden/openvino/inputs.f32"), "<f4").reshape(4, 3, 16, 16)
+    place = int(np.flatnonzero((logits == expected[0]).all(1))[0])
+    from edgeship.calibration.loader import batches
+
+    image = next(batches(dataset, [2 * place], PREPROCESS, batch=1)).images[0]
+    np.testing.assert_array_equal(inputs[0], image)
+
+
+def test_golden_cases_are_clear_in_every_variant() -> None:
+    random = np.random.default_rng(1)
+    first, second = random.normal(size=(2, 100, 10)).astype(np.float32)
+    places = bundle_from_run.clear_cases([first, second], 10)
+
+    def margin(logits: np.ndarray) -> np.ndarray:
+        ordered = np.sort(logits, 1)
+        return ordered[:, -1] - ordered[:, -2]
+
+    least = np.minimum(margin(first), margin(second))
+    assert len(places) == 10 and places == sorted(places) and least[places].min() >= np.median(least)
+    assert bundle_from_run.clear_cases([first[:3]], 10) == [0, 1, 2]
+
+
+def test_the_bundle_of_a_run_is_made_once_and_again_when_the_run_changes(run: Path) -> None:
+    first = bundle_from_run.find(run)
+    written = first.path.stat().st_mtime_ns
+    assert bundle_from_run.find(run).path.stat().st_mtime_ns == written
+    assert bundle_from_run.find(first.path).id == first.id
+    described = json.loads((run / "run.json").read_text())
+    described["stages"][3]["digest"] = "another"
+    (run / "run.json").write_text(json.dumps(described))
+    assert bundle_from_run.find(run).id != first.id
+    assert (
+        bundle_from_run.make(run, run / "again.tar").path.read_bytes()
+        == bundle_from_run.find(run).path.read_bytes()
+    )
+
+
+def test_devices_time_with_as_many_threads_as_the_run(run: Path) -> None:
+    made = bundle_from_run.find(run)
+    assert made.threads == made.manifest["threads"] == 2
+    described = json.loads((run / "run.json").read_text())
+    described["recipe"]["bench"]["threads"] = 4
+    (run / "run.json").write_text(json.dumps(described))
+    assert bundle_from_run.find(run).threads == 4
+    older = {key: value for key, value in made.manifest.items() if key != "threads"}
+    assert dataclasses.replace(made, manifest=older).threads == 1  # what a run does where nothing is said
+
+
+def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:
+    made = bundle_from_run.make(
+        run, tmp_path / "b.tar", variants=["onnxruntime-fp32", "openvino-int8"], images=0
+    )
+    assert (
+        set(made.manifest["targets"]) == {"onnxruntime", "openvino"} and bundles.EVALUATION not in made.files
+    )
+    assert made.read("graphs/onnxruntime.onnx") == b"graph float"
+    assert made.manifest["targets"]["openvino"]["simulated"] is None
+    with pytest.raises(DataError, match="no variant 'lost-int8': no SDK"):
+        bundle_from_run.make(run, tmp_path / "c.tar", variants=["lost-int8"])
+    with pytest.raises(DataError, match="one graph for each target"):
+        bundle_from_run.make(run, tmp_path / "c.tar", variants=["openvino-int8", "openvino-int8-pruned"])
+
+
+def test_runs_that_cannot_be_shipped(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*run.json"):
+        bundle_from_run.find(tmp_path)
+    names = json.loads((run.parent / "evaluate/images.json").read_text())
+    write_json(run.parent / "evaluate/images.json", {**names, "names": ["gone.png"] * COUNT})
+    with pytest.raises(DataError, match=r"no longer has gone.png"):
+        bundle_from_run.find(run)
+    (run.parent / "quantize").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="no result of the stage 'quantize'") as caught:
+        bundle_from_run.find(run)
+    assert "run the recipe again" in caught.value.hint

@@ -1,0 +1,42 @@
+"""Gates of a device: what it may lose, by hand."""
+
+import pytest
+
+from edgeship.toolkit.deploy.agent_client import RefusedError
+from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.verification import _judge
+
+
+def judged(images, gap_pp, limit_pp, median_ms=1.0, **gates):
+    accuracy = {"images": images, "top1": 0.9, "gap_pp": gap_pp}
+    record = {
+        "accuracy": accuracy,
+        "latency_ms": {"p50": median_ms, "batch": 1},
+    }
+    try:
+        _judge(Entry("nano", "127.0.0.1", "onnxruntime"), record, {"max_gap_pp": limit_pp, **gates})
+    except RefusedError as error:
+        return error.code
+    return None
+
+
+@pytest.mark.parametrize(
+    ("images", "gap_pp", "limit_pp", "refused"),
+    [
+        (1000, 0.9, 1.0, None),  # the limit decides
+        (1000, 1.1, 1.0, "evaluate"),
+        (50, 2.0, 1.0, None),  # one image of 50 is 2 points: always allowed
+        (50, 4.0, 1.0, "evaluate"),
+        (50, 4.0, 5.0, None),
+        (1000, 0.1, 0.0, None),  # one image of 1000
+        (1000, 0.2, 0.0, "evaluate"),
+        (1000, None, 0.0, None),  # not simulated
+    ],
+)
+def test_the_gap_to_the_simulation(images, gap_pp, limit_pp, refused):
+    assert judged(images, gap_pp, limit_pp) == refused
+
+
+def test_the_latency():
+    assert judged(1000, 0.0, 1.0, 5.0, max_latency_ms=5.0) is None
+    assert judged(1000, 0.0, 1.0, 5.1, max_latency_ms=5.0) == "time"

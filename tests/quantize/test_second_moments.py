@@ -1,0 +1,82 @@
+"""What a float pass sees of the layers: means and second moments, against plain sums over all positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import torch.nn.functional as F
+from float_graphs import Graph, images
+
+from edgeship.quantization.second_moments import Moments, Reader, columns, observe
+from edgeship.quantization.torch_executor import TorchExecutor
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pads", "dilation"),
+    [
+        ((3, 3), 1, (1, 1, 1, 1), 1),
+        ((3, 3), 2, (0, 0, 1, 1), 1),
+        ((1, 1), 2, (0,) * 4, 1),
+        ((3, 2), 1, (2, 1, 0, 1), 2),
+    ],
+)
+def test_columns_times_weights_are_the_convolution(kernel, stride, pads, dilation):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(2, 3, 9, 8, generator=generator)
+    weight = torch.randn(4, 3, *kernel, generator=generator)
+    attributes = {"pads": list(pads), "strides": [stride] * 2, "dilations": [dilation] * 2}
+    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
+    top, left, bottom, right = pads
+    exact = F.conv2d(F.pad(values, (left, right, top, bottom)), weight, stride=stride, dilation=dilation)
+    found = columns(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
+    np.testing.assert_allclose(found, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
+
+
+def test_few_positions_are_spread_over_the_map():
+    values = torch.arange(64.0).reshape(1, 1, 8, 8)
+    node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")])
+    assert columns(node, (1, 1, 1, 1), values, 4).ravel().tolist() == [0, 4, 32, 36]
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Far from zero, in parts of other sizes and other means: what float32 sums of squares would lose."""
+    generator = torch.Generator().manual_seed(2)
+    parts = [torch.randn(2, count, 3, generator=generator) + 1000 + count for count in (5, 1, 40)]
+    one, other = Moments(2, 3), Moments(2, 3)
+    one.add(parts[0])
+    one.add(parts[1])
+    other.add(parts[2])
+    one.merge(other)
+    rows = torch.cat(parts, 1).double()
+    apart = rows - rows.mean(1, keepdim=True)
+    np.testing.assert_allclose(one.squares, apart.transpose(1, 2) @ apart, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(one.mean, rows.mean(1, keepdim=True), rtol=1e-6)
+    np.testing.assert_allclose(one.about_zero(), rows.transpose(1, 2) @ rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_a_float_pass_sees_every_layer(kind):
+    """A matrix product has no bias that makes up for a mean: its moments are about zero."""
+    graph = Graph(size=8)
+    graph.head(graph.unary("Relu", graph.conv("images", 5, 1)), 4, kind)
+    network = TorchExecutor(ir.from_proto(graph.model()))
+    pixels = torch.from_numpy(images(12))
+    conv, *_, last = network.nodes
+    found = observe(
+        network, torch.split(pixels, 5), [Reader(conv, (5, 3, 1, 1), 2), Reader(last, (4, 5), 5)], 10**6
+    )
+    seen = {}
+    network(pixels, lambda name, value: seen.setdefault(name, value))
+    np.testing.assert_allclose(found.means["conv0"], seen["conv0"].mean((2, 3)), atol=1e-6)
+    np.testing.assert_allclose(found.means["logits"], seen["logits"], atol=1e-6)
+    rows = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
+    rows = rows - rows.mean(0)
+    exact = F.pad(rows.T @ rows, (0, 1, 0, 1))
+    for block, first in enumerate((0, 2)):
+        expected = exact[first : first + 2, first : first + 2]
+        np.testing.assert_allclose(found.moments[0][block], expected, rtol=1e-4, atol=1e-3)
+    features = seen[str(last.inputs[0].name)].double()
+    features = features if kind == "MatMul" else features - features.mean(0)
+    np.testing.assert_allclose(found.moments[1][0], features.T @ features, rtol=1e-4, atol=1e-5)

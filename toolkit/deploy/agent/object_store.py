@@ -1,0 +1,123 @@
+"""Files on the device, each kept once under its SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import IO, Any
+
+from edgeship.toolkit.deploy.agent.protocol import BLOCK, Client, RefusedError, disk_refusal
+
+DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class Objects:
+    """The folder <root>/objects: one file for each digest; `.part` while it is incomplete."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fresh: set[str] = set()  # received, and so hashed, during this connection
+
+    def have(self, digests: list[str]) -> dict[str, Any]:
+        """What is there: {"whole": [digests], "part": {digest: bytes}}."""
+        whole = [digest for digest in digests if self._whole(digest).exists()]
+        parts = {digest: self._part(digest) for digest in digests if digest not in whole}
+        return {"whole": whole, "part": {d: p.stat().st_size for d, p in parts.items() if p.exists()}}
+
+    def receive(self, client: Client, digest: str, size: int, offset: int) -> None:
+        """Take bytes offset..size from the client; the object appears once its digest is right."""
+        whole, part = self._whole(digest), self._part(digest)
+        self._folder.mkdir(exist_ok=True)
+        sha = hashlib.sha256()
+        try:
+            with part.open("r+b" if offset else "wb") as stream:
+                _hash_start(stream, offset, sha)
+                stream.truncate()
+                for block in client.exactly(size - offset):
+                    stream.write(block)
+                    sha.update(block)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            if part.exists():
+                part.unlink()  # give the space back
+            raise disk_refusal(error, "while receiving a file", fatal=True) from error
+        if sha.hexdigest() != digest:
+            part.unlink()
+            raise RefusedError(
+                f"what arrived is not {digest}: it was corrupted on the way",
+                "deploy again; if it repeats, check the network and the device's storage",
+                "corrupt",
+            )
+        part.replace(whole)
+        sync_folder(self._folder)
+        self._fresh.add(digest)
+
+    def link(self, digest: str, path: Path) -> None:
+        """Hard-link an object into a release; one that lay here before is hashed again."""
+        whole = self._whole(digest)
+        if digest not in self._fresh and _sha256(whole) != digest:
+            whole.unlink()
+            raise RefusedError(
+                f"the device's copy of {path.name} is damaged; it was removed",
+                "deploy again; if it repeats, check the device's storage",
+                "corrupt",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(str(whole), str(path))
+
+    def _whole(self, digest: str) -> Path:
+        if not DIGEST.match(digest):
+            raise RefusedError(f"{digest!r} is no SHA-256", "make the bundle again")
+        return self._folder / digest
+
+    def _part(self, digest: str) -> Path:
+        return self._whole(digest).with_name(f"{digest}.part")
+
+
+def _sha256(path: Path) -> str:
+    sha = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(BLOCK), b""):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that it is there in whole, even after a power cut."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; None when it is absent or damaged, as a disk may be: the rest can still be told."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep what was created, renamed or removed in a folder."""
+    descriptor = os.open(str(folder), os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash_start(stream: IO[bytes], count: int, sha: Any) -> None:
+    while stream.tell() < count:
+        block = stream.read(min(BLOCK, count - stream.tell()))
+        if not block:
+            message = f"fewer than {count} bytes of a file are held"
+            raise RefusedError(message, "deploy again", fatal=True)
+        sha.update(block)

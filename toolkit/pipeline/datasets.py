@@ -1,0 +1,202 @@
+"""The images of a run: for calibration, for evaluation, and small ones for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_bytes
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core.tensors import Preprocess
+
+if TYPE_CHECKING:
+    from edgeship.calibration.class_order import Aliases
+    from edgeship.calibration.datasets import Dataset
+    from edgeship.calibration.findings import Finding
+    from edgeship.calibration.manifest import Manifest
+    from edgeship.calibration.sets import Use
+    from edgeship.toolkit.pipeline.recipe import SelectOptions
+
+
+def aliases(described: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Return all names of each output, as model.json and graphs.json have them; hashable."""
+    return tuple(tuple(names) for names in described["class_names"])
+
+
+def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
+    """Open images for evaluation; without labels they only tell how well variants agree.
+
+    A class folder without images counts as a class, unless the network has as many outputs as the others.
+
+    Args:
+        source: As in the recipe.
+        classes: Outputs of the network.
+        use: Which set is taken of a source that holds several.
+        names: All names of each output, by which labels are matched; empty: labels are matched in order.
+
+    Raises:
+        DataError: One class only, or labels that the network's outputs cannot mean.
+    """
+    from edgeship.calibration.class_order import match
+    from edgeship.calibration.datasets import open_dataset
+    from edgeship.calibration.text import some
+
+    dataset = open_dataset(source, use=use)
+    if not dataset.labelled:
+        return dataset
+    dataset = open_dataset(source, labelled=True, use=use)
+    if names:
+        return match(dataset, names)
+    empty = dataset.empty_classes
+    numbered = all(name.isdecimal() for name in dataset.classes)  # of a list: labels are output indices
+    if empty and not numbered and len(dataset.classes) - len(empty) == classes:
+        return dataset.without_empty_classes()
+    if len(dataset.classes) > classes or (len(dataset.classes) < classes and not numbered):
+        without = f" ({len(empty)} without images: {some(empty)})" if empty and not numbered else ""
+        raise DataError(
+            f"{source} has {len(dataset.classes)} classes{without}, the network {classes} outputs",
+            hint=_cure(dataset, classes),
+        )
+    return dataset
+
+
+def _cure(dataset: Dataset, classes: int) -> str:
+    """Return what to do about labels that the outputs of a network cannot mean."""
+    counted = len(dataset.classes)
+    if dataset.classes == tuple(str(number) for number in range(counted)) and 0 not in dataset.labels:
+        return "the labels start at 1: number them from 0"
+    if classes == counted + 1:
+        return (
+            "one output more than classes: a background class? Give load.labels=FILE with the name of every "
+            "output in order"
+        )
+    return (
+        "give images of all the classes it was trained on, load.labels=FILE with the name of every output in "
+        "order, or a .csv of file,label with its numbers"
+    )
+
+
+def open_judges(source: str, classes: int | None, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
+    """Open images for evaluation; without a number of classes their labels do not matter."""
+    from edgeship.calibration.datasets import open_dataset
+
+    return open_dataset(source, use=use) if classes is None else open_evaluation(source, classes, use, names)
+
+
+def unevaluated(
+    source: str, count: int | Literal["all"], seed: int, exclude: str, names: Aliases = ()
+) -> tuple[Dataset, list[int]]:
+    """Images to prune or train with, in a random order: their data set and positions in it.
+
+    Args:
+        source: As in the recipe.
+        count: How many; a smaller source gives all it has.
+        seed: Of the choice.
+        exclude: Source of the evaluation images; empty excludes nothing.
+        names: All names of each output, by which labels are matched, if there are any.
+
+    Raises:
+        DataError: Evaluation images are among them.
+    """
+    from edgeship.calibration import manifest
+    from edgeship.calibration.class_order import match
+    from edgeship.calibration.datasets import open_dataset
+
+    dataset = open_dataset(source, use="train")
+    if names and dataset.labelled:
+        dataset = match(dataset, names)
+    most = len(dataset) if count == "all" else min(count, len(dataset))
+    evaluation = open_dataset(exclude, use="evaluate") if exclude else None
+    return dataset, manifest.locate(manifest.select(dataset, most, seed, exclude=evaluation), dataset)
+
+
+def check_readable(dataset: Dataset, indices: list[int]) -> None:
+    """Decode images once.
+
+    Raises:
+        DataError: One cannot be; it is named.
+    """
+    from edgeship.calibration.loader import decode_each
+
+    for _ in decode_each(dataset, indices, lambda _image, _name: ()):
+        pass
+
+
+def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[Finding]:
+    """Which images would have been chosen if they could be decoded."""
+    from edgeship.calibration import manifest
+
+    if not options.skip_bad:
+        return []
+    wanted = manifest.select(dataset, options.images, options.seed)
+    bad = {entry.file for entry in wanted.entries} - {entry.file for entry in chosen.entries}
+    return unreadable(dataset, sorted(bad))
+
+
+def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
+    """What to say of images that were left out since they cannot be decoded."""
+    from edgeship.calibration.findings import Finding
+    from edgeship.calibration.text import some
+
+    what = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {some(names)}"
+    return [Finding("warning", what, "replace or remove them")] if names else []
+
+
+def opened(dataset: Dataset) -> list[Finding]:
+    """What was decided in opening a source of images, for the report."""
+    from edgeship.calibration.findings import Finding
+
+    return [Finding("info", note) for note in dataset.notes]
+
+
+def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
+    """The images that were selected: their data set and positions in it."""
+    from edgeship.calibration import manifest
+    from edgeship.calibration.datasets import open_dataset
+
+    dataset = open_dataset(source, use="train")
+    return dataset, manifest.locate(manifest.read(selected / "manifest.json"), dataset)
+
+
+def stream(
+    dataset: Dataset, indices: list[int], preprocess: Preprocess, batch: int, label: str
+) -> Iterator[FloatArray]:
+    """Preprocessed images (N, C, H, W), batch by batch."""
+    from edgeship.calibration.loader import batches
+
+    for part in batches(dataset, indices, preprocess, batch=batch, label=label):
+        yield part.images
+
+
+def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
+    """Positions of the images to evaluate: all, or some, balanced by class and always the same."""
+    from edgeship.calibration import manifest
+
+    if images == "all":
+        return list(range(len(dataset)))
+    return sorted(manifest.locate(manifest.select(dataset, images, seed=0), dataset))
+
+
+def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
+    """Which images were evaluated: names, and one digest over names and contents."""
+    from edgeship.toolkit.core.threads import ordered_map
+
+    names = [dataset.items[index].name for index in indices]
+    contents = list(ordered_map(dataset.digest, indices.tolist()))
+    digest = sha256_bytes(canonical_json(list(zip(names, contents, strict=True))).encode())
+    return {"source": dataset.name, "digest": digest, "names": names}
+
+
+def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
+    """The file of an evaluated image by its place in the logits; None if the images are gone."""
+    from edgeship.calibration.datasets import open_dataset
+
+    try:
+        dataset = open_dataset(source, use="evaluate")
+    except DataError:
+        return None
+    places = {item.name: index for index, item in enumerate(dataset.items)}
+    names = read_json(evaluated / "images.json")["names"]
+    return lambda index: dataset.read(places[names[index]])

@@ -1,0 +1,126 @@
+"""A stopwatch for networks that do not exist yet: INT8 latency of an architecture on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeship import targets
+from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.statistics import percentile
+from edgeship.toolkit.core.tensors import Size, as_size, sides
+
+if TYPE_CHECKING:
+    from edgeship.toolkit.models.resnet import Architecture
+
+SECONDS = 0.2  # of timed inferences, for each network in each round
+MOST_ROUNDS = 6
+AGREE = 0.03  # two rounds this near to each other are enough
+QUICK = 25.0  # percentile that is compared: other work on the machine only ever slows an inference down
+
+
+class Stopwatch:
+    """Tells the INT8 latency of an architecture, in milliseconds; a context manager.
+
+    Weights do not matter for it, so random ones are exported, quantized with the least effort and
+    compiled. The first architecture that is asked for stays loaded and is timed in turns with every
+    later one: what counts is the ratio, so that clocks, heat and neighbours cannot bend a table that
+    takes minutes to fill.
+    """
+
+    def __init__(self, names: tuple[str, ...], size: Size, threads: int, table: Path) -> None:
+        """Prepare to measure.
+
+        Args:
+            names: Targets; the first that runs here is used.
+            size: Input height and width in pixels.
+            threads: CPU threads.
+            table: JSON file of what was measured; an interrupted pass goes on from it.
+        """
+        from edgeship.targets._device import this_device
+
+        self._names, self._threads, self._table = names, threads, table
+        self._images = np.random.default_rng(0).normal(size=(4, 3, *sides(size))).astype(np.float32)
+        self._setting = plain([this_device().name, names, size, threads])
+        found = read_json(table) if table.is_file() else {}
+        self._ms: dict[str, float] = found["ms"] if found.get("setting") == self._setting else {}
+        self._kept = dict(self._ms)  # of an interrupted pass: each is believed once
+        self._first: tuple[str, targets.Session] | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Stopwatch:
+        """Nothing is built yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the first engine go."""
+        self._stack.close()
+
+    def __call__(self, arch: Architecture) -> float:
+        """Milliseconds of one image; asked again, it is measured again."""
+        key = canonical_json(plain(arch.widths))
+        if self._first is None:
+            session = self._stack.enter_context(self._opened(arch))
+            if key not in self._kept:
+                self._ms[key] = percentile(self._timed({"it": session})["it"], 50)
+            self._first = key, session
+        elif key != self._first[0] and self._kept.pop(key, None) is None:
+            base, first = self._first
+            with self._opened(arch) as session:
+                self._ms[key] = self._ms[base] * self._ratio(session, first)
+        write_json(self._table, {"setting": self._setting, "ms": self._ms})
+        return self._ms[key]
+
+    def _ratio(self, session: targets.Session, first: targets.Session) -> float:
+        """How much longer one takes than the first: rounds until two agree, and the median of all."""
+        found: list[float] = []
+        while len(found) < MOST_ROUNDS:
+            samples = self._timed({"first": first, "it": session})
+            quick, base = (percentile(samples[name], QUICK) for name in ("it", "first"))
+            found.append(quick / base)
+            if len(found) > 1 and abs(found[-1] / found[-2] - 1) < AGREE:
+                break
+        return statistics.median(found)
+
+    def _timed(self, sessions: Mapping[str, targets.Session]) -> dict[str, tuple[float, ...]]:
+        from edgeship.targets._timing import interleave
+
+        runs = {name: partial(session.infer, self._images[:1]) for name, session in sessions.items()}
+        return interleave(runs, warmup_s=0.05, duration_s=SECONDS)
+
+    @contextmanager
+    def _opened(self, arch: Architecture) -> Iterator[targets.Session]:
+        """The INT8 engine of an architecture, loaded; its files go with it."""
+        with tempfile.TemporaryDirectory() as folder:
+            target, engine = self._built(arch, Path(folder))
+            with target.open(engine, threads=self._threads) as session:
+                yield session
+
+    def _built(self, arch: Architecture, folder: Path) -> tuple[targets.Target, Path]:
+        from edgeship.quantization import QuantizeOptions, quantize
+        from edgeship.quantization.calibrate import collect
+        from edgeship.toolkit.models import export, resnet
+
+        export.export(
+            resnet.ResNet(arch).eval(), folder / "float.onnx", size=as_size(*self._images.shape[2:])
+        )
+        ranges = collect(folder / "float.onnx", [self._images])
+        how = QuantizeOptions(observer="minmax", effort="fast", bias_correction=False)
+        for name in self._names:
+            target = targets.get(name)
+            quantize(folder / "float.onnx", ranges, target.scheme, how, folder / "int8.onnx")
+            built = target.compile(folder / "int8.onnx", folder / name, "int8")
+            if built.runs_here:
+                return target, folder / name / built.file
+        raise ModelError(
+            f"prune.target_latency: none of {', '.join(self._names)} runs on this machine",
+            hint="set prune.macs, or run on the device",
+        )

@@ -1,0 +1,296 @@
+"""Work of the load and export stages: read or train a network, and write it as ONNX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeship.toolkit.core.artifact import sha256_file, write_json
+from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError
+from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, preprocess_metadata, sides
+from edgeship.toolkit.pipeline import preprocessing
+
+if TYPE_CHECKING:
+    from edgeship.calibration.preprocessing_check import Stem
+    from edgeship.toolkit.models.resnet import ResNet
+    from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions
+
+ONNX = "float.onnx"
+MAX_PARITY = 1e-4  # relative to the largest logit
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An ONNX graph and what it costs.
+
+    Attributes:
+        file: Where it is.
+        macs: Multiply-accumulates of one image.
+        parameters: Number of weights.
+        parity: Largest difference of its logits from the network's, relative to the largest logit.
+        batch: Images of one inference; None is dynamic.
+        classes: Outputs.
+    """
+
+    file: Path
+    macs: int
+    parameters: int
+    parity: float
+    batch: int | None
+    classes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLayer:
+    """What a checkpoint remembers of the images it was trained on.
+
+    Attributes:
+        preprocess: How they were prepared, if that is stored.
+        stem: The first convolution and the statistics of its output, if these follow it directly.
+        classes: Outputs of the network.
+    """
+
+    preprocess: Preprocess | None
+    stem: Stem | None
+    classes: int
+
+
+def loader(options: LoadOptions) -> Callable[[LoadOptions, Path, Path], None]:
+    """Return the function that brings in the network of these options."""
+    if options.model.endswith(".onnx"):
+        return take_onnx
+    return train if options.weights == "train" else load_checkpoint
+
+
+def load_checkpoint(options: LoadOptions, out: Path, _work_dir: Path) -> None:
+    """Read a checkpoint file, a folder, or published weights, and write it as one of ours."""
+    from edgeship.toolkit.models import weights
+
+    if not options.weights:
+        raise RecipeError(
+            "load.weights is not set",
+            hint="--set load.weights=FILE, torchvision:IMAGENET1K_V1 or train; an ONNX file is a load.model",
+        )
+    source = Path(options.weights).expanduser()
+    if options.weights.startswith("torchvision:"):
+        source = weights.download(options.weights, options.model)
+    loaded = weights.load(source, options.model)
+    prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
+    preprocessing.check_channels(prepared, loaded.model.architecture.channels)
+    origin = preprocessing.source_of(options.preprocess, loaded.preprocess, loaded.preprocess_source)
+    if origin == "assumed" and options.weights.startswith("torchvision:"):
+        origin = "published"  # all of these share mean and std
+    weights.save(loaded.model, out, prepared, source=origin)
+    _describe(loaded.model, loaded.sha256, prepared, origin, options.labels, out)
+
+
+def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
+    """Train the named network on `load.train`.
+
+    Args:
+        options: The network, its preprocessing and how to train.
+        out: Gets the network, model.json and history.json.
+        work_dir: Gets the state after each epoch; training goes on from it if it is there.
+    """
+    import numpy as np
+    import torch
+
+    from edgeship.calibration.datasets import open_dataset
+    from edgeship.calibration.loader import batches
+    from edgeship.toolkit.models import resnet, trainer
+
+    how = options.train
+    if options.model == "auto":
+        raise RecipeError("load.model is auto", hint="training needs a name, e.g. --set load.model=resnet18")
+    if not how.source:
+        raise RecipeError(
+            "load.train.source is not set", hint="--set load.train.source=FOLDER (labelled images)"
+        )
+    prepared = preprocessing.resolve(options.preprocess, None, options.size)
+    dataset = open_dataset(how.source, labelled=True, use="train").without_empty_classes()
+    torch.manual_seed(how.seed)  # of the first weights
+    channels, classes = len(prepared.mean), len(dataset.classes)
+    model = resnet.ResNet(resnet.architecture(options.model, classes=classes, channels=channels))
+
+    def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
+        order = np.random.default_rng((how.seed, epoch)).permutation(len(dataset)).tolist()
+        for batch in batches(dataset, order, prepared, batch=how.batch):
+            if len(batch.images) > 1:  # BatchNorm cannot learn from one
+                yield batch.images, batch.labels
+
+    chosen = {each.name: getattr(how, each.name) for each in fields(trainer.TrainOptions)}
+    trainer.train(
+        model,
+        epoch_batches,
+        trainer.TrainOptions(**chosen),
+        out,
+        images=len(dataset),
+        preprocess=prepared,
+        checkpoint=work_dir / "checkpoint.pt",
+    )
+    _describe(model, sha256_file(out / "model.safetensors"), prepared, "stated", options.labels, out)
+
+
+def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
+    """Take in a float ONNX classifier as it is; its input shape decides the size of the images.
+
+    A file that takes (N, H, W, C) or uint8 becomes one of float32 (N, C, H, W); its model.json has "input",
+    the form that the file takes, and "normalization", what it does to raw pixels itself.
+
+    Raises:
+        ModelError: It is not one, is quantized already, or holds NaN.
+        RecipeError: The recipe asks for another input size than the file has.
+    """
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.graph.conversion import check_conversion
+
+    source = Path(options.model).expanduser()
+    graph = io.read_classifier(source, options.output or None)
+    size = preprocessing.input_size(graph, options.size)
+    prepared = preprocessing.resolve(options.preprocess, graph.preprocess, size, graph.normalization)
+    preprocessing.check_channels(prepared, graph.channels)
+    check_conversion(graph, prepared.crop)
+    io.save(graph.model, out / ONNX)
+    content = {
+        "name": source.stem,
+        "weights_sha256": sha256_file(source),
+        "parameters": graph.parameters,
+        "classes": graph.classes,
+        "preprocess": prepared,
+        "preprocess_source": preprocessing.source_of(
+            options.preprocess, graph.preprocess, graph.preprocess_source, graph.normalization
+        ),
+        "class_names": _class_names(options.labels, graph.classes),
+        "input": graph.form,
+        "normalization": graph.normalization,
+        "notes": preprocessing.notes(graph.form, graph.normalization, prepared),
+    }
+    write_json(out / "model.json", content)
+
+
+def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], file: Path) -> Exported:
+    """Write the network of a folder as ONNX and say what it costs.
+
+    Raises:
+        ModelError: The ONNX file does not compute what the network does.
+    """
+    from edgeship.toolkit.graph.cost import cost
+
+    prepared = preprocessing.from_json(described["preprocess"])
+    batch = None if options.batch == "dynamic" else options.batch
+    if (folder / ONNX).is_file():
+        metadata = preprocess_metadata(prepared, described["preprocess_source"])
+        parity = _reshape(folder / ONNX, file, batch, prepared.crop, metadata)
+    else:
+        from edgeship.toolkit.models import export as exporter
+        from edgeship.toolkit.models import weights
+
+        model = weights.load(folder).model
+        exporter.export(
+            model,
+            file,
+            size=prepared.crop,
+            batch=batch,
+            preprocess=prepared,
+            source=described["preprocess_source"],
+        )
+        parity = exporter.parity(model, file, size=prepared.crop)
+        if not parity <= MAX_PARITY:
+            raise ModelError(
+                f"the exported graph differs from the network by {parity:.1e} of the largest logit",
+                hint=f"at most {MAX_PARITY:.0e} is rounding; please report the checkpoint",
+            )
+    found = cost(file)
+    return Exported(file, found.macs, found.parameters, parity, batch, described["classes"])
+
+
+def first_layer(source: Path) -> FirstLayer:
+    """Read what a checkpoint, or a folder of ours, remembers of its training images."""
+    from edgeship.calibration.preprocessing_check import Stem
+    from edgeship.toolkit.models import weights
+
+    loaded = weights.load(source)
+    arch, state = loaded.model.architecture, loaded.model.state_dict()
+    stem = None
+    if not arch.preactivation:
+        stem = Stem(
+            weight=state["conv1.weight"].numpy(),
+            mean=state["bn1.running_mean"].numpy(),
+            variance=state["bn1.running_var"].numpy(),
+            stride=loaded.model.conv1.stride[0],
+        )
+    return FirstLayer(loaded.preprocess, stem, arch.classes)
+
+
+def _reshape(source: Path, file: Path, batch: int | None, size: Size, metadata: Mapping[str, str]) -> float:
+    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels; add metadata.
+
+    Returns:
+        Largest difference of its logits where the batch is another, relative to the largest logit.
+
+    Raises:
+        ModelError: The graph cannot run that batch.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    from edgeship.toolkit.graph import io
+    from edgeship.toolkit.graph.batch import check, release
+    from edgeship.toolkit.graph.shapes import infer
+
+    found = io.read(source)
+    graph = found.model.graph
+    changed = found.batch is not None and batch != found.batch
+    if found.batch is not None and changed:
+        release(found.model, found.batch)
+    dim = "batch" if batch is None else batch
+    graph.inputs[0].shape = ir.Shape([dim, found.channels, *sides(size)])
+    graph.outputs[0].shape = ir.Shape([dim, found.classes])
+    infer(found.model)
+    found.model.metadata_props.update(metadata)
+    io.save(found.model, file)
+    if found.batch is None or not changed:
+        return 0.0
+    batches = (found.batch, batch or 2)
+    shape = (math.lcm(*batches), found.channels, *sides(size))
+    return check(source, file, np.random.default_rng(0).normal(size=shape).astype(np.float32), batches)
+
+
+def _class_names(labels: str, classes: int) -> tuple[tuple[str, ...], ...]:
+    """Return all names of each output, from the file `load.labels`; empty without that option.
+
+    Raises:
+        DataError: The file has another number of names than the network has outputs.
+    """
+    from edgeship.calibration.class_names import read_class_aliases
+
+    if not labels:
+        return ()
+    names = read_class_aliases(Path(labels).expanduser())
+    if len(names) != classes:
+        raise DataError(
+            f"{labels} has {len(names)} class names, the network {classes} outputs",
+            hint="write one name a line, in the order of the outputs",
+        )
+    return names
+
+
+def _describe(
+    model: ResNet, digest: str, prepared: Preprocess, source: PreprocessSource, labels: str, out: Path
+) -> None:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    arch = model.architecture
+    content = {
+        "name": arch.name,
+        "weights_sha256": digest,
+        "parameters": parameters,
+        "classes": arch.classes,
+        "preprocess": prepared,
+        "preprocess_source": source,
+        "class_names": _class_names(labels, arch.classes),
+    }
+    write_json(out / "model.json", content)

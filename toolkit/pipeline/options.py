@@ -1,0 +1,208 @@
+"""Values of a recipe: from TOML or a command line to typed options, naming what is wrong."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from edgeship.toolkit.core.errors import RecipeError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        RecipeError: It cannot be read, or is not TOML; the message has line and column.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path} is not TOML: {error}", hint="quote texts, one `key = value` a line"
+        ) from error
+
+
+def parse_override(table: dict[str, Any], text: str, options: type) -> None:
+    """Lay one `section.key=value` over a table.
+
+    Texts need no quotes and lists may be separated by commas; anything TOML is understood too.
+
+    Raises:
+        RecipeError: There is no `=`.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or "." not in name:
+        raise RecipeError(f"cannot read '{text}'", hint="write section.key=value, e.g. select.images=100")
+    merge(table, name.strip(), _from_text(value.strip(), _annotation(options, name.strip())))
+
+
+def merge(table: dict[str, Any], name: str, value: Any) -> None:
+    """Set a dotted name in nested tables."""
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = table.get(section)
+        table[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        table = table[section]
+    table[key] = value
+
+
+def convert(
+    value: Any, annotation: Any, where: str, rules: Mapping[str, Any] = types.MappingProxyType({})
+) -> Any:
+    """Check a value against a type and its rules.
+
+    Args:
+        value: What TOML gave.
+        annotation: int, float, bool, str, a Literal, a tuple, a union of these, or an options class.
+        where: Dotted name, for messages.
+        rules: Bounds and known names, see `recipe.option`.
+
+    Returns:
+        The value as the type says: lists become tuples, tables become options.
+
+    Raises:
+        RecipeError: It does not fit.
+    """
+    if is_dataclass(annotation):
+        return _options(value, annotation, where)
+    if "read" in rules and value is not None:
+        try:
+            parsed = rules["read"](value)
+        except ValueError as error:
+            raise RecipeError(f"{where} cannot be {_shown(value)}", hint=str(rules["help"])) from error
+        for number in parsed if isinstance(parsed, tuple) else (parsed,):
+            _check(number, where, rules)
+        return parsed
+    origin, choices = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _union(value, annotation, where, rules)
+    if origin is Literal:
+        if value not in choices:
+            raise RecipeError(
+                f"{where} cannot be {_shown(value)}", hint=nearest(str(value), map(str, choices))
+            )
+        return value
+    if origin is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, (int, float)):  # one number is a list of one
+            parts = (parts,)
+        if not isinstance(parts, (list, tuple)):
+            raise _wrong(value, annotation, where)
+        given = [_from_text(part.strip(), choices[0]) if isinstance(part, str) else part for part in parts]
+        if any(_misfit(part, choices[0]) for part in given):
+            raise _wrong(value, annotation, where)
+        return tuple(convert(part, choices[0], where, rules) for part in given)
+    if _misfit(value, annotation):
+        raise _wrong(value, annotation, where)
+    if annotation is float:
+        value = float(value)
+    _check(value, where, rules)
+    return value
+
+
+def _misfit(value: Any, annotation: Any) -> bool:
+    """Whether a value is not of a plain type; whole numbers are numbers, true and false are neither."""
+    kinds = (int, float) if annotation is float else annotation
+    return not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)
+
+
+def _options(value: Any, kind: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"{where} must be a section", hint=f"write [{where}] and its keys below")
+    hints = get_type_hints(kind)
+    known = {each.name: each for each in fields(kind) if not each.metadata.get("derived")}
+    unknown = [key for key in value if key not in known]
+    if unknown:
+        what = f"'{where}.{unknown[0]}'" if where else f"section '{unknown[0]}'"
+        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], known))
+    dot = f"{where}." if where else ""
+    return kind(
+        **{key: convert(item, hints[key], f"{dot}{key}", known[key].metadata) for key, item in value.items()}
+    )
+
+
+def _union(value: Any, annotation: Any, where: str, rules: Mapping[str, Any]) -> Any:
+    if value is None:
+        return None
+    members = [member for member in get_args(annotation) if member is not types.NoneType]
+    for member in members:
+        words = get_origin(member) is Literal
+        if (words and value in get_args(member)) or (len(members) == 1):
+            return convert(value, member, where, rules)
+    for member in members:
+        if get_origin(member) is not Literal and isinstance(value, member) and not isinstance(value, bool):
+            return convert(value, member, where, rules)
+    raise _wrong(value, annotation, where)
+
+
+def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        raise RecipeError(f"{where} is not a number", hint="write a number")
+    for rule, kept in (("above", operator.gt), ("least", operator.ge), ("most", operator.le)):
+        if rule not in rules:
+            continue
+        bound = rules[rule]() if callable(rules[rule]) else rules[rule]
+        if not kept(value, bound):
+            words = {"above": "above", "least": "at least", "most": "at most"}[rule]
+            raise RecipeError(f"{where} = {value} must be {words} {bound}", hint=str(rules["help"]))
+    if "known" in rules and value not in rules["known"]():
+        raise RecipeError(f"{where} cannot be '{value}'", hint=nearest(value, rules["known"]()))
+
+
+def _annotation(options: Any, name: str) -> Any:
+    """Type of a dotted name; None where there is no such option (found out by `convert`)."""
+    for part in name.split("."):
+        options = get_type_hints(options).get(part) if is_dataclass(options) else None
+    return options
+
+
+def _from_text(text: str, annotation: Any) -> Any:
+    """A value from a command line: TOML where it is TOML, unless a text is what is wanted."""
+    if annotation is str and not text.startswith(('"', "'")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text in ("none", "None") and _optional(annotation) else text
+
+
+def _optional(annotation: Any) -> bool:
+    return types.NoneType in get_args(annotation)
+
+
+def _wrong(value: Any, annotation: Any, where: str) -> RecipeError:
+    words = _words(annotation)
+    if "a list" in words:
+        key = where.rsplit(".", 1)[-1]
+        words += f", separated by commas: {key}=0.5,0.25" if "number" in words else f": {key}=one,two"
+    return RecipeError(f"{where} cannot be {_shown(value)}", hint=f"it takes {words}")
+
+
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def _words(annotation: Any) -> str:
+    """A type as a person would say it."""
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if annotation in names:
+        return names[annotation]
+    members = [member for member in get_args(annotation) if member is not types.NoneType]
+    if get_origin(annotation) is tuple:
+        return f"a list, each {_words(members[0])}"
+    if get_origin(annotation) is Literal:
+        return ", ".join(str(member) for member in members)
+    return " or ".join(_words(member) for member in members)

@@ -1,0 +1,213 @@
+"""What a run leaves for people: the folder of `--out`, and run.json that says where everything is.
+
+report.md, report.html, junit.xml   copies of the report stage
+predictions.npz                     first class of every image and variant, for `edgeship compare`
+report.json                         the same, with the stages as in this run: seconds, and whether cached
+engines/<target>/<variant>/         engines, and the Q/DQ graph each was built from
+run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}],
+                                    files: what runs put there; nothing else is ever overwritten or removed
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json
+from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
+from edgeship.toolkit.pipeline.recipe import Recipe
+
+SCHEMA = 1
+RUN, REPORT = Path("run.json"), "report.json"
+PAGES = tuple(Path(name) for name in (REPORT, "report.md", "report.html", "junit.xml", "predictions.npz"))
+ENGINES = Path("engines")
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage of a run: where its files are, and what it cost.
+
+    Attributes:
+        name: Name of the stage.
+        folder: Its files in the store; never to be written to.
+        digest: Content digest of the folder.
+        seconds: How long the work took when it was done.
+        cached: Whether it had been done before this run.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    seconds: float
+    cached: bool
+
+
+def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> dict[str, Any]:
+    """The content of run.json."""
+    return {
+        "schema": SCHEMA,
+        "recipe": plain(recipe.resolved()),
+        "command": command(recipe),
+        "stages": [{**plain(stage), "folder": str(stage.folder)} for stage in stages],
+    }
+
+
+def command(recipe: Recipe) -> str | None:
+    """The command line that runs a recipe again; None of a recipe that was made in Python."""
+    if not recipe.name:
+        return None
+    changed = _differences(recipe, Recipe.read(recipe.name))
+    return shlex.join(
+        ["edgeship", "run", recipe.name, *(part for text in changed for part in ("--set", text))]
+    )
+
+
+def _differences(options: Any, default: Any, section: str = "") -> list[str]:
+    """`section.key=value` of every option that is not as the default has it."""
+    found = []
+    for each in fields(options):
+        value, usual = getattr(options, each.name), getattr(default, each.name)
+        if is_dataclass(value):
+            found += _differences(value, usual, f"{section}{each.name}.")
+        elif value != usual:
+            text = value if isinstance(value, str) else "none" if value is None else canonical_json(value)
+            found.append(f"{section}{each.name}={text}")
+    return found
+
+
+def check_free(recipe: Recipe, stages: Collection[str], out: Path) -> None:
+    """Refuse a folder where a run of these stages would overwrite what no run of ours has put there.
+
+    Raises:
+        RecipeError: It would; files that are in nobody's way may stay.
+    """
+    from edgeship.toolkit.pipeline.variants import REFERENCE_TARGET
+
+    owned = _owned(out)
+    claimed = [RUN, *(PAGES if "report" in stages else ())]
+    if "compile" in stages and not owned:  # else the names of our engines are known, and of new ones soon
+        for target in (*recipe.compile.targets, REFERENCE_TARGET):
+            found = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
+            claimed += [file.relative_to(out) for file in found]
+        claimed += [ENGINES] if (out / ENGINES).is_file() else []
+    _refuse_foreign(claimed, owned, out)
+
+
+def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
+    """Put what people want of a run into a folder: all of it or, on failure, nothing; stale engines go.
+
+    Raises:
+        RecipeError: A file is in the way that no run has put there.
+        ToolkitError: The folder cannot be written to.
+    """
+    folders = {stage.name: stage.folder for stage in stages}
+    wanted = _wanted(folders)
+    written = {Path(REPORT): read_report(folders["report"], stages)} if "report" in folders else {}
+    new, owned = not out.exists(), _owned(out)
+    _refuse_foreign((RUN, *wanted, *written), owned, out)
+    stale = {place for place in owned - {*wanted} if ENGINES in place.parents}
+    files = sorted({RUN, *wanted, *written, *(owned - stale)})
+    written = {RUN: {**describe(recipe, stages), "files": files}, **written}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
+            incoming = Path(name)
+            changed = [place for place, file in wanted.items() if not _same(file, out / place)]
+            for place in changed:
+                (incoming / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(wanted[place], incoming / place)
+            for place, content in written.items():
+                write_json(incoming / place, content)
+            for place in stale:
+                _remove(place, out)
+            for place in (*written, *changed):  # run.json first: killed after it, the rest is still ours
+                (out / place).parent.mkdir(parents=True, exist_ok=True)
+                (incoming / place).replace(out / place)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise ToolkitError(
+            f"cannot write to {error.filename or out}: {error.strerror}",
+            hint="name another folder with --out",
+        ) from error
+    finally:
+        if new and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+
+
+def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]:
+    """The content of report.json, with the stages as in this run: a report that was kept tells of its own."""
+    report: dict[str, Any] = read_json(folder / REPORT)
+    told = [{"name": each.name, "seconds": each.seconds, "cached": each.cached} for each in stages]
+    return {**report, "stages": told}
+
+
+def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
+    """Place in the folder -> file in the store."""
+    from edgeship.toolkit.pipeline.variants import built_of, runnable
+
+    found: dict[Path, Path] = {}
+    if report := folders.get("report"):
+        pages = [file for file in report.rglob("*") if file.is_file() and file.name != REPORT]
+        found |= {file.relative_to(report): file for file in pages}
+    if compiled := folders.get("compile"):
+        for variant, record in runnable(folders).items():
+            place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
+            files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+            if not any(file.suffix == ".onnx" for file in files):
+                files[place / "graph.onnx"] = built_of(variant, record, folders)
+            found |= files
+    return found
+
+
+def _owned(out: Path) -> frozenset[Path]:
+    """The files that an earlier run has put into a folder, as its run.json lists them."""
+    try:
+        found = read_run(out)
+        places = [Path(name) for name in found["files"]]
+    except (DataError, AttributeError, KeyError, TypeError):  # none, or somebody else's of the same name
+        return frozenset()
+    inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
+    return frozenset(place for place in inside if (out / place).is_file())
+
+
+def _refuse_foreign(places: Iterable[Path], owned: Collection[Path], out: Path) -> None:
+    for place in places:
+        if place not in owned and ((out / place).exists() or (out / place).is_symlink()):
+            raise RecipeError(
+                f"{out / place} would be overwritten, and no run of edgeship is known to have written it",
+                hint="name another folder with --out, or move it away",
+            )
+
+
+def _remove(place: Path, out: Path) -> None:
+    """Remove a file, and the folders that it leaves empty."""
+    (out / place).unlink()
+    for folder in place.parents:
+        if folder != Path() and (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+
+
+def _same(source: Path, target: Path) -> bool:
+    """Whether a file was copied here before: size and time are those of its source."""
+    if not target.is_file():
+        return False
+    there, here = target.stat(), source.stat()
+    return (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns)
+
+
+def read_run(out: Path) -> dict[str, Any]:
+    """Read the run.json of an `--out` folder.
+
+    Raises:
+        DataError: There is none, or it is of another version.
+    """
+    found: dict[str, Any] = read_json(out / "run.json")
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{out / 'run.json'} has schema {found.get('schema')}, not {SCHEMA}", hint="run the recipe again"
+        )
+    return found
