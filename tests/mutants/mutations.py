@@ -1,4 +1,4 @@
-"""Small faults of Python source: operators, constants, bounds, calls and branches."""
+"""Generate small faults in Python source: operators, constants, bounds, calls and branches."""
 
 from __future__ import annotations
 
@@ -79,18 +79,18 @@ def _expression_faults(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def _skipped(tree: ast.Module) -> set[int]:
-    """Return nodes without effect: annotations, messages, what is for type checkers, keywords of style."""
-    found: list[ast.AST | None] = []
+    """Return the ids of nodes without effect on behaviour: annotations, messages, type-checking blocks."""
+    excluded: list[ast.AST | None] = []
     for node in ast.walk(tree):
-        found += [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        excluded += [getattr(node, "annotation", None), getattr(node, "returns", None)]
         if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Assert)):
-            found.append(node)
+            excluded.append(node)
         if isinstance(node, ast.keyword) and node.arg in NO_EFFECT:
-            found.append(node)
+            excluded.append(node)
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            found.append(node)
+            excluded.append(node)
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and ast.unparse(node).startswith("__all__"):
-            found.append(node)
+            excluded.append(node)
         for decorator in getattr(node, "decorator_list", []):
-            found.append(decorator)
-    return {id(inner) for each in found if each is not None for inner in ast.walk(each)}
+            excluded.append(decorator)
+    return {id(inner) for each in excluded if each is not None for inner in ast.walk(each)}

@@ -1,11 +1,11 @@
-"""Mutation tests of the numeric and safety-critical modules: one small fault at a time, do their tests fail?
+"""Run mutation tests of the numeric and safety-critical modules: one small fault at a time.
 
-Writes results.md beside this file: mutants that lived first. A list of faults that a review left alive comes
-first, then a seeded sample of all mutations of the syntax trees.
+Writes results.md next to this file, survivors first. A fixed list of faults that once survived runs first,
+then a seeded sample of all mutations of the syntax trees.
 
     python tests/mutants/run.py [--count N] [--only TEXT ...] [--again]
 
-Those in results.md are not tried again: remove the file to start anew.
+Mutants in results.md are not run again: remove the file to start from zero.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).with_name("results.md")
-COPIED = ("toolkit", "quantize", "targets", "calibration", "tests", "pyproject.toml", "README.md")
+COPIED = ("edgeship", "toolkit", "quantize", "targets", "calibration", "tests", "pyproject.toml", "README.md")
 SEED, SAMPLE = 19, 200
 BROKEN = 99  # exit code of a process that could not run pytest
-LIMIT_S = 600.0  # a mutant that takes longer loops: it counts as killed
+LIMIT_S = 600.0  # a mutant that takes longer is in an endless loop and counts as killed
 
 TESTS = {  # module -> its test files; the quick ones first
     "quantize/qparams.py": ["quantize/test_qparams.py", "quantize/test_gptq.py"],
-    "quantize/placement.py": ["quantize/test_placement.py", "quantize/test_network.py"],
+    "quantize/placement.py": ["quantize/test_placement.py", "quantize/test_torch_executor.py"],
     "quantize/bias.py": ["quantize/test_bias.py", "quantize/test_equalize.py"],
-    "quantize/statistics.py": ["quantize/test_statistics.py", "quantize/test_collect.py"],
+    "quantize/statistics.py": ["quantize/test_statistics.py", "quantize/test_calibrate.py"],
     "quantize/gptq.py": ["quantize/test_gptq.py"],
     "quantize/equalize.py": ["quantize/test_equalize.py"],
     "toolkit/core/statistics.py": ["core/test_paired_statistics.py"],
@@ -62,7 +62,7 @@ TESTS = {  # module -> its test files; the quick ones first
     "toolkit/deploy/agent/protocol.py": ["deploy/test_release.py", "deploy/test_faults.py"],
     "toolkit/deploy/release.py": ["deploy/test_release.py", "deploy/test_faults.py"],
     "toolkit/deploy/verification.py": [
-        "deploy/test_proof.py",
+        "deploy/test_verification.py",
         "deploy/test_doubts.py",
         "deploy/test_release.py",
     ],
@@ -72,12 +72,12 @@ TESTS = {  # module -> its test files; the quick ones first
     "toolkit/report/verdict.py": ["report/test_gates.py", "report/test_gather.py"],
 }
 
-REVIEW = (  # file, tests, text, fault: those that a review found alive
+REVIEW = (  # file, tests, text, replacement: faults that survived an earlier review
     (
         "quantize/placement.py",
         ["quantize/test_placement.py"],
-        "all(value is not None and never_negative",
-        "any(value is not None and never_negative",
+        "all(_never_negative(each",
+        "any(_never_negative(each",
     ),
     ("quantize/bias.py", ["quantize/test_bias.py"], "error.sort(0).values[cut", "error[cut"),
     ("toolkit/core/statistics.py", ["core/test_paired_statistics.py"], "math.sqrt(10)", "math.sqrt(9)"),
@@ -90,7 +90,7 @@ REVIEW = (  # file, tests, text, fault: those that a review found alive
     ("toolkit/deploy/agent/releases.py", ["deploy/test_agent_releases.py"], "sync_folder(self.root)", "pass"),
     (
         "toolkit/deploy/verification.py",
-        ["deploy/test_proof.py"],
+        ["deploy/test_verification.py"],
         'max(gates["max_gap_pp"]',
         'min(gates["max_gap_pp"]',
     ),
@@ -125,10 +125,10 @@ class Mutant:
 
     Attributes:
         module: File below the root.
-        line: Where, from 1.
+        line: First line of the change, from 1.
         change: The fault.
-        text: The whole file with it.
-        tests: Files below tests/ that may find it.
+        text: Text of the whole faulty file.
+        tests: Test files below tests/ that should fail.
     """
 
     module: str
@@ -148,7 +148,7 @@ def reviewed() -> Iterator[Mutant]:
 
 
 def sample() -> list[Mutant]:
-    """Return all mutants in a seeded order, in which an edit of one module moves only that module's."""
+    """Return all mutants in a seeded order that changes only for the mutants of an edited module."""
     every = []
     for module, tests in TESTS.items():
         for line, change, faulty in mutations.of((ROOT / module).read_text(encoding="utf-8")):
@@ -181,7 +181,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, float]:
             os._exit(_pytest(tree, tests))
         except BaseException:
             traceback.print_exc()
-        os._exit(BROKEN)  # without the parent's clean-up
+        os._exit(BROKEN)  # skip the clean-up handlers of the parent
     while time.monotonic() - started < LIMIT_S:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -202,7 +202,7 @@ def earlier() -> dict[tuple[str, str, str], str]:
 
 
 def key(mutant: Mutant) -> tuple[str, str, str]:
-    """Return what identifies a mutant in results.md."""
+    """Return the key of a mutant in results.md: module, line and change."""
     return mutant.module, str(mutant.line), mutant.change.replace("|", "/").replace("`", "'")
 
 
@@ -226,30 +226,31 @@ def write(results: dict[tuple[str, str, str], str]) -> None:
 
 
 def main() -> None:
-    """Try mutants; print each result."""
+    """Run the mutants that have no result yet and print each result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=SAMPLE, help="Size of the sample.")
     parser.add_argument("--only", nargs="*", default=[""], help="Modules whose path contains one of these.")
-    parser.add_argument("--again", action="store_true", help="Those that survived, instead of the sample.")
+    parser.add_argument("--again", action="store_true", help="Run the survivors instead of the sample.")
     options = parser.parse_args()
-    known, listed = earlier(), sample()
+    results_before, listed = earlier(), sample()
     if options.again:
         every = [*reviewed(), *listed]
-        chosen = [mutant for mutant in every if known.get(key(mutant), "").startswith("survived")]
+        chosen = [mutant for mutant in every if results_before.get(key(mutant), "").startswith("survived")]
     else:
         chosen = [*reviewed(), *listed[: options.count]]
-        chosen = [mutant for mutant in chosen if key(mutant) not in known]
+        chosen = [mutant for mutant in chosen if key(mutant) not in results_before]
     chosen = [mutant for mutant in chosen if any(part in mutant.module for part in options.only)]
     results: dict[tuple[str, str, str], str] = {}
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    for library in ("numpy", "torch", "onnx", "onnx_ir", "PIL.Image"):  # none starts a thread
+    for library in ("numpy", "torch", "onnx", "onnx_ir", "PIL.Image"):  # imports that start no thread
         __import__(library)
     sound: dict[tuple[str, ...], bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
         for name in COPIED:
             if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
             else:
                 shutil.copyfile(ROOT / name, tree / name)
         os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
@@ -270,7 +271,7 @@ def main() -> None:
             file.write_text(original, encoding="utf-8")
             results[key(mutant)] = result
             print(f"{result} ({seconds:.0f} s): {mutant.module}:{mutant.line} {mutant.change}", flush=True)
-            write(earlier() | results)  # another run may have written meanwhile
+            write(earlier() | results)  # a parallel run may have added results
 
 
 if __name__ == "__main__":
