@@ -1,1 +1,1 @@
-"""Images: data sets, selection, preprocessing, loading."""
+"""Select, preprocess, check and load image data sets."""

@@ -1,4 +1,4 @@
-"""Class names: files that list them, and the index of each label."""
+"""Read class names from files and map labels to class indices."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ from edgeship.calibration.text import some
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
-MAX_CLASSES = (
-    100_000  # ImageNet-21k has 21,843; a larger label is a mistake, and a list up to it fills memory
-)
+MAX_CLASSES = 100_000  # ImageNet-21k has 21,843; a list of names up to a wrong label fills the memory
 SUFFIXES = (".txt", ".json", ".csv", ".tsv", ".names")
 _MOST_BYTES = 1 << 24
-_INDEX = re.compile(r"[+-]?\d+(?:\.0+)?", re.ASCII)  # 3.0 is how pandas writes 3 in a column with gaps
+_INDEX = re.compile(r"[+-]?\d+(?:\.0+)?", re.ASCII)  # pandas writes 3 as 3.0 in a column with gaps
 _NUMBERED = re.compile(r"\s*(\d{1,6})\s*[:,;=\s]\s*(.+)", re.ASCII)
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(.+)", re.ASCII)
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read the name of every class, by index: the readable one where there are several.
+    """Read the name of every class, by index; of several names the last, readable one.
 
     Args:
-        path: As for `read_class_aliases`.
+        path: See `read_class_aliases`.
 
     Raises:
-        DataError: As there.
+        DataError: See `read_class_aliases`.
     """
     return tuple(aliases[-1] for aliases in read_class_aliases(path))
 
@@ -39,13 +37,13 @@ def read_class_aliases(path: Path) -> tuple[tuple[str, ...], ...]:
     """Read all names of every class, by index.
 
     Args:
-        path: A text with one name a line (numbered or not; ImageNet's "n01440764 tench" gives two names); a
+        path: A text with one name a line (numbered or not; ImageNet's "n01440764 tench" is two names); a
             JSON list of names, or an object index -> name or list of names (ImageNet's class_index.json),
             or name -> index, or a model's config with id2label; a CSV with a name, or an index and names,
             a line, with and without a header.
 
     Raises:
-        DataError: The file cannot be read, or holds no names for the indices 0 to N - 1.
+        DataError: The file cannot be read, or its indices are not 0 to N - 1.
     """
     text = read_text(path, _MOST_BYTES)
     try:
@@ -66,17 +64,17 @@ def read_class_aliases(path: Path) -> tuple[tuple[str, ...], ...]:
 
 
 def index_labels(labels: Sequence[str], where: str) -> tuple[tuple[str, ...], list[int]]:
-    """Turn labels into class indices: whole numbers are indices, other texts names, sorted.
+    """Map labels to class indices: whole numbers are indices, other texts are names, sorted.
 
     Args:
         labels: N labels as they are written; none is empty.
-        where: What they were read from, for the error.
+        where: Source of the labels, for the error.
 
     Returns:
-        The class names (the numbers themselves, up to the largest, where labels are numbers), and N indices.
+        Class names (for numeric labels the numbers up to the largest), and N indices.
 
     Raises:
-        DataError: A number is negative, or too large to be a class.
+        DataError: A number is negative or too large.
     """
     if all(map(_INDEX.fullmatch, labels)):
         indices = {label: _class_index(label) for label in set(labels)}
@@ -96,10 +94,10 @@ def index_labels(labels: Sequence[str], where: str) -> tuple[tuple[str, ...], li
 
 
 def read_text(path: Path, most_bytes: int) -> str:
-    """Read a text in UTF-8, or in UTF-16 with its mark, as spreadsheets save it.
+    """Read a text in UTF-8, or in UTF-16 with a byte order mark as spreadsheets write it.
 
     Raises:
-        DataError: It cannot be read, is no text, or is longer than that.
+        DataError: The file cannot be read, is not a text, or has more than `most_bytes` bytes.
     """
     try:
         with path.open("rb") as stream:
@@ -109,7 +107,7 @@ def read_text(path: Path, most_bytes: int) -> str:
             f"cannot read {path}: {error.strerror}", hint="check the path and its permissions"
         ) from error
     if len(data) > most_bytes:
-        raise DataError(f"{path} has more than {most_bytes >> 20} MiB: no list is that long", hint="split it")
+        raise DataError(f"{path} is larger than {most_bytes >> 20} MiB, the limit of a list", hint="split it")
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,7 +117,7 @@ def read_text(path: Path, most_bytes: int) -> str:
 
 
 def _class_index(text: str) -> int:
-    """The whole number that a text is, or -1 if it is none or too large for a class."""
+    """Return the whole number in a text, or -1 if it is not one or too large for a class."""
     digits = text.partition(".")[0].lstrip("+").lstrip("0") or "0"
     if not _INDEX.fullmatch(text) or "-" in text or len(digits) > len(str(MAX_CLASSES)):
         return -1
@@ -132,7 +130,7 @@ def _from_json(value: Any) -> tuple[tuple[str, ...], ...]:
     if isinstance(value, list):
         return tuple(map(_aliases, value))
     if not isinstance(value, Mapping):
-        raise TypeError("its JSON is neither a list nor an object")
+        raise TypeError("the JSON is neither a list nor an object")
     if value and all(type(index) is int for index in value.values()):
         return _ordered((str(index), (str(name),)) for name, index in value.items())
     return _ordered((str(index), _aliases(name)) for index, name in value.items())
@@ -142,7 +140,7 @@ def _from_table(text: str) -> tuple[tuple[str, ...], ...]:
     lines = [line for line in text.splitlines() if line.strip()]
     delimiter = max("\t;,", key=lambda each: sum(each in line for line in lines))
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-    for skip in (0, 1):  # with a header, its index column begins in the second row
+    for skip in (0, 1):  # below a header, the index column starts in the second row
         for place in (0, -1):
             column = [row[place] for row in rows[skip:]]
             if rows[skip:] and min(map(len, rows[skip:])) > 1 and all(map(_INDEX.fullmatch, column)):
@@ -155,7 +153,7 @@ def _from_table(text: str) -> tuple[tuple[str, ...], ...]:
 def _from_lines(text: str) -> tuple[tuple[str, ...], ...]:
     lines = text.strip().splitlines()
     if not all(map(str.strip, lines)):
-        raise ValueError("a line between others is empty, so that later names may be moved")
+        raise ValueError("an empty line between names makes later indices uncertain")
     numbered = [_NUMBERED.fullmatch(line) for line in lines]
     if all(numbered) and len(lines) > 1:
         numbers = [int(match[1]) for match in numbered if match]
@@ -168,19 +166,19 @@ def _aliases(value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{printable(str(value))[:80]} is no name")
-    kept = tuple(name.strip().strip("\"'") for name in names if name.strip())
-    if not kept:
+    cleaned = tuple(name.strip().strip("\"'") for name in names if name.strip())
+    if not cleaned:
         raise ValueError("a name is empty")
-    return kept
+    return cleaned
 
 
 def _ordered(pairs: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, ...], ...]:
-    """Names by their index, of which 0 to N - 1 must be there once."""
+    """Return names sorted by index; raise unless each of 0 to N - 1 occurs once."""
     table: dict[int, tuple[str, ...]] = {}
     for text, names in pairs:
         index = _class_index(text)
         if index < 0 or index in table:
-            raise ValueError(f"{printable(text)[:80]} is no index, or there twice")
+            raise ValueError(f"{printable(text)[:80]} is no index, or occurs twice")
         table[index] = names
     if sorted(table) != list(range(len(table))):
         raise ValueError(f"its {len(table)} indices are not 0 to {len(table) - 1}")

@@ -1,4 +1,4 @@
-"""Labels in the order of a network's outputs, matched by class name."""
+"""Map labels to the outputs of a network by class name."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Aliases: TypeAlias = Sequence[Sequence[str]]  # all names of each output, the re
 
 
 def match(dataset: Dataset, names: Aliases) -> Dataset:
-    """Return a data set whose labels are the outputs of a network, and whose classes are their names.
+    """Return the data set with labels and classes in the order of the network's outputs.
 
-    Names are compared as they are; where that fails, without regard to capitals, spaces, "_" and "-".
-    Labels that are numbers already (a list of file,index) stay.
+    Names are compared exactly, then without regard to case, spaces, "_" and "-". Numeric labels (a list of
+    file,index) stay.
 
     Args:
         dataset: Labelled images.
         names: All names of each output.
 
     Raises:
-        DataError: A class of the data set is not among the names, or two are the same; they are listed.
+        DataError: A class of the data set is not among the names, or two classes have the same name.
     """
     readable = tuple(aliases[-1] for aliases in names)
     exact = _outputs(names, str)
@@ -43,14 +43,14 @@ def match(dataset: Dataset, names: Aliases) -> Dataset:
         raise DataError(
             f"{len(unmatched)} of {len(outputs)} classes of {dataset.name} are not in load.labels: "
             f"{some(unmatched)}; names without images: {some(unused) or 'none'}",
-            hint="write the names of load.labels as the class folders are called",
+            hint="use the names of the class folders in load.labels",
         )
     times = Counter(outputs.values())
     repeated = [name for name, output in outputs.items() if times[output] > 1]
     if repeated:
         raise DataError(
             f"classes of {dataset.name} have the same name in load.labels: {some(repeated)}",
-            hint="give every class a name of its own",
+            hint="use a unique name for every class in load.labels",
         )
     items = tuple(
         item if item.label is None else replace(item, label=outputs[dataset.classes[item.label]])
@@ -60,7 +60,7 @@ def match(dataset: Dataset, names: Aliases) -> Dataset:
 
 
 def _outputs(names: Aliases, key: Callable[[str], str]) -> dict[str, int]:
-    """Return the output of each name that only one output has."""
+    """Return name -> output for the names that belong to one output only."""
     rows = [
         (name, output) for output, aliases in enumerate(names) for name in {key(each) for each in aliases}
     ]

@@ -1,4 +1,4 @@
-"""Lists of file and label, as the flat ImageNet validation folder needs one, in the usual forms."""
+"""Read lists of file and label, as used for the flat ImageNet validation folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".lst", ".list")
-_MOST_BYTES = 1 << 28  # of a list: a million images take a fifth
+_MOST_BYTES = 1 << 28  # of a list; a million images need a fifth of it
 _DELIMITERS = "\t;,"
-_SAMPLE = 20  # lines that show the delimiter
+_SAMPLE = 20  # lines used to detect the delimiter
 _FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "image", "image_path", "img", "name")
 _LABEL_COLUMNS = ("label", "labels", "class", "classid", "class_id", "class_index", "target", "category", "y")
 _SPACED = re.compile(
@@ -27,26 +27,26 @@ _SPACED = re.compile(
 
 
 def read(path: Path) -> tuple[tuple[str, ...], list[tuple[str, int | None]]]:
-    """Read which images a list names, in its order, and check that they exist.
+    """Read the images of a list, in its order, and check that they exist.
 
     Each line is a file and a label, or a file alone for images without labels, separated by comma,
     semicolon, tab or spaces; names that hold the separator are quoted. Files are absolute or relative to
-    the list's folder. A first line without an image file is the header: columns called like `file` and
-    `label` are found by it. Labels that are all whole numbers are class indices (the class names are these
-    numbers); otherwise they are names, and the classes are sorted by name.
+    the list's folder. A first line without an image file is the header, with columns such as `file` and
+    `label`. Labels that are all whole numbers are class indices (the class names are these numbers);
+    other labels are names, and the classes are sorted by name.
 
     Returns:
-        The class names, and (file, label) of every image; a label is None where there are none.
+        Class names, and (file, label) of every image; the label is None in a list without labels.
 
     Raises:
-        DataError: The list cannot be read, is empty, has labels that are no classes, or names a file that is
-            missing or listed twice.
+        DataError: The list cannot be read, is empty, has invalid labels, or a file that is missing or listed
+            twice.
     """
     rows = read_rows(path)
     files = _existing(path, [file for file, _ in rows])
     unlabelled = [file for file, label in rows if not label]
     if unlabelled and len(unlabelled) < len(rows):
-        raise DataError(f"{path}: no label for {some(unlabelled)}", hint="give every file a label, or none")
+        raise DataError(f"{path}: no label for {some(unlabelled)}", hint="label every file, or none")
     if unlabelled:
         return (), [(file, None) for file in files]
     classes, values = index_labels([label for _, label in rows], str(path))
@@ -54,19 +54,19 @@ def read(path: Path) -> tuple[tuple[str, ...], list[tuple[str, int | None]]]:
 
 
 def listed_files(path: Path) -> list[str]:
-    """Return the files that a list names and that exist; none where the text is no list of images."""
+    """Return the existing files of a list; empty if the text is not a list of images."""
     try:
         rows = read_rows(path)
     except DataError:
         return []
-    return [name for file, _ in rows if (name := _found(path.parent, file))]
+    return [name for file, _ in rows if (name := _existing_name(path.parent, file))]
 
 
 def read_rows(path: Path) -> list[tuple[str, str]]:
-    """Read file and label of every line as they are written; a label that is absent is empty.
+    """Read file and label of every line as written; an absent label is empty.
 
     Raises:
-        DataError: The list cannot be read, is empty, or leaves open which column holds the labels.
+        DataError: The list cannot be read, is empty, or its label column is ambiguous.
     """
     lines = [line for line in read_text(path, _MOST_BYTES).splitlines() if line.strip()]
     delimiter = _delimiter(lines[:_SAMPLE])
@@ -94,7 +94,7 @@ def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
 
 
 def _delimiter(lines: Sequence[str]) -> str | None:
-    """The delimiter that splits most lines into an image file and something more; None is spaces."""
+    """Return the delimiter that splits most lines into an image file and another cell; None: spaces."""
 
     def fitting(delimiter: str) -> int:
         try:
@@ -114,7 +114,7 @@ def _spaced(lines: Sequence[str]) -> list[tuple[str, str]]:
         match = _SPACED.fullmatch(line)
         if match:
             rows.append((match[1] or match[2], (match[3] or "").strip('"')))
-        elif number:  # the first is the header
+        elif number:  # the first line is the header
             rows.append((line.strip(), ""))
     return rows
 
@@ -135,8 +135,8 @@ def _delimited(lines: Sequence[str], delimiter: str, path: Path) -> list[tuple[s
         if len(header or table[0]) > 2 and (header or file):
             shown = ", ".join(map(printable, (header or table[0])[:10]))
             raise DataError(
-                f"{path}: which of its columns is the label is open: {shown}",
-                hint="name that column 'label' in the first line",
+                f"{path}: the label column is ambiguous: {shown}",
+                hint="name the column 'label' in the first line",
             )
     return [tuple(row[place] if place < len(row) else "" for place in (file, label)) for row in table]  # type: ignore[misc]
 
@@ -146,25 +146,25 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
 
 
 def _existing(path: Path, files: Sequence[str]) -> list[str]:
-    places = [_found(path.parent, file) for file in files]
-    unknown = [file for file, place in zip(files, places, strict=True) if not place]
+    names = [_existing_name(path.parent, file) for file in files]
+    unknown = [file for file, name in zip(files, names, strict=True) if not name]
     if unknown:
         raise DataError(
-            f"{path} lists {len(unknown)} unknown file(s): {some(unknown)}",
-            hint=f"files are relative to {path.parent}; correct the list or bring the files",
+            f"{path} lists {len(unknown)} missing file(s): {some(unknown)}",
+            hint=f"correct the list; files are relative to {path.parent}",
         )
-    counts = Counter(map(os.path.normpath, places))
-    if twice := [file for file, times in counts.items() if times > 1]:
-        raise DataError(f"{path} lists {some(twice)} twice", hint="keep one line a file")
-    return places
+    counts = Counter(map(os.path.normpath, names))
+    if repeated := [file for file, times in counts.items() if times > 1]:
+        raise DataError(f"{path} lists {some(repeated)} twice", hint="keep one line a file")
+    return names
 
 
-def _found(folder: Path, name: str) -> str:
-    """The name under which a file is on disk, backslashes turned where that helps; empty if it is not."""
-    for place in dict.fromkeys((name, name.replace("\\", "/"))):
+def _existing_name(folder: Path, name: str) -> str:
+    """Return the name of the file on disk, with backslashes replaced if necessary; empty if it is absent."""
+    for candidate in dict.fromkeys((name, name.replace("\\", "/"))):
         try:
-            if place and (folder / place).is_file():
-                return place
-        except (OSError, ValueError):  # what cannot be a name: too long, or with NUL
+            if candidate and (folder / candidate).is_file():
+                return candidate
+        except (OSError, ValueError):  # not a file name: too long, or with NUL
             return ""
     return ""

@@ -1,4 +1,4 @@
-"""Images with labels from folders, archives and lists, always in the same order."""
+"""Open labelled images from folders, archives, lists and arrays, in a reproducible order."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.text import printable
 
 DIGITS = ("digits", "digits:train", "digits:test")
-_TEST_EVERY = 5  # of each digit's images, in order, every fifth is for testing
-_WRAPPER = "images"  # a folder around all images, as sets and archives have it
+_TEST_EVERY = 5  # every fifth image of a digit belongs to the test set
+_WRAPPER = "images"  # name of a single folder around all images
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image: its name within the source, and its class (None: unknown)."""
+    """One image: name within the source, and class index (None: unknown)."""
 
     name: str
     label: int | None
@@ -43,7 +43,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A file of a source that is none of its images, and why; a hidden folder stands for what it holds."""
+    """A file of a source that is not used as an image, and the reason; a hidden folder is one entry."""
 
     file: str
     reason: str
@@ -51,15 +51,15 @@ class Unused:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Images of one source, sorted by class and name (a list and an array keep their own order).
+    """Images of one source, sorted by class and name (lists and arrays keep their own order).
 
     Attributes:
-        name: What a report calls it.
+        name: Name in reports.
         classes: Class names; a label is an index into them. Empty without labels.
-        items: The images.
-        store: Where their bytes lie.
-        unused: What else lies there, and why it is not among them.
-        notes: What was decided in opening the source, as sentences.
+        items: Images.
+        store: Source of the image files.
+        unused: Files of the source that are not used, with reasons.
+        notes: Decisions made when the source was opened, as sentences.
         unreadable: Name -> error of the images that could not be decoded so far.
     """
 
@@ -76,27 +76,27 @@ class Dataset:
 
     @property
     def labelled(self) -> bool:
-        """Whether every image has a class."""
+        """Return True if every image has a class."""
         return all(item.label is not None for item in self.items)
 
     @property
     def labels(self) -> IntArray:
-        """N labels; -1 is unknown."""
+        """Return (N,) labels; -1 is unknown."""
         return np.array([-1 if item.label is None else item.label for item in self.items], np.int64)
 
     def read(self, index: int) -> bytes:
-        """The file of an image.
+        """Return the bytes of an image file.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The file cannot be read.
         """
         return self.store.read(self.items[index].name)
 
     def image(self, index: int) -> Image.Image:
-        """A decoded image, RGB.
+        """Decode an image to RGB.
 
         Raises:
-            DataError: The file is corrupt, truncated or no image.
+            DataError: The file is corrupt, truncated or not an image.
         """
         name = self.items[index].name
         try:
@@ -106,34 +106,33 @@ class Dataset:
             raise
 
     def digest(self, index: int) -> str:
-        """SHA-256 of an image's file."""
+        """Return the SHA-256 of an image file."""
         return sha256_bytes(self.read(index))
 
     def size_bytes(self, index: int) -> int:
-        """Length of an image's file, without reading it."""
+        """Return the size of an image file without reading it."""
         return self.store.size_bytes(self.items[index].name)
 
     @property
     def empty_classes(self) -> tuple[str, ...]:
-        """Classes without an image, whose index later classes would take if they were left out."""
+        """Return the classes without an image; leaving them out would shift the later indices."""
         used = {item.label for item in self.items}
         return tuple(name for label, name in enumerate(self.classes) if label not in used)
 
     def without_empty_classes(self) -> Dataset:
-        """Leave out the classes without an image; the others move up, unless their names are numbers."""
+        """Remove the classes without an image and renumber, unless all class names are numbers."""
         if all(name.isdecimal() for name in self.classes):
             return self
-        kept = [name for name in self.classes if name not in set(self.empty_classes)]
-        return self.reindexed(kept)
+        return self.reindexed([name for name in self.classes if name not in set(self.empty_classes)])
 
     def reindexed(self, names: Sequence[str]) -> Dataset:
-        """Give the classes another order: an image's label becomes the index of its class's name.
+        """Return the data set with labels that index `names`.
 
         Args:
-            names: Every class that has images, once; others may be among them.
+            names: Class names in the new order; each class with images occurs once.
 
         Raises:
-            DataError: A class with images is not among the names, or is there twice.
+            DataError: A class with images is not among the names, or occurs twice.
         """
         counts = Counter(names)
         used = {item.label for item in self.items} - {None}
@@ -142,7 +141,7 @@ class Dataset:
             raise DataError(
                 f"classes of {self.name} are not once among the {len(names)} names: "
                 f"{some(wrong) or 'no labels'}",
-                hint="give names that are the names of the class folders, or of the labels in the list",
+                hint="use the names of the class folders, or of the labels in the list",
             )
         index = {name: place for place, name in enumerate(names)}
         items = [
@@ -152,30 +151,30 @@ class Dataset:
         return replace(self, classes=tuple(names), items=tuple(items))
 
     def listing_digest(self) -> str:
-        """SHA-256 of names, labels and lengths: the same for equal copies, quick for large sources."""
+        """Return the SHA-256 of names, labels and sizes: equal for equal copies, fast for large sources."""
         rows = [(item.name, item.label, self.size_bytes(i)) for i, item in enumerate(self.items)]
         return sha256_bytes(canonical_json((self.classes, rows)).encode())
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes whenever an image may have changed (checksums, times), without reading it."""
+        """Return a SHA-256 of names, labels, checksums and times, without reading image files."""
         rows = [(item.name, item.label, self.store.stamp(item.name)) for item in self.items]
         return sha256_bytes(canonical_json((self.classes, rows)).encode())
 
 
 def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None = None) -> Dataset:
-    """Open images wherever they lie; nothing is decoded or unpacked yet.
+    """Open an image source; nothing is decoded yet.
 
     Args:
         source: "digits", "digits:train" or "digits:test" (scikit-learn's, embedded); a folder with one
             folder a class, or with images only (no labels); a .zip or .tar (.gz, .bz2, .xz) of one, or a
             folder inside it ("data.zip/test"); a list (.csv, .tsv, .txt, .lst) of file and label with files
             relative to it; a .npy or .npz of uint8 images. A single wrapping folder (train/, the archive's
-            root) is entered. A class folder without images is a class all the same.
-        labelled: Whether the images must have labels of at least two classes, as accuracy needs them.
-        use: Which set is taken where the source holds several (train, val, test); see `sets.choose_set`.
+            root) is entered. A class folder without images counts as a class.
+        labelled: Require labels of at least two classes, as accuracy needs.
+        use: Use of the images, for sources with train, val and test; see `sets.choose_set`.
 
     Raises:
-        DataError: The source is missing, empty, ambiguous or unsafe, or lacks the labels.
+        DataError: The source is missing, empty, ambiguous or unsafe, or has no labels.
     """
     text = str(source)
     if not text:
@@ -196,7 +195,7 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
         else:
             raise DataError(
                 f"{path} is neither a folder, an archive, a list nor an array",
-                hint="give a folder of images, a .zip or .tar of one, a .csv of file,label, "
+                hint="name a folder of images, a .zip or .tar of one, a .csv of file,label, "
                 "an .npz of images and labels, or 'digits'",
             )
     if labelled:
@@ -208,18 +207,18 @@ def _need_labels(dataset: Dataset) -> None:
     if not dataset.labelled:
         raise DataError(
             f"the images of {dataset.name} have no labels",
-            hint="put them into one folder a class, or list them in a .csv with file,label",
+            hint="sort them into one folder per class, or list them in a .csv with file,label",
         )
     if len(set(dataset.labels.tolist())) < 2:
         raise DataError(
             f"{dataset.name} holds images of one class only: "
             f"{printable(dataset.classes[dataset.labels[0]], 100)}",
-            hint="accuracy needs at least two classes; give the folder that holds the class folders",
+            hint="accuracy needs at least two classes; name the folder that contains the class folders",
         )
 
 
 def _split(path: Path) -> tuple[Path, str]:
-    """The path that exists, and what follows it inside an archive."""
+    """Split a path into the existing part and the rest inside an archive."""
     try:
         if path.exists():
             return path, ""
@@ -228,11 +227,11 @@ def _split(path: Path) -> tuple[Path, str]:
                 return parent, path.relative_to(parent).as_posix()
     except OSError as error:
         raise DataError(f"cannot open {path}: {error.strerror}", hint="check the path") from error
-    near = path.parent
+    folder = path.parent
     hint = "check the path"
-    if near.is_dir():
-        others = [entry.name for entry in near.iterdir() if not entry.name.startswith(".")]
-        hint = nearest(path.name, others[:1000]) if others else f"{near} is empty"
+    if folder.is_dir():
+        others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+        hint = nearest(path.name, others[:1000]) if others else f"{folder} is empty"
     raise DataError(f"no such file or folder: {path}", hint=hint)
 
 
@@ -240,11 +239,11 @@ def _open_digits(text: str) -> Dataset:
     if text not in DIGITS:
         raise DataError(f"no data named '{text}'", hint=nearest(text, DIGITS))
     store = DigitsStore()
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     items = []
     for name, label in zip((member.name for member in store.members()), store.labels, strict=True):
-        seen[label] += 1
-        part = "test" if seen[label] % _TEST_EVERY == 0 else "train"
+        counts[label] += 1
+        part = "test" if counts[label] % _TEST_EVERY == 0 else "train"
         if text in ("digits", f"digits:{part}"):
             items.append(Item(name, label))
     items.sort(key=lambda item: (item.label, item.name))
@@ -258,29 +257,29 @@ def _open_list(path: Path) -> Dataset:
 
 
 def _open_arrays(path: Path, use: Use | None) -> Dataset:
-    found = arrays.open_arrays(path, use)
-    names = [member.name for member in found.store.members()]
+    opened = arrays.open_arrays(path, use)
+    names = [member.name for member in opened.store.members()]
     values: Sequence[int | None] = [None] * len(names)
     classes: tuple[str, ...] = ()
-    if found.labels:
-        classes, values = index_labels(found.labels, str(path))
+    if opened.labels:
+        classes, values = index_labels(opened.labels, str(path))
     items = tuple(Item(name, label) for name, label in zip(names, values, strict=True))
-    title = f"{path.stem}/{found.part}" if found.part else path.stem
-    notes = (f"{path} holds several sets of images: {found.part} is used",) if found.part else ()
-    unused = tuple(Unused(key, reason) for key, reason in found.unused)
-    return Dataset(title, classes, items, found.store, unused, notes)
+    title = f"{path.stem}/{opened.part}" if opened.part else path.stem
+    notes = (f"{path} holds several sets of images: {opened.part} is used",) if opened.part else ()
+    unused = tuple(Unused(key, reason) for key, reason in opened.unused)
+    return Dataset(title, classes, items, opened.store, unused, notes)
 
 
 def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
-    """Find the class folders among the names of a store."""
+    """Build a data set from the class folders in a store."""
     prefix = f"{inside}/" if inside else ""
     names, folders, unused = _sorted_members(store, prefix)
     where = f"{path}/{inside}" if inside else str(path)
     if not names:
-        others = f"; it holds {some([each.file for each in unused])}" if unused else ""
+        others = f"; it contains {some([each.file for each in unused])}" if unused else ""
         raise DataError(
             f"{where} holds no images{others}",
-            hint=f"looked for files ending in {', '.join(images.SUFFIXES)}",
+            hint=f"expected files ending in {', '.join(images.SUFFIXES)}",
         )
     stem = archive_stem(path.resolve())
     title = f"{stem}/{inside}" if inside else stem
@@ -301,7 +300,7 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
             (part,) = parts
             deeper = any(_part(name, depth + 1) for name in names)
             if not deeper and not set_of(part) and part.lower() != _WRAPPER and part != stem:
-                break  # images lie right below: a single class
+                break  # a folder with images only is a single class
         depth += 1
     unused.sort(key=lambda each: (each.reason, each.file))
     if parts == {""}:
@@ -325,7 +324,7 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
 
 
 def _sorted_members(store: Store, prefix: str) -> tuple[list[str], set[str], list[Unused]]:
-    """Names of images, of folders (those included that only a file's name speaks of), and what is neither."""
+    """Return names of images, of folders (including implicit ones), and the unused files."""
     names, folders, unused = list[str](), set[str](), list[Unused]()
     for member in store.members():
         if not member.name.startswith(prefix):
@@ -355,7 +354,7 @@ def _choose_set(where: str, names: Iterable[str], depth: int, use: Use | None) -
 
 
 def _outside(names: Sequence[str], depth: int, chosen: str) -> list[Unused]:
-    """The sets that are not used, each as one entry, and images in none of them."""
+    """Return the sets that are not used, each as one entry, and the images outside all sets."""
     prefix = "".join(f"{part}/" for part in names[0].split("/")[:depth])
     counts = Counter(_part(name, depth) for name in names)
     loose = [Unused(name, f"not in {chosen}") for name in names if not _part(name, depth)]
@@ -371,6 +370,6 @@ def _is_within(folder: str, around: Sequence[str]) -> bool:
 
 
 def _part(name: str, depth: int) -> str:
-    """The folder of a name at a depth; "" where the file itself comes."""
+    """Return the folder at a depth of a name; empty at the depth of the file."""
     parts = name.split("/")
     return parts[depth] if depth < len(parts) - 1 else ""

@@ -1,4 +1,4 @@
-"""The calibration doctor: what is wrong with the images before hours are spent on them."""
+"""Check calibration images for problems before a long run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from edgeship.calibration.datasets import Dataset
-from edgeship.calibration.duplicates import Look, look, pairs
+from edgeship.calibration.duplicates import ImageHash, hash_image, similar_pairs
 from edgeship.calibration.findings import Finding
 from edgeship.calibration.loader import decode_each
 from edgeship.calibration.preprocess import check, pixels
@@ -32,19 +32,19 @@ Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
-class _Seen:
-    """Images of one source that were looked at: N of each, and the names of those that cannot be decoded."""
+class _Decoded:
+    """Data of the N decoded images of a source, and the names of the unreadable ones."""
 
     names: list[str] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
+    hashes: list[ImageHash] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Colours:
-    """Mean and variance of each channel of every image, pixels in [0, 1]; and some whole images."""
+    """Mean and variance of each channel of every image, pixels in [0, 1]; and a sample of whole images."""
 
     mean: list[npt.NDArray[np.float64]] = field(default_factory=list)
     variance: list[npt.NDArray[np.float64]] = field(default_factory=list)
@@ -62,21 +62,21 @@ def examine(
     stem: Stem | None = None,
     workers: int | None = None,
 ) -> list[Finding]:
-    """Examine calibration images.
+    """Check calibration images.
 
-    Found are unreadable and blank images, exact and near duplicates, images that are evaluated on too,
-    missing and uneven classes, and preprocessing that does not fit the checkpoint. Images are decoded once,
-    and about 2 kB of each are kept.
+    Finds unreadable and blank images, exact and near duplicates, overlap with the evaluation images, missing
+    and unbalanced classes, and preprocessing that does not fit the checkpoint. Decodes each image once and
+    stores about 2 kB of it.
 
     Args:
-        dataset: Where the calibration images are.
-        indices: Which of them.
-        preprocess: How the checkpoint wants them.
-        evaluation: Images that must not be among them.
-        evaluation_indices: Which of those; None is all.
-        classes: Number of classes of the model; None leaves it unchecked.
-        stem: First layer of the model, which remembers its training; without it only colours are compared.
-        workers: Threads that decode.
+        dataset: Source of the calibration images.
+        indices: Calibration images in `dataset`.
+        preprocess: Preprocessing of the checkpoint.
+        evaluation: Evaluation images, which must not be used for calibration.
+        evaluation_indices: Images of `evaluation` to compare; None: all.
+        classes: Number of classes of the model; None: not checked.
+        stem: First layer of the model with its training statistics; None: only colours are compared.
+        workers: Decoding threads.
 
     Returns:
         Findings, errors first.
@@ -86,14 +86,14 @@ def examine(
     """
     check(preprocess)
     if not indices:
-        raise DataError(f"no images of {dataset.name} to examine", hint="ask for 1 or more")
+        raise DataError(f"no images of {dataset.name} to examine", hint="set select.images to 1 or more")
     colours = _Colours()
     every = max(1, len(indices) // SAMPLE)
 
-    def view(image: Image.Image, name: str) -> tuple[Look, PixelArray]:
-        return look(image), pixels(image, preprocess, name)
+    def work(image: Image.Image, name: str) -> tuple[ImageHash, PixelArray]:
+        return hash_image(image), pixels(image, preprocess, name)
 
-    def keep(result: tuple[Look, PixelArray], position: int) -> Look:
+    def collect(result: tuple[ImageHash, PixelArray], position: int) -> ImageHash:
         values = result[1].reshape(-1, result[1].shape[2]).astype(np.float32) / 255
         colours.mean.append(values.mean(0, dtype=np.float64))
         colours.variance.append(values.var(0, dtype=np.float64))
@@ -101,63 +101,67 @@ def examine(
             colours.whole.append(result[1])
         return result[0]
 
-    seen = _see(dataset, indices, view, keep, workers)
-    findings = _unreadable(dataset, seen) + _blank(seen, colours) + _labels(dataset, seen.indices, classes)
-    findings += _duplicates(seen) + _preprocessing(colours, preprocess, stem)
+    decoded = _decode(dataset, indices, work, collect, workers)
+    findings = _unreadable(dataset, decoded) + _blank(decoded, colours)
+    findings += _labels(dataset, decoded.indices, classes) + _duplicates(decoded)
+    findings += _preprocessing(colours, preprocess, stem)
     if evaluation is not None:
         whole = range(len(evaluation)) if evaluation_indices is None else evaluation_indices
-        other = _see(evaluation, whole, lambda image, _: look(image), lambda result, _: result, workers)
-        findings += _unreadable(evaluation, other) + _overlap(seen, other)
+        other = _decode(
+            evaluation, whole, lambda image, _: hash_image(image), lambda result, _: result, workers
+        )
+        findings += _unreadable(evaluation, other) + _overlap(decoded, other)
     return sorted(findings, key=lambda finding: ("error", "warning", "info").index(finding.severity))
 
 
-def _see(
+def _decode(
     dataset: Dataset,
     indices: Sequence[int],
-    view: Callable[[Image.Image, str], Result],
-    keep: Callable[[Result, int], Look],
+    work: Callable[[Image.Image, str], Result],
+    collect: Callable[[Result, int], ImageHash],
     workers: int | None,
-) -> _Seen:
-    seen = _Seen()
-    with closing(decode_each(dataset, indices, view, workers=workers, skip_bad=True)) as decoded:
+) -> _Decoded:
+    decoded = _Decoded()
+    with closing(decode_each(dataset, indices, work, workers=workers, skip_bad=True)) as results:
         label = f"examining {dataset.name}"
-        for position, (index, result) in enumerate(progress.track(decoded, label, len(indices))):
+        for position, (index, result) in enumerate(progress.track(results, label, len(indices))):
             name = dataset.items[index].name
             if result is None:
-                seen.bad.append(name)
+                decoded.unreadable.append(name)
                 continue
-            seen.names.append(name)
-            seen.indices.append(index)
-            seen.looks.append(keep(result, position))
-    seen.digests = list(ordered_map(dataset.digest, seen.indices, workers=workers))
-    return seen
+            decoded.names.append(name)
+            decoded.indices.append(index)
+            decoded.hashes.append(collect(result, position))
+    decoded.digests = list(ordered_map(dataset.digest, decoded.indices, workers=workers))
+    return decoded
 
 
-def _unreadable(dataset: Dataset, seen: _Seen) -> list[Finding]:
-    if not seen.bad:
+def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[Finding]:
+    if not decoded.unreadable:
         return []
-    what = f"{len(seen.bad)} image(s) of {dataset.name} cannot be decoded: {some(seen.bad)}"
-    return [Finding("error", what, "replace or remove them, or go on without them by --skip-bad")]
+    names = decoded.unreadable
+    message = f"{len(names)} image(s) of {dataset.name} cannot be decoded: {some(names)}"
+    return [Finding("error", message, "replace or remove them, or leave them out with --skip-bad")]
 
 
-def _blank(seen: _Seen, colours: _Colours) -> list[Finding]:
-    each = zip(seen.names, colours.variance, strict=True)
+def _blank(decoded: _Decoded, colours: _Colours) -> list[Finding]:
+    each = zip(decoded.names, colours.variance, strict=True)
     blank = [name for name, variance in each if variance.max() < _BLANK]
     if not blank:
         return []
-    return [Finding("warning", f"{len(blank)} image(s) show one colour only: {some(blank)}", "remove them")]
+    return [Finding("warning", f"{len(blank)} image(s) have one colour only: {some(blank)}", "remove them")]
 
 
 def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[Finding]:
     if not dataset.labelled:
-        return [Finding("info", f"{dataset.name} has no labels: whether all classes are there is unknown")]
+        return [Finding("info", f"{dataset.name} has no labels: coverage of the classes is unknown")]
     findings = []
     if classes is not None and len(dataset.classes) != classes:
         findings.append(
             Finding(
                 "warning",
                 f"{dataset.name} has {len(dataset.classes)} classes, the model {classes}",
-                "give images of all classes; accuracy needs the same classes in the same order",
+                "use images of all classes, in the model's order",
             )
         )
     counts = Counter(dataset.labels[list(indices)].tolist())
@@ -177,51 +181,53 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
                 "warning",
                 f"classes are uneven: {counts[largest]} images of {dataset.classes[largest]}, "
                 f"{counts[smallest]} of {dataset.classes[smallest]}",
-                "bring more images of the small classes",
+                "add images of the small classes",
             )
         )
     return findings
 
 
-def _duplicates(seen: _Seen) -> list[Finding]:
+def _duplicates(decoded: _Decoded) -> list[Finding]:
     copies: dict[str, list[str]] = defaultdict(list)
-    for name, digest in zip(seen.names, seen.digests, strict=True):
+    for name, digest in zip(decoded.names, decoded.digests, strict=True):
         copies[digest].append(name)
     exact = [" = ".join(group) for group in copies.values() if len(group) > 1]
     near = [
-        f"{seen.names[i]} ~ {seen.names[j]}"
-        for i, j in pairs(seen.looks)
-        if seen.digests[i] != seen.digests[j]
+        f"{decoded.names[i]} ~ {decoded.names[j]}"
+        for i, j in similar_pairs(decoded.hashes)
+        if decoded.digests[i] != decoded.digests[j]
     ]
     findings = []
     if exact:
-        what = f"{len(seen.names) - len(copies)} image(s) are exact copies of others: {some(exact)}"
-        findings.append(Finding("warning", what, "remove the copies"))
+        message = f"{len(decoded.names) - len(copies)} image(s) are exact copies of others: {some(exact)}"
+        findings.append(Finding("warning", message, "remove the copies"))
     if near:
-        what = f"{len(near)} pair(s) of images look alike: {some(near)}"
-        findings.append(Finding("warning", what, "look at them; copies add nothing to a calibration"))
+        message = f"{len(near)} pair(s) of images look alike: {some(near)}"
+        findings.append(Finding("warning", message, "check the pairs and remove copies"))
     return findings
 
 
-def _overlap(seen: _Seen, other: _Seen) -> list[Finding]:
+def _overlap(decoded: _Decoded, other: _Decoded) -> list[Finding]:
     evaluated = dict(zip(other.digests, other.names, strict=True))
     exact = [
         f"{name} = {evaluated[digest]}"
-        for name, digest in zip(seen.names, seen.digests, strict=True)
+        for name, digest in zip(decoded.names, decoded.digests, strict=True)
         if digest in evaluated
     ]
     near = [
-        f"{seen.names[i]} ~ {other.names[j]}"
-        for i, j in pairs(seen.looks, other.looks)
-        if seen.digests[i] not in evaluated
+        f"{decoded.names[i]} ~ {other.names[j]}"
+        for i, j in similar_pairs(decoded.hashes, other.hashes)
+        if decoded.digests[i] not in evaluated
     ]
-    hint = "calibrate with images that are not evaluated on"
+    hint = "calibrate with images that are not evaluation images"
     findings = []
     if exact:
-        findings.append(Finding("error", f"{len(exact)} image(s) are evaluated on too: {some(exact)}", hint))
+        findings.append(
+            Finding("error", f"{len(exact)} image(s) are evaluation images too: {some(exact)}", hint)
+        )
     if near:
-        what = f"{len(near)} pair(s) look like evaluation images: {some(near)}"
-        findings.append(Finding("warning", what, hint))
+        message = f"{len(near)} pair(s) look like evaluation images: {some(near)}"
+        findings.append(Finding("warning", message, hint))
     return findings
 
 
@@ -229,7 +235,7 @@ def _preprocessing(colours: _Colours, preprocess: Preprocess, stem: Stem | None)
     means, variances = np.stack(colours.mean), np.stack(colours.variance)
     mean = means.mean(0)
     std = np.sqrt((variances + means**2).mean(0) - mean**2)
-    found = check_colours(mean, std, preprocess)
-    if stem is None or any(finding.severity == "error" for finding in found):
-        return found
-    return check_stem(stem, np.stack(colours.whole), preprocess)  # the better judge, where there is one
+    findings = check_colours(mean, std, preprocess)
+    if stem is None or any(finding.severity == "error" for finding in findings):
+        return findings
+    return check_stem(stem, np.stack(colours.whole), preprocess)  # more reliable than colours

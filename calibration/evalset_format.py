@@ -1,4 +1,4 @@
-"""Evaluation images as one file that a device reads with the standard library only (targets/runner).
+"""Write and read evaluation images as one file that targets/runner reads without dependencies.
 
 Layout; integers are little-endian:
 
@@ -10,10 +10,10 @@ Layout; integers are little-endian:
 
 Header: schema (1), name, classes [name of class 0, ...] (empty without labels), images, height, width,
 channels (3: RGB, 1: grey), preprocess {resize, crop, mean, std, interpolation}, source_digest, skipped
-(how many images were left out, as they could not be decoded), sha256 (hexadecimal, of all after the header).
+(number of undecodable images left out), sha256 (hexadecimal, of all bytes after the header).
 
-The network's input is (pixel / 255 - mean) / std per channel, each step rounded to float32, as NCHW: exactly
-the numbers that calibration and evaluation computed on. With NumPy:
+The network's input is (pixel / 255 - mean) / std per channel, each step rounded to float32, as NCHW: the
+same numbers as in calibration and evaluation. With NumPy:
 
     with open(path, "rb") as stream:
         magic, length = stream.read(8), int.from_bytes(stream.read(8), "little")
@@ -49,20 +49,20 @@ from edgeship.toolkit.core.tensors import Preprocess
 
 MAGIC = b"EDGESET1"
 _SCHEMA = 1
-_ALIGN = 64  # bytes; images then start on a cache line
+_ALIGN = 64  # bytes; the images start on a cache line
 _PREFIX = 16  # bytes of magic and length
 
 
 @dataclass(frozen=True, slots=True)
 class PackedSet:
-    """A packed evaluation set; the images stay on disk until they are touched.
+    """A packed evaluation set; the images are memory-mapped.
 
     Attributes:
         name: Name of the data set.
         classes: Class names; empty without labels.
-        preprocess: How the images were made, and what is left to do: mean and std.
-        images: (N, H, W, C) uint8, mapped from the file.
-        labels: N class indices; -1 is unknown.
+        preprocess: Preprocessing; resize and crop are applied already, mean and std are not.
+        images: (N, H, W, C) uint8, memory-mapped.
+        labels: (N,) class indices; -1 is unknown.
     """
 
     name: str
@@ -81,15 +81,15 @@ def pack(
     workers: int | None = None,
     skip_bad: bool = False,
 ) -> tuple[str, ...]:
-    """Write images and labels as one file, which appears only when it is complete.
+    """Write images and labels as one file, atomically.
 
     Args:
-        dataset: Where the images are.
-        indices: Which of them, in which order.
-        preprocess: Resizing and crop to apply; mean and std to record.
-        out: The file to write.
-        workers: Threads that decode.
-        skip_bad: Leave out, and count, images that cannot be decoded.
+        dataset: Source of the images.
+        indices: Images to write, in order.
+        preprocess: Resize and crop to apply; mean and std to record.
+        out: File to write.
+        workers: Decoding threads.
+        skip_bad: Leave out and count images that cannot be decoded.
 
     Returns:
         Names of the images left out.
@@ -112,7 +112,7 @@ def pack(
         "skipped": len(indices),
         "sha256": "0" * 64,
     }
-    kept: list[int] = []
+    written: list[int] = []
     skipped: list[str] = []
     digest = hashlib.sha256()
 
@@ -120,7 +120,7 @@ def pack(
         return pixels(image, preprocess, name)
 
     with replacing(out) as temporary, temporary.open("wb") as stream:
-        # The counts and the digest are known at the end only: the header's place is kept until then.
+        # Counts and digest are known only at the end: the header is written last.
         length = _header_bytes(header)
         stream.seek(_PREFIX + length)
         decoded = decode_each(dataset, indices, crop, workers=workers, skip_bad=skip_bad)
@@ -131,11 +131,11 @@ def pack(
                     continue
                 stream.write(image.tobytes())
                 digest.update(image.tobytes())
-                kept.append(index)
-        labels = dataset.labels[kept].astype("<i4").tobytes()
+                written.append(index)
+        labels = dataset.labels[written].astype("<i4").tobytes()
         stream.write(labels)
         digest.update(labels)
-        header |= {"images": len(kept), "skipped": len(skipped), "sha256": digest.hexdigest()}
+        header |= {"images": len(written), "skipped": len(skipped), "sha256": digest.hexdigest()}
         stream.seek(0)
         stream.write(MAGIC + length.to_bytes(8, "little") + canonical_json(header).encode().ljust(length))
     return tuple(skipped)
@@ -145,7 +145,7 @@ def read(path: Path) -> PackedSet:
     """Open a packed evaluation set and verify its digest.
 
     Raises:
-        DataError: The file is absent, damaged, or of another kind or schema.
+        DataError: The file is absent, damaged, not a packed evaluation set, or of another schema.
     """
     try:
         with path.open("rb") as stream:
@@ -157,9 +157,9 @@ def read(path: Path) -> PackedSet:
             while block := stream.read(1 << 20):
                 digest.update(block)
         if header["schema"] != _SCHEMA:
-            raise _damaged(path, f"its schema is {header['schema']}, not {_SCHEMA}")
+            raise _damaged(path, f"schema is {header['schema']}, expected {_SCHEMA}")
         if digest.hexdigest() != header["sha256"]:
-            raise _damaged(path, "its content does not fit its digest")
+            raise _damaged(path, "its content does not match its digest")
         shape = tuple(header[key] for key in ("images", "height", "width", "channels"))
         images = np.memmap(path, np.uint8, "r", start, shape)
         labels = np.fromfile(path, "<i4", header["images"], offset=start + images.size).astype(np.int64)
@@ -172,7 +172,7 @@ def read(path: Path) -> PackedSet:
 
 
 def _header_bytes(header: dict[str, Any]) -> int:
-    """Room for a header, padding included; the first images of a file then lie on a cache line."""
+    """Return the padded length of a header in bytes, so that the images start on a cache line."""
     return -(-(_PREFIX + len(canonical_json(header).encode())) // _ALIGN) * _ALIGN - _PREFIX
 
 

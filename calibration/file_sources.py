@@ -1,4 +1,4 @@
-"""Where image files lie: folders, archives that are read in place, the embedded digits."""
+"""Read image files from folders, archives (in place) and the embedded digits."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from typing import IO, Any, Literal, Protocol, cast
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
-MAX_FILE_BYTES = 1 << 28  # a file that claims more is no photograph, or an attack on the memory
+MAX_FILE_BYTES = 1 << 28  # a larger file is not a photograph, or an attack on the memory
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_FREE_BYTES = 1 << 28  # an archive may unpack to this much at any ratio
-_MOST_EXPANSION = 100  # unpacked bytes of a packed byte beyond that; photographs reach 2
-_MOST_HEADER_BYTES = 1 << 20  # of a tar's member: long names and PAX records
+_FREE_BYTES = 1 << 28  # no limit on the ratio up to this unpacked size
+_MOST_EXPANSION = 100  # unpacked over packed bytes; photographs reach 2
+_MOST_HEADER_BYTES = 1 << 20  # of a tar member: long names and PAX records
 _UNPACKERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZ": bz2.open,
     b"\xfd7": lzma.open,
 }
 _MACOS_FORKS = "__MACOSX"
-HIDDEN = "hidden"  # why a member is passed over
+HIDDEN = "hidden"  # reason of a skipped member
 _DIGIT_SIDE = 8
 _DIGIT_LEVELS = 16  # of scikit-learn's digits: 0 is white paper, 16 full ink
 
@@ -43,9 +43,9 @@ class Member:
     """One name in a store.
 
     Attributes:
-        name: With forward slashes, relative to the store.
-        kind: A file that can be read, a folder, or what is passed over.
-        reason: Why it is passed over.
+        name: Path with forward slashes, relative to the store.
+        kind: "file" can be read; "skipped" is ignored.
+        reason: Reason for skipping.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Member:
 
 
 class Store(Protocol):
-    """Named files, read one at a time from any thread."""
+    """Collection of named files, readable from any thread."""
 
     def members(self) -> Iterable[Member]:
-        """All files and folders, in any order; of a hidden folder the folder alone."""
+        """Return all files and folders, in any order; a hidden folder is one member."""
         ...
 
     def read(self, name: str) -> bytes:
-        """Bytes of one file.
+        """Return the bytes of one file.
 
         Raises:
             DataError: The file cannot be read.
@@ -69,23 +69,23 @@ class Store(Protocol):
         ...
 
     def size_bytes(self, name: str) -> int:
-        """Length of one file, without reading it."""
+        """Return the size of one file without reading it."""
         ...
 
     def stamp(self, name: str) -> str:
-        """What changes when the file does, without reading it (checksum or time of change)."""
+        """Return a text that changes with the file (size and checksum or time), without reading it."""
         ...
 
 
 class FolderStore:
-    """Files below a folder; links to folders are followed, each folder once, by its own name first."""
+    """Files below a folder. Links to folders are followed; each folder is listed once, under its own name."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def members(self) -> Iterator[Member]:
-        """Files and folders relative to the folder; hidden folders are not entered."""
-        visited: set[tuple[int, int]] = set()  # a link back up would never end
+        """Return files and folders relative to the root; hidden folders are not entered."""
+        visited: set[tuple[int, int]] = set()  # a link to a parent folder would loop
         folders, links = [""], list[str]()
         while folders or links:
             prefix = folders.pop() if folders else links.pop(0)
@@ -105,7 +105,7 @@ class FolderStore:
                 raise _unreadable(self._root / prefix, error) from error
 
     def read(self, name: str) -> bytes:
-        """Bytes of one file."""
+        """Return the bytes of one file."""
         try:
             _check_size(self._root, name, self.size_bytes(name))
             return (self._root / name).read_bytes()
@@ -113,13 +113,13 @@ class FolderStore:
             raise _unreadable(self._root / name, error) from error
 
     def size_bytes(self, name: str) -> int:
-        """Length of one file."""
+        """Return the size of one file."""
         return self._stat(name).st_size
 
     def stamp(self, name: str) -> str:
-        """Length and time of change."""
-        found = self._stat(name)
-        return f"{found.st_size}:{found.st_mtime_ns}"
+        """Return size and modification time."""
+        status = self._stat(name)
+        return f"{status.st_size}:{status.st_mtime_ns}"
 
     def _stat(self, name: str) -> os.stat_result:
         try:
@@ -132,8 +132,8 @@ class ZipStore:
     """Members of a zip archive.
 
     Raises:
-        DataError: Not a zip, or a member is a link or would lie outside the archive's folder, or the whole
-            unpacks to far more than images do.
+        DataError: The file is not a zip, a member is a link or lies outside the archive's folder, or the
+            expansion exceeds `check_expansion`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,14 +142,14 @@ class ZipStore:
             self._zip = zipfile.ZipFile(path)
         except OSError as error:
             raise _unreadable(path, error) from error
-        except Exception as error:  # zipfile raises nearly anything for damaged files
+        except Exception as error:  # damaged files make zipfile raise many types
             raise _damaged(path, error) from error
         infos = self._zip.infolist()
         check_expansion(path, sum(info.file_size for info in infos))
         self._folders: set[str] = set()
         self._members: dict[str, zipfile.ZipInfo] = {}
         for info in infos:
-            name = info.filename.replace("\\", "/")  # as some Windows programs write it
+            name = info.filename.replace("\\", "/")  # some Windows programs write backslashes
             _check_member(path, name, regular=not stat.S_ISLNK(info.external_attr >> 16))
             if name.endswith("/"):
                 self._folders.add(_normal(name))
@@ -157,35 +157,33 @@ class ZipStore:
                 _add(self._members, _normal(name), info, path)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self._path,)  # another process opens the archive itself
+        return type(self), (self._path,)  # a worker process opens the archive again
 
     def members(self) -> Iterator[Member]:
-        """Files and folders; folders that are only part of a file's name are not listed."""
+        """Return files and folders; implicit folders are not listed."""
         return _listed(self._members, self._folders)
 
     def read(self, name: str) -> bytes:
-        """Bytes of one member; its checksum is verified."""
+        """Return the bytes of one member, with verified checksum."""
         info, size = self._members[name], self.size_bytes(name)
         _check_size(self._path, name, size)
         try:
             with open_member(self._zip, info) as stream:
-                return stream.read(
-                    size + 1
-                )  # a length bounds what is unpacked, whatever the directory states
+                return stream.read(size + 1)  # bounded: the member may unpack to more than its stated size
         except OSError as error:
             raise _unreadable(self._path, error) from error
         except Exception as error:
             raise DataError(
                 f"cannot read {printable(name)} in {self._path}: {printable(str(error), 200)}",
-                hint="the archive is damaged or encrypted; copy it again, or unpack it and give the folder",
+                hint="the archive is damaged or encrypted; copy it again, or unpack it and name the folder",
             ) from error
 
     def size_bytes(self, name: str) -> int:
-        """Length of one member when unpacked."""
+        """Return the unpacked size of one member."""
         return self._members[name].file_size
 
     def stamp(self, name: str) -> str:
-        """Length and CRC-32."""
+        """Return size and CRC-32."""
         info = self._members[name]
         return f"{info.file_size}:{info.CRC:08x}"
 
@@ -193,11 +191,11 @@ class ZipStore:
 class TarStore:
     """Members of a tar archive.
 
-    A compressed tar cannot be entered in the middle, so its stream is unpacked once into an unnamed
-    temporary file, which the system frees with the process; members are never written by name.
+    A compressed tar has no random access, so it is unpacked once into an unnamed temporary file, which the
+    system frees with the process; members are never written under their names.
 
     Raises:
-        DataError: Not a tar, or a member is a link or would lie outside the archive's folder.
+        DataError: The file is not a tar, or a member is a link or lies outside the archive's folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -207,24 +205,24 @@ class TarStore:
         self._members: dict[str, tarfile.TarInfo] = {}
         try:
             self._stream = _plain_stream(path)
-            heads = cast("IO[bytes]", _Heads(self._stream))
-            with tarfile.open(fileobj=heads, mode="r:") as archive:
+            headers = cast("IO[bytes]", _HeaderStream(self._stream))
+            with tarfile.open(fileobj=headers, mode="r:") as archive:
                 self._list(archive)
-                self._stream.seek(archive.offset)  # where the reader stopped: at the end mark, or before it
+                self._stream.seek(archive.offset)  # the end mark has to be here
                 if self._stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                    raise _damaged(path, tarfile.ReadError("it ends without an end mark"))
+                    raise _damaged(path, tarfile.ReadError("the end mark is missing"))
         except DataError:
             raise
         except OSError as error:
             raise _unreadable(path, error) from error
-        except Exception as error:  # tarfile raises nearly anything for damaged files
+        except Exception as error:  # damaged files make tarfile raise many types
             raise _damaged(path, error) from error
 
     def _list(self, archive: tarfile.TarFile) -> None:
         before = -1
         for info in archive:
             if info.offset_data <= before or info.size < 0:
-                raise tarfile.ReadError("a length leads backwards")  # and the reader round in a circle
+                raise tarfile.ReadError("a length leads backwards")  # would loop forever
             before = info.offset_data
             name = info.name
             _check_member(self._path, name, regular=info.isdir() or (info.isreg() and not info.issparse()))
@@ -241,31 +239,31 @@ class TarStore:
             self._stream.close()
 
     def members(self) -> Iterator[Member]:
-        """Files and folders; folders that are only part of a file's name are not listed."""
+        """Return files and folders; implicit folders are not listed."""
         return _listed(self._members, self._folders)
 
     def read(self, name: str) -> bytes:
-        """Bytes of one member."""
+        """Return the bytes of one member."""
         info = self._members[name]
         _check_size(self._path, name, info.size)
         try:
-            with self._lock:  # one position for all threads
+            with self._lock:  # the file position is shared by all threads
                 self._stream.seek(info.offset_data)
                 data = self._stream.read(info.size)
         except OSError as error:
             raise _unreadable(self._path, error) from error
         if len(data) < info.size:
             raise DataError(
-                f"{self._path} ends inside {printable(name)}", hint="the archive was cut off; copy it again"
+                f"{self._path} ends inside {printable(name)}", hint="the archive is truncated; copy it again"
             )
         return data
 
     def size_bytes(self, name: str) -> int:
-        """Length of one member."""
+        """Return the size of one member."""
         return self._members[name].size
 
     def stamp(self, name: str) -> str:
-        """Length and time of change."""
+        """Return size and modification time."""
         info = self._members[name]
         return f"{info.size}:{info.mtime}"
 
@@ -285,26 +283,26 @@ class DigitsStore:
         self._grey = (digits.images * 255 / _DIGIT_LEVELS).round().astype("uint8")
 
     def members(self) -> list[Member]:
-        """0000.pgm and so on, in scikit-learn's order."""
+        """Return the members 0000.pgm, 0001.pgm, ... in scikit-learn's order."""
         return [Member(f"{index:04d}.pgm") for index in range(len(self.labels))]
 
     def read(self, name: str) -> bytes:
-        """One digit as a binary PGM file: no compression, so the bytes are the same everywhere."""
+        """Return one digit as a binary PGM file; uncompressed, so the bytes are reproducible."""
         header = f"P5 {_DIGIT_SIDE} {_DIGIT_SIDE} 255\n".encode()
         data: bytes = self._grey[int(PurePosixPath(name).stem)].tobytes()
         return header + data
 
     def size_bytes(self, name: str) -> int:
-        """Length of the PGM file."""
+        """Return the size of the PGM file."""
         return len(self.read(name))
 
     def stamp(self, name: str) -> str:
-        """The digits never change."""
+        """Return the name: the digits never change."""
         return name
 
 
 def archive_stem(path: Path) -> str:
-    """Name of an archive without its extension, or of a folder."""
+    """Return the name of an archive without extension, or of a folder."""
     for suffix in ARCHIVES:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
@@ -312,7 +310,7 @@ def archive_stem(path: Path) -> str:
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file name says zip or tar."""
+    """Return True if a file name has the extension of a zip or tar."""
     return path.name.lower().endswith(ARCHIVES)
 
 
@@ -322,31 +320,31 @@ def open_archive(path: Path) -> ZipStore | TarStore:
 
 
 def check_expansion(path: Path, unpacked: int) -> None:
-    """Refuse an archive that unpacks to far more than images do.
+    """Raise if an archive unpacks to far more than images do.
 
     Raises:
-        DataError: It does.
+        DataError: The unpacked size is over 256 MiB and over 100 times the packed size.
     """
     if unpacked > max(_FREE_BYTES, _MOST_EXPANSION * path.stat().st_size):
         raise DataError(
             f"{path} unpacks to {unpacked >> 20:,} MiB or more, over {_MOST_EXPANSION} times its size",
-            hint="do not trust this archive; if it is yours, unpack it and give the folder",
+            hint="do not trust this archive; if it is yours, unpack it and name the folder",
         )
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
-    """Open a member whose unpacking is bounded by what is read at once.
+    """Open a member that is stored or deflated, whose unpacking is bounded by the read size.
 
     Raises:
-        ValueError: It is packed by another method than the usual one.
+        ValueError: The member has another compression method.
     """
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"compression method {info.compress_type}; expected stored or deflated")
     return archive.open(info)
 
 
-class _Heads:
-    """A stream that reads small pieces only, as the headers of a tar are."""
+class _HeaderStream:
+    """Stream that limits each read to the size of a tar header."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -354,12 +352,12 @@ class _Heads:
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MOST_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header claims {size} bytes")
+            raise tarfile.ReadError(f"a header of {size} bytes")
         return self._stream.read(size)
 
 
 class _Unpacked:
-    """A packed stream that ends in an error where it unpacks to far more than images do."""
+    """Stream that raises when it unpacks to far more than images do."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self._path, self._stream, self._count = path, stream, 0
@@ -383,7 +381,7 @@ def _plain_stream(path: Path) -> IO[bytes]:
             stream.close()
             stream = plain
             stream.seek(0)
-        closing.pop_all()  # the store closes what is left
+        closing.pop_all()  # the store closes the stream
     return stream
 
 
@@ -395,7 +393,7 @@ def _member(entry: os.DirEntry[str], prefix: str) -> Member:
         return Member(name, "folder")
     if entry.is_file():
         return Member(name)
-    return Member(name, "skipped", "a link to nothing" if entry.is_symlink() else "a special file")
+    return Member(name, "skipped", "a broken link" if entry.is_symlink() else "a special file")
 
 
 def _listed(files: Iterable[str], folders: Iterable[str]) -> Iterator[Member]:
@@ -408,7 +406,7 @@ def _listed(files: Iterable[str], folders: Iterable[str]) -> Iterator[Member]:
 
 
 def hidden(part: str) -> bool:
-    """Whether a part of a path hides what it names: .name, and what macOS adds to archives."""
+    """Return True if a path component is hidden: .name, or __MACOSX in archives."""
     return part.startswith(".") or part == _MACOS_FORKS
 
 
@@ -430,8 +428,9 @@ def _check_member(archive: Path, name: str, *, regular: bool) -> None:
 def _check_size(archive: Path, name: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise DataError(
-            f"{archive}: '{printable(name)}' has {size >> 20} MiB, more than any image may",
-            hint="do not trust it, or remove that file",
+            f"{archive}: '{printable(name)}' has {size >> 20} MiB, more than the "
+            f"{MAX_FILE_BYTES >> 20} MiB that any image may have",
+            hint="remove the file",
         )
 
 
@@ -445,7 +444,7 @@ def _add(members: dict[str, Any], name: str, info: Any, archive: Path) -> None:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     hint = "check the path and its permissions"
-    if error.errno is None:  # gzip says so of damaged data
+    if error.errno is None:  # gzip on damaged data
         hint = "the archive is damaged; copy it again"
     elif error.errno == errno.ENOSPC:
         hint = "the disk for temporary files is full; set TMPDIR to a larger one, or unpack the .gz first"
@@ -455,5 +454,5 @@ def _unreadable(path: Path, error: OSError) -> DataError:
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(
         f"{path} is not a readable archive: {printable(str(error), 200)}",
-        hint="it is damaged or cut off; copy it again",
+        hint="it is damaged or truncated; copy it again",
     )

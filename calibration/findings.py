@@ -1,4 +1,4 @@
-"""What the calibration doctor says."""
+"""Define the findings of the calibration image checks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Severity = Literal["info", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found.
+    """One finding.
 
     Attributes:
-        severity: "error" spoils the result, "warning" may, "info" is good to know.
-        what: What is so, with examples.
-        hint: What to do about it; empty where nothing is to do.
+        severity: "error" invalidates the result, "warning" may degrade it, "info" needs no action.
+        what: Problem or observation, with examples.
+        hint: One command or setting; empty if no action is needed.
     """
 
     severity: Severity

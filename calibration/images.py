@@ -1,4 +1,4 @@
-"""From the bytes of an image file to 8-bit RGB."""
+"""Decode image files to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ SUFFIXES = (
     *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
-# Pillow's names of what files with these suffixes hold, right or wrong; its other readers stay closed, as one
-# of them (EPS) starts an interpreter of programs that a file brings.
+# Pillow formats of files with these suffixes. Other formats stay disabled: EPS, for one, runs programs from
+# the file in an interpreter.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # EXIF tag
 _MOST_BYTES = 400_000_000  # of a decoded image, copies included: 100 megapixels of a JPEG, else 50
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it finds comes as an error, not on stderr
-warnings.simplefilter("error", Image.DecompressionBombWarning)  # an error of `decode` instead
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow's complaints are raised, not printed
+warnings.simplefilter("error", Image.DecompressionBombWarning)  # `decode` raises it as an error
 
 
 def decode(data: bytes, name: str) -> Image.Image:
-    """Decode an image file to RGB as a person sees it.
+    """Decode an image file to upright RGB.
 
-    The content decides, not the suffix. Grey is repeated over the channels, palettes are looked up,
-    transparency is dropped (its colours stay, as training pipelines do it), CMYK is converted, 16-bit
-    samples keep their high byte, EXIF orientation is applied, and of an animation the first frame counts.
+    The format follows from the content, not the suffix. Grey is repeated over the channels, palettes are
+    looked up, alpha is dropped without blending (as in training pipelines), CMYK is converted, 16-bit samples
+    are reduced to their high byte, EXIF orientation is applied, and an animation's first frame is used.
 
     Args:
         data: Content of the file.
         name: Name for messages.
 
     Raises:
-        DataError: The file is empty, corrupt, truncated, no image, or needs over 400 MB when decoded.
+        DataError: The file is empty, corrupt, truncated, not an image, or needs over 400 MB when decoded.
     """
     if not data:
         raise _unusable(f"{name} is empty (0 bytes)")
@@ -48,30 +48,28 @@ def decode(data: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             _check_size(image)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image) if _turned(image) else image)
+            return _rgb(ImageOps.exif_transpose(image) if _is_rotated(image) else image)
     except UnidentifiedImageError as error:
         raise _unusable(f"{name} is not an image") from error
-    except Exception as error:  # Pillow's plug-ins raise nearly anything for broken files
+    except Exception as error:  # broken files make Pillow's plug-ins raise many types
         raise _unusable(f"{name} cannot be decoded: {printable(str(error), 200)}") from error
 
 
 def _unusable(message: str) -> DataError:
-    return DataError(message, hint="replace or remove the file, or go on without it by --skip-bad")
+    return DataError(message, hint="replace or remove the file, or leave it out with --skip-bad")
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this build of Pillow reads."""
+    """Return the formats that this build of Pillow reads."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _check_size(image: Image.Image) -> None:
-    """Refuse sizes that the header states before memory is taken for them."""
-    each = (
-        16 if image.mode.startswith("I") else 8
-    )  # a copy is converted or turned; 16 bits pass through int64
-    if image.format == "JPEG" and image.mode == "RGB" and not _turned(image):
+    """Raise if the size in the header needs too much memory, before memory is allocated."""
+    each = 16 if image.mode.startswith("I") else 8  # bytes per pixel with a copy; 16 bits go through int64
+    if image.format == "JPEG" and image.mode == "RGB" and not _is_rotated(image):
         each = 4
     if (needed := image.width * image.height * each) > _MOST_BYTES:
         raise ValueError(
@@ -80,11 +78,11 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _turned(image: Image.Image) -> bool:
+def _is_rotated(image: Image.Image) -> bool:
     try:
         return bool(image.getexif().get(_ORIENTATION, 1) != 1)
     except (SyntaxError, ValueError, struct.error, OSError):
-        return False  # broken metadata does not make a broken picture
+        return False  # an image with broken metadata can still be decoded
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -96,5 +94,5 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point samples have no agreed range")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # straight to RGB, Pillow warns about a transparency it then drops
+        image = image.convert("RGBA")  # Pillow warns when it converts such a palette to RGB directly
     return image if image.mode == "RGB" else image.convert("RGB")

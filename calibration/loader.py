@@ -1,7 +1,7 @@
 """Stream decoded, preprocessed batches; memory does not depend on the number of images.
 
-Work runs in threads: Pillow releases the interpreter lock while it decodes and resizes, and threads start
-at once, share the open archive, and never outlive the loop that reads them.
+Decoding uses threads: Pillow releases the interpreter lock while decoding and resizing, and threads start
+fast, share the open archive and end with the loop that reads them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Preprocessed images, in the order asked for.
+    """Preprocessed images, in the requested order.
 
     Attributes:
         images: (N, C, H, W) float32.
-        labels: N class indices; -1 is unknown.
-        indices: N positions in the data set.
+        labels: (N,) class indices; -1 is unknown.
+        indices: (N,) positions in the data set.
         pixels: (N, H, W, C) uint8: the same images before mean and std.
     """
 
@@ -44,7 +44,7 @@ class Batch:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches; `skipped` names the images that could not be decoded so far."""
+    """Iterator of batches; `skipped` lists the images that could not be decoded so far."""
 
     def __init__(self, batches: Generator[Batch, None, None], skipped: list[str]) -> None:
         self.skipped = skipped
@@ -72,21 +72,21 @@ def batches(
     """Decode and preprocess images in worker threads, in order.
 
     Args:
-        dataset: Where the images are.
-        indices: Which of them, in which order.
-        preprocess: How an image becomes an input.
-        batch: Images a batch; the last one may be smaller.
-        workers: Threads; None is one for each core this process may use, at most 8.
-        skip_bad: Leave out images that cannot be decoded (`Batches.skipped` names them) instead of stopping.
-        part: Whether these are a part of the images, of which none need be decodable.
-        label: What the images are for, told as progress; empty tells nothing.
+        dataset: Source of the images.
+        indices: Images to decode, in order.
+        preprocess: Sizes, filter, mean and std.
+        batch: Images per batch; the last batch may be smaller.
+        workers: Threads; None: one per available core, at most 8.
+        skip_bad: Leave out undecodable images (listed in `Batches.skipped`) instead of raising.
+        part: True if `indices` is a part of the images, which may all be undecodable.
+        label: Label of the progress reports; empty: no reports.
 
     Raises:
         DataError: An image cannot be decoded (or, with `skip_bad`, none can), or is smaller than the crop.
         RecipeError: The batch is below 1.
     """
     if batch < 1:
-        raise RecipeError(f"a batch of {batch} images is impossible", hint="give 1 or more")
+        raise RecipeError(f"a batch of {batch} images is impossible", hint="set the batch to 1 or more")
     check(preprocess)
     skipped: list[str] = []
 
@@ -95,19 +95,19 @@ def batches(
         return normalize(cropped[None], preprocess)[0], cropped
 
     def assemble() -> Generator[Batch, None, None]:
-        waiting: list[tuple[FloatArray, PixelArray]] = []
-        kept: list[int] = []
+        prepared: list[tuple[FloatArray, PixelArray]] = []
+        positions: list[int] = []
         decoded = decode_each(dataset, indices, prepare, workers=workers, skip_bad=skip_bad, part=part)
         with closing(decoded):
             for done, (index, image) in enumerate(decoded, 1):
                 if image is None:
                     skipped.append(dataset.items[index].name)
                 else:
-                    waiting.append(image)
-                    kept.append(index)
-                if len(kept) == batch or (kept and done == len(indices)):
-                    yield _batch(dataset, waiting, kept)
-                    waiting, kept = [], []
+                    prepared.append(image)
+                    positions.append(index)
+                if len(positions) == batch or (positions and done == len(indices)):
+                    yield _batch(dataset, prepared, positions)
+                    prepared, positions = [], []
                     if label:
                         progress.report_progress(label, done, len(indices))
 
@@ -123,15 +123,15 @@ def decode_each(
     skip_bad: bool = False,
     part: bool = False,
 ) -> Generator[tuple[int, Result | None], None, None]:
-    """Decode images in worker threads and apply a function there; yield the results in order.
+    """Decode images and apply a function in worker threads; yield the results in order.
 
     Args:
-        dataset: Where the images are.
-        indices: Which of them, in which order.
-        work: Turns a decoded RGB image and its name into the result.
-        workers: Threads; None is one for each core this process may use, at most 8.
-        skip_bad: Yield None for images that cannot be decoded, instead of stopping.
-        part: Whether these are a part of the images, of which none need be decodable.
+        dataset: Source of the images.
+        indices: Images to decode, in order.
+        work: Function of a decoded RGB image and its name.
+        workers: Threads; None: one per available core, at most 8.
+        skip_bad: Yield None for undecodable images instead of raising.
+        part: True if `indices` is a part of the images, which may all be undecodable.
 
     Raises:
         DataError: An image cannot be decoded (or, with `skip_bad`, none can).
@@ -146,17 +146,17 @@ def decode_each(
             raise
         return work(image, printable(dataset.items[index].name))
 
-    bad = 0
+    undecodable = 0
     with closing(ordered_map(load, indices, workers=workers)) as results:
         for index, result in zip(indices, results, strict=True):
-            bad += result is None
+            undecodable += result is None
             yield index, result
-    if bad and bad == len(indices) and not part:
-        raise none_readable(dataset, bad)
+    if undecodable and undecodable == len(indices) and not part:
+        raise none_readable(dataset, undecodable)
 
 
 def none_readable(dataset: Dataset, count: int) -> DataError:
-    """The error that no image can be decoded."""
+    """Return the error for a data set without decodable images."""
     return DataError(
         f"none of the {count} images of {dataset.name} can be decoded",
         hint="check that the files are images, and copy them again",
@@ -165,6 +165,6 @@ def none_readable(dataset: Dataset, count: int) -> DataError:
 
 def _batch(dataset: Dataset, prepared: list[tuple[FloatArray, PixelArray]], indices: list[int]) -> Batch:
     labels = [dataset.items[index].label for index in indices]
-    known = np.array([-1 if label is None else label for label in labels], np.int64)
+    classes = np.array([-1 if label is None else label for label in labels], np.int64)
     images, cropped = zip(*prepared, strict=True)
-    return Batch(np.stack(images), known, np.array(indices, np.int64), np.stack(cropped))
+    return Batch(np.stack(images), classes, np.array(indices, np.int64), np.stack(cropped))

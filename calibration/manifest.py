@@ -1,4 +1,4 @@
-"""Which images calibrate: chosen by seed, balanced by class, recorded with digests, never evaluated on."""
+"""Choose calibration images: seeded, balanced by class, with digests, disjoint from evaluation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One chosen image: its name in the source, SHA-256 and length of its file, its class (None: unknown)."""
+class ManifestEntry:
+    """One chosen image: name in the source, SHA-256 and size of the file, class (None: unknown)."""
 
     file: str
     digest: str
@@ -32,20 +32,19 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The images that calibrate.
+    """Chosen calibration images.
 
     Attributes:
-        seed: What they were chosen by.
-        source: Name of the data set they came from.
-        source_digest: SHA-256 of its listing (names, labels, lengths).
-        entries: The images, in the order they are used; classes alternate, so that any first part is
-            balanced too.
+        seed: Seed of the choice.
+        source: Name of the source data set.
+        source_digest: SHA-256 of the source's names, labels and sizes.
+        entries: Images in order of use; classes alternate, so that every prefix is balanced.
     """
 
     seed: int
     source: str
     source_digest: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ManifestEntry, ...]
 
 
 def select(
@@ -59,20 +58,20 @@ def select(
 ) -> Manifest:
     """Choose calibration images.
 
-    Every image has a place in a line that only the seed and its name decide; each class gives the first of
-    its line, as many as the others give or all it has. So the choice does not depend on the machine, a larger
-    count keeps the smaller one's images, and a new image disturbs at most one other.
+    Images are ordered by a hash of seed and name; the classes alternate in this order. So the choice does not
+    depend on the machine, a larger count includes the images of a smaller one, and a new image in the source
+    replaces at most one chosen image.
 
     Args:
-        dataset: Where to choose.
-        count: How many.
-        seed: Another seed is another choice.
-        exclude: Images for evaluation, which must not be among the chosen, whatever their names.
-        skip_bad: Decode every candidate and pass over those that cannot be; otherwise nothing is decoded.
-        at_most: Fewer will do, if there are no more.
+        dataset: Source of the images.
+        count: Number of images.
+        seed: Seed of the choice.
+        exclude: Evaluation images, compared by content.
+        skip_bad: Decode the candidates and skip undecodable ones; otherwise nothing is decoded.
+        at_most: Accept fewer images if the source has no more.
 
     Raises:
-        DataError: Fewer images than asked, or chosen images are among those for evaluation.
+        DataError: The source has too few images, or a chosen image is an evaluation image.
     """
     if count < 1:
         raise DataError(
@@ -80,13 +79,15 @@ def select(
         )
     if count > len(dataset) and not at_most:
         raise _too_few(dataset, count, len(dataset))
-    line = _line(dataset, seed)
-    chosen = list(_decodable(dataset, line, count) if skip_bad else line[:count])
+    ordered = _ordered(dataset, seed)
+    chosen = list(_decodable(dataset, ordered, count) if skip_bad else ordered[:count])
     if len(chosen) < count and not at_most:
         raise _too_few(dataset, count, len(chosen))
     digests = ordered_map(dataset.digest, chosen)
     entries = tuple(
-        Entry(dataset.items[index].name, digest, dataset.items[index].label, dataset.size_bytes(index))
+        ManifestEntry(
+            dataset.items[index].name, digest, dataset.items[index].label, dataset.size_bytes(index)
+        )
         for index, digest in zip(chosen, digests, strict=True)
     )
     manifest = Manifest(seed, dataset.name, dataset.listing_digest(), entries)
@@ -96,18 +97,18 @@ def select(
 
 
 def check_disjoint(manifest: Manifest, evaluation: Dataset) -> None:
-    """Refuse calibration images that are also evaluated on; contents count, not names.
+    """Raise if calibration images are also evaluation images, compared by content.
 
-    Only evaluation images that are as long as a chosen one are read.
+    Reads only the evaluation images with the file size of a chosen image.
 
     Raises:
-        DataError: There are such images; examples are named.
+        DataError: At least one image is in both.
     """
     sizes = {entry.size_bytes for entry in manifest.entries}
-    alike = [index for index in range(len(evaluation)) if evaluation.size_bytes(index) in sizes]
+    candidates = [index for index in range(len(evaluation)) if evaluation.size_bytes(index) in sizes]
     evaluated = {
         digest: evaluation.items[index].name
-        for index, digest in zip(alike, ordered_map(evaluation.digest, alike), strict=True)
+        for index, digest in zip(candidates, ordered_map(evaluation.digest, candidates), strict=True)
     }
     shared = [
         f"{entry.file} = {evaluated[entry.digest]}" for entry in manifest.entries if entry.digest in evaluated
@@ -116,36 +117,35 @@ def check_disjoint(manifest: Manifest, evaluation: Dataset) -> None:
         raise DataError(
             f"{len(shared)} of {len(manifest.entries)} calibration images from {manifest.source} are "
             f"evaluation images of {evaluation.name} too: {some(shared)}",
-            hint="calibrate with images that are not evaluated on, as accuracy would flatter otherwise: "
-            "give select.source the training images",
+            hint="calibrate with images that are not evaluated on: set select.source to the training images",
         )
 
 
 def locate(manifest: Manifest, dataset: Dataset) -> list[int]:
-    """Find the images of a manifest in a data set again.
+    """Find the images of a manifest in a data set.
 
     Returns:
         Positions in the data set, in the manifest's order.
 
     Raises:
-        DataError: An image is missing, or its content changed since it was chosen.
+        DataError: An image is missing or its content has changed.
     """
-    places = {item.name: index for index, item in enumerate(dataset.items)}
-    missing = [entry.file for entry in manifest.entries if entry.file not in places]
+    positions = {item.name: index for index, item in enumerate(dataset.items)}
+    missing = [entry.file for entry in manifest.entries if entry.file not in positions]
     if missing:
         raise DataError(
             f"{dataset.name} lacks {len(missing)} image(s) of the manifest: {some(missing)}",
-            hint=f"they were chosen from '{manifest.source}'; bring them back, or choose again",
+            hint=f"restore the images of '{manifest.source}', or choose again",
         )
-    found = [places[entry.file] for entry in manifest.entries]
-    digests = ordered_map(dataset.digest, found)
+    indices = [positions[entry.file] for entry in manifest.entries]
+    digests = ordered_map(dataset.digest, indices)
     for entry, digest in zip(manifest.entries, digests, strict=True):
         if digest != entry.digest:
             raise DataError(
                 f"{printable(entry.file)} in {dataset.name} is not the image that was chosen",
-                hint="its content changed; bring the old file back, or choose again",
+                hint="its content changed; restore the file, or choose again",
             )
-    return found
+    return indices
 
 
 def write(path: Path, manifest: Manifest) -> None:
@@ -157,13 +157,13 @@ def read(path: Path) -> Manifest:
     """Read a manifest.
 
     Raises:
-        DataError: The file is absent, damaged, or no manifest of this schema.
+        DataError: The file is absent, damaged, or not a manifest of this schema.
     """
     data = read_json(path)
     try:
         if data["schema"] != _SCHEMA:
-            raise ValueError(f"schema {data['schema']}, not {_SCHEMA}")
-        entries = tuple(Entry(**entry) for entry in data["entries"])
+            raise ValueError(f"schema {data['schema']}, expected {_SCHEMA}")
+        entries = tuple(ManifestEntry(**entry) for entry in data["entries"])
         return Manifest(data["seed"], data["source"], data["source_digest"], entries)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
@@ -172,8 +172,8 @@ def read(path: Path) -> Manifest:
         ) from error
 
 
-def _line(dataset: Dataset, seed: int) -> list[int]:
-    """Positions of all images in the order they are taken: one of each class in turn."""
+def _ordered(dataset: Dataset, seed: int) -> list[int]:
+    """Return the positions of all images in order of choice: one of each class in turn."""
 
     def draw(name: str) -> str:
         return sha256_bytes(f"{seed}/{name}".encode(errors="backslashreplace"))
@@ -181,20 +181,20 @@ def _line(dataset: Dataset, seed: int) -> list[int]:
     by_class: dict[int | None, list[int]] = defaultdict(list)
     for index in sorted(range(len(dataset)), key=lambda index: draw(dataset.items[index].name)):
         by_class[dataset.items[index].label].append(index)
-    line: list[tuple[int, str, int]] = []
+    turns: list[tuple[int, str, int]] = []
     for label, members in by_class.items():
-        line += [(turn, draw(f"{turn}/{label}"), index) for turn, index in enumerate(members)]
-    return [index for _, _, index in sorted(line)]
+        turns += [(turn, draw(f"{turn}/{label}"), index) for turn, index in enumerate(members)]
+    return [index for _, _, index in sorted(turns)]
 
 
-def _decodable(dataset: Dataset, line: Sequence[int], count: int) -> Iterator[int]:
-    """The first images of the line that can be decoded."""
-    with closing(decode_each(dataset, line, lambda *_: True, skip_bad=True)) as decoded:
-        yield from islice((index for index, opened in decoded if opened), count)
+def _decodable(dataset: Dataset, ordered: Sequence[int], count: int) -> Iterator[int]:
+    """Yield the first `count` images that can be decoded."""
+    with closing(decode_each(dataset, ordered, lambda *_: True, skip_bad=True)) as decoded:
+        yield from islice((index for index, is_decodable in decoded if is_decodable), count)
 
 
-def _too_few(dataset: Dataset, count: int, there: int) -> DataError:
+def _too_few(dataset: Dataset, count: int, usable: int) -> DataError:
     return DataError(
-        f"{dataset.name} has {there} usable images, fewer than the {count} asked for",
-        hint=f"set select.images to {there} or less, or give more images" if there else "give other images",
+        f"{dataset.name} has {usable} usable images, fewer than the {count} asked for",
+        hint=f"set select.images to {usable} or less" if usable else "set select.source to readable images",
     )

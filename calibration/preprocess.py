@@ -1,15 +1,15 @@
-"""From a decoded image to a network input: the same arithmetic for calibration, evaluation and device.
+"""Preprocess decoded images to network inputs, identically for calibration, evaluation and device.
 
-1. Resize so that the shorter side has `resize` pixels; the longer one is cut to a whole number:
+1. Resize so that the shorter side has `resize` pixels; the longer one is truncated:
    int(resize * long / short). A `resize` of (height, width) sets both sides, whatever the aspect ratio.
    Pillow's filters: antialiased when shrinking, rounded to uint8.
-2. Cut the centre, `crop` x `crop` or (height, width): left = round((image width - width) / 2), ties to
-   even, top alike.
+2. Centre crop, `crop` x `crop` or (height, width): left = round((image width - width) / 2), ties to even;
+   top likewise.
 3. (pixel / 255 - mean) / std per channel, each step in float32.
 
-This is what torchvision's Resize, CenterCrop, ToTensor and Normalize do with a Pillow image, bit for bit,
-with one difference: an image smaller than the crop is an error here, where torchvision pads it with black.
-Steps 1 and 2 give uint8, so a device that stores or receives `pixels` needs step 3 only.
+Bit-identical to torchvision's Resize, CenterCrop, ToTensor and Normalize on a Pillow image, except that an
+image smaller than the crop is an error here; torchvision pads it with black.
+Steps 1 and 2 return uint8, so a device that receives `pixels` needs step 3 only.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _MOST_PIXELS = 1 << 26  # of a resized image: 256 MiB in Pillow, an aspect ratio
 
 
 def check(preprocess: Preprocess) -> None:
-    """Refuse a description that no image can follow.
+    """Raise if a preprocessing is invalid.
 
     Raises:
-        DataError: A size, mean, std or filter that cannot be.
+        DataError: A size, mean, std or filter is invalid.
     """
     problem = ""
     if min(preprocess.sides) < 1:
         problem = f"crop is {size_text(preprocess.crop)}"
-    elif preprocess.resize is not None and not _reaches(preprocess.resize, preprocess.crop):
+    elif preprocess.resize is not None and not _covers(preprocess.resize, preprocess.crop):
         problem = (
             f"resize ({size_text(preprocess.resize)}) is smaller than crop ({size_text(preprocess.crop)})"
         )
@@ -54,7 +54,7 @@ def check(preprocess: Preprocess) -> None:
 
 
 def pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> PixelArray:
-    """Resize and crop.
+    """Resize and crop an image.
 
     Args:
         image: Decoded RGB image.
@@ -69,54 +69,54 @@ def pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> P
     """
     if len(preprocess.mean) == 1:
         image = image.convert("L")
-    wanted_height, wanted_width = preprocess.sides
+    crop_height, crop_width = preprocess.sides
     height, width = _resized(image.height, image.width, preprocess.resize)
     if (width, height) != image.size:
         _check_enlarged(name, image.size, width * height)
         image = image.resize((width, height), _FILTERS[preprocess.interpolation])
-    if height < wanted_height or width < wanted_width:
+    if height < crop_height or width < crop_width:
         size = size_text(preprocess.crop)
         raise DataError(
             f"{name} is {width} x {height}, smaller than the crop of "
-            + (f"{size} pixels" if wanted_height == wanted_width else f"{size} pixels (height x width)"),
+            + (f"{size} pixels" if crop_height == crop_width else f"{size} pixels (height x width)"),
             hint=f"set resize to {size} "
-            + ("or more " if wanted_height == wanted_width else "")
-            + "in load.preprocess, so that images are enlarged",
+            + ("or more " if crop_height == crop_width else "")
+            + "in load.preprocess",
         )
-    if (height, width) != (wanted_height, wanted_width):
-        left, top = round((width - wanted_width) / 2), round((height - wanted_height) / 2)
-        image = image.crop((left, top, left + wanted_width, top + wanted_height))
-    return np.asarray(image).reshape(wanted_height, wanted_width, len(preprocess.mean))
+    if (height, width) != (crop_height, crop_width):
+        left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
+        image = image.crop((left, top, left + crop_width, top + crop_height))
+    return np.asarray(image).reshape(crop_height, crop_width, len(preprocess.mean))
 
 
 def _resized(height: int, width: int, resize: Size | None) -> tuple[int, int]:
-    """Height and width after the resize: the shorter side of `resize` pixels, or both sides as given."""
+    """Return height and width after the resize: shorter side of `resize` pixels, or both sides set."""
     if resize is None:
         return height, width
     if not isinstance(resize, int):
         return resize
-    other = int(resize * max(height, width) / min(height, width))
-    return (other, resize) if width <= height else (resize, other)
+    longer = int(resize * max(height, width) / min(height, width))
+    return (longer, resize) if width <= height else (resize, longer)
 
 
-def _reaches(resize: Size, crop: Size) -> bool:
-    """Whether the crop fits into an image after the resize: into any, or one of the best aspect ratio."""
+def _covers(resize: Size, crop: Size) -> bool:
+    """Return True if a resized image can cover the crop, at the best aspect ratio."""
     if isinstance(resize, int):
         return resize >= min(sides(crop))
-    return all(given >= wanted for given, wanted in zip(resize, sides(crop), strict=True))
+    return all(side >= crop_side for side, crop_side in zip(resize, sides(crop), strict=True))
 
 
 def _check_enlarged(name: str, size: tuple[int, int], resized: int) -> None:
-    """Refuse an image so narrow that its resize, of which a crop alone is used, would fill the memory."""
+    """Raise if an image is so narrow that the resized image would fill the memory."""
     if resized > max(_MOST_PIXELS, size[0] * size[1]):
         raise DataError(
             f"{name} is {size[0]} x {size[1]}: resized, it has {resized:,} pixels, over {_MOST_PIXELS:,}",
-            hint="its sides are too unequal for this resize: remove the image, or cut it",
+            hint="its sides are too unequal for this resize: remove or crop the image",
         )
 
 
 def normalize(images: PixelArray, preprocess: Preprocess) -> FloatArray:
-    """Turn pixels into network inputs.
+    """Convert pixels to network inputs.
 
     Args:
         images: (N, H, W, C) uint8.
@@ -133,7 +133,7 @@ def normalize(images: PixelArray, preprocess: Preprocess) -> FloatArray:
 
 
 def apply(image: Image.Image, preprocess: Preprocess, name: str = "image") -> FloatArray:
-    """Turn one decoded RGB image into one network input.
+    """Preprocess one decoded RGB image to one network input.
 
     Args:
         image: Decoded RGB image.

@@ -1,4 +1,4 @@
-"""Usual ways in which networks are fed, and a search for the one that a network was trained with."""
+"""List the usual preprocessing forms and search for the one a network was trained with."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ GREY = (  # the same for one channel
     ("pixels in 0..255", (0.0,), (BYTE,)),
 )
 STATED = "the stated mean and std"
-MARGIN = 256 / 224  # resize over crop of torchvision's evaluation
+MARGIN = 256 / 224  # resize over crop in torchvision's evaluation
 FILTERS: tuple[Interpolation, ...] = ("bilinear", "bicubic", "nearest")
 
-FEWEST_IMAGES = 30  # below it no other form is named
-ROUNDS = ((32, 4), (96, 2))  # images seen, and forms that go on; all images decide between the last
-SURE_T = 3.5  # Student's t of the losses: one false alarm in some 200 searches over 14 forms
-LEAST_GAIN = 0.02  # accuracy that another form must gain
+FEWEST_IMAGES = 30  # no search with fewer images
+ROUNDS = ((32, 4), (96, 2))  # (images, forms that stay); the last round uses all images
+SURE_T = 3.5  # Student's t of the losses: about one false alarm in 200 searches over 14 forms
+LEAST_GAIN = 0.02  # minimum gain in accuracy of another form
 
 Exchange = Literal["none", "files", "network"]
 Infer = Callable[[FloatArray], FloatArray]
@@ -44,13 +44,13 @@ Infer = Callable[[FloatArray], FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A way from a decoded image to the input of a network.
+    """Preprocessing from a decoded image to the input of a network.
 
     Attributes:
-        name: In words.
+        name: Description for messages.
         preprocess: Sizes, filter, mean and std.
-        exchange: Red and blue: "files" of the images are exchanged before mean and std, "network" takes
-            BGR after them, "none" is RGB throughout.
+        exchange: Exchange of red and blue: "files" before mean and std, "network" after them (BGR input),
+            "none": RGB throughout.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Form:
     exchange: Exchange = "none"
 
     def inputs(self, pixels: PixelArray) -> FloatArray:
-        """Turn (N, H, W, C) pixels, resized and cropped, into (N, C, H, W) float32 inputs."""
+        """Convert (N, H, W, C) pixels, resized and cropped, to (N, C, H, W) float32 inputs."""
         if self.exchange == "files":
             return normalize(pixels[..., ::-1], self.preprocess)
         inputs = normalize(pixels, self.preprocess)
@@ -67,15 +67,15 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Outcome of a search over forms.
+    """Result of a search over forms.
 
     Attributes:
-        best: The form with the smallest loss of the labels.
-        accuracy: Its top-1.
+        best: Form with the smallest cross-entropy loss.
+        accuracy: Top-1 of the best form.
         accuracy_stated: Top-1 of the stated form, on the same images.
-        images: How many.
-        tried: How many forms.
-        t: Student's t of the stated form's losses minus the best one's.
+        images: Number of images.
+        tried: Number of forms.
+        t: Student's t of the paired losses: stated minus best form.
     """
 
     best: Form
@@ -87,31 +87,31 @@ class Search:
 
     @property
     def better(self) -> bool:
-        """Whether another form is better by more than chance explains."""
+        """Return True if another form is significantly better."""
         return self.t > SURE_T and self.accuracy - self.accuracy_stated >= LEAST_GAIN
 
 
 def value_forms(stated: Preprocess) -> tuple[Form, ...]:
-    """Return the stated form, and the usual means, standard deviations and channel orders at its geometry."""
+    """Return the stated form and the usual mean, std and channel orders at the same geometry."""
     colour = len(stated.mean) == 3
-    found: list[Form] = []
+    candidates: list[Form] = []
     for name, mean, std in ((STATED, stated.mean, stated.std), *(USUAL if colour else GREY)):
         form = Form(name, replace(stated, mean=mean, std=std))
         exchanged = [
             replace(form, name=f"{name}, then BGR order", exchange="network"),
             replace(form, name=f"{name}, and files without red and blue exchanged", exchange="files"),
         ]
-        if len(set(mean)) == len(set(std)) == 1:  # both are the same
+        if len(set(mean)) == len(set(std)) == 1:  # both exchanges are equal
             exchanged = [replace(exchanged[0], name=f"{name}, BGR order")]
-        found += [form, *exchanged] if colour else [form]
-    ways: dict[tuple[object, ...], Form] = {}
-    for form in found:
-        ways.setdefault((form.preprocess.mean, form.preprocess.std, form.exchange), form)
-    return tuple(ways.values())
+        candidates += [form, *exchanged] if colour else [form]
+    unique: dict[tuple[object, ...], Form] = {}
+    for form in candidates:
+        unique.setdefault((form.preprocess.mean, form.preprocess.std, form.exchange), form)
+    return tuple(unique.values())
 
 
 def size_forms(base: Form) -> tuple[Form, ...]:
-    """Return the usual resizes, crops and filters beside those of a form."""
+    """Return the usual resizes, crops and filters that differ from those of a form."""
     p = base.preprocess
     height, width = p.sides
     sizes: dict[str, Size] = {
@@ -136,18 +136,18 @@ def size_forms(base: Form) -> tuple[Form, ...]:
 def search(
     stated: Preprocess, pixels: Mapping[Preprocess, PixelArray], labels: IntArray, infer: Infer
 ) -> Search | None:
-    """Search the form with which a network explains the labels best.
+    """Search the form with the smallest cross-entropy loss by successive halving.
 
-    Forms race: all of them on some images, fewer on more. First mean, std and channel order, then sizes.
+    First mean, std and channel order, then sizes.
 
     Args:
-        stated: How images are prepared so far.
+        stated: Stated preprocessing.
         pixels: Geometry (see `geometry`) -> (N, H, W, C) pixels of the same images.
-        labels: N class indices.
-        infer: Logits (N, classes) of the float network, of (N, C, H, W) inputs.
+        labels: (N,) class indices.
+        infer: Function from (N, C, H, W) inputs to the (N, classes) logits of the float network.
 
     Returns:
-        The best form; None of fewer than `FEWEST_IMAGES` images.
+        Search result; None with fewer than `FEWEST_IMAGES` images.
     """
     if len(labels) < FEWEST_IMAGES:
         return None
@@ -171,60 +171,60 @@ def compare(stated: Preprocess, other: Form, pixels: PixelArray, labels: IntArra
 
 
 def geometry(preprocess: Preprocess) -> Preprocess:
-    """Return what decides the pixels of a preprocessing: mean and std are those of no form."""
+    """Return a preprocessing with neutral mean and std: the key of its pixels."""
     channels = len(preprocess.mean)
     return replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 def geometries(stated: Preprocess) -> tuple[Preprocess, ...]:
-    """Return every geometry that a search looks up."""
+    """Return every geometry that a search needs."""
     forms = (Form(STATED, stated), *size_forms(Form(STATED, stated)))
     return tuple(dict.fromkeys(geometry(form.preprocess) for form in forms))
 
 
 def surest(stated: Preprocess, pixels: PixelArray, infer: Infer) -> tuple[Form, float, float]:
-    """Return the form with the most mutual information of images and predictions; a weak hint.
+    """Return the form with the largest mutual information of images and predictions (weak evidence).
 
     Returns:
-        The form, its mutual information and that of the stated form, in nats.
+        The form, the mutual information of this form and of the stated form, in nats.
     """
     forms = value_forms(stated)
     values = [baseline.mutual_information(infer(form.inputs(pixels))) for form in forms]
-    place = int(np.argmax(values))
-    return forms[place], values[place], values[0]
+    best = int(np.argmax(values))
+    return forms[best], values[best], values[0]
 
 
 class _Race:
-    """Logits of forms on the first images, computed once."""
+    """Successive halving over forms, with cached logits."""
 
     def __init__(self, pixels: Mapping[Preprocess, PixelArray], labels: IntArray, infer: Infer) -> None:
         self._pixels, self._labels, self._infer = pixels, labels, infer
         self._logits: dict[Form, FloatArray] = {}
 
     def run(self, forms: Sequence[Form], own: Form) -> Form:
-        """Return the form with the smallest loss; the stated one stays in to the end."""
-        left = list(forms)
-        for count, places in ROUNDS:
+        """Return the form with the smallest loss; the stated form stays in every round."""
+        remaining = list(forms)
+        for count, survivors in ROUNDS:
             if count < len(self._labels):
-                ranked = sorted(left, key=lambda form: self._loss(form, count))
-                left = list(dict.fromkeys([*ranked[:places], *([own] if own in left else [])]))
-        return min(left, key=lambda form: self._loss(form, len(self._labels)))
+                ranked = sorted(remaining, key=lambda form: self._loss(form, count))
+                remaining = list(dict.fromkeys([*ranked[:survivors], *([own] if own in remaining else [])]))
+        return min(remaining, key=lambda form: self._loss(form, len(self._labels)))
 
     def compare(self, own: Form, other: Form) -> Search:
         """Compare two forms on all images."""
         first, second = (self.logits(form, len(self._labels)) for form in (own, other))
         losses = [baseline.label_losses(logits, self._labels) for logits in (first, second)]
-        right = [float((logits.argmax(1) == self._labels).mean()) for logits in (first, second)]
+        accuracy = [float((logits.argmax(1) == self._labels).mean()) for logits in (first, second)]
         t = baseline.paired_t(losses[0] - losses[1])
-        return Search(other, right[1], right[0], len(self._labels), 2, t)
+        return Search(other, accuracy[1], accuracy[0], len(self._labels), 2, t)
 
     def logits(self, form: Form, count: int) -> FloatArray:
-        """Logits of the first images."""
-        done = self._logits.get(form)
-        start = 0 if done is None else len(done)
+        """Return the logits of the first `count` images."""
+        cached = self._logits.get(form)
+        start = 0 if cached is None else len(cached)
         if start < count:
             part = self._infer(form.inputs(self._pixels[geometry(form.preprocess)][start:count]))
-            self._logits[form] = part if done is None else np.concatenate([done, part])
+            self._logits[form] = part if cached is None else np.concatenate([cached, part])
         return self._logits[form][:count]
 
     def _loss(self, form: Form, count: int) -> float:

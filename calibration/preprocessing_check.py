@@ -1,4 +1,4 @@
-"""Whether images, as they are preprocessed, look like what a checkpoint was trained on."""
+"""Compare preprocessed images with the training statistics of a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from edgeship.calibration.preprocess_forms import STATED, Form, value_forms
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.tensors import Preprocess
 
-_BETTER = 0.4  # another preprocessing is named when the divergence falls below this part of the stated one's
-_NOISE = 0.02  # nats that the choice of some dozens of images alone can make
-NOISE_PAIRED = 0.01  # nats by which two forms of the same hundreds of images can differ by chance
-_TINT = 0.1  # standard deviations of colour that the choice of images alone can make
+_BETTER = 0.4  # report another preprocessing if its divergence is below this share of the stated one's
+_NOISE = 0.02  # nats; sampling noise of some dozens of images
+NOISE_PAIRED = 0.01  # nats; sampling noise between two forms on the same hundreds of images
+_TINT = 0.1  # standard deviations of colour; sampling noise
 _FOREIGN = 1.0  # nats; a shift of the mean by 1.4 standard deviations, or 0..1 where -2..2 was trained
-_POSITIONS = 32  # places an image at which the first convolution is computed, along each side
-SAMPLE = 64  # images whose statistics show a wrong preprocessing
-_EPSILON = 1e-5  # variance below which a channel is dead and tells nothing
+_POSITIONS = 32  # positions per side at which the first convolution is computed
+SAMPLE = 64  # images; enough to detect a wrong preprocessing
+_EPSILON = 1e-5  # variance below which a channel is dead
 
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """The first convolution of a network and the batch normalization after it, which remembers training.
+    """First convolution of a network and the running statistics of the BatchNorm after it.
 
     Attributes:
         weight: (O, C, kh, kw) float32.
-        mean: O running means of the convolution's output.
-        variance: O running variances of it.
-        stride: Step of the convolution.
+        mean: (O,) running means of the convolution's output.
+        variance: (O,) running variances of the convolution's output.
+        stride: Stride of the convolution.
     """
 
     weight: FloatArray
@@ -39,22 +39,22 @@ class Stem:
 
 
 def stem_divergence(stem: Stem, inputs: FloatArray) -> float:
-    """How far the first convolution's output is from what it was in training.
+    """Compute the divergence of the first convolution's output from its training statistics.
 
     Args:
         stem: First convolution and its normalization.
         inputs: (N, C, H, W) preprocessed images.
 
     Returns:
-        Mean over the O channels of KL(N(seen) || N(training)), in nats; 0 is the same, above 1 is foreign.
+        Mean over the O channels of KL(N(images) || N(training)), in nats; 0: equal, above 1: unlike.
     """
     height, width = stem.weight.shape[2:]
     windows = np.lib.stride_tricks.sliding_window_view(inputs, (height, width), (2, 3))
     rows, columns = windows.shape[2:4]
-    positions = _POSITIONS if len(inputs) <= SAMPLE else _POSITIONS // 2  # many images have enough places
+    positions = _POSITIONS if len(inputs) <= SAMPLE else _POSITIONS // 2  # fewer positions suffice
     step_y, step_x = (stem.stride * max(1, size // (stem.stride * positions)) for size in (rows, columns))
-    places = windows[:, :, ::step_y, ::step_x].transpose(0, 2, 3, 1, 4, 5)
-    out = places.reshape(-1, stem.weight[0].size) @ stem.weight.reshape(len(stem.weight), -1).T
+    patches = windows[:, :, ::step_y, ::step_x].transpose(0, 2, 3, 1, 4, 5)
+    out = patches.reshape(-1, stem.weight[0].size) @ stem.weight.reshape(len(stem.weight), -1).T
     alive = stem.variance > _EPSILON
     mean, variance = out.mean(0, dtype=np.float64)[alive], out.var(0, dtype=np.float64)[alive]
     spread = np.maximum(variance, _EPSILON) / stem.variance[alive]
@@ -63,22 +63,22 @@ def stem_divergence(stem: Stem, inputs: FloatArray) -> float:
 
 
 def stem_divergences(stem: Stem, images: PixelArray, preprocess: Preprocess) -> dict[Form, float]:
-    """Return the divergence of every usual form, in nats; the stated one comes first.
+    """Return the divergence of every usual form, in nats; the stated form comes first.
 
     Args:
         stem: First convolution and its normalization.
         images: (N, H, W, C) uint8, resized and cropped; some dozens of different ones.
-        preprocess: What is stated.
+        preprocess: Stated preprocessing.
     """
     return {form: stem_divergence(stem, form.inputs(images)) for form in value_forms(preprocess)}
 
 
 def likelier(divergences: dict[Form, float], noise: float = _NOISE) -> Form | None:
-    """Return the form that fits training far better than the stated one, if any.
+    """Return the form that fits the training statistics far better than the stated one, or None.
 
     Args:
-        divergences: Of every form, the stated one first; see `stem_divergences`.
-        noise: Difference in nats that is put down to the choice of images.
+        divergences: See `stem_divergences`.
+        noise: Sampling noise in nats.
     """
     stated = next(iter(divergences.values()))
     best = min(divergences, key=lambda form: divergences[form])
@@ -87,30 +87,30 @@ def likelier(divergences: dict[Form, float], noise: float = _NOISE) -> Form | No
 
 
 def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[Finding]:
-    """Compare the stated preprocessing, by the checkpoint's own memory, with the usual ones and with BGR.
+    """Compare the stated preprocessing with the usual ones by the checkpoint's BatchNorm statistics.
 
     Args:
         stem: First convolution and its normalization.
         images: (N, H, W, C) uint8, resized and cropped; some dozens of different ones.
-        preprocess: What is stated.
+        preprocess: Stated preprocessing.
     """
-    tried = stem_divergences(stem, images, preprocess)
-    stated, best = next(iter(tried.values())), likelier(tried)
+    divergences = stem_divergences(stem, images, preprocess)
+    stated, best = next(iter(divergences.values())), likelier(divergences)
     if best is not None:
         return [
             Finding(
                 "error" if stated > _FOREIGN else "warning",
-                f"the checkpoint seems to be trained with {best.name}: so its first layer's statistics are "
-                f"{tried[best]:.3g} nats from those of training, with {STATED} {stated:.3g}",
-                "correct mean and std in load.preprocess, or the order of the channels",
+                f"the checkpoint seems to be trained with {best.name}: first layer statistics are "
+                f"{divergences[best]:.3g} nats from those of training; with {STATED} {stated:.3g}",
+                "correct mean, std or channel order in load.preprocess",
             )
         ]
     if stated > _FOREIGN:
         return [
             Finding(
                 "warning",
-                f"the first layer's statistics are {stated:.3g} nats from those of training: the images or "
-                "their preprocessing are unlike the training images",
+                f"the first layer's statistics are {stated:.3g} nats from those of training: images or "
+                "preprocessing are unlike the training images",
                 "compare resize, crop, mean and std in load.preprocess with the checkpoint's training",
             )
         ]
@@ -131,7 +131,7 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
             Finding(
                 "error",
                 f"mean {preprocess.mean} and std {preprocess.std} look like units of 0..255",
-                "divide them by 255: pixels are taken in [0, 1]",
+                "divide mean and std in load.preprocess by 255",
             )
         ]
     shift, spread = (mean - stated_mean) / stated_std, std / stated_std
@@ -143,7 +143,7 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
                 "warning",
                 f"the images' mean colour {_text(mean)} fits the stated mean {_text(stated_mean)} better "
                 "with red and blue exchanged",
-                "mean and std are for RGB: turn them round if the checkpoint states BGR",
+                "state mean and std in RGB order in load.preprocess",
             )
         ]
     if np.abs(shift).max() > 1 or spread.min() < 0.5 or spread.max() > 2:
@@ -151,7 +151,7 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
             Finding(
                 "warning",
                 f"after preprocessing the channels have mean {_text(shift)} and std {_text(spread)}; "
-                "near 0 and 1 is usual",
+                "expected about 0 and 1",
                 "compare mean and std in load.preprocess with the checkpoint's training",
             )
         ]

@@ -1,4 +1,4 @@
-"""How many calibration images are enough: the scale a quantizer would choose, against their number."""
+"""Estimate how many calibration images are enough from the growth of the scales."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy.typing as npt
 from edgeship.calibration.findings import Finding
 from edgeship.toolkit.core.errors import DataError
 
-_TOLERANCE = 0.02  # growth of a scale by twice the images that no longer matters
+_TOLERANCE = 0.02  # negligible growth of a scale when the number of images doubles
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Scale against number of images.
+    """Expected scale as a function of the number of images.
 
     Attributes:
         images: Numbers of images: 1, 2, 4, ... and all.
-        scale: Expected scale with so many images over that with all: mean over the tensors, in (0, 1].
-        enough: The smallest of these numbers from which on twice as many images raise the scale by 2 % at
-            most; None where the images are too few to tell.
+        scale: Expected scale relative to that with all images: mean over the tensors, in (0, 1].
+        enough: Smallest of these numbers from which on doubling raises the scale by at most 2 %; None if
+            there are too few images.
     """
 
     images: tuple[int, ...]
@@ -31,17 +31,17 @@ class Curve:
 
 
 def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
-    """Tell how the scale grows with the number of images.
+    """Compute the expected scale as a function of the number of images.
 
-    The expectation over all choices of n out of the N images is computed exactly, so the curve is smooth and
-    does not depend on their order: the i-th smallest of N maxima is the largest of n with probability
+    The expectation over all choices of n of N images is exact, so the curve is smooth and independent of the
+    order: the i-th smallest of N maxima is the largest of n with probability
     C(i - 1, n - 1) / C(N, n).
 
     Args:
-        maxima: For every image the T largest magnitudes of the T tensors, or what else sets a scale.
+        maxima: For every image the (T,) largest magnitudes of the T tensors.
 
     Raises:
-        DataError: No image, or values that are negative or not finite.
+        DataError: There is no image, or a value is negative or not finite.
     """
     rows = [np.asarray(row, np.float64).ravel() for row in maxima]
     if not rows or not all(np.isfinite(row).all() and (row >= 0).all() for row in rows):
@@ -50,7 +50,7 @@ def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
             hint="check the model for NaN and infinity, and that there are calibration images",
         )
     ordered = np.sort(np.stack(rows), axis=0)
-    ordered = ordered[:, ordered[-1] > 0]  # a tensor that is always 0 has no scale
+    ordered = ordered[:, ordered[-1] > 0]  # constant 0: no scale
     if ordered.shape[1] == 0:
         return Curve((len(rows),), (1.0,), 1)
     ordered /= ordered[-1]
@@ -66,7 +66,7 @@ def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
 
 
 def judge(curve: Curve, network: str = "") -> Finding:
-    """Say whether the calibration images are enough, for a network of that name."""
+    """Return a finding: the calibration images are enough (info) or too few (warning)."""
     total = curve.images[-1]
     named = f"the {network} network" if network else ""
     if curve.enough is not None:
@@ -88,7 +88,7 @@ def _at_half(curve: Curve) -> float:
 
 
 def _expected_maximum(ordered: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.float64]:
-    """Mean over all choices of n of N rows of their largest, a column each; rows ascend."""
+    """Return the expected column maxima of n of N rows; the columns are sorted ascending."""
     total = len(ordered)
     falling = np.arange(total, n, -1)
     weights = n / total * np.cumprod(np.concatenate([[1.0], (falling - n) / (falling - 1)]))

@@ -1,4 +1,4 @@
-"""Sets of images side by side (train, val, test), and which of them a task takes."""
+"""Choose between the train, val and test sets of a source."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ _SETS = {
 
 
 def set_of(name: str) -> str:
-    """The kind of set that a name speaks of: train, val or test; empty without."""
+    """Return the kind of set in a name: train, val or test; empty if there is none."""
     return _SETS.get(name.lower(), "")
 
 
 def are_sets(names: Iterable[str]) -> bool:
-    """Whether folders are sets of images, not classes: two kinds of set are among them."""
+    """Return True if folders are sets, not classes: they name two kinds of set."""
     return len({set_of(name) for name in names} - {""}) > 1
 
 
 def choose_set(where: str, names: Iterable[str], use: Use | None, unlabelled: Iterable[str] = ()) -> str:
-    """Choose a set by what the images are for: train, or to evaluate test, or val where test lacks labels.
+    """Choose a set by use: train; for evaluation test, or val if test has no labels.
 
     Args:
-        where: What holds the sets, for the error.
-        names: Their names.
-        use: What the images are for; None leaves it open.
-        unlabelled: Those of them without labels.
+        where: Source of the sets, for the error.
+        names: Names of the sets.
+        use: Use of the images; None: not specified.
+        unlabelled: Names of the sets without labels.
 
     Raises:
-        DataError: The use is open, no set is for it, or several are.
+        DataError: The use is not specified, or not exactly one set fits it.
     """
     sets = sorted(name for name in names if set_of(name))
-    ours = [name for name in sets if set_of(name) == "train"]
+    fitting = [name for name in sets if set_of(name) == "train"]
     if use == "evaluate":
-        fit = set(sets) - set(unlabelled) or set(sets)
-        tests = [name for name in sets if set_of(name) == "test" and name in fit]
-        ours = tests or [name for name in sets if set_of(name) == "val" and name in fit]
-    if use and len(ours) == 1:
-        return ours[0]
+        usable = set(sets) - set(unlabelled) or set(sets)
+        tests = [name for name in sets if set_of(name) == "test" and name in usable]
+        fitting = tests or [name for name in sets if set_of(name) == "val" and name in usable]
+    if use and len(fitting) == 1:
+        return fitting[0]
     raise DataError(
         f"{where} holds several sets of images: {', '.join(sets)}",
-        hint=f"give one of them: {where}/{(ours or sets)[0]}",
+        hint=f"name one set: {where}/{(fitting or sets)[0]}",
     )

@@ -1,4 +1,4 @@
-"""Words that several messages share."""
+"""Format lists of names for messages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ _LONGEST = 200  # characters of a name
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """Return the first names of a list and the number of the others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name, _LONGEST) for name in names[:_SHOWN]) + more

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def _picture(seed, size=(40, 30), mode="RGB"):
-    """A smooth random picture: neighbours are alike, as in photographs."""
+    """Return a smooth random image; neighbouring pixels are similar, as in photographs."""
     grain = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(grain).resize(size, Image.Resampling.BICUBIC).convert(mode)
 
@@ -31,7 +31,7 @@ def encode():
 
 @pytest.fixture
 def jpeg():
-    """Bytes of a JPEG by seed."""
+    """Return a function from seed to the bytes of a JPEG."""
     return lambda seed, size=(40, 30), quality=90: _encode(_picture(seed, size), quality=quality)
 
 

@@ -1,4 +1,4 @@
-"""Arrays of images: every layout is the same data set; what is no pixels, or ambiguous, is refused."""
+"""Image arrays: every layout opens as the same data set; non-pixels and ambiguous shapes are errors."""
 
 import pickle
 
@@ -80,7 +80,7 @@ def test_sets_in_an_npz_are_chosen_by_use(tmp_path, keys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (PIXELS.astype(np.float32) / 255, "float32 .*range and the normalization are unknown"),
+        (PIXELS.astype(np.float32) / 255, "float32 .*normalization of floats"),
         (PIXELS.astype(np.int64), "int64 .*expected uint8"),
         (PIXELS[0], "one image"),
         (PIXELS[:, :3], "may be"),

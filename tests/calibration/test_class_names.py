@@ -1,4 +1,4 @@
-"""Files of class names, in the forms they come in."""
+"""Class name files in all supported formats."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_both_names_of_imagenet_are_read(tmp_path, name, text):
 
 
 def test_names_may_be_numbers_or_alike(tmp_path):
-    (tmp_path / "a.txt").write_text("crane\ncrane\n3 of spades\n")  # two birds and machines of ImageNet
+    (tmp_path / "a.txt").write_text("crane\ncrane\n3 of spades\n")  # ImageNet has two classes named crane
     assert read_class_names(tmp_path / "a.txt") == ("crane", "crane", "3 of spades")
 
 
@@ -61,7 +61,7 @@ def test_names_may_be_numbers_or_alike(tmp_path):
     ("name", "text", "message"),
     [
         ("a.txt", "", "no class names|no list"),
-        ("a.txt", "cat\n\ndog\n", "is empty"),
+        ("a.txt", "cat\n\ndog\n", "empty line"),
         ("a.json", '{"0": "a", "2": "b"}', "are not 0 to 1"),
         ("a.json", '{"999999999999": "a"}', "is no index"),
         ("a.json", '{"a": 10000000000000000000}', "is no index"),
@@ -69,7 +69,7 @@ def test_names_may_be_numbers_or_alike(tmp_path):
         ("a.json", '"cat"', "neither a list nor"),
         ("a.json", "[" * 100_000, "no list of class names"),
         ("a.json", "{", "no list of class names"),
-        ("a.csv", "0,a\n0,b\n", "there twice"),
+        ("a.csv", "0,a\n0,b\n", "occurs twice"),
     ],
 )
 def test_what_is_no_list_of_names(tmp_path, name, text, message):

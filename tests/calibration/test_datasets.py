@@ -1,4 +1,4 @@
-"""One set of images is the same data set in every form; what is ambiguous or missing is an error."""
+"""A folder, archive or list opens as the same data set; ambiguous or missing sources are errors."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from edgeship.toolkit.core.errors import DataError
 
 def pack_zip(folder, out, prefix=""):
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(folder.rglob("*"), reverse=True):  # order inside must not matter
+        for path in sorted(folder.rglob("*"), reverse=True):  # the order of members is irrelevant
             archive.write(path, prefix + path.relative_to(folder).as_posix())
     return out
 
@@ -30,7 +30,7 @@ def pack_tar(folder, out, prefix="", mode="w"):
 
 
 def shape(dataset):
-    """Everything but names of folders around the class folders."""
+    """Return names below the class folders, labels and bytes."""
     digests = [dataset.digest(index) for index in range(len(dataset))]
     names = ["/".join(item.name.split("/")[-2:]) for item in dataset.items]
     return dataset.classes, names, dataset.labels.tolist(), digests
@@ -202,7 +202,7 @@ def test_an_image_that_vanishes_is_an_error_at_reading(folder):
 )
 def test_usual_suffixes_whatever_the_content(tmp_path, encode, picture, name):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / name).write_bytes(encode(picture(0), "PNG"))  # the content decides
+    (tmp_path / "data" / name).write_bytes(encode(picture(0), "PNG"))  # the content sets the format
     dataset = open_dataset(tmp_path / "data")
     assert (np.asarray(dataset.image(0)) == np.asarray(picture(0))).all()
 

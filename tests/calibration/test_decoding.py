@@ -1,4 +1,4 @@
-"""Every kind of image file becomes the RGB that a person sees; what cannot be decoded is named."""
+"""Decoding of image formats to upright RGB; undecodable files are named."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ from edgeship.toolkit.core.errors import DataError
 
 
 def png16(values):
-    """A 16-bit grey PNG, which Pillow itself cannot write from any mode alike in all versions."""
+    """Return a 16-bit grey PNG (the modes that Pillow can write differ between versions)."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -35,8 +35,8 @@ def values(data):
 
 
 def test_grey_is_repeated(picture, encode):
-    got = values(encode(picture(0, mode="L"), "PNG"))
-    assert (got == np.asarray(picture(0, mode="L"))[..., None]).all()
+    decoded = values(encode(picture(0, mode="L"), "PNG"))
+    assert (decoded == np.asarray(picture(0, mode="L"))[..., None]).all()
 
 
 def test_transparency_is_dropped_and_colours_stay(picture, encode):
@@ -88,7 +88,7 @@ def test_samples_without_a_range_are_refused(encode):
 )
 def test_exif_orientation_is_applied(picture, encode, orientation, undo):
     upright = picture(0)
-    stored = upright if undo is None else upright.transpose(undo)  # as a turned camera writes it
+    stored = upright if undo is None else upright.transpose(undo)  # as stored by a rotated camera
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert (values(encode(stored, "PNG", exif=exif)) == np.asarray(upright)).all()
@@ -143,7 +143,7 @@ def test_formats_with_programs_inside_stay_closed():
 @pytest.mark.parametrize(
     ("size", "mode", "kind", "fits"),
     [
-        ((9_999, 9_999), "RGB", "JPEG", False),  # by Pillow's own limit
+        ((9_999, 9_999), "RGB", "JPEG", False),  # Pillow's own limit
         ((9_000, 9_000), "RGB", "JPEG", True),
         ((8_000, 8_000), "CMYK", "JPEG", False),
         ((8_000, 8_000), "L", "PNG", False),
@@ -172,7 +172,7 @@ def test_a_size_in_the_header_takes_no_memory(encode, size, mode, kind, fits):
     message = ""
     with peak() as used:
         try:
-            decode(bytes(data), "x.img")  # what is missing is grey, or an error
+            decode(bytes(data), "x.img")  # missing pixels are grey, or an error
         except DataError as error:
             message = str(error)
     assert ("more than 400" in message or "exceeds limit" in message) is not fits

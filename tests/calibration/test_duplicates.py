@@ -1,32 +1,32 @@
-"""Images that look alike: eight bits of the hash may differ, and the small pictures agree."""
+"""Near duplicates: eight bits of the hash may differ, and the thumbnails correlate."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgeship.calibration.duplicates import Look, look, pairs
+from edgeship.calibration.duplicates import ImageHash, hash_image, similar_pairs
 
 PICTURE = np.random.default_rng(0).normal(size=256).astype(np.float32)
 PICTURE /= np.linalg.norm(PICTURE)
 
 
-def made(different, cosine=1.0):
+def image_hash(different, cosine=1.0):
     bits = np.ones(64, np.int8)
     bits[:different] = -1
     other = np.roll(PICTURE, 7) - PICTURE * (PICTURE @ np.roll(PICTURE, 7))
     other /= np.linalg.norm(other)
-    return Look(bits, (cosine * PICTURE + np.sqrt(1 - cosine**2) * other).astype(np.float32))
+    return ImageHash(bits, (cosine * PICTURE + np.sqrt(1 - cosine**2) * other).astype(np.float32))
 
 
 @pytest.mark.parametrize(("different", "alike"), [(0, True), (5, True), (8, True), (9, False), (32, False)])
 def test_bits_that_may_differ(different, alike):
-    assert pairs([made(0), made(different)]) == ([(0, 1)] if alike else [])
-    assert pairs([made(0)], [made(different)]) == ([(0, 0)] if alike else [])
+    assert similar_pairs([image_hash(0), image_hash(different)]) == ([(0, 1)] if alike else [])
+    assert similar_pairs([image_hash(0)], [image_hash(different)]) == ([(0, 0)] if alike else [])
 
 
 def test_equal_hashes_of_other_pictures_are_no_pair():
-    assert pairs([made(0), made(0, cosine=0.5)]) == []
-    assert pairs([], [made(0)]) == pairs([made(0)], []) == []
+    assert similar_pairs([image_hash(0), image_hash(0, cosine=0.5)]) == []
+    assert similar_pairs([], [image_hash(0)]) == similar_pairs([image_hash(0)], []) == []
 
 
 def test_a_recompressed_half_size_copy_is_found_and_another_picture_is_not(tmp_path):
@@ -35,4 +35,4 @@ def test_a_recompressed_half_size_copy_is_found_and_another_picture_is_not(tmp_p
     first, other = (each.resize((128, 128), Image.Resampling.BICUBIC) for each in small)
     first.resize((64, 64)).save(tmp_path / "copy.jpg", quality=60)
     with Image.open(tmp_path / "copy.jpg") as copy:
-        assert pairs([look(first), look(other), look(copy)]) == [(0, 2)]
+        assert similar_pairs([hash_image(first), hash_image(other), hash_image(copy)]) == [(0, 2)]

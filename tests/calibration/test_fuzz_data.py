@@ -1,4 +1,4 @@
-"""Mutated lists, checkpoints, archives, arrays and images: used, or refused with a hint; fast and small."""
+"""Mutated lists, checkpoints, archives, arrays and images load, or raise with a hint, within limits."""
 
 import functools
 import io
@@ -47,7 +47,7 @@ def encoded(kind, **options):
 
 @functools.cache
 def network():
-    """Tensors of a small ResNet."""
+    """Return the tensors of a small ResNet."""
     return build(architecture("resnet20", width=2, classes=3), seed=0).state_dict()
 
 
@@ -118,7 +118,7 @@ def use_images(path):
         open_dataset(path, labelled=True)
 
 
-FORMS = {  # name of the file -> its bytes, and what is done with it
+FORMS = {  # file name -> bytes and the function under test
     "comma.csv": (lambda: listed(","), use_images),
     "space.txt": (lambda: listed(" "), use_images),
     "tab.tsv": (lambda: listed("\t"), use_images),
@@ -171,7 +171,7 @@ def mutated(data, rng):
 
 
 def mutated_inside(data, rng):
-    """Change one member of a zip, and leave the archive whole."""
+    """Mutate one member of a zip whose archive stays valid."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(stream, "w") as archive:
         chosen = min(rng.randrange(len(source.infolist())), rng.randrange(len(source.infolist())))
@@ -182,7 +182,7 @@ def mutated_inside(data, rng):
 
 
 def check(error):
-    """Check what a user reads: a line that can be printed, a hint, and no advice to load code."""
+    """Check an error: a printable line, a hint, and no advice to load code."""
     text = str(error)
     assert error.hint and "\n" not in error.hint
     assert text.isprintable() and len(text) < 2500, repr(text[:500])
@@ -204,7 +204,7 @@ def no_hang():
 
 
 def fuzz(folder, name, count, start=0):
-    """Use mutated files of a form; return how many were refused."""
+    """Process mutated files of a format; return the number of errors."""
     make, use = FORMS[name]
     whole = make()
     for place in ("0.png", "1.png", "2.png", "a b.png"):
@@ -245,4 +245,4 @@ def test_a_few_mutated_files(tmp_path, name):
 @pytest.mark.parametrize("name", FORMS)
 def test_many_mutated_files(tmp_path, name):
     refused = fuzz(tmp_path, name, 1000)
-    assert refused > 30  # otherwise what is mutated does not matter
+    assert refused > 30  # the mutations have an effect

@@ -1,4 +1,4 @@
-"""Archives that lie, leave their folder, or are damaged."""
+"""Archives with false sizes, paths outside their folder, or damage."""
 
 import io
 import stat
@@ -130,7 +130,7 @@ def test_a_full_temporary_disk(tmp_path, class_folder, monkeypatch):
 
 @cache
 def zeros(count):
-    """Deflate streams of this many MB of zeros, as (bytes, CRC, length)."""
+    """Return a deflate stream of so many MB of zeros as (bytes, CRC, length)."""
     packer, crc, block = zlib.compressobj(9, zlib.DEFLATED, -15), 0, bytes(1 << 20)
     data = b""
     for _ in range(count):
@@ -141,7 +141,7 @@ def zeros(count):
 
 @pytest.mark.parametrize("claimed", [300 << 20, 4 << 30, 100])
 def test_a_small_zip_of_gigabytes(tmp_path, claimed):
-    """Its directory says so, or lies: then no more is unpacked than it says."""
+    """Check that an expanding member raises, with true and false sizes in the directory."""
     data, crc, length = zeros(64)
     path = zip_with(tmp_path / "a.zip", "cat/a.jpg", b"")
     with zipfile.ZipFile(path, "w") as archive, archive.open("cat/a.jpg", "w") as stream:

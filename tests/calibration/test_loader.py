@@ -26,7 +26,7 @@ SMALL = Preprocess(resize=32, crop=24)
 
 @dataclass
 class Memory:
-    """A store of generated images that counts what is read."""
+    """Store of generated images that records reads."""
 
     make: object
     read_count: int = 0
@@ -58,11 +58,11 @@ def data_threads():
 def test_batches_are_what_one_after_the_other_gives(class_folder, workers, batch):
     dataset = open_dataset(class_folder({"a": 10, "b": 13}))
     order = np.random.default_rng(0).permutation(23).tolist()
-    got = list(batches(dataset, order, SMALL, batch=batch, workers=workers))
-    assert [len(each.labels) for each in got] == [batch] * (23 // batch) + [23 % batch] * (23 % batch > 0)
-    assert np.concatenate([each.indices for each in got]).tolist() == order
-    assert np.concatenate([each.labels for each in got]).tolist() == [int(index >= 10) for index in order]
-    images = np.concatenate([each.images for each in got])
+    loaded = list(batches(dataset, order, SMALL, batch=batch, workers=workers))
+    assert [len(each.labels) for each in loaded] == [batch] * (23 // batch) + [23 % batch] * (23 % batch > 0)
+    assert np.concatenate([each.indices for each in loaded]).tolist() == order
+    assert np.concatenate([each.labels for each in loaded]).tolist() == [int(index >= 10) for index in order]
+    images = np.concatenate([each.images for each in loaded])
     assert images.dtype == np.float32
     assert (images == np.stack([apply(dataset.image(index), SMALL) for index in order])).all()
 
@@ -91,10 +91,10 @@ def test_skipped_images_are_counted_and_the_batches_stay_full(class_folder):
     for name in ("a/000.jpg", "a/007.jpg", "b/000.jpg"):
         (folder / name).write_bytes(b"\xff\xd8 no more")
     loading = batches(open_dataset(folder), range(21), SMALL, batch=5, skip_bad=True)
-    got = list(loading)
-    assert [len(each.indices) for each in got] == [5, 5, 5, 3]
+    loaded = list(loading)
+    assert [len(each.indices) for each in loaded] == [5, 5, 5, 3]
     assert loading.skipped == ["a/000.jpg", "a/007.jpg", "b/000.jpg"]
-    assert np.concatenate([each.indices for each in got]).tolist() == [1, 2, 3, 4, 5, 6, *range(8, 20)]
+    assert np.concatenate([each.indices for each in loaded]).tolist() == [1, 2, 3, 4, 5, 6, *range(8, 20)]
 
 
 def test_only_bad_images_are_an_error_even_when_skipping():
@@ -115,10 +115,10 @@ def test_a_batch_of_zero_is_refused():
 
 
 def test_progress_counts_images(class_folder):
-    told = []
-    with progress.listening(lambda *args: told.append(args)):
+    reports = []
+    with progress.listening(lambda *args: reports.append(args)):
         list(batches(open_dataset(class_folder({"a": 3, "b": 2})), range(5), SMALL, batch=2, label="reading"))
-    assert told == [("reading", 2, 5), ("reading", 4, 5), ("reading", 5, 5)]
+    assert reports == [("reading", 2, 5), ("reading", 4, 5), ("reading", 5, 5)]
 
 
 def test_reading_runs_ahead_only_a_little(jpeg):
@@ -139,23 +139,23 @@ def test_memory_does_not_grow_with_the_number_of_images(encode):
         tracemalloc.start()
         for _ in batches(dataset, range(count), Preprocess(64, 64), batch=8, workers=2):
             pass
-        found = tracemalloc.get_traced_memory()[1]
+        peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return peak_bytes
 
     peak(10)
-    few = max(peak(100) for _ in range(8))  # how far ahead the workers are is chance: repeat
+    few = max(peak(100) for _ in range(8))  # the workers' lead is random: repeat
     many = min(peak(800) for _ in range(3))  # 800 images would be 39 MB, in every repetition
     assert many < 1.25 * few + 400_000
     assert many < 8_000_000
 
 
 def test_works_from_a_thread(class_folder):
-    dataset, got = open_dataset(class_folder({"a": 3, "b": 2})), []
-    thread = threading.Thread(target=lambda: got.extend(batches(dataset, range(5), SMALL, batch=5)))
+    dataset, loaded = open_dataset(class_folder({"a": 3, "b": 2})), []
+    thread = threading.Thread(target=lambda: loaded.extend(batches(dataset, range(5), SMALL, batch=5)))
     thread.start()
     thread.join(20)
-    assert got[0].images.shape == (5, 3, 24, 24)
+    assert loaded[0].images.shape == (5, 3, 24, 24)
 
 
 def test_leaving_the_loop_drops_what_has_not_begun():

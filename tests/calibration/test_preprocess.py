@@ -15,7 +15,7 @@ PLAIN = Preprocess(resize=None, crop=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0
 
 
 def coordinates(width, height):
-    """An image whose red is x and whose green is y."""
+    """Return an image with red = x and green = y."""
     y, x = np.mgrid[:height, :width].astype(np.uint8)
     return Image.fromarray(np.stack([x, y, 0 * x], -1))
 
@@ -31,9 +31,9 @@ def coordinates(width, height):
     ],
 )
 def test_crop_is_the_centre(size, left, top):
-    got = pixels(coordinates(*size), PLAIN)
-    assert got[0, 0].tolist() == [left, top, 0]
-    assert got[-1, -1].tolist() == [left + 3, top + 3, 0]
+    values = pixels(coordinates(*size), PLAIN)
+    assert values[0, 0].tolist() == [left, top, 0]
+    assert values[-1, -1].tolist() == [left + 3, top + 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_shorter_side_is_resized_and_the_longer_cut_to_a_whole_number(size, resi
     [((6, 4), 0, 0), ((10, 8), 2, 2), ((9, 7), 2, 2), ((7, 9), 0, 2), ((6, 5), 0, 0)],
 )
 def test_a_crop_of_two_sides_is_the_centre(size, left, top):
-    got = pixels(coordinates(*size), replace(PLAIN, crop=(4, 6)))
-    assert got.shape == (4, 6, 3)
-    assert got[0, 0].tolist() == [left, top, 0]
-    assert got[-1, -1].tolist() == [left + 5, top + 3, 0]
+    values = pixels(coordinates(*size), replace(PLAIN, crop=(4, 6)))
+    assert values.shape == (4, 6, 3)
+    assert values[0, 0].tolist() == [left, top, 0]
+    assert values[-1, -1].tolist() == [left + 5, top + 3, 0]
 
 
 def test_the_shorter_side_is_resized_whatever_the_crop(picture):
@@ -102,13 +102,13 @@ def test_an_image_too_narrow_for_the_crop_is_named_with_the_cure():
 
 def test_shrinking_is_antialiased():
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32))).convert("RGB")
-    got = pixels(stripes, replace(PLAIN, resize=8, crop=8))
-    assert np.abs(got[:, 1:-1].astype(int) - 127).max() <= 8  # without it, all 0 or all 255
+    values = pixels(stripes, replace(PLAIN, resize=8, crop=8))
+    assert np.abs(values[:, 1:-1].astype(int) - 127).max() <= 8  # without it, all 0 or all 255
     assert set(pixels(stripes, replace(PLAIN, resize=8, crop=8, interpolation="nearest")).ravel()) <= {0, 255}
 
 
 def doubled(values, axis):
-    """Twice as many values by bilinear interpolation between pixel centres: weights 1/4 and 3/4."""
+    """Upsample by 2 with bilinear interpolation between pixel centres: weights 1/4 and 3/4."""
     last = values.shape[axis] - 1
     at = np.arange(last + 1)
     before, after = values.take(np.maximum(at - 1, 0), axis), values.take(np.minimum(at + 1, last), axis)
@@ -119,21 +119,21 @@ def doubled(values, axis):
 def test_enlarging_is_bilinear_between_pixel_centres(picture):
     image = picture(3, (32, 32))
     expected = doubled(doubled(np.asarray(image).astype(float), 0), 1)
-    got = pixels(image, replace(PLAIN, resize=64, crop=64))
-    assert np.abs(got - expected).max() <= 1  # Pillow rounds to 8 bits after rows and after columns
-    assert np.abs(got - expected).mean() < 0.4
+    values = pixels(image, replace(PLAIN, resize=64, crop=64))
+    assert np.abs(values - expected).max() <= 1  # Pillow rounds to 8 bits after rows and after columns
+    assert np.abs(values - expected).mean() < 0.4
 
 
 def test_normalization_is_float32_step_by_step():
     stated = Preprocess(resize=None, crop=4)
     levels = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3) * 5
-    got = normalize(levels, stated)
-    assert got.shape == (1, 3, 4, 4) and got.dtype == np.float32 and got.flags.c_contiguous
+    values = normalize(levels, stated)
+    assert values.shape == (1, 3, 4, 4) and values.dtype == np.float32 and values.flags.c_contiguous
     for channel in range(3):
         mean, std = np.float32(stated.mean[channel]), np.float32(stated.std[channel])
         one = (np.float32(levels[0, 1, 2, channel]) / np.float32(255) - mean) / std
-        assert got[0, channel, 1, 2] == one
-    assert (apply(Image.fromarray(levels[0]), stated) == got[0]).all()
+        assert values[0, channel, 1, 2] == one
+    assert (apply(Image.fromarray(levels[0]), stated) == values[0]).all()
     assert apply(Image.new("RGB", (4, 4), (255, 0, 128)), PLAIN)[:, 0, 0].tolist() == [
         1.0,
         0.0,
@@ -143,9 +143,9 @@ def test_normalization_is_float32_step_by_step():
 
 def test_one_channel_is_luma():
     grey = replace(PLAIN, mean=(0.5,), std=(0.25,))
-    got = apply(Image.new("RGB", (4, 4), (255, 0, 0)), grey)
-    assert got.shape == (1, 4, 4)
-    assert got[0, 0, 0] == (np.float32(76) / np.float32(255) - np.float32(0.5)) / np.float32(
+    values = apply(Image.new("RGB", (4, 4), (255, 0, 0)), grey)
+    assert values.shape == (1, 4, 4)
+    assert values[0, 0, 0] == (np.float32(76) / np.float32(255) - np.float32(0.5)) / np.float32(
         0.25
     )  # 0.299 * 255
 

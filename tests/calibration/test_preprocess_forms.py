@@ -1,4 +1,4 @@
-"""The form of preprocessing a network was trained with, by a network that reads one form only."""
+"""Search for the preprocessing form, with networks that work in one form only."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3))  # of six classes
 
 
 def images(count, seed=1):
-    """Labels, and pixels of images that show the colour of their class with noise."""
+    """Return labels, and pixels of images in the noisy colour of their class."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % len(COLOURS)
     noise = rng.normal(scale=45, size=(count, 8, 8, 3)) + rng.normal(scale=30, size=(count, 1, 1, 3))
@@ -28,7 +28,7 @@ def images(count, seed=1):
 
 
 def network(form):
-    """Logits by the distance to each colour, of a network that was trained with a form."""
+    """Return a network trained with a form: logits by the distance to each colour."""
     centres = form.inputs(np.tile(COLOURS[:, None, None].astype(np.uint8), (1, 8, 8, 1))).mean((2, 3))
 
     def infer(inputs):
@@ -41,21 +41,23 @@ def network(form):
 def test_the_form_of_training_is_found(place):
     trained = value_forms(STATED)[place]
     labels, pixels = images(120)
-    found = search(STATED, {geometry(STATED): pixels}, labels, network(trained))
+    result = search(STATED, {geometry(STATED): pixels}, labels, network(trained))
     own = network(trained)(trained.inputs(pixels)).argmax(1)
     stated = network(trained)(Form("", STATED).inputs(pixels)).argmax(1)
     if (own == labels).mean() - (stated == labels).mean() < 0.1:  # both are as good
-        assert not found.better or found.accuracy > found.accuracy_stated
+        assert not result.better or result.accuracy > result.accuracy_stated
     else:
-        assert found.better and found.best == trained
-        assert found.accuracy == (own == labels).mean() and found.accuracy_stated == (stated == labels).mean()
+        assert result.better and result.best == trained
+        assert (
+            result.accuracy == (own == labels).mean() and result.accuracy_stated == (stated == labels).mean()
+        )
 
 
 def test_the_right_form_raises_no_alarm():
     for seed in range(10):
         labels, pixels = images(90, seed)
-        found = search(STATED, {geometry(STATED): pixels}, labels, network(Form("", STATED)))
-        assert not found.better
+        result = search(STATED, {geometry(STATED): pixels}, labels, network(Form("", STATED)))
+        assert not result.better
 
 
 def test_a_network_that_guesses_prefers_no_form():
@@ -67,13 +69,13 @@ def test_a_network_that_guesses_prefers_no_form():
 
 
 def test_a_size_is_found():
-    """A network that was trained on whole images, given their centres."""
+    """Check that a network trained on whole images is detected when it gets centre crops."""
     stated = Preprocess(resize=16, crop=8)
     labels, whole = images(120)
-    cut = np.roll(whole, 1, axis=0)  # the centres show nothing of the class
+    cut = np.roll(whole, 1, axis=0)  # the centres have the colour of another class
     pixels = {each: whole if each.resize == 8 else cut for each in geometries(stated)}
-    found = search(stated, pixels, labels, network(Form("", stated)))
-    assert found.better and found.best.preprocess.resize == 8
+    result = search(stated, pixels, labels, network(Form("", stated)))
+    assert result.better and result.best.preprocess.resize == 8
 
 
 def test_few_images_name_nothing():

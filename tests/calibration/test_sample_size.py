@@ -1,4 +1,4 @@
-"""Scale against number of images: worked by hand, and against drawing subsets."""
+"""Scale against number of images: hand-worked cases, and drawn subsets."""
 
 from itertools import combinations
 
@@ -34,18 +34,18 @@ def test_enough_is_where_doubling_stops_to_matter():
     curve = scale_curve(1 - np.random.default_rng(0).random((1000, 8)) * 0.5)  # maxima in 0.5..1
     # the mean of n: 1 - 0.5 / (n + 1); doubling adds 2 % or less from n = 16 (1.47 %) on, 8 gives 2.7 %
     assert curve.enough == 16
-    found = judge(curve)
-    assert found.severity == "info" and found.what.startswith("16 calibration images")
+    finding = judge(curve)
+    assert finding.severity == "info" and finding.what.startswith("16 calibration images")
 
 
 def test_one_outlier_is_never_enough():
     maxima = np.ones((300, 1))
-    maxima[17] = 100.0  # whether it is among the images decides the scale
+    maxima[17] = 100.0  # an outlier sets the scale
     curve = scale_curve(maxima)
     assert curve.enough is None
-    found = judge(curve)
-    assert found.severity == "warning"
-    assert "300 calibration images are few" in found.what and "50%" in found.what
+    finding = judge(curve)
+    assert finding.severity == "warning"
+    assert "300 calibration images are few" in finding.what and "50%" in finding.what
 
 
 def test_tensors_that_are_always_zero_have_no_say():
