@@ -150,7 +150,7 @@ def _existing(path: Path, files: Sequence[str]) -> list[str]:
     unknown = [file for file, name in zip(files, names, strict=True) if not name]
     if unknown:
         raise DataError(
-            f"{path} lists {len(unknown)} missing file(s): {some(unknown)}",
+            f"{path} lists {len(unknown)} unknown file(s): {some(unknown)}",
             hint=f"correct the list; files are relative to {path.parent}",
         )
     counts = Counter(map(os.path.normpath, names))

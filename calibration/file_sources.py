@@ -428,8 +428,8 @@ def _check_member(archive: Path, name: str, *, regular: bool) -> None:
 def _check_size(archive: Path, name: str, size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise DataError(
-            f"{archive}: '{printable(name)}' has {size >> 20} MiB, more than the "
-            f"{MAX_FILE_BYTES >> 20} MiB that any image may have",
+            f"{archive}: '{printable(name)}' has {size >> 20} MiB, more than any image may "
+            f"have ({MAX_FILE_BYTES >> 20} MiB)",
             hint="remove the file",
         )
 

@@ -46,7 +46,7 @@ def test_order_is_the_lists_and_labels_are_understood(write, text, classes, labe
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("0.jpg,a\n7.jpg,a\n8.jpg,b\n", r"2 missing file\(s\): 7.jpg, 8.jpg", id="missing files"),
+        pytest.param("0.jpg,a\n7.jpg,a\n8.jpg,b\n", r"2 unknown file\(s\): 7.jpg, 8.jpg", id="unknown files"),
         pytest.param("0.jpg,a\n1.jpg\n", "no label for 1.jpg", id="a label is missing"),
         pytest.param("0.jpg,a\n1.jpg,b\n0.jpg,b\n", "lists 0.jpg twice", id="twice"),
         pytest.param("file,label\n", "lists no images", id="only a header"),
@@ -122,9 +122,9 @@ def test_utf16_as_spreadsheets_write_it(write):
             "file,a,b\n0.jpg,1,2\n", "label column is ambiguous: file, a, b", id="columns without a name"
         ),
         pytest.param("0.jpg,1\n./0.jpg,2\n", "0.jpg twice", id="twice in two spellings"),
-        pytest.param("x" * 300 + ".jpg,1\n", "missing file", id="a name too long"),
-        pytest.param("0\0.jpg,1\n", "missing file", id="NUL"),
-        pytest.param('"' + "x" * 200_000 + ".jpg,1\n", "no list of files|missing", id="an open quote"),
+        pytest.param("x" * 300 + ".jpg,1\n", "unknown file", id="a name too long"),
+        pytest.param("0\0.jpg,1\n", "unknown file", id="NUL"),
+        pytest.param('"' + "x" * 200_000 + ".jpg,1\n", "no list of files|unknown", id="an open quote"),
     ],
 )
 def test_what_is_no_list_is_refused_fast(write, text, message):
