@@ -33,22 +33,20 @@ def park(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
     yield park
     for server in park.servers:
         server.stop()
-    shutil.rmtree(
-        sockets, ignore_errors=True
-    )  # masters that lost their server remove their own sockets meanwhile
+    shutil.rmtree(sockets, ignore_errors=True)  # ssh masters may remove their sockets at the same time
 
 
 @pytest.fixture
 def device(park: Park) -> tuple[Server, Entry]:
-    """A server, and its entry in the inventory."""
+    """Return a server and its inventory entry."""
     server = park.server("device")
     return server, park.entry(server)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Callable[..., Bundle]:
-    """Makes scripted bundles in a folder of their own."""
+    """Return a function that makes scripted bundles."""
     folder = tmp_path / "bundles"
     folder.mkdir()
-    made = iter(range(1000))
-    return lambda **options: scripted(folder / f"{next(made)}.tar", **options)
+    numbers = iter(range(1000))
+    return lambda **options: scripted(folder / f"{next(numbers)}.tar", **options)

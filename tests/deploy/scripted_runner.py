@@ -1,6 +1,6 @@
-"""A stand-in for the device runner whose faults are scripted: it answers as the real one, without an SDK.
+"""Stand-in for the device runner with scripted faults: the real one's events, without an SDK.
 
-SCRIPT is replaced when a bundle is made: {command: what to do}: "fail", "negative", "crash", "kill", "hang".
+Making a bundle replaces SCRIPT: {command: fault}, with "fail", "negative", "crash", "kill", "hang".
 """
 
 import json
@@ -18,7 +18,7 @@ def option(name):
     return arguments[arguments.index(name) + 1]
 
 
-def say(**event):
+def send(**event):
     print(json.dumps(event), flush=True)
 
 
@@ -47,7 +47,7 @@ figures = {
     },
 }  # fmt: skip
 
-say(event="progress", stage=command, elapsed_s=0)
+send(event="progress", stage=command, elapsed_s=0)
 if command == "build":
     pathlib.Path(option("--out")).parent.mkdir(exist_ok=True)
 fault = SCRIPT.get(command)
@@ -61,13 +61,13 @@ elif fault == "crash":
 elif fault == "fail":
     cause = "scripted failure"
     error = {"code": "x", "message": cause, "cause": cause, "cure": "do better"}
-    say(event="result", command=command, ok=False, error=error)
+    send(event="result", command=command, ok=False, error=error)
     sys.exit(1)
 elif fault == "negative":
-    say(
+    send(
         event="result", command=command, ok=False, verdict="fail", reasons=["lowest cosine 0.5 is below 0.99"]
     )
     sys.exit(3)
 if command == "build":
     pathlib.Path(option("--out")).write_text("engine")
-say(event="result", command=command, ok=True, fake=True, **figures[command])
+send(event="result", command=command, ok=True, fake=True, **figures[command])

@@ -1,4 +1,4 @@
-"""The agent's releases after a power cut: what a name leads to is on the disk before the name is."""
+"""Order of disk writes of the agent's releases: contents before names, for power cuts."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from edgeship.toolkit.deploy.agent.releases import Releases
 
 @pytest.fixture
 def disk(monkeypatch):
-    """What reaches the disk, in order: ("sync", path) and ("rename", path, path)."""
+    """Return disk operations in order: ("sync", path) and ("rename", path, path)."""
     events = []
     fsync, replace = os.fsync, Path.replace
 

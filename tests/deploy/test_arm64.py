@@ -25,7 +25,7 @@ from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import release
 from edgeship.toolkit.deploy.bundle import Contents, Graph
-from edgeship.toolkit.deploy.bundle_from_run import clear_cases
+from edgeship.toolkit.deploy.bundle_from_run import choose_golden
 from edgeship.toolkit.deploy.inventory import Entry
 from edgeship.toolkit.deploy.release import DeployOptions
 
@@ -132,14 +132,14 @@ def board(debian: Path, park: Park, tmp_path: Path) -> Iterator[Callable[..., tu
 
 
 def contents(tmp_path: Path, seed: int) -> Contents:
-    """A small residual network in INT8, and what ONNX Runtime on this machine says of it."""
+    """Return a small residual network in INT8, and its ONNX Runtime logits on this machine."""
     import onnxruntime
 
     graph = qdq_graphs.save(qdq_graphs.residual_net(qdq_graphs.TENSORRT), tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     images = qdq_graphs.images(32)
     logits = np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
-    clear = clear_cases([logits], 4)
+    clear = choose_golden([logits], 4)
     made = Graph("onnxruntime-int8", "onnxruntime", "int8", graph, logits[clear])
     return Contents("residual", [made], images[clear], provenance={"seed": seed})
 

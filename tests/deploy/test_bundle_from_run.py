@@ -1,4 +1,4 @@
-"""What is shipped of a run: the right graphs, clear golden cases, and what the run measured of them."""
+"""Bundle of a run: graphs, golden images and simulated accuracy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PREPROCESS = Preprocess(resize=16, crop=16)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a run that pruned, for OpenVINO and for a TensorRT that was absent."""
+    """Return the folder of a run with pruning, for OpenVINO and an absent TensorRT."""
     dataset = open_dataset("digits:test")
     indices = list(range(0, 2 * COUNT, 2))
     random = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: 
     assert made.manifest["name"] == "resnet18" and made.manifest["provenance"]["command"] == "edgeship run x"
 
 
-def test_the_typed_form_of_a_graph_is_shipped_beside_it(run: Path) -> None:
+def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
     compiled = run.parent / "compile" / "compiled.json"
     records = json.loads(compiled.read_text())
     records["tensorrt-int8"]["folder"] = "tensorrt-int8"
@@ -144,7 +144,7 @@ def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tm
 def test_golden_cases_are_clear_in_every_variant() -> None:
     random = np.random.default_rng(1)
     first, second = random.normal(size=(2, 100, 10)).astype(np.float32)
-    places = bundle_from_run.clear_cases([first, second], 10)
+    places = bundle_from_run.choose_golden([first, second], 10)
 
     def margin(logits: np.ndarray) -> np.ndarray:
         ordered = np.sort(logits, 1)
@@ -152,7 +152,7 @@ def test_golden_cases_are_clear_in_every_variant() -> None:
 
     least = np.minimum(margin(first), margin(second))
     assert len(places) == 10 and places == sorted(places) and least[places].min() >= np.median(least)
-    assert bundle_from_run.clear_cases([first[:3]], 10) == [0, 1, 2]
+    assert bundle_from_run.choose_golden([first[:3]], 10) == [0, 1, 2]
 
 
 def test_the_bundle_of_a_run_is_made_once_and_again_when_the_run_changes(run: Path) -> None:
@@ -178,7 +178,7 @@ def test_devices_time_with_as_many_threads_as_the_run(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(described))
     assert bundle_from_run.find(run).threads == 4
     older = {key: value for key, value in made.manifest.items() if key != "threads"}
-    assert dataclasses.replace(made, manifest=older).threads == 1  # what a run does where nothing is said
+    assert dataclasses.replace(made, manifest=older).threads == 1  # the default of a run
 
 
 def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:

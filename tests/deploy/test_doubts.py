@@ -1,15 +1,15 @@
-"""A graph for exact sums on a device whose sums saturate: deployed, but a failure names the reason."""
+"""A graph for exact sums on a device with saturating sums deploys; a failure names the cause."""
 
 import pytest
 
 from edgeship.toolkit.deploy.agent_client import RefusedError
-from edgeship.toolkit.deploy.verification import _blaming, _doubts
+from edgeship.toolkit.deploy.verification import _accuracy_risks, _naming_cause
 
 OLD, NEW = ["sse4_2", "avx2"], ["sse4_2", "avx2", "avx_vnni"]
 
 
 @pytest.mark.parametrize(
-    ("graph", "arch", "sets", "doubted"),
+    ("graph", "arch", "sets", "at_risk"),
     [
         ("exact", "x86_64", OLD, True),
         ("exact", "x86_64", NEW, False),
@@ -18,22 +18,24 @@ OLD, NEW = ["sse4_2", "avx2"], ["sse4_2", "avx2", "avx_vnni"]
         ("exact", "aarch64", ["neon"], False),
     ],
 )
-def test_only_pairs_that_saturate_under_a_graph_for_exact_sums_are_doubted(graph, arch, sets, doubted):
+def test_only_pairs_that_saturate_under_a_graph_for_exact_sums_are_doubted(graph, arch, sets, at_risk):
     probed = {"facts": {"arch": arch, "cpu": {"name": "a", "instruction_sets": sets}}}
-    assert bool(_doubts({"int8_sums": graph}, probed)) == doubted
+    assert bool(_accuracy_risks({"int8_sums": graph}, probed)) == at_risk
 
 
 def test_a_bundle_of_before_and_an_unknown_processor_are_not_doubted():
-    assert _doubts({}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
-    assert _doubts({"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
+    assert _accuracy_risks({}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
+    assert _accuracy_risks({"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
 
 
-@pytest.mark.parametrize(("code", "blamed"), [("selftest", True), ("evaluate", True), ("time", False)])
-def test_what_fails_for_its_accuracy_gets_the_cure(code, blamed):
-    doubts = _doubts({"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": {"instruction_sets": OLD}}})
-    with pytest.raises(RefusedError) as caught, _blaming(doubts):
-        raise RefusedError("it says no", hint="look", code=code)
-    assert ("int8_sums=pairs" in caught.value.hint) == blamed == ("no VNNI" in str(caught.value))
+@pytest.mark.parametrize(("code", "named"), [("selftest", True), ("evaluate", True), ("time", False)])
+def test_what_fails_for_its_accuracy_gets_the_cure(code, named):
+    risks = _accuracy_risks(
+        {"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": {"instruction_sets": OLD}}}
+    )
+    with pytest.raises(RefusedError) as caught, _naming_cause(risks):
+        raise RefusedError("it failed", hint="look", code=code)
+    assert ("int8_sums=pairs" in caught.value.hint) == named == ("no VNNI" in str(caught.value))
     assert caught.value.code == code
-    with pytest.raises(RefusedError, match=r"^it says no$"), _blaming([]):
-        raise RefusedError("it says no", hint="look", code=code)
+    with pytest.raises(RefusedError, match=r"^it failed$"), _naming_cause([]):
+        raise RefusedError("it failed", hint="look", code=code)

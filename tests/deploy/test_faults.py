@@ -62,7 +62,7 @@ def still(server: Server, name: str) -> None:
 
 
 def soon(condition: Any, seconds: float = 30.0) -> bool:
-    """Whether it comes true in far less time than the agent would count a silent client as gone."""
+    """Return True if the condition becomes true well before the agent's silence limit."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -104,7 +104,7 @@ def test_upload_is_cut_and_goes_on_where_it_stopped(settled, bundle, percent, fa
         assert soon(lambda: release.status(entry)["locked_by"] is None)
         again = release.deploy(entry, second, QUICK, quiet)
     assert again.state == "live" and live(server) == again.release
-    if percent == 90:  # what arrived is not sent again; a few MiB may have been under way
+    if percent == 90:  # received data is not sent again, except a few MiB in flight
         assert again.uploaded_bytes < planned / 2
 
 
@@ -122,7 +122,7 @@ def test_connection_is_lost_during_the_build(settled, bundle, fault):
 
     with pytest.raises(DeviceError, match="connection was lost"):
         release.deploy(entry, hanging, QUICK, cut)
-    assert soon(lambda: not processes(f"{server.root}/releases/.staging"))  # the build does not go on unseen
+    assert soon(lambda: not processes(f"{server.root}/releases/.staging"))  # the build is killed
     if fault == "server killed":
         server.start()
     assert soon(lambda: release.status(entry)["locked_by"] is None)
@@ -157,14 +157,12 @@ def test_connection_is_lost_before_any_other_step(settled, bundle, state):
         pytest.param({"build": "kill"}, "build was killed by signal 9", id="build is killed"),
         pytest.param({"build": "crash"}, "build failed: .*scripted crash", id="runner crashes"),
         pytest.param({"build": "hang"}, "stopped after the time limit", id="build hangs"),
-        pytest.param(
-            {"selftest": "negative"}, "selftest says no: lowest cosine 0.5", id="self-test mismatch"
-        ),
+        pytest.param({"selftest": "negative"}, "selftest failed: lowest cosine 0.5", id="self-test mismatch"),
         pytest.param({"evaluate": "kill"}, "evaluate was killed by signal 9", id="evaluation is killed"),
         pytest.param({"time": "crash"}, "time failed: .*scripted crash", id="timing crashes"),
     ],
 )
-def test_a_release_that_does_not_prove_itself(settled, bundle, script, message):
+def test_a_release_that_fails_a_step_is_not_installed(settled, bundle, script, message):
     server, entry, first = settled
     with pytest.raises(RefusedError, match=f"(?s)device: .*{message}"):
         limit_s = 2.0 if "hang" in script.values() else QUICK.limit_s
@@ -182,10 +180,10 @@ def test_health_check_fails_and_the_old_release_is_back(settled, bundle):
     with reader(server), pytest.raises(RefusedError, match="health check failed: exit code 7: sick"):
         release.deploy(sick, bundle(version=2), QUICK, quiet)
     still(server, first)
-    seen = (server.root / "seen").read_text().split()
-    assert len(seen) == 2 and seen[1] == first  # so that what it restarts runs the old release again
+    checked = (server.root / "seen").read_text().split()
+    assert len(checked) == 2 and checked[1] == first  # services restarted by the check use the old release
     status = release.status(entry)
-    assert status["previous"] is None and list(status["bad"]) == [seen[0]] and status["pending"] is None
+    assert status["previous"] is None and list(status["bad"]) == [checked[0]] and status["pending"] is None
     well = release.deploy(entry, bundle(version=2), QUICK, quiet)
     assert well.state == "live" and release.status(entry)["bad"] == {}
 
@@ -207,13 +205,13 @@ def test_client_leaves_during_the_health_check(settled, bundle):
     assert release.deploy(entry, bundle(version=2), QUICK, quiet).release == live(server)
 
 
-SWITCH = {  # where in the switch the power fails: text of the agent before which it does
+SWITCH = {  # point of the failure -> line of the agent before which it happens
     "before the intent is noted": "        write_json(self._pending,",
     "after the intent is noted": "        failure: str | None = CUT_OFF",
     "between the two links": "            temporary.replace(link)",
     "after the switch": "            failure = check()",
     "after the check": "            if failure is None:\n                self._pending.unlink()",
-    "when it is settled, but not called off": "            disarm()\n        if failure",
+    "after the check, before the guard is disarmed": "            disarm()\n        if failure",
 }
 
 
@@ -247,10 +245,10 @@ def test_kill_9_in_the_middle_of_the_switch(settled, bundle, monkeypatch, where,
         if power == "killed":
             assert soon(lambda: release.status(entry)["locked_by"] is None)
             assert live(server) == first
-        unproved = release.status(entry)["pending"]
+        pending = release.status(entry)["pending"]
         again = release.deploy(entry, second, QUICK, quiet)
     if power == "power cut" and where == "after the switch":
-        assert unproved is not None and again.before == first  # taken back before anything else
+        assert pending is not None and again.before == first  # rolled back first
     assert again.state in {"live", "unchanged"} and live(server) == again.release
     status = release.status(entry)
     assert status["pending"] is None and status["bad"] == {} and status["previous"] == first
@@ -259,48 +257,48 @@ def test_kill_9_in_the_middle_of_the_switch(settled, bundle, monkeypatch, where,
 def test_two_deployments_to_one_device_at_once(settled, bundle):
     server, entry, first = settled
     second, third = bundle(version=2), bundle(version=3)
-    at_work, go_on = threading.Event(), threading.Event()
+    building, go_on = threading.Event(), threading.Event()
     outcomes: list[Any] = []
 
     def hold(state: str, _: str) -> None:
         if state == "building":
-            at_work.set()
+            building.set()
             assert go_on.wait(120)
 
     thread = threading.Thread(target=lambda: outcomes.append(release.deploy(entry, second, QUICK, hold)))
     thread.start()
-    assert at_work.wait(120)
-    with pytest.raises(RefusedError, match=r"another deployment is at work: .+@.+, since 20") as caught:
+    assert building.wait(120)
+    with pytest.raises(RefusedError, match=r"another deployment is running: .+@.+, since 20") as caught:
         release.deploy(entry, third, QUICK, quiet)
     assert caught.value.code == "locked" and "--wait" in caught.value.hint
     assert release.status(entry)["locked_by"]
     patient = dataclasses.replace(QUICK, wait_s=30.0)
-    told: list[str] = []
+    states: list[str] = []
 
     def listen(state: str, detail: str) -> None:
-        told.append(state)
+        states.append(state)
         if state == "waiting":
             go_on.set()
 
-    same = release.deploy(entry, second, patient, listen)  # waits, then finds its work done
+    same = release.deploy(entry, second, patient, listen)  # waits, then has nothing to do
     thread.join()
     assert (
-        "waiting" in told
+        "waiting" in states
         and same.state == "unchanged"
         and same.release == outcomes[0].release == live(server)
     )
     assert release.status(entry)["previous"] == first
 
 
-def test_corrupt_files_are_noticed_wherever_they_lie(settled, bundle):
+def test_corrupt_files_are_detected(settled, bundle):
     server, entry, first = settled
     second = bundle(version=2, size=BIG)
     data = second.files[bundles.EVALUATION]
-    # A piece left by an earlier attempt is damaged: the file is sent again in whole.
+    # A damaged partial file of an earlier attempt: the file is sent again in full.
     (server.root / "objects" / f"{data.sha256}.part").write_bytes(bytes(1000))
     assert release.deploy(entry, second, QUICK, quiet).state == "live"
     first = live(server)
-    # A file rots on the device's disk: noticed before anything runs, replaced by the next deployment.
+    # A file damaged on the device's disk is detected before anything runs; the next deployment replaces it.
     third = bundle(version=3)
     runner = next(f for f in third.files.values() if f.path == bundles.RUNNER)
     (server.root / "objects" / runner.sha256).write_bytes(b"rotten")
@@ -326,19 +324,21 @@ def test_corruption_on_the_way(settled, bundle, monkeypatch):
 def test_host_keys_are_checked(park, bundle, tmp_path):
     server = park.server("device")
     entry = park.entry(server)
-    known = park.folder / "known_hosts"
-    right = known.read_text()
-    known.write_text("")
+    known_hosts = park.folder / "known_hosts"
+    valid = known_hosts.read_text()
+    known_hosts.write_text("")
     with pytest.raises(DeviceError, match=r"host key of 127.0.0.1 is not known"):
         release.deploy(entry, bundle(), QUICK, quiet)
     make_key(tmp_path / "other")
-    known.write_text(f"[127.0.0.1]:{server.port} {(tmp_path / 'other.pub').read_text()}")
-    park.client_config.write_text(park.client_config.read_text() + " StrictHostKeyChecking no\n")  # not heard
+    known_hosts.write_text(f"[127.0.0.1]:{server.port} {(tmp_path / 'other.pub').read_text()}")
+    park.client_config.write_text(
+        park.client_config.read_text() + " StrictHostKeyChecking no\n"
+    )  # has no effect
     with pytest.raises(DeviceError, match=r"host key of 127.0.0.1 has changed") as caught:
         release.deploy(entry, bundle(), QUICK, quiet)
     assert "ssh-keygen -R" in caught.value.hint
     assert not server.root.exists()
-    known.write_text(right)
+    known_hosts.write_text(valid)
     assert release.deploy(entry, bundle(), QUICK, quiet).state == "live"
 
 
@@ -348,12 +348,12 @@ def test_only_trusted_signatures_run(settled, bundle, tmp_path):
     for path in keys.values():
         make_key(path)
     release.trust(entry, f"builds@example.org {keys['ours'].with_suffix('.pub').read_text()}", QUICK)
-    with pytest.raises(RefusedError, match="this one is not signed"):
+    with pytest.raises(RefusedError, match="not signed"):
         release.deploy(entry, bundle(version=2), QUICK, quiet)
     with pytest.raises(RefusedError, match="not from a signer this device trusts"):
         release.deploy(entry, bundles.sign(bundle(version=2), keys["other"]), QUICK, quiet)
     signed = bundles.sign(bundle(version=2), keys["ours"])
-    stolen = bundles.sign(bundle(version=3), keys["ours"])  # its signature under another manifest
+    stolen = bundles.sign(bundle(version=3), keys["ours"])  # signature of another manifest
     forged = dataclasses.replace(signed, signature_file=stolen.signature_file)
     with pytest.raises((RefusedError, DeviceError)):
         release.deploy(entry, forged, QUICK, quiet)
@@ -380,12 +380,12 @@ def test_disk_is_full(park, bundle, small_disk):
     entry = park.entry(server, root=str(small_disk / "root"))
     server_on_disk = dataclasses.replace(server, folder=small_disk)
     first = release.deploy(entry, bundle(), QUICK, quiet).release
-    with pytest.raises(RefusedError, match="MiB are free") as caught:  # known beforehand
+    with pytest.raises(RefusedError, match="MiB are free") as caught:  # before the upload
         release.deploy(entry, bundle(version=2, size=40 << 20), QUICK, quiet)
     assert "prune-releases" in caught.value.hint
     filler = small_disk / "filler"
 
-    def fill(state: str, _: str) -> None:  # someone else fills the disk meanwhile
+    def fill(state: str, _: str) -> None:  # another program fills the disk
         if state == "uploading" and not filler.exists():
             with contextlib.suppress(OSError), filler.open("wb") as stream:
                 for _ in itertools.count():

@@ -164,7 +164,7 @@ def test_the_command_line_checks_host_keys_and_quotes_every_word(tmp_path: Path,
     assert not {"-p", "-l", "-J", "-F", "-i"} & set(bare)  # ssh's own configuration decides
 
 
-def test_sockets_lie_where_only_this_user_gets(tmp_path: Path, monkeypatch) -> None:
+def test_sockets_are_in_a_private_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     command_line(FULL, ["true"])
     assert (tmp_path / "edgeship").stat().st_mode & 0o777 == 0o700
@@ -183,7 +183,7 @@ def test_sockets_lie_where_only_this_user_gets(tmp_path: Path, monkeypatch) -> N
         (1, "Traceback\nMemoryError", "connection was lost \\(MemoryError\\)"),
     ],
 )
-def test_what_ssh_says_becomes_an_error_with_a_hint(code: int, log: str, message: str) -> None:
+def test_ssh_errors_become_errors_with_a_hint(code: int, log: str, message: str) -> None:
     error = explain(FULL, code, log)
     with pytest.raises(DeviceError, match=f"nano-1: .*{message}"):
         raise error

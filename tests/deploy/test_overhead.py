@@ -43,6 +43,6 @@ def test_deploying_costs_at_most_half_more_than_scp(park, bundle, capsys):
         pairs.append((time.monotonic() - started, bringing_s(entry, made)))
     ratio = statistics.median(deployment / copy for copy, deployment in pairs)
     with capsys.disabled():
-        told = ", ".join(f"{copy:.2f} -> {deployment:.2f} s" for copy, deployment in pairs)
-        print(f"\n{SIZE >> 20} MiB, scp -> deploy: {told}; median ratio {ratio:.2f}")
+        times = ", ".join(f"{copy:.2f} -> {deployment:.2f} s" for copy, deployment in pairs)
+        print(f"\n{SIZE >> 20} MiB, scp -> deploy: {times}; median ratio {ratio:.2f}")
     assert ratio <= 1.5

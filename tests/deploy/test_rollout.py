@@ -1,4 +1,4 @@
-"""The order in which a fleet is worked through, when it stops, and what its report says."""
+"""Order and stop of a rollout, and the fleet report."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FLEET = [Entry(f"d{n}", "x", "openvino") for n in range(20)]
 
 
 class Work:
-    """Takes a moment for each device; those in `bad` fail."""
+    """Work that needs a moment per device and fails for those in `bad`."""
 
     def __init__(self, bad=()):
         self.bad, self.order, self.now, self.most = set(bad), [], 0, 0
         self.lock = threading.Lock()
 
-    def __call__(self, entry, tell, connect):
+    def __call__(self, entry, on_state, connect):
         with self.lock:
             self.order.append(entry.name)
             self.now += 1
@@ -46,7 +46,7 @@ def states(outcomes):
 
 
 def silent(*_):
-    """Nobody listens."""
+    """Ignore states."""
 
 
 def test_so_many_at_once_and_every_device_once():
@@ -85,11 +85,11 @@ def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle,
         if (device, state, detail) == ("d1", "building", "0 s"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def hang(entry, tell, connect):
-        return release.deploy(entry, hanging, QUICK, tell, connect)
+    def hang(entry, on_state, connect):
+        return release.deploy(entry, hanging, QUICK, on_state, connect)
 
-    def finish(entry, tell, connect):
-        return release.deploy(entry, good, dataclasses.replace(QUICK, wait_s=10.0), tell, connect)
+    def finish(entry, on_state, connect):
+        return release.deploy(entry, good, dataclasses.replace(QUICK, wait_s=10.0), on_state, connect)
 
     outcomes = rollout(entries[1:], hang, RolloutOptions(parallel=1), interrupt)
     assert states(outcomes) == ["interrupted", "skipped"]
@@ -119,9 +119,9 @@ def test_outliers_are_found_among_their_kind():
     fast = [outcome(f"f{n}", ms=2.0 + 0.01 * n) for n in range(6)]
     slow_kind = [outcome(f"s{n}", ms=9.0 + 0.01 * n, cpu="slow") for n in range(4)]  # slow, but like its kind
     throttled = outcome("hot", ms=3.1, power_mw=None)
-    found = fleet_report.outliers([*fast, *slow_kind, throttled])
-    assert [(o["device"], o["figure"], o["value"]) for o in found] == [("hot", "latency p50", 3.1)]
-    assert fleet_report.outliers([outcome("a"), outcome("b", ms=9.0)]) == []  # two cannot say which is odd
+    report = fleet_report.outliers([*fast, *slow_kind, throttled])
+    assert [(o["device"], o["figure"], o["value"]) for o in report] == [("hot", "latency p50", 3.1)]
+    assert fleet_report.outliers([outcome("a"), outcome("b", ms=9.0)]) == []  # two are not enough
     equal = [outcome(f"e{n}") for n in range(5)]
     assert (
         fleet_report.outliers([*equal, outcome("n", ms=2.1)]) == []
@@ -135,7 +135,7 @@ def test_outliers_are_found_among_their_kind():
     ]
 
 
-def test_a_latency_says_how_many_threads_it_was_measured_with():
+def test_a_latency_has_batch_and_threads():
     assert verification.latency(record(threads=1)) == "2 ms (batch 1, 1 thread)"
     assert verification.latency(record(threads=4)) == "2 ms (batch 1, 4 threads)"
     older = record()
@@ -147,10 +147,10 @@ def test_a_latency_says_how_many_threads_it_was_measured_with():
 
 def test_the_report_of_a_fleet(tmp_path):
     failed = Outcome("b|c", "failed", error="b: it | broke", hint="mend it")
-    found = fleet_report.report([outcome("a", power_mw=4321.0), failed], "net-1", parallel=2)
-    path = fleet_report.write(found, tmp_path)
-    assert json.loads((tmp_path / "fleet.json").read_text()) == found and found["schema"] == 1
-    assert found["counts"] == {"live": 1, "failed": 1} and found["fake"] is False
+    report = fleet_report.report([outcome("a", power_mw=4321.0), failed], "net-1", parallel=2)
+    path = fleet_report.write(report, tmp_path)
+    assert json.loads((tmp_path / "fleet.json").read_text()) == report and report["schema"] == 1
+    assert report["counts"] == {"live": 1, "failed": 1} and report["fake"] is False
     text = path.read_text()
     assert (
         "| a | live | r-1 | openvino 2026.0 | 90.00 % (-0.25 pp) | 2 ms (batch 1) | 4.32 W | "
@@ -164,30 +164,30 @@ def test_the_report_of_a_fleet(tmp_path):
 def test_twenty_devices_in_one_command(park, bundle):
     servers = [park.server(f"d{n:02}") for n in range(20)]
     entries = [park.entry(server, server.folder.name) for server in servers]
-    made, seen, lock, at_work, most = bundle(), [], threading.Lock(), set(), [0]
+    shipped, events, lock, active, most = bundle(), [], threading.Lock(), set(), [0]
 
-    def tell(device, state, detail):
+    def record_state(device, state, detail):
         with lock:
-            seen.append((device, state))
-            (at_work.add if state not in {"live", "unchanged"} else at_work.discard)(device)
-            most[0] = max(most[0], len(at_work))
+            events.append((device, state))
+            (active.add if state not in {"live", "unchanged"} else active.discard)(device)
+            most[0] = max(most[0], len(active))
 
-    def work(entry, say, connect):
-        return release.deploy(entry, made, QUICK, say, connect)
+    def work(entry, on_state, connect):
+        return release.deploy(entry, shipped, QUICK, on_state, connect)
 
-    outcomes = rollout(entries, work, RolloutOptions(parallel=4, canaries=1), tell)
+    outcomes = rollout(entries, work, RolloutOptions(parallel=4, canaries=1), record_state)
     assert states(outcomes) == ["live"] * 20 and most[0] == 4
-    assert next(device for device, state in seen if state == "switching") == "d00"
-    found = fleet_report.report(outcomes, made.id, parallel=4)
-    assert found["counts"] == {"live": 20} and found["fake"] and not found["outliers"]
-    assert {row[2] for row in fleet_report.table(found)} == {live(server) for server in servers} and len(
-        fleet_report.table(found)
+    assert next(device for device, state in events if state == "switching") == "d00"
+    report = fleet_report.report(outcomes, shipped.id, parallel=4)
+    assert report["counts"] == {"live": 20} and report["fake"] and not report["outliers"]
+    assert {row[2] for row in fleet_report.table(report)} == {live(server) for server in servers} and len(
+        fleet_report.table(report)
     ) == 20
     started = time.monotonic()
-    again = rollout(entries, work, RolloutOptions(parallel=4), tell)
+    again = rollout(entries, work, RolloutOptions(parallel=4), record_state)
     assert states(again) == ["unchanged"] * 20 and sum(o.uploaded_bytes for o in again) == 0
     assert time.monotonic() - started < 60
     assert (
-        fleet_report.report(again, made.id, parallel=4)["devices"][7]["record"]
-        == found["devices"][7]["record"]
+        fleet_report.report(again, shipped.id, parallel=4)["devices"][7]["record"]
+        == report["devices"][7]["record"]
     )

@@ -1,4 +1,4 @@
-"""The real runner over a real sshd: OpenVINO for real, TensorRT by a fake that says so in every record."""
+"""The real runner over a real sshd: real OpenVINO, and a fake TensorRT that marks every record as fake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import release
 from edgeship.toolkit.deploy.agent_client import RefusedError
 from edgeship.toolkit.deploy.bundle import Contents, Graph
-from edgeship.toolkit.deploy.bundle_from_run import clear_cases
+from edgeship.toolkit.deploy.bundle_from_run import choose_golden
 from edgeship.toolkit.deploy.verification import latency
 
 FAKES = Path(__file__).parents[1] / "runner" / "fakes"
@@ -34,7 +34,7 @@ def evaluation(path: Path, size: int) -> Path:
 
 
 def contents(tmp_path: Path, seed: int = 0, **placement: object) -> Contents:
-    """A small residual network with Q/DQ for OpenVINO, and what ONNX Runtime says of it."""
+    """Return a small residual network with Q/DQ for OpenVINO, and its ONNX Runtime logits."""
     import onnxruntime
 
     from edgeship.calibration.evalset_format import read
@@ -54,7 +54,7 @@ def contents(tmp_path: Path, seed: int = 0, **placement: object) -> Contents:
         "images": IMAGES,
         "measured_on": "simulation",
     }
-    clear = clear_cases([logits], 8)
+    clear = choose_golden([logits], 8)
     made = Graph(
         "openvino-int8", "openvino", "int8", graph, logits[clear], logits, simulated, int8_sums="exact"
     )
@@ -115,7 +115,7 @@ def test_an_engine_that_computes_something_else_does_not_go_live(intel, tmp_path
     release.deploy(entry, bundles.make(good, tmp_path / "good.tar"), QUICK, quiet)
     before = live(server)
     wrong = dataclasses.replace(good.graphs[0], golden=-good.graphs[0].golden)
-    with pytest.raises(RefusedError, match="selftest says no: lowest cosine"):
+    with pytest.raises(RefusedError, match="selftest failed: lowest cosine"):
         release.deploy(
             entry,
             bundles.make(dataclasses.replace(good, graphs=[wrong]), tmp_path / "wrong.tar"),

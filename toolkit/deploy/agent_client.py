@@ -1,4 +1,4 @@
-"""The client's end of a connection to a device."""
+"""Connect to a device and call its agent."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from edgeship.toolkit.deploy.inventory import Entry
 from edgeship.toolkit.deploy.transport import command_line, explain
 
 BLOCK = 1 << 18  # bytes written at once
-PIPE = 1 << 20  # bytes on their way to ssh: fewer turns of writing and waiting
-SIGN_OF_LIFE_S = 15.0  # the agent counts a client that is silent for six of these as gone
-ANSWER_S = 180.0  # longer than any command takes that has no limit of its own
+PIPE = 1 << 20  # bytes of the pipe to ssh; large for fewer context switches
+KEEPALIVE_S = 15.0  # the agent disconnects a client after six of these without a byte
+ANSWER_S = 180.0  # of commands without their own time limit
 
 Listener = Callable[[dict[str, Any]], None]
 
 
 class RefusedError(DeviceError):
-    """The device said no; `code` tells programs why (locked, disk, corrupt, signature, health, time)."""
+    """Error answer of a device; `code` is for programs: locked, disk, corrupt, signature, health, time."""
 
     def __init__(self, message: str, *, hint: str, code: str = "refused") -> None:
         super().__init__(message, hint=hint)
@@ -36,8 +36,8 @@ class RefusedError(DeviceError):
         return _rebuild, (str(self), self.hint, self.code)
 
 
-class Session:
-    """An agent at work on a device, until the connection ends."""
+class AgentSession:
+    """Connection to the agent on a device."""
 
     def __init__(self, entry: Entry, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self.entry = entry
@@ -54,17 +54,17 @@ class Session:
         payload: bytes = b"",
         **arguments: Any,
     ) -> dict[str, Any]:
-        """Have the agent do something and wait for its answer.
+        """Call a command of the agent and wait for the answer.
 
         Args:
             do: A name in `agent.commands.COMMANDS`.
-            on_event: Told everything the agent reports on the way.
-            answer_s: Seconds without a line from the agent after which it is given up.
+            on_event: Called with every event before the answer.
+            answer_s: Maximum time in seconds without a line from the agent.
             payload: Bytes that follow the request.
             arguments: Arguments of the command.
 
         Raises:
-            RefusedError: The agent refuses.
+            RefusedError: The agent answers with an error.
             DeviceError: The connection was lost.
         """
         if payload:
@@ -78,8 +78,8 @@ class Session:
         """Send bytes offset..size of a file, whose SHA-256 is `digest`.
 
         Raises:
-            RefusedError: The disk is full, or what arrived is not what was sent.
-            DeviceError: The connection was lost; the device keeps what arrived.
+            RefusedError: The disk is full, or the digest of the received file is wrong.
+            DeviceError: The connection was lost; the device keeps the received part.
         """
         self._write(
             json.dumps({"do": "upload", "digest": digest, "size": size, "offset": offset}).encode() + b"\n"
@@ -93,7 +93,7 @@ class Session:
         self._answer(None, ANSWER_S)
 
     def abort(self) -> None:
-        """Cut the connection; from any thread."""
+        """Close the connection at once; callable from any thread."""
         self._process.kill()
 
     def _write(self, data: bytes) -> None:
@@ -101,7 +101,7 @@ class Session:
             self._in.write(data)
             self._in.flush()
         except BrokenPipeError:
-            self._answer(None, 5.0)  # the agent said why before it left, or the connection is lost
+            self._answer(None, 5.0)  # raises the agent's last error, if there is one
             raise self._lost() from None
 
     def _answer(self, on_event: Listener | None, answer_s: float) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Session:
             try:
                 message = json.loads(line)
             except ValueError:
-                continue  # a login script that prints
+                continue  # output of a login script
             if not isinstance(message, dict):
                 continue
             if "error" in message:
@@ -126,20 +126,20 @@ class Session:
     def _lines(self, answer_s: float) -> Iterator[bytes]:
         with selectors.DefaultSelector() as selector:
             selector.register(self._out, selectors.EVENT_READ)
-            heard = time.monotonic()
+            last_contact = time.monotonic()
             while True:
                 line, newline, rest = self._buffer.partition(b"\n")
                 if newline:
                     self._buffer = rest
                     yield line
                     continue
-                if selector.select(SIGN_OF_LIFE_S):
+                if selector.select(KEEPALIVE_S):
                     block = os.read(self._out.fileno(), BLOCK)
                     if not block:
                         return
                     self._buffer += block
-                    heard = time.monotonic()
-                elif time.monotonic() > heard + answer_s:
+                    last_contact = time.monotonic()
+                elif time.monotonic() > last_contact + answer_s:
                     self.abort()
                     return
                 else:
@@ -160,7 +160,7 @@ class Session:
 
 
 @contextmanager
-def connect(entry: Entry) -> Iterator[Session]:
+def connect(entry: Entry) -> Iterator[AgentSession]:
     """Open a connection to a device and start the agent there.
 
     Raises:
@@ -168,7 +168,7 @@ def connect(entry: Entry) -> Iterator[Session]:
     """
     program = agent.source()
     command = command_line(entry, [entry.python, "-c", agent.BOOT, str(len(program))])
-    # The log is a file: a shared connection that ssh leaves in the background would hold a pipe open.
+    # The log is a file: ssh's shared connection in the background would hold a pipe open.
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
@@ -179,9 +179,9 @@ def connect(entry: Entry) -> Iterator[Session]:
                 f"{entry.name}: cannot run {command[0]}: {error.strerror}",
                 hint="install python3, or set python in the inventory"
                 if entry.local
-                else "install OpenSSH's client",
+                else "install the OpenSSH client",
             ) from error
-        session = Session(entry, process, log)
+        session = AgentSession(entry, process, log)
         try:
             hello = json.dumps({"root": entry.root}).encode() + b"\n"
             session._write(program + hello)
@@ -192,14 +192,14 @@ def connect(entry: Entry) -> Iterator[Session]:
                 if pipe is not None:
                     _close(pipe)
             try:
-                process.wait(10)  # the agent leaves when its input ends
+                process.wait(10)  # the agent exits at the end of its input
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
 
 
 def _close(pipe: IO[bytes]) -> None:
-    with suppress(BrokenPipeError):  # what could not be sent before is tried again
+    with suppress(BrokenPipeError):  # close() flushes data that could not be sent before
         pipe.close()
 
 

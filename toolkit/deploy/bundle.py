@@ -1,4 +1,4 @@
-"""What a device gets: graphs, runner, golden inputs and a manifest, in a tar file that is always the same."""
+"""Write, read and sign bundles: graphs, runner, golden inputs and manifest in a reproducible tar file."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 SCHEMA = 1
-THREADS = 1  # CPU threads of the timing on a device where a bundle does not say: as of a run's own timing
+THREADS = 1  # default CPU threads of timing on a device; equal to the default of runs
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 EVALUATION = "evaluation/images.set"
 RUNNER = f"runner/{runner.FILE_NAME}"
-NAMESPACE = "edgeship"  # a signature made for another purpose is none for a bundle
+NAMESPACE = "edgeship"  # signatures of other namespaces are invalid for bundles
 _SAFE = re.compile(r"[^a-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One graph of a bundle: what devices with this target build.
+    """Graph of a bundle for one target.
 
     Attributes:
-        variant: Its name in the report.
+        variant: Name of the variant in the report.
         target: Name of the target.
         precision: int8, fp16 or fp32.
-        file: The ONNX file.
-        golden: (G, classes) logits that the device must come close to on the golden inputs.
+        file: ONNX file.
+        golden: (G, classes) expected logits of the golden inputs.
         reference: (N, classes) logits on the evaluation set; None without one.
-        simulated: What the run measured of it on the evaluation set: top1, top5, images, measured_on.
-        typed: The same graph with FP16 types, for runtimes that go by types alone; None where there is none.
-        int8_sums: How the CPU that it is for adds INT8 products, see `recipe.QuantizeOptions`; None: any.
+        simulated: Accuracy of the run on the evaluation set: top1, top5, images, measured_on.
+        typed: The graph with FP16 types, for runtimes without precision flags; None if absent.
+        int8_sums: INT8 accumulation of the target CPU, see `recipe.QuantizeOptions`; None: any.
     """
 
     variant: str
@@ -60,18 +60,17 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """All that goes into a bundle.
+    """Contents of a bundle.
 
     Attributes:
-        name: Name of the model; the release's name begins with it.
-        graphs: One for each target.
-        golden_inputs: (G, C, H, W) images, ready for the network; or uint8 (G, H, W, C), for graphs that
-            take pixels.
-        evaluation: A packed evaluation set; None leaves accuracy on the device unmeasured.
-        gates: Limits that must hold on the device (see `proof`).
-        provenance: Where all this came from.
-        threads: CPU threads that devices time with, so that their latency compares with the run's.
-        runner: The program that builds and proves on the device.
+        name: Name of the model; prefix of the release name.
+        graphs: One graph per target.
+        golden_inputs: (G, C, H, W) network inputs; or uint8 (G, H, W, C) for graphs with pixel input.
+        evaluation: Packed evaluation set; None: accuracy is not measured on the device.
+        gates: Limits on the device (see `verification`).
+        provenance: Versions and digests of the run.
+        threads: CPU threads of timing on devices, equal to those of the run.
+        runner: Program that builds and verifies on the device.
     """
 
     name: str
@@ -86,7 +85,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class BundleFile:
-    """A file of a bundle: path inside, SHA-256, size, and the targets that need it (none: all do)."""
+    """File of a bundle: path inside, SHA-256, size, and the targets that need it (empty: all)."""
 
     path: str
     sha256: str
@@ -96,14 +95,14 @@ class BundleFile:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle.
+    """Opened bundle.
 
     Attributes:
         path: The tar file.
-        manifest: What is in it, read.
-        manifest_file: The same as the file that is shipped.
-        signature_file: Its signature; None when it is not signed.
-        files: Everything else, by path.
+        manifest: Parsed manifest.
+        manifest_file: Manifest as a file of the bundle.
+        signature_file: Signature of the manifest; None for unsigned bundles.
+        files: Other files by path.
     """
 
     path: Path
@@ -114,26 +113,26 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        """Name and digest: what the release is called, apart from the device's environment."""
+        """Return name and digest: the release name without the suffix for the device's environment."""
         return f"{self.manifest['name']}-{self.manifest_file.sha256[:12]}"
 
     @property
     def threads(self) -> int:
-        """CPU threads that devices time with."""
-        found: int = self.manifest.get("threads", THREADS)
-        return found
+        """Return the CPU threads of timing on devices."""
+        threads: int = self.manifest.get("threads", THREADS)
+        return threads
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Targets it has a graph for."""
+        """Return the targets of the graphs."""
         return tuple(self.manifest["targets"])
 
     def files_for(self, target: str, *, typed: bool = False) -> list[BundleFile]:
-        """What a device with this target needs: manifest and signature first.
+        """Return the files for devices of a target, manifest and signature first.
 
         Args:
             target: Name of the target.
-            typed: Whether its runtime goes by the types of a graph alone.
+            typed: True if the runtime takes precision only from the types in the graph.
         """
         first = [f for f in (self.manifest_file, self.signature_file) if f]
         other = {graph_path(target), typed_path(target)} - {self.graph_for(target, typed=typed)}
@@ -142,17 +141,17 @@ class Bundle:
         ]
 
     def graph_for(self, target: str, *, typed: bool) -> str:
-        """The graph that a device builds: the one with FP16 types if types are all its runtime goes by."""
+        """Return the path of the graph to build: for a typed runtime the one with FP16 types."""
         return typed_path(target) if typed and typed_path(target) in self.files else graph_path(target)
 
     def read(self, path: str) -> bytes:
-        """Content of one file."""
+        """Return the content of one file."""
         with self.open() as stream_of, stream_of(path) as stream:
             return stream.read()
 
     @contextmanager
     def open(self) -> Iterator[Callable[[str], IO[bytes]]]:
-        """A function from path to stream, valid inside the block."""
+        """Return a function from path to stream, valid inside the block."""
         with tarfile.open(self.path) as archive:
             yield lambda path: _stream(archive, path)
 
@@ -161,11 +160,11 @@ def make(contents: Contents, out: Path) -> Bundle:
     """Write a bundle; equal contents give equal bytes.
 
     Args:
-        contents: What goes in.
-        out: The tar file to write; it appears when it is complete.
+        contents: Contents of the bundle.
+        out: Tar file, written atomically.
 
     Raises:
-        DataError: Two graphs for one target, or arrays that do not fit each other.
+        DataError: Two graphs have the same target, or array lengths differ.
     """
     _check(contents)
     with tempfile.TemporaryDirectory() as scratch:
@@ -180,7 +179,7 @@ def make(contents: Contents, out: Path) -> Bundle:
             first: dict[str, str] = {}
             for file in files:
                 member = _member(file.path, file.size_bytes)
-                if file.sha256 in first:  # the same content twice: a link inside the archive
+                if file.sha256 in first:  # equal contents: a link inside the archive
                     member.type, member.linkname, member.size = tarfile.LNKTYPE, first[file.sha256], 0
                     archive.addfile(member)
                     continue
@@ -194,7 +193,7 @@ def load(path: Path) -> Bundle:
     """Open a bundle and check every file in it against the manifest.
 
     Raises:
-        DataError: It cannot be read, is no bundle, or has been changed.
+        DataError: The file cannot be read, is not a bundle, or has been changed.
     """
     try:
         with tarfile.open(path) as archive:
@@ -204,8 +203,8 @@ def load(path: Path) -> Bundle:
             manifest = json.loads(raw)
             if manifest["schema"] != SCHEMA:
                 raise DataError(
-                    f"{path} has bundle schema {manifest['schema']}, not {SCHEMA}",
-                    hint="make it again with this version of edgeship",
+                    f"{path} has bundle schema {manifest['schema']}, expected {SCHEMA}",
+                    hint="make it again with this version: `edgeship bundle RUN`",
                 )
             files = {
                 name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
@@ -214,7 +213,8 @@ def load(path: Path) -> Bundle:
             for name, file in files.items():
                 if name not in members or _digest(archive, name) != file.sha256:
                     raise DataError(
-                        f"{path}: {name} is not what the manifest says", hint="make the bundle again"
+                        f"{path}: the digest of {name} differs from the manifest",
+                        hint="make the bundle again: `edgeship bundle RUN`",
                     )
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
@@ -230,11 +230,13 @@ def load(path: Path) -> Bundle:
 
 
 def sign(bundle: Bundle, key: Path) -> Bundle:
-    """Sign a bundle's manifest, and so everything, with an SSH key (`ssh-keygen -Y sign`).
+    """Sign a bundle's manifest with an SSH key (`ssh-keygen -Y sign`).
+
+    The manifest has the digests of all files.
 
     Args:
         bundle: The bundle; its file is replaced.
-        key: Private key, or the public half of one that the ssh agent holds.
+        key: Private key, or the public key of one in the ssh agent.
 
     Raises:
         DataError: The key cannot be used.
@@ -254,13 +256,13 @@ def sign(bundle: Bundle, key: Path) -> Bundle:
             str(manifest),
         ]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise DataError("cannot run ssh-keygen", hint="install OpenSSH's client") from error
-        if done.returncode:
+            raise DataError("cannot run ssh-keygen", hint="install the OpenSSH client") from error
+        if result.returncode:
             raise DataError(
-                f"cannot sign with {key}: {done.stderr.strip()}",
-                hint="name a private SSH key, or a public one whose private half the ssh agent holds",
+                f"cannot sign with {key}: {result.stderr.strip()}",
+                hint="name a private SSH key, or the public key of one in the ssh agent",
             )
         signature = (Path(scratch) / SIGNATURE).read_bytes()
     with (
@@ -282,18 +284,18 @@ def _check(contents: Contents) -> None:
     targets = [graph.target for graph in contents.graphs]
     if len(set(targets)) != len(targets) or not targets:
         raise DataError(
-            f"a bundle takes one graph for each target, not {targets}", hint="choose with --variant"
+            f"a bundle needs one graph for each target, not {targets}", hint="choose with --variant NAME"
         )
     for graph in contents.graphs:
         if len(graph.golden) != len(contents.golden_inputs) or not len(graph.golden):
             raise DataError(
                 f"{len(contents.golden_inputs)} golden inputs, {len(graph.golden)} logits of {graph.variant}",
-                hint="both are of the same images, at least one",
+                hint="use the same images for both, at least one",
             )
 
 
 def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Path, tuple[str, ...]]]]:
-    """Path in the bundle -> the file that holds its content, the targets that need it."""
+    """Yield path in the bundle, source file and the targets that need it."""
     program = scratch / runner.FILE_NAME
     program.write_bytes(contents.runner)
     yield RUNNER, (program, ())
@@ -315,22 +317,22 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
 
 
 def graph_path(target: str) -> str:
-    """Where a bundle has the graph of a target."""
+    """Return the path of a target's graph."""
     return f"graphs/{target}.onnx"
 
 
 def typed_path(target: str) -> str:
-    """Where a bundle has the graph of a target with FP16 types."""
+    """Return the path of a target's graph with FP16 types."""
     return f"graphs/{target}-typed.onnx"
 
 
 def golden_path(target: str) -> str:
-    """Where a bundle has the golden inputs and logits of a target."""
+    """Return the path of a target's golden inputs and logits."""
     return f"golden/{target}"
 
 
 def reference_path(target: str) -> str:
-    """Where a bundle has the simulated logits of the evaluation set."""
+    """Return the path of a target's simulated logits of the evaluation set."""
     return f"evaluation/{target}.f32"
 
 

@@ -1,4 +1,4 @@
-"""From a finished run to what is shipped of it: which graphs, which images, what they promise."""
+"""Make a bundle from a finished run: choose graphs, golden images and the evaluation set."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 
 GOLDEN = 8  # images of the self-test
 EVALUATION = 500  # images of the packed evaluation set
-FILE = "bundle.tar"  # where the bundle of a run lies, beside its report
+FILE = "bundle.tar"  # in the folder of the run
 TOP = 5
-TYPED = "typed.onnx"  # what a compilation may leave for runtimes that go by the types of the graph alone
-_STAGES = ("load", "export", "calibrate", "quantize")  # what a graph is made of
+TYPED = "typed.onnx"  # graph with FP16 types, for runtimes without precision flags
+_STAGES = ("load", "export", "calibrate", "quantize")  # stages that determine a graph
 
 
 def find(run: Path) -> Bundle:
-    """The bundle of a run: `run` itself if it is one, the one made of it before, or a new one.
+    """Return the bundle of a run: `run` itself if it is a bundle, an up-to-date earlier one, or a new one.
 
     Args:
         run: A bundle, or the folder that `edgeship run --out` wrote.
 
     Raises:
-        DataError: It is neither, or the run left nothing to ship.
+        DataError: `run` is neither, or has no variant to ship.
     """
     if run.is_file():
         return bundles.load(run)
-    made = run / FILE
-    if made.is_file():
-        bundle = bundles.load(made)
+    path = run / FILE
+    if path.is_file():
+        bundle = bundles.load(path)
         source = _Run(run)
         if (bundle.manifest["provenance"], bundle.threads) == (_provenance(source), source.threads):
             return bundle
-    return make(run, made)
+    return make(run, path)
 
 
 def make(
@@ -58,19 +58,19 @@ def make(
 
     Args:
         run: The folder that `edgeship run --out` wrote.
-        out: The file to write.
-        variants: Names of the variants to ship, one for each target; empty: of every target the INT8 one,
+        out: File to write.
+        variants: Names of the variants to ship, one per target; empty: the INT8 variant of every target,
             pruned if the run pruned.
         golden: Images of the self-test.
-        images: Images of the evaluation set, at most; 0 leaves it out.
-        gates: Limits on the device, see `proof`.
+        images: Maximum images of the evaluation set; 0: no evaluation set.
+        gates: Limits on the device, see `verification`.
 
     Raises:
-        DataError: The run is unfinished, has no such variant, or its images are gone.
+        DataError: The run is unfinished, has no such variant, or its images are missing.
     """
     source = _Run(run)
     chosen = _choose(source.compiled, source.evaluated, variants)
-    places = clear_cases([source.logits(name) for name in chosen], golden)
+    positions = choose_golden([source.logits(name) for name in chosen], golden)
     packed = _spread(len(source.labels), images)
     with TemporaryDirectory() as scratch:
         evaluation = Path(scratch) / "images.set" if images else None
@@ -78,8 +78,8 @@ def make(
             source.pack(packed, evaluation)
         contents = Contents(
             name=source.model["name"],
-            graphs=[source.graph(name, places, packed if evaluation else None) for name in chosen],
-            golden_inputs=source.inputs(places),
+            graphs=[source.graph(name, positions, packed if evaluation else None) for name in chosen],
+            golden_inputs=source.inputs(positions),
             evaluation=evaluation,
             gates=gates or {},
             provenance=_provenance(source),
@@ -89,7 +89,7 @@ def make(
 
 
 class _Run:
-    """What the stages of a run left."""
+    """Results of the stages of a run."""
 
     def __init__(self, out: Path) -> None:
         self._run = read_json(out / "run.json")
@@ -99,7 +99,7 @@ class _Run:
             if not self._folders.get(stage, Path()).is_dir() or stage not in self._folders:
                 raise DataError(
                     f"{out} has no result of the stage '{stage}'",
-                    hint="run the recipe again, to its end: what is in the store is not made twice",
+                    hint="run the recipe again, to its end; finished stages are reused",
                 )
         self.command = self._run["command"]
         self.threads: int = self._run["recipe"]["bench"]["threads"]
@@ -112,12 +112,12 @@ class _Run:
         self.images: dict[str, Any] = read_json(self._folders["evaluate"] / "images.json")
 
     def logits(self, variant: str) -> FloatArray:
-        """(N, classes) logits of the evaluated images."""
-        found: FloatArray = np.load(self._folders["evaluate"] / "logits" / f"{variant}.npy")
-        return found
+        """Return the (N, classes) logits of the evaluated images."""
+        logits: FloatArray = np.load(self._folders["evaluate"] / "logits" / f"{variant}.npy")
+        return logits
 
     def graph(self, variant: str, golden: list[int], packed: list[int] | None) -> Graph:
-        """A variant as it is shipped: its ONNX file, and what it said of the images in the run."""
+        """Return a variant to ship: ONNX file, golden logits and simulated accuracy."""
         record = self.compiled[variant]
         logits = self.logits(variant)
         pruned = record["pruned"]
@@ -125,7 +125,7 @@ class _Run:
         sums = None
         if record["precision"] == "int8":
             sums = self.quantized[name].get("int8_sums")
-        if record.get("graph"):  # one that takes pixels
+        if record.get("graph"):  # a graph with pixel input
             file = self._folders["compile"] / record["graph"]
         elif record["precision"] == "int8":
             file = self._folders["quantize"] / f"{name}.onnx"
@@ -152,23 +152,23 @@ class _Run:
             sums,
         )
 
-    def inputs(self, places: list[int]) -> FloatArray | PixelArray:
-        """Evaluated images, in the form that all engines of the run take."""
+    def inputs(self, positions: list[int]) -> FloatArray | PixelArray:
+        """Return evaluated images in the input form of the run's engines."""
         from edgeship.calibration.loader import batches
 
-        dataset, indices = self._located(places)
+        dataset, indices = self._located(positions)
         stream = batches(dataset, indices, self._preprocess(), batch=len(indices))
         takes_pixels = any(record.get("input") == "uint8" for record in self.compiled.values())
         return np.concatenate([batch.pixels if takes_pixels else batch.images for batch in stream])
 
-    def pack(self, places: list[int], out: Path) -> None:
+    def pack(self, positions: list[int], out: Path) -> None:
         """Write evaluated images as one file for devices."""
         from edgeship.calibration.evalset_format import pack
 
-        dataset, indices = self._located(places)
+        dataset, indices = self._located(positions)
         pack(dataset, indices, self._preprocess(), out)
 
-    def _located(self, places: list[int]) -> tuple[Any, list[int]]:
+    def _located(self, positions: list[int]) -> tuple[Any, list[int]]:
         from edgeship.calibration.class_order import match
         from edgeship.calibration.datasets import open_dataset
 
@@ -176,14 +176,14 @@ class _Run:
         dataset = open_dataset(source, use="evaluate")
         if (names := self.model.get("class_names")) and dataset.labelled:
             dataset = match(dataset, names)
-        positions = {item.name: index for index, item in enumerate(dataset.items)}
-        names = [self.images["names"][place] for place in places]
-        gone = [name for name in names if name not in positions]
-        if gone:
+        indices = {item.name: index for index, item in enumerate(dataset.items)}
+        names = [self.images["names"][position] for position in positions]
+        missing = [name for name in names if name not in indices]
+        if missing:
             raise DataError(
-                f"{source} no longer has {gone[0]}, which the run evaluated", hint="run the recipe again"
+                f"{source} no longer has {missing[0]}, which the run evaluated", hint="run the recipe again"
             )
-        return dataset, [positions[name] for name in names]
+        return dataset, [indices[name] for name in names]
 
     def _preprocess(self) -> Preprocess:
         stored: dict[str, Any] = read_json(self._folders["export"] / "graphs.json")["preprocess"]
@@ -195,56 +195,56 @@ def _choose(
 ) -> Sequence[str]:
     for name in variants:
         if name not in evaluated:
-            why = compiled.get(name, {}).get("error")
+            cause = compiled.get(name, {}).get("error")
             raise DataError(
-                f"the run has no variant '{name}'" + (f": {why}" if why else ""),
+                f"the run has no variant '{name}'" + (f": {cause}" if cause else ""),
                 hint=nearest(name, evaluated),
             )
     if variants:
         return variants
-    # Pruned ones come last and win.
+    # Pruned variants come last and replace the others.
     names = sorted(evaluated, key=lambda name: compiled[name]["pruned"])
     chosen = {compiled[name]["target"]: name for name in names if compiled[name]["precision"] == "int8"}
     if not chosen:
-        raise DataError("the run has no INT8 variant to ship", hint="name others with --variant")
+        raise DataError("the run has no INT8 variant to ship", hint="choose a variant with --variant NAME")
     return list(chosen.values())
 
 
-def clear_cases(logits: Sequence[FloatArray], wanted: int) -> list[int]:
-    """Places of images whose first class is clear, so that rounding on another device cannot change it.
+def choose_golden(logits: Sequence[FloatArray], count: int) -> list[int]:
+    """Choose images with a large top-1 margin, which rounding on another device cannot change.
 
     Args:
         logits: (N, classes) of each variant, on the same images.
-        wanted: How many.
+        count: Number of images.
 
     Returns:
-        Places spread over the clearer half of the images, in order.
+        Positions spread over the half with the larger margins, in order.
     """
     ordered = np.sort(np.stack(list(logits)), axis=2)
     margin = (ordered[:, :, -1] - ordered[:, :, -2]).min(0)
-    clearest = np.argsort(-margin, kind="stable")[: max(wanted, len(margin) // 2)]
-    places = np.sort(clearest)
-    return [int(places[index]) for index in _spread(len(places), wanted)]
+    largest = np.argsort(-margin, kind="stable")[: max(count, len(margin) // 2)]
+    positions = np.sort(largest)
+    return [int(positions[index]) for index in _spread(len(positions), count)]
 
 
-def _spread(count: int, wanted: int) -> list[int]:
-    """Places of `wanted` images spread over all, as they may be sorted by class."""
-    return [int(place) for place in np.linspace(0, count - 1, min(count, wanted)).round()]
+def _spread(total: int, count: int) -> list[int]:
+    """Return `count` evenly spaced positions; the images may be sorted by class."""
+    return [int(position) for position in np.linspace(0, total - 1, min(total, count)).round()]
 
 
 def _accuracy(logits: FloatArray, labels: IntArray) -> dict[str, float | None]:
     if (labels < 0).any():
         return {"top1": None, "top5": None}
     best = np.argsort(-logits, axis=1, kind="stable")[:, :TOP]
-    right = best == labels[:, None]
+    correct = best == labels[:, None]
     return {
-        "top1": float(right[:, 0].mean()),
-        "top5": float(right.any(1).mean()) if logits.shape[1] > TOP else None,
+        "top1": float(correct[:, 0].mean()),
+        "top5": float(correct.any(1).mean()) if logits.shape[1] > TOP else None,
     }
 
 
 def _provenance(source: _Run) -> dict[str, Any]:
-    """Where the graphs come from: the same for every run of the same recipe, on any day."""
+    """Return the provenance of the graphs; equal for equal recipes, independent of time."""
     return {
         "edgeship": metadata.version("edgeship"),
         "command": source.command,

@@ -1,4 +1,4 @@
-"""One report for a fleet: versions, accuracy, latency, power, and who is out of line."""
+"""Report a fleet: versions, accuracy, latency, power and outliers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from edgeship.toolkit.deploy.release import Outcome
 from edgeship.toolkit.deploy.verification import latency
 
 SCHEMA = 1
-PEERS = 3  # devices of a kind below which nobody can be out of line
+PEERS = 3  # minimum number of comparable devices
 SCORE = 3.5  # modified z-score (Iglewicz and Hoaglin 1993, "How to detect and handle outliers")
-MARGIN = 0.1  # and at least this share away from the median: ten equal devices differ by noise only
+MARGIN = 0.1  # minimum distance from the median as a share of it; smaller ones are noise
 
-_EXPLAINS = ("power-mode", "over-current")  # problems of a device that its latency must be read with
+_EXPLAINS = ("power-mode", "over-current")  # problems that explain a latency
 
-# What is compared: name, unit, factor from the record to the unit.
+# Name, unit, factor from the record to the unit.
 _FIGURES = (("latency p50", "ms", 1.0), ("top-1", "%", 100.0), ("power", "mW", 1.0))
 
 
 def report(outcomes: Sequence[Outcome], release: str, *, parallel: int) -> dict[str, Any]:
-    """What a rollout left.
+    """Build the report of a rollout.
 
     Args:
         outcomes: One for each device.
         release: Name of the bundle.
-        parallel: Devices worked on at once: what latencies must be read with where devices share a machine.
+        parallel: Devices processed at once; affects latencies where devices share a machine.
 
     Returns:
         schema, bundle, at, counts {state: devices}, fake, outliers [{device, figure, value, median, unit}],
@@ -52,12 +52,12 @@ def report(outcomes: Sequence[Outcome], release: str, *, parallel: int) -> dict[
 
 
 def outliers(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Devices that are far from the median of their kind: the same target, variant and machine."""
+    """Return devices far from the median of their kind: same target, variant, machine and settings."""
     kinds: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.record:
             kinds[_kind(outcome.record)].append(outcome)
-    found = []
+    rows = []
     for peers in kinds.values():
         for place, (name, unit, factor) in enumerate(_FIGURES):
             values = {
@@ -69,45 +69,45 @@ def outliers(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 continue
             median = statistics.median(values.values())
             spread = statistics.median(abs(value - median) for value in values.values())
-            found += [
+            rows += [
                 {"device": device, "figure": name, "value": value, "median": median, "unit": unit}
                 for device, value in values.items()
                 if abs(value - median) > MARGIN * abs(median)
                 and 0.6745 * abs(value - median) > SCORE * spread
             ]
-    return found
+    return rows
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The report for people."""
-    counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items())
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown."""
+    counts = ", ".join(f"{count} {state}" for state, count in report["counts"].items())
     lines = [
-        f"# Fleet: {found['bundle']}",
+        f"# Fleet: {report['bundle']}",
         "",
-        f"{len(found['devices'])} devices: {counts}. {found['at']}.",
+        f"{len(report['devices'])} devices: {counts}. {report['at']}.",
         "",
     ]
-    if found["fake"]:
-        lines += ["**Measured with a fake SDK: no figure here says anything about a device.**", ""]
+    if report["fake"]:
+        lines += ["**Measured with a fake SDK: the figures are not valid for any device.**", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table(found)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table(report)]
     lines += [
         "",
-        "Accuracy in brackets: against the simulation, on the same images. "
-        "Latency: median, batch and CPU threads as given.",
+        "Top-1 in brackets: difference from the simulation on the same images. "
+        "Latency: median, with batch and CPU threads.",
     ]
-    if found["outliers"]:
-        lines += ["", "## Out of line", ""]
-        lines += [f"- {sentence(outlier)}" for outlier in found["outliers"]]
-    failed = [device for device in found["devices"] if device["error"]]
+    if report["outliers"]:
+        lines += ["", "## Outliers", ""]
+        lines += [f"- {sentence(outlier)}" for outlier in report["outliers"]]
+    failed = [device for device in report["devices"] if device["error"]]
     if failed:
-        lines += ["", "## Not done", ""]
+        lines += ["", "## Failed or skipped", ""]
         lines += [f"- {device['device']}: {device['error']} ({device['hint']})" for device in failed]
     return "\n".join(lines) + "\n"
 
 
 def sentence(outlier: dict[str, Any]) -> str:
-    """One outlier in words."""
+    """Return one outlier as text: value and median of comparable devices."""
     figure = f"{outlier['figure']} {outlier['value']:.3g} {outlier['unit']}"
     return (
         f"{outlier['device']}: {figure}, the median of its kind is {outlier['median']:.3g} {outlier['unit']}"
@@ -117,15 +117,15 @@ def sentence(outlier: dict[str, Any]) -> str:
 COLUMNS = ("device", "state", "release", "runtime", "top-1", "p50 latency", "power", "notes")
 
 
-def table(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each device, as text."""
-    return [_row(device) for device in found["devices"]]
+def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return a row of text cells for each device."""
+    return [_row(device) for device in report["devices"]]
 
 
-def write(found: dict[str, Any], folder: Path) -> Path:
-    """Write fleet.json and fleet.md; the path of the latter."""
-    write_json(folder / "fleet.json", found)
-    write_text(folder / "fleet.md", markdown(found))
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Write fleet.json and fleet.md; return the path of fleet.md."""
+    write_json(folder / "fleet.json", report)
+    write_text(folder / "fleet.md", markdown(report))
     return folder / "fleet.md"
 
 
@@ -149,7 +149,7 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
         return (device["device"], device["state"], device["release"] or "", "", "", "", "", "")
     _, top1, power_mw = _figures(record)
     gap_pp = (record["accuracy"] or {}).get("gap_pp")
-    against = "" if gap_pp is None else f" ({0.0 - gap_pp:+.2f} pp)"
+    difference = "" if gap_pp is None else f" ({0.0 - gap_pp:+.2f} pp)"
     causes = [problem["cause"] for problem in record["problems"] if problem["code"] in _EXPLAINS]
     notes = [*(["fake"] if record["fake"] else []), *causes, *(record["marks"] or ())]
     return (
@@ -157,7 +157,7 @@ def _row(device: dict[str, Any]) -> tuple[str, ...]:
         device["state"],
         device["release"],
         f"{record['build']['backend']} {record['build']['version'].split('-')[0]}",
-        "" if top1 is None else f"{100 * top1:.2f} %{against}",
+        "" if top1 is None else f"{100 * top1:.2f} %{difference}",
         latency(record),
         "" if power_mw is None else f"{power_mw / 1000:.2f} W",
         "; ".join(notes),

@@ -1,4 +1,4 @@
-"""The devices a user has: `devices.toml`."""
+"""Read and edit the device inventory `devices.toml`."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ LOCAL = "local"  # the host name that means this machine
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _HOST = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:%\[\]-]{0,252}\Z")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]{0,63}\Z")
-# ssh puts the words of a jump host into a shell command, so they are held to what a host name needs.
+# ssh puts jump hosts into a shell command: only characters of host names are allowed.
 _JUMP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@:\[\]-]*(,[A-Za-z0-9_][A-Za-z0-9._@:\[\]-]*)*\Z")
 
 _HEADER = """\
-# Devices of edgeship. `edgeship device add` writes here; so may you.
-# [defaults] gives values to every device that does not set them.
+# Devices of edgeship; written by `edgeship device add`, may be edited.
+# [defaults] sets values for devices that do not set them.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One device, as the inventory describes it.
+    """Device in the inventory.
 
     Attributes:
-        name: What commands call it.
+        name: Name for commands and reports.
         host: Host name, address or ssh_config alias; "local" is this machine.
-        target: Runtime on it: a name of `targets`.
-        user: Login; empty lets ssh decide, as do port 0, and empty key, jump and ssh_config.
-        port: Port of its sshd.
-        key: File of the private key.
-        jump: Jump hosts, as `ssh -J` takes them.
-        tags: Words to choose devices by.
+        target: Runtime on the device: a name of `targets`.
+        user: Login; empty: ssh's default, likewise for port 0 and empty key, jump and ssh_config.
+        port: Port of the device's sshd.
+        key: Private key file.
+        jump: Jump hosts in the format of `ssh -J`.
+        tags: Tags for choosing devices.
         root: Folder on the device; ~ is the login's home.
-        health: Shell command that must succeed in the new release's folder; empty is a self-test.
+        health: Shell command that must succeed in the new release's folder; empty: the self-test.
         python: Python 3.8+ on the device that can import its runtime.
         ssh_config: Configuration file in place of ~/.ssh/config.
     """
@@ -69,28 +69,30 @@ class Entry:
 
     @property
     def local(self) -> bool:
-        """Whether the device is this machine."""
+        """Return True if the device is this machine."""
         return self.host == LOCAL
 
 
 def default_path() -> Path:
-    """`edgeship/devices.toml` in the user's configuration folder."""
+    """Return the path of `edgeship/devices.toml` in the user's configuration folder."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "edgeship" / "devices.toml"
 
 
 def load(path: Path) -> dict[str, Entry]:
-    """Read an inventory; one that does not exist is empty.
+    """Read an inventory; a missing file is an empty one.
 
     Raises:
-        DeviceError: It is not TOML, or describes a device that cannot be.
+        DeviceError: The file is not TOML, or a device is invalid.
     """
     if not path.exists():
         return {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DeviceError(f"cannot read {path}: {error}", hint="mend it, or give --inventory FILE") from error
+        raise DeviceError(
+            f"cannot read {path}: {error}", hint="correct the file, or use another with --inventory FILE"
+        ) from error
     defaults = document.get("defaults", {})
     devices = document.get("devices", {})
     unknown = set(document) - {"defaults", "devices"}
@@ -103,15 +105,15 @@ def load(path: Path) -> dict[str, Entry]:
 
 
 def parse(name: str, fields: Mapping[str, Any]) -> Entry:
-    """Check what the inventory says of one device.
+    """Validate the fields of one device.
 
     Raises:
-        DeviceError: A field is unknown, of the wrong kind, or a value no shell should ever see.
+        DeviceError: A field is unknown or of the wrong type, or a value is unsafe for a shell.
     """
-    known = {f.name: f for f in dataclasses.fields(Entry) if f.name != "name"}
+    allowed = {f.name: f for f in dataclasses.fields(Entry) if f.name != "name"}
     for key, value in fields.items():
-        if key not in known:
-            raise DeviceError(f"device {name!r}: no field {key!r}", hint=nearest(key, known))
+        if key not in allowed:
+            raise DeviceError(f"device {name!r}: no field {key!r}", hint=nearest(key, allowed))
         if not isinstance(value, _KINDS.get(key, (str,))) or isinstance(value, bool):
             raise DeviceError(f"device {name!r}: {key} = {value!r} is of the wrong kind", hint=_EXAMPLES)
     for key in ("host", "target"):
@@ -128,7 +130,7 @@ def parse(name: str, fields: Mapping[str, Any]) -> Entry:
     for what, value, pattern in checks:
         if not pattern.match(value):
             raise DeviceError(
-                f"device {name!r}: {value!r} cannot be a {what}", hint="letters, digits, '.', '_' and '-' can"
+                f"device {name!r}: {value!r} cannot be a {what}", hint="use letters, digits, '.', '_' and '-'"
             )
     if fields["target"] not in targets.names():
         raise DeviceError(
@@ -136,11 +138,11 @@ def parse(name: str, fields: Mapping[str, Any]) -> Entry:
             hint=nearest(fields["target"], targets.names()),
         )
     if not 0 <= fields.get("port", 0) < 65536:
-        raise DeviceError(f"device {name!r}: no port {fields['port']}", hint="1 to 65535")
+        raise DeviceError(f"device {name!r}: no port {fields['port']}", hint="set port to 1 to 65535")
     for key in ("root", "health", "python", "key", "ssh_config"):
         if "\0" in fields.get(key, "") or "\n" in fields.get(key, ""):
             raise DeviceError(f"device {name!r}: {key} has a line break in it", hint="write it on one line")
-    for key in ("key", "ssh_config"):  # of this machine
+    for key in ("key", "ssh_config"):  # files on this machine
         try:
             Path(fields.get(key, "")).expanduser()
         except RuntimeError as error:
@@ -151,10 +153,10 @@ def parse(name: str, fields: Mapping[str, Any]) -> Entry:
 
 
 def choose(entries: Mapping[str, Entry], names: Iterable[str], tags: Iterable[str]) -> list[Entry]:
-    """The devices of these names, and those that have one of these tags; in the inventory's order.
+    """Return the devices with one of the names or tags, in inventory order.
 
     Raises:
-        DeviceError: No device of that name, none with that tag, or neither is given.
+        DeviceError: A name or tag does not exist, or neither is specified.
     """
     names, tags = list(names), list(tags)
     for name in names:
@@ -164,22 +166,24 @@ def choose(entries: Mapping[str, Entry], names: Iterable[str], tags: Iterable[st
     for tag in tags:
         every = {t for entry in entries.values() for t in entry.tags}
         if tag not in every:
-            hint = nearest(tag, every) if every else "no device has a tag: see `edgeship device list`"
+            hint = nearest(tag, every) if every else "no device has tags: `edgeship device list`"
             raise DeviceError(f"no device has the tag '{tag}'", hint=hint)
     chosen = [e for e in entries.values() if e.name in names or set(tags) & set(e.tags)]
     if not chosen:
         hint = (
-            "give --device NAME or --tag TAG" if entries else "the inventory is empty: `edgeship device add`"
+            "choose with --device NAME or --tag TAG"
+            if entries
+            else "the inventory is empty: `edgeship device add`"
         )
         raise DeviceError("no device is chosen", hint=hint)
     return chosen
 
 
 def add(path: Path, entry: Entry) -> None:
-    """Append a device to an inventory, leaving what stands there as it is.
+    """Append a device to an inventory without changing the rest.
 
     Raises:
-        DeviceError: The name is taken, or the entry cannot be.
+        DeviceError: The name exists already, or the entry is invalid.
     """
     if entry.name in load(path):
         raise DeviceError(
@@ -199,22 +203,22 @@ def add(path: Path, entry: Entry) -> None:
 
 
 def remove(path: Path, name: str) -> None:
-    """Take a device's table out of an inventory.
+    """Remove a device's table from an inventory.
 
     Raises:
-        DeviceError: There is no such device, or its table is not written as `add` writes it.
+        DeviceError: There is no such device, or its table is not in the form that `add` writes.
     """
     entries = load(path)
     if name not in entries:
         raise DeviceError(f"no device named '{name}'", hint=nearest(name, entries) if entries else str(path))
     headers = {f"[devices.{name}]", f"[devices.{_toml(name)}]"}
-    kept, inside = [], False
+    remaining, inside = [], False
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             inside = line.split("#")[0].strip() in headers
         if not inside:
-            kept.append(line)
-    text = "\n".join(kept).rstrip() + "\n"
+            remaining.append(line)
+    text = "\n".join(remaining).rstrip() + "\n"
     rest = tomllib.loads(text).get("devices", {})
     if set(rest) != set(entries) - {name}:
         raise DeviceError(f"'{name}' is not a table of its own in {path}", hint="remove it by hand")
@@ -227,7 +231,7 @@ _OPTIONAL = (("user", _USER), ("jump", _JUMP))
 
 
 def _toml(value: Any) -> str:
-    """A string, number or list as TOML; JSON writes these three the same way."""
+    """Format a string, number or list as TOML, which for these equals JSON."""
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False).replace(
         "\x7f", "\\u007f"
     )

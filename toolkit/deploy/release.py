@@ -1,4 +1,4 @@
-"""One device: bring a release onto it, prove it there, make it live, go back."""
+"""Deploy a release to one device, verify it there, make it live, roll back."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeship.toolkit.core.errors import DeviceError
-from edgeship.toolkit.deploy.agent_client import RefusedError, Session, connect
+from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError, connect
 from edgeship.toolkit.deploy.bundle import MANIFEST, RUNNER, SIGNATURE, Bundle, BundleFile
 from edgeship.toolkit.deploy.inventory import Entry
 from edgeship.toolkit.deploy.verification import (
     GATES,
-    Tell,
+    OnState,
+    check_compatible,
     environment,
     probe,
-    prove,
-    refuse_early,
     selftest,
     typed_only,
+    verify,
 )
 
-Connect = Callable[[Entry], AbstractContextManager[Session]]
+Connect = Callable[[Entry], AbstractContextManager[AgentSession]]
 
 HEALTH_S = 300.0
-SPARE_BYTES = 32 << 20  # what a device needs beyond the files themselves: engine, logs, its own life
+SPARE_BYTES = 32 << 20  # free space needed besides the files: engine, logs
 
 
 @dataclass(frozen=True, slots=True)
 class DeployOptions:
-    """How patient a deployment is.
+    """Time limits of a deployment.
 
     Attributes:
-        wait_s: Seconds to wait while another deployment is at work on the device.
-        limit_s: Seconds that any one step on the device (most of all the build) may take.
+        wait_s: Seconds to wait for another deployment on the device.
+        limit_s: Time limit of each step on the device in seconds; the build is the longest.
         timing_s: Seconds of timed inferences.
-        dry_run: Only say what would be done.
+        dry_run: Return the steps without changing the device.
     """
 
     wait_s: float = 60.0
@@ -50,19 +50,19 @@ class DeployOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one device.
+    """Result for one device.
 
     Attributes:
-        device: Its name.
-        state: "live" (switched), "unchanged", "planned" (dry run), "failed", or "skipped".
-        release: The release that was asked for.
-        before: The release that was live before; it still is unless state is "live".
-        uploaded_bytes: What went over the wire, or would.
-        seconds: From the connection on.
-        record: What was measured of the release, there.
-        steps: What a dry run would do.
-        error: Why it failed; `hint` says what helps.
-        hint: See `error`.
+        device: Name of the device.
+        state: "live" (switched), "unchanged", "planned" (dry run), "failed", "interrupted" or "skipped".
+        release: Requested release.
+        before: Release that was live before; it still is unless `state` is "live".
+        uploaded_bytes: Bytes sent, or to send in a dry run.
+        seconds: Time since the connection started.
+        record: Measurements of the release on the device.
+        steps: Steps of a dry run.
+        error: Error message; empty without one.
+        hint: One command or setting that helps.
     """
 
     device: str
@@ -78,31 +78,31 @@ class Outcome:
 
 
 def deploy(
-    entry: Entry, bundle: Bundle, options: DeployOptions, tell: Tell, connect: Connect = connect
+    entry: Entry, bundle: Bundle, options: DeployOptions, on_state: OnState, connect: Connect = connect
 ) -> Outcome:
-    """Make a bundle's release live on a device; on any failure what was live stays live.
+    """Make a bundle's release live on a device; on any failure the live release is unchanged.
 
     Args:
         entry: The device.
-        bundle: What to bring.
-        options: How patient to be.
-        tell: Told every change of state, and a detail of it.
-        connect: Opens the connection.
+        bundle: Bundle to deploy.
+        options: Time limits, dry run.
+        on_state: Called with every state and a detail.
+        connect: Function that opens the connection.
 
     Raises:
-        DeviceError: The device cannot be reached, refuses, or the release did not prove itself there.
+        DeviceError: The device cannot be reached, a step failed there, or a gate was missed.
     """
     started = time.monotonic()
-    tell("connecting", "")
+    on_state("connecting", "")
     with connect(entry) as session:
-        tell("probing", "")
+        on_state("probing", "")
         probed = probe(session, entry.target)
-        refuse_early(entry, bundle, probed)
+        check_compatible(entry, bundle, probed)
         release = f"{bundle.id}.{environment(entry.target, probed)[:8]}"
         status = session.call("status")
         if not options.dry_run and not _is_live(status, release):
-            _lock(session, options, tell)
-            status = session.call("status")  # whoever held the lock may have brought this very release
+            _lock(session, options, on_state)
+            status = session.call("status")  # the earlier deployment may have installed this release
         before = status["current"]
         if _is_live(status, release):
             seconds = time.monotonic() - started
@@ -121,49 +121,51 @@ def deploy(
         if installed:
             record = status["releases"][release]
         else:
-            _upload(session, bundle, missing, size, tell)
-            record = _install(session, entry, bundle, release, probed=probed, options=options, tell=tell)
-        tell("switching", "")
+            _upload(session, bundle, missing, size, on_state)
+            record = _install(
+                session, entry, bundle, release, probed=probed, options=options, on_state=on_state
+            )
+        on_state("switching", "")
         _activate(session, entry, release, record, "deploy")
     return Outcome(entry.name, "live", release, before, size, time.monotonic() - started, record)
 
 
 def rollback(
-    entry: Entry, to: str | None, options: DeployOptions, tell: Tell, connect: Connect = connect
+    entry: Entry, to: str | None, options: DeployOptions, on_state: OnState, connect: Connect = connect
 ) -> Outcome:
     """Make an installed release live again.
 
     Args:
         entry: The device.
-        to: Name of the release, or its beginning; None is the last good one before the live one.
-        options: How patient to be.
-        tell: Told every change of state.
-        connect: Opens the connection.
+        to: Name of the release, or its prefix; None: the last good one before the live one.
+        options: Time limits.
+        on_state: Called with every state and a detail.
+        connect: Function that opens the connection.
 
     Raises:
-        DeviceError: There is nothing to go back to, or it does not pass its health check any more.
+        DeviceError: There is no such release, or its health check fails.
     """
     started = time.monotonic()
-    tell("connecting", "")
+    on_state("connecting", "")
     with connect(entry) as session:
-        _lock(session, options, tell)
+        _lock(session, options, on_state)
         status = session.call("status")
         release = status["previous"] if to is None else _named(entry, status, to)
         if release is None:
             raise DeviceError(
                 f"{entry.name} has no release to go back to",
-                hint=f"`edgeship status --device {entry.name}` shows what is installed",
+                hint=f"`edgeship status --device {entry.name}`",
             )
         before, record = status["current"], status["releases"][release]
         if release == before:
             return Outcome(entry.name, "unchanged", release, before, 0, time.monotonic() - started, record)
-        tell("switching", "")
+        on_state("switching", "")
         _activate(session, entry, release, record, "rollback")
     return Outcome(entry.name, "live", release, before, 0, time.monotonic() - started, record)
 
 
 def status(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
-    """What is installed and live on a device (see `agent.commands.Agent.status`).
+    """Return installed and live releases of a device (see `agent.commands.Agent.status`).
 
     Raises:
         DeviceError: The device cannot be reached.
@@ -173,22 +175,22 @@ def status(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
 
 
 def records(entry: Entry, connect: Connect = connect) -> list[dict[str, Any]]:
-    """What was measured of every release on a device, the live one first; each says `live` and `release`.
+    """Return the records of all releases on a device, the live one first, with keys `live` and `release`.
 
     Raises:
         DeviceError: The device cannot be reached.
     """
-    found = status(entry, connect)
-    order = sorted(found["releases"], key=lambda name: name != found["current"])
+    installed = status(entry, connect)
+    current, releases = installed["current"], installed["releases"]
     return [
-        {**found["releases"][name], "release": name, "live": name == found["current"]}
-        for name in order
-        if found["releases"][name] is not None
+        {**releases[name], "release": name, "live": name == current}
+        for name in sorted(releases, key=lambda name: name != current)
+        if releases[name] is not None
     ]
 
 
 def facts(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
-    """Facts, backends and problems of a device, and the state of its root folder.
+    """Return facts, backends and problems of a device, and its status.
 
     Raises:
         DeviceError: The device cannot be reached.
@@ -198,13 +200,13 @@ def facts(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
 
 
 def prune(entry: Entry, keep: int, options: DeployOptions, connect: Connect = connect) -> dict[str, Any]:
-    """Remove old releases: all but the last `keep`, the live one, and the one a rollback would go to.
+    """Remove old releases: all but the last `keep`, the live one, and the rollback target.
 
     Returns:
-        "removed": names, "freed_bytes"; with `options.dry_run` what would be.
+        "removed": names, "freed_bytes"; with `options.dry_run` nothing is removed.
 
     Raises:
-        DeviceError: The device cannot be reached, or is busy.
+        DeviceError: The device cannot be reached, or is locked.
     """
     with connect(entry) as session:
         _lock(session, options, lambda *_: None)
@@ -212,10 +214,10 @@ def prune(entry: Entry, keep: int, options: DeployOptions, connect: Connect = co
 
 
 def trust(entry: Entry, signers: str, options: DeployOptions, connect: Connect = connect) -> None:
-    """Have a device accept only bundles signed by one of `signers` (lines as ssh-keygen(1) has them).
+    """Make a device accept only bundles signed by one of `signers` (allowed signers, ssh-keygen(1)).
 
     Raises:
-        DeviceError: The device cannot be reached, or is busy.
+        DeviceError: The device cannot be reached, or is locked.
     """
     with connect(entry) as session:
         _lock(session, options, lambda *_: None)
@@ -223,8 +225,8 @@ def trust(entry: Entry, signers: str, options: DeployOptions, connect: Connect =
 
 
 def _is_installed(status: Mapping[str, Any], release: str) -> bool:
-    known: bool = status["releases"].get(release) is not None and release not in status["bad"]
-    return known
+    installed: bool = status["releases"].get(release) is not None and release not in status["bad"]
+    return installed
 
 
 def _is_live(status: Mapping[str, Any], release: str) -> bool:
@@ -233,35 +235,35 @@ def _is_live(status: Mapping[str, Any], release: str) -> bool:
 
 
 def _named(entry: Entry, status: Mapping[str, Any], to: str) -> str:
-    found: list[str] = [
+    matching: list[str] = [
         name for name in status["releases"] if name.startswith(to) and _is_installed(status, name)
     ]
-    if len(found) != 1:
+    if len(matching) != 1:
         raise DeviceError(
-            f"{entry.name}: {'several releases begin' if found else 'no good release begins'} with '{to}'",
+            f"{entry.name}: {'several releases begin' if matching else 'no good release begins'} with '{to}'",
             hint=f"installed: {', '.join(status['releases']) or 'none'}",
         )
-    return found[0]
+    return matching[0]
 
 
-def _lock(session: Session, options: DeployOptions, tell: Tell) -> None:
+def _lock(session: AgentSession, options: DeployOptions, on_state: OnState) -> None:
     session.call(
         "lock",
-        on_event=lambda event: tell("waiting", f"for {event['waiting_for']}"),
+        on_event=lambda event: on_state("waiting", f"for {event['waiting_for']}"),
         answer_s=options.wait_s + 60.0,
         wait_s=options.wait_s,
         who=f"{getpass.getuser()}@{platform.node()}",
     )
 
 
-def _missing(session: Session, files: list[BundleFile]) -> list[tuple[BundleFile, int]]:
-    """Files the device lacks, each once, and how many bytes of it are left to send."""
+def _missing(session: AgentSession, files: list[BundleFile]) -> list[tuple[BundleFile, int]]:
+    """Return the files missing on the device, each once, with the bytes left to send."""
     by_digest = {file.sha256: file for file in files}
-    held = session.call("have", digests=list(by_digest))
+    stored = session.call("have", digests=list(by_digest))
     return [
-        (file, file.size_bytes - min(held["part"].get(digest, 0), file.size_bytes))
+        (file, file.size_bytes - min(stored["part"].get(digest, 0), file.size_bytes))
         for digest, file in by_digest.items()
-        if digest not in held["whole"]
+        if digest not in stored["whole"]
     ]
 
 
@@ -281,7 +283,7 @@ def _steps(
     size = sum(left for _, left in missing)
     bring = (
         f"upload {len(missing)} files, {size} bytes",
-        "check every digest, and the signature if the device asks for one",
+        "verify every digest, and the signature if the device has trusted signers",
         f"build with {entry.target}, or reuse an engine built there before",
         "self-test, accuracy, latency",
     )
@@ -291,16 +293,16 @@ def _steps(
 
 
 def _upload(
-    session: Session, bundle: Bundle, missing: list[tuple[BundleFile, int]], size: int, tell: Tell
+    session: AgentSession, bundle: Bundle, missing: list[tuple[BundleFile, int]], size: int, on_state: OnState
 ) -> None:
     done = 0
 
     def count(sent: int) -> None:
         nonlocal done
         done += sent
-        tell("uploading", f"{100 * done // max(size, 1)} %")
+        on_state("uploading", f"{100 * done // max(size, 1)} %")
 
-    tell("uploading", "0 %")
+    on_state("uploading", "0 %")
     with bundle.open() as member:
         for file, left in missing:
             offset = file.size_bytes - left
@@ -312,21 +314,21 @@ def _upload(
                     except RefusedError as error:
                         if error.code != "corrupt" or offset == 0:
                             raise
-                        offset = 0  # what an earlier attempt left there was damaged
+                        offset = 0  # the partial file of an earlier attempt was damaged
 
 
 def _install(
-    session: Session,
+    session: AgentSession,
     entry: Entry,
     bundle: Bundle,
     release: str,
     *,
     probed: Mapping[str, Any],
     options: DeployOptions,
-    tell: Tell,
+    on_state: OnState,
 ) -> dict[str, Any]:
-    """Stage, prove and commit a release whose files are on the device."""
-    tell("checking", "")
+    """Stage, verify and commit a release whose files are on the device."""
+    on_state("checking", "")
     files = bundle.files_for(entry.target, typed=typed_only(entry.target, probed))
     signature = bundle.signature_file
     staged = session.call(
@@ -337,7 +339,7 @@ def _install(
         paths=[file.path for file in files if file.path not in {MANIFEST, SIGNATURE}],
     )
     try:
-        record = prove(
+        record = verify(
             session,
             entry,
             bundle,
@@ -345,7 +347,7 @@ def _install(
             probed,
             limit_s=options.limit_s,
             timing_s=options.timing_s,
-            tell=tell,
+            on_state=on_state,
         )
     except RefusedError:
         session.call("discard")
@@ -354,18 +356,18 @@ def _install(
     return record
 
 
-def _activate(session: Session, entry: Entry, release: str, record: Mapping[str, Any], why: str) -> None:
-    own = [entry.python, *_own_check(record["target"])]
+def _activate(session: AgentSession, entry: Entry, release: str, record: Mapping[str, Any], why: str) -> None:
+    selftest_command = [entry.python, *_selftest_arguments(record["target"])]
     session.call(
         "activate",
         answer_s=2 * HEALTH_S + 60.0,
         release=release,
-        health=["sh", "-c", entry.health] if entry.health else own,
+        health=["sh", "-c", entry.health] if entry.health else selftest_command,
         limit_s=HEALTH_S,
         who=f"{getpass.getuser()}@{platform.node()}",
         why=why,
     )
 
 
-def _own_check(target: str) -> list[str]:
+def _selftest_arguments(target: str) -> list[str]:
     return [f"{{current}}/{RUNNER}", *selftest(target, "{current}", GATES)]

@@ -1,4 +1,4 @@
-"""Many devices at once: canaries first, so many at a time, and an end when too many fail."""
+"""Roll out to many devices: canaries first, limited parallelism, stop after too many failures."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgeship.toolkit.core.errors import ToolkitError
-from edgeship.toolkit.deploy.agent_client import Session, connect
+from edgeship.toolkit.deploy.agent_client import AgentSession, connect
 from edgeship.toolkit.deploy.inventory import Entry
 from edgeship.toolkit.deploy.release import Connect, Outcome
 
-Tell = Callable[[str, str, str], None]  # device, state, detail
+OnState = Callable[[str, str, str], None]  # device, state, detail
 Work = Callable[[Entry, Callable[[str, str], None], Connect], Outcome]
 
-STOPPED = "the rollout was stopped before its turn"
-CUT = "its connection was cut by the interruption; what was live still is"
+STOPPED = "not started: the rollout was stopped"
+CUT = "connection closed by the interruption; the live release is unchanged"
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutOptions:
-    """How a rollout goes through the fleet.
+    """Options of a rollout.
 
     Attributes:
-        parallel: Devices worked on at once.
-        canaries: Devices that go first, alone; if one of them fails, nothing else is touched.
-        max_failures: Share of all devices that may fail before the rest is left alone.
+        parallel: Devices processed at once.
+        canaries: Devices that are deployed first; if one fails, the others are skipped.
+        max_failures: Share of all devices that may fail; beyond it the rest is skipped.
     """
 
     parallel: int = 8
@@ -36,20 +36,20 @@ class RolloutOptions:
 
 
 class Connections:
-    """The open connections of a rollout, so that an interruption can cut them."""
+    """Open connections of a rollout, to close them on an interruption."""
 
     def __init__(self) -> None:
-        self.were_cut = False
-        self._open: set[Session] = set()
+        self.closed = False
+        self._open: set[AgentSession] = set()
         self._lock = threading.Lock()
 
     @contextmanager
-    def connect(self, entry: Entry) -> Iterator[Session]:
-        """As `session.connect`."""
+    def connect(self, entry: Entry) -> Iterator[AgentSession]:
+        """See `agent_client.connect`."""
         with connect(entry) as session:
             with self._lock:
                 self._open.add(session)
-                if self.were_cut:
+                if self.closed:
                     session.abort()
             try:
                 yield session
@@ -57,40 +57,44 @@ class Connections:
                 with self._lock:
                     self._open.discard(session)
 
-    def cut(self) -> None:
-        """End all that are open, and all that will be."""
+    def close(self) -> None:
+        """Close all connections, and those opened later."""
         with self._lock:
-            self.were_cut = True
+            self.closed = True
             for session in self._open:
                 session.abort()
 
 
-def rollout(entries: Sequence[Entry], work: Work, options: RolloutOptions, tell: Tell) -> list[Outcome]:
-    """Do the work on every device.
+def rollout(
+    entries: Sequence[Entry], work: Work, options: RolloutOptions, on_state: OnState
+) -> list[Outcome]:
+    """Process every device.
 
-    Running it again goes on where it was interrupted: devices that have the release answer "unchanged".
+    A second run resumes an interrupted one: devices that have the release are "unchanged".
 
     Args:
         entries: The devices; the first `options.canaries` are the canaries.
-        work: What to do with one device; it may raise ToolkitError.
-        options: How to go through them.
-        tell: Told the state of each device, from several threads.
+        work: Function for one device; it may raise ToolkitError.
+        options: Parallelism, canaries and failure limit.
+        on_state: Called with each state of a device, from several threads.
 
     Returns:
-        One outcome for each device, in their order. After Ctrl-C those at work are "interrupted", and the
-        rest "skipped"; what was live on them still is.
+        One outcome for each device, in order. After Ctrl-C running devices are "interrupted" and the rest is
+        "skipped"; their live releases are unchanged.
     """
     outcomes: dict[str, Outcome] = {}
     connections = Connections()
 
     def one(entry: Entry) -> Outcome:
         try:
-            outcome = work(entry, lambda state, detail: tell(entry.name, state, detail), connections.connect)
+            outcome = work(
+                entry, lambda state, detail: on_state(entry.name, state, detail), connections.connect
+            )
         except ToolkitError as error:
             outcome = Outcome(entry.name, "failed", error=str(error), hint=error.hint)
-            if connections.were_cut:
+            if connections.closed:
                 outcome = Outcome(entry.name, "interrupted", error=CUT, hint="deploy again")
-        tell(entry.name, outcome.state, outcome.error)
+        on_state(entry.name, outcome.state, outcome.error)
         return outcome
 
     def failed() -> int:
@@ -110,10 +114,10 @@ def rollout(entries: Sequence[Entry], work: Work, options: RolloutOptions, tell:
                 if failed() > allowed:
                     break
         except KeyboardInterrupt:
-            connections.cut()
+            connections.close()
             outcomes |= {outcome.device: outcome for outcome in (each.result() for each in running)}
     for entry in entries:
         if entry.name not in outcomes:
             outcomes[entry.name] = Outcome(entry.name, "skipped", error=STOPPED, hint="deploy again")
-            tell(entry.name, "skipped", STOPPED)
+            on_state(entry.name, "skipped", STOPPED)
     return [outcomes[entry.name] for entry in entries]

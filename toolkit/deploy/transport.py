@@ -1,4 +1,4 @@
-"""How a command reaches a device: the system's OpenSSH, or nothing at all for this machine."""
+"""Run commands on a device with the system's OpenSSH, or directly on this machine."""
 
 from __future__ import annotations
 
@@ -13,46 +13,50 @@ from edgeship.toolkit.deploy.inventory import Entry
 
 CONNECT_S = 10
 
-# What ssh writes to stderr when it gives up (exit code 255), and what helps.
-_COMPLAINTS = (
+# Text in ssh's stderr at exit code 255, error message, hint.
+_SSH_ERRORS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
         "the host key of {host} has changed",
-        "if the device was reinstalled: `ssh-keygen -R {host}`; if not, someone may be in between",
+        "if the device was reinstalled: `ssh-keygen -R {host}`; otherwise suspect an attack",
     ),
     (
         "Host key verification failed",
         "the host key of {host} is not known",
-        "connect once by hand with ssh, compare its fingerprint with the device's, and accept it",
+        "`ssh {host}` once, and accept the fingerprint if it is the device's",
     ),
     (
         "Permission denied",
         "{host} accepts none of the keys offered",
-        "put your public key into ~/.ssh/authorized_keys there, or set user and key in the inventory",
+        "`ssh-copy-id {host}`, or set user and key in the inventory",
     ),
     (
         "Could not resolve hostname",
         "no address is known for {host}",
-        "check the host in the inventory, or your ssh_config",
+        "correct host in the inventory, or in your ssh_config",
     ),
-    ("Connection refused", "nothing listens for ssh at {host}", "is sshd running there, and on this port?"),
+    (
+        "Connection refused",
+        "nothing listens for ssh at {host}",
+        "start sshd there, or correct port in the inventory",
+    ),
     (
         "timed out",
         "{host} does not answer",
-        "is the device on and in reach? check host, port and jump in the inventory",
+        "switch the device on, or correct host, port and jump in the inventory",
     ),
 )
 
 
 def command_line(entry: Entry, argv: Sequence[str]) -> list[str]:
-    """The local command that runs `argv` on a device.
+    """Return the local command that runs `argv` on a device.
 
-    Nothing of it is seen by a shell here; on the device every word of `argv` is quoted. Host keys are
-    always checked, whatever the user's configuration says, and nothing asks for a password.
+    No local shell is involved; for the device's shell every word of `argv` is quoted. Host keys are always
+    checked, regardless of the user's configuration, and there are no password prompts.
 
     Args:
         entry: The device.
-        argv: Program and arguments, as they shall arrive.
+        argv: Program and arguments.
     """
     if entry.local:
         return list(argv)
@@ -83,25 +87,28 @@ def command_line(entry: Entry, argv: Sequence[str]) -> list[str]:
 
 
 def control_folder() -> Path:
-    """A folder of this user alone for the sockets of shared connections; short, as sockets demand.
+    """Return a private folder for the sockets of shared connections; short, as socket paths are limited.
 
     Raises:
-        DeviceError: Someone else owns it.
+        DeviceError: Another user owns the folder or has access.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(base) / "edgeship" if base else Path(tempfile.gettempdir()) / f"edgeship-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
-        raise DeviceError(f"{folder} is not yours alone", hint=f"remove it, or `chmod 700 {folder}`")
+        raise DeviceError(
+            f"{folder} is not yours alone: mode {status.st_mode & 0o777:o}, owner {status.st_uid}",
+            hint=f"`chmod 700 {folder}`, or remove it",
+        )
     return folder
 
 
 def explain(entry: Entry, exit_code: int | None, log: str) -> DeviceError:
-    """What it means that the connection ended with this exit code and log of ssh."""
+    """Convert the exit code and log of ssh to an error."""
     host = entry.host
-    for sign, message, hint in _COMPLAINTS:
-        if exit_code == 255 and sign in log:
+    for text, message, hint in _SSH_ERRORS:
+        if exit_code == 255 and text in log:
             return DeviceError(f"{entry.name}: {message.format(host=host)}", hint=hint.format(host=host))
     if exit_code in {126, 127}:
         return DeviceError(
@@ -110,5 +117,5 @@ def explain(entry: Entry, exit_code: int | None, log: str) -> DeviceError:
         )
     last = log.strip().splitlines()[-1] if log.strip() else f"exit code {exit_code}"
     return DeviceError(
-        f"{entry.name}: the connection was lost ({last})", hint="deploy again: it goes on where it stopped"
+        f"{entry.name}: the connection was lost ({last})", hint="deploy again: the upload resumes"
     )

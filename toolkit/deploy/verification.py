@@ -1,10 +1,10 @@
-"""What a device must show before a release goes live there: it builds, agrees, and is fast enough.
+"""Verify a release on its device before it goes live: build, self-test, accuracy, latency.
 
-Gates, from the bundle's manifest (a gate that is absent has the value given here, or is not judged):
+Gates of the bundle's manifest, with defaults (without a default a gate is optional):
 
-    cosine_min      0.99  lowest cosine between its logits and the golden ones
-    top1_min        0.99  share of golden images with the same first class
-    max_gap_pp      1.0   percentage points of top-1 it may lose against the simulation (one image always)
+    cosine_min      0.99  lowest cosine between the device's and the golden logits
+    top1_min        0.99  share of golden images with the same top-1 class
+    max_gap_pp      1.0   allowed loss of top-1 against the simulation, in pp (at least one image)
     max_latency_ms        largest median latency of an inference
 """
 
@@ -22,71 +22,73 @@ from edgeship.targets.runner.failures import translate_exit
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
-from edgeship.toolkit.deploy.agent_client import RefusedError, Session
+from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError
 from edgeship.toolkit.deploy.bundle import Bundle
 from edgeship.toolkit.deploy.inventory import Entry
 
 ENGINE = "engine/model"  # in the folder of a release
-NEGATIVE = 3  # the runner's exit code for "it ran, and the verdict is no"
+NEGATIVE = 3  # exit code of the runner for a failed check
 GATES = {"cosine_min": 0.99, "top1_min": 0.99, "max_gap_pp": 1.0}
 
-Tell = Callable[[str, str], None]
+OnState = Callable[[str, str], None]  # state, detail
 
 
-def probe(session: Session, target: str | None = None) -> dict[str, Any]:
-    """Facts, backends and problems of a device, from the runner (see its `cli`); nothing is written there.
+def probe(session: AgentSession, target: str | None = None) -> dict[str, Any]:
+    """Return facts, backends and problems of a device from the runner (see its `cli`); writes nothing there.
 
     Args:
         session: The connection.
-        target: The only backend to ask; importing others takes most of the time. None asks all.
+        target: Backend to probe (importing the others takes most of the time); None: all.
 
     Raises:
-        DeviceError: The runner does not run there.
+        DeviceError: The runner failed on the device.
     """
     only = ["--backend", target] if target in NAMES else []
     return run_runner(session, ["{payload}", "probe", *only], limit_s=120.0, payload=runner.source())
 
 
 def environment(target: str, probed: Mapping[str, Any]) -> str:
-    """Digest of what an engine on this device depends on: runtime, its version, processor or GPU."""
-    offer = probed["backends"].get(target) or {}
-    parts = {key: offer.get(key) for key in ("version", "identity", "fake")}
+    """Return a digest of the dependencies of an engine: runtime, version, processor or GPU."""
+    backend = probed["backends"].get(target) or {}
+    parts = {key: backend.get(key) for key in ("version", "identity", "fake")}
     return sha256_bytes(canonical_json({"target": target, **parts}).encode())
 
 
 def typed_only(target: str, probed: Mapping[str, Any]) -> bool:
-    """Whether a device's runtime goes by the types of a graph alone."""
+    """Return True if the device's runtime takes precision only from the types in the graph."""
     typed: bool = (probed["backends"].get(target) or {}).get("typed_only", False)
     return typed
 
 
-def refuse_early(entry: Entry, bundle: Bundle, probed: Mapping[str, Any]) -> None:
-    """See whether a bundle can run on a device at all, before anything is sent.
+def check_compatible(entry: Entry, bundle: Bundle, probed: Mapping[str, Any]) -> None:
+    """Raise if a device cannot run a bundle, before anything is sent.
 
     Raises:
         DeviceError: The bundle has no graph for the device's target, or the device cannot run it.
     """
     if entry.target not in bundle.targets:
         raise DeviceError(
-            f"{entry.name}: the bundle has no graph for the target {entry.target}",
-            hint=f"it has: {', '.join(bundle.targets)}; run with compile.targets={entry.target}",
+            f"{entry.name}: the bundle has no graph for the target {entry.target}, only for "
+            f"{', '.join(bundle.targets)}",
+            hint=f"run the recipe with --set compile.targets={entry.target}",
         )
-    backend = probed["backends"].get(entry.target) or {"available": False, "cause": "it is unknown there"}
+    backend = probed["backends"].get(entry.target) or {"available": False, "cause": "unknown backend"}
     if not backend["available"]:
         raise DeviceError(
             f"{entry.name} cannot run {entry.target}: {backend.get('cause')}",
-            hint=backend.get("cure") or f"`edgeship device probe {entry.name}` shows what it can run",
+            hint=backend.get("cure") or f"`edgeship device probe {entry.name}`",
         )
     precision = bundle.manifest["targets"][entry.target]["precision"]
     if precision not in backend["precisions"]:
         raise DeviceError(
-            f"{entry.name} cannot run {precision} on {entry.target}",
-            hint=f"it can run {', '.join(backend['precisions'])}: bundle such a variant with --variant",
+            f"{entry.name} cannot run {precision} on {entry.target}: "
+            f"it supports {', '.join(backend['precisions'])}",
+            hint="`edgeship bundle RUN --variant NAME` with a supported precision",
         )
 
 
-def prove(
-    session: Session,
+def verify(
+    session: AgentSession,
     entry: Entry,
     bundle: Bundle,
     folder: str,
@@ -94,42 +96,42 @@ def prove(
     *,
     limit_s: float,
     timing_s: float,
-    tell: Tell,
+    on_state: OnState,
 ) -> dict[str, Any]:
     """Build, test and measure a staged release on its device.
 
     Args:
         session: The connection, holding the lock.
         entry: The device.
-        bundle: What is staged.
-        folder: Where on the device it is staged.
-        probed: What `probe` found.
-        limit_s: Seconds that each step may take.
+        bundle: The staged bundle.
+        folder: Staging folder on the device.
+        probed: Result of `probe`.
+        limit_s: Time limit of each step in seconds.
         timing_s: Seconds of timed inferences.
-        tell: Told every step.
+        on_state: Called with every step and its progress.
 
     Returns:
-        The release's record: everything measured, and on what.
+        The release's record: measurements, device, build.
 
     Raises:
         DeviceError: A step failed, or a gate was missed.
     """
-    wanted = bundle.manifest["targets"][entry.target]
+    contents = bundle.manifest["targets"][entry.target]
     gates = {**GATES, **bundle.manifest["gates"]}
     program, engine = f"{folder}/{bundles.RUNNER}", f"{folder}/{ENGINE}"
-    simulated = wanted["simulated"]
+    simulated = contents["simulated"]
     graph = bundle.graph_for(entry.target, typed=typed_only(entry.target, probed))
 
     def step(state: str, *arguments: str) -> dict[str, Any]:
-        tell(state, "")
-        return run_runner(session, [program, *arguments], limit_s, lambda detail: tell(state, detail))
+        on_state(state, "")
+        return run_runner(session, [program, *arguments], limit_s, lambda detail: on_state(state, detail))
 
-    doubts = _doubts(wanted, probed)
+    risks = _accuracy_risks(contents, probed)
     built = step(
         "building", "build", "--graph", f"{folder}/{graph}", "--out", engine,
-        "--backend", entry.target, "--precision", wanted["precision"], "--cache", f"{folder}/../../engines",
+        "--backend", entry.target, "--precision", contents["precision"], "--cache", f"{folder}/../../engines",
     )  # fmt: skip
-    with _blaming(doubts):
+    with _naming_cause(risks):
         tested = step("self-test", *selftest(entry.target, folder, gates))
     evaluated = None
     if bundles.EVALUATION in bundle.files:
@@ -146,62 +148,62 @@ def prove(
         "bundle": bundle.id,
         "signed": bundle.signature_file is not None,
         "target": entry.target,
-        "variant": wanted["variant"],
-        "precision": wanted["precision"],
+        "variant": contents["variant"],
+        "precision": contents["precision"],
         "fake": any(part.get("fake", False) for part in (probed, built, tested, evaluated or {}, timed)),
         "measured_at": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "facts": probed["facts"],
-        "problems": [*probed["problems"], *doubts],
-        "build": _some(built, "key", "reused", "build_s", "size_bytes", "backend", "version", "warnings"),
-        "selftest": _some(
+        "problems": [*probed["problems"], *risks],
+        "build": _subset(built, "key", "reused", "build_s", "size_bytes", "backend", "version", "warnings"),
+        "selftest": _subset(
             tested, "images", "cosine_min", "cosine_mean", "top1_agreement", "largest_difference"
         ),
         "accuracy": None if evaluated is None else _accuracy(entry, evaluated, simulated),
         **_latency(timed),
     }
-    with _blaming(doubts):
-        _judge(entry, record, gates)
+    with _naming_cause(risks):
+        _check_gates(entry, record, gates)
     return record
 
 
-def _doubts(wanted: Mapping[str, Any], probed: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What may make an engine less accurate on this device than elsewhere."""
+def _accuracy_risks(contents: Mapping[str, Any], probed: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return possible causes of a lower accuracy on this device."""
     facts = probed["facts"]
-    sets = (facts.get("cpu") or {}).get("instruction_sets")  # none: nothing is known of the processor
+    sets = (facts.get("cpu") or {}).get("instruction_sets")  # None: unknown processor
     sums = int8_sums(facts["arch"], sets) if sets else None
-    if wanted.get("int8_sums") != "exact" or sums != "pairs":  # bundles of earlier versions do not say
+    if contents.get("int8_sums") != "exact" or sums != "pairs":  # bundles of earlier versions lack it
         return []
     return [
         {
             "code": "pair-sums",
-            "cause": "its processor adds INT8 products in pairs that can saturate (no VNNI), "
-            "and the graph was made for exact sums",
-            "cure": "run the recipe with --set quantize.int8_sums=pairs, and bundle that",
+            "cause": "the processor adds INT8 products in pairs that can saturate (no VNNI), "
+            "and the graph was quantized for exact sums",
+            "cure": "run the recipe with --set quantize.int8_sums=pairs and deploy that run",
         }
     ]
 
 
 @contextmanager
-def _blaming(doubts: Sequence[Mapping[str, str]]) -> Iterator[None]:
-    """Name a doubt as the reason where a device is less accurate than it should be."""
+def _naming_cause(risks: Sequence[Mapping[str, str]]) -> Iterator[None]:
+    """Add the known accuracy risk to the error of a failed self-test or evaluation."""
     try:
         yield
     except RefusedError as error:
-        if not doubts or error.code not in ("selftest", "evaluate"):
+        if not risks or error.code not in ("selftest", "evaluate"):
             raise
-        message = f"{error}; {doubts[0]['cause']}"
-        raise RefusedError(message, hint=doubts[0]["cure"], code=error.code) from error
+        message = f"{error}; {risks[0]['cause']}"
+        raise RefusedError(message, hint=risks[0]["cure"], code=error.code) from error
 
 
 def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:
-    """The runner's arguments that compare a release with its golden logits."""
+    """Return the runner's arguments to compare a release with its golden logits."""
     limits = [f"--{name.replace('_', '-')}={gates[name]:g}" for name in ("cosine_min", "top1_min")]
     golden = f"{folder}/{bundles.golden_path(target)}"
     return ["selftest", "--engine", f"{folder}/{ENGINE}", "--golden", golden, *limits]
 
 
 def run_runner(
-    session: Session,
+    session: AgentSession,
     arguments: list[str],
     limit_s: float,
     on_progress: Callable[[str], None] = lambda _: None,
@@ -210,7 +212,7 @@ def run_runner(
     """Run the runner on a device and return its result.
 
     Raises:
-        DeviceError: It failed, was killed, took too long, or its verdict is negative.
+        DeviceError: The runner failed, was killed, exceeded the time limit, or a check failed.
     """
     name, command = session.entry.name, arguments[1]
     result: dict[str, Any] = {}
@@ -219,10 +221,10 @@ def run_runner(
         if event.get("event") == "result":
             result.update(event)
         elif event.get("event") == "progress":
-            counted = f"{event['done']} of {event['total']}" if "total" in event else ""
-            on_progress(counted or f"{event['elapsed_s']:.0f} s")
+            count = f"{event['done']} of {event['total']}" if "total" in event else ""
+            on_progress(count or f"{event['elapsed_s']:.0f} s")
 
-    done = session.call(
+    answer = session.call(
         "run",
         on_event=listen,
         answer_s=limit_s + 60.0,
@@ -230,49 +232,51 @@ def run_runner(
         argv=[session.entry.python, *arguments],
         limit_s=limit_s,
     )
-    if done["exit"] < 0:
-        known = translate_exit(done["exit"])
+    exit_code = answer["exit"]
+    if exit_code < 0:
+        failure = translate_exit(exit_code)
         raise RefusedError(
-            f"{name}: {command} was killed by signal {-done['exit']}" + (f": {known.cause}" if known else ""),
-            hint=f"{known.cure if known else 'see the log of the device'}; then deploy again",
+            f"{name}: {command} was killed by signal {-exit_code}"
+            + (f": {failure.cause}" if failure else ""),
+            hint=f"{failure.cure if failure else 'check `dmesg` on the device'}; then deploy again",
             code="killed",
         )
-    if done["exit"] == NEGATIVE:
-        reasons = "; ".join(result.get("reasons", ())) or "it does not do what the simulation promised"
-        raise RefusedError(f"{name}: {command} says no: {reasons}", hint=_PROOF_HINT, code=command)
+    if exit_code == NEGATIVE:
+        reasons = "; ".join(result.get("reasons", ())) or "no reason reported"
+        raise RefusedError(f"{name}: {command} failed: {reasons}", hint=_MISMATCH_HINT, code=command)
     if not result.get("ok"):
-        error = result.get("error") or {"message": done["log"].strip()[-500:] or f"exit code {done['exit']}"}
+        error = result.get("error") or {"message": answer["log"].strip()[-500:] or f"exit code {exit_code}"}
         raise RefusedError(
             f"{name}: {command} failed: {error['message']}",
-            hint=error.get("cure") or f"`edgeship device probe {name}` shows what is wrong with the device",
+            hint=error.get("cure") or f"`edgeship device probe {name}`",
             code=command,
         )
     return result
 
 
 def latency(record: Mapping[str, Any]) -> str:
-    """The median latency in a release's record, with what it was measured: 2.31 ms (batch 1, 1 thread)."""
+    """Format the median latency of a record with its settings: 2.31 ms (batch 1, 1 thread)."""
     measured = record["latency_ms"]
-    threads = measured.get("threads")  # none on a GPU, and in records of earlier versions
-    used = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
-    return f"{measured['p50']:.3g} ms (batch {measured['batch']}{used})"
+    threads = measured.get("threads")  # absent on a GPU and in records of earlier versions
+    setting = "" if threads is None else f", {threads} thread{'s' * (threads != 1)}"
+    return f"{measured['p50']:.3g} ms (batch {measured['batch']}{setting})"
 
 
 def _accuracy(
     entry: Entry, evaluated: Mapping[str, Any], simulated: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    promised = None if simulated is None else simulated["top1"]
-    known = promised is not None and evaluated["top1"] is not None
+    expected = None if simulated is None else simulated["top1"]
+    comparable = expected is not None and evaluated["top1"] is not None
     return {
-        **_some(evaluated, "top1", "top5", "images", "agreement", "sqnr_db"),
+        **_subset(evaluated, "top1", "top5", "images", "agreement", "sqnr_db"),
         "measured_on": f"device {entry.name}",
-        "simulated_top1": promised,
-        "gap_pp": 100 * (promised - evaluated["top1"]) if known else None,
+        "simulated_top1": expected,
+        "gap_pp": 100 * (expected - evaluated["top1"]) if comparable else None,
     }
 
 
 def _latency(timed: Mapping[str, Any]) -> dict[str, Any]:
-    """Latency, throughput and power in the words of report.json."""
+    """Return latency, throughput and power under the keys of report.json."""
     timing = timed["timings"][0]
     spread = timing.get("latency_ms") or timing["wall_ms"]
     return {
@@ -285,36 +289,34 @@ def _latency(timed: Mapping[str, Any]) -> dict[str, Any]:
             "runs": timing["runs"],
             "threads": timing["threads"],
         },
-        **_some(timing, "included", "throughput_ips", "power_mw", "power_of", "energy_mj"),
+        **_subset(timing, "included", "throughput_ips", "power_mw", "power_of", "energy_mj"),
         "throttled": timed["throttled"],
         "marks": [*timed["marks"], *timing["marks"]],
     }
 
 
-def _judge(entry: Entry, record: Mapping[str, Any], gates: Mapping[str, float]) -> None:
+def _check_gates(entry: Entry, record: Mapping[str, Any], gates: Mapping[str, float]) -> None:
     accuracy, median_ms = record["accuracy"], record["latency_ms"]["p50"]
     if accuracy and accuracy["gap_pp"] is not None:
         allowed_pp = max(gates["max_gap_pp"], 100 / accuracy["images"])
         if accuracy["gap_pp"] > allowed_pp + 1e-9:
             raise RefusedError(
-                f"{entry.name}: top-1 is {100 * accuracy['top1']:.2f} % there, {accuracy['gap_pp']:.2f} pp "
-                f"below the simulation; {allowed_pp:.2f} pp are allowed",
-                hint=_PROOF_HINT,
+                f"{entry.name}: top-1 on the device is {100 * accuracy['top1']:.2f} %, "
+                f"{accuracy['gap_pp']:.2f} pp below the simulation; {allowed_pp:.2f} pp are allowed",
+                hint=_MISMATCH_HINT,
                 code="evaluate",
             )
     limit_ms = gates.get("max_latency_ms", float("inf"))
     if median_ms > limit_ms:
         raise RefusedError(
-            f"{entry.name}: an inference takes {latency(record)} there, {limit_ms:g} ms are allowed",
-            hint="check its power mode and clocks: `edgeship device probe`; or choose a smaller variant",
+            f"{entry.name}: median latency is {latency(record)}, {limit_ms:g} ms are allowed",
+            hint=f"check power mode and clocks with `edgeship device probe {entry.name}`",
             code="time",
         )
 
 
-def _some(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+def _subset(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: values.get(key) for key in keys}
 
 
-_PROOF_HINT = (
-    "the release stays off; compare versions with `edgeship device probe`, and see the report's audit"
-)
+_MISMATCH_HINT = "compare runtime versions with `edgeship device probe`; the live release is unchanged"

@@ -1,4 +1,4 @@
-"""Enough of ONNX Runtime for a probe to find it, at once."""
+"""Stub of ONNX Runtime for a fast probe."""
 
 __fake__ = True
 __version__ = "1.0-stub"

@@ -1,10 +1,10 @@
-"""Enough of OpenVINO for a probe to find it, at once."""
+"""Stub of OpenVINO for a fast probe."""
 
 __fake__ = True
 
 
 class Core:
-    """Knows nothing."""
+    """Empty stub."""
 
 
 def get_version() -> str:

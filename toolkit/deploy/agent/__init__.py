@@ -1,28 +1,23 @@
-"""The device's end of a connection: sent anew every time, never installed (Python 3.8, standard library)."""
+"""Device agent: sent over every connection, never installed (Python 3.8, standard library)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-MODULES = (
-    "protocol",
-    "subprocesses",
-    "object_store",
-    "releases",
-    "commands",
-)  # each imports only those before it
+# Each module imports only earlier ones.
+MODULES = ("protocol", "subprocesses", "object_store", "releases", "commands")
 
 
 def source() -> bytes:
-    """What `BOOT` reads on the device: JSON, module name and source text of every module, in order."""
+    """Return the input of `BOOT`: JSON list of (module name, source text), in import order."""
     folder = Path(__file__).parent
     modules = [(f"{__name__}.{name}", (folder / f"{name}.py").read_text("utf-8")) for name in MODULES]
     return json.dumps(modules).encode()
 
 
-# Reads the modules from the connection and runs the last one: nothing is written on the device, and the
-# process list shows this text and a number.
+# Reads the modules from the connection and runs the last one. Nothing is written to the device's disk; the
+# process list shows only this text and a length.
 BOOT = """\
 import json, os, sys, types
 left, text = int(sys.argv[1]), b""

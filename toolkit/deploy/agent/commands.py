@@ -1,7 +1,7 @@
-"""Every command a client can give.
+"""Agent commands.
 
-When the client goes away, so does the agent: what it was running is killed, what it was staging is removed,
-its lock is released.
+When the client disconnects, the agent kills the running program, removes the staged release, releases the
+lock and exits.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.deploy.agent.object_store import Objects
-from edgeship.toolkit.deploy.agent.protocol import Client, GoneError, RefusedError, disk_refusal
+from edgeship.toolkit.deploy.agent.object_store import ObjectStore
+from edgeship.toolkit.deploy.agent.protocol import Client, DisconnectedError, RefusedError, disk_refusal
 from edgeship.toolkit.deploy.agent.releases import Releases, now
 from edgeship.toolkit.deploy.agent.subprocesses import run_program
 
@@ -28,23 +28,23 @@ COMMANDS = (
     "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
 )  # fmt: skip
 NAMESPACE = "edgeship"  # of signatures
-GLANCE_S = 0.2  # whoever looks who holds the lock holds it for a moment
-_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # one part of a path inside a bundle
+LOCK_PROBE_S = 0.2  # `status` holds the lock briefly to test it: shorter waits are not reported
+_COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # of a path inside a bundle
 
 
 class Agent:
-    """The commands: the methods named in COMMANDS. All that change anything need `lock` first."""
+    """Methods named in COMMANDS are the commands; commands that change state need `lock` first."""
 
     def __init__(self, client: Client, root: str) -> None:
         self._client = client
         self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111 (raises where HOME is unknown)
-        self._objects = Objects(self.root / "objects")
+        self._objects = ObjectStore(self.root / "objects")
         self._releases = Releases(self.root)
         self._lock_file = self.root / "lock"
         self._lock: int | None = None
 
     def status(self) -> dict[str, Any]:
-        """What is installed, what is live, who is at work."""
+        """Return installed and live releases, free space and the lock holder."""
         existing = next(p for p in [self.root, *self.root.parents] if p.exists())
         return {
             "root": str(self.root),
@@ -58,15 +58,15 @@ class Agent:
         }
 
     def have(self, digests: list[str]) -> dict[str, Any]:
-        """Which uploads are there: {"whole": [digests], "part": {digest: bytes}}."""
+        """Return the uploads on the device: {"whole": [digests], "part": {digest: bytes}}."""
         return self._objects.have(digests)
 
     def lock(self, wait_s: float, who: str) -> dict[str, Any]:
-        """Keep everyone else out until this connection ends, and clean up after whoever was cut off."""
+        """Lock the device until this connection ends; roll back an interrupted activation."""
         self.root.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(str(self._lock_file), os.O_RDWR | os.O_CREAT, 0o644)
-        glanced = time.monotonic() + GLANCE_S
-        give_up = glanced + wait_s
+        reported_from = time.monotonic() + LOCK_PROBE_S
+        give_up = reported_from + wait_s
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,26 +75,26 @@ class Agent:
                 if time.monotonic() >= give_up:
                     os.close(descriptor)
                     raise RefusedError(
-                        f"another deployment is at work: {self._lock_file.read_text() or 'unknown'}",
-                        "try again when it has finished, or wait longer for it with --wait",
+                        f"another deployment is running: {self._lock_file.read_text() or 'unknown'}",
+                        "deploy again later, or wait longer with --wait SECONDS",
                         "locked",
                     ) from None
-                if time.monotonic() >= glanced:
-                    self._client.say({"event": {"waiting_for": self._lock_file.read_text()}})
-                self._client.idle(GLANCE_S / 4)
+                if time.monotonic() >= reported_from:
+                    self._client.send({"event": {"waiting_for": self._lock_file.read_text()}})
+                self._client.wait(LOCK_PROBE_S / 4)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{who}, since {now()}".encode(), 0)
         self._lock = descriptor
         return {"recovered": self._releases.recover()}
 
     def upload(self, digest: str, size: int, offset: int) -> dict[str, Any]:
-        """Take bytes offset..size of a file from the connection."""
+        """Receive bytes offset..size of a file from the connection."""
         self._need_lock()
         self._objects.receive(self._client, digest, size, offset)
         return {}
 
     def stage(self, release: str, manifest: str, signature: str | None, paths: list[str]) -> dict[str, Any]:
-        """Lay a release out of uploads, trusting nothing: the signature, then the digest of every file."""
+        """Assemble a release from uploads; verify the signature, then the digest of every file."""
         self._need_lock()
         folder = self._releases.staging(release)
         folder.mkdir(parents=True)
@@ -104,17 +104,17 @@ class Agent:
         self._check_signature(folder)
         listed = json.loads((folder / "manifest.json").read_text())["files"]
         for path in paths:
-            if path not in listed or not all(_PART.match(part) for part in path.split("/")):
-                raise RefusedError(f"{path!r} is no file of this bundle", "make the bundle again")
+            if path not in listed or not all(_COMPONENT.match(part) for part in path.split("/")):
+                raise RefusedError(f"{path!r} is not a file of this bundle", "`edgeship bundle RUN`")
             self._objects.link(listed[path]["sha256"], folder / path)
         return {"folder": str(folder)}
 
     def run(self, argv: list[str], limit_s: float, payload: int = 0) -> dict[str, Any]:
-        """Run a program, passing on its JSON lines; `payload` bytes become the file "{payload}" of argv."""
+        """Run a program and forward its JSON lines; `payload` bytes become the file "{payload}" of argv."""
         with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
             if payload:
                 file = Path(scratch) / "payload"
-                file.write_bytes(b"".join(self._client.exactly(payload)))
+                file.write_bytes(b"".join(self._client.read_exactly(payload)))
                 argv = [str(file) if part == "{payload}" else part for part in argv]
             code, log = run_program(
                 self._client,
@@ -122,38 +122,38 @@ class Agent:
                 limit_s,
                 cwd=scratch,
                 variables={},
-                tell=lambda event: self._client.say({"event": event}),
+                on_event=lambda event: self._client.send({"event": event}),
             )
         return {"exit": code, "log": log}
 
     def commit(self, release: str, record: dict[str, Any]) -> dict[str, Any]:
-        """Make the staged release a release, with what was measured of it."""
+        """Install the staged release with its record."""
         self._need_lock()
         self._releases.commit(release, record)
         return {}
 
     def discard(self) -> dict[str, Any]:
-        """Forget the staged release."""
+        """Remove the staged release."""
         self._need_lock()
         self._releases.clear_staging()
         return {}
 
     def activate(self, release: str, health: list[str], limit_s: float, who: str, why: str) -> dict[str, Any]:
-        """Switch `current` to a release, check health, and switch back unless the check passes.
+        """Switch `current` to a release, run the health check, and switch back if the check fails.
 
-        "{current}" in `health` is the folder of the live release, in which it runs.
+        The health check runs in the folder of the live release, which replaces "{current}" in `health`.
         """
         self._need_lock()
         if not (self._releases.folder(release) / "release.json").exists():
-            raise RefusedError(f"there is no release {release}", "see `edgeship status`")
+            raise RefusedError(f"release {release} is not installed", "`edgeship status`")
         before = self._releases.current()
         failure = self._releases.activate(release, lambda: self._health(health, limit_s, release), who, why)
         if failure is not None:
-            if before is not None:  # whatever the command restarted, it now restarts on the old release
+            if before is not None:  # services that the command restarts return to the old release
                 self._health(health, limit_s, before)
             raise RefusedError(
                 f"the health check failed: {failure}",
-                f"{before or 'no release'} is live, as before; see what the health command reports",
+                f"{before or 'no release'} is live, as before; run the health command on the device",
                 "health",
             )
         return {}
@@ -164,7 +164,7 @@ class Agent:
         return self._releases.prune(keep, dry_run)
 
     def trust(self, signers: str) -> dict[str, Any]:
-        """From now on take only bundles signed by one of these (`ssh-keygen` allowed signers)."""
+        """Accept only bundles signed by one of these from now on (`ssh-keygen` allowed signers)."""
         self._need_lock()
         temporary = self.root / ".allowed_signers"
         temporary.write_text(signers)
@@ -172,7 +172,7 @@ class Agent:
         return {}
 
     def close(self) -> None:
-        """Remove what was being staged when the connection ended."""
+        """Remove the staged release when the connection ends."""
         if self._lock is not None:
             self._releases.clear_staging()
 
@@ -183,7 +183,7 @@ class Agent:
         return self.root / "allowed_signers"
 
     def _locked_by(self) -> str | None:
-        """Who else holds the lock."""
+        """Return the holder of the lock if it is another connection."""
         if self._lock is not None or not self._lock_file.exists():
             return None
         descriptor = os.open(str(self._lock_file), os.O_RDONLY)
@@ -196,27 +196,27 @@ class Agent:
         return None
 
     def _health(self, argv: list[str], limit_s: float, release: str) -> str | None:
-        """Why the live release is not well, or None."""
+        """Run the health check; return the failure, or None."""
         current = str(self.root / "current")
         argv = [part.replace("{current}", current) for part in argv]
         variables = {"EDGESHIP_ROOT": str(self.root), "EDGESHIP_RELEASE": release}
         try:
             code, log = run_program(
-                self._client, argv, limit_s, cwd=current, variables=variables, tell=lambda _: None
+                self._client, argv, limit_s, cwd=current, variables=variables, on_event=lambda _: None
             )
         except RefusedError as error:
             return str(error)
-        return None if code == 0 else f"exit code {code}: {log.strip()[-500:] or 'it printed nothing'}"
+        return None if code == 0 else f"exit code {code}: {log.strip()[-500:] or 'no output'}"
 
     def _check_signature(self, folder: Path) -> None:
-        """Accept a staged manifest only if a trusted signer signed it, where the device asks for that."""
+        """Raise if the device has trusted signers and none of them signed the staged manifest."""
         signers, signature = self._signers(), folder / "manifest.json.sig"
         if not signers.exists():
             return
         if not signature.exists():
             raise RefusedError(
-                "this device takes signed bundles only, and this one is not signed",
-                "sign it: `edgeship bundle RUN --sign KEY`",
+                "this device accepts signed bundles only; this one is not signed",
+                "`edgeship bundle RUN --sign KEY`",
                 "signature",
             )
         files = ["-f", str(signers), "-s", str(signature)]
@@ -232,32 +232,32 @@ class Agent:
             raise RefusedError(message, "install openssh-client on the device", "signature") from error
         raise RefusedError(
             "the bundle's signature is not from a signer this device trusts",
-            f"see {signers} on the device; sign with one of its keys",
+            f"sign with a key listed in {signers} on the device",
             "signature",
         )
 
 
 def main() -> int:
-    """Serve one client until it leaves."""
+    """Serve one client until it disconnects."""
     client = Client()
     agent: Agent | None = None
     try:
         agent = Agent(client, client.request()["root"])
-        client.say({"ok": {}})
+        client.send({"ok": {}})
         while True:
             request = client.request()
             do = request.pop("do")
             assert do in COMMANDS, do
             try:
-                client.say({"ok": getattr(agent, do)(**request)})
+                client.send({"ok": getattr(agent, do)(**request)})
             except RefusedError as error:
-                client.say({"error": str(error), "hint": error.hint, "code": error.code})
+                client.send({"error": str(error), "hint": error.hint, "code": error.code})
                 if error.fatal:
                     return 1
             except OSError as error:
                 refusal = disk_refusal(error, f"during {do}")
-                client.say({"error": str(refusal), "hint": refusal.hint, "code": refusal.code})
-    except GoneError:
+                client.send({"error": str(refusal), "hint": refusal.hint, "code": refusal.code})
+    except DisconnectedError:
         return 0
     finally:
         if agent is not None:
@@ -265,5 +265,4 @@ def main() -> int:
 
 
 def _output(command: list[str]) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    return done.stdout.decode()
+    return subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.decode()

@@ -1,4 +1,4 @@
-"""Files on the device, each kept once under its SHA-256."""
+"""Content-addressed file store on the device: one file per SHA-256."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from edgeship.toolkit.deploy.agent.protocol import BLOCK, Client, RefusedError, 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
-class Objects:
-    """The folder <root>/objects: one file for each digest; `.part` while it is incomplete."""
+class ObjectStore:
+    """Folder <root>/objects: one file per digest, with suffix `.part` while incomplete."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._fresh: set[str] = set()  # received, and so hashed, during this connection
+        self._fresh: set[str] = set()  # received and verified during this connection
 
     def have(self, digests: list[str]) -> dict[str, Any]:
-        """What is there: {"whole": [digests], "part": {digest: bytes}}."""
+        """Return the stored objects: {"whole": [digests], "part": {digest: bytes}}."""
         whole = [digest for digest in digests if self._whole(digest).exists()]
         parts = {digest: self._part(digest) for digest in digests if digest not in whole}
         return {"whole": whole, "part": {d: p.stat().st_size for d, p in parts.items() if p.exists()}}
 
     def receive(self, client: Client, digest: str, size: int, offset: int) -> None:
-        """Take bytes offset..size from the client; the object appears once its digest is right."""
+        """Receive bytes offset..size from the client; store the object if its digest matches."""
         whole, part = self._whole(digest), self._part(digest)
         self._folder.mkdir(exist_ok=True)
         sha = hashlib.sha256()
@@ -36,20 +36,20 @@ class Objects:
             with part.open("r+b" if offset else "wb") as stream:
                 _hash_start(stream, offset, sha)
                 stream.truncate()
-                for block in client.exactly(size - offset):
+                for block in client.read_exactly(size - offset):
                     stream.write(block)
                     sha.update(block)
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
             if part.exists():
-                part.unlink()  # give the space back
+                part.unlink()  # free the space
             raise disk_refusal(error, "while receiving a file", fatal=True) from error
         if sha.hexdigest() != digest:
             part.unlink()
             raise RefusedError(
-                f"what arrived is not {digest}: it was corrupted on the way",
-                "deploy again; if it repeats, check the network and the device's storage",
+                f"a file was corrupted on the way: its SHA-256 is {sha.hexdigest()}, expected {digest}",
+                "deploy again; if it recurs, check the network and the device's storage",
                 "corrupt",
             )
         part.replace(whole)
@@ -57,13 +57,13 @@ class Objects:
         self._fresh.add(digest)
 
     def link(self, digest: str, path: Path) -> None:
-        """Hard-link an object into a release; one that lay here before is hashed again."""
+        """Hard-link an object into a release; verify objects of earlier connections again."""
         whole = self._whole(digest)
         if digest not in self._fresh and _sha256(whole) != digest:
             whole.unlink()
             raise RefusedError(
-                f"the device's copy of {path.name} is damaged; it was removed",
-                "deploy again; if it repeats, check the device's storage",
+                f"the device's copy of {path.name} is damaged and was removed",
+                "deploy again; if it recurs, check the device's storage",
                 "corrupt",
             )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Objects:
 
     def _whole(self, digest: str) -> Path:
         if not DIGEST.match(digest):
-            raise RefusedError(f"{digest!r} is no SHA-256", "make the bundle again")
+            raise RefusedError(f"{digest!r} is not a SHA-256", "`edgeship bundle RUN`")
         return self._folder / digest
 
     def _part(self, digest: str) -> Path:
@@ -87,7 +87,7 @@ def _sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that it is there in whole, even after a power cut."""
+    """Write JSON atomically, safe against a power cut."""
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w") as stream:
         json.dump(value, stream, indent=1)
@@ -98,7 +98,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; None when it is absent or damaged, as a disk may be: the rest can still be told."""
+    """Read JSON; return None if the file is absent or damaged, so that the status stays readable."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the disk keep what was created, renamed or removed in a folder."""
+    """Flush created, renamed and removed entries of a folder to the disk."""
     descriptor = os.open(str(folder), os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,6 +118,6 @@ def _hash_start(stream: IO[bytes], count: int, sha: Any) -> None:
     while stream.tell() < count:
         block = stream.read(min(BLOCK, count - stream.tell()))
         if not block:
-            message = f"fewer than {count} bytes of a file are held"
+            message = f"a partial file has {stream.tell()} bytes, expected {count}"
             raise RefusedError(message, "deploy again", fatal=True)
         sha.update(block)

@@ -1,4 +1,4 @@
-"""Requests from the client and answers to it.
+"""Read requests from the client and send answers.
 
 The client (toolkit/deploy/agent_client.py) writes one JSON object a line, `{"do": name, ...}`; an upload or a
 payload is followed by its bytes. The agent answers with any number of `{"event": ...}` lines and then one
@@ -13,48 +13,48 @@ import os
 import select
 from typing import Any, Iterator  # noqa: UP035 (Python 3.8)
 
-SILENCE_S = 90.0  # the client sends at least a blank line every 15 s; after this long it is gone
+SILENCE_S = 90.0  # then the client counts as gone; it sends at least a blank line every 15 s
 BLOCK = 1 << 18  # bytes read at once
 
 
 class RefusedError(Exception):
-    """What the client is told: message, what to do about it, and a code that programs can test."""
+    """Error answer to the client: message, hint, and a code for programs."""
 
     def __init__(self, message: str, hint: str, code: str = "refused", *, fatal: bool = False) -> None:
         super().__init__(message)
         self.hint, self.code, self.fatal = hint, code, fatal
 
 
-class GoneError(Exception):
-    """The client closed the connection, or has been silent for too long."""
+class DisconnectedError(Exception):
+    """The client closed the connection or sent nothing for SILENCE_S."""
 
 
 class Client:
-    """The other end of the connection: requests from file descriptor 0, answers to 1."""
+    """Connection to the client: requests from file descriptor 0, answers to 1."""
 
     def __init__(self) -> None:
         self._buffer = b""
 
     def receive(self, limit: int) -> bytes:
-        """The next bytes, at least one and at most `limit`."""
+        """Return the next bytes, at least one and at most `limit`."""
         if not self._buffer:
             if not select.select([0], [], [], SILENCE_S)[0]:
-                raise GoneError
+                raise DisconnectedError
             self._buffer = os.read(0, BLOCK)
             if not self._buffer:
-                raise GoneError
+                raise DisconnectedError
         data, self._buffer = self._buffer[:limit], self._buffer[limit:]
         return data
 
-    def exactly(self, count: int) -> Iterator[bytes]:
-        """The next `count` bytes, in blocks."""
+    def read_exactly(self, count: int) -> Iterator[bytes]:
+        """Yield the next `count` bytes in blocks."""
         while count:
             block = self.receive(count)
             count -= len(block)
             yield block
 
     def request(self) -> dict[str, Any]:
-        """The next request; blank lines are the client's sign of life."""
+        """Return the next request; skip blank lines, which only show that the client is connected."""
         line = b""
         while True:
             before, newline, self._buffer = self._buffer.partition(b"\n")
@@ -65,30 +65,30 @@ class Client:
             if not newline:
                 self._buffer = self.receive(BLOCK)
 
-    def say(self, value: dict[str, Any]) -> None:
+    def send(self, value: dict[str, Any]) -> None:
         """Send one line."""
         data = (json.dumps(value) + "\n").encode()
         try:
             while data:
                 data = data[os.write(1, data) :]
         except OSError as error:
-            raise GoneError from error
+            raise DisconnectedError from error
 
-    def still_there(self) -> None:
-        """Take the signs of life that have arrived; call it when descriptor 0 is readable."""
+    def check_connected(self) -> None:
+        """Discard blank lines of the client; call it when descriptor 0 is readable."""
         if not os.read(0, BLOCK):
-            raise GoneError
+            raise DisconnectedError
 
-    def idle(self, seconds: float) -> None:
-        """Wait, but not longer than the client does."""
+    def wait(self, seconds: float) -> None:
+        """Wait, or raise as soon as the client disconnects."""
         if select.select([0], [], [], seconds)[0]:
-            self.still_there()
+            self.check_connected()
 
 
 def disk_refusal(error: OSError, when: str, *, fatal: bool = False) -> RefusedError:
-    """What to tell of a failure of the file system."""
+    """Convert a file system error to an error answer."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = "free some with `edgeship prune-releases`"
+        hint = "`edgeship prune-releases` removes old releases"
         return RefusedError(f"the device's disk is full ({when})", hint, "disk", fatal=fatal)
     where = f": {error.filename}" if error.filename else ""
     message = f"{error.strerror or error} ({when}){where}"

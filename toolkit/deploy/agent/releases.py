@@ -1,8 +1,8 @@
-"""Releases on the device, which of them is live, and the switch that is never half done.
+"""Install releases on the device and switch the live one atomically.
 
 <root>/releases/<name>/          bundle files (hard links to objects), engine, release.json
-<root>/releases/.staging-<name>/ one that has not proved itself yet
-<root>/current -> releases/...   replaced by rename only
+<root>/releases/.staging-<name>/ release under test, not installed yet
+<root>/current -> releases/...   live release; replaced by rename only
 <root>/pending.json              exists from before a switch until its health check has passed
 <root>/state.json                history of switches, releases marked bad
 """
@@ -21,34 +21,34 @@ from edgeship.toolkit.deploy.agent.object_store import read_json, sync_folder, w
 from edgeship.toolkit.deploy.agent.protocol import RefusedError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
-KEYED = re.compile(r"[0-9a-f]{32}")  # how the names of uploads and of built engines begin
-CUT_OFF = "cut off before its health check had passed"
+KEYED = re.compile(r"[0-9a-f]{32}")  # prefix of the names of uploads and built engines
+CUT_OFF = "interrupted before its health check passed"
 
 
 class Releases:
-    """The releases below a root folder."""
+    """Releases below a root folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._pending = root / "pending.json"
 
     def folder(self, name: str) -> Path:
-        """Folder of a release."""
+        """Return the folder of a release."""
         if not NAME.match(name):
-            raise RefusedError(f"{name!r} is no name of a release", "see `edgeship status`")
+            raise RefusedError(f"{name!r} is not a release name", "`edgeship status`")
         return self.root / "releases" / name
 
     def staging(self, name: str) -> Path:
-        """Folder of a release that has not proved itself yet."""
+        """Return the folder of a release under test."""
         return self.folder(name).with_name(f".staging-{name}")
 
     def installed(self) -> list[Path]:
-        """Folders of all releases."""
+        """Return the folders of all releases."""
         folder = self.root / "releases"
         return sorted(p for p in folder.iterdir() if NAME.match(p.name)) if folder.exists() else []
 
     def current(self) -> str | None:
-        """Name of the live release."""
+        """Return the name of the live release."""
         try:
             name = Path(os.readlink(str(self.root / "current"))).name  # noqa: PTH115 (Python 3.8)
         except OSError:
@@ -56,7 +56,7 @@ class Releases:
         return name if (self.root / "releases" / name).exists() else None
 
     def previous(self) -> str | None:
-        """The release to roll back to: the last one that was live before this and is still good."""
+        """Return the release to roll back to: the last one that was live before and is not marked bad."""
         state, current = self._state(), self.current()
         installed = {folder.name for folder in self.installed()}
         for entry in reversed(state["history"]):
@@ -66,7 +66,7 @@ class Releases:
         return None
 
     def describe(self) -> dict[str, Any]:
-        """All of the above, and what was measured of each release."""
+        """Return live, previous and pending release, the records of all releases, and the history."""
         return {
             "current": self.current(),
             "previous": self.previous(),
@@ -76,10 +76,10 @@ class Releases:
         }
 
     def commit(self, name: str, record: dict[str, Any]) -> None:
-        """Make a staged release a release, with what was measured of it."""
+        """Install a staged release with its record."""
         staging, folder = self.staging(name), self.folder(name)
         if self.current() == name:
-            raise RefusedError(f"{name} is live already", "nothing is left to do")
+            raise RefusedError(f"{name} is live already", "`edgeship status`")
         write_json(staging / "release.json", record)
         for path in staging.rglob("*"):
             if path.is_file():
@@ -90,32 +90,32 @@ class Releases:
         sync_folder(folder.parent)
 
     def activate(self, name: str, check: Callable[[], str | None], who: str, why: str) -> str | None:
-        """Switch `current`, and back again unless the check passes.
+        """Switch `current` to a release; switch back if the health check fails.
 
-        A guard process watches this one: should it be killed between the switch and the end of the check,
-        the guard switches back at once; after a power cut, the next `recover` does.
+        If this process is killed before the check ends, a guard process switches back at once; after a power
+        cut, the next `recover` does.
 
         Args:
-            name: The release.
-            check: Says why the live release is not well, or None.
-            who: For the history.
-            why: For the history.
+            name: Name of the release.
+            check: Health check; returns the failure, or None.
+            who: User, for the history.
+            why: Command, for the history.
 
         Returns:
-            What was wrong; None if the release is live.
+            The failure; None if the release is live.
         """
         before = self.current()
         write_json(self._pending, {"from": before, "to": name})
-        disarm = self._guard(before, name)
+        disarm = self._start_guard(before, name)
         failure: str | None = CUT_OFF
         try:
-            self._point(name)
+            self._set_current(name)
             failure = check()
         finally:
             if failure is None:
                 self._pending.unlink()
             else:
-                self._fall_back(before, name, failure)
+                self._roll_back(before, name, failure)
             disarm()
         if failure is None:
             state = self._state()
@@ -125,39 +125,39 @@ class Releases:
         return failure
 
     def recover(self) -> str | None:
-        """Clean up after whoever was cut off; the release that was live unproved, and no longer is."""
+        """Roll back an interrupted activation; return the release that was rolled back, or None."""
         self.clear_staging()
         pending = read_json(self._pending)
         if pending is None:
             return None
-        self._fall_back(pending["from"], pending["to"], CUT_OFF)
+        self._roll_back(pending["from"], pending["to"], CUT_OFF)
         name: str = pending["to"]
         return name
 
     def clear_staging(self) -> None:
-        """Remove what was being staged."""
+        """Remove staged releases."""
         for folder in (self.root / "releases").glob(".staging-*"):
             shutil.rmtree(str(folder), ignore_errors=True)
 
     def prune(self, keep: int, dry_run: bool) -> dict[str, Any]:
-        """Remove all but the last `keep` releases, the live one and the one to go back to.
+        """Remove all but the last `keep` releases, the live one and the one to roll back to.
 
-        What only the removed ones used goes with them: uploaded files and built engines.
+        Also removes uploaded files and built engines that no remaining release uses.
         """
         order = [entry["release"] for entry in reversed(self._state()["history"])]
         folders = sorted(
             self.installed(), key=lambda f: order.index(f.name) if f.name in order else len(order)
         )
-        kept = {folder.name for folder in folders[:keep]} | {self.current(), self.previous()}
-        removed = [folder for folder in folders if folder.name not in kept]
-        going = [path for folder in removed for path in folder.rglob("*") if path.is_file()]
-        links = Counter(path.stat().st_ino for path in going)
-        for name in ("objects", "engines"):  # no link left but its own: no release has it
-            found = (path for path in (self.root / name).rglob("*") if KEYED.match(path.name))
-            going += [p for p in found if p.stat().st_nlink - links[p.stat().st_ino] == 1]
-        sizes = {path.stat().st_ino: path.stat().st_size for path in going}
+        retained = {folder.name for folder in folders[:keep]} | {self.current(), self.previous()}
+        removed = [folder for folder in folders if folder.name not in retained]
+        files = [path for folder in removed for path in folder.rglob("*") if path.is_file()]
+        links = Counter(path.stat().st_ino for path in files)
+        for name in ("objects", "engines"):  # only its own link is left: no release uses it
+            stored = (path for path in (self.root / name).rglob("*") if KEYED.match(path.name))
+            files += [p for p in stored if p.stat().st_nlink - links[p.stat().st_ino] == 1]
+        sizes = {path.stat().st_ino: path.stat().st_size for path in files}
         if not dry_run:
-            for path in going:
+            for path in files:
                 path.unlink()
             for folder in removed:
                 shutil.rmtree(str(folder))
@@ -167,17 +167,17 @@ class Releases:
         state: dict[str, Any] = read_json(self.root / "state.json") or {"history": [], "bad": {}}
         return state
 
-    def _fall_back(self, before: str | None, name: str, reason: str) -> None:
-        """Make the release of before live again; safe to repeat, should the power fail here too."""
+    def _roll_back(self, before: str | None, name: str, reason: str) -> None:
+        """Mark a release bad and make the earlier one live; safe to repeat after a power cut."""
         state = self._state()
         state["bad"][name] = reason
         write_json(self.root / "state.json", state)
-        self._point(before)
+        self._set_current(before)
         if self._pending.exists():
             self._pending.unlink()
 
-    def _point(self, name: str | None) -> None:
-        """Make `current` lead to a release: a rename, so that a reader sees the old one or the new one."""
+    def _set_current(self, name: str | None) -> None:
+        """Point `current` to a release by a rename: a reader gets the old or the new release."""
         link, temporary = self.root / "current", self.root / ".current"
         if temporary.is_symlink():
             temporary.unlink()
@@ -188,11 +188,11 @@ class Releases:
             link.unlink()
         sync_folder(self.root)
 
-    def _guard(self, before: str | None, name: str) -> Callable[[], None]:
-        """Start the process that switches back if this one dies; the result calls it off."""
+    def _start_guard(self, before: str | None, name: str) -> Callable[[], None]:
+        """Start the process that switches back if this one dies; the returned function ends it."""
         reader, writer = os.pipe()
         pid = os.fork()
-        if pid == 0:  # the guard: it holds the lock too, so nobody deploys until it is done
+        if pid == 0:  # the guard; it inherits the lock, so no deployment starts before it ends
             try:
                 os.setsid()
                 os.close(writer)
@@ -200,7 +200,7 @@ class Releases:
                 for descriptor in (0, 1, 2):
                     os.dup2(null, descriptor)
                 if not os.read(reader, 1):
-                    self._fall_back(before, name, CUT_OFF)
+                    self._roll_back(before, name, CUT_OFF)
             finally:
                 os._exit(0)
         os.close(reader)
@@ -214,5 +214,5 @@ class Releases:
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """Return the time in UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,4 +1,4 @@
-"""Runs programs for as long as the client is there and their time has not run out."""
+"""Run programs until their time limit or until the client disconnects."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import time
 from contextlib import suppress
 from typing import IO, Any, Callable, Iterator  # noqa: UP035 (Python 3.8)
 
-from edgeship.toolkit.deploy.agent.protocol import BLOCK, SILENCE_S, Client, GoneError, RefusedError
+from edgeship.toolkit.deploy.agent.protocol import BLOCK, SILENCE_S, Client, DisconnectedError, RefusedError
 
-LOG_TAIL = 4000  # bytes of a program's log that are worth sending back
+LOG_TAIL = 4000  # bytes of a program's log to send back
 TICK_S = 0.5
 
 _LIBC = ctypes.CDLL(None)
@@ -29,26 +29,27 @@ def run_program(
     *,
     cwd: str,
     variables: dict[str, str],
-    tell: Callable[[Any], None],
+    on_event: Callable[[Any], None],
 ) -> tuple[int, str]:
     """Run a program in its own process group.
 
-    It dies with this process, with the client, and at the time limit; what it left running on purpose stays.
+    The program is killed with this process, when the client disconnects, and at the time limit; daemons that
+    it started survive.
 
     Args:
-        client: Watched meanwhile.
+        client: Connection to watch.
         argv: Program and arguments.
-        limit_s: Seconds it may take.
-        cwd: Folder to run it in.
+        limit_s: Time limit in seconds.
+        cwd: Working directory.
         variables: Environment variables to add.
-        tell: Gets every line of its output that is JSON.
+        on_event: Called with every output line that is JSON.
 
     Returns:
-        Exit code (negative: the signal that killed it) and the end of its log: stderr, and what is not JSON.
+        Exit code (negative: killed by that signal) and the end of the log (stderr, output that is not JSON).
 
     Raises:
-        RefusedError: It cannot be started, or took too long.
-        GoneError: The client went away.
+        RefusedError: The program cannot be started, or exceeded the time limit.
+        DisconnectedError: The client disconnected.
     """
     with tempfile.TemporaryFile() as log:
         try:
@@ -72,9 +73,9 @@ def run_program(
                 try:
                     event = json.loads(line.decode())
                 except ValueError:
-                    log.write(line + b"\n")  # not for us: a person may want it
+                    log.write(line + b"\n")  # not an event: goes to the log
                 else:
-                    tell(event)
+                    on_event(event)
             code = child.wait()
         finally:
             if code is None:
@@ -85,28 +86,28 @@ def run_program(
 
 
 def _lines(client: Client, child: subprocess.Popen[bytes], output: int, limit_s: float) -> Iterator[bytes]:
-    """Lines of a child's output, until it ends it or ends itself."""
-    started = heard = time.monotonic()
+    """Yield output lines of a child until it closes its output or ends."""
+    started = last_contact = time.monotonic()
     rest = b""
     while True:
         ready = select.select([0, output], [], [], TICK_S)[0]
         if 0 in ready:
-            client.still_there()
-            heard = time.monotonic()
+            client.check_connected()
+            last_contact = time.monotonic()
         if output in ready:
             block = os.read(output, BLOCK)
             if not block:
                 return
             *lines, rest = (rest + block).split(b"\n")
             yield from lines
-        elif child.poll() is not None:  # something it started still holds the pipe
+        elif child.poll() is not None:  # a daemon that it started holds the pipe open
             return
-        if time.monotonic() > heard + SILENCE_S:
-            raise GoneError
+        if time.monotonic() > last_contact + SILENCE_S:
+            raise DisconnectedError
         if time.monotonic() > started + limit_s:
             raise RefusedError(
                 f"stopped after the time limit of {limit_s:g} s",
-                "see whether the device is busy or short of memory, or allow more with --limit",
+                "allow more with --limit SECONDS; check the device's load and free memory",
                 "time",
             )
 
@@ -116,7 +117,7 @@ def _die_with_parent() -> None:
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End a child and all it started."""
+    """Kill the process group of a child."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
