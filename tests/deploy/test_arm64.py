@@ -1,7 +1,7 @@
 """A real arm64 userland under emulation as a device: its own sshd in a chroot, ONNX Runtime's arm64 wheel.
 
 Needs root, binfmt support for aarch64 and debootstrap (Debian packages qemu-user-static, binfmt-support and
-debootstrap). The Debian root is made once, in $EDGESHIP_ARM64_ROOT or the user's cache folder, and every test
+debootstrap). The Debian root is built once, in $EDGESHIP_ARM64_ROOT or the user's cache folder, and each test
 gets a copy-on-write view of it. `make test-arm64` runs this.
 """
 
@@ -116,13 +116,13 @@ def board(debian: Path, park: Park, tmp_path: Path) -> Iterator[Callable[..., tu
             f"Port {port}\nListenAddress 127.0.0.1\nHostKey /srv/host_key\nPidFile none\nUsePAM no\n"
             "AuthorizedKeysFile /srv/authorized_keys\nStrictModes no\nPermitRootLogin prohibit-password\n"
         )
-        with (park.folder / "known_hosts").open("a") as known:
-            known.write(f"[127.0.0.1]:{port} {(root / 'srv/host_key.pub').read_text()}")
+        with (park.folder / "known_hosts").open("a") as known_hosts:
+            known_hosts.write(f"[127.0.0.1]:{port} {(root / 'srv/host_key.pub').read_text()}")
         server = Emulated(folder, port, root / "srv/sshd_config", chroot=root)
         server.start()
         park.servers.append(server)
-        given = {"target": "onnxruntime", "python": "python3", "root": "/data/edgeship", **fields}
-        return server, park.entry(server, name, **given)
+        options = {"target": "onnxruntime", "python": "python3", "root": "/data/edgeship", **fields}
+        return server, park.entry(server, name, **options)
 
     yield start
     for server in park.servers:
@@ -140,8 +140,8 @@ def contents(tmp_path: Path, seed: int) -> Contents:
     images = qdq_graphs.images(32)
     logits = np.concatenate([session.run(None, {"images": image[None]})[0] for image in images])
     clear = choose_golden([logits], 4)
-    made = Graph("onnxruntime-int8", "onnxruntime", "int8", graph, logits[clear])
-    return Contents("residual", [made], images[clear], provenance={"seed": seed})
+    shipped = Graph("onnxruntime-int8", "onnxruntime", "int8", graph, logits[clear])
+    return Contents("residual", [shipped], images[clear], provenance={"seed": seed})
 
 
 def test_deployed_proved_upgraded_and_rolled_back_on_arm64(board, tmp_path):
@@ -171,9 +171,9 @@ def test_a_fake_jetson_without_tensorrt_is_told_what_it_lacks(board, tmp_path):
     assert probed["facts"]["jetson"]["module"] == "NVIDIA Jetson Orin Nano Developer Kit"
     assert probed["facts"]["jetson"]["jetpack"] == "6.2" and probed["facts"]["arch"] == "aarch64"
     assert not probed["backends"]["tensorrt"]["available"]
-    made = contents(tmp_path, 1)
-    made = dataclasses.replace(made, graphs=[dataclasses.replace(made.graphs[0], target="tensorrt")])
+    plain = contents(tmp_path, 1)
+    moved = dataclasses.replace(plain, graphs=[dataclasses.replace(plain.graphs[0], target="tensorrt")])
     with pytest.raises(DeviceError, match="fake-jetson cannot run tensorrt") as caught:
-        release.deploy(entry, bundles.make(made, tmp_path / "b.tar"), PATIENT, quiet)
+        release.deploy(entry, bundles.make(moved, tmp_path / "b.tar"), PATIENT, quiet)
     assert "tensorrt" in caught.value.hint.lower() or "nvidia-jetpack" in caught.value.hint
     assert release.status(entry)["releases"] == {}

@@ -25,49 +25,52 @@ def test_the_same_contents_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_manifest_has_the_digest_of_every_file(tmp_path: Path) -> None:
-    made = scripted(tmp_path / "b.tar")
+    bundle = scripted(tmp_path / "b.tar")
     assert {"graphs/openvino.onnx", "golden/openvino/golden.json", bundles.RUNNER, bundles.EVALUATION} < set(
-        made.files
+        bundle.files
     )
-    for file in made.files.values():
-        assert hashlib.sha256(made.read(file.path)).hexdigest() == file.sha256
-        assert len(made.read(file.path)) == file.size_bytes
-    with tarfile.open(made.path) as archive:
-        assert set(archive.getnames()) == {bundles.MANIFEST, *made.files}
+    for file in bundle.files.values():
+        assert hashlib.sha256(bundle.read(file.path)).hexdigest() == file.sha256
+        assert len(bundle.read(file.path)) == file.size_bytes
+    with tarfile.open(bundle.path) as archive:
+        assert set(archive.getnames()) == {bundles.MANIFEST, *bundle.files}
         links = [member for member in archive if member.islnk()]
-    assert links and made.read(links[0].name) == made.read(
+    assert links and bundle.read(links[0].name) == bundle.read(
         links[0].linkname
     )  # equal contents are stored once
 
 
 def test_a_device_gets_only_what_its_target_needs(tmp_path: Path) -> None:
-    made = scripted(tmp_path / "b.tar")
-    paths = {file.path for file in made.files_for("openvino")}
+    bundle = scripted(tmp_path / "b.tar")
+    paths = {file.path for file in bundle.files_for("openvino")}
     assert not any("onnxruntime" in path for path in paths)
-    assert paths | {file.path for file in made.files_for("onnxruntime")} == {bundles.MANIFEST, *made.files}
+    assert paths | {file.path for file in bundle.files_for("onnxruntime")} == {
+        bundles.MANIFEST,
+        *bundle.files,
+    }
 
 
 def test_the_runner_is_the_real_one_unless_given(tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"graph")
     graph = Graph("openvino-int8", "openvino", "int8", tmp_path / "g.onnx", np.zeros((1, 2), np.float32))
-    made = bundles.make(
+    bundle = bundles.make(
         Contents("My Net / v1!", [graph], np.zeros((1, 3, 2, 2), np.float32)), tmp_path / "b.tar"
     )
-    assert made.read(bundles.RUNNER) == runner.source()
-    assert made.manifest["name"] == "my-net-v1"
-    assert np.frombuffer(made.read("golden/openvino/inputs.f32"), "<f4").shape == (12,)
+    assert bundle.read(bundles.RUNNER) == runner.source()
+    assert bundle.manifest["name"] == "my-net-v1"
+    assert np.frombuffer(bundle.read("golden/openvino/inputs.f32"), "<f4").shape == (12,)
 
 
 @pytest.mark.parametrize("name", [bundles.MANIFEST, bundles.RUNNER, "graphs/openvino.onnx"])
 def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
-    made = scripted(tmp_path / "b.tar")
-    data = bytearray(made.path.read_bytes())
-    with tarfile.open(made.path) as archive:
+    bundle = scripted(tmp_path / "b.tar")
+    data = bytearray(bundle.path.read_bytes())
+    with tarfile.open(bundle.path) as archive:
         place = archive.getmember(name).offset_data + 5
     data[place] ^= 1
-    made.path.write_bytes(data)
+    bundle.path.write_bytes(data)
     with pytest.raises(DataError, match=r"differs from the manifest|is no bundle"):
-        bundles.load(made.path)
+        bundles.load(bundle.path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all", b"\0" * 10240])

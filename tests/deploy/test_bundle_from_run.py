@@ -88,16 +88,18 @@ def logits_of(run: Path, variant: str) -> np.ndarray:
 
 
 def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: Path) -> None:
-    made = bundle_from_run.find(run)
-    about = made.manifest["targets"]
+    bundle = bundle_from_run.find(run)
+    about = bundle.manifest["targets"]
     assert {target: entry["variant"] for target, entry in about.items()} == {
         "openvino": "openvino-int8-pruned", "tensorrt": "tensorrt-int8",
     }  # fmt: skip
     assert {target: entry["int8_sums"] for target, entry in about.items()} == {
         "openvino": "exact", "tensorrt": None,
     }  # fmt: skip
-    assert made.read("graphs/openvino.onnx") == b"graph openvino-pruned"
-    assert made.manifest["name"] == "resnet18" and made.manifest["provenance"]["command"] == "edgeship run x"
+    assert bundle.read("graphs/openvino.onnx") == b"graph openvino-pruned"
+    assert (
+        bundle.manifest["name"] == "resnet18" and bundle.manifest["provenance"]["command"] == "edgeship run x"
+    )
 
 
 def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
@@ -107,33 +109,33 @@ def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
     compiled.write_text(json.dumps(records))
     (run.parent / "compile/tensorrt-int8").mkdir()
     (run.parent / "compile/tensorrt-int8" / bundle_from_run.TYPED).write_text("typed graph")
-    made = bundle_from_run.find(run)
-    assert made.read("graphs/tensorrt-typed.onnx") == b"typed graph"
-    paths = {typed: {f.path for f in made.files_for("tensorrt", typed=typed)} for typed in (False, True)}
+    bundle = bundle_from_run.find(run)
+    assert bundle.read("graphs/tensorrt-typed.onnx") == b"typed graph"
+    paths = {typed: {f.path for f in bundle.files_for("tensorrt", typed=typed)} for typed in (False, True)}
     assert paths[False] ^ paths[True] == {"graphs/tensorrt.onnx", "graphs/tensorrt-typed.onnx"}
     assert "graphs/tensorrt.onnx" in paths[False]
-    assert made.graph_for("openvino", typed=True) == "graphs/openvino.onnx"  # it has no other
+    assert bundle.graph_for("openvino", typed=True) == "graphs/openvino.onnx"  # it has no other
 
 
 def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tmp_path: Path) -> None:
-    made = bundle_from_run.make(run, tmp_path / "b.tar", images=10, golden=4)
+    bundle = bundle_from_run.make(run, tmp_path / "b.tar", images=10, golden=4)
     packed_file = tmp_path / "images.set"
-    packed_file.write_bytes(made.read(bundles.EVALUATION))
+    packed_file.write_bytes(bundle.read(bundles.EVALUATION))
     images = evalset_format.read(packed_file)
     logits = logits_of(run, "openvino-int8-pruned")
-    reference = np.frombuffer(made.read("evaluation/openvino.f32"), "<f4").reshape(10, 10)
+    reference = np.frombuffer(bundle.read("evaluation/openvino.f32"), "<f4").reshape(10, 10)
     places = [int(np.flatnonzero((logits == row).all(1))[0]) for row in reference]
     assert places[0] == 0 and places[-1] == COUNT - 1 and len(set(places)) == 10  # spread over all
     dataset = open_dataset("digits:test")
     assert images.labels.tolist() == [int(dataset.labels[2 * place]) for place in places]
-    simulated = made.manifest["targets"]["openvino"]["simulated"]
+    simulated = bundle.manifest["targets"]["openvino"]["simulated"]
     assert simulated["top1"] == (reference.argmax(1) == images.labels).mean() and simulated["images"] == 10
     assert simulated["measured_on"] == "where openvino-int8-pruned ran"
 
-    golden = json.loads(made.read("golden/openvino/golden.json"))
+    golden = json.loads(bundle.read("golden/openvino/golden.json"))
     assert golden["shape"] == [4, 3, 16, 16]
-    expected = np.frombuffer(made.read("golden/openvino/logits.f32"), "<f4").reshape(4, 10)
-    inputs = np.frombuffer(made.read("golden/openvino/inputs.f32"), "<f4").reshape(4, 3, 16, 16)
+    expected = np.frombuffer(bundle.read("golden/openvino/logits.f32"), "<f4").reshape(4, 10)
+    inputs = np.frombuffer(bundle.read("golden/openvino/inputs.f32"), "<f4").reshape(4, 3, 16, 16)
     place = int(np.flatnonzero((logits == expected[0]).all(1))[0])
     from edgeship.calibration.loader import batches
 
@@ -171,25 +173,26 @@ def test_the_bundle_of_a_run_is_made_once_and_again_when_the_run_changes(run: Pa
 
 
 def test_devices_time_with_as_many_threads_as_the_run(run: Path) -> None:
-    made = bundle_from_run.find(run)
-    assert made.threads == made.manifest["threads"] == 2
+    bundle = bundle_from_run.find(run)
+    assert bundle.threads == bundle.manifest["threads"] == 2
     described = json.loads((run / "run.json").read_text())
     described["recipe"]["bench"]["threads"] = 4
     (run / "run.json").write_text(json.dumps(described))
     assert bundle_from_run.find(run).threads == 4
-    older = {key: value for key, value in made.manifest.items() if key != "threads"}
-    assert dataclasses.replace(made, manifest=older).threads == 1  # the default of a run
+    older = {key: value for key, value in bundle.manifest.items() if key != "threads"}
+    assert dataclasses.replace(bundle, manifest=older).threads == 1  # the default of a run
 
 
 def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:
-    made = bundle_from_run.make(
+    bundle = bundle_from_run.make(
         run, tmp_path / "b.tar", variants=["onnxruntime-fp32", "openvino-int8"], images=0
     )
     assert (
-        set(made.manifest["targets"]) == {"onnxruntime", "openvino"} and bundles.EVALUATION not in made.files
+        set(bundle.manifest["targets"]) == {"onnxruntime", "openvino"}
+        and bundles.EVALUATION not in bundle.files
     )
-    assert made.read("graphs/onnxruntime.onnx") == b"graph float"
-    assert made.manifest["targets"]["openvino"]["simulated"] is None
+    assert bundle.read("graphs/onnxruntime.onnx") == b"graph float"
+    assert bundle.manifest["targets"]["openvino"]["simulated"] is None
     with pytest.raises(DataError, match="no variant 'lost-int8': no SDK"):
         bundle_from_run.make(run, tmp_path / "c.tar", variants=["lost-int8"])
     with pytest.raises(DataError, match="one graph for each target"):

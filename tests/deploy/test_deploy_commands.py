@@ -17,7 +17,7 @@ from edgeship.toolkit.core.errors import DeviceError, ToolkitError
 
 @pytest.fixture
 def edgeship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs a command line; what it raises is seen as `exception`."""
+    """Return a function that runs a command line; the result has the exception."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
     def call(*arguments: object) -> Result:
@@ -71,7 +71,7 @@ def test_a_device_from_adding_to_removing(edgeship, park, bundle, tmp_path):
     assert back.stdout.startswith(f"one: {live(server)} is live, before: ") and first.id in back.stdout
     assert first.id == json.loads(edgeship("status", "--json").stdout)["one"]["current"].split(".")[0]
     pruned = edgeship("prune-releases", "--device", "one", "--keep", "1", "--dry-run")
-    assert "would remove no release" in pruned.stdout  # the way back is kept
+    assert "would remove no release" in pruned.stdout  # the rollback target stays
 
     make_key(tmp_path / "key")
     signers = tmp_path / "signers"
@@ -90,15 +90,15 @@ def test_what_probe_tells_of_a_jetson(tmp_path):
     tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, jetson_tree.ORIN_NANO)))
     status = {"hostname": "orin", "root": "/srv", "free_bytes": 2**33, "current": None}
     absent = {"available": False, "cause": "it is not there"}
-    found = {"facts": sysfs.gather(tree, "/"), "status": status, "backends": {"tensorrt": absent}}
-    rows = dict(device._facts(found))
+    probed = {"facts": sysfs.gather(tree, "/"), "status": status, "backends": {"tensorrt": absent}}
+    rows = dict(device._facts(probed))
     assert rows["JetPack"] == "6.2 (L4T 36.4.3)"
     assert rows["GPU"] == "SM 8.7, no DLA cores, up to 1020 MHz, not locked"
     assert (rows["CUDA"], rows["power mode"]) == ("12.6.68", "15W")
     assert (rows["power"], rows["temperature"]) == ("5.40 W (VDD_IN)", "48 C (gpu-thermal)")
     assert rows["tensorrt"] == "no: it is not there"
     nano = sysfs.gather(sysfs.Tree(str(jetson_tree.lay(tmp_path / "nano", jetson_tree.NANO))), "/")
-    rows = dict(device._facts({**found, "facts": nano}))
+    rows = dict(device._facts({**probed, "facts": nano}))
     assert rows["GPU"] == "SM 5.3, no INT8, no DLA cores, up to 922 MHz, locked"
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong in the field, done for real.
+"""Faults of the field, on real devices over loopback.
 
 Each time the old release stays live, nothing is half-installed, and the next deployment succeeds.
 """
@@ -30,29 +30,29 @@ BIG = 8 << 20  # bytes: more than fits into the buffers on the way
 @contextlib.contextmanager
 def reader(server: Server) -> Iterator[list[str]]:
     """An application that looks at the live release all the time; every look must find a complete one."""
-    seen: list[str] = []
+    observed: list[str] = []
     stop = threading.Event()
 
     def look() -> None:
         while not stop.is_set():
             record = (server.root / "current/release.json").read_bytes()
-            seen.append("whole" if record.endswith(b"}") else f"torn: {record!r}")
+            observed.append("whole" if record.endswith(b"}") else f"torn: {record!r}")
             time.sleep(0.0005)
 
     def guarded() -> None:
         try:
             look()
         except OSError as error:
-            seen.append(repr(error))
+            observed.append(repr(error))
 
     thread = threading.Thread(target=guarded)
     thread.start()
     try:
-        yield seen
+        yield observed
     finally:
         stop.set()
         thread.join()
-    assert len(seen) > 100 and set(seen) == {"whole"}
+    assert len(observed) > 100 and set(observed) == {"whole"}
 
 
 def still(server: Server, name: str) -> None:
@@ -174,13 +174,13 @@ def test_a_release_that_fails_a_step_is_not_installed(settled, bundle, script, m
 def test_health_check_fails_and_the_old_release_is_back(settled, bundle):
     server, entry, first = settled
     # Fails on the new release and notes every release it was called for.
-    note = "echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/seen"
+    note = "echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/observed"
     health = f"{note}; case $EDGESHIP_RELEASE in {first}) ;; *) echo sick; exit 7;; esac"
     sick = dataclasses.replace(entry, health=health)
     with reader(server), pytest.raises(RefusedError, match="health check failed: exit code 7: sick"):
         release.deploy(sick, bundle(version=2), QUICK, quiet)
     still(server, first)
-    checked = (server.root / "seen").read_text().split()
+    checked = (server.root / "observed").read_text().split()
     assert len(checked) == 2 and checked[1] == first  # services restarted by the check use the old release
     status = release.status(entry)
     assert status["previous"] is None and list(status["bad"]) == [checked[0]] and status["pending"] is None
@@ -397,7 +397,7 @@ def test_disk_is_full(park, bundle, small_disk):
     with reader(server_on_disk), pytest.raises(RefusedError, match="disk is full"):
         release.deploy(entry, bundle(version=2, size=BIG), QUICK, fill)
     still(server_on_disk, first)
-    assert not list((small_disk / "root/objects").glob("*.part"))  # the space is given back
+    assert not list((small_disk / "root/objects").glob("*.part"))  # the space is freed
     filler.unlink()
     assert release.deploy(entry, bundle(version=2, size=BIG), QUICK, quiet).release == live(server_on_disk)
 

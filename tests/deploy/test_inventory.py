@@ -44,8 +44,8 @@ def test_defaults_hold_for_every_device(tmp_path: Path) -> None:
     path = tmp_path / "devices.toml"
     path.write_text('[defaults]\nuser = "nvidia"\ntarget = "tensorrt"\n[devices.a]\nhost = "x"\n'
                     '[devices.b]\nhost = "y"\nuser = "root"\n')  # fmt: skip
-    found = inventory.load(path)
-    assert (found["a"].user, found["b"].user, found["b"].target) == ("nvidia", "root", "tensorrt")
+    loaded = inventory.load(path)
+    assert (loaded["a"].user, loaded["b"].user, loaded["b"].target) == ("nvidia", "root", "tensorrt")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_sockets_are_in_a_private_folder(tmp_path: Path, monkeypatch) -> None:
         (255, "ssh: Could not resolve hostname nano: Name or service not known", "no address is known"),
         (255, "nvidia@10.0.0.5: Permission denied (publickey).", "accepts none of the keys"),
         (255, "ssh: connect to host 10.0.0.5 port 22: Connection timed out", "does not answer"),
-        (127, "sh: 1: python3: not found", "cannot run /usr/bin/python3"),
+        (127, "sh: 1: python3: not loaded", "cannot run /usr/bin/python3"),
         (1, "Traceback\nMemoryError", "connection was lost \\(MemoryError\\)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a deployment costs over copying the same bytes."""
+"""Time of a deployment compared with scp of the same bytes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edgeship.toolkit.deploy import release
 SIZE = 256 << 20  # bytes
 
 
-def bringing_s(entry, made) -> float:
+def bringing_s(entry, shipped) -> float:
     """Seconds of a deployment without the device's own work: from building to measuring."""
     moments: list[tuple[str, float]] = []
-    release.deploy(entry, made, QUICK, lambda state, _: moments.append((state, time.monotonic())))
+    release.deploy(entry, shipped, QUICK, lambda state, _: moments.append((state, time.monotonic())))
     moments.append(("end", time.monotonic()))
     own_work = {"building", "self-test", "accuracy", "latency"}
     return sum(
@@ -35,12 +35,12 @@ def test_deploying_costs_at_most_half_more_than_scp(park, bundle, capsys):
     release.deploy(entry, bundle(), QUICK, quiet)
     pairs = []
     for version in range(2, 7):  # in turns, so that whatever else the machine does meets both
-        made = bundle(version=version, size=SIZE)
+        shipped = bundle(version=version, size=SIZE)
         target = f"{entry.user}@{entry.host}:{server.folder}/copy"
         command = ["scp", "-O", "-q", "-F", str(park.client_config), "-P", str(server.port)]
         started = time.monotonic()
-        subprocess.run([*command, str(made.path), target], check=True)
-        pairs.append((time.monotonic() - started, bringing_s(entry, made)))
+        subprocess.run([*command, str(shipped.path), target], check=True)
+        pairs.append((time.monotonic() - started, bringing_s(entry, shipped)))
     ratio = statistics.median(deployment / copy for copy, deployment in pairs)
     with capsys.disabled():
         times = ", ".join(f"{copy:.2f} -> {deployment:.2f} s" for copy, deployment in pairs)

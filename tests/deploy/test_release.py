@@ -47,7 +47,7 @@ def test_the_same_release_again_does_nothing_quickly(device, bundle):
     before = (server.root / "state.json").read_text()
     took_s = []
     for _ in range(3):  # the best of three: what else the machine does is none of it
-        same = bundle()  # made anew: equal bytes
+        same = bundle()  # a second bundle with equal bytes
         started = time.monotonic()
         again = release.deploy(entry, same, QUICK, quiet)
         took_s.append(time.monotonic() - started)
@@ -96,13 +96,15 @@ def test_dry_run_changes_nothing(device, bundle):
 
 def test_prune_keeps_the_live_one_and_the_way_back(device, bundle):
     server, entry = device
-    made = [release.deploy(entry, bundle(version=v), QUICK, quiet).release for v in (1, 2, 3, 4)]
-    release.rollback(entry, made[0], QUICK, quiet)
+    deployed = [release.deploy(entry, bundle(version=v), QUICK, quiet).release for v in (1, 2, 3, 4)]
+    release.rollback(entry, deployed[0], QUICK, quiet)
     would = release.prune(entry, 1, dataclasses.replace(QUICK, dry_run=True))
-    assert would["removed"] == [made[2], made[1]] and (server.root / "releases" / made[1]).exists()
+    assert (
+        would["removed"] == [deployed[2], deployed[1]] and (server.root / "releases" / deployed[1]).exists()
+    )
     assert release.prune(entry, 1, QUICK) == would and would["freed_bytes"] >= 2 * 4096
     status = release.status(entry)
-    assert set(status["releases"]) == {made[0], made[3]} and status["previous"] == made[3]
+    assert set(status["releases"]) == {deployed[0], deployed[3]} and status["previous"] == deployed[3]
     held = {path.name for path in (server.root / "objects").iterdir()}
     used = {
         entry["sha256"]
@@ -118,23 +120,23 @@ def test_prune_keeps_the_live_one_and_the_way_back(device, bundle):
 
 def test_records_of_the_device_tell_which_is_live(device, bundle):
     _, entry = device
-    made = [release.deploy(entry, bundle(version=v, ms=v), QUICK, quiet).release for v in (1, 2)]
-    found = release.records(entry)
-    assert [(r["release"], r["live"], r["latency_ms"]["p50"]) for r in found] == [
-        (made[1], True, 2), (made[0], False, 1),
+    deployed = [release.deploy(entry, bundle(version=v, ms=v), QUICK, quiet).release for v in (1, 2)]
+    records = release.records(entry)
+    assert [(r["release"], r["live"], r["latency_ms"]["p50"]) for r in records] == [
+        (deployed[1], True, 2), (deployed[0], False, 1),
     ]  # fmt: skip
 
 
 def test_the_report_of_a_device_shows_what_it_measured(device, bundle, tmp_path, monkeypatch):
     _, entry = device
-    made = release.deploy(entry, bundle(version=1, ms=7), QUICK, quiet).release
+    deployed = release.deploy(entry, bundle(version=1, ms=7), QUICK, quiet).release
     monkeypatch.setattr("edgeship.toolkit.cli._devices.chosen", lambda inventory, names, tags: [entry])
     shown = CliRunner().invoke(report.command, ["--device", entry.name, "--format", "json"])
     assert shown.exit_code == 0, shown.output
     (record,) = json.loads(shown.stdout)
-    assert (record["release"], record["latency_ms"]["p50"], record["live"]) == (made, 7, True)
+    assert (record["release"], record["latency_ms"]["p50"], record["live"]) == (deployed, 7, True)
     table = CliRunner().invoke(report.command, ["--device", entry.name], env={"COLUMNS": "240"})
-    assert made in table.stdout and "7 ms (batch 1, 1 thread)" in table.stdout and "live" in table.stdout
+    assert deployed in table.stdout and "7 ms (batch 1, 1 thread)" in table.stdout and "live" in table.stdout
 
 
 def test_another_environment_is_another_release(device, bundle):
@@ -147,8 +149,8 @@ def test_another_environment_is_another_release(device, bundle):
 def test_health_command_of_the_user_runs_in_the_release(device, bundle):
     server, entry = device
     health = "test -f release.json && echo $EDGESHIP_RELEASE >> $EDGESHIP_ROOT/seen"
-    made = release.deploy(dataclasses.replace(entry, health=health), bundle(), QUICK, quiet)
-    assert (server.root / "seen").read_text().split() == [made.release]
+    deployed = release.deploy(dataclasses.replace(entry, health=health), bundle(), QUICK, quiet)
+    assert (server.root / "seen").read_text().split() == [deployed.release]
 
 
 def test_refusals_before_anything_is_sent(device, bundle, tmp_path):

@@ -55,12 +55,12 @@ def contents(tmp_path: Path, seed: int = 0, **placement: object) -> Contents:
         "measured_on": "simulation",
     }
     clear = choose_golden([logits], 8)
-    made = Graph(
+    shipped = Graph(
         "openvino-int8", "openvino", "int8", graph, logits[clear], logits, simulated, int8_sums="exact"
     )
     return Contents(
         "residual",
-        [made],
+        [shipped],
         images[clear].astype(np.float32),
         tmp_path / "images.set",
         provenance={"seed": seed},
@@ -162,33 +162,33 @@ def tensorrt_contents(tmp_path: Path, classes: int = 10, size: int = 8) -> Conte
         "images": IMAGES,
         "measured_on": "simulation",
     }
-    made = Graph("tensorrt-int8", "tensorrt", "int8", graph, logits[:4], logits, simulated)
-    return Contents("residual", [made], images[:4].astype(np.float32), tmp_path / "images.set")
+    shipped = Graph("tensorrt-int8", "tensorrt", "int8", graph, logits[:4], logits, simulated)
+    return Contents("residual", [shipped], images[:4].astype(np.float32), tmp_path / "images.set")
 
 
 def test_the_tensorrt_path_by_a_fake_that_says_so(park, tmp_path):
     server, entry = jetson(park, "orin")
-    made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
-    outcome = release.deploy(entry, made, QUICK, quiet)
+    shipped = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
+    outcome = release.deploy(entry, shipped, QUICK, quiet)
     assert outcome.record["fake"] is True and outcome.record["build"]["version"] == "10.3.0.30"
     assert outcome.record["latency_ms"]["threads"] is None and "thread" not in latency(outcome.record)
     assert outcome.record["accuracy"]["agreement"] == 1.0 and outcome.record["accuracy"]["gap_pp"] == 0
-    assert [found["fake"] for found in release.records(entry)] == [True]
+    assert [each["fake"] for each in release.records(entry)] == [True]
     # JetPack is upgraded below it: the engine no longer fits, so the same bundle is a new release.
     wrapper = Path(entry.python)
     wrapper.write_text(wrapper.read_text().replace("=10.3 ", "=10.13 "))
-    upgraded = release.deploy(entry, made, QUICK, quiet)
+    upgraded = release.deploy(entry, shipped, QUICK, quiet)
     assert upgraded.state == "live" and upgraded.before == outcome.release != upgraded.release == live(server)
     assert upgraded.record["build"]["version"] == "10.13.3.9" and not upgraded.record["build"]["reused"]
-    assert release.deploy(entry, made, QUICK, quiet).state == "unchanged"
+    assert release.deploy(entry, shipped, QUICK, quiet).state == "unchanged"
 
 
 def test_a_tensorrt_that_goes_by_types_alone_gets_the_typed_graph_and_others_the_portable_one(park, tmp_path):
-    made = tensorrt_contents(tmp_path)
+    shipped = tensorrt_contents(tmp_path)
     typed = tmp_path / "typed.onnx"
-    typed.write_text(made.graphs[0].file.read_text() + "\n")  # for the fake the same, but another file
+    typed.write_text(shipped.graphs[0].file.read_text() + "\n")  # for the fake the same, but another file
     both = bundles.make(
-        dataclasses.replace(made, graphs=[dataclasses.replace(made.graphs[0], typed=typed)]),
+        dataclasses.replace(shipped, graphs=[dataclasses.replace(shipped.graphs[0], typed=typed)]),
         tmp_path / "b.tar",
     )
     for version, graph in (("10.3", "tensorrt.onnx"), ("11", "tensorrt-typed.onnx")):
@@ -203,7 +203,7 @@ def test_a_tensorrt_that_goes_by_types_alone_gets_the_typed_graph_and_others_the
 
 def test_int8_is_refused_where_the_gpu_has_none(park, tmp_path):
     server, entry = jetson(park, "nano", version="8.2", sm="5.3")
-    made = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
+    shipped = bundles.make(tensorrt_contents(tmp_path), tmp_path / "b.tar")
     with pytest.raises(release.DeviceError, match=r"nano cannot run (int8 on )?tensorrt") as caught:
-        release.deploy(entry, made, QUICK, quiet)
+        release.deploy(entry, shipped, QUICK, quiet)
     assert caught.value.hint and not server.root.exists()
