@@ -8,7 +8,7 @@ from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.models.resnet import architecture, names
 from edgeship.toolkit.prune.apply import shrink
 from edgeship.toolkit.prune.groups import inner_groups, kept_places, stream_groups
-from edgeship.toolkit.prune.reconstruction import following
+from edgeship.toolkit.prune.reconstruction import batchnorm_after
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FAMILY = [
@@ -129,7 +129,7 @@ def test_pruned_stream_equals_masked(name, options):
         if arch.preactivation:
             hide(block.bn(1), before)
         else:
-            hide(following(block, block.depth), after)
+            hide(batchnorm_after(block, block.depth), after)
             if block.projection is not None:
                 hide(block.projection[1], after)
     if arch.preactivation:

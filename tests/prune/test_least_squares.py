@@ -8,7 +8,7 @@ from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.prune import importances
 from edgeship.toolkit.prune.importances import Evidence, Reader
 from edgeship.toolkit.prune.least_squares import GROWTH, choose_ridge, columns_of, refit, solve
-from edgeship.toolkit.prune.second_moments import Moments, at, choose_sites, patches
+from edgeship.toolkit.prune.second_moments import Moments, patches, rows_at, sample_positions
 
 C, TAPS, OUT, ROWS = 12, 4, 5, 400
 
@@ -40,10 +40,10 @@ def evidence(x, weight, t, gain=None):
 def test_patches_are_what_the_convolution_sees():
     conv = torch.nn.Conv2d(3, 7, 3, 2, 1, bias=False)
     x = torch.randn(4, 3, 9, 9)
-    sites = choose_sites(5, 5, 11, torch.Generator().manual_seed(0))
+    sites = sample_positions(5, 5, 11, torch.Generator().manual_seed(0))
     assert len({(int(r), int(c)) for r, c in zip(sites.rows, sites.columns, strict=True)}) == 11
     rows = patches(x, conv, sites)
-    torch.testing.assert_close(rows @ conv.weight.flatten(1).T, at(conv(x), sites), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rows @ conv.weight.flatten(1).T, rows_at(conv(x), sites), atol=1e-5, rtol=1e-4)
     unfolded = F.unfold(x, 3, padding=1, stride=2).transpose(1, 2)
     where = sites.rows * 5 + sites.columns
     torch.testing.assert_close(rows, unfolded[:, where].flatten(0, 1))

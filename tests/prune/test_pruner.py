@@ -15,7 +15,7 @@ from edgeship.toolkit.models.resnet import build, macs, resize
 from edgeship.toolkit.models.weights import load, save
 from edgeship.toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
 from edgeship.toolkit.prune.apply import shrink
-from edgeship.toolkit.prune.layer_refit import Site
+from edgeship.toolkit.prune.layer_refit import LayerRefit
 from edgeship.toolkit.prune.reconstruction import Repair
 
 IMAGES = pictures(30)
@@ -287,8 +287,8 @@ def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path, monkeypatch, 
     saved = torch.load(file, weights_only=True)
     assert saved["done"] == 5 if kind == "repair" else len(saved) == 5
     fitted, ranked = [], []
-    fit, rank = Site.solve, importances.get(how.method)
-    monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
+    fit, rank = LayerRefit.solve, importances.get(how.method)
+    monkeypatch.setattr(LayerRefit, "solve", lambda *args: fitted.append(1) or fit(*args))
     monkeypatch.setattr(importances, "get", lambda _: lambda seen: ranked.append(1) or rank(seen))
     resumed, other = prune(dense, IMAGES, how, checkpoint=checkpoint)
     assert other == plan and same(resumed, straight)
@@ -328,8 +328,8 @@ def test_an_interrupted_family_keeps_its_survey_and_finished_widths(tmp_path, mo
     with listening(second), pytest.raises(KeyboardInterrupt):
         family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
     assert ("pruning a family", 1) in second.told and ("pruning a family", 2) not in second.told
-    fitted, fit = [], Site.solve
-    monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
+    fitted, fit = [], LayerRefit.solve
+    monkeypatch.setattr(LayerRefit, "solve", lambda *args: fitted.append(1) or fit(*args))
     monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
     resumed = family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
     assert len(fitted) == 2 * (9 - 4 + 9)  # what was left of the second width, and the third
