@@ -15,7 +15,7 @@ from edgeship.quantization.calibrate import collect
 from edgeship.targets.onnxruntime import simulate
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.cost import cost
-from edgeship.toolkit.graph.ending import cut
+from edgeship.toolkit.graph.ending import truncate_to_logits
 
 BETWEEN = [f"opset {number}" for number in (19, 20, 22, 23, 24)]  # left to the slow test
 TARGETS = ("openvino", "onnxruntime", "tensorrt")
@@ -40,7 +40,7 @@ def quantized(path, target, effort, out):
     scheme = targets.get(target).scheme
     summary = quantize(graph, collect(graph, [calibration]), scheme, QuantizeOptions(effort=effort), out)
     written = io.read(out).model
-    cut(written)
+    truncate_to_logits(written)
     results = []
     for name, model in (("exact", graph.model), ("written", written)):
         io.save(model, out.with_name(f"{name}.onnx"))

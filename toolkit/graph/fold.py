@@ -44,14 +44,14 @@ def fold_batchnorms(model: ir.Model) -> None:
         graph.initializers.pop(str(value.name))
 
 
-def fold_channel_orders(model: ir.Model) -> None:
+def fold_channel_permutations(model: ir.Model) -> None:
     """Have convolutions read channels in the order that they come in: a network of BGR reads RGB.
 
     OpenVINO would do it later, and then other products meet in a pair sum than those that were looked at.
     """
     graph = model.graph
     for node in list(graph):
-        order, result = channel_order(node), node.outputs[0]
+        order, result = channel_permutation(node), node.outputs[0]
         layers = [use.node for use in result.uses()]
         if order is None or result in graph.outputs or not all(map(_reads_all, layers)):
             continue
@@ -64,7 +64,7 @@ def fold_channel_orders(model: ir.Model) -> None:
         graph.remove(node, safe=True)
 
 
-def channel_order(node: ir.Node) -> npt.NDArray[np.int64] | None:
+def channel_permutation(node: ir.Node) -> npt.NDArray[np.int64] | None:
     """Return the channels of its input that a node gives, in order, if that is all it does; else None."""
     if node.op_type not in {"Gather", "Slice"} or any(v is None for v in node.inputs):
         return None

@@ -14,8 +14,8 @@ from edgeship.toolkit.core.artifact import replacing
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, as_size
 from edgeship.toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
-from edgeship.toolkit.graph.ending import Ending, classes, cut, restore
-from edgeship.toolkit.graph.layout import InputForm, form_of
+from edgeship.toolkit.graph.ending import Ending, class_count, restore, truncate_to_logits
+from edgeship.toolkit.graph.layout import InputForm, input_form_of
 from edgeship.toolkit.graph.load import load
 from edgeship.toolkit.graph.standard import FLOATS, is_quantized
 
@@ -121,8 +121,8 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
             hint="export it with the images as its only input",
         )
     image, logits = images[0], graph.outputs[0]
-    shape, result, number = _dims(image), _dims(logits), classes(logits)
-    stored = form_of(image)
+    shape, result, number = _dims(image), _dims(logits), class_count(logits)
+    stored = input_form_of(image)
     if stored.layout == "NHWC":
         shape = (shape[0], shape[3], *shape[1:3])
     if len(shape) != 4 or number is None or shape[1] is None:
@@ -177,7 +177,7 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
     """
     from edgeship.toolkit.graph.fold import (  # they edit with the functions below
         fold_batchnorms,
-        fold_channel_orders,
+        fold_channel_permutations,
     )
     from edgeship.toolkit.graph.normalization import find_input_normalization
 
@@ -202,9 +202,9 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
                 f"weight '{name}' of {path.name} holds NaN or infinite values",
                 hint="the training diverged, or the file is damaged; use another checkpoint",
             )
-    fold_channel_orders(found.model)
+    fold_channel_permutations(found.model)
     fold_batchnorms(found.model)
-    ending = cut(found.model)
+    ending = truncate_to_logits(found.model)
     notes = found.notes
     normalization = find_input_normalization(found.model, are_pixels=found.form.dtype == "uint8")
     if ending is not None and ending.softmax:

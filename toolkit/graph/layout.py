@@ -10,7 +10,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.graph.edit import Names
-from edgeship.toolkit.graph.shapes import forget_shapes, infer
+from edgeship.toolkit.graph.shapes import clear_shapes, infer
 from edgeship.toolkit.graph.transposes import push_transposes
 
 COLOURS = (1, 3)  # channels of grey and RGB images
@@ -37,7 +37,7 @@ class InputForm:
         return f"{self.dtype} ({', '.join(self.layout)})"
 
 
-def form_of(image: ir.Value) -> InputForm:
+def input_form_of(image: ir.Value) -> InputForm:
     """Return the form of a graph input by its shape and type.
 
     Channels are the dimension of 1 or 3; where both may be, pixels have them last and floats first.
@@ -50,7 +50,7 @@ def form_of(image: ir.Value) -> InputForm:
     return InputForm("NHWC" if shape[1] not in COLOURS or as_pixels else "NCHW", dtype)
 
 
-def to_planes(model: ir.Model, image: ir.Value) -> bool:
+def convert_input_to_nchw(model: ir.Model, image: ir.Value) -> bool:
     """Have a float graph take float32 (N, C, H, W), and compute in that layout.
 
     A uint8 input becomes float32 of the same values (0..255), without its Cast. Transposes are moved
@@ -67,7 +67,7 @@ def to_planes(model: ir.Model, image: ir.Value) -> bool:
     Raises:
         ModelError: Pixels are read by something other than a Cast.
     """
-    form, graph = form_of(image), model.graph
+    form, graph = input_form_of(image), model.graph
     changed = False
     if form.dtype == "uint8":
         image.dtype = ir.DataType.FLOAT
@@ -87,7 +87,7 @@ def to_planes(model: ir.Model, image: ir.Value) -> bool:
     changed |= push_transposes(graph)
     if changed:
         RemoveUnusedNodesPass()(model)
-        forget_shapes(model)  # of the other layout
+        clear_shapes(model)  # of the other layout
         infer(model)
     return changed
 

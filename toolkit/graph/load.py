@@ -12,23 +12,23 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgeship.toolkit.core.errors import ModelError
-from edgeship.toolkit.graph.dialect import drop_identities, settle
+from edgeship.toolkit.graph.dialect import canonicalize, drop_identities
 from edgeship.toolkit.graph.edit import constant, set_constant
-from edgeship.toolkit.graph.ending import choose
+from edgeship.toolkit.graph.ending import select_output
 from edgeship.toolkit.graph.fused import unfuse
-from edgeship.toolkit.graph.layout import InputForm, form_of, to_planes
+from edgeship.toolkit.graph.layout import InputForm, convert_input_to_nchw, input_form_of
 from edgeship.toolkit.graph.opset import PORTABLE_OPSET, lower
-from edgeship.toolkit.graph.padding import write_padding
-from edgeship.toolkit.graph.shapes import infer, open_dimensions
-from edgeship.toolkit.graph.simplify import fold_constants, take_branches, write_shapes
+from edgeship.toolkit.graph.padding import make_padding_explicit
+from edgeship.toolkit.graph.shapes import infer, mark_dynamic_dimensions
+from edgeship.toolkit.graph.simplify import fold_constants, fold_reshape_targets, inline_constant_branches
 from edgeship.toolkit.graph.standard import (
     check_layers,
-    drop_casts,
     is_quantized,
-    refuse_foreign,
-    refuse_training,
+    reject_nonstandard_operators,
+    reject_training_mode,
+    remove_float_casts,
+    reshape_scalars,
     to_float32,
-    write_scalars,
 )
 
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings come back as our errors
@@ -100,28 +100,28 @@ def external_files(path: Path) -> list[Path]:
 def _normalized(model: ir.Model, file: str, *, float_only: bool, output: str | None) -> Loaded:
     notes: list[str | None] = []
     float_only = float_only and not any(is_quantized(node) for node in model.graph)
-    open_dimensions(model)
-    model = settle(model, raised=float_only)
-    choose(model, output, file)
-    refuse_training(model)
+    mark_dynamic_dimensions(model)
+    model = canonicalize(model, raised=float_only)
+    select_output(model, output, file)
+    reject_training_mode(model)
     if float_only:
         notes.append(unfuse(model))
         notes.append(to_float32(model))
     infer(model)
-    while fold_constants(model) or take_branches(model):
+    while fold_constants(model) or inline_constant_branches(model):
         infer(model)
     drop_identities(model)  # of the branches
     images = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    form = form_of(images[0]) if len(images) == 1 else InputForm()
+    form = input_form_of(images[0]) if len(images) == 1 else InputForm()
     converted = False
     if float_only:
-        drop_casts(model)
-        converted = len(images) == 1 and to_planes(model, images[0])
-    write_scalars(model)
-    write_padding(model)
-    write_shapes(model)
+        remove_float_casts(model)
+        converted = len(images) == 1 and convert_input_to_nchw(model, images[0])
+    reshape_scalars(model)
+    make_padding_explicit(model)
+    fold_reshape_targets(model)
     if float_only:
-        refuse_foreign(model)
+        reject_nonstandard_operators(model)
         notes.append(_lowered(model))
         RemoveUnusedOpsetsPass()(model)
     RemoveUnusedNodesPass()(model)

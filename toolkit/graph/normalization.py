@@ -12,11 +12,11 @@ import onnx_ir as ir
 
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph.fold import channel_order
+from edgeship.toolkit.graph.fold import channel_permutation
 
 Doubles = npt.NDArray[np.float64]
 PASSED = frozenset({"Identity", "Cast", "Dropout"})
-MOST_NODES = 16  # that one normalization is made of
+MAX_NODES = 16  # that one normalization is made of
 PIXEL_MAX = 255.0
 
 
@@ -75,12 +75,12 @@ def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> In
     gain, shift, nodes = np.ones(channels), np.zeros(channels), []
     read = np.arange(channels)  # which channel of the image each channel of the tensor is
     value, is_exact = image, True
-    for _ in range(MOST_NODES):
+    for _ in range(MAX_NODES):
         uses = value.uses()
         node = next(iter(uses)).node if len(uses) == 1 else None
         if node is None:
             break
-        order = channel_order(node) if node.inputs[0] is value else None
+        order = channel_permutation(node) if node.inputs[0] is value else None
         step = _step(node, value, channels)
         if order is not None:
             gain, shift, read = gain[order], shift[order], read[order]

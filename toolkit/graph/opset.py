@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeship.toolkit.graph.edit import Names, Replacement, add_constant, constant
 from edgeship.toolkit.graph.fused import gelu, swish
-from edgeship.toolkit.graph.padding import pad_all_axes
+from edgeship.toolkit.graph.padding import expand_pads
 
 PORTABLE_OPSET = 17  # what TensorRT 8.4 and every later one parses
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8}  # opset -> IR version of the ONNX release that brought it
@@ -151,7 +151,7 @@ def _pad(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
     """Write the pads of every axis."""
     del opset, names
     if node.graph is graph:
-        pad_all_axes(graph, node)
+        expand_pads(graph, node)
     return node.attributes.get_string("mode", "constant") != "wrap"
 
 

@@ -11,7 +11,7 @@ from edgeship.toolkit.graph.edit import add_constant
 from edgeship.toolkit.graph.simplify import array_of
 
 
-def write_padding(model: ir.Model) -> None:
+def make_padding_explicit(model: ir.Model) -> None:
     """Turn `auto_pad` into the pads that it means where the size of the input is known.
 
     A Pad pads every axis, or becomes padding of what reads it.
@@ -21,7 +21,7 @@ def write_padding(model: ir.Model) -> None:
     """
     for node in list(model.graph):
         if node.op_type == "Pad":
-            pad_all_axes(model.graph, node)
+            expand_pads(model.graph, node)
             _pad_where_read(model.graph, node)
         how = node.attributes.get_string("auto_pad", "NOTSET")
         if how == "VALID":
@@ -44,7 +44,7 @@ def write_padding(model: ir.Model) -> None:
         )
 
 
-def pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
+def expand_pads(graph: ir.Graph, node: ir.Node) -> None:
     """Give a Pad the pads of every axis instead of a list of axes."""
     data, pads, _, axes = [*node.inputs, None, None][:4]
     if data is None or data.shape is None or pads is None or axes is None:

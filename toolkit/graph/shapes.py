@@ -12,10 +12,10 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeship.toolkit.core.errors import ModelError
 
-MOST_VALUES = 2**28  # of one tensor: 1 GiB in float32
+MAX_TENSOR_VALUES = 2**28  # of one tensor: 1 GiB in float32
 
 
-def open_dimensions(model: ir.Model) -> None:
+def mark_dynamic_dimensions(model: ir.Model) -> None:
     """Make dimensions below 1 dynamic, for some exporters write -1 or 0; a batch without a name gets one."""
     graph = model.graph
     for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
@@ -28,7 +28,7 @@ def open_dimensions(model: ir.Model) -> None:
         value.shape = ir.Shape(dims)
 
 
-def forget_shapes(model: ir.Model) -> None:
+def clear_shapes(model: ir.Model) -> None:
     """Remove the shapes of all results but the graph's outputs: `infer` would keep what it cannot infer."""
     for node in model.graph:
         for value in node.outputs:
@@ -40,7 +40,7 @@ def infer(model: ir.Model) -> None:
     """Infer the shape and type of every result anew; what is declared stays where there is nothing to infer.
 
     Raises:
-        ModelError: A tensor holds more than `MOST_VALUES` values.
+        ModelError: A tensor holds more than `MAX_TENSOR_VALUES` values.
     """
     declared = [(value, value.shape, value.type) for node in model.graph for value in node.outputs]
     for value, _, _ in declared:
@@ -60,10 +60,10 @@ def infer(model: ir.Model) -> None:
 
 def _check_size(value: ir.Value) -> None:
     sizes = [dim for dim in value.shape or () if isinstance(dim, int)]
-    if math.prod(sizes) > MOST_VALUES:
+    if math.prod(sizes) > MAX_TENSOR_VALUES:
         raise ModelError(
             f"tensor '{value.name}' of shape {sizes} holds {math.prod(sizes):.1e} values, more than "
-            f"{MOST_VALUES:.1e}",
+            f"{MAX_TENSOR_VALUES:.1e}",
             hint="export it for smaller images or a smaller batch",
         )
 

@@ -103,5 +103,5 @@ def _warn_few_rows(dense: ResNet, images: int, size: Size) -> tuple[str, ...]:
     sufficient = max(required.values())
     return (
         f"{images} images (with mirrored copies) give fewer rows than columns in {', '.join(required)}: "
-        f"these weights are fitted weakly; {sufficient} images would suffice",
+        f"the ridge keeps their weights near the old ones; {sufficient} would do",
     )

@@ -268,7 +268,6 @@ def check_gain(allocation: Allocation) -> None:
             f"pruning does not pay here: {allocation.dense:.3f} ms dense, {allocation.measured:.3f} ms at "
             f"widths {allocation.arch.widths.inner}, less than {MIN_GAIN:.0%} gained",
             hint="keep the dense INT8 model, or set a lower prune.target_latency",
-
         )
 
 
