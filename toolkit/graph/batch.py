@@ -26,13 +26,8 @@ def release(model: ir.Model, batch: int) -> None:
         if node.op_type != "Reshape" or data is None or target is None or target.const_value is None:
             continue
         sizes = constant(target).copy()
-        has_batch = sizes.ndim == 1 and sizes.size > 0 and sizes[0] == batch
-        if (
-            has_batch
-            and data.shape
-            and data.shape[0] == batch
-            and not node.attributes.get_int("allowzero", 0)
-        ):
+        is_fixed = sizes.ndim == 1 and sizes.size > 0 and sizes[0] == batch
+        if is_fixed and data.shape and data.shape[0] == batch and not node.attributes.get_int("allowzero", 0):
             sizes[0] = 0
             node.replace_input_with(1, add_constant(model.graph, f"{node.name}/shape", sizes))
 

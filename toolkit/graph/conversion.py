@@ -63,11 +63,9 @@ def conversion_error(graph: Classifier, size: Size) -> float | None:
     )
     if graph.normalization is None or graph.normalization.scale == 1:
         planes /= np.float32(255)
-    original_input = planes.transpose(0, 2, 3, 1) if graph.form.layout == "NHWC" else planes
-    original_input = np.ascontiguousarray(
-        original_input, np.uint8 if graph.form.dtype == "uint8" else np.float32
-    )
-    (expected,) = Reference(original, [graph.output]).run(original_input)
+    pixels = planes.transpose(0, 2, 3, 1) if graph.form.layout == "NHWC" else planes
+    pixels = np.ascontiguousarray(pixels, np.uint8 if graph.form.dtype == "uint8" else np.float32)
+    (expected,) = Reference(original, [graph.output]).run(pixels)
     (converted,) = Reference(graph.model, [graph.output]).run(planes)
     largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
     return float(np.abs(expected.reshape(-1) - converted.reshape(-1)).max() / largest)

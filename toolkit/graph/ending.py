@@ -67,7 +67,7 @@ def select_output(model: ir.Model, output: str | None, file: str) -> None:
 
 
 def class_count(value: ir.Value) -> int | None:
-    """Return the number of classes of logits (N, C), also with extra dimensions of 1; None for other shapes."""
+    """Return the number of classes of logits (N, C), with any dimensions of 1; None for other shapes."""
     shape = list(value.shape or ())
     if len(shape) < 2 or not all(isinstance(dim, int) for dim in shape[1:]):
         return None
@@ -146,10 +146,8 @@ def _suffix_from_softmax(output: ir.Value) -> list[ir.Node]:
     length = 0
     value: ir.Value | None = output
     while value is not None and (node := value.producer()) is not None:
-        constants = [value_in for value_in in node.inputs[1:] if value_in is not None]
-        if node.op_type not in SOFTMAX | RESHAPING or any(
-            value_in.const_value is None for value_in in constants
-        ):
+        constants = [each for each in node.inputs[1:] if each is not None]
+        if node.op_type not in SOFTMAX | RESHAPING or any(each.const_value is None for each in constants):
             break
         if node.op_type in SOFTMAX and not _over_classes(node):
             break

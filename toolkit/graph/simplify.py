@@ -67,24 +67,24 @@ def inline_constant_branches(model: ir.Model) -> bool:
         changed = True
         name = "then_branch" if condition.const_value.numpy().item() else "else_branch"
         branch = node.attributes[name].as_graph()
-        branch_nodes, branch_outputs, constants = (
+        nodes, outputs, constants = (
             list(branch),
             list(branch.outputs),
             list(branch.initializers.values()),
         )
         branch.outputs.clear()
-        branch.remove(branch_nodes)
+        branch.remove(nodes)
         branch.initializers.clear()
         names = Names(graph)
         for value in constants:
             value.name = names.new(str(value.name))
             graph.register_initializer(value)
-        for each in branch_nodes:
+        for each in nodes:
             each.name = names.new(str(each.name or each.op_type))
             for value in each.outputs:
                 value.name = names.new(str(value.name))
-        graph.insert_before(node, branch_nodes)
-        for old, new in zip(node.outputs, branch_outputs, strict=True):
+        graph.insert_before(node, nodes)
+        for old, new in zip(node.outputs, outputs, strict=True):
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             new.name = old.name
         graph.remove(node, safe=True)

@@ -209,14 +209,12 @@ def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
     kernel = node.attributes.get("kernel_shape")
     if kernel is not None and list(kernel.as_ints()) != weight[2:] and None not in weight:
         return f"a kernel of {list(kernel.as_ints())} for weights {weight}"
-    outputs_of, inputs_of = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
-    if outputs_of is None or inputs_of is None:
+    rows, columns = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
+    if rows is None or columns is None:
         return f"weights of shape {weight} have a dynamic size; the graph mixes images"
     if len(data) < 2:
         return None
-    outputs, inputs = (
-        (outputs_of, inputs_of * group) if node.op_type == "Conv" else (outputs_of * group, inputs_of)
-    )
+    outputs, inputs = (rows, columns * group) if node.op_type == "Conv" else (rows * group, columns)
     if data[1] not in {None, inputs} or weight[0] is None or weight[0] % group:
         return f"weights {weight} in {group} groups for {data[1]} channels"
     return _mismatch(sizes[2:3], outputs)
