@@ -1,4 +1,4 @@
-"""What exporters, converters and optimizers make of a network is read as the ordinary form of it."""
+"""Files of exporters, converters and optimizers are converted to the ordinary form of the network."""
 
 from functools import cache
 
@@ -69,8 +69,10 @@ def check(form, target, effort, folder, tmp_path):
     graph = io.read_classifier(tmp_path / "m.onnx")
     io.save(graph.model, tmp_path / "read.onnx")
     onnx.checker.check_model(tmp_path / "read.onnx", full_check=True)
-    wanted = run(tmp_path / "other.onnx", pixels)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    expected = run(tmp_path / "other.onnx", pixels)
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
     value, summary = quantized(tmp_path / "m.onnx", target, effort, tmp_path / "q.onnx")
     usual, weights, costs = ordinary(other, target, effort, folder)

@@ -1,4 +1,4 @@
-"""Checkpoints: every form that people have, and every way in which one can be wrong."""
+"""Checkpoints in every usual form, and rejection of damaged and unsafe ones."""
 
 import argparse
 import json

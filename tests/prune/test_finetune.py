@@ -1,4 +1,4 @@
-"""Distillation moves towards the dense network, never away from it, and ends the same after a stop."""
+"""Distillation lowers the divergence from the dense network and is deterministic after a resume."""
 
 from dataclasses import replace
 
@@ -90,6 +90,6 @@ def test_int8_rounds_inside_the_block_only():
 
 
 def test_divergence_by_hand():
-    target, given = torch.log(torch.tensor([[0.8, 0.2]])), torch.log(torch.tensor([[0.5, 0.5]]))
+    target, output = torch.log(torch.tensor([[0.8, 0.2]])), torch.log(torch.tensor([[0.5, 0.5]]))
     by_hand = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
-    assert float(divergence(target, given, temperature=1.0)) == pytest.approx(by_hand)
+    assert float(divergence(target, output, temperature=1.0)) == pytest.approx(by_hand)

@@ -97,7 +97,6 @@ def _spatial_pads(node: ir.Node) -> list[int] | None:
 
 def _can_absorb_pad(reader: ir.Node, value: float | None, padded: ir.Value, pads: Sequence[int]) -> bool:
     """Return True if a layer's own padding equals the Pad: zeros, or values that a max pool ignores."""
-
     if reader.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
         return False
     if reader.op_type == "Conv":

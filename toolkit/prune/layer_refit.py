@@ -74,7 +74,7 @@ class LayerRefit:
     Attributes:
         conv: The convolution.
         bn: The BatchNorm after it, which can hold an intercept; None after a pre-activation unit.
-        affine: The teacher's BatchNorm after it.
+        affine: The dense network's BatchNorm after it.
         targets: Per batch, the target after BatchNorm and shortcut (rows, outputs).
         positions: Per batch, the sampled positions.
         relu: Whether a ReLU follows: targets are masked where both networks are below zero.
@@ -123,7 +123,7 @@ class LayerRefit:
         return error
 
     def _mask_negative_targets(self, inputs: Iterable[Tensor], moments: Moments, result: Refit) -> Moments:
-        """Add targets to moments, masked where the ReLU output of teacher and student is zero.
+        """Add targets to moments, masked where the ReLU output of both networks is zero.
 
         Where both are below zero, the target becomes the student's own output.
 

@@ -72,7 +72,7 @@ def batchnorm_after(block: Block, index: int) -> nn.BatchNorm2d | None:
 
 
 class Repair:
-    """Refit every convolution of a student in order, towards its dense teacher.
+    """Refit every convolution of a pruned student in order, towards the dense network.
 
     The student's streams and blocks may be pruned already; channels inside its blocks are pruned during
     the pass, each group just before its consumer is refitted.
@@ -95,7 +95,7 @@ class Repair:
         """Store the networks and the choice.
 
         Args:
-            dense: The teacher, in evaluation mode.
+            dense: The dense network, in evaluation mode.
             student: Output of `shrink`; refitted in place.
             kept: Stream place -> channels that the student kept.
             choice: Kept channels of inner groups, or their number; other groups keep all channels.
@@ -119,29 +119,35 @@ class Repair:
             after_block: Called with the number of refitted blocks.
             done: Number of blocks refitted by an earlier, interrupted pass.
         """
-        teacher = stem_outputs(self.dense, images)
-        pupil = stem_outputs(self.student, images) if STEM in self.kept else teacher  # same stem: same input
+        dense_stream = stem_outputs(self.dense, images)
+        student_stream = (
+            stem_outputs(self.student, images) if STEM in self.kept else dense_stream
+        )  # same stem: same input
         students = {name: block for name, _, _, block in self.student.blocks()}
         for number, (name, stage, _, block) in enumerate(track(list(self.dense.blocks()), "pruning"), 1):
             small = students.get(name)
             if number <= done:
-                teacher = teacher.map(block)
-                pupil = pupil if small is None else pupil.map(small)
+                dense_stream = dense_stream.map(block)
+                student_stream = student_stream if small is None else student_stream.map(small)
                 continue
             targets = Targets(
                 block, self.kept.get(f"stream{stage + 1}"), position_generator(self._seed, number)
             )
-            teacher = teacher.map(targets.sample)
+            dense_stream = dense_stream.map(targets.sample)
             if small is not None:
-                pupil = self._block(name, small, targets, pupil)
+                student_stream = self._block(name, small, targets, student_stream)
             if after_block is not None:
                 after_block(number)
-        self._refit_classifier(teacher, pupil)
+        self._refit_classifier(dense_stream, student_stream)
         return conform(self.student)
 
-    def _block(self, name: str, small: Block, targets: Targets, pupil: ActivationCache) -> ActivationCache:
+    def _block(
+        self, name: str, small: Block, targets: Targets, student_stream: ActivationCache
+    ) -> ActivationCache:
         """Refit one block; return its output."""
-        first = pupil.map(lambda x: F.relu(small.bn(1)(x))) if small.preactivation else pupil
+        first = (
+            student_stream.map(lambda x: F.relu(small.bn(1)(x))) if small.preactivation else student_stream
+        )
         if small.projection is not None:
             conv, bn = cast("nn.Conv2d", small.projection[0]), None
             if len(small.projection) > 1:
@@ -164,7 +170,7 @@ class Repair:
                 conv, bn, targets.affines[i - 1], targets.targets[i - 1], targets.positions[i - 1], relu
             )
             if last and not small.plain:
-                rows = zip(pupil, first, targets.positions[-1], strict=True)
+                rows = zip(student_stream, first, targets.positions[-1], strict=True)
                 layer.shortcut = [rows_at(shortcut(small, x, u), place) for x, u, place in rows]
             count = self.choice.get(source) if i > 1 else None
             if isinstance(count, int):
@@ -174,7 +180,7 @@ class Repair:
             if not last:
                 inputs = inputs.map(lambda u, conv=conv, bn=bn: F.relu(bn(conv(u))))  # type: ignore[misc]
         result = ActivationCache()
-        for x, u, f in zip(pupil, inputs, first, strict=True):
+        for x, u, f in zip(student_stream, inputs, first, strict=True):
             total = small.conv(small.depth)(u)
             total = total if small.preactivation else small.bn(small.depth)(total)
             total = total if small.plain else total + shortcut(small, x, f)
@@ -203,10 +209,12 @@ class Repair:
         self.errors[f"{group[:-1]}{index}"] = layer.solve(narrowed, fit, check)
         return narrowed
 
-    def _refit_classifier(self, teacher: ActivationCache, pupil: ActivationCache) -> None:
-        """Refit the last layer towards the teacher's logits."""
+    def _refit_classifier(self, dense_stream: ActivationCache, student_stream: ActivationCache) -> None:
+        """Refit the last layer towards the dense network's logits."""
         fc = self.student.fc
-        fit, check = split_moments(map(self.student.pool, pupil), map(self.dense.leave, teacher))
+        fit, check = split_moments(
+            map(self.student.pool, student_stream), map(self.dense.leave, dense_stream)
+        )
         prior, gain = fc.weight.detach().T.double(), torch.ones(fc.out_features, dtype=torch.float64)
         ridge, error = choose_ridge(fit, check, prior, gain, intercept=True)
         result = refit((fit + check).system(intercept=True), prior, gain, ridge, error)
@@ -229,7 +237,7 @@ def position_generator(seed: int, number: int) -> torch.Generator:
 
 
 class Targets:
-    """Outputs of a teacher block at the sampled positions of every batch."""
+    """Outputs of a dense block at the sampled positions of every batch."""
 
     def __init__(self, block: Block, out: Tensor | None, generator: torch.Generator) -> None:
         self._block, self._generator = block, generator
