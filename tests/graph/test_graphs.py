@@ -144,7 +144,7 @@ def test_a_graph_that_the_reference_refuses():
     g = Graph()
     model = ir.from_proto(g.head(g.conv("images", 4)).model())
     next(iter(model.graph)).op_type = "NoSuchOperation"
-    with pytest.raises(ModelError, match="refuses"):
+    with pytest.raises(ModelError, match="rejects"):
         Reference(model, ["logits"])
 
 

@@ -39,7 +39,7 @@ class Reference:
             )
         except Exception as error:  # ONNX Runtime raises direct subclasses of Exception
             raise ModelError(
-                f"ONNX Runtime refuses the graph: {str(error).splitlines()[0]}",
+                f"ONNX Runtime rejects the graph: {str(error).splitlines()[0]}",
                 hint="check it with `onnx.checker.check_model`",
             ) from error
 

@@ -80,15 +80,15 @@ def reject_nonstandard_operators(model: ir.Model) -> None:
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.domain in STANDARD:
             continue
-        cure = "export it again with standard ONNX operators only"
+        hint = "export it again with standard ONNX operators only"
         if node.domain in LAYOUT_DOMAINS or node.domain == "com.microsoft":
-            cure = (
+            hint = (
                 "give the file from before ONNX Runtime's optimizer, or save it with "
                 "graph_optimization_level = ORT_ENABLE_BASIC"
             )
         raise ModelError(
             f"operator {node.op_type} of {node.domain} (node '{node.name}') is no standard ONNX operator",
-            hint=cure,
+            hint=hint,
         )
 
 

@@ -63,7 +63,7 @@ class Architecture:
 
     Source:
         He et al. 2015, arXiv:1512.03385, sec. 3.3 and 4.2; He et al. 2016, arXiv:1603.05027, fig. 4e.
-        Stride 2 of a bottleneck lies in its 3x3 convolution, as in torchvision.
+        Stride 2 of a bottleneck is in its 3x3 convolution, as in torchvision.
     """
 
     name: str

@@ -94,7 +94,7 @@ def load(source: Path, model: str = "auto") -> Loaded:
     except OSError as error:
         raise DataError(f"cannot open {source}: {error.strerror}", hint="check the path") from error
     if not exists:
-        raise DataError(f"no checkpoint at {file}", hint="give a file, or a folder that edgeship wrote")
+        raise DataError(f"no checkpoint at {file}", hint="give a file, or a folder written by edgeship")
     tensors, description = _read_safetensors(file) if _is_safetensors(file) else (_read_pickle(file), None)
     if source.is_dir():
         description = read_json(source / WIDTHS)
@@ -231,13 +231,15 @@ def _read_pickle(file: Path) -> Tensors:
             raise _damaged_file(file, reason) from error
         name = re.search(r"GLOBAL (\S+)", reason)
         raise DataError(
-            f"{file} contains Python objects{f' ({name[1]})' if name else ''}, which could run code: refused",
+            f"{file} contains Python objects{f' ({name[1]})' if name else ''}, which could run code; tensors are expected",
             hint="if you trust it, save its state dict alone: torch.save(model.state_dict(), 'weights.pth')",
         ) from error
     except Exception as error:  # the unpickler raises any type for damaged files
         raise _damaged_file(file, _short_reason(error)) from error
     if not tensors:
-        raise DataError(f"{file} holds no tensors", hint="give a state dict, bare or under 'state_dict'")
+        raise DataError(
+            f"{file} has no tensors; a state dict is expected", hint="save model.state_dict() with torch.save"
+        )
     return tensors
 
 

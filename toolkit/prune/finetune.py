@@ -98,7 +98,7 @@ def distill(
     small, dense = copy.deepcopy(student), copy.deepcopy(teacher).eval()
     validation = [torch.from_numpy(batch) for batch in held_out]
     if not validation:
-        raise DataError("fine-tuning: no image is held out", hint="give more images")
+        raise DataError("fine-tuning: 0 held-out images; at least 1 is expected", hint="give more images")
     indices = {place: torch.tensor(list(channels)) for place, channels in (kept or {}).items()}
     norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
     steps_per_epoch, done = -(-images // options.batch), 0
@@ -121,7 +121,10 @@ def distill(
             value = value + options.feature_weight * normalized_error(matched, output) / len(references)
         if options.label_weight:
             if int(labels.min()) < 0:
-                raise DataError("fine-tuning: an image has no label", hint="set finetune.label_weight=0")
+                raise DataError(
+                    "fine-tuning: an image has no label; all need one if label_weight > 0",
+                    hint="set finetune.label_weight=0",
+                )
             value = value + options.label_weight * F.cross_entropy(logits, labels)
         return value, int((logits.argmax(1) == target.argmax(1)).sum())
 

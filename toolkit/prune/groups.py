@@ -57,7 +57,7 @@ def stream_groups(arch: Architecture) -> tuple[ChannelGroup, ...]:
             continue  # the stream continues unchanged
         if before == 0:
             members: list[list[int]] = [list(range(width))]
-        else:  # pairs, one from the padding in front and one from behind
+        else:  # pairs of a front and a back padding channel
             members = [list(range(front)), list(range(front + before, 2 * front + before))]
         if not members[0]:
             continue

@@ -243,8 +243,8 @@ def widest_within(
     low, high, within = 0, len(candidates) - 1, cost(candidates[-1])
     if within > part * dense:
         raise ModelError(
-            f"prune: the streams alone cannot save so much: {part:.2f} is asked for, {within / dense:.2f} "
-            "can be met",
+            f"prune: the streams alone cannot meet {part:.2f} of the dense cost; {within / dense:.2f} can "
+            "be met",
             hint="raise the goal, or set prune.scope=both",
         )
     while low < high:
