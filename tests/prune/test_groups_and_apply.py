@@ -142,8 +142,8 @@ def test_dropping_a_block_leaves_its_shortcut_and_only_where_there_is_one():
     model = lively("resnet18")
     small = shrink(model, {}, {(1, 1)})
     assert small.architecture.widths.inner[1] == ((16,), ())
-    x = model.layer1(model.enter(IMAGES))
-    expected = model.leave(model.layer4(model.layer3(model.layer2[0](x))))
+    x = model.layer1(model.forward_stem(IMAGES))
+    expected = model.forward_head(model.layer4(model.layer3(model.layer2[0](x))))
     torch.testing.assert_close(small(IMAGES), expected)
     with pytest.raises(ModelError, match=r"layer2\.0 cannot be dropped"):
         shrink(model, {}, {(1, 0)})

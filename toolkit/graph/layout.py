@@ -86,7 +86,7 @@ def convert_input_to_nchw(model: ir.Model, image: ir.Value) -> bool:
     changed |= push_transposes(graph)
     if changed:
         RemoveUnusedNodesPass()(model)
-        clear_shapes(model)  # of the other layout
+        clear_shapes(model)  # stale: other layout
         infer(model)
     return changed
 

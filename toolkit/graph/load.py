@@ -110,7 +110,7 @@ def _normalize(model: ir.Model, file: str, *, float_only: bool, output: str | No
     infer(model)
     while fold_constants(model) or inline_constant_branches(model):
         infer(model)
-    drop_identities(model)  # of the branches
+    drop_identities(model)  # moved out of the branches
     images = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     form = input_form_of(images[0]) if len(images) == 1 else InputForm()
     converted = False

@@ -263,14 +263,14 @@ class ResNet(nn.Module):
                 if isinstance(module, Block):
                     yield f"layer{stage + 1}.{block}", stage, block, module
 
-    def enter(self, images: Tensor) -> Tensor:
+    def forward_stem(self, images: Tensor) -> Tensor:
         """Run the stem: images (N, C, H, W) -> input of the first block."""
         out = self.conv1(images)
         if not self.architecture.preactivation:
             out = F.relu(self.bn1(out))
         return F.max_pool2d(out, 3, 2, 1) if self.architecture.stem == "imagenet" else out
 
-    def leave(self, stream: Tensor) -> Tensor:
+    def forward_head(self, stream: Tensor) -> Tensor:
         """Run the head: output of the last block -> logits (N, classes)."""
         logits: Tensor = self.fc(self.pool(stream))
         return logits
@@ -283,10 +283,10 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify preprocessed images (N, C, H, W) -> logits (N, classes)."""
-        out = self.enter(images)
+        out = self.forward_stem(images)
         for _, _, _, block in self.blocks():
             out = block(out)
-        return self.leave(out)
+        return self.forward_head(out)
 
 
 def build(arch: Architecture, *, seed: int | None = None) -> ResNet:

@@ -231,7 +231,8 @@ def _read_pickle(file: Path) -> Tensors:
             raise _damaged_file(file, reason) from error
         name = re.search(r"GLOBAL (\S+)", reason)
         raise DataError(
-            f"{file} contains Python objects{f' ({name[1]})' if name else ''}, which could run code; tensors are expected",
+            f"{file} contains Python objects{f' ({name[1]})' if name else ''}, which could run code; "
+            "tensors are expected",
             hint="if you trust it, save its state dict alone: torch.save(model.state_dict(), 'weights.pth')",
         ) from error
     except Exception as error:  # the unpickler raises any type for damaged files

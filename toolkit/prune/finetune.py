@@ -207,9 +207,9 @@ def _fake_quantized(x: Tensor, scale: Tensor) -> Tensor:
 
 def _stages(model: ResNet, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return the output of every stage, and the logits."""
-    x = model.enter(images)
+    x = model.forward_stem(images)
     outputs = []
     for stage in range(len(model.architecture.widths.streams)):
         x = getattr(model, f"layer{stage + 1}")(x)
         outputs.append(x)
-    return outputs, model.leave(x)
+    return outputs, model.forward_head(x)

@@ -182,7 +182,7 @@ def _reader(
 
 def _head_reader(model: ResNet, stream: ActivationCache) -> Reader:
     """Return the last layer as a reader of the last stream."""
-    fit, check = split_moments(map(model.pool, stream), map(model.leave, stream))
+    fit, check = split_moments(map(model.pool, stream), map(model.forward_head, stream))
     ones = torch.ones(model.fc.out_features, dtype=torch.float64)
     return Reader((fit + check).system(intercept=True), model.fc.weight.T.double(), ones, 1)
 
@@ -237,5 +237,5 @@ class _Probe:
         x = block(self._start)
         for later in self._rest:
             x = later(x)
-        logits: FloatArray = self._model.leave(x).numpy()
+        logits: FloatArray = self._model.forward_head(x).numpy()
         return logits

@@ -213,7 +213,7 @@ class Repair:
         """Refit the last layer towards the dense network's logits."""
         fc = self.student.fc
         fit, check = split_moments(
-            map(self.student.pool, student_stream), map(self.dense.leave, dense_stream)
+            map(self.student.pool, student_stream), map(self.dense.forward_head, dense_stream)
         )
         prior, gain = fc.weight.detach().T.double(), torch.ones(fc.out_features, dtype=torch.float64)
         ridge, error = choose_ridge(fit, check, prior, gain, intercept=True)
@@ -227,7 +227,7 @@ def stem_outputs(model: ResNet, images: Iterable[Tensor]) -> ActivationCache:
     """Return the input of the first block for every batch."""
     stream = ActivationCache()
     for batch in images:
-        stream.append(model.enter(batch))
+        stream.append(model.forward_stem(batch))
     return stream
 
 
