@@ -47,7 +47,7 @@ def test_logits_stay_close_on_images_it_has_not_seen(target, effort, tmp_path):
     model, int8, summary = quantized(residual(), tmp_path, images(64, 16), target, effort=effort)
     other = images(32, 16, seed=5)
     assert sqnr_db(run(model, other), run(int8, other)) > 25
-    assert [text for text in summary["warnings"] if not text.startswith("learned rounding was dropped")] == []
+    assert [text for text in summary["warnings"] if "learned rounding was dropped" not in text] == []
     assert summary["scheme"] == target
     assert all(row["scale"] > 0 and row["low"] <= row["high"] for row in summary["activations"].values())
 
@@ -140,15 +140,15 @@ class TestBadInput:
         pixels[3, 1, 5, 5] = 1e6
         _, int8, summary = quantized(residual(), tmp_path, pixels, effort=effort)
         assert np.isfinite(run(int8, images(8, 16, seed=9))).all()
-        named = [text for text in summary["warnings"] if "'images' loses nearly all it holds" in text]
+        named = [text for text in summary["warnings"] if "'images'" in text and "steps" in text]
         assert len(named) == 1 and "an outlier of 1e+06" in named[0]
 
-    def test_an_outlier_that_leaves_enough_steps_is_nothing_to_tell(self, effort, tmp_path):
+    def test_an_outlier_that_leaves_enough_steps_gives_no_warning(self, effort, tmp_path):
         pixels = images(32, 16)
         pixels[3, 1, 5, 5] = 20
         summary = self.close(residual(), tmp_path, pixels, effort, other=images(16, 16, seed=3), at_least=15)
-        told = [text for text in summary["warnings"] if not text.startswith("learned rounding was dropped")]
-        assert told == []
+        warnings = [text for text in summary["warnings"] if "learned rounding was dropped" not in text]
+        assert warnings == []
 
     def test_a_convolution_without_bias(self, effort, tmp_path):
         g = Graph()
@@ -187,7 +187,7 @@ class TestBadInput:
         x = g.add(first, g.node("Mul", [mean, g.constant("little", 0.01)], (1, 1, 1)))
         g.head(g.conv(g.unary("Relu", x), 8))
         if batch != 1:
-            with pytest.raises(QuantizationError, match="'mul2' is no tensor of 32 images"):
+            with pytest.raises(QuantizationError, match=r"'mul2'.* 32.* mixes images"):
                 quantized(g, tmp_path, images(32), effort=effort)
             return
         model, int8, summary = quantized(g, tmp_path, images(32), effort=effort)
