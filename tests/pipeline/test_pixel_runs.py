@@ -126,7 +126,7 @@ def test_a_bundle_of_it_proves_itself_on_this_machine(runs, tmp_path, capfd):
 
 def test_pixels_of_a_network_that_nobody_described_are_refused(recipe, tmp_path):
     unstated = {**recipe, "load": {"weights": recipe["load"]["weights"]}, "export": {"input": "uint8"}}
-    with pytest.raises(ModelError, match="nothing says how this network wants it") as caught:
+    with pytest.raises(ModelError, match="mean and std of training are unknown") as caught:
         run(Recipe.build(unstated), store=Store(tmp_path), until="export")
     assert "--set load.preprocess.mean=" in caught.value.hint and "float32" in caught.value.hint
     ready = {**unstated, "export": {"input": "float32"}}

@@ -1,4 +1,4 @@
-"""Checks of what the user brought: preprocessing, class order and the FP32 baseline."""
+"""Check the user's input: preprocessing, class order and the FP32 baseline."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from edgeship.calibration.preprocess_forms import Form, Infer, Search
     from edgeship.calibration.preprocessing_check import Stem
 
-SAMPLE = 200  # images that forms of preprocessing are tried on, at most
+SAMPLE = 200  # most images for trials of preprocessing forms
 PIXELS_BYTES = 512 << 20  # of memory for them
 BATCH = 32
-LOST = 0.10  # accuracy that the baseline loses to a wrong preprocessing above which no verdict is given
+LOST = 0.10  # accuracy lost to a wrong preprocessing, above which there is no verdict
 SHOWN = 12  # classes that a message lists
-AGAINST_T = -1.0  # Student's t of the labels below which they contradict the first layer
+AGAINST_T = -1.0  # Student's t below which labels contradict the first layer
 SURE_T = 3.5  # see edgeship.calibration.preprocess_forms
 LEAST_GAIN = 0.05  # accuracy that other BatchNorm statistics must gain
 WEAK_NATS = 0.2  # mutual information that another form must gain to be named without labels
@@ -43,16 +43,16 @@ RELATED = {"preprocess-better": "preprocessing", "class-order": "class order"}
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """A float network, and the images that it was evaluated on.
+    """A float network and its evaluation.
 
     Attributes:
         graph: ONNX file of the unpruned float network.
         folder: Result of the load stage.
         dataset: The evaluation images.
-        indices: N positions of those that were evaluated.
+        indices: N positions of the evaluated images.
         logits: (N, classes) of the float network.
         labels: N class indices; -1 is unknown.
-        preprocess: How the images are prepared.
+        preprocess: Preprocessing of the images.
         source: Origin of its mean and std.
     """
 
@@ -67,7 +67,7 @@ class Brought:
 
     @property
     def labelled(self) -> bool:
-        """Whether every image has a label."""
+        """Return True if every image has a label."""
         return bool((self.labels >= 0).all())
 
 
@@ -75,8 +75,7 @@ def examine(brought: Brought) -> list[InputCheck]:
     """Check preprocessing, class order and baseline.
 
     Returns:
-        The checks that limit verdicts or that a reader needs, most severe first; one of `preprocess-assumed`
-        wherever nothing states mean and std.
+        The checks, most severe first; with `preprocess-assumed` if mean and std are not stated.
     """
     from edgeship.calibration import preprocess_forms
 
@@ -112,7 +111,7 @@ def examine(brought: Brought) -> list[InputCheck]:
 def of_run(
     inputs: Mapping[str, Path], dataset: Dataset, indices: IntArray, logits: FloatArray
 ) -> list[InputCheck]:
-    """Check what a run was given, after its evaluation."""
+    """Check the input of a run, after its evaluation."""
     described = _described(inputs)
     notes = [InputCheck("input-form", "note", text) for text in described.get("notes", ())]
     return notes + examine(
@@ -137,28 +136,28 @@ def _described(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _sample(count: int, preprocess: Preprocess) -> IntArray:
-    """Return places of at most `SAMPLE` images, spread over all, in a fixed random order."""
+    """Return positions of at most `SAMPLE` images, spread over all, in a fixed random order."""
     most = max(1, PIXELS_BYTES // (5 * 3 * math.prod(preprocess.sides)))  # five geometries, three channels
     places = np.linspace(0, count - 1, min(count, SAMPLE, most)).round().astype(np.int64)
     return np.random.default_rng(0).permutation(places)
 
 
 def _pixels(brought: Brought, places: IntArray) -> dict[Preprocess, PixelArray]:
-    """Return the pixels of sampled images in every geometry that is tried."""
+    """Return the pixels of sampled images in every tried geometry."""
     from PIL import Image
 
     from edgeship.calibration.loader import decode_each
     from edgeship.calibration.preprocess import pixels
     from edgeship.calibration.preprocess_forms import geometries
 
-    wanted = geometries(brought.preprocess)
+    tried = geometries(brought.preprocess)
 
     def view(image: Image.Image, name: str) -> list[PixelArray]:
-        return [pixels(image, each, name) for each in wanted]
+        return [pixels(image, each, name) for each in tried]
 
     decoded = decode_each(brought.dataset, brought.indices[places].tolist(), view)
     rows = [row for _, row in decoded if row is not None]
-    return {each: np.stack([row[place] for row in rows]) for place, each in enumerate(wanted)}
+    return {each: np.stack([row[place] for row in rows]) for place, each in enumerate(tried)}
 
 
 def _first(pixels: Mapping[Preprocess, PixelArray]) -> PixelArray:
@@ -226,7 +225,7 @@ def _class_order(order: baseline.ClassOrder, names: Sequence[str]) -> InputCheck
 
 
 def _class_count(brought: Brought) -> list[InputCheck]:
-    """Note predictions of outputs that no label names."""
+    """Check for predictions of outputs without a label."""
     outputs, labels = brought.logits.shape[1], len(brought.dataset.classes)
     if outputs <= labels:
         return []
@@ -248,15 +247,15 @@ def _baseline(
     brought: Brought, before: Sequence[InputCheck], pixels: PixelArray, labels: IntArray
 ) -> list[InputCheck]:
     """Compare the accuracy with chance and confidence; name the likely cause."""
-    found = baseline.baseline(brought.logits, brought.labels)
+    result = baseline.baseline(brought.logits, brought.labels)
     causes = [RELATED[check.code] for check in before if check.code in RELATED]
     checks = []
-    if not causes and found.accuracy < found.confidence and _has_checkpoint(brought.folder):
+    if not causes and result.accuracy < result.confidence and _has_checkpoint(brought.folder):
         checks = _batchnorm(brought, pixels, labels)
         causes = ["BatchNorm statistics"] if checks else []
-    if not found.at_chance and not found.overconfident:
+    if not result.at_chance and not result.overconfident:
         return checks
-    accuracy = f"{_percent(found.accuracy)} [{_percent(found.interval[0])}, {_percent(found.interval[1])}]"
+    accuracy = f"{_percent(result.accuracy)} [{_percent(result.interval[0])}, {_percent(result.interval[1])}]"
     likely = (
         f"likely cause: {', '.join(causes)}"
         if causes
@@ -265,11 +264,11 @@ def _baseline(
             "of its training, and export it in evaluation mode"
         )
     )
-    if found.at_chance:
-        code, against = "baseline-at-chance", f"chance is {_percent(found.chance)}"
+    if result.at_chance:
+        code, against = "baseline-at-chance", f"chance is {_percent(result.chance)}"
     else:
-        code, against = "baseline-overconfident", f"its mean confidence is {_percent(found.confidence)}"
-    message = f"FP32 top-1 is {accuracy} on {found.images} images, and {against}; {likely}"
+        code, against = "baseline-overconfident", f"its mean confidence is {_percent(result.confidence)}"
+    message = f"FP32 top-1 is {accuracy} on {result.images} images, and {against}; {likely}"
     hint = "compare the table of class indices in the report with the network's outputs"
     return [*checks, InputCheck(code, "no_verdict", message, hint)]
 
@@ -304,7 +303,7 @@ def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[I
 
 
 def _untrained_statistics(folder: Path) -> list[InputCheck]:
-    """Refuse running statistics that no training has touched."""
+    """Check for BatchNorm layers with initial running statistics."""
     from edgeship.toolkit.models import batchnorm, weights
 
     untouched = batchnorm.untouched(weights.load(folder).model)
@@ -324,7 +323,7 @@ def _untrained_statistics(folder: Path) -> list[InputCheck]:
 def _first_layer(
     brought: Brought, stem: Stem, pixels: PixelArray, labels: IntArray, infer: Infer
 ) -> list[InputCheck]:
-    """Compare the first layer's statistics with those of training, unless labels speak against it."""
+    """Compare the first layer's statistics with those of training, unless labels contradict."""
     from edgeship.calibration import preprocess_forms
     from edgeship.calibration.preprocessing_check import NOISE_PAIRED, likelier, stem_divergences
 
@@ -349,7 +348,7 @@ def _first_layer(
 
 
 def _unlabelled(brought: Brought, pixels: PixelArray, infer: Infer) -> list[InputCheck]:
-    """Hint at another form by how sure and how varied the predictions are; without labels that is weak."""
+    """Hint at another form by the mutual information of predictions, a weak sign without labels."""
     from edgeship.calibration.preprocess_forms import FEWEST_IMAGES, surest
 
     if len(pixels) < FEWEST_IMAGES:
@@ -369,7 +368,7 @@ def _unlabelled(brought: Brought, pixels: PixelArray, infer: Infer) -> list[Inpu
 
 
 def _form_hint(form: Form, stated: Preprocess) -> str:
-    """Return the setting, or the change of files, that applies a form."""
+    """Return the setting or the change of files that applies a form."""
     if form.exchange == "network":
         return (
             "reverse the input channels of the first convolution, weight[:, ::-1], and export again: images "
@@ -387,7 +386,7 @@ def _form_hint(form: Form, stated: Preprocess) -> str:
 
 
 def _name(form: Form, brought: Brought) -> str:
-    """Return the name of a form; what is called stated was perhaps assumed."""
+    """Return the name of a form, with "assumed" for an assumed preprocessing."""
     return form.name.replace("the stated", "the assumed") if brought.source == "assumed" else form.name
 
 

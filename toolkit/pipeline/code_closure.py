@@ -1,4 +1,4 @@
-"""Import closure of a stage function: every source file whose change may change the stage's result.
+"""Compute the import closure of a stage function: all source files that its result depends on.
 
 Imports are read from the syntax trees, those inside functions too, and nothing is imported. Of the stage
 function's own module only what its body uses counts; a module below it counts with all its imports. Imports
@@ -116,21 +116,21 @@ class _Module:
 
     @cached_property
     def imports(self) -> list[Import]:
-        """Every import and plug-in look-up in it."""
+        """Return every import and plug-in look-up of the module."""
         return self._imports_in(_parsed(self._text))
 
     @cached_property
     def data_folders(self) -> list[tuple[str, str]]:
-        """(package, folder in it) of the files that it reads."""
-        found = [(self.name, ".")] if self._is_package and "__file__" in self._text else []
+        """Return (package, folder in it) of the data files of the module."""
+        folders = [(self.name, ".")] if self._is_package and "__file__" in self._text else []
         if "PackageLoader" in self._text:
             calls = [_texts(call) for call in _calls(_parsed(self._text), DATA_CALLS)]
-            found += [(package, folder) for package, folder in calls]
-        return found
+            folders += [(package, folder) for package, folder in calls]
+        return folders
 
     @cached_property
     def _top(self) -> tuple[dict[str, Import], dict[str, ast.stmt]]:
-        """Name -> import, and name -> definition, of the statements at the top."""
+        """Return name -> import, and name -> definition, of the top-level statements."""
         bound: dict[str, Import] = {}
         defined: dict[str, ast.stmt] = {}
         for statement in _parsed(self._text):
