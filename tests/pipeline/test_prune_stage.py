@@ -173,7 +173,7 @@ def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatc
     monkeypatch.setattr(Stopwatch, "_built", lambda *args: built.append(args) or whole(*args))
     with Stopwatch(("openvino",), 16, 1, table) as measure:  # after an interrupted pass
         assert (measure(wide), measure(narrow)) == (dense_ms, small_ms)
-        assert len(built) == 1  # the one that all others are timed beside
+        assert len(built) == 1  # the reference of all timings
         measure(narrow)
         assert len(built) == 2  # asked again, it is no longer what was believed
         assert measure(wide) == dense_ms

@@ -215,8 +215,8 @@ def _assignment(p: npt.NDArray[np.float64], labels: IntArray, count: int) -> Int
 def _usual_orders(count: int, classes: int, names: Sequence[str]) -> list[tuple[str, IntArray]]:
     """Return the usual ways in which labels and outputs disagree: cause, and the output of each label."""
     labels = np.arange(count)
-    found = [("the order is reversed", labels[::-1])]
-    found += [(cause, (labels + step) % classes) for step, cause in _SHIFTS.items()]
+    orders = [("the order is reversed", labels[::-1])]
+    orders += [(cause, (labels + step) % classes) for step, cause in _SHIFTS.items()]
     if len(names) == count:
         keys: dict[str, Callable[[str], Any]] = {
             "the outputs follow the names sorted by number": _natural,
@@ -226,8 +226,8 @@ def _usual_orders(count: int, classes: int, names: Sequence[str]) -> list[tuple[
         for cause, key in keys.items():
             order = np.empty(count, np.int64)
             order[sorted(range(count), key=lambda label: key(names[label]))] = labels
-            found.append((cause, order))
-    return [(cause, order) for cause, order in found if (order != labels).any()]
+            orders.append((cause, order))
+    return [(cause, order) for cause, order in orders if (order != labels).any()]
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

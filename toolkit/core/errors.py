@@ -69,8 +69,8 @@ class GateError(ToolkitError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the hint for a misspelt name: the nearest known name, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{matches[0]}'?" if matches else f"known: {', '.join(names)}"
 
 
 def _rebuild(kind: type[ToolkitError], message: str, hint: str) -> ToolkitError:

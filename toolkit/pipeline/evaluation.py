@@ -82,7 +82,7 @@ def engines(
     records: Mapping[variants.Variant, Mapping[str, Any]], inputs: Inputs
 ) -> tuple[tuple[str, Engine], ...]:
     """Return the engine of every variant; a simulated float graph shares that of ONNX Runtime."""
-    found: dict[str, Engine] = {}
+    result: dict[str, Engine] = {}
     floats: dict[str, Engine] = {}
     for variant, record in records.items():
         target = variant.target if record["runs_here"] else None
@@ -91,8 +91,8 @@ def engines(
         engine = Engine(file, target)
         if variant.precision == "fp32" and target in {None, variants.REFERENCE_TARGET}:
             engine = floats.setdefault(sha256_file(graph), engine)
-        found[variant.name] = engine
-    return tuple(found.items())
+        result[variant.name] = engine
+    return tuple(result.items())
 
 
 def run(

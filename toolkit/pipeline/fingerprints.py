@@ -149,7 +149,7 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _files_below(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    folders, seen = [""], {(root.stat().st_dev, root.stat().st_ino)}
+    folders, visited = [""], {(root.stat().st_dev, root.stat().st_ino)}
     while folders:
         folder = folders.pop()
         with os.scandir(root / folder) as items:
@@ -157,8 +157,8 @@ def _files_below(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 name = f"{folder}/{item.name}" if folder else item.name
                 if item.is_dir():
                     place = (item.stat().st_dev, item.stat().st_ino)
-                    if place not in seen:  # a link may lead back up
-                        seen.add(place)
+                    if place not in visited:  # a link may lead back up
+                        visited.add(place)
                         folders.append(name)
                 elif item.is_file():
                     yield name, item.stat()

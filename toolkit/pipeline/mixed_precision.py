@@ -99,10 +99,10 @@ def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
 
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     """Return the scheme of a target for the CPU of `overflow_fix`."""
-    found = targets.get(target).scheme
+    native = targets.get(target).scheme
     if options.overflow_fix == "auto":
-        return found
-    return replace(found, pair_sums=options.overflow_fix == "pairs")
+        return native
+    return replace(native, pair_sums=options.overflow_fix == "pairs")
 
 
 def facts(options: QuantizeOptions) -> dict[str, Any]:

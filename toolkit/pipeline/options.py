@@ -167,14 +167,17 @@ def _options(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise RecipeError(f"{where} must be a section", hint=f"write [{where}] and its keys below")
     hints = get_type_hints(kind)
-    known = {each.name: each for each in fields(kind) if not each.metadata.get("derived")}
-    unknown = [key for key in value if key not in known]
+    options = {each.name: each for each in fields(kind) if not each.metadata.get("derived")}
+    unknown = [key for key in value if key not in options]
     if unknown:
         what = f"'{where}.{unknown[0]}'" if where else f"section '{unknown[0]}'"
-        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], known))
+        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], options))
     dot = f"{where}." if where else ""
     return kind(
-        **{key: convert(item, hints[key], f"{dot}{key}", known[key].metadata) for key, item in value.items()}
+        **{
+            key: convert(item, hints[key], f"{dot}{key}", options[key].metadata)
+            for key, item in value.items()
+        }
     )
 
 

@@ -69,15 +69,15 @@ def command(recipe: Recipe) -> str | None:
 
 def _differences(options: Any, default: Any, section: str = "") -> list[str]:
     """Return `section.key=value` of every option that differs from the default."""
-    found = []
+    changes = []
     for each in fields(options):
         value, usual = getattr(options, each.name), getattr(default, each.name)
         if is_dataclass(value):
-            found += _differences(value, usual, f"{section}{each.name}.")
+            changes += _differences(value, usual, f"{section}{each.name}.")
         elif value != usual:
             text = value if isinstance(value, str) else "none" if value is None else canonical_json(value)
-            found.append(f"{section}{each.name}={text}")
-    return found
+            changes.append(f"{section}{each.name}={text}")
+    return changes
 
 
 def check_free(recipe: Recipe, stages: Collection[str], out: Path) -> None:
@@ -92,8 +92,8 @@ def check_free(recipe: Recipe, stages: Collection[str], out: Path) -> None:
     claimed = [RUN, *(PAGES if "report" in stages else ())]
     if "compile" in stages and not owned:  # else run.json lists the engines
         for target in (*recipe.compile.targets, REFERENCE_TARGET):
-            found = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
-            claimed += [file.relative_to(out) for file in found]
+            files = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
+            claimed += [file.relative_to(out) for file in files]
         claimed += [ENGINES] if (out / ENGINES).is_file() else []
     _refuse_foreign(claimed, owned, out)
 
@@ -149,25 +149,25 @@ def _outputs(folders: Mapping[str, Path]) -> dict[Path, Path]:
     """Return path in the `--out` folder -> file in the store."""
     from edgeship.toolkit.pipeline.variants import built_of, runnable
 
-    found: dict[Path, Path] = {}
+    outputs: dict[Path, Path] = {}
     if report := folders.get("report"):
         pages = [file for file in report.rglob("*") if file.is_file() and file.name != REPORT]
-        found |= {file.relative_to(report): file for file in pages}
+        outputs |= {file.relative_to(report): file for file in pages}
     if compiled := folders.get("compile"):
         for variant, record in runnable(folders).items():
             place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
             files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
             if not any(file.suffix == ".onnx" for file in files):
                 files[place / "graph.onnx"] = built_of(variant, record, folders)
-            found |= files
-    return found
+            outputs |= files
+    return outputs
 
 
 def _owned(out: Path) -> frozenset[Path]:
     """Return the files of an earlier run in a folder, as listed in its run.json."""
     try:
-        found = read_run(out)
-        places = [Path(name) for name in found["files"]]
+        index = read_run(out)
+        places = [Path(name) for name in index["files"]]
     except (DataError, AttributeError, KeyError, TypeError):  # no run.json, or a foreign file of that name
         return frozenset()
     inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
@@ -205,9 +205,9 @@ def read_run(out: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is missing, or has another schema.
     """
-    found: dict[str, Any] = read_json(out / "run.json")
-    if found.get("schema") != SCHEMA:
+    index: dict[str, Any] = read_json(out / "run.json")
+    if index.get("schema") != SCHEMA:
         raise DataError(
-            f"{out / 'run.json'} has schema {found.get('schema')}, not {SCHEMA}", hint="run the recipe again"
+            f"{out / 'run.json'} has schema {index.get('schema')}, not {SCHEMA}", hint="run the recipe again"
         )
-    return found
+    return index

@@ -376,13 +376,15 @@ class Recipe:
             if isinstance(overrides, Mapping)
             else [parse_override(t, cls) for t in overrides]
         )
-        given: dict[str, str] = {}
+        used_names: dict[str, str] = {}
         for name, value in pairs:
             current = current_name(name, cls)
             if name != current:
                 warn_renamed(f"option {name}", current)
-            if given.setdefault(current, name) != name:
-                raise RecipeError(f"{given[current]} and {name} are both set", hint=f"set only {current}")
+            if used_names.setdefault(current, name) != name:
+                raise RecipeError(
+                    f"{used_names[current]} and {name} are both set", hint=f"set only {current}"
+                )
             merge(changed, current, value)
         return cast("Recipe", convert(with_current_names(changed, cls), cls, ""))
 
@@ -483,10 +485,10 @@ def _with_absolute_paths(recipe: Path, table: dict[str, Any]) -> dict[str, Any]:
     """Resolve the relative paths of a recipe file against its folder."""
 
     def visit(values: dict[str, Any], options: Any) -> dict[str, Any]:
-        known = {each.name: each for each in fields(options)}
+        options_by_key = {each.name: each for each in fields(options)}
         result = dict(values)
         for key, value in values.items():
-            each = known.get(key)
+            each = options_by_key.get(key)
             if each is None:
                 continue
             if names_path(each.metadata, value):

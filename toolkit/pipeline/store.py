@@ -146,12 +146,12 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """Return all stage results, newest first."""
-        found = []
+        entries = []
         for path in (self.root / "keys").glob("*.json"):
             stage, _, key = path.stem.rpartition("-")
             if entry := self.find(stage, key):
-                found.append(entry)
-        return sorted(found, key=lambda entry: -entry.made_at)
+                entries.append(entry)
+        return sorted(entries, key=lambda entry: -entry.made_at)
 
     def gc(self, *, older_than_days: float | None = None) -> int:
         """Remove unreferenced objects and results older than a number of days.

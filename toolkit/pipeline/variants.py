@@ -67,14 +67,14 @@ class Outcome:
 
 def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, ...]:
     """Return all variants of these targets, unpruned and pruned, FP32 and INT8; the reference first."""
-    found = [Variant(REFERENCE, REFERENCE_TARGET, "fp32", pruned=False)]
+    variants = [Variant(REFERENCE, REFERENCE_TARGET, "fp32", pruned=False)]
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     for target in names:
         for precision in precisions:
             for graph in graph_names(graphs):
                 name = quantized_name(f"{target}-{precision}", pruned=graph == "pruned")
-                found.append(Variant(name, target, precision, graph == "pruned"))
-    return tuple(dict.fromkeys(found))
+                variants.append(Variant(name, target, precision, graph == "pruned"))
+    return tuple(dict.fromkeys(variants))
 
 
 def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> dict[str, Any]:
