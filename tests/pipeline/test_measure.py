@@ -45,8 +45,8 @@ def test_end_to_end_begins_at_decoded_images_and_takes_the_next_ones(takes_pixel
 
 def test_noise_has_the_form_that_a_session_takes():
     images = np.zeros((2, 3, 8, 9), np.float32)
-    assert variants.suited(FakeSession(takes_pixels=False), images) is images
-    noise = variants.suited(FakeSession(takes_pixels=True), images)
+    assert variants.session_input(FakeSession(takes_pixels=False), images) is images
+    noise = variants.session_input(FakeSession(takes_pixels=True), images)
     assert (noise.dtype, noise.shape) == (np.uint8, (2, 8, 9, 3)) and noise.std() > 50
 
 

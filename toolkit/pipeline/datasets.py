@@ -78,7 +78,7 @@ def _label_hint(dataset: Dataset, classes: int) -> str:
     )
 
 
-def open_judges(source: str, classes: int | None, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
+def open_validation(source: str, classes: int | None, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
     """Open validation images; without a number of classes labels are unused."""
     from edgeship.calibration.datasets import open_dataset
 

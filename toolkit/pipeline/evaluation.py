@@ -172,7 +172,7 @@ class _Pool:
     """Images and sessions of one process: a set of sessions per concurrent batch."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = datasets.open_judges(work.source, work.classes, work.use, work.names)
+        self.dataset: Dataset = datasets.open_validation(work.source, work.classes, work.use, work.names)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []

@@ -138,7 +138,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     target = recipe.compile.targets[0]
     how = recipe.prune
     dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
-    evaluated, places = dataset, indices[-finetuning.held_out(len(indices)) :]
+    evaluated, places = dataset, indices[-finetuning.validation_count(len(indices)) :]
     if recipe.evaluate.source:
         evaluated = datasets.open_evaluation(
             recipe.evaluate.source, described["classes"], names=datasets.aliases(described)

@@ -22,7 +22,7 @@ HELD_OUT = 0.08  # part of the images for validation
 MOST_HELD_OUT = 256
 
 
-def held_out(count: int) -> int:
+def validation_count(count: int) -> int:
     """Return the number of validation images among a number of images."""
     return max(1, min(int(count * HELD_OUT), MOST_HELD_OUT))
 
@@ -38,7 +38,7 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
     dataset, indices = datasets.unevaluated(
         options.source, options.images, options.seed, options.exclude, datasets.aliases(described)
     )
-    count = held_out(len(indices))
+    count = validation_count(len(indices))
     train, validation = indices[:-count], indices[-count:]  # pruning holds out the last ones, too
 
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:

@@ -27,7 +27,7 @@ AGREE = 0.03  # relative difference of two rounds that ends the measurement
 QUICK = 25.0  # percentile that is compared: other processes only slow inferences down
 
 
-class Stopwatch:
+class LatencyTable:
     """Measure the INT8 latency of an architecture, in milliseconds; a context manager.
 
     Random weights are exported, quantized with the least effort and compiled. The first architecture stays
@@ -54,8 +54,8 @@ class Stopwatch:
         self._first: tuple[str, targets.Session] | None = None
         self._stack = ExitStack()
 
-    def __enter__(self) -> Stopwatch:
-        """Return the stopwatch."""
+    def __enter__(self) -> LatencyTable:
+        """Return the table."""
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -62,7 +62,7 @@ def measure(
             floats = variants.loaded(options, ready, stack)
             _end_to_end(measured, sessions, floats, len(images), pictures, preprocess, options.throughput_s)
             _energy(measured, options, sessions, images)
-        shaped = {name: variants.suited(session, images) for name, session in sessions.items()}
+        shaped = {name: variants.session_input(session, images) for name, session in sessions.items()}
     if options.throughput_s:
         _memory(measured, options, files, shaped)
         _throughput(measured, options, files, shaped, dynamic=dynamic)

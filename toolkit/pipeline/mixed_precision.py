@@ -105,7 +105,7 @@ def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     return replace(native, pair_sums=options.overflow_fix == "pairs")
 
 
-def facts(options: QuantizeOptions) -> dict[str, Any]:
+def cache_key_parts(options: QuantizeOptions) -> dict[str, Any]:
     """Return the cache-key parts of quantized graphs: schemes, and the runtimes that check them."""
     runtimes = {name: targets.get(name).versions() for name in options.targets if _runs_graphs(name)}
     cpu = sorted(this_device().instruction_sets) if runtimes else []
@@ -252,7 +252,7 @@ def held_out(
     from edgeship.calibration import manifest
 
     labels = None if options.max_validation_drop_pp is None else classes
-    dataset = datasets.open_judges(options.source, labels, "train", names)
+    dataset = datasets.open_validation(options.source, labels, "train", names)
     if options.max_validation_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_validation_drop_pp needs labels, and {dataset.name} has none",

@@ -12,7 +12,7 @@ from edgeship.toolkit.core.artifact import read_json, write_json
 from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.pipeline import datasets
-from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.preprocessing import from_json
 
 if TYPE_CHECKING:
@@ -57,7 +57,9 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
         measure = None
         if options.latency_ratio is not None:
             table = checkpoint.with_name("latencies.json")
-            measure = stack.enter_context(Stopwatch(options.targets, preprocess.crop, options.threads, table))
+            measure = stack.enter_context(
+                LatencyTable(options.targets, preprocess.crop, options.threads, table)
+            )
         smaller, plan = pruner.prune(model, pictures, options_of(options), measure, checkpoint=checkpoint)
     weights.save(smaller, out, preprocess, source=read_json(folder / "model.json")["preprocess_source"])
     write_json(out / "plan.json", plan)

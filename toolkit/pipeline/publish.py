@@ -80,7 +80,7 @@ def _differences(options: Any, default: Any, section: str = "") -> list[str]:
     return changes
 
 
-def check_free(recipe: Recipe, stages: Collection[str], out: Path) -> None:
+def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
     """Raise if a run of these stages would overwrite files that no run has written.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from edgeship.toolkit.core.artifact import plain, write_json
 from edgeship.toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
 from edgeship.toolkit.pipeline.fingerprints import check_exist, fingerprint, outside_files
-from edgeship.toolkit.pipeline.publish import StageResult, check_free, describe, publish, read_report
+from edgeship.toolkit.pipeline.publish import StageResult, check_overwrite, describe, publish, read_report
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required
 from edgeship.toolkit.pipeline.stage import Stage
 from edgeship.toolkit.pipeline.stages import STAGES
@@ -97,7 +97,7 @@ def run(
     for stage in chosen:
         check_exist(getattr(recipe, stage.name), stage.name)
     if out is not None:
-        check_free(recipe, [stage.name for stage in chosen], Path(out))
+        check_overwrite(recipe, [stage.name for stage in chosen], Path(out))
     store = store or Store()
     with ExitStack() as stack:
         with _no_room_explained(store.root):

@@ -258,7 +258,9 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     write_json(out / "images.json", datasets.identity(dataset, outcome.indices))
     write_json(out / "findings.json", datasets.opened(dataset) + datasets.unreadable(dataset, skipped))
     reference = outcome.logits[variants.REFERENCE]
-    write_json(out / "input_checks.json", baseline_check.of_run(inputs, dataset, outcome.indices, reference))
+    write_json(
+        out / "input_checks.json", baseline_check.check_run(inputs, dataset, outcome.indices, reference)
+    )
     write_json(
         out / "accuracy.json",
         {
@@ -336,7 +338,7 @@ STAGES = (
         quantize,
         needs=("export", "select", "calibrate"),
         on_device=_times_layers,
-        extra_key=mixed_precision.facts,
+        extra_key=mixed_precision.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),

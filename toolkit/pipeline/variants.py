@@ -301,11 +301,11 @@ def latencies(
 
 def inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:
     """Return a function that runs one batch (N, C, H, W), in the input type of the session."""
-    batch = suited(session, images)
+    batch = session_input(session, images)
     return lambda: session.infer(batch)
 
 
-def suited(session: targets.Session, images: FloatArray) -> FloatArray | PixelArray:
+def session_input(session: targets.Session, images: FloatArray) -> FloatArray | PixelArray:
     """Return the images (N, C, H, W), or random pixels (N, H, W, C) for a session with pixel input."""
     if not session.takes_pixels:
         return images
