@@ -38,8 +38,8 @@ def quantize(
         runtime: Runtime to compare with exact arithmetic; None: the target does not run here.
 
     Returns:
-        Summary for the report: {scheme, effort, observer, int8_sums, head_room_channels,
-        activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
+        Summary for the report: {scheme, effort, observer, weight_rounding, bias_correction, int8_sums,
+        head_room_channels, activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
 
     Raises:
         ModelError: The graph is not a float classifier.

@@ -76,6 +76,7 @@ def fit_layers(
     pairs: PairOrder | None = None,
     *,
     biases: bool = True,
+    nearest: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, FloatArray]]:
     """Round weights by GPTQ, then correct biases for the remaining mean errors.
 
@@ -87,12 +88,13 @@ def fit_layers(
         block_inputs: See `gptq_weights`.
         pairs: See `gptq_weights`.
         biases: Correct biases; without, the weights compensate mean errors too.
+        nearest: Round weights to nearest instead of by GPTQ.
 
     Returns:
         Initializer name -> values on their grid; node name -> correction of its bias.
     """
     with one_thread():  # serial work between parallel sections
-        result = gptq_weights(network, probe, weights, block_inputs, pairs, biases=biases)
+        result = gptq_weights(network, probe, weights, block_inputs, pairs, biases=biases, nearest=nearest)
         if not biases:
             return result.weights, {}
         return result.weights, bias.corrections(network, probe, activations, result.weights, result.means)
@@ -106,6 +108,7 @@ def gptq_weights(
     pairs: PairOrder | None = None,
     *,
     biases: bool = True,
+    nearest: bool = False,
 ) -> GptqResult:
     """Round weights by GPTQ on the inputs of their layers.
 
@@ -119,9 +122,10 @@ def gptq_weights(
             grows with its square; None: all.
         pairs: Weights that share an int16 sum (see `overflow`); None: exact accumulation.
         biases: Bias correction compensates mean errors; without, the weights do.
+        nearest: Round all weights to nearest; only channel means are collected.
     """
     images, rounded, means = network.parts(probe), {}, {}
-    layers = _layers(network, weights, block_inputs, pairs)
+    layers = [] if nearest else _layers(network, weights, block_inputs, pairs)
     rows = ROWS if block_inputs is None else NEAR_ROWS
     report_progress("fitting weights", 0, len(layers))
     for portion in _portions(layers):

@@ -68,6 +68,7 @@ def improve(
     *,
     correct: bool = True,
     pairs: PairOrder | None = None,
+    nearest: bool = False,
     seed: int = 0,
 ) -> Learned:
     """Fit weights, biases and activation scales to the training images.
@@ -80,17 +81,21 @@ def improve(
         weights: Quantized initializers.
         correct: Correct biases.
         pairs: See `gptq.gptq_weights`.
+        nearest: Round weights to nearest instead of by GPTQ.
         seed: Seed of the image order; the result is deterministic.
     """
 
     def fit(block_inputs: int | None) -> tuple[_FakeQuantNetwork, Learned]:
-        values, biases = fit_layers(network, train, activations, weights, block_inputs, pairs, biases=correct)
+        values, biases = fit_layers(
+            network, train, activations, weights, block_inputs, pairs, biases=correct, nearest=nearest
+        )
         quantized = _FakeQuantNetwork(network, activations, values, biases)
         return quantized, Learned(dict(activations), values, biases, _root_kl(network, validation, quantized))
 
     # with few images, second moments over all inputs overfit
     quantized, best = fit(NEAR)
-    quantized, best = min((quantized, best), fit(None), key=lambda each: each[1].root_kl)
+    if not nearest:
+        quantized, best = min((quantized, best), fit(None), key=lambda each: each[1].root_kl)
     _learn_scales(torch.from_numpy(train), quantized, seed)
     after = _root_kl(network, validation, quantized)
     if after < best.root_kl:

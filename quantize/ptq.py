@@ -75,7 +75,9 @@ def write(
     return {
         "scheme": scheme.name,
         "effort": options.effort,
-        "observer": options.observer,
+        "observer": quantized.observer,
+        "weight_rounding": quantized.weight_rounding,
+        "bias_correction": bool(quantized.biases),
         "int8_sums": _accumulation(scheme),
         "head_room_channels": _reduced_channels(quantized),
         "activations": {
@@ -197,7 +199,10 @@ def _without_learning(
     weights = _max_qparams(model, placement)
     if (pairs := scheme.saturating_pairs) is not None:
         weights = overflow.reduce_range(model, weights, pairs)
-    if network is not None and options.observer == "mse":
+    observer = options.observer
+    if observer == "logits" and network is None:
+        observer = "mse"  # gradients of the logits need the network
+    if network is not None and observer == "logits":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
         search_network = (
             network
@@ -208,7 +213,7 @@ def _without_learning(
         del search_network  # memory
     else:
         activations = {
-            name: observer_qparams(statistics.tensors[name], spec, options.observer)
+            name: observer_qparams(statistics.tensors[name], spec, observer)
             for name, spec in placement.activations.items()
         }
     if scheme.integer_bias:
@@ -217,6 +222,7 @@ def _without_learning(
     quantized = Quantized(
         source, scheme, model, model, statistics, placement, activations, weights, {}, warnings
     )
+    quantized.observer = observer
     if network is not None:
         quantized.execution = network.execution
     if network is not None and options.effort == "balanced":
@@ -230,14 +236,17 @@ def fit_weights(
     """Apply GPTQ and, by option, bias correction; not to learned graphs nor with effort "fast"."""
     if quantized.learned or options.effort == "fast":
         return quantized
+    nearest = options.weight_rounding == "nearest"
+    if nearest and not options.bias_correction:
+        return quantized
     probe = spread(quantized.statistics.probe, BIAS_PIXELS)
     network = network or TorchExecutor(quantized.exact, execution=quantized.execution)
     pairs = quantized.scheme.saturating_pairs
     correct = options.bias_correction
     weights, biases = fit_layers(
-        network, probe, quantized.activations, quantized.weights, pairs=pairs, biases=correct
+        network, probe, quantized.activations, quantized.weights, pairs=pairs, biases=correct, nearest=nearest
     )
-    return replace(_with_weights(quantized, weights), biases=biases)
+    return replace(_with_weights(quantized, weights), biases=biases, weight_rounding=options.weight_rounding)
 
 
 def _learned(
@@ -253,7 +262,14 @@ def _learned(
     del refitted, weights, float_network  # memory: three copies of the weights
     correct, pairs = options.bias_correction, start.scheme.saturating_pairs
     best = learned_scales.improve(
-        network, train, validation, start.activations, start.weights, correct=correct, pairs=pairs
+        network,
+        train,
+        validation,
+        start.activations,
+        start.weights,
+        correct=correct,
+        pairs=pairs,
+        nearest=options.weight_rounding == "nearest",
     )
     if not best.root_kl < before:  # also if it is NaN
         baseline.warnings.append(
@@ -262,7 +278,11 @@ def _learned(
         )
         return baseline
     return replace(
-        _with_weights(start, best.weights), activations=best.activations, biases=best.biases, learned=True
+        _with_weights(start, best.weights),
+        activations=best.activations,
+        biases=best.biases,
+        learned=True,
+        weight_rounding=options.weight_rounding,
     )
 
 

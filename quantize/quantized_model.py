@@ -33,6 +33,8 @@ class Quantized:
         warnings: Warnings for the report.
         learned: Scales were learned: weights and biases are not fitted again.
         execution: Execution settings of `exact` and `model` in PyTorch.
+        observer: Rule that chose the ranges.
+        weight_rounding: gptq or nearest.
     """
 
     source: ir.Model
@@ -47,6 +49,8 @@ class Quantized:
     warnings: list[str]
     learned: bool = False
     execution: Execution = DEFAULT
+    observer: str = "mse"
+    weight_rounding: str = "nearest"
 
     def graph(self) -> ir.Model:
         """Return the Q/DQ graph."""

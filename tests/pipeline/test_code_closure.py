@@ -257,11 +257,11 @@ def test_nothing_runs_in_a_stage_that_is_not_in_its_key(tmp_path):
                 "weights": "train",
                 "train": {"source": "digits:test", "epochs": 1, "batch": 128},
             },
-            "prune": {"method": "obs", "keep": 0.5, "images": 20, "mirror": False},
+            "prune": {"method": "obs", "keep_ratio": 0.5, "images": 20, "flip_augment": False},
             "finetune": {"epochs": 1, "images": 40},
             "export": {"size": 8},
             "select": {"source": "digits:train", "images": 8},
-            "quantize": {"min_agreement": 0.01, "judge_images": 8, "sensitivity": True},
+            "quantize": {"min_agreement": 0.01, "validation_images": 8, "sensitivity": True},
             "compile": {"targets": ["openvino", "onnxruntime", "tensorrt"]},
             "evaluate": {"source": "digits:test", "images": 20},
             "bench": {"runs": 2, "throughput_s": 0.01, "warmup_s": 0.0},
@@ -273,6 +273,6 @@ def test_nothing_runs_in_a_stage_that_is_not_in_its_key(tmp_path):
     for name, files in called.items():
         ours = {Path(file) for file in files if Path(file).is_relative_to(ROOT)}
         start = {Path(function(name, "train").__code__.co_filename), ROOT / "toolkit/pipeline/stages.py"}
-        apart = {*start, Path(__file__), ROOT / "toolkit/pipeline/recipe.py"}  # by function; by its values
-        unkeyed = ours - apart - set(installed().files(function(name, "train")).values())
+        unhashed = {*start, Path(__file__), ROOT / "toolkit/pipeline/recipe.py"}  # by function; by its values
+        unkeyed = ours - unhashed - set(installed().files(function(name, "train")).values())
         assert len(ours) > 3 and not unkeyed, name

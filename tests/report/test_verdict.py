@@ -184,7 +184,7 @@ def test_the_advice_to_measure_again_works_on_a_stored_measurement():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.4))
     (verdict,) = verdicts(replace(report(FP32, noisy), environment={"other_share": 0.5}))
     for said in (verdict.sentence, warnings(report(FP32, noisy))[0]):
-        (stage,) = re.findall("measure again on a quiet machine, with `--redo ([a-z]+)`", said)
+        (stage,) = re.findall("measure again on a quiet machine, with `--rerun ([a-z]+)`", said)
         assert stage in [known.name for known in STAGES_OF_A_RUN]
 
 

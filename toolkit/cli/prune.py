@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Resumable,
+    former={
+        "--keep": "--keep-ratio",
+        "--macs": "--macs-ratio",
+        "--target-latency": "--latency-ratio",
+        "--max-drop-pp": "--max-expected-drop-pp",
+        "--step": "--channel-multiple",
+    },
     epilog="""\b
 Examples:
-  edgeship prune resnet18.pth photos/ --keep 0.5 --out small
-  edgeship prune resnet18.pth photos/ --target-latency 0.6 --target openvino --out fast
-  edgeship prune resnet18.pth photos/ --max-drop-pp 1 --no-compare --out safe
+  edgeship prune resnet18.pth photos/ --keep-ratio 0.5 --out small
+  edgeship prune resnet18.pth photos/ --latency-ratio 0.6 --target openvino --out fast
+  edgeship prune resnet18.pth photos/ --max-expected-drop-pp 1 --no-compare --out safe
   edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.6,0.5,0.4 --test test.zip --out family
 """,
 )
@@ -32,10 +39,12 @@ Examples:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Gets the networks."
 )
-@click.option("--keep", type=float, metavar="PART", help="Part of the channels inside blocks to keep.")
-@click.option("--macs", type=float, metavar="PART", help="Part of the multiply-accumulates to keep.")
-@click.option("--target-latency", type=float, metavar="PART", help="Latency, of the dense INT8 network's.")
-@click.option("--max-drop-pp", type=float, metavar="POINTS", help="Largest expected loss of top-1.")
+@click.option(
+    "--keep-ratio", type=float, metavar="RATIO", help="Ratio of the channels inside blocks to keep."
+)
+@click.option("--macs-ratio", type=float, metavar="RATIO", help="Ratio of the multiply-accumulates to keep.")
+@click.option("--latency-ratio", type=float, metavar="RATIO", help="Latency, of the dense INT8 network's.")
+@click.option("--max-expected-drop-pp", type=float, metavar="POINTS", help="Largest expected drop of top-1.")
 @click.option("--widths", metavar="PARTS", help="Several parts to keep: nested networks in one pass.")
 @click.option("--model", default="auto", show_default=True, help="Member of the family: resnet18, ...")
 @click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.  [default: its own, or 224]")
@@ -45,8 +54,10 @@ Examples:
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of timed inferences.")
 @click.option("--seconds", type=float, default=2.0, show_default=True, help="Of timed inferences for each.")
 @click.option("--method", default="obs", show_default=True, help="obs, activation, batchnorm or magnitude.")
-@click.option("--step", type=int, default=16, show_default=True, help="Channel counts are multiples of it.")
-@click.option("--scope", default="inner", show_default=True, help="inner, stream or both.")
+@click.option(
+    "--channel-multiple", type=int, default=16, show_default=True, help="Channel counts are multiples of it."
+)
+@click.option("--scope", default="block", show_default=True, help="block, residual or both.")
 @click.option("--drop-blocks", is_flag=True, help="Whole blocks may go.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of images.")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Judge and time in INT8.")
@@ -86,7 +97,7 @@ def command(
     if len(goals) + (widths is not None) != 1:
         raise RecipeError(
             "give one goal" if not goals and widths is None else "these are two goals",
-            hint="one of --keep, --macs, --target-latency, --max-drop-pp and --widths",
+            hint="one of --keep-ratio, --macs-ratio, --latency-ratio, --max-expected-drop-pp and --widths",
         )
     if weights in ("", "train"):
         raise RecipeError(

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, SizeType
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, Command, SizeType
 from edgeship.toolkit.cli._outputs import refuse_inputs
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import GateError, TargetError
@@ -18,6 +18,12 @@ from edgeship.toolkit.core.tensors import InputType, Size, preprocess_metadata
 
 
 @click.command(
+    cls=Command,
+    former={
+        "--int8-sums": "--overflow-fix",
+        "--max-drop-pp": "--max-validation-drop-pp",
+        "--skip-bad": "--skip-unreadable",
+    },
     epilog="""\b
 Examples:
   edgeship quantize net.onnx photos/ --target openvino --out net-int8.onnx
@@ -25,8 +31,8 @@ Examples:
   edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
   edgeship quantize net.onnx photos/ --target openvino --input uint8 --out pixels.onnx
   edgeship quantize net.onnx photos/ --target tensorrt --min-agreement 0.995 --out trt.onnx
-  edgeship quantize net.onnx photos/ --target openvino --int8-sums pairs --out old-cpus.onnx
-"""
+  edgeship quantize net.onnx photos/ --target openvino --overflow-fix pairs --out old-cpus.onnx
+""",
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
@@ -40,7 +46,9 @@ Examples:
     "--images", type=click.IntRange(min=1), default=300, show_default=True, help="How many calibrate."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of their choice.")
-@click.option("--observer", default="mse", show_default=True, help="mse, minmax, percentile or entropy.")
+@click.option(
+    "--observer", default="logits", show_default=True, help="logits, mse, minmax, percentile or entropy."
+)
 @click.option("--effort", default="balanced", show_default=True, help="fast, balanced, or max (minutes).")
 @click.option(
     "--input",
@@ -51,19 +59,19 @@ Examples:
     help="What OUT takes: ready images, or decoded pixels (N, H, W, C) that it normalizes itself.",
 )
 @click.option(
-    "--int8-sums",
+    "--overflow-fix",
     type=click.Choice(["auto", "exact", "pairs"]),
     default="auto",
     show_default=True,
-    help="How the CPU it is for adds products: exact (VNNI), in pairs that can saturate (older x86), or as "
-    "this one.",
+    help="INT8 accumulation of the target CPU: exact (VNNI), pairs (older x86: int16, may overflow), or "
+    "as on this machine.",
 )
 @click.option(
-    "--max-drop-pp",
+    "--max-validation-drop-pp",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Most top-1 that INT8 may lose on up to 1000 other images of SOURCE, in points; layers go to float "
-    "until it holds.",
+    help="Largest top-1 drop of INT8 on up to 1000 other images of SOURCE, in percentage points; layers go "
+    "to float until it is met.",
 )
 @click.option(
     "--min-agreement",
@@ -77,7 +85,7 @@ Examples:
 @click.option(
     "--size", type=SizeType(), help="Fix the input of OUT, in pixels: N or HxW.  [default: as MODEL]"
 )
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave unreadable images out.")
 @PREPROCESS
 @JSON
 def command(
@@ -91,12 +99,12 @@ def command(
     observer: str,
     effort: str,
     input_type: InputType,
-    int8_sums: str,
-    max_drop_pp: float | None,
+    overflow_fix: str,
+    max_validation_drop_pp: float | None,
     min_agreement: float | None,
     logits: str | None,
     size: Size | None,
-    skip_bad: bool,
+    skip_unreadable: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -120,18 +128,18 @@ def command(
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     refuse_inputs(out, model, source)
-    limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
+    limits = {"max_validation_drop_pp": max_validation_drop_pp, "min_agreement": min_agreement}
     table: dict[str, Any] = {
         "compile": {"targets": [target_name]},
         "quantize": {
             "observer": observer,
             "effort": effort,
-            "int8_sums": int8_sums,
+            "overflow_fix": overflow_fix,
             **_given(limits),
         },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
+    how = replace(recipe.quantize, source=source, skip_unreadable=skip_unreadable)
     limited = mixed_precision.limited(how)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
@@ -145,7 +153,7 @@ def command(
     graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
     dataset = open_dataset(source, use="train")
     with shown():
-        chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
+        chosen = manifest.select(dataset, images, seed, skip_bad=skip_unreadable)
         judges = mixed_precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:

@@ -58,20 +58,20 @@ def decisions(context: PruneContext) -> Iterator[Decision]:
         ModelError: The goal cannot be met, or gains less than 3 %.
     """
     options = context.options
-    if options.target_latency is not None and context.measure is None:
+    if options.latency_ratio is not None and context.measure is None:
         raise ModelError(
-            "prune.target_latency needs a device to measure on; no target is set", hint="set prune.macs"
+            "prune.latency_ratio needs a device to measure on; no target is set", hint="set prune.macs_ratio"
         )
-    if options.scope == "inner":
+    if options.scope == "block":
         yield from _inner_decisions(context, {})
         return
     rankings = rank_streams(
         context.dense, context.probes.fit, importances.get(options.method), seed=options.seed
     )
-    if options.scope == "stream":
+    if options.scope == "residual":
         yield _stream_decision(context, rankings)
         return
-    parts = STREAM_PARTS if options.keep is None else (options.keep,)
+    parts = STREAM_PARTS if options.keep_ratio is None else (options.keep_ratio,)
     yield from _inner_decisions(context, *(_stream_channels(context, rankings, part) for part in parts))
 
 
@@ -95,10 +95,12 @@ def _inner_decisions(context: PruneContext, *streams: dict[str, Tensor]) -> Iter
     options, size = context.options, context.probes.size
     drops = block_drop_losses(context)
     goal, last_error, reachable = None, None, False
-    if options.target_latency is not None and context.measure is not None:
+    if options.latency_ratio is not None and context.measure is not None:
         dense_ms = context.measure(context.arch)
-        table = width_search.time_blocks(context.arch, dense_ms, options.step, context.measure, drops)
-        goal = width_search.LatencyGoal(options.target_latency, dense_ms, table)
+        table = width_search.time_blocks(
+            context.arch, dense_ms, options.channel_multiple, context.measure, drops
+        )
+        goal = width_search.LatencyGoal(options.latency_ratio, dense_ms, table)
     for channels in streams:
         arch = shrink(context.dense, channels).architecture
         try:
@@ -108,7 +110,7 @@ def _inner_decisions(context: PruneContext, *streams: dict[str, Tensor]) -> Iter
                     context.sensitivities,
                     drops,
                     replace(goal, narrowed=arch != context.arch),
-                    step=options.step,
+                    step=options.channel_multiple,
                     measure=context.measure,
                 )
                 latency = _latency(allocation)
@@ -120,7 +122,7 @@ def _inner_decisions(context: PruneContext, *streams: dict[str, Tensor]) -> Iter
         reachable = True
         yield Decision(channels, context.sensitivities, allocation.arch, latency)
     if not reachable:
-        raise last_error or ModelError("no layer can be pruned", hint="set prune.keep")
+        raise last_error or ModelError("no layer can be pruned", hint="set prune.keep_ratio")
 
 
 def _inner_widths(
@@ -129,23 +131,29 @@ def _inner_widths(
     """Return inner widths for a ratio of the channels or of the multiply-accumulates."""
     options, dense = context.options, float(macs(context.arch, size))
     start = float(macs(arch, size))
-    if options.keep is not None:
+    if options.keep_ratio is not None:
         return width_search.Allocation(
-            width_search.uniform(arch, options.keep, options.step), start, start, dense
+            width_search.uniform(arch, options.keep_ratio, options.channel_multiple), start, start, dense
         )
-    assert options.macs is not None
-    if options.macs * dense >= start:
+    assert options.macs_ratio is not None
+    if options.macs_ratio * dense >= start:
         return width_search.Allocation(arch, start, start, dense)
     return width_search.for_macs(
-        arch, context.sensitivities, drops, options.macs, size=size, step=options.step, of=context.arch
+        arch,
+        context.sensitivities,
+        drops,
+        options.macs_ratio,
+        size=size,
+        step=options.channel_multiple,
+        of=context.arch,
     )
 
 
 def _stream_decision(context: PruneContext, rankings: Mapping[str, Ranking]) -> Decision:
     """Return the widest streams that meet the goal with unchanged inner widths."""
     options, size = context.options, context.probes.size
-    if options.keep is not None:
-        channels = _stream_channels(context, rankings, options.keep)
+    if options.keep_ratio is not None:
+        channels = _stream_channels(context, rankings, options.keep_ratio)
         return Decision(channels, {}, shrink(context.dense, channels).architecture)
     choices: dict[Architecture, dict[str, Tensor]] = {}
     for step in range(STREAM_STEPS - 1, 1, -1):
@@ -153,18 +161,20 @@ def _stream_decision(context: PruneContext, rankings: Mapping[str, Ranking]) -> 
         choices.setdefault(shrink(context.dense, channels).architecture, channels)
     archs = [arch for arch in choices if arch != context.arch]
     if not archs:
-        raise ModelError("prune: no residual stream can be narrowed", hint="set prune.scope=inner")
-    if options.target_latency is not None and context.measure is not None:
+        raise ModelError("prune: no residual stream can be narrowed", hint="set prune.scope=block")
+    if options.latency_ratio is not None and context.measure is not None:
         dense_ms = context.measure(context.arch)
-        index, measured = width_search.widest_within(archs, context.measure, options.target_latency, dense_ms)
+        index, measured = width_search.widest_within(archs, context.measure, options.latency_ratio, dense_ms)
         allocation = width_search.Allocation(archs[index], measured, measured, dense_ms)
         width_search.check_gain(allocation)
         latency = _latency(allocation)
         del latency["latency_predicted_ms"]  # every candidate was measured
     else:
-        assert options.macs is not None
+        assert options.macs_ratio is not None
         cost = float(macs(context.arch, size))
-        index, _ = width_search.widest_within(archs, lambda arch: float(macs(arch, size)), options.macs, cost)
+        index, _ = width_search.widest_within(
+            archs, lambda arch: float(macs(arch, size)), options.macs_ratio, cost
+        )
         latency = {}
     return Decision(choices[archs[index]], {}, archs[index], latency)
 
@@ -177,7 +187,7 @@ def _stream_channels(
     before = {STEM: whole.stem} | {f"stream{i}": width for i, width in enumerate(whole.streams, 1)}
     keep = {
         group.name: rankings[group.name].order[
-            group.width - width_search.nearest_width(group.width, part, context.options.step) :
+            group.width - width_search.nearest_width(group.width, part, context.options.channel_multiple) :
         ]
         for group in groups
     }

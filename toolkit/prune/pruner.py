@@ -51,18 +51,20 @@ def prune(
     if options.method == "none":
         return model, unpruned(model)
     dense = copy.deepcopy(model).eval()
-    probes = split(dense, images, mirror=options.mirror)
+    probes = split(dense, images, mirror=options.flip_augment)
     states = Checkpoints(checkpoint, dense, probes.fit.images)
-    if options.keep is not None and options.scope == "inner":
-        narrow = width_search.uniform(dense.architecture, options.keep, options.step)
+    if options.keep_ratio is not None and options.scope == "block":
+        narrow = width_search.uniform(dense.architecture, options.keep_ratio, options.channel_multiple)
         result = apply_decision(dense, probes, options, Decision({}, {}, narrow), states)
     else:
-        whole = options.scope == "stream"  # blocks are not narrowed: no ranking needed
+        whole = options.scope == "residual"  # blocks are not narrowed: no ranking needed
         sensitivities = (
-            {} if whole else _sensitivities(dense, probes, options, states, probe=options.keep is None)
+            {} if whole else _sensitivities(dense, probes, options, states, probe=options.keep_ratio is None)
         )
         context = channel_selection.PruneContext(dense, probes, sensitivities, options, measure)
-        result = (_search_drop if options.max_drop_pp is not None else _best_decision)(context, states)
+        result = (_search_drop if options.max_expected_drop_pp is not None else _best_decision)(
+            context, states
+        )
     states.clear()
     return result
 
@@ -88,12 +90,12 @@ def family(
         DataError: There are no images.
     """
     dense = copy.deepcopy(model).eval()
-    probes = split(dense, images, mirror=options.mirror)
+    probes = split(dense, images, mirror=options.flip_augment)
     states = Checkpoints(checkpoint, dense, probes.fit.images)
     sensitivities = _sensitivities(dense, probes, options, states, probe=False)
     results = []
     for part in track(sorted(parts, reverse=True), "pruning a family"):
-        narrow = width_search.uniform(dense.architecture, part, options.step)
+        narrow = width_search.uniform(dense.architecture, part, options.channel_multiple)
         results.append(apply_decision(dense, probes, options, Decision({}, sensitivities, narrow), states))
     states.clear()
     return results
@@ -111,7 +113,7 @@ def _sensitivities(
 ) -> Mapping[str, GroupSensitivity]:
     importance = importances.get(options.method)
     # the key leaves out the goal, so that a run with another goal reuses the ranking
-    state = states.of("survey", probe, options.method, options.mirror, options.seed)
+    state = states.of("survey", probe, options.method, options.flip_augment, options.seed)
     return rank_inner_groups(dense, probes.fit, importance, probe=probe, state=state, seed=options.seed)
 
 
@@ -128,7 +130,7 @@ def _best_decision(context: channel_selection.PruneContext, states: Checkpoints)
 def _search_drop(context: channel_selection.PruneContext, states: Checkpoints) -> Result:
     """Find the fewest multiply-accumulates whose expected drop is within the limit, by bisection."""
     options = context.options
-    limit, arch = options.max_drop_pp or 0.0, context.arch
+    limit, arch = options.max_expected_drop_pp or 0.0, context.arch
     low, high = SEARCHED
     results: list[Result] = []
     best: Result | None = None
@@ -137,7 +139,12 @@ def _search_drop(context: channel_selection.PruneContext, states: Checkpoints) -
         part = (low + high) / 2
         try:
             allocation = width_search.for_macs(
-                arch, context.sensitivities, drops, part, size=context.probes.size, step=options.step
+                arch,
+                context.sensitivities,
+                drops,
+                part,
+                size=context.probes.size,
+                step=options.channel_multiple,
             )
         except ModelError:
             low = part
@@ -151,7 +158,7 @@ def _search_drop(context: channel_selection.PruneContext, states: Checkpoints) -
     if best is None:
         raise ModelError(
             f"no pruning of {arch.name} has an expected drop within {limit} pp",
-            hint="raise prune.max_drop_pp",
+            hint="raise prune.max_expected_drop_pp",
         )
     return _with_frontier(best, results)
 

@@ -162,7 +162,7 @@ def for_macs(
         least = (fixed + sum(choices[0].cost for _, choices in candidates)) / dense
         raise ModelError(
             f"prune: {part:.2f} of the multiply-accumulates cannot be met; {least:.2f} can",
-            hint="raise the goal, or set a smaller prune.step, prune.scope=both or prune.drop_blocks=true",
+            hint="raise the goal, lower prune.channel_multiple, or set prune.scope=both or drop_blocks=true",
         )
     widths = {at: choices[n].inner for (at, choices), n in zip(candidates, selected, strict=True)}
     narrow = resize(arch, _with_inner(arch.widths, widths))
@@ -212,7 +212,7 @@ def for_latency(
             raise ModelError(
                 f"prune: {part:.2f} of {dense_ms:.3f} ms cannot be met; "
                 f"{reachable / dense_ms:.2f} can, by the table",
-                hint="raise prune.target_latency, or set prune.scope=both or prune.drop_blocks=true",
+                hint="raise prune.latency_ratio, or set prune.scope=both or prune.drop_blocks=true",
             )
         widths = {at: choices[n].inner for (at, choices), n in zip(candidates, selected, strict=True)}
         candidate = resize(arch, _with_inner(arch.widths, widths))
@@ -267,7 +267,7 @@ def check_gain(allocation: Allocation) -> None:
         raise ModelError(
             f"pruning does not pay here: {allocation.dense:.3f} ms dense, {allocation.measured:.3f} ms at "
             f"widths {allocation.arch.widths.inner}, less than {MIN_GAIN:.0%} gained",
-            hint="keep the dense INT8 model, or set a lower prune.target_latency",
+            hint="keep the dense INT8 model, or set a lower prune.latency_ratio",
         )
 
 

@@ -9,7 +9,7 @@ from edgeship.toolkit.core.results import LatencySummary
 from edgeship.toolkit.core.statistics import FEWEST_RUNS
 
 OTHERS, STOLEN = 0.25, 0.05  # parts of all processors above which a measurement was disturbed
-AGAIN = "measure again on a quiet machine, with `--redo bench`"  # the stage: the store has its result
+AGAIN = "measure again on a quiet machine, with `--rerun bench`"  # the stage: the store has its result
 MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
 
 
