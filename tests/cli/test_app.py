@@ -157,8 +157,8 @@ def test_only_a_command_that_goes_on_says_so(capsys, monkeypatch):
         monkeypatch.setattr(command_of(name), "params", [])
         code, _, err = call(capsys, name)
         assert code == 130 and err.startswith("error: interrupted\n")
-        goes_on += [name] if "goes on from there" in err else []
-        assert ("starts anew" in err) is (name not in goes_on)
+        goes_on += [name] if "to continue" in err else []
+        assert ("no partial results" in err) is (name not in goes_on)
     assert goes_on == ["deploy", "prune", "run", "train"]
 
 
@@ -275,7 +275,7 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
     assert process.returncode in (130, -signal.SIGINT), err
     assert err.splitlines()[-2:] == [
         "error: interrupted in stage 'load'",
-        " hint: what is finished is kept: the same command goes on from there",
+        f" hint: {cli.RESUMES}",
     ]
     assert "Traceback" not in err and out == ""
     assert not list(store.glob("tmp/*")) and not list(store.glob("objects/*"))

@@ -1,4 +1,4 @@
-"""A family of pruned networks as a page: accuracy against latency, the knee, and every figure."""
+"""Page and table of a family of pruned networks: accuracy against latency, with the knee."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPETITOR = "dense"
 
 
 def page(family: Mapping[str, Any]) -> str:
-    """The page of a family.json (`edgeship.toolkit.pipeline.family.compare`)."""
+    """Render the HTML page of a family.json (`edgeship.toolkit.pipeline.family.compare`)."""
     import plotly
 
     shown = chart(family)
@@ -37,7 +37,7 @@ def page(family: Mapping[str, Any]) -> str:
 
 
 def terminal(family: Mapping[str, Any]) -> None:
-    """Print one line a network, widest first."""
+    """Print one line per network, widest first."""
     labelled = family["judged"]["labelled"]
     floats = {row["name"]: row for row in family["float"]}
     dense = competitor(family)
@@ -56,17 +56,17 @@ def terminal(family: Mapping[str, Any]) -> None:
             )
         )
     drop = "drop, FP32", "drop, INT8"
-    print_table(("variant", "MACs", *drop, "INT8", "of dense INT8", "of FP32", "remarks"), rows)
+    print_table(("variant", "MACs", *drop, "INT8", "vs dense INT8", "vs FP32", "remarks"), rows)
 
 
 def competitor(family: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row that pruning has to beat: the dense network in INT8."""
+    """Return the row of the dense network in INT8, the baseline of pruning."""
     row: Mapping[str, Any] = next(row for row in family["frontier"] if row["name"] == COMPETITOR)
     return row
 
 
 def chart(family: Mapping[str, Any]) -> Chart:
-    """Accuracy against latency in INT8: the pruned ones, the dense one as competitor, and the knee."""
+    """Chart accuracy against latency in INT8: pruned networks, dense network, and the knee."""
     rows, labelled = family["frontier"], family["judged"]["labelled"]
     dense = next(row for row in family["float"] if row["name"] == COMPETITOR)
     pruned = [row for row in rows if row["name"] != COMPETITOR]
