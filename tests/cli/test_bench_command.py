@@ -48,7 +48,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(bench, tmp_path):
 def test_a_file_is_named_once(bench, tmp_path):
     path = net(tmp_path / "q.onnx")
     code, _, err = bench(path, path.parent / "." / "q.onnx")
-    assert code == 2 and "is given twice" in err
+    assert code == 2 and "occurs twice" in err
 
 
 def test_different_images_are_told_in_words(bench, tmp_path):

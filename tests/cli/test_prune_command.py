@@ -1,4 +1,4 @@
-"""`edgeship prune`: networks in folders, their figures, and refusals that say what would do."""
+"""`edgeship prune`: networks in folders, their figures, and errors with usable hints."""
 
 import shutil
 import signal
@@ -151,12 +151,12 @@ def test_the_page_draws_the_family_its_competitor_and_the_knee(labelled):
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        ((), 2, "give one goal", "--keep"),
-        (("--keep", "0.5", "--macs", "0.5"), 2, "two goals", "one of --keep"),
+        ((), 2, "0 pruning goals, expected 1", "--keep"),
+        (("--keep", "0.5", "--macs", "0.5"), 2, "2 pruning goals, expected 1", "one of --keep"),
         (("--keep", "0"), 2, "prune.keep = 0.0 must be above 0", "channels"),
         (("--keep", "1.5"), 2, "must be at most 1", "channels"),
         (("--widths", "0.9,1.2"), 2, "1.2 is not between 0 and 1", "0.9,0.75"),
-        (("--widths", "0.5,half"), 2, "cannot read --widths", "0.9,0.75"),
+        (("--widths", "0.5,half"), 2, "--widths is '0.5,half'", "0.9,0.75"),
         (("--widths", "0.5,0.5"), 2, "twice", "once"),
         (("--keep", "0.5", "--target", "openvin"), 2, "compile.targets cannot be 'openvin'", "openvino"),
         (("--keep", "0.5", "--test", "nowhere"), 1, "no such file or folder: nowhere", "known"),

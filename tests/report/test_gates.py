@@ -51,7 +51,7 @@ def test_the_whole_interval_decides_or_the_point(limits, low, high, by_interval,
 def test_an_undecided_drop_says_how_many_images_would_decide():
     few = replace(INT8, drop_pp=0.0, drop_ci95_pp=(-1.03, 1.03), images=355, paired=paired(0, 0, 355))
     (gate,) = gates.judge((FP32, few), *DROP)
-    assert "355 images cannot prove it" in gate.reason and "about 370 would" in gate.reason
+    assert "355 images are too few" in gate.reason and "about 370 are enough" in gate.reason
     (gate,) = gates.judge((FP32, replace(few, paired=None)), *DROP)
     assert gate.outcome == "needs_data" and "would" not in gate.reason
 

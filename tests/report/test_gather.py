@@ -110,7 +110,7 @@ def test_a_simulation_is_never_a_measurement(run):
         "measured",
         HERE,
     )
-    assert "latency of tensorrt-int8: it does not run on this machine" in report.missing
+    assert "latency of tensorrt-int8: does not run on this machine" in report.missing
 
 
 def test_infinite_sqnr_is_no_figure(run):
@@ -235,19 +235,19 @@ def test_what_was_measured_beside_latency_is_there_and_says_how(run):
         "not_measured": {"energy_mj": "no power sensor"},
     }
     page = render.html(report)
-    for text in ("24.0 MB", "32.0 MB", "2.60 ms", "Not measured: energy an image (no power sensor)."):
+    for text in ("24.0 MB", "32.0 MB", "2.60 ms", "Not measured: energy per image (no power sensor)."):
         assert text in page
-    assert "Peak while it loads: a process of its own." in page
+    assert "Peak memory while loading: a process of its own." in page
 
 
 @pytest.mark.parametrize(
-    ("sums", "said"),
-    [("exact", "exact: nothing saturates"), ("pairs", "by twos in 16 bits, which can saturate")],
+    ("sums", "text"),
+    [("exact", "exact: no overflow"), ("pairs", "pairs in 16 bits, which can overflow")],
 )
-def test_the_page_says_how_the_processor_adds_int8_products(run, sums, said):
+def test_the_page_says_how_the_processor_adds_int8_products(run, sums, text):
     edit(run, "bench", "device.json", lambda device: device.update(int8_sums=sums))
     page = render.html(report_of(run))
-    assert said in page
+    assert text in page
     assert "4 % of the processors, 0 % taken by other guests" in page
     assert "<dt>Timed</dt><dd>2026-01-02 03:04:05 UTC</dd>" in page  # and not when it was rendered
 

@@ -74,4 +74,4 @@ def test_compare_prints_a_table_markdown_or_json(folder):
 def test_compare_needs_two_runs(folder):
     result = call(compare.command, folder)
     assert result.exit_code == 2
-    assert "two runs or more" in result.output
+    assert "at least 2 runs, 1 found" in result.output

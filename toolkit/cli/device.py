@@ -84,7 +84,7 @@ def list_(inventory: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
     elif not entries:
-        click.echo("the inventory is empty; add a device with `edgeship device add`", err=True)
+        click.echo("no devices yet; add one with `edgeship device add`", err=True)
     else:
         rows = [(e.name, _address(e), e.target, " ".join(e.tags), e.root) for e in entries]
         as_table(("device", "host", "target", "tags", "root"), rows)

@@ -38,7 +38,5 @@ def command(
         )
     for outcome in outcomes:
         if not outcome.error:
-            click.echo(
-                f"{outcome.device}: {outcome.release} is live, previously {outcome.before or 'nothing'}"
-            )
+            click.echo(f"{outcome.device}: {outcome.release} is live, before: {outcome.before or 'nothing'}")
     finish(outcomes)

@@ -86,7 +86,7 @@ class _Bench:
     def gates(self, rule: _Limit, judged: Sequence[Variant]) -> list[Gate]:
         gates = [self._judged(rule, variant) for variant in judged]
         if all(gate.outcome == "not_judged" for gate in gates):
-            reason = "no variant could be judged"
+            reason = "nothing could be judged"
             gates.append(Gate(rule.name, rule.limit, None, passed=False, reason=reason, judged_by=self.by))
         return gates
 

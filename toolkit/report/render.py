@@ -36,8 +36,8 @@ GATES = {  # outcome -> mark, word, colour
     "not_judged": ("○", "not judged", "cyan"),
 }
 JUDGED_BY = {
-    "interval": "Gates use the 95 % interval: passed if all of it is within the limit, MISSED if none is, else "
-    "undecided.",
+    "interval": "Gates use the 95 % interval: passed if all of it is within the limit, MISSED if none is, "
+    "else undecided.",
     "point": 'Gates use the value alone (`report.judge_by = "point"`), not its interval.',
 }
 FOLDS, FOLDED = ("run", "remarks"), 12  # columns with wrapped text, and their minimum width
