@@ -137,7 +137,7 @@ def _unreadable(dataset: Dataset, seen: _Seen) -> list[Finding]:
     if not seen.bad:
         return []
     what = f"{len(seen.bad)} image(s) of {dataset.name} cannot be decoded: {some(seen.bad)}"
-    return [Finding("error", what, "replace or remove them, or go on without them by --skip-bad")]
+    return [Finding("error", what, "replace or remove them, or go on without them by --skip-unreadable")]
 
 
 def _blank(seen: _Seen, colours: _Colours) -> list[Finding]:

@@ -38,8 +38,8 @@ def quantize(
         runtime: What runs the graph, to be compared with exact arithmetic; None: it does not run here.
 
     Returns:
-        What was done, for the report: {scheme, effort, observer, int8_sums, head_room_channels,
-        activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
+        What was done, for the report: {scheme, effort, observer, weight_rounding, bias_correction, int8_sums,
+        head_room_channels, activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
 
     Raises:
         ModelError: The graph is not a float classifier.

@@ -20,6 +20,7 @@ def fit_layers(
     pairs: PairOrder | None = None,
     *,
     biases: bool = True,
+    nearest: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, FloatArray]]:
     """Fit weights to the inputs of their layers, then biases to the errors that are left.
 
@@ -31,12 +32,13 @@ def fit_layers(
         together: See `gptq.fitted`.
         pairs: See `gptq.fitted`.
         biases: Whether biases are corrected; without, weights make up for errors of the mean too.
+        nearest: Round weights to the nearest integers instead of by GPTQ.
 
     Returns:
         Initializer name -> values on their grid; node name -> correction of its bias.
     """
     with one_thread():  # much is done between what runs side by side
-        found = gptq.gptq_weights(network, probe, weights, together, pairs, biases=biases)
+        found = gptq.gptq_weights(network, probe, weights, together, pairs, biases=biases, nearest=nearest)
         if not biases:
             return found.weights, {}
         return found.weights, bias.corrections(network, probe, activations, found.weights, found.means)

@@ -75,6 +75,7 @@ def gptq_weights(
     pairs: PairOrder | None = None,
     *,
     biases: bool = True,
+    nearest: bool = False,
 ) -> Fitted:
     """Round weights to fit what their layers read.
 
@@ -88,9 +89,10 @@ def gptq_weights(
             neighbouring channels. Time grows with its square; None: all.
         pairs: Which weights share a sum that must not saturate (see `saturation`); None: none do.
         biases: Whether bias correction makes up for errors of the mean: else the weights do.
+        nearest: Round all weights to the nearest integers; only the means are observed.
     """
     images, found, means = network.parts(probe), {}, {}
-    layers = _layers(network, weights, together, pairs)
+    layers = [] if nearest else _layers(network, weights, together, pairs)
     rows = ROWS if together is None else NEAR_ROWS
     report_progress("fitting weights", 0, len(layers))
     for some in _portions(layers):

@@ -70,6 +70,7 @@ def improve(
     *,
     correct: bool = True,
     pairs: PairOrder | None = None,
+    nearest: bool = False,
     seed: int = 0,
 ) -> Learned:
     """Fit weights, biases and scales to the images that teach.
@@ -82,6 +83,7 @@ def improve(
         weights: Quantized initializers.
         correct: Whether biases are corrected.
         pairs: See `gptq.fitted`.
+        nearest: Round weights to the nearest integers instead of by GPTQ.
         seed: Order of the images; the same seed gives the same result.
     """
 
@@ -90,11 +92,13 @@ def improve(
         return rounded, Learned(dict(activations), values, biases, _disturbance(network, judges, rounded))
 
     def fitted(together: int | None) -> tuple[_Rounded, Learned]:
-        return judged(*fit_layers(network, teachers, activations, weights, together, pairs, biases=correct))
+        options = {"biases": correct, "nearest": nearest}
+        return judged(*fit_layers(network, teachers, activations, weights, together, pairs, **options))
 
     # a few images may not tell enough to fit all inputs together
     rounded, best = fitted(NEAR)
-    rounded, best = min((rounded, best), fitted(None), key=lambda each: each[1].disturbance)
+    if not nearest:
+        rounded, best = min((rounded, best), fitted(None), key=lambda each: each[1].disturbance)
     _learn_scales(torch.from_numpy(teachers), rounded, seed)
     after = _disturbance(network, judges, rounded)
     if after < best.disturbance:

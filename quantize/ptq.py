@@ -75,7 +75,9 @@ def write(
     return {
         "scheme": scheme.name,
         "effort": options.effort,
-        "observer": options.observer,
+        "observer": found.observer,
+        "weight_rounding": found.weight_rounding,
+        "bias_correction": bool(found.biases),
         "int8_sums": _sums(scheme),
         "head_room_channels": _head_room(found),
         "activations": {
@@ -196,7 +198,10 @@ def _chosen(
     weights = _nearest(model, placement)
     if (pairs := scheme.saturating_pairs) is not None:
         weights = overflow.reduce_range(model, weights, pairs)
-    if network is not None and options.observer == "mse":
+    observer = options.observer
+    if observer == "logits" and network is None:
+        observer = "mse"  # gradients of the logits need the network
+    if network is not None and observer == "logits":
         images = spread(statistics.probe, RANGE_PIXELS[options.effort])
         rough = (
             network
@@ -207,13 +212,14 @@ def _chosen(
         del rough  # memory
     else:
         activations = {
-            name: observed(statistics.tensors[name], spec, options.observer)
+            name: observed(statistics.tensors[name], spec, observer)
             for name, spec in placement.activations.items()
         }
     if scheme.integer_bias:
         weights = roomy(model, activations, weights)
     warnings += outliers.underused_ranges(activations, statistics.tensors)
     found = Quantized(source, scheme, model, model, statistics, placement, activations, weights, {}, warnings)
+    found.observer = observer
     if network is not None:
         found.execution = network.execution
     if network is not None and options.effort == "balanced":
@@ -222,20 +228,23 @@ def _chosen(
 
 
 def corrected(found: Quantized, options: QuantizeOptions, network: TorchExecutor | None = None) -> Quantized:
-    """Return it with GPTQ weights, and corrected biases if asked for; as it is if learned or of least effort.
+    """Return the graph with rounded weights and corrected biases; unchanged if learned or fast.
 
-    Without bias correction the weights make up for errors of the mean too.
+    Without bias correction GPTQ weights compensate errors of the mean too.
     """
     if found.learned or options.effort == "fast":
+        return found
+    nearest = options.weight_rounding == "nearest"
+    if nearest and not options.bias_correction:
         return found
     probe = spread(found.statistics.probe, BIAS_PIXELS)
     network = network or TorchExecutor(found.exact, execution=found.execution)
     pairs = found.scheme.saturating_pairs
     correct = options.bias_correction
     weights, biases = fit_layers(
-        network, probe, found.activations, found.weights, pairs=pairs, biases=correct
+        network, probe, found.activations, found.weights, pairs=pairs, biases=correct, nearest=nearest
     )
-    return replace(_with_weights(found, weights), biases=biases)
+    return replace(_with_weights(found, weights), biases=biases, weight_rounding=options.weight_rounding)
 
 
 def _learned(
@@ -250,8 +259,16 @@ def _learned(
     before = learned_scales.root_kl(exact, judges, fair.activations, weights, fair.biases)
     del fair, weights, exact  # memory: three copies of the weights
     correct, pairs = options.bias_correction, found.scheme.saturating_pairs
+    nearest = options.weight_rounding == "nearest"
     best = learned_scales.improve(
-        network, teachers, judges, found.activations, found.weights, correct=correct, pairs=pairs
+        network,
+        teachers,
+        judges,
+        found.activations,
+        found.weights,
+        correct=correct,
+        pairs=pairs,
+        nearest=nearest,
     )
     if not best.disturbance < before:  # nor is NaN better
         plain.warnings.append(
@@ -260,7 +277,11 @@ def _learned(
         )
         return plain
     return replace(
-        _with_weights(found, best.weights), activations=best.activations, biases=best.biases, learned=True
+        _with_weights(found, best.weights),
+        activations=best.activations,
+        biases=best.biases,
+        learned=True,
+        weight_rounding=options.weight_rounding,
     )
 
 

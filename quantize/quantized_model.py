@@ -33,6 +33,8 @@ class Quantized:
         warnings: What the reader of the report must know.
         learned: Whether scales and weights were learned together: then nothing of it is fitted anew.
         execution: How PyTorch runs `exact` and `model`.
+        observer: Rule that chose the ranges.
+        weight_rounding: gptq or nearest.
     """
 
     source: ir.Model
@@ -47,6 +49,8 @@ class Quantized:
     warnings: list[str]
     learned: bool = False
     execution: Execution = DEFAULT
+    observer: str = "mse"
+    weight_rounding: str = "nearest"
 
     def graph(self) -> ir.Model:
         """The graph with its Q/DQ pairs."""

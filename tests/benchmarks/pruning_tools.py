@@ -214,7 +214,7 @@ def for_latency(dense: ResNet, data: Data, part: float, size: int, folder: Path)
         small, plan = prune(
             dense,
             data.pruning(),
-            PruneOptions(target_latency=part),
+            PruneOptions(latency_ratio=part),
             measure,
             checkpoint=folder / "states",
         )
@@ -235,7 +235,7 @@ def work(job: Path) -> None:
     data = Data.open(order["calibration"], order["test"], order["size"], order["images"], 1)
     dense, images = load(Path(order["weights"])).model, data.pruning()
     start = time.perf_counter()
-    prune(dense, images, PruneOptions(keep=order["keep"]))
+    prune(dense, images, PruneOptions(keep_ratio=order["keep"]))
     result = {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}
     Path(order["result"]).write_text(json.dumps(result), encoding="utf-8")
 

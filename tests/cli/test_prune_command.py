@@ -11,11 +11,22 @@ from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.models import export, weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import family as comparing
+from edgeship.toolkit.pipeline.options import warn_renamed
 from edgeship.toolkit.prune.reconstruction import Repair
 from edgeship.toolkit.report.family import chart, page
 
 SIZE = 8
-FEW = ("digits:train", "--size", str(SIZE), "--images", "40", "--step", "1", "--method", "magnitude")
+FEW = (
+    "digits:train",
+    "--size",
+    str(SIZE),
+    "--images",
+    "40",
+    "--channel-multiple",
+    "1",
+    "--method",
+    "magnitude",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +55,7 @@ def prune(capsys, checkpoint, tmp_path):
 
 
 def test_a_goal_gives_a_network_that_loads(prune, tmp_path):
-    code, out, err = prune(*FEW, "--macs", "0.6", "--no-compare")
+    code, out, err = prune(*FEW, "--macs-ratio", "0.6", "--no-compare")
     assert (code, out.strip()) == (0, str(tmp_path / "out"))
     small = weights.load(tmp_path / "out").model.architecture
     dense = architecture("resnet20", classes=10, width=8)
@@ -53,7 +64,7 @@ def test_a_goal_gives_a_network_that_loads(prune, tmp_path):
 
 
 def test_few_images_are_warned_about(prune):
-    code, _, err = prune(*FEW[:4], "2", "--step", "1", "--keep", "0.5", "--no-compare")
+    code, _, err = prune(*FEW[:4], "2", "--channel-multiple", "1", "--keep-ratio", "0.5", "--no-compare")
     assert code == 0
     assert "note: 2 images" in err and "would do" in err
 
@@ -151,17 +162,27 @@ def test_the_page_draws_the_family_its_competitor_and_the_knee(labelled):
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        ((), 2, "0 pruning goals, expected 1", "--keep"),
-        (("--keep", "0.5", "--macs", "0.5"), 2, "2 pruning goals, expected 1", "one of --keep"),
-        (("--keep", "0"), 2, "prune.keep = 0.0 must be above 0", "channels"),
-        (("--keep", "1.5"), 2, "must be at most 1", "channels"),
+        ((), 2, "0 pruning goals, expected 1", "--keep-ratio"),
+        (
+            ("--keep-ratio", "0.5", "--macs-ratio", "0.5"),
+            2,
+            "2 pruning goals, expected 1",
+            "one of --keep-ratio",
+        ),
+        (("--keep-ratio", "0"), 2, "prune.keep_ratio = 0.0 must be above 0", "channels"),
+        (("--keep-ratio", "1.5"), 2, "must be at most 1", "channels"),
         (("--widths", "0.9,1.2"), 2, "1.2 is not between 0 and 1", "0.9,0.75"),
         (("--widths", "0.5,half"), 2, "--widths is '0.5,half'", "0.9,0.75"),
         (("--widths", "0.5,0.5"), 2, "twice", "once"),
-        (("--keep", "0.5", "--target", "openvin"), 2, "compile.targets cannot be 'openvin'", "openvino"),
-        (("--keep", "0.5", "--test", "nowhere"), 1, "no such file or folder: nowhere", "known"),
-        (("--keep", "0.99"), 1, "as narrow as steps of 1 channels allow", "prune.step"),
-        (("--macs", "0.05"), 1, "0.05 of the multiply-accumulates cannot be met; 0.", "scope=both"),
+        (
+            ("--keep-ratio", "0.5", "--target", "openvin"),
+            2,
+            "compile.targets cannot be 'openvin'",
+            "openvino",
+        ),
+        (("--keep-ratio", "0.5", "--test", "nowhere"), 1, "no such file or folder: nowhere", "known"),
+        (("--keep-ratio", "0.99"), 1, "as narrow as steps of 1 channels allow", "prune.channel_multiple"),
+        (("--macs-ratio", "0.05"), 1, "0.05 of the multiply-accumulates cannot be met; 0.", "scope=both"),
     ],
 )
 def test_a_refusal_says_what_would_do(prune, arguments, code, message, hint):
@@ -172,20 +193,29 @@ def test_a_refusal_says_what_would_do(prune, arguments, code, message, hint):
 
 
 def test_an_onnx_file_cannot_be_pruned(prune, checkpoint):
-    code, _, err = prune(*FEW, "--keep", "0.5", source=checkpoint.with_name("net.onnx"))
+    code, _, err = prune(*FEW, "--keep-ratio", "0.5", source=checkpoint.with_name("net.onnx"))
     assert code == 1
     assert "an ONNX file cannot be pruned" in err and "load.weights of a ResNet" in err
 
 
 @pytest.mark.parametrize("source", ["train", ""])
 def test_weights_that_name_no_checkpoint_are_refused_with_a_command_that_exists(prune, source):
-    code, _, err = prune(*FEW, "--keep", "0.5", source=source)
+    code, _, err = prune(*FEW, "--keep-ratio", "0.5", source=source)
     assert code == 2
     assert f"WEIGHTS is '{source}'" in err and "edgeship train digits:train" in err and "--set" not in err
     assert not Path("/partial").exists()
 
 
 def test_a_hint_names_the_options_of_prune(prune):
-    code, _, err = prune(*FEW, "--keep", "0.5", "--preprocess", "mean=0.5", "--preprocess", "std=0.5")
+    code, _, err = prune(*FEW, "--keep-ratio", "0.5", "--preprocess", "mean=0.5", "--preprocess", "std=0.5")
     assert code == 2
     assert "--preprocess mean=0.485" in err and "--set" not in err
+
+
+def test_former_option_names_are_accepted_with_a_warning(prune):
+    warn_renamed.cache_clear()
+    code, _, err = prune(*FEW[:4], "2", "--step=1", "--scope", "inner", "--keep", "0.5", "--no-compare")
+    assert code == 0
+    for text in ("--step is called --channel-multiple now", "--keep is called --keep-ratio now"):
+        assert err.count(f"option {text}") == 1
+    assert "prune.scope = inner is called block now" in err

@@ -59,7 +59,7 @@ def test_layers_go_to_float_until_it_holds(network, tmp_path, capfd):
 
 
 def test_two_limits_are_refused_before_any_work(network, tmp_path, capfd):
-    code = quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9", "--max-drop-pp", "1")
+    code = quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9", "--max-validation-drop-pp", "1")
     assert code == 2 and "both set" in capfd.readouterr().err
     assert not (tmp_path / "q.onnx").exists()
 

@@ -18,7 +18,7 @@ from edgeship.toolkit.prune import width_search
 from edgeship.toolkit.report import quantization_charts
 
 SIZE = 8
-NARROW = {"method": "obs", "keep": 0.5, "step": 1, "images": 30, "mirror": False}
+NARROW = {"method": "obs", "keep_ratio": 0.5, "channel_multiple": 1, "images": 30, "flip_augment": False}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,15 @@ def test_half_the_channels_go_and_the_run_is_cached(start):
 
 
 def test_what_a_search_tried_is_drawn_as_a_frontier(start):
-    found = start({"method": "magnitude", "max_drop_pp": 40.0, "step": 1, "images": 30, "mirror": False})
+    found = start(
+        {
+            "method": "magnitude",
+            "max_expected_drop_pp": 40.0,
+            "channel_multiple": 1,
+            "images": 30,
+            "flip_augment": False,
+        }
+    )
     plan = read_json(found.folder("prune") / "plan.json")
     drawn = quantization_charts.frontier(plan)
     line, knee, chosen = drawn.data
@@ -73,8 +81,8 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
 
 def test_only_a_latency_binds_it_to_the_machine():
     stage = next(stage for stage in STAGES if stage.name == "prune")
-    assert not stage.on_device(PruneOptions(method="obs", macs=0.5))
-    assert stage.on_device(PruneOptions(method="obs", target_latency=0.5))
+    assert not stage.on_device(PruneOptions(method="obs", macs_ratio=0.5))
+    assert stage.on_device(PruneOptions(method="obs", latency_ratio=0.5))
 
 
 def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):
@@ -116,7 +124,13 @@ class Scripted:
         pass
 
 
-LATENCY = {"method": "magnitude", "target_latency": 0.7, "step": 1, "images": 30, "mirror": False}
+LATENCY = {
+    "method": "magnitude",
+    "latency_ratio": 0.7,
+    "channel_multiple": 1,
+    "images": 30,
+    "flip_augment": False,
+}
 WHERE = {"compile": {"targets": ["openvino"]}, "bench": {"threads": 3}}
 
 
@@ -130,13 +144,13 @@ def test_a_latency_is_met_and_predicted(start, monkeypatch):
 def test_a_gain_under_three_percent_is_refused_with_the_figures(start, monkeypatch, tmp_path):
     monkeypatch.setattr(pruning, "Stopwatch", Scripted)
     with pytest.raises(ModelError, match=r"does not pay here: \d\.\d{3} ms dense, \d\.\d{3} ms") as caught:
-        start({**LATENCY, "target_latency": 0.985}, **WHERE)
+        start({**LATENCY, "latency_ratio": 0.985}, **WHERE)
     dense_ms, pruned_ms = (float(ms) for ms in re.findall(r"(\d\.\d+) ms", str(caught.value)))
     assert 0.97 * dense_ms < pruned_ms < dense_ms
     assert "less than 3% gained" in str(caught.value) and "keep the dense INT8 model" in caught.value.hint
     assert not list((tmp_path / "store" / "objects").rglob("plan.json"))
     monkeypatch.setattr(Scripted, "per_mac", 1e-5)  # where multiplications count, the same goal may pay
-    start({**LATENCY, "target_latency": 0.95}, **WHERE)
+    start({**LATENCY, "latency_ratio": 0.95}, **WHERE)
 
 
 def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
@@ -144,7 +158,7 @@ def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
     monkeypatch.setattr(Scripted, "per_mac", 1e-9)
     with pytest.raises(ModelError, match=r"0\.70 of 0\.50\d ms cannot be met; (0\.99|1\.00) can") as caught:
         start(LATENCY, **WHERE)
-    assert "prune.target_latency" in caught.value.hint
+    assert "prune.latency_ratio" in caught.value.hint
 
 
 def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatch):

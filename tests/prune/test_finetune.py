@@ -20,7 +20,7 @@ OPTIONS = DistillOptions(epochs=4, batch=16, learning_rate=0.0005, crop_px=1)
 @pytest.fixture(scope="module")
 def pair():
     dense = settled(lively("resnet20"))
-    small, plan = prune(dense, pictures(30), PruneOptions(keep=0.5, step=2, scope="both"))
+    small, plan = prune(dense, pictures(30), PruneOptions(keep_ratio=0.5, channel_multiple=2, scope="both"))
     return dense, small, plan
 
 
@@ -68,7 +68,7 @@ def test_labels_are_used_only_when_asked(pair, tmp_path):
     with pytest.raises(DataError, match="no label"):
         run(pair, tmp_path, replace(OPTIONS, label_weight=0.5))
     with pytest.raises(RecipeError):
-        DistillOptions(int8_part=2.0)
+        DistillOptions(qat_fraction=2.0)
 
 
 def test_int8_rounds_inside_the_block_only():

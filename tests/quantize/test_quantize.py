@@ -9,9 +9,11 @@ from float_graphs import Graph, images, residual
 from edgeship import targets
 from edgeship.quantization import QuantizeOptions, quantize
 from edgeship.quantization.calibrate import collect
+from edgeship.quantization.ptq import prepare
 from edgeship.quantization.statistics import Statistics
 from edgeship.targets.tensorrt import lint
 from edgeship.toolkit.core.errors import QuantizationError, ToolkitError
+from edgeship.toolkit.graph import io
 from edgeship.toolkit.models import resnet
 from edgeship.toolkit.models.export import export
 
@@ -228,3 +230,42 @@ class TestBadInput:
                 QuantizeOptions(effort=effort),
                 tmp_path / "o.onnx",
             )
+
+
+@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("observer", ["logits", "mse", "minmax"])
+def test_the_summary_names_the_observer_that_ran(observer, effort, tmp_path):
+    _, _, summary = quantized(residual(), tmp_path, images(16, 16), observer=observer, effort=effort)
+    fast = effort == "fast"
+    assert summary["observer"] == ("mse" if observer == "logits" and fast else observer)
+    assert summary["weight_rounding"] == ("nearest" if fast else "gptq")
+    assert summary["bias_correction"] != fast
+
+
+def test_mse_is_another_rule_than_logits(tmp_path):
+    scales = {}
+    for observer in ("logits", "mse"):
+        _, _, summary = quantized(residual(), tmp_path, images(16, 16), observer=observer)
+        scales[observer] = [row["scale"] for row in summary["activations"].values()]
+    assert scales["logits"] != scales["mse"]
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+@pytest.mark.parametrize("effort", ["balanced", "max"])
+def test_nearest_weights_are_the_nearest_integers(effort, bias_correction, tmp_path):
+    path = residual().save(tmp_path / "float.onnx")
+    statistics = collect(path, [images(32, 16)])
+    options = QuantizeOptions(effort=effort, weight_rounding="nearest", bias_correction=bias_correction)
+    found = prepare(io.read_classifier(path).model, statistics, targets.get("tensorrt").scheme, options)
+    assert found.weight_rounding == "nearest" and bool(found.biases) == bias_correction
+    model = found.model.graph.initializers
+    for name, q in found.weights.items():
+        exact = io.constant(found.exact.graph.initializers[name])
+        axis = (
+            next(i for i, size in enumerate(exact.shape) if size == len(q.scale)) if len(q.scale) > 1 else 0
+        )
+        step = np.reshape(q.scale, [-1 if i == axis else 1 for i in range(exact.ndim)])
+        nearest = np.rint(exact / step).clip(-127, 127) * step
+        written = io.constant(model[name])
+        if written is not exact:
+            assert np.allclose(written, nearest, atol=1e-6) or np.array_equal(written, exact)

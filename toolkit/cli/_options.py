@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgeship.toolkit.core.tensors import Size, read_size, sides
 
 
-class Resumable(click.Command):
+class Command(click.Command):
+    """A command that accepts former names of its options, with a warning, for one release."""
+
+    def __init__(self, *arguments: Any, former: Mapping[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._former = former or {}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, with the current names of renamed options."""
+        renamed = []
+        for index, argument in enumerate(args):
+            if argument == "--":
+                renamed += args[index:]
+                break
+            name, separator, value = argument.partition("=")
+            current = self._former.get(name)
+            if current:
+                from edgeship.toolkit.pipeline.options import warn_renamed
+
+                warn_renamed(f"option {name}", current)
+            renamed.append(f"{current or name}{separator}{value}")
+        return super().parse_args(ctx, renamed)
+
+
+class Resumable(Command):
     """A command that saves its progress: repeating it after an interruption continues."""
 
 

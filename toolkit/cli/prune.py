@@ -19,11 +19,18 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Resumable,
+    former={
+        "--keep": "--keep-ratio",
+        "--macs": "--macs-ratio",
+        "--target-latency": "--latency-ratio",
+        "--max-drop-pp": "--max-expected-drop-pp",
+        "--step": "--channel-multiple",
+    },
     epilog="""\b
 Examples:
-  edgeship prune resnet18.pth photos/ --keep 0.5 --out small
-  edgeship prune resnet18.pth photos/ --target-latency 0.6 --target openvino --out fast
-  edgeship prune resnet18.pth photos/ --max-drop-pp 1 --no-compare --out safe
+  edgeship prune resnet18.pth photos/ --keep-ratio 0.5 --out small
+  edgeship prune resnet18.pth photos/ --latency-ratio 0.6 --target openvino --out fast
+  edgeship prune resnet18.pth photos/ --max-expected-drop-pp 1 --no-compare --out safe
   edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.6,0.5,0.4 --test test.zip --out family
 """,
 )
@@ -32,14 +39,24 @@ Examples:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
 )
-@click.option("--keep", type=float, metavar="PART", help="Part of the channels inside blocks to keep.")
-@click.option("--macs", type=float, metavar="PART", help="Part of the multiply-accumulates to keep.")
-@click.option("--target-latency", type=float, metavar="PART", help="Latency, of the dense INT8 network's.")
-@click.option("--max-drop-pp", type=float, metavar="POINTS", help="Largest expected loss of top-1.")
+@click.option("--keep-ratio", type=float, metavar="RATIO", help="Ratio of the block channels to keep.")
+@click.option("--macs-ratio", type=float, metavar="RATIO", help="Ratio of the multiply-accumulates to keep.")
+@click.option(
+    "--latency-ratio",
+    type=float,
+    metavar="RATIO",
+    help="INT8 latency to reach, over that of the dense network.",
+)
+@click.option(
+    "--max-expected-drop-pp",
+    type=float,
+    metavar="POINTS",
+    help="Limit of the expected top-1 drop, in percentage points.",
+)
 @click.option(
     "--widths",
-    metavar="PARTS",
-    help="Several channel fractions, e.g. 0.9,0.75,0.5: nested networks in one pass.",
+    metavar="RATIOS",
+    help="Several channel ratios, e.g. 0.9,0.75,0.5: nested networks in one pass.",
 )
 @click.option(
     "--model",
@@ -76,8 +93,16 @@ Examples:
     show_default=True,
     help="Channel importance: obs, activation, batchnorm or magnitude.",
 )
-@click.option("--step", type=int, default=16, show_default=True, help="Channel counts are multiples of it.")
-@click.option("--scope", default="inner", show_default=True, help="inner, stream or both.")
+@click.option(
+    "--channel-multiple",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Channel counts are rounded to multiples of this number.",
+)
+@click.option(
+    "--scope", default="block", show_default=True, help="Channels to prune: block, residual (stream) or both."
+)
 @click.option("--drop-blocks", is_flag=True, help="Allow removal of whole residual blocks.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the image selection.")
 @click.option(
@@ -112,8 +137,10 @@ def command(
     load.weights of a recipe, and family.json and family.html: accuracy against latency in FP32 and INT8 of
     the pruned networks and of the dense one as baseline, with the knee marked.
 
-    PART is a fraction between 0 and 1. Exactly one goal is required: one of the options of PART or POINTS, or
-    --widths. Repeating the command after an interruption continues at the last finished block.
+    RATIO is a number between 0 and 1. Exactly one goal is required: --keep-ratio, --macs-ratio,
+    --latency-ratio, --max-expected-drop-pp or --widths.
+
+    Repeating the command after an interruption continues at the last finished block.
     """
     from edgeship.toolkit.cli._progress import shown
     from edgeship.toolkit.core.artifact import write_json, write_text
@@ -125,7 +152,7 @@ def command(
     if len(goals) + (widths is not None) != 1:
         raise RecipeError(
             f"{len(goals) + (widths is not None)} pruning goals, expected 1",
-            hint="one of --keep, --macs, --target-latency, --max-drop-pp and --widths",
+            hint="one of --keep-ratio, --macs-ratio, --latency-ratio, --max-expected-drop-pp and --widths",
         )
     if weights in ("", "train"):
         raise RecipeError(

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, SizeType
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, Command, SizeType
 from edgeship.toolkit.cli._outputs import refuse_inputs
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import GateError, TargetError
@@ -18,6 +18,12 @@ from edgeship.toolkit.core.tensors import InputType, Size, preprocess_metadata
 
 
 @click.command(
+    cls=Command,
+    former={
+        "--int8-sums": "--overflow-fix",
+        "--max-drop-pp": "--max-validation-drop-pp",
+        "--skip-bad": "--skip-unreadable",
+    },
     epilog="""\b
 Examples:
   edgeship quantize net.onnx photos/ --target openvino --out net-int8.onnx
@@ -25,8 +31,8 @@ Examples:
   edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
   edgeship quantize net.onnx photos/ --target openvino --input uint8 --out pixels.onnx
   edgeship quantize net.onnx photos/ --target tensorrt --min-agreement 0.995 --out trt.onnx
-  edgeship quantize net.onnx photos/ --target openvino --int8-sums pairs --out old-cpus.onnx
-"""
+  edgeship quantize net.onnx photos/ --target openvino --overflow-fix pairs --out old-cpus.onnx
+""",
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
@@ -48,7 +54,12 @@ Examples:
     help="Number of calibration images.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the image selection.")
-@click.option("--observer", default="mse", show_default=True, help="mse, minmax, percentile or entropy.")
+@click.option(
+    "--observer",
+    default="logits",
+    show_default=True,
+    help="Range estimator: logits, mse, minmax, percentile or entropy.",
+)
 @click.option(
     "--effort",
     default="balanced",
@@ -64,31 +75,31 @@ Examples:
     help="Input of OUT: preprocessed images, or pixels (N, H, W, C) that the graph normalizes.",
 )
 @click.option(
-    "--int8-sums",
+    "--overflow-fix",
     type=click.Choice(["auto", "exact", "pairs"]),
     default="auto",
     show_default=True,
-    help="How the CPU it is for adds products: exact (VNNI), in pairs that can saturate (older x86), or as "
-    "this one.",
+    help="INT8 accumulation of the target CPU: exact (VNNI), pairs (older x86: int16, may overflow) or "
+    "auto (as on this machine).",
 )
 @click.option(
-    "--max-drop-pp",
+    "--max-validation-drop-pp",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Most top-1 that INT8 may lose on up to 1000 other images of SOURCE, in points; layers go to float "
-    "until it holds.",
+    help="Limit of the top-1 drop on up to 1000 held-out images of SOURCE, in percentage points; layers "
+    "are moved to float until it is met.",
 )
 @click.option(
     "--min-agreement",
     type=click.FloatRange(0, 1),
     metavar="PART",
-    help="The same without labels: least part of these images with the float network's class.",
+    help="Minimum fraction of these images with the top-1 class of the float network; needs no labels.",
 )
 @click.option("--output", "logits", metavar="NAME", help="Name of the logits, if MODEL has several outputs.")
 @click.option(
     "--size", type=SizeType(), help="Fixed input size of OUT in pixels, N or HxW.  [default: as MODEL]"
 )
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out.")
+@click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images.")
 @PREPROCESS
 @JSON
 def command(
@@ -102,12 +113,12 @@ def command(
     observer: str,
     effort: str,
     input_type: InputType,
-    int8_sums: str,
-    max_drop_pp: float | None,
+    overflow_fix: str,
+    max_validation_drop_pp: float | None,
     min_agreement: float | None,
     logits: str | None,
     size: Size | None,
-    skip_bad: bool,
+    skip_unreadable: bool,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -116,7 +127,7 @@ def command(
     MODEL has one input, images (N, C, H, W) or (N, H, W, C), and one output, the logits (N, classes), with or
     without a Softmax; of several outputs, --output selects one. OUT keeps the output of MODEL. Q/DQ nodes are
     placed where the kernels of the target fuse them. SOURCE is a folder, an archive, a CSV list or
-    digits:train; labels are only needed for --max-drop-pp.
+    digits:train; labels are only needed for --max-validation-drop-pp.
 
     With an accuracy limit, layers are moved to float until the limit holds on up to 1000 held-out images.
     Exit code 3: the limit was missed; the file is written nevertheless.
@@ -135,18 +146,18 @@ def command(
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     refuse_inputs(out, model, source)
-    limits = {"max_drop_pp": max_drop_pp, "min_agreement": min_agreement}
+    limits = {"max_validation_drop_pp": max_validation_drop_pp, "min_agreement": min_agreement}
     table: dict[str, Any] = {
         "compile": {"targets": [target_name]},
         "quantize": {
             "observer": observer,
             "effort": effort,
-            "int8_sums": int8_sums,
+            "overflow_fix": overflow_fix,
             **_without_none(limits),
         },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    how = replace(recipe.quantize, source=source, skip_bad=skip_bad)
+    how = replace(recipe.quantize, source=source, skip_unreadable=skip_unreadable)
     limited = mixed_precision.limited(how)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
@@ -160,7 +171,7 @@ def command(
     graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
     dataset = open_dataset(source, use="train")
     with shown():
-        chosen = manifest.select(dataset, images, seed, skip_bad=skip_bad)
+        chosen = manifest.select(dataset, images, seed, skip_bad=skip_unreadable)
         validation = mixed_precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:

@@ -21,11 +21,12 @@ def _list_options(context: click.Context, _parameter: click.Parameter, asked: bo
 
 @click.command(
     cls=Resumable,
+    former={"--redo": "--rerun", "--skip-bad": "--skip-unreadable"},
     epilog="""\b
 Examples:
   edgeship run quickstart --out runs/quickstart
   edgeship run resnet50-imagenet --set select.source=train/ --set evaluate.source=val.csv
-  edgeship run my.toml --until quantize --redo calibrate
+  edgeship run my.toml --until quantize --rerun calibrate
 """,
 )
 @click.argument("recipe")
@@ -50,8 +51,13 @@ Examples:
     help="Write report, engines and graphs to this folder.",
 )
 @click.option("--until", metavar="STAGE", help="Last stage to run.")
-@click.option("--redo", multiple=True, metavar="STAGE", help="Work through a stage again.")
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and count them.")
+@click.option(
+    "--rerun",
+    multiple=True,
+    metavar="STAGE",
+    help="Run a stage again, even if its result is cached; repeatable.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images; the report has their number.")
 @JSON
 @STORE
 def command(
@@ -60,8 +66,8 @@ def command(
     overrides: tuple[str, ...],
     out: Path | None,
     until: str | None,
-    redo: tuple[str, ...],
-    skip_bad: bool,
+    rerun: tuple[str, ...],
+    skip_unreadable: bool,
     as_json: bool,
     store_root: Path | None,
 ) -> None:
@@ -78,11 +84,13 @@ def command(
     from edgeship.toolkit.cli._progress import shown
     from edgeship.toolkit.pipeline import Recipe, Store, run
 
-    if skip_bad:
-        overrides = (*overrides, "select.skip_bad=true", "evaluate.skip_bad=true")
+    if skip_unreadable:
+        overrides = (*overrides, "select.skip_unreadable=true", "evaluate.skip_unreadable=true")
     chosen = Recipe.read(recipe, overrides)
     with shown() as progress:
-        finished = run(chosen, out=out, until=until, redo=redo, store=Store(store_root), watch=progress.stage)
+        finished = run(
+            chosen, out=out, until=until, redo=rerun, store=Store(store_root), watch=progress.stage
+        )
     if finished.stages[-1].name != "report":
         last = finished.stages[-1]
         click.echo(last.folder)

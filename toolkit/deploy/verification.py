@@ -176,7 +176,7 @@ def _doubts(wanted: Mapping[str, Any], probed: Mapping[str, Any]) -> list[dict[s
             "code": "pair-sums",
             "cause": "its processor adds INT8 products in pairs that can saturate (no VNNI), "
             "and the graph was made for exact sums",
-            "cure": "run the recipe with --set quantize.int8_sums=pairs, and bundle that",
+            "cure": "run the recipe with --set quantize.overflow_fix=pairs, and bundle that",
         }
     ]
 

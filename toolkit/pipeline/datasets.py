@@ -128,7 +128,7 @@ def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list
     """Which images would have been chosen if they could be decoded."""
     from edgeship.calibration import manifest
 
-    if not options.skip_bad:
+    if not options.skip_unreadable:
         return []
     wanted = manifest.select(dataset, options.images, options.seed)
     bad = {entry.file for entry in wanted.entries} - {entry.file for entry in chosen.entries}

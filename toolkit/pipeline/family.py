@@ -96,7 +96,7 @@ def _prune_family(
     model, preprocess = pruning.network_of(dense)
     source = read_json(dense / "model.json")["preprocess_source"]
     pictures = pruning.stream(recipe.prune, preprocess)
-    how = pruning.options_of(replace(recipe.prune, keep=min(parts)))
+    how = pruning.options_of(replace(recipe.prune, keep_ratio=min(parts)))
     made = pruner.family(model, pictures, parts, how, checkpoint=state)
     for folder, (smaller, plan) in zip(folders.values(), made, strict=True):
         weights.save(smaller, folder, preprocess, source=source)

@@ -121,6 +121,6 @@ class Stopwatch:
             if built.runs_here:
                 return target, folder / name / built.file
         raise ModelError(
-            f"prune.target_latency: none of {', '.join(self._names)} runs on this machine",
-            hint="set prune.macs, or run on the device",
+            f"prune.latency_ratio: none of {', '.join(self._names)} runs on this machine",
+            hint="set prune.macs_ratio, or run on the device",
         )

@@ -100,9 +100,9 @@ def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     """What a target wants on the processor that the graph is for."""
     found = targets.get(target).scheme
-    if options.int8_sums == "auto":
+    if options.overflow_fix == "auto":
         return found
-    return replace(found, pair_sums=options.int8_sums == "pairs")
+    return replace(found, pair_sums=options.overflow_fix == "pairs")
 
 
 def facts(options: QuantizeOptions) -> dict[str, Any]:
@@ -172,10 +172,10 @@ def limited(options: QuantizeOptions) -> bool:
     Raises:
         RecipeError: It has two.
     """
-    if options.max_drop_pp is not None and options.min_agreement is not None:
+    if options.max_validation_drop_pp is not None and options.min_agreement is not None:
         raise RecipeError(
-            "quantize.max_drop_pp and quantize.min_agreement are both set",
-            hint="keep max_drop_pp where the calibration images have labels, else min_agreement",
+            "quantize.max_validation_drop_pp and quantize.min_agreement are both set",
+            hint="keep max_validation_drop_pp where the calibration images have labels, else min_agreement",
         )
     return options.limited
 
@@ -209,6 +209,7 @@ def quantize(
     how = quantization.QuantizeOptions(
         options.observer,
         options.effort,
+        options.weight_rounding,
         options.bias_correction,
         options.sensitivity,
         options.float_layers,
@@ -251,16 +252,16 @@ def held_out(
     """
     from edgeship.calibration import manifest
 
-    labels = None if options.max_drop_pp is None else classes
+    labels = None if options.max_validation_drop_pp is None else classes
     dataset = datasets.open_judges(options.source, labels, "train", names)
-    if options.max_drop_pp is not None and not dataset.labelled:
+    if options.max_validation_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
-            f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
+            f"quantize.max_validation_drop_pp needs labels, and {dataset.name} has none",
             hint="set quantize.min_agreement instead, or give labelled images as select.source",
         )
     before = len(used.entries)
-    most = before + options.judge_images
-    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_bad, at_most=True)
+    most = before + options.validation_images
+    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_unreadable, at_most=True)
     files = {entry.file for entry in used.entries}
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
@@ -304,8 +305,12 @@ class Trials:
         """The limit of a recipe, as the quantizer takes it."""
         from edgeship.quantization.mixed_precision import AccuracyConstraint
 
-        name = "max_drop_pp" if options.max_drop_pp is not None else "min_agreement"
-        limit = options.max_drop_pp if options.max_drop_pp is not None else options.min_agreement
+        name = "max_validation_drop_pp" if options.max_validation_drop_pp is not None else "min_agreement"
+        limit = (
+            options.max_validation_drop_pp
+            if options.max_validation_drop_pp is not None
+            else options.min_agreement
+        )
         assert limit is not None
         timed = self._built(self.model, "fp32", "fp32") is not None
         unit = "ms" if timed else UNTIMED

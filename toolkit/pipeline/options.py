@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -35,10 +37,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def parse_override(table: dict[str, Any], text: str, options: type) -> None:
-    """Lay one `section.key=value` over a table.
+def parse_override(text: str, options: type) -> tuple[str, Any]:
+    """Split `section.key=value` into the dotted name and the value.
 
-    Texts need no quotes and lists may be separated by commas; anything TOML is understood too.
+    Texts need no quotes and lists may be separated by commas; any TOML value is accepted too.
 
     Raises:
         RecipeError: There is no `=`.
@@ -46,7 +48,46 @@ def parse_override(table: dict[str, Any], text: str, options: type) -> None:
     name, separator, value = text.partition("=")
     if not separator or "." not in name:
         raise RecipeError(f"cannot read '{text}'", hint="write section.key=value, e.g. select.images=100")
-    merge(table, name.strip(), _from_text(value.strip(), _annotation(options, name.strip())))
+    name = name.strip()
+    return name, _from_text(value.strip(), _annotation(options, current_name(name, options)))
+
+
+def current_name(name: str, options: Any) -> str:
+    """Return the current dotted name of an option that may be given by its former name."""
+    section, _, rest = name.partition(".")
+    if not is_dataclass(options):
+        return name
+    section = next(
+        (each.name for each in fields(options) if each.metadata.get("renamed_from") == section), section
+    )
+    return f"{section}.{current_name(rest, get_type_hints(options).get(section))}" if rest else section
+
+
+def with_current_names(table: Mapping[str, Any], options: Any, where: str = "") -> dict[str, Any]:
+    """Return a table with every renamed key under its current name, and log a warning for each.
+
+    Raises:
+        RecipeError: A key is given under both names.
+    """
+    result: dict[str, Any] = {}
+    hints = get_type_hints(options)
+    for key, value in table.items():
+        name = current_name(key, options)
+        if name != key:
+            warn_renamed(f"option {where}{key}", f"{where}{name}")
+            if name in table:
+                raise RecipeError(
+                    f"{where}{key} and {where}{name} are both set", hint=f"delete {key}: {name} replaces it"
+                )
+        section = isinstance(value, Mapping) and is_dataclass(hints.get(name))
+        result[name] = with_current_names(value, hints[name], f"{where}{name}.") if section else value
+    return result
+
+
+@cache  # once per name
+def warn_renamed(former: str, current: str) -> None:
+    """Log that an option or a value has another name now."""
+    logging.getLogger("edgeship").warning("%s is called %s now", former, current)
 
 
 def merge(table: dict[str, Any], name: str, value: Any) -> None:
@@ -90,6 +131,9 @@ def convert(
     if origin in (Union, types.UnionType):
         return _union(value, annotation, where, rules)
     if origin is Literal:
+        if isinstance(value, str) and value in (renamed := rules.get("renamed_values", {})):
+            warn_renamed(f"{where} = {value}", renamed[value])
+            value = renamed[value]
         if value not in choices:
             raise RecipeError(
                 f"{where} cannot be {_shown(value)}", hint=nearest(str(value), map(str, choices))

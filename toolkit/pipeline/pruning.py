@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeship.toolkit.models.resnet import ResNet
     from edgeship.toolkit.pipeline.recipe import PruneOptions
 
-GOALS = ("keep", "macs", "target_latency", "max_drop_pp")
+GOALS = ("keep_ratio", "macs_ratio", "latency_ratio", "max_expected_drop_pp")
 BATCH = 32  # images decoded at once
 
 
@@ -55,7 +55,7 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
     pictures = stream(options, preprocess)
     with ExitStack() as stack:
         measure = None
-        if options.target_latency is not None:
+        if options.latency_ratio is not None:
             table = checkpoint.with_name("latencies.json")
             measure = stack.enter_context(Stopwatch(options.targets, preprocess.crop, options.threads, table))
         smaller, plan = pruner.prune(model, pictures, options_of(options), measure, checkpoint=checkpoint)

@@ -14,7 +14,15 @@ from edgeship.toolkit.core.errors import RecipeError, nearest
 from edgeship.toolkit.core.parallel import Backend
 from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
 from edgeship.toolkit.pipeline.fingerprints import existing, names_path
-from edgeship.toolkit.pipeline.options import convert, merge, parse_override, read_toml
+from edgeship.toolkit.pipeline.options import (
+    convert,
+    current_name,
+    merge,
+    parse_override,
+    read_toml,
+    warn_renamed,
+    with_current_names,
+)
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -30,13 +38,14 @@ def option(default: T, explanation: str, **rules: Any) -> T:
             `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`:
             gives the names it may have; `derived`: filled from another section, so that a recipe does not
             set it; `not_in_key`: the result does not depend on it; `read`: reads the value, or raises
-            ValueError.
+            ValueError; `renamed_from`: former name of the key, accepted with a warning; `renamed_values`:
+            former value -> current value.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
 
 def _observers() -> tuple[str, ...]:
-    return plugins.names("edgeship.quantization.observers")
+    return ("logits", *plugins.names("edgeship.quantization.observers"))
 
 
 def _methods() -> tuple[str, ...]:
@@ -102,19 +111,35 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """What to remove from the network before quantization; one of keep, macs, target_latency, max_drop_pp."""
+    """Structured pruning before quantization; one goal: a ratio, or max_expected_drop_pp."""
 
     method: str = option("none", "none, or how channels are chosen: obs, magnitude, ...", known=_methods)
-    keep: float | None = option(None, "Part of the channels inside blocks to keep.", above=0.0, most=1.0)
-    macs: float | None = option(None, "Part of the multiply-accumulates to keep.", above=0.0, most=1.0)
-    target_latency: float | None = option(
-        None, "Latency to reach, as a part of the unpruned INT8 model's.", above=0.0, most=1.0
+    keep_ratio: float | None = option(
+        None, "Ratio of the channels inside blocks to keep.", above=0.0, most=1.0, renamed_from="keep"
     )
-    max_drop_pp: float | None = option(None, "Largest expected loss of top-1, in points.", least=0.0)
-    step: int = option(16, "Channel counts are multiples of it.", least=1)
-    scope: Literal["inner", "stream", "both"] = option("inner", "Channels inside blocks, between, or both.")
-    drop_blocks: bool = option(False, "Whether whole blocks may go.")
-    mirror: bool = option(True, "Count mirrored images too.")
+    macs_ratio: float | None = option(
+        None, "Ratio of the multiply-accumulates to keep.", above=0.0, most=1.0, renamed_from="macs"
+    )
+    latency_ratio: float | None = option(
+        None,
+        "Latency to reach, as a ratio to the unpruned INT8 model's.",
+        above=0.0,
+        most=1.0,
+        renamed_from="target_latency",
+    )
+    max_expected_drop_pp: float | None = option(
+        None, "Largest expected drop of top-1, in percentage points.", least=0.0, renamed_from="max_drop_pp"
+    )
+    channel_multiple: int = option(
+        16, "Channel counts are multiples of this number.", least=1, renamed_from="step"
+    )
+    scope: Literal["block", "residual", "both"] = option(
+        "block",
+        "Channels to prune: block (inside blocks), residual (residual stream), or both.",
+        renamed_values={"inner": "block", "stream": "residual"},
+    )
+    drop_blocks: bool = option(False, "Also remove whole blocks.")
+    flip_augment: bool = option(True, "Also use the mirrored images.", renamed_from="mirror")
     source: str = option("", "Unlabelled images; default: select.source.", path=True)
     images: int = option(1000, "How many of them.", least=2)
     seed: int = option(0, "Seed of their choice.", least=0)
@@ -137,7 +162,13 @@ class FinetuneOptions:
     crop_px: int = option(4, "Random shift, in pixels.", least=0)
     feature_weight: float = option(1.0, "Weight of the stages' outputs beside the logits.", least=0.0)
     label_weight: float = option(0.0, "Weight of the labels; 0 needs none.", least=0.0)
-    int8_part: float = option(0.25, "Part of the epochs, at the end, in fake INT8.", least=0.0, most=1.0)
+    qat_fraction: float = option(
+        0.25,
+        "Fraction of the epochs, at the end, with fake INT8 quantization.",
+        least=0.0,
+        most=1.0,
+        renamed_from="int8_part",
+    )
     seed: int = option(0, "Seed of the order.", least=0)
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
 
@@ -162,7 +193,9 @@ class SelectOptions:
     source: str = option("", "Folder, archive, CSV or digits:train.", path=True, required=True)
     images: int = option(300, "How many calibration images.", least=1)
     seed: int = option(0, "Seed of the choice.", least=0)
-    skip_bad: bool = option(False, "Leave unreadable images out and count them.")
+    skip_unreadable: bool = option(
+        False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
+    )
     exclude: str = option("", "Same as evaluate.source: its images never calibrate.", path=True, derived=True)
 
 
@@ -178,32 +211,48 @@ class CalibrateOptions:
 class QuantizeOptions:
     """From ranges to graphs with Q/DQ nodes."""
 
-    observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
+    observer: str = option(
+        "logits",
+        "Activation ranges: logits (least error of the logits; effort fast: mse), mse, minmax, percentile or "
+        "entropy.",
+        known=_observers,
+    )
     effort: Literal["fast", "balanced", "max"] = option(
         "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
     )
+    weight_rounding: Literal["gptq", "nearest"] = option(
+        "gptq", "gptq (second moments of the inputs; nearest with effort fast) or nearest."
+    )
     bias_correction: bool = option(
-        True, "Let biases absorb the mean error of their layer; without, fitted weights do."
+        True, "Correct biases by the mean error of their layer; without, GPTQ weights include it."
     )
     sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
-    int8_sums: Literal["auto", "exact", "pairs"] = option(
+    overflow_fix: Literal["auto", "exact", "pairs"] = option(
         "auto",
-        "How the CPU it is for adds products: exact (VNNI), in pairs that can saturate, auto: as here.",
+        "INT8 accumulation of the target CPU: exact (VNNI), pairs (int16, may overflow), auto "
+        "(this machine).",
+        renamed_from="int8_sums",
     )
     float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
-    max_drop_pp: float | None = option(
-        None, "Most top-1 INT8 may lose, in points; layers go to float until it holds.", least=0.0
+    max_validation_drop_pp: float | None = option(
+        None,
+        "Largest top-1 drop of INT8 on the validation images, in percentage points; met by layers in float.",
+        least=0.0,
+        renamed_from="max_drop_pp",
     )
     min_agreement: float | None = option(
-        None, "The same without labels: least part of images with FP32's class.", least=0.0, most=1.0
+        None, "Minimum top-1 agreement with FP32 (no labels needed).", least=0.0, most=1.0
     )
-    judge_images: int = option(
-        1000, "Images of select.source that judge this, none that calibrates.", least=1
+    validation_images: int = option(
+        1000,
+        "Images of select.source, none of them for calibration, that check this limit.",
+        least=1,
+        renamed_from="judge_images",
     )
     targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
     source: str = option("", "Same as select.source.", path=True, derived=True)
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
-    skip_bad: bool = option(False, "Same as select.skip_bad.", derived=True)
+    skip_unreadable: bool = option(False, "Same as select.skip_unreadable.", derived=True)
     batch: int = option(8, "Same as evaluate.batch.", derived=True)
     workers: int | None = option(None, "Same as evaluate.workers.", derived=True, not_in_key=True)
     backend: Backend = option(  # noqa: RUF009
@@ -212,8 +261,8 @@ class QuantizeOptions:
 
     @property
     def limited(self) -> bool:
-        """Whether INT8 has a limit to keep."""
-        return self.max_drop_pp is not None or self.min_agreement is not None
+        """Return True if INT8 has an accuracy limit."""
+        return self.max_validation_drop_pp is not None or self.min_agreement is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +282,9 @@ class EvaluateOptions:
     source: str = option("", "Folder, archive, CSV or digits:test.", path=True, required=True)
     images: int | Literal["all"] = option("all", "How many, or all.", least=1)
     batch: int = option(32, "Images decoded and run at once.", least=1)
-    skip_bad: bool = option(False, "Leave unreadable images out and count them.")
+    skip_unreadable: bool = option(
+        False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
+    )
     workers: int | None = option(
         None, "Batches at a time; default: one for each core, at most 8.", least=1, not_in_key=True
     )
@@ -313,24 +364,31 @@ class Recipe:
         Raises:
             RecipeError: A key or value cannot be used.
         """
-        changed = dict(table)
-        if isinstance(overrides, Mapping):
-            for name, value in overrides.items():
-                merge(changed, name, value)
-        else:
-            for text in overrides:
-                parse_override(changed, text, cls)
-        return cast("Recipe", convert(changed, cls, ""))
+        changed = with_current_names(table, cls)
+        pairs = (
+            overrides.items()
+            if isinstance(overrides, Mapping)
+            else [parse_override(t, cls) for t in overrides]
+        )
+        given: dict[str, str] = {}
+        for name, value in pairs:
+            current = current_name(name, cls)
+            if name != current:
+                warn_renamed(f"option {name}", current)
+            if given.setdefault(current, name) != name:
+                raise RecipeError(f"{given[current]} and {name} are both set", hint=f"set only {current}")
+            merge(changed, current, value)
+        return cast("Recipe", convert(with_current_names(changed, cls), cls, ""))
 
     def resolved(self) -> Recipe:
         """The recipe with everything filled in that follows from another section."""
-        measured = self.prune.target_latency is not None  # else targets and threads do not matter to it
+        measured = self.prune.latency_ratio is not None  # else targets and threads do not matter to it
         judges: dict[str, Any] = {}  # images that only a limit needs
         if self.quantize.limited:
             judges = {
                 "source": self.select.source,
                 "exclude": self.evaluate.source,
-                "skip_bad": self.select.skip_bad,
+                "skip_unreadable": self.select.skip_unreadable,
                 "batch": self.evaluate.batch,
             }
         return replace(

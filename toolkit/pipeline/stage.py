@@ -17,7 +17,7 @@ class Stage:
     """One step of the main path.
 
     Attributes:
-        name: Name of the recipe section, the store folder and the argument of `--until` and `--redo`.
+        name: Name of the recipe section, the store folder and the argument of `--until` and `--rerun`.
         work: Takes the options, the folders of the stages it needs, the empty folder for its files, and a
             folder for the state of unfinished work, which outlives a failure and is removed on success.
         needs: Stages whose folders it reads.

@@ -129,12 +129,12 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
             options.exclude, graphs["classes"], names=datasets.aliases(graphs)
         )
     chosen = manifest.select(
-        dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_bad
+        dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_unreadable
     )
     manifest.write(out / "manifest.json", chosen)
     indices = manifest.locate(chosen, dataset)
     findings = datasets.opened(dataset) + datasets.left_out(dataset, options, chosen)
-    if not options.skip_bad:
+    if not options.skip_unreadable:
         datasets.check_readable(dataset, indices)
     findings += doctor.examine(
         dataset,
@@ -238,7 +238,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
         graphs["classes"],
         from_json(graphs["preprocess"]),
         options.batch,
-        options.skip_bad,
+        options.skip_unreadable,
         names,
     )
     outcome, skipped = evaluation.run(
@@ -314,7 +314,7 @@ def _always(_options: object) -> bool:
 
 
 def _times_candidates(options: PruneOptions) -> bool:
-    return options.target_latency is not None
+    return options.latency_ratio is not None
 
 
 def _times_layers(options: QuantizeOptions) -> bool:

@@ -59,18 +59,18 @@ def decisions(known: Known) -> Iterator[Decision]:
         ModelError: The goal cannot be met, or brings less than 3 %.
     """
     options = known.options
-    if options.target_latency is not None and known.measure is None:
+    if options.latency_ratio is not None and known.measure is None:
         raise ModelError(
-            "prune.target_latency needs a device to measure on", hint="set prune.macs, or name a target"
+            "prune.latency_ratio needs a device to measure on", hint="set prune.macs_ratio, or name a target"
         )
-    if options.scope == "inner":
+    if options.scope == "block":
         yield from _inner(known, {})
         return
     rankings = survey_streams(known.dense, known.seen.fit, importances.get(options.method), seed=options.seed)
-    if options.scope == "stream":
+    if options.scope == "residual":
         yield _streams_alone(known, rankings)
         return
-    parts = STREAM_PARTS if options.keep is None else (options.keep,)
+    parts = STREAM_PARTS if options.keep_ratio is None else (options.keep_ratio,)
     yield from _inner(known, *(_streams(known, rankings, part) for part in parts))
 
 
@@ -92,10 +92,10 @@ def _inner(known: Known, *streams: dict[str, Tensor]) -> Iterator[Decision]:
     options, size = known.options, known.seen.size
     drops = drop_losses(known)
     goal, last, met = None, None, False
-    if options.target_latency is not None and known.measure is not None:
+    if options.latency_ratio is not None and known.measure is not None:
         dense_ms = known.measure(known.arch)
-        table = width_search.time_blocks(known.arch, dense_ms, options.step, known.measure, drops)
-        goal = width_search.LatencyGoal(options.target_latency, dense_ms, table)
+        table = width_search.time_blocks(known.arch, dense_ms, options.channel_multiple, known.measure, drops)
+        goal = width_search.LatencyGoal(options.latency_ratio, dense_ms, table)
     for kept in streams:
         arch = shrink(known.dense, kept).architecture
         try:
@@ -105,7 +105,7 @@ def _inner(known: Known, *streams: dict[str, Tensor]) -> Iterator[Decision]:
                     known.surveyed,
                     drops,
                     replace(goal, narrowed=arch != known.arch),
-                    step=options.step,
+                    step=options.channel_multiple,
                     measure=known.measure,
                 )
                 latency = _latency(found)
@@ -117,7 +117,7 @@ def _inner(known: Known, *streams: dict[str, Tensor]) -> Iterator[Decision]:
         met = True
         yield Decision(kept, known.surveyed, found.arch, latency)
     if not met:
-        raise last or ModelError("nothing to prune", hint="set prune.keep")
+        raise last or ModelError("nothing to prune", hint="set prune.keep_ratio")
 
 
 def _by_count(
@@ -126,23 +126,29 @@ def _by_count(
     """Inner widths for a part of the channels or of the multiply-accumulates."""
     options, dense = known.options, float(macs(known.arch, size))
     start = float(macs(arch, size))
-    if options.keep is not None:
+    if options.keep_ratio is not None:
         return width_search.Allocated(
-            width_search.uniform(arch, options.keep, options.step), start, start, dense
+            width_search.uniform(arch, options.keep_ratio, options.channel_multiple), start, start, dense
         )
-    assert options.macs is not None
-    if options.macs * dense >= start:
+    assert options.macs_ratio is not None
+    if options.macs_ratio * dense >= start:
         return width_search.Allocated(arch, start, start, dense)
     return width_search.for_macs(
-        arch, known.surveyed, drops, options.macs, size=size, step=options.step, of=known.arch
+        arch,
+        known.surveyed,
+        drops,
+        options.macs_ratio,
+        size=size,
+        step=options.channel_multiple,
+        of=known.arch,
     )
 
 
 def _streams_alone(known: Known, rankings: Mapping[str, Ranking]) -> Decision:
     """The widest streams that meet the goal without touching the blocks."""
     options, size = known.options, known.seen.size
-    if options.keep is not None:
-        kept = _streams(known, rankings, options.keep)
+    if options.keep_ratio is not None:
+        kept = _streams(known, rankings, options.keep_ratio)
         return Decision(kept, {}, shrink(known.dense, kept).architecture)
     choices: dict[Architecture, dict[str, Tensor]] = {}
     for sixteenths in range(STREAM_STEPS - 1, 1, -1):
@@ -150,18 +156,20 @@ def _streams_alone(known: Known, rankings: Mapping[str, Ranking]) -> Decision:
         choices.setdefault(shrink(known.dense, kept).architecture, kept)
     archs = [arch for arch in choices if arch != known.arch]
     if not archs:
-        raise ModelError("prune: there is no stream that could be narrower", hint="set prune.scope=inner")
-    if options.target_latency is not None and known.measure is not None:
+        raise ModelError("prune: there is no stream that could be narrower", hint="set prune.scope=block")
+    if options.latency_ratio is not None and known.measure is not None:
         dense_ms = known.measure(known.arch)
-        at, measured = width_search.streams_for(archs, known.measure, options.target_latency, dense_ms)
+        at, measured = width_search.streams_for(archs, known.measure, options.latency_ratio, dense_ms)
         found = width_search.Allocated(archs[at], measured, measured, dense_ms)
         width_search.check_gain(found)
         latency = _latency(found)
         del latency["latency_predicted_ms"]  # nothing was predicted: every candidate was measured
     else:
-        assert options.macs is not None
+        assert options.macs_ratio is not None
         cost = float(macs(known.arch, size))
-        at, _ = width_search.streams_for(archs, lambda arch: float(macs(arch, size)), options.macs, cost)
+        at, _ = width_search.streams_for(
+            archs, lambda arch: float(macs(arch, size)), options.macs_ratio, cost
+        )
         latency = {}
     return Decision(choices[archs[at]], {}, archs[at], latency)
 
@@ -172,7 +180,7 @@ def _streams(known: Known, rankings: Mapping[str, Ranking], part: float) -> dict
     before = {STEM: whole.stem} | {f"stream{i}": width for i, width in enumerate(whole.streams, 1)}
     kept = {
         group.name: rankings[group.name].order[
-            group.width - width_search.nearest(group.width, part, known.options.step) :
+            group.width - width_search.nearest(group.width, part, known.options.channel_multiple) :
         ]
         for group in groups
     }

@@ -57,10 +57,12 @@ def carry_out(
         ModelError: The goal asks for less than the network has, but steps are too large for that.
     """
     before, after = dense.architecture, decision.arch
-    if after.widths == before.widths and any(g not in (None, 1.0) for g in (options.keep, options.macs)):
+    if after.widths == before.widths and any(
+        g not in (None, 1.0) for g in (options.keep_ratio, options.macs_ratio)
+    ):
         raise ModelError(
-            f"{before.name} is as narrow as steps of {options.step} channels allow",
-            hint="set a smaller prune.step or a lower goal",
+            f"{before.name} is as narrow as steps of {options.channel_multiple} channels allow",
+            hint="set a smaller prune.channel_multiple or a lower goal",
         )
     dropped = {
         (s, b)

@@ -37,7 +37,7 @@ class DistillOptions:
         crop_px: Random shift, in pixels.
         feature_weight: Of the stage outputs' normalized squared error, beside the logits' divergence.
         label_weight: Of the labels' cross-entropy; 0 needs no labels.
-        int8_part: Part of the epochs, at the end, in which convolutions and their inputs are rounded
+        qat_fraction: Part of the epochs, at the end, in which convolutions and their inputs are rounded
             as in INT8; 0 for none.
         seed: Of augmentation.
     """
@@ -50,13 +50,13 @@ class DistillOptions:
     crop_px: int = 4
     feature_weight: float = 1.0
     label_weight: float = 0.0
-    int8_part: float = 0.25
+    qat_fraction: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.int8_part <= 1 or min(self.feature_weight, self.label_weight) < 0:
+        if not 0 <= self.qat_fraction <= 1 or min(self.feature_weight, self.label_weight) < 0:
             raise RecipeError(
-                f"unusable fine-tuning options: {self}", hint="weights at least 0, int8_part in [0, 1]"
+                f"unusable fine-tuning options: {self}", hint="weights at least 0, qat_fraction in [0, 1]"
             )
 
 
@@ -103,7 +103,7 @@ def distill(
     indices = {place: torch.tensor(list(channels)) for place, channels in (kept or {}).items()}
     norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
     steps_per_epoch, done = -(-images // options.batch), 0
-    rounding_from = (1 - options.int8_part) * steps_per_epoch * options.epochs
+    rounding_from = (1 - options.qat_fraction) * steps_per_epoch * options.epochs
 
     def loss(model: ResNet, x: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         nonlocal done

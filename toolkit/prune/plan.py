@@ -14,37 +14,37 @@ Measure: TypeAlias = Callable[[Architecture], float]  # milliseconds of one infe
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """How far to prune, and how. At most one of keep, macs, target_latency and max_drop_pp.
+    """Goal and method of pruning; at most one ratio or max_expected_drop_pp is set.
 
     Attributes:
         method: none, or the importance that chooses channels (a file of toolkit/prune/importances).
-        keep: Part of the channels that every group keeps, in (0, 1].
-        macs: Part of the multiply-accumulates that stays, in (0, 1]; widths follow sensitivity.
-        target_latency: Part of the dense INT8 model's latency on the device, in (0, 1].
-        max_drop_pp: Expected drop in percentage points that must not be passed, estimated without
+        keep_ratio: Part of the channels that every group keeps, in (0, 1].
+        macs_ratio: Part of the multiply-accumulates that stays, in (0, 1]; widths follow sensitivity.
+        latency_ratio: Part of the dense INT8 model's latency on the device, in (0, 1].
+        max_expected_drop_pp: Expected drop in percentage points that must not be passed, estimated without
             labels.
-        step: Channel counts are multiples of it (of a quarter of the width in narrow groups).
-        scope: inner: channels inside blocks; stream: what the residual additions carry; both.
+        channel_multiple: Channel counts are multiples of it (of a quarter of the width in narrow groups).
+        scope: block: channels inside blocks; residual: what the residual additions carry; both.
         drop_blocks: Whether whole blocks may go where the shortcut is the identity.
-        mirror: Whether mirrored images count too: twice the rows from the same images.
+        flip_augment: Whether mirrored images count too: twice the rows from the same images.
         seed: Of the sampled positions.
     """
 
     method: str = "obs"
-    keep: float | None = None
-    macs: float | None = None
-    target_latency: float | None = None
-    max_drop_pp: float | None = None
-    step: int = 16
-    scope: Literal["inner", "stream", "both"] = "inner"
+    keep_ratio: float | None = None
+    macs_ratio: float | None = None
+    latency_ratio: float | None = None
+    max_expected_drop_pp: float | None = None
+    channel_multiple: int = 16
+    scope: Literal["block", "residual", "both"] = "block"
     drop_blocks: bool = False
-    mirror: bool = True
+    flip_augment: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         goals = {
             name: getattr(self, name)
-            for name in ("keep", "macs", "target_latency", "max_drop_pp")
+            for name in ("keep_ratio", "macs_ratio", "latency_ratio", "max_expected_drop_pp")
             if getattr(self, name) is not None
         }
         if len(goals) > 1:
@@ -52,19 +52,24 @@ class PruneOptions:
                 f"prune: {' and '.join(goals)} are given", hint="one goal at a time; delete the others"
             )
         for name, value in goals.items():
-            if name != "max_drop_pp" and not 0 < value <= 1:
+            if name != "max_expected_drop_pp" and not 0 < value <= 1:
                 raise RecipeError(
                     f"prune.{name}={value} is not in (0, 1]",
                     hint=f"it is the part that stays: prune.{name}=0.5",
                 )
-            if name == "max_drop_pp" and value < 0:
-                raise RecipeError(f"prune.max_drop_pp={value} is negative", hint="prune.max_drop_pp=1.0")
-        if self.step < 1:
-            raise RecipeError(f"prune.step={self.step} is below 1", hint="16 suits CPUs, 32 TensorRT")
+            if name == "max_expected_drop_pp" and value < 0:
+                raise RecipeError(
+                    f"prune.max_expected_drop_pp={value} is negative", hint="prune.max_expected_drop_pp=1.0"
+                )
+        if self.channel_multiple < 1:
+            raise RecipeError(
+                f"prune.channel_multiple={self.channel_multiple} is below 1",
+                hint="16 suits CPUs, 32 TensorRT",
+            )
         if self.method != "none" and not goals:
             raise RecipeError(
                 "prune: no goal is given",
-                hint="set prune.keep, prune.macs, prune.target_latency or prune.max_drop_pp",
+                hint="set prune.keep_ratio, macs_ratio, latency_ratio or max_expected_drop_pp",
             )
 
 

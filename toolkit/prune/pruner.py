@@ -52,16 +52,16 @@ def prune(
     if options.method == "none":
         return model, unpruned(model)
     dense = copy.deepcopy(model).eval()
-    seen = split(dense, images, mirror=options.mirror)
+    seen = split(dense, images, mirror=options.flip_augment)
     states = States(checkpoint, dense, seen.fit.images)
-    if options.keep is not None and options.scope == "inner":
-        narrow = width_search.uniform(dense.architecture, options.keep, options.step)
+    if options.keep_ratio is not None and options.scope == "block":
+        narrow = width_search.uniform(dense.architecture, options.keep_ratio, options.channel_multiple)
         result = carry_out(dense, seen, options, Decision({}, {}, narrow), states)
     else:
-        whole = options.scope == "stream"  # blocks stay as they are: nothing to know about them
-        surveyed = {} if whole else _survey(dense, seen, options, states, probe=options.keep is None)
+        whole = options.scope == "residual"  # blocks stay as they are: nothing to know about them
+        surveyed = {} if whole else _survey(dense, seen, options, states, probe=options.keep_ratio is None)
         known = channel_selection.Known(dense, seen, surveyed, options, measure)
-        result = (_searched if options.max_drop_pp is not None else _tried)(known, states)
+        result = (_searched if options.max_expected_drop_pp is not None else _tried)(known, states)
     states.clear()
     return result
 
@@ -87,12 +87,12 @@ def family(
         DataError: There are no images.
     """
     dense = copy.deepcopy(model).eval()
-    seen = split(dense, images, mirror=options.mirror)
+    seen = split(dense, images, mirror=options.flip_augment)
     states = States(checkpoint, dense, seen.fit.images)
     surveyed = _survey(dense, seen, options, states, probe=False)
     found = []
     for part in track(sorted(parts, reverse=True), "pruning a family"):
-        narrow = width_search.uniform(dense.architecture, part, options.step)
+        narrow = width_search.uniform(dense.architecture, part, options.channel_multiple)
         found.append(carry_out(dense, seen, options, Decision({}, surveyed, narrow), states))
     states.clear()
     return found
@@ -110,7 +110,7 @@ def _survey(
 ) -> Mapping[str, Surveyed]:
     importance = importances.get(options.method)
     # the goal does not matter: where one cannot be met, the next begins with what is known
-    state = states.of("survey", probe, options.method, options.mirror, options.seed)
+    state = states.of("survey", probe, options.method, options.flip_augment, options.seed)
     return survey_inner(dense, seen.fit, importance, probe=probe, state=state, seed=options.seed)
 
 
@@ -127,7 +127,7 @@ def _tried(known: channel_selection.Known, states: States) -> Result:
 def _searched(known: channel_selection.Known, states: States) -> Result:
     """The fewest multiply-accumulates whose expected drop stays within the limit, by bisection."""
     options = known.options
-    limit, arch = options.max_drop_pp or 0.0, known.arch
+    limit, arch = options.max_expected_drop_pp or 0.0, known.arch
     low, high = SEARCHED
     results: list[Result] = []
     best: Result | None = None
@@ -136,7 +136,7 @@ def _searched(known: channel_selection.Known, states: States) -> Result:
         part = (low + high) / 2
         try:
             found = width_search.for_macs(
-                arch, known.surveyed, drops, part, size=known.seen.size, step=options.step
+                arch, known.surveyed, drops, part, size=known.seen.size, step=options.channel_multiple
             )
         except ModelError:
             low = part
@@ -150,7 +150,7 @@ def _searched(known: channel_selection.Known, states: States) -> Result:
     if best is None:
         raise ModelError(
             f"no pruning of {arch.name} has an expected drop within {limit} pp",
-            hint="raise prune.max_drop_pp, give more images, or fine-tune afterwards",
+            hint="raise prune.max_expected_drop_pp, give more images, or fine-tune afterwards",
         )
     return _chosen(best, results)
 

@@ -161,7 +161,7 @@ def for_macs(
         least = (fixed + sum(choices[0].cost for _, choices in found)) / dense
         raise ModelError(
             f"prune: {part:.2f} of the multiply-accumulates cannot be met; {least:.2f} can",
-            hint="raise the goal, allow a smaller prune.step, prune.scope=both or prune.drop_blocks=true",
+            hint="raise the goal, lower prune.channel_multiple, or set prune.scope=both or drop_blocks=true",
         )
     widths = {where: choices[n].inner for (where, choices), n in zip(found, chosen, strict=True)}
     narrow = resize(arch, _with(arch.widths, widths))
@@ -211,7 +211,7 @@ def for_latency(
             raise ModelError(
                 f"prune: {part:.2f} of {dense_ms:.3f} ms cannot be met; "
                 f"{reachable / dense_ms:.2f} can, by the table",
-                hint="raise prune.target_latency, or allow prune.scope=both or prune.drop_blocks=true",
+                hint="raise prune.latency_ratio, or allow prune.scope=both or prune.drop_blocks=true",
             )
         widths = {where: choices[n].inner for (where, choices), n in zip(found, chosen, strict=True)}
         candidate = resize(arch, _with(arch.widths, widths))
@@ -267,7 +267,7 @@ def check_gain(found: Allocated) -> None:
         raise ModelError(
             f"pruning does not pay here: {found.dense:.3f} ms dense, {found.measured:.3f} ms at widths "
             f"{found.arch.widths.inner}, less than {LEAST_GAIN:.0%} gained",
-            hint="keep the dense INT8 model, or set a lower prune.target_latency",
+            hint="keep the dense INT8 model, or set a lower prune.latency_ratio",
         )
 
 

@@ -9,7 +9,7 @@ from edgeship.toolkit.core.results import LatencySummary
 from edgeship.toolkit.core.statistics import FEWEST_RUNS
 
 OTHERS, STOLEN = 0.25, 0.05  # limits of other work and of steal time, in fractions of all processors
-AGAIN = "measure again on an idle machine, with `--redo bench`"  # else the cached result is used
+AGAIN = "measure again on an idle machine, with `--rerun bench`"  # else the cached result is used
 MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
 
 
