@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
 
-PACKAGES = ("edgeship",)  # the product's own
+PACKAGE = "edgeship"  # the product's own
 EVERY = "*"  # in place of an imported name: every public module of the package
 PLUGIN_CALLS = ("plugins.names", "plugins.get")  # their first argument is a package of plug-ins
 DATA_CALLS = ("jinja2.PackageLoader",)  # their arguments are a package and a folder in it
@@ -255,10 +255,7 @@ def _names_used(statement: ast.stmt) -> list[str]:
 @cache
 def installed() -> Sources:
     """Return the sources of the product as installed here, found without importing them."""
-    roots = {}
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(package)
-        roots[package] = Path(spec.submodule_search_locations[0])
-    return Sources(roots)
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(PACKAGE)
+    return Sources({PACKAGE: Path(spec.submodule_search_locations[0])})
