@@ -1,4 +1,4 @@
-"""Gates: kept, missed, undecided, not judged, by the interval and by the point."""
+"""Gates: passed, missed, undecided and not judged, by the interval and by the point."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ DROP, SPEED, MS = (1.0, None, None), (None, 2.0, None), (None, None, 3.0)
 
 
 def with_interval(limits, low, high):
-    """An INT8 variant whose figure of the limit's kind lies in the middle of an interval."""
+    """Return an INT8 variant with the limited value at the centre of an interval."""
     middle = (low + high) / 2
     if limits is DROP:
         return replace(INT8, drop_pp=middle, drop_ci95_pp=(low, high))
@@ -114,9 +114,9 @@ def test_a_graph_that_a_working_sdk_refuses_is_missed_but_an_absent_sdk_is_not()
 
 
 def test_a_gate_that_finds_nothing_to_judge_is_missed():
-    found = gates.judge((SIMULATED,), None, 2.0, None)
-    assert [gate.passed for gate in found] == [None, False]
-    assert found[-1].reason == "nothing could be judged"
+    judged = gates.judge((SIMULATED,), None, 2.0, None)
+    assert [gate.passed for gate in judged] == [None, False]
+    assert judged[-1].reason == "nothing could be judged"
     assert gates.judge((), 1.0, None, None)[0].passed is False
     undecided = replace(INT8, drop_ci95_pp=(-5.0, 5.0))
     assert [gate.passed for gate in gates.judge((FP32, undecided), *DROP)] == [None]  # was judged

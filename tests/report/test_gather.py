@@ -1,4 +1,4 @@
-"""What the stages left becomes a report: the figures as they are, and what is missing by name."""
+"""Assembly of the report: figures unchanged, missing files and values listed."""
 
 import json
 from dataclasses import replace
@@ -140,7 +140,7 @@ def test_every_part_may_be_missing_and_is_named(run, absent, words):
 
 
 def gaps(value, path=()):
-    """Every key of a JSON value; of items that are alike (a list, a map of maps) the first stands for all."""
+    """Return all key paths of a JSON value; of lists and maps of maps, those of the first item."""
     if isinstance(value, list):
         value = dict(enumerate(value[:1])) if value and isinstance(value[0], dict) else {}
     elif (
@@ -223,7 +223,7 @@ def test_without_labels_agreement_remains_and_accuracy_is_null(tmp_path):
     assert "accuracy of openvino-int8 (the images have no labels)" in report.missing
 
 
-def test_what_was_measured_beside_latency_is_there_and_says_how(run):
+def test_measurements_other_than_latency_are_reported_with_their_method(run):
     report = report_of(run)
     int8 = by_name(report)["openvino-int8"]
     assert (int8.memory_bytes, int8.resident_bytes) == (32_000_000, 24_000_000)

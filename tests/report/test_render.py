@@ -1,4 +1,4 @@
-"""Rendered reports: they say what the data says, escape what they must, and load nothing."""
+"""Rendered reports: figures equal the data, text is escaped, and no file is loaded."""
 
 import json
 import re
@@ -166,9 +166,9 @@ def test_pictures_are_those_of_the_flipped_images_and_small(run, report):
         return thumbnail(index)
 
     page = render.html(report, thumbnails=large)
-    wanted = {f.image for v in report.variants if v.paired for f in v.paired.flips}
-    assert sorted(asked) == sorted(wanted)
-    assert page.count("data:image/") >= len(wanted)
+    indices = {f.image for v in report.variants if v.paired for f in v.paired.flips}
+    assert sorted(asked) == sorted(indices)
+    assert page.count("data:image/") >= len(indices)
 
 
 def test_an_image_that_cannot_be_read_leaves_its_place_empty(report):
@@ -269,7 +269,7 @@ def test_an_accuracy_that_was_not_measured_is_not_called_measured(report, capsys
 
 
 def test_the_drop_has_one_sign_and_one_figure_everywhere(report, capsys):
-    """A loss is positive in the table, the sentence, the gate, Markdown, the page, its charts and JSON."""
+    """Check the sign of a loss in table, sentence, gate, Markdown, page, charts and JSON: positive."""
     row = next(v for v in report.variants if v.name == "openvino-int8-pruned")
     assert row.drop_pp > 0 > row.top1 - report.variants[0].top1
     figure = formatting.points(row.drop_pp, row.drop_ci95_pp)

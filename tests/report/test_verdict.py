@@ -1,4 +1,4 @@
-"""The verdict on each target: its level, and the words that follow."""
+"""Verdict per target: level, sentence and steps."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def test_level_and_sentence(int8, limits, level, sentence):
 
 
 def simulated_run(rng):
-    """Return a run with a known truth: whether its drop keeps the limit, and the variant it measured."""
+    """Return True if the simulated drop meets the limit, the limit, and the measured variant."""
     images = round(50 * 100 ** rng.random())  # 50 to 5,000
     drop, limit = 0.03 * rng.random(), rng.choice([0.005, 0.01, 0.02])
     won = rng.choice([0.0, 0.002, 0.01, 0.03])
@@ -92,9 +92,9 @@ def test_of_a_thousand_simulated_runs_few_pass_or_fail_wrongly():
     rng = np.random.default_rng(0)
     levels = {True: [], False: []}
     for _ in range(1000):
-        kept, limit, int8 = simulated_run(rng)
+        meets, limit, int8 = simulated_run(rng)
         (verdict,) = verdicts(report(FP32, int8, drop=limit))
-        levels[kept].append(verdict.level)
+        levels[meets].append(verdict.level)
     wrong = levels[True].count("fail") + levels[False].count("pass")
     decided = sum(each.count("fail") + each.count("pass") for each in levels.values())
     assert set(levels[True] + levels[False]) <= {"pass", "fail", "needs_data"}
@@ -134,10 +134,10 @@ def test_no_verdict_passes_where_the_input_is_doubted(by):
 
 
 def test_no_target_has_a_verdict_where_the_baseline_is_wrong():
-    found = verdicts(report(FP32, INT8, SIMULATED, checks=(ASSUMED, CHANCE)))
-    assert [verdict.level for verdict in found] == ["no_verdict"] * 2
-    assert found[0].sentence == "OpenVINO: FP32 is right on 10 % of 10 classes."
-    assert found[0].steps == ("check load.labels",)
+    listed = verdicts(report(FP32, INT8, SIMULATED, checks=(ASSUMED, CHANCE)))
+    assert [verdict.level for verdict in listed] == ["no_verdict"] * 2
+    assert listed[0].sentence == "OpenVINO: FP32 is right on 10 % of 10 classes."
+    assert listed[0].steps == ("check load.labels",)
     note = replace(CHANCE, effect="note")
     assert verdicts(report(FP32, INT8, checks=(note,)))[0].level == "pass"
 
@@ -243,7 +243,7 @@ def test_whatever_is_faster_than_int8_on_its_target_is_named(others, int8, sente
     ],
 )
 def test_a_float_network_that_is_faster_in_another_runtime_is_named(change, level):
-    """Of a small network: ONNX Runtime in float took half of what OpenVINO did in INT8."""
+    """Regression: ONNX Runtime in float was twice as fast as OpenVINO in INT8 for a small network."""
     other = replace(FP32, name="b-fp32", target="b", runs_here=True, latency_ms=latency(1.5))
     int8 = replace(INT8, runs_here=True)
     verdict = next(
@@ -263,10 +263,10 @@ def test_a_float_network_that_is_faster_in_another_runtime_is_named(change, leve
     ],
 )
 def test_nothing_timed_on_a_busy_machine_is_praised(environment, level):
-    (found,) = verdicts(report(FP32, INT8, environment=environment))
-    assert found.level == level
-    assert ("other work disturbed the timing: measure again" in found.sentence) == (level == "needs_data")
-    assert ("is 3.00× as fast" in found.sentence) == (level == "pass")
+    (verdict,) = verdicts(report(FP32, INT8, environment=environment))
+    assert verdict.level == level
+    assert ("other work disturbed the timing: measure again" in verdict.sentence) == (level == "needs_data")
+    assert ("is 3.00× as fast" in verdict.sentence) == (level == "pass")
     (missed,) = verdicts(report(FP32, INT8, speed=4.0, environment=environment))
     assert missed.level == ("needs_data" if level == "needs_data" else "fail")
     assert "min_speedup = 4 is undecided" not in missed.sentence  # the disturbance is named once
@@ -290,9 +290,9 @@ def test_layers_in_float_and_layers_of_unknown_precision_are_distinguished():
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])
 def test_only_a_processor_without_vnni_is_blamed(sums):
     slow = report(FP32, replace(INT8, speedup=0.8))
-    (found,) = verdicts(replace(slow, environment={"int8_sums": sums}))
-    assert any("See the time per layer" in step for step in found.steps)
-    assert any("VNNI" in step for step in found.steps) == (sums == "pairs")
+    (verdict,) = verdicts(replace(slow, environment={"int8_sums": sums}))
+    assert any("See the time per layer" in step for step in verdict.steps)
+    assert any("VNNI" in step for step in verdict.steps) == (sums == "pairs")
 
 
 @pytest.mark.parametrize(

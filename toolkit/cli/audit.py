@@ -192,16 +192,16 @@ def _compare(first: Path, second: Path, model: Path | None, *, as_json: bool) ->
     from edgeship.targets.tensorrt.engine_diff import compare
     from edgeship.toolkit.core.artifact import plain
 
-    found = compare(first, second, model)
+    diff = compare(first, second, model)
     if as_json:
-        click.echo(json.dumps(plain(found), indent=1))
+        click.echo(json.dumps(plain(diff), indent=1))
         return
-    for role, (one, two) in found.by_role.items():
+    for role, (one, two) in diff.by_role.items():
         click.echo(f"{role:<15} {one:8.3f} ms {two:8.3f} ms {one - two:+8.3f} ms")
-    for item in found.layers[:10]:
+    for item in diff.layers[:10]:
         kinds = f"{item.first[0]} / {item.second[0]}"
         click.echo(f"{item.layer:<30} {item.first[1]:8.3f} ms {item.second[1]:8.3f} ms  {kinds}")
-    click.echo(found.verdict)
+    click.echo(diff.verdict)
 
 
 def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = None) -> None:

@@ -36,7 +36,7 @@ def command(runs: tuple[Path, ...], kind: str) -> None:
     from edgeship.toolkit.report import compare_runs, render
 
     if len(runs) < 2:
-        raise click.UsageError(f"compare takes at least 2 runs, {len(runs)} found")
+        raise click.UsageError(f"compare takes at least 2 runs, got {len(runs)}")
     loaded = [compare_runs.Run.read(run) for run in runs]
     differences = compare_runs.compare(loaded)
     if kind == "json":

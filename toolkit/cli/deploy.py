@@ -96,7 +96,7 @@ def command(
     with states([entry.name for entry in entries]) as shown:
         outcomes = rollout(
             entries,
-            lambda entry, tell, connect: deploy(entry, bundle, options, tell, connect),
+            lambda entry, report_state, connect: deploy(entry, bundle, options, report_state, connect),
             RolloutOptions(parallel, canaries, max_failures),
             shown.update,
         )

@@ -32,7 +32,7 @@ def command(
     with states([entry.name for entry in entries]) as shown:
         outcomes = rollout(
             entries,
-            lambda entry, tell, connect: rollback(entry, to, options, tell, connect),
+            lambda entry, report_state, connect: rollback(entry, to, options, report_state, connect),
             RolloutOptions(max_failures=1.0),
             shown.update,
         )

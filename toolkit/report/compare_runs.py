@@ -14,7 +14,7 @@ from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import LatencySummary, RunReport, Variant
 from edgeship.toolkit.core.tensors import read_size, size_text
 from edgeship.toolkit.report import formatting
-from edgeship.toolkit.report.paired_analysis import Kept, kept
+from edgeship.toolkit.report.paired_analysis import StoredPredictions, load_predictions
 from edgeship.toolkit.report.timing import disturbances
 
 
@@ -57,7 +57,7 @@ class Run:
 
     name: str
     report: RunReport
-    kept: Kept | None
+    predictions: StoredPredictions | None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -68,7 +68,7 @@ class Run:
         """
         from edgeship.toolkit.report.render import find, load
 
-        return cls(str(folder), load(folder), kept(find(folder).parent))
+        return cls(str(folder), load(folder), load_predictions(find(folder).parent))
 
 
 def compare(runs: Sequence[Run]) -> tuple[Difference, ...]:
@@ -147,10 +147,15 @@ def _outcomes(
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
     """Return per-image correctness of both variants; None if the images are not the same."""
     digest = first.report.data.get("eval_digest")
-    if not digest or digest != run.report.data.get("eval_digest") or first.kept is None or run.kept is None:
+    if (
+        not digest
+        or digest != run.report.data.get("eval_digest")
+        or first.predictions is None
+        or run.predictions is None
+    ):
         return None
-    labels: IntArray = first.kept.labels
-    was, now = first.kept.first.get(base.name), run.kept.first.get(other.name)
+    labels: IntArray = first.predictions.labels
+    was, now = first.predictions.first.get(base.name), run.predictions.first.get(other.name)
     if was is None or now is None or not len(labels) == len(was) == len(now):
         return None
     labelled = labels >= 0

@@ -177,7 +177,7 @@ def layer_total(variant: Variant) -> str:
     )
 
 
-def odd(layer: LayerAudit, variant: Variant) -> bool:
+def needs_attention(layer: LayerAudit, variant: Variant) -> bool:
     """Return True for a layer with a warning, or with weights and another precision than the variant."""
     return bool(layer.warning) or (layer.weighted and layer.precision != variant.precision)
 
@@ -245,13 +245,13 @@ def recipe_name(recipe: Any) -> str:
     return recipe if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
 
 
-def flat(recipe: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_options(recipe: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (`section.key`, value as text) of every recipe option."""
     if not isinstance(recipe, Mapping):
         return
     for key, value in recipe.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flat_options(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

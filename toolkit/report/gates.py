@@ -70,12 +70,12 @@ def judge(
         limits.append(_Limit("max_latency_ms", max_latency_ms, _median, _median_interval))
     judged = [v for v in variants if v.precision != "fp32"] or list(variants[1:])
     working = frozenset(v.target for v in variants if v.runs_here and not v.error)
-    bench = _Bench(by, environment, checks, working)
-    return tuple(gate for limit in limits for gate in bench.gates(limit, judged))
+    evaluator = _Evaluator(by, environment, checks, working)
+    return tuple(gate for limit in limits for gate in evaluator.gates(limit, judged))
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
+class _Evaluator:
     """Arguments of `judge`, and the targets that run on this machine."""
 
     by: JudgeBy
@@ -122,7 +122,9 @@ class _Bench:
                 passes, doubt = None, "too few runs for an interval" if rule.timed else "no interval"
             elif _meets(rule, interval[0]) != _meets(rule, interval[1]):
                 doubt = (
-                    "the 95 % interval contains the limit" if rule.timed else unproven(variant, rule.limit)
+                    "the 95 % interval contains the limit"
+                    if rule.timed
+                    else undecided_reason(variant, rule.limit)
                 )
                 passes = None
         caution = next((check for check in self.checks if check.effect != "note"), None)
@@ -131,7 +133,7 @@ class _Bench:
         return passes, doubt
 
 
-def unproven(variant: Variant, limit_pp: float) -> str:
+def undecided_reason(variant: Variant, limit_pp: float) -> str:
     """Return text that the images do not decide a limit of the drop, and how many would."""
     count = "the images" if variant.images is None else formatting.images(variant.images)
     paired, enough = variant.paired, None

@@ -47,7 +47,7 @@ def page(
             name: {"data": c.data, "layout": c.layout, "choices": c.choices} for name, c in shown.items()
         },
         pictures=pictures,
-        options=list(formatting.flat(report.recipe)),
+        options=list(formatting.flat_options(report.recipe)),
         plotly=(pkgutil.get_data(plotly.__name__, "package_data/plotly.min.js") or b"").decode(),
     )
 

@@ -49,14 +49,14 @@ def predictions(path: Path) -> Predictions:
     return Predictions(first, confidence)
 
 
-class Kept(NamedTuple):
+class StoredPredictions(NamedTuple):
     """Content of predictions.npz: N labels (-1: unknown) and the N top-1 classes of every variant."""
 
     labels: IntArray
     first: dict[str, IntArray]
 
 
-def keep(evaluated: Path, out: Path) -> None:
+def store_predictions(evaluated: Path, out: Path) -> None:
     """Write labels and top-1 classes to the report folder, for paired comparisons of runs.
 
     Args:
@@ -71,7 +71,7 @@ def keep(evaluated: Path, out: Path) -> None:
         np.savez_compressed(stream, allow_pickle=False, **{k: v.astype(np.int16) for k, v in arrays.items()})
 
 
-def kept(folder: Path) -> Kept | None:
+def load_predictions(folder: Path) -> StoredPredictions | None:
     """Read predictions.npz; None if it is absent or damaged."""
     try:
         with np.load(folder / PREDICTIONS, allow_pickle=False) as stored:
@@ -79,7 +79,7 @@ def kept(folder: Path) -> Kept | None:
     except (OSError, ValueError, zipfile.BadZipFile):
         return None
     labels = arrays.pop("labels", None)
-    return None if labels is None else Kept(labels, arrays)
+    return None if labels is None else StoredPredictions(labels, arrays)
 
 
 def compare(

@@ -96,7 +96,7 @@ def _per_target(sensitivity: Any, key: str) -> dict[str, list[dict[str, Any]]]:
         for target, content in (sensitivity or {}).items()
         if isinstance(content, Mapping)
     }
-    return {target: found for target, found in rows.items() if found}
+    return {target: layers for target, layers in rows.items() if layers}
 
 
 def _colour(target: str) -> str:

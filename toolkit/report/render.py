@@ -65,7 +65,7 @@ def write(
     write_text(out / "report.html", html(report, thumbnails=thumbnails))
     write_text(out / "junit.xml", junit(report))
     if evaluated is not None:
-        paired_analysis.keep(evaluated, out)
+        paired_analysis.store_predictions(evaluated, out)
 
 
 def find(run: Path) -> Path:

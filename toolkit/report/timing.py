@@ -31,6 +31,6 @@ def disturbances(environment: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def few(latency: LatencySummary) -> bool:
+def few_runs(latency: LatencySummary) -> bool:
     """Return True if the runs are too few for an interval of the median."""
     return latency.p50_ci95 is None

@@ -34,7 +34,7 @@ def log(report: RunReport, folder: Path) -> str:
         with mlflow.start_run(
             run_name=f"{report.model.get('name')} {formatting.recipe_name(report.recipe)}"
         ) as run:
-            mlflow.log_params({key: value[:LONGEST] for key, value in formatting.flat(report.recipe)})
+            mlflow.log_params({key: value[:LONGEST] for key, value in formatting.flat_options(report.recipe)})
             mlflow.log_metrics(metrics(report))
             mlflow.set_tags({"edgeship.command": report.command or "", "edgeship.schema": str(report.schema)})
             for name in ("report.html", "report.json", "report.md", "junit.xml"):

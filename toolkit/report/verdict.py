@@ -8,7 +8,7 @@ from dataclasses import replace
 from edgeship.toolkit.core.results import Gate, LatencySummary, Level, RunReport, Variant, Verdict
 from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.report import formatting
-from edgeship.toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
+from edgeship.toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few_runs
 
 FASTEST = "Fastest of the {} targets that pass."
 SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
@@ -66,7 +66,9 @@ def warnings(report: RunReport) -> tuple[str, ...]:
             f"Noisy latency: the coefficient of variation is above {100 * NOISY:.0f} % ({', '.join(noisy)}). "
             f"Other work ran or the clock frequency changed. Use the median, and {AGAIN}."
         )
-    short = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and few(v.latency_ms)]
+    short = [
+        f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and few_runs(v.latency_ms)
+    ]
     if short:
         lines.append(f"Few timed runs ({', '.join(short)}): spread and p99 are unreliable; {MORE_RUNS}.")
     if any(v.latency_ms for v in report.variants):
@@ -191,7 +193,7 @@ def _doubt(v: Variant, report: RunReport) -> str:
     """Return why a speed-up is doubtful: few runs, other work, or overlapping intervals of the medians."""
     over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
     timed: list[LatencySummary] = [latency for latency in (v.latency_ms, over) if latency]
-    if any(few(latency) for latency in timed):
+    if any(few_runs(latency) for latency in timed):
         least = min(latency.runs for latency in timed)
         return f"only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}"
     if disturbances(report.environment):
