@@ -78,13 +78,13 @@ def command(
 ) -> None:
     """Deploy a run to devices.
 
-    RUN is a folder written by `edgeship run --out`, or a bundle file. On each device the command uploads the
-    missing files, builds the engine, compares its outputs with the golden outputs and its accuracy with the
-    simulation, measures its latency, and then makes the release live. If a step fails, the previous
-    release stays live. Repeating the command continues an interrupted deployment and is a no-op on devices
-    where the release is already live.
+    RUN is a folder written by `edgeship run --out`, or a bundle file. At least one --device or --tag is
+    required. On each device the command uploads the missing files, builds the engine, compares its outputs
+    with the golden outputs and its accuracy with the simulation, measures its latency, and then makes the
+    release live. If a step fails, the previous release stays live. Repeating the command continues an
+    interrupted deployment and changes nothing on devices where the release is already live.
 
-    Exit code 1: deployment failed on a device. Name at least one --device or --tag.
+    Exit code 1: the deployment failed on a device.
     """
     from edgeship.toolkit.deploy import bundle_from_run, fleet_report
     from edgeship.toolkit.deploy.release import DeployOptions, deploy

@@ -39,7 +39,7 @@ Examples:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
 )
-@click.option("--keep-ratio", type=float, metavar="RATIO", help="Ratio of the block channels to keep.")
+@click.option("--keep-ratio", type=float, metavar="RATIO", help="Ratio of the channels in blocks to keep.")
 @click.option("--macs-ratio", type=float, metavar="RATIO", help="Ratio of the multiply-accumulates to keep.")
 @click.option(
     "--latency-ratio",
@@ -137,8 +137,8 @@ def command(
     load.weights of a recipe, and family.json and family.html: accuracy against latency in FP32 and INT8 of
     the pruned networks and of the dense one as baseline, with the knee marked.
 
-    RATIO is a number between 0 and 1. Exactly one goal is required: --keep-ratio, --macs-ratio,
-    --latency-ratio, --max-expected-drop-pp or --widths.
+    RATIO is a number between 0 and 1. Exactly one goal is required: one of the options of RATIO,
+    RATIOS or POINTS.
 
     Repeating the command after an interruption continues at the last finished block.
     """

@@ -127,7 +127,7 @@ def command(
     MODEL has one input, images (N, C, H, W) or (N, H, W, C), and one output, the logits (N, classes), with or
     without a Softmax; of several outputs, --output selects one. OUT keeps the output of MODEL. Q/DQ nodes are
     placed where the kernels of the target fuse them. SOURCE is a folder, an archive, a CSV list or
-    digits:train; labels are only needed for --max-validation-drop-pp.
+    digits:train; labels are needed only for a limit of the top-1 drop.
 
     With an accuracy limit, layers are moved to float until the limit holds on up to 1000 held-out images.
     Exit code 3: the limit was missed; the file is written nevertheless.
