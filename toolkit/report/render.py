@@ -163,7 +163,7 @@ def terminal(report: RunReport) -> None:
     )
     console = _console()
     for kind, where in formatting.sources(report.variants):
-        console.print(Text(f"{kind}: {where}", style="dim"))
+        console.print(Text(f"accuracy {kind}: {where}", style="dim"))
     for where in formatting.latency_sources(report.variants):
         console.print(Text(f"latency: {where}", style="dim"))
     if any(formatting.ships_graph(v) for v in report.variants):
