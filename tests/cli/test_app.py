@@ -207,7 +207,7 @@ def test_options_of_a_recipe_are_listed_with_help(capsys):
     code, out, _ = call(capsys, "run", "--options")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 0
-    assert "How many calibration images." in rows["select.images"]
+    assert "Number of calibration images." in rows["select.images"]
     assert {"load.preprocess.resize", "report.max_drop_pp", "compile.targets"} <= set(rows)
 
 

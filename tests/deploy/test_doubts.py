@@ -33,7 +33,7 @@ def test_what_fails_for_its_accuracy_gets_the_cure(code, blamed):
     doubts = _doubts({"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": {"instruction_sets": OLD}}})
     with pytest.raises(RefusedError) as caught, _blaming(doubts):
         raise RefusedError("it says no", hint="look", code=code)
-    assert ("int8_sums=pairs" in caught.value.hint) == blamed == ("no VNNI" in str(caught.value))
+    assert ("overflow_fix=pairs" in caught.value.hint) == blamed == ("no VNNI" in str(caught.value))
     assert caught.value.code == code
     with pytest.raises(RefusedError, match=r"^it says no$"), _blaming([]):
         raise RefusedError("it says no", hint="look", code=code)

@@ -1,4 +1,4 @@
-"""What people give by mistake: each is an error that names it and says what to do, before or in its stage."""
+"""Wrong input: each is an error with the value and a hint."""
 
 import pickle
 import shutil

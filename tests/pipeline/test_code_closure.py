@@ -273,6 +273,6 @@ def test_nothing_runs_in_a_stage_that_is_not_in_its_key(tmp_path):
     for name, files in called.items():
         ours = {Path(file) for file in files if Path(file).is_relative_to(ROOT)}
         start = {Path(function(name, "train").__code__.co_filename), ROOT / "toolkit/pipeline/stages.py"}
-        apart = {*start, Path(__file__), ROOT / "toolkit/pipeline/recipe.py"}  # by function; by its values
-        unkeyed = ours - apart - set(installed().files(function(name, "train")).values())
+        unhashed = {*start, Path(__file__), ROOT / "toolkit/pipeline/recipe.py"}  # by function; by its values
+        unkeyed = ours - unhashed - set(installed().files(function(name, "train")).values())
         assert len(ours) > 3 and not unkeyed, name

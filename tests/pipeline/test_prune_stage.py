@@ -11,7 +11,7 @@ from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
-from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.recipe import PruneOptions
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
@@ -135,14 +135,14 @@ WHERE = {"compile": {"targets": ["openvino"]}, "bench": {"threads": 3}}
 
 
 def test_a_latency_is_met_and_predicted(start, monkeypatch):
-    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
     plan = read_json(start(LATENCY, **WHERE).folder("prune") / "plan.json")
     assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.7, abs=0.03)
     assert plan["latency_predicted_ms"] == pytest.approx(plan["latency_after_ms"], rel=0.05)
 
 
 def test_a_gain_under_three_percent_is_refused_with_the_figures(start, monkeypatch, tmp_path):
-    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
     with pytest.raises(ModelError, match=r"does not pay here: \d\.\d{3} ms dense, \d\.\d{3} ms") as caught:
         start({**LATENCY, "latency_ratio": 0.985}, **WHERE)
     dense_ms, pruned_ms = (float(ms) for ms in re.findall(r"(\d\.\d+) ms", str(caught.value)))
@@ -154,7 +154,7 @@ def test_a_gain_under_three_percent_is_refused_with_the_figures(start, monkeypat
 
 
 def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
-    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
     monkeypatch.setattr(Scripted, "per_mac", 1e-9)
     with pytest.raises(ModelError, match=r"0\.70 of 0\.50\d ms cannot be met; (0\.99|1\.00) can") as caught:
         start(LATENCY, **WHERE)
@@ -165,18 +165,18 @@ def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatc
     wide = architecture("resnet20", classes=10, width=64)
     narrow = width_search.uniform(wide, 0.25, 8)
     table = tmp_path / "latencies.json"
-    with Stopwatch(("openvino",), 16, 1, table) as measure:
+    with LatencyTable(("openvino",), 16, 1, table) as measure:
         dense_ms, small_ms = measure(wide), measure(narrow)
         assert small_ms < 0.8 * dense_ms
     built = []
-    whole = Stopwatch._built
-    monkeypatch.setattr(Stopwatch, "_built", lambda *args: built.append(args) or whole(*args))
-    with Stopwatch(("openvino",), 16, 1, table) as measure:  # after an interrupted pass
+    whole = LatencyTable._built
+    monkeypatch.setattr(LatencyTable, "_built", lambda *args: built.append(args) or whole(*args))
+    with LatencyTable(("openvino",), 16, 1, table) as measure:  # after an interrupted pass
         assert (measure(wide), measure(narrow)) == (dense_ms, small_ms)
-        assert len(built) == 1  # the one that all others are timed beside
+        assert len(built) == 1  # the reference of all timings
         measure(narrow)
         assert len(built) == 2  # asked again, it is no longer what was believed
         assert measure(wide) == dense_ms
-    with Stopwatch(("openvino",), 16, 2, table) as measure:
+    with LatencyTable(("openvino",), 16, 2, table) as measure:
         measure(narrow)  # other threads: nothing is taken over
     assert len(read_json(table)["ms"]) == 1

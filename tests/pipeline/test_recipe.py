@@ -95,7 +95,7 @@ def test_overrides_may_be_a_mapping(recipe):
         ("select.images=2.5", "select.images cannot be 2.5", "a whole number"),
         ("select.images=true", "select.images cannot be True", "a whole number"),
         ("select.skip_unreadable=maybe", "select.skip_unreadable cannot be 'maybe'", "true or false"),
-        ("select.images=0", "select.images = 0 must be at least 1", "How many"),
+        ("select.images=0", "select.images = 0 must be at least 1", "Number of"),
         ("prune.keep_ratio=1.5", "prune.keep_ratio = 1.5 must be at most 1.0", "Ratio of"),
         (f"bench.threads={granted_cores() + 1}", "must be at most", "cores"),
         ("prune.keep_ratio=0", "prune.keep_ratio = 0.0 must be above 0.0", "Ratio of"),
