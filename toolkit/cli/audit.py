@@ -125,14 +125,14 @@ def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> N
             _print_finding(finding)
         verdict = f"{len(errors)} errors, {len(left) - len(errors)} warnings"
         where = f"; {len(fixed_findings)} fixed in {fixed}" if fixed is not None else ""
-        nothing = "no findings" if _quantized(source) else "no Q/DQ nodes, no layer runs in INT8"
+        nothing = "nothing to change" if _quantized(source) else "nothing in INT8"
         click.echo(f"TensorRT {version}: {verdict if left else nothing}{where}")
     _check_quantized(source, "tensorrt")
     if errors:
         repairable = any(finding.repairable for finding in errors) and fixed is None
         raise GateError(
             f"{source}: {len(errors)} violations of TensorRT {version} rules, expected 0",
-            hint="--fix repairs some of them" if repairable else errors[0].fix,
+            hint="--fix repairs some of this" if repairable else errors[0].fix,
         )
 
 
@@ -240,7 +240,7 @@ def _check_quantized(source: Path, target: str) -> None:
     """
     if not _quantized(source):
         raise GateError(
-            f"no Q/DQ nodes in {source.name}: no layer would run in INT8",
+            f"no Q/DQ in {source.name}: nothing would run in INT8",
             hint=f"quantize it: edgeship quantize {source} IMAGES --target {target} --out FILE",
         )
 

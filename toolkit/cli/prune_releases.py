@@ -40,4 +40,4 @@ def command(
         pruned = prune(entry, keep, DeployOptions(wait_s=wait_s, dry_run=dry_run))
         removed = " ".join(pruned["removed"]) or "no release"
         did = "would remove" if dry_run else "removed"
-        click.echo(f"{entry.name}: {did} {removed}, {pruned['freed_bytes']} bytes freed")
+        click.echo(f"{entry.name}: {did} {removed}, {pruned['freed_bytes']} bytes")
