@@ -35,7 +35,7 @@ WAIT = click.option(
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the steps, change nothing.")
 
 
-def choice(command: Command) -> Command:
+def device_options(command: Command) -> Command:
     """Add the options that select devices: --device, --tag and --inventory."""
     command = click.option(
         "--tag", "tags", multiple=True, help="Select the devices with this tag; repeatable."
@@ -91,19 +91,19 @@ class States:
 @contextmanager
 def states(names: Sequence[str]) -> Iterator[States]:
     """Show the states of devices on stderr while the block runs."""
-    shown = States(names)
+    display = States(names)
     if not sys.stderr.isatty():
-        yield shown
+        yield display
         return
     from rich.console import Console
     from rich.live import Live
 
-    shown.lines = False
-    with Live(shown, console=Console(stderr=True), refresh_per_second=8):
-        yield shown
+    display.lines = False
+    with Live(display, console=Console(stderr=True), refresh_per_second=8):
+        yield display
 
 
-def finish(outcomes: Sequence[Outcome]) -> None:
+def raise_failures(outcomes: Sequence[Outcome]) -> None:
     """Raise the error that summarizes the outcomes; return if every device succeeded.
 
     Raises:
@@ -126,7 +126,7 @@ def finish(outcomes: Sequence[Outcome]) -> None:
         )
 
 
-def as_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table to stdout at its natural width."""
     widths = [max(len(row[place]) for row in (columns, *rows)) for place in range(len(columns))]
     for row in (columns, *rows):

@@ -19,7 +19,7 @@ EVERY_SECONDS = 10.0  # between two lines of the same task
 MARKS = {"done": "done", "cached": "cached", "waiting": "waiting: another process is computing this stage"}
 
 
-class Shown:
+class ProgressDisplay:
     """Progress display; `stage` fits `edgeship.toolkit.pipeline.runner.Watcher`."""
 
     def __init__(self, bars: Progress | None) -> None:
@@ -59,10 +59,10 @@ class Shown:
 
 
 @contextmanager
-def shown() -> Iterator[Shown]:
+def show_progress() -> Iterator[ProgressDisplay]:
     """Show the progress of the tasks inside the block."""
     if not sys.stderr.isatty():
-        plain = Shown(None)
+        plain = ProgressDisplay(None)
         with listening(plain.work):
             yield plain
         return
@@ -71,6 +71,6 @@ def shown() -> Iterator[Shown]:
 
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        live = Shown(bars)
+        live = ProgressDisplay(bars)
         with listening(live.work):
             yield live

@@ -70,13 +70,13 @@ def command(
     timed in one process, in interleaved turns, so that background load affects all of them alike. Latencies
     are printed in milliseconds; the last column is the ratio to the median of the first row.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.pipeline import variants
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
     options = Recipe.build({"bench": how}).bench
-    with tempfile.TemporaryDirectory() as folder, shown():
+    with tempfile.TemporaryDirectory() as folder, show_progress():
         engines: Engines = {}
         shapes: dict[str, Shape] = {}
         for label, path in _labels(paths).items():

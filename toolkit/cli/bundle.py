@@ -63,7 +63,7 @@ def command(
     RUN is a folder written by `edgeship run --out`. The bundle is deterministic: equal runs give equal bytes.
     `edgeship deploy RUN` packs a bundle by itself; this command is for signing and for other limits.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.deploy import bundle as bundles
     from edgeship.toolkit.deploy import bundle_from_run
 
@@ -71,7 +71,7 @@ def command(
     refuse_inputs(target, *([key] if key is not None else ()))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
-    with shown():
+    with show_progress():
         bundle = bundle_from_run.make(
             run, target, variants=variants, golden=golden, images=images, gates=gates
         )

@@ -66,7 +66,7 @@ def check(
     """
     from edgeship.calibration import doctor, manifest
     from edgeship.calibration.datasets import open_dataset
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import plain
     from edgeship.toolkit.pipeline import load_and_export, preprocessing
     from edgeship.toolkit.pipeline.recipe import PreprocessOptions
@@ -75,7 +75,7 @@ def check(
     prepared = preprocessing.resolve(PreprocessOptions(), first.preprocess if first else None, size)
     dataset = open_dataset(source, use="train")
     evaluated = open_dataset(evaluation, use="evaluate") if evaluation else None
-    with shown():
+    with show_progress():
         chosen = list(range(len(dataset)))
         if images:
             chosen = manifest.locate(manifest.select(dataset, images, seed, skip_bad=True), dataset)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, as_table, choice, chosen, finish, states
+from edgeship.toolkit.cli._devices import (
+    DRY_RUN,
+    WAIT,
+    chosen,
+    device_options,
+    print_table,
+    raise_failures,
+    states,
+)
 from edgeship.toolkit.cli._options import Resumable
 
 
@@ -17,7 +25,7 @@ from edgeship.toolkit.cli._options import Resumable
     "  edgeship deploy bundle.tar --device nano-1 --dry-run",
 )
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
-@choice
+@device_options
 @click.option(
     "--parallel",
     default=8,
@@ -93,12 +101,12 @@ def command(
     entries = chosen(inventory, devices, tags)
     bundle = bundle_from_run.find(run)
     options = DeployOptions(wait_s=wait_s, limit_s=limit_s, timing_s=timing_s, dry_run=dry_run)
-    with states([entry.name for entry in entries]) as shown:
+    with states([entry.name for entry in entries]) as display:
         outcomes = rollout(
             entries,
             lambda entry, report_state, connect: deploy(entry, bundle, options, report_state, connect),
             RolloutOptions(parallel, canaries, max_failures),
-            shown.update,
+            display.update,
         )
     if dry_run:
         for outcome in outcomes:
@@ -106,9 +114,9 @@ def command(
                 click.echo(f"{outcome.device}: {step}")
     else:
         fleet = fleet_report.report(outcomes, bundle.id, parallel=parallel)
-        as_table(fleet_report.COLUMNS, fleet_report.table(fleet))
+        print_table(fleet_report.COLUMNS, fleet_report.table(fleet))
         for outlier in fleet["outliers"]:
             click.echo(fleet_report.sentence(outlier))
         if folder is not None:
             click.echo(fleet_report.write(fleet, folder))
-    finish(outcomes)
+    raise_failures(outcomes)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._devices import INVENTORY, WAIT, as_table, chosen, inventory_path
+from edgeship.toolkit.cli._devices import INVENTORY, WAIT, chosen, inventory_path, print_table
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def list_(inventory: Path | None, as_json: bool) -> None:
         click.echo("no devices yet; add one with `edgeship device add`", err=True)
     else:
         rows = [(e.name, _address(e), e.target, " ".join(e.tags), e.root) for e in entries]
-        as_table(("device", "host", "target", "tags", "root"), rows)
+        print_table(("device", "host", "target", "tags", "root"), rows)
 
 
 @command.command()
@@ -109,7 +109,7 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(probed, indent=1))
         return
     rows = list(_facts(probed))
-    as_table(("fact", "value"), rows)
+    print_table(("fact", "value"), rows)
     for problem in probed["problems"]:
         click.echo(f"problem: {problem['cause']}\n    fix: {problem['cure']}")
 

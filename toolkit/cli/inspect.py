@@ -87,7 +87,7 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     from edgeship.calibration import manifest
     from edgeship.calibration.datasets import open_dataset
     from edgeship.quantization.calibrate import collect
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.pipeline import datasets as pictures
     from edgeship.toolkit.pipeline.preprocessing import check_channels, input_size, resolve
@@ -101,7 +101,7 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     check_channels(prepared, network.channels, option="--preprocess ")
     dataset = open_dataset(source, use="train")
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
-    with shown():
+    with show_progress():
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "running images")
         statistics = collect(network, stream, exact=True)
     rows = {

@@ -142,7 +142,7 @@ def command(
 
     Repeating the command after an interruption continues at the last finished block.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import write_json, write_text
     from edgeship.toolkit.core.errors import RecipeError
     from edgeship.toolkit.pipeline import family, pruning
@@ -174,7 +174,7 @@ def command(
     family.check(parts)
     for folder in family.folders(parts, out).values():
         refuse_other_network(folder, last="plan.json", source=weights)
-    with shown(), tempfile.TemporaryDirectory() as name:
+    with show_progress(), tempfile.TemporaryDirectory() as name:
         dense = Path(name)
         _load(recipe.load, dense)
         pruned = family.prune(recipe, parts, dense, out)

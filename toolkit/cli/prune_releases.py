@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, choice, chosen
+from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, chosen, device_options
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship prune-releases --tag shop --keep 2 --dry-run")
-@choice
+@device_options
 @click.option(
     "--keep",
     default=3,

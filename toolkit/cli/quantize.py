@@ -135,7 +135,7 @@ def command(
     from edgeship.calibration import manifest
     from edgeship.calibration.datasets import open_dataset
     from edgeship.quantization.calibrate import collect
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.graph.conversion import check_conversion
     from edgeship.toolkit.graph.input_shape import fix_size
@@ -170,7 +170,7 @@ def command(
         graph = fix_size(graph, size)
     graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
     dataset = open_dataset(source, use="train")
-    with shown():
+    with show_progress():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_unreadable)
         validation = mixed_precision.held_out(how, chosen, graph.classes, prepared) if limited else None
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")

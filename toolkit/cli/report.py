@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._devices import INVENTORY, as_table
+from edgeship.toolkit.cli._devices import INVENTORY, print_table
 
 
 @click.command(
@@ -57,7 +57,7 @@ def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(measured, indent=1))
         return
-    as_table(COLUMNS, [_row(record) for record in measured])
+    print_table(COLUMNS, [_row(record) for record in measured])
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:

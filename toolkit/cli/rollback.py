@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import WAIT, choice, chosen, finish, states
+from edgeship.toolkit.cli._devices import WAIT, chosen, device_options, raise_failures, states
 
 
 @click.command(
     epilog="\b\nExamples:\n  edgeship rollback --device nano-1\n"
     "  edgeship rollback --tag shop --to resnet18-3f2a91c07b54"
 )
-@choice
+@device_options
 @click.option("--to", help="Release name or a prefix of it.  [default: the previous good release]")
 @WAIT
 def command(
@@ -29,14 +29,14 @@ def command(
 
     entries = chosen(inventory, devices, tags)
     options = DeployOptions(wait_s=wait_s)
-    with states([entry.name for entry in entries]) as shown:
+    with states([entry.name for entry in entries]) as display:
         outcomes = rollout(
             entries,
             lambda entry, report_state, connect: rollback(entry, to, options, report_state, connect),
             RolloutOptions(max_failures=1.0),
-            shown.update,
+            display.update,
         )
     for outcome in outcomes:
         if not outcome.error:
             click.echo(f"{outcome.device}: {outcome.release} is live, before: {outcome.before or 'nothing'}")
-    finish(outcomes)
+    raise_failures(outcomes)

@@ -81,13 +81,13 @@ def command(
     A gate that the 95 % interval leaves undecided is reported as NEEDS MORE DATA, with exit code 0. With
     report.judge_by=point, gates use the value alone.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.pipeline import Recipe, Store, run
 
     if skip_unreadable:
         overrides = (*overrides, "select.skip_unreadable=true", "evaluate.skip_unreadable=true")
     chosen = Recipe.read(recipe, overrides)
-    with shown() as progress:
+    with show_progress() as progress:
         finished = run(
             chosen, out=out, until=until, redo=rerun, store=Store(store_root), watch=progress.stage
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._devices import as_table, choice, inventory_path
+from edgeship.toolkit.cli._devices import device_options, inventory_path, print_table
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship status\n  edgeship status --tag shop --json")
-@choice
+@device_options
 @JSON
 def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> None:
     """List the releases on devices.
@@ -38,7 +38,7 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
         click.echo(json.dumps(statuses, indent=1))
     else:
         rows = [row for name, status in statuses.items() for row in _rows(name, status)]
-        as_table(("device", "release", "state", "variant", "top-1", "p50 latency"), rows)
+        print_table(("device", "release", "state", "variant", "top-1", "p50 latency"), rows)
     failed = [status for status in statuses.values() if "error" in status]
     if failed:
         raise DeviceError(failed[0]["error"], hint=failed[0]["hint"])

@@ -45,7 +45,7 @@ def command(source: str, model: str, out: Path, size: Size | None, **training: i
     Writes model.safetensors, widths.json, model.json and history.json; the folder is usable as load.weights
     of a recipe. Repeating the command after an interruption continues the training.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import read_json
     from edgeship.toolkit.pipeline import family, load_and_export
     from edgeship.toolkit.pipeline.recipe import Recipe
@@ -53,7 +53,7 @@ def command(source: str, model: str, out: Path, size: Size | None, **training: i
     table = {"model": model, "weights": "train", "train": {"source": source, **training}}
     recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}}).resolved()
     refuse_other_network(out, last="history.json", source=source)
-    with shown():
+    with show_progress():
         load_and_export.train(recipe.load, out, out / family.UNFINISHED)
     family.done(out)
     accuracy = read_json(out / "history.json")["accuracy"][-1]
