@@ -1,4 +1,4 @@
-"""What OpenVINO's bindings would do to a process with threads."""
+"""Thread hazards of OpenVINO's bindings."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The whole path on a tiny network: files, figures, caching, a target that is absent, limits."""
+"""All stages on a tiny network: files, figures, caching, a missing target, limits."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Evaluation spread over workers: the same bits from one thread, several, other processes, and a cluster."""
+"""Evaluation with workers is bit-identical on one thread, several, processes and a cluster."""
 
 import numpy as np
 import pytest

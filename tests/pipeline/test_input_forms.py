@@ -51,7 +51,7 @@ def quantized(model, photos, target, out, capfd, *more):
 
 
 def logits_of(target, file, images, out):
-    """What the runtime computes; of a target that does not run here, the graph in exact arithmetic."""
+    """Return logits of the runtime, or of the simulated graph where the target does not run here."""
     if target == "tensorrt":
         with ort_target.simulate(file) as session:
             return session.infer(images)

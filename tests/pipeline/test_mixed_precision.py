@@ -201,7 +201,7 @@ def test_a_store_that_processors_share_keeps_calibrations_in_bfloat16_apart(monk
 
 
 def test_a_graph_may_be_for_another_processor(recipe, store):
-    """What `auto` gives here is one of the two; TensorRT has no such sums."""
+    """`auto` is one of the two on this machine; TensorRT has no pair sums."""
     plans = {
         sums: Recipe.build(recipe, [f"quantize.overflow_fix={sums}"]) for sums in ("auto", "exact", "pairs")
     }

@@ -1,4 +1,4 @@
-"""Published weights without a connection: an error of one line with a way out, and exit code 1."""
+"""Published weights without a connection: a one-line error with a hint, and exit code 1."""
 
 import os
 import socket

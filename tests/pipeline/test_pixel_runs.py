@@ -1,4 +1,4 @@
-"""export.input = "uint8" through the whole path: same figures, engines that take pixels, and devices."""
+"""export.input = "uint8" through all stages: same figures, engines with pixel input, devices."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The prune stage: cached, resumed, bound to the machine only where it measures; and its stopwatch."""
+"""The prune stage: caching, resuming, machine key with a latency goal only; and its latency table."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Recipes: typed values from TOML and the command line, and errors that name what is wrong."""
+"""Recipes: typed values from TOML and the command line, renamed options, errors."""
 
 import logging
 

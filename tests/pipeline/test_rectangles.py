@@ -1,4 +1,4 @@
-"""Images that are not square through the whole path: prune, quantize, compile, evaluate, time, ship."""
+"""Images that are not square through all stages: prune, quantize, compile, evaluate, time, ship."""
 
 import json
 import tarfile

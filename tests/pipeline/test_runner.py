@@ -1,4 +1,4 @@
-"""The runner: order, caching, and failures that leave nothing, shown on two made-up stages."""
+"""The runner on two artificial stages: order, caching, failures."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The store: complete or absent, shared without harm, and content decides."""
+"""The store: atomic, shared between processes, content-addressed."""
 
 import multiprocessing
 import os

@@ -20,7 +20,7 @@ class ToolkitError(Exception):
     """A failure that the user can act on.
 
     Args:
-        message: What failed, with file, tensor or option, value seen and value expected.
+        message: The failure, with file, tensor or option, value seen and value expected.
         hint: One command or setting; printed on a second line.
     """
 

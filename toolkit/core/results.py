@@ -34,32 +34,6 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Accuracy over labelled images; fractions in [0, 1], None without labels."""
-
-    top1: float | None
-    top5: float | None
-    images: int
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Timed inferences of one batch.
-
-    Attributes:
-        batch: Images an inference.
-        threads: CPU threads the session could use; None on a GPU.
-        samples_ms: Every timed inference, in order.
-        included: Operations in the time, e.g. "inference call, input and output copies".
-    """
-
-    batch: int
-    threads: int | None
-    samples_ms: tuple[float, ...]
-    included: str
-
-
-@dataclass(frozen=True, slots=True)
 class LayerAudit:
     """One layer of a compiled engine, as executed by the runtime.
 
@@ -207,7 +181,7 @@ class Variant:
         kind: Origin of the accuracy.
         speedup: Median latency of `speedup_over` divided by this one's.
         speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
-        note: What was compiled and checked.
+        note: Compilation and checks, in words.
         error: Reason why it was not run; `hint`: the remedy.
         batch_throughput: Batch size -> images a second, where measured.
         memory_bytes: Peak memory of the session; resident_bytes: memory during inference; energy_mj:

@@ -7,7 +7,7 @@ def printable(text: str, most: int | None = None) -> str:
     """Escape control characters and undecodable bytes.
 
     Args:
-        text: Of any origin.
+        text: Any text.
         most: Maximum number of characters before "..."; None: no limit.
     """
     if most is not None and len(text) > most:
