@@ -44,15 +44,9 @@ Examples:
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
 @click.option(
-    "--seconds",
-    type=float,
-    default=2.0,
-    show_default=True,
-    help="Duration of the measurement of each PATH and target, in seconds.",
+    "--seconds", type=float, default=2.0, show_default=True, help="Timed inferences of each, in seconds."
 )
-@click.option(
-    "--runs", type=click.IntRange(min=1), help="Timed inferences of each PATH and target; replaces --seconds."
-)
+@click.option("--runs", type=click.IntRange(min=1), help="Timed inferences of each; replaces --seconds.")
 @JSON
 def command(
     *,

@@ -27,11 +27,7 @@ from edgeship.toolkit.cli._options import Resumable
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
 @device_options
 @click.option(
-    "--parallel",
-    default=8,
-    show_default=True,
-    type=click.IntRange(1, 64),
-    help="Devices deployed to at the same time.",
+    "--parallel", default=8, show_default=True, type=click.IntRange(1, 64), help="Devices at the same time."
 )
 @click.option(
     "--canaries",
@@ -48,26 +44,13 @@ from edgeship.toolkit.cli._options import Resumable
     help="Fraction of the devices that may fail before the rest is skipped.",
 )
 @click.option(
-    "--limit",
-    "limit_s",
-    default=3600.0,
-    show_default=True,
-    help="Time limit of the engine build, in seconds.",
+    "--limit", "limit_s", default=3600.0, show_default=True, help="Time limit of a build, in seconds."
 )
-@click.option(
-    "--time",
-    "timing_s",
-    default=3.0,
-    show_default=True,
-    help="Duration of the latency measurement, in seconds.",
-)
+@click.option("--time", "timing_s", default=3.0, show_default=True, help="Seconds of timed inferences.")
 @WAIT
 @DRY_RUN
 @click.option(
-    "--report",
-    "folder",
-    type=click.Path(path_type=Path),
-    help="Write fleet.json and fleet.md to this folder.",
+    "--report", "folder", type=click.Path(path_type=Path), help="Folder for fleet.json and fleet.md."
 )
 def command(
     run: Path,

@@ -117,8 +117,7 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
     model = folders["quantize"] / f"{quantized_name('tensorrt', pruned=pruned)}.onnx"
     if not model.is_file():
         raise DataError(
-            f"{out} has no graph for TensorRT",
-            hint="run the recipe with --set compile.targets=tensorrt",
+            f"{out} has no graph for TensorRT", hint="run the recipe with --set compile.targets=tensorrt"
         )
     name = "pruned" if pruned else "float"
     compiled = {} if ready or "compile" not in folders else read_json(folders["compile"] / "compiled.json")

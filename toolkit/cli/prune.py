@@ -42,31 +42,16 @@ Examples:
 @click.option("--keep-ratio", type=float, metavar="RATIO", help="Ratio of the channels in blocks to keep.")
 @click.option("--macs-ratio", type=float, metavar="RATIO", help="Ratio of the multiply-accumulates to keep.")
 @click.option(
-    "--latency-ratio",
-    type=float,
-    metavar="RATIO",
-    help="INT8 latency to reach, over that of the dense network.",
+    "--latency-ratio", type=float, metavar="RATIO", help="INT8 latency over that of the dense network."
 )
 @click.option(
-    "--max-expected-drop-pp",
-    type=float,
-    metavar="POINTS",
-    help="Limit of the expected top-1 drop, in percentage points.",
+    "--max-expected-drop-pp", type=float, metavar="POINTS", help="Expected top-1 drop, in percentage points."
 )
+@click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: nested networks.")
 @click.option(
-    "--widths",
-    metavar="RATIOS",
-    help="Several channel ratios, e.g. 0.9,0.75,0.5: nested networks in one pass.",
+    "--model", default="auto", show_default=True, help="Architecture, e.g. resnet18; auto: from the file."
 )
-@click.option(
-    "--model",
-    default="auto",
-    show_default=True,
-    help="Architecture of WEIGHTS, e.g. resnet18; auto: from the file.",
-)
-@click.option(
-    "--size", type=SizeType(), help="Input size in pixels, N or HxW.  [default: that of WEIGHTS, else 224]"
-)
+@click.option("--size", type=SizeType(), help="Input size in pixels.  [default: that of WEIGHTS, else 224]")
 @click.option("--images", type=int, default=1000, show_default=True, help="Number of images of SOURCE.")
 @click.option(
     "--test",
@@ -74,43 +59,19 @@ Examples:
     metavar="SOURCE",
     help="Labelled images to measure top-1 with.  [default: part of SOURCE, without labels]",
 )
+@click.option("--target", default="openvino", show_default=True, help="Target of the INT8 networks.")
+@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of timed inferences.")
 @click.option(
-    "--target", default="openvino", show_default=True, help="Target to quantize for and measure on."
+    "--seconds", type=float, default=2.0, show_default=True, help="Timed inferences per network, in seconds."
 )
+@click.option("--method", default="obs", show_default=True, help="obs, activation, batchnorm or magnitude.")
 @click.option(
-    "--threads", type=int, default=1, show_default=True, help="CPU threads of the latency measurement."
+    "--channel-multiple", type=int, default=16, show_default=True, help="Channel counts are multiples of it."
 )
-@click.option(
-    "--seconds",
-    type=float,
-    default=2.0,
-    show_default=True,
-    help="Duration of the latency measurement of each network, in seconds.",
-)
-@click.option(
-    "--method",
-    default="obs",
-    show_default=True,
-    help="Channel importance: obs, activation, batchnorm or magnitude.",
-)
-@click.option(
-    "--channel-multiple",
-    type=int,
-    default=16,
-    show_default=True,
-    help="Channel counts are rounded to multiples of this number.",
-)
-@click.option(
-    "--scope", default="block", show_default=True, help="Channels to prune: block, residual (stream) or both."
-)
+@click.option("--scope", default="block", show_default=True, help="Channels: block, residual or both.")
 @click.option("--drop-blocks", is_flag=True, help="Allow removal of whole residual blocks.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the image selection.")
-@click.option(
-    "--compare/--no-compare",
-    default=True,
-    show_default=True,
-    help="Quantize, evaluate and time the networks.",
-)
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Evaluate and time in INT8.")
 @PREPROCESS
 @JSON
 def command(

@@ -185,11 +185,7 @@ def command(
             if quantized != out:
                 take_pixels(quantized, prepared, out)
     written = InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm()
-    summary["input"] = {
-        "file": graph.form,
-        "written": written,
-        "normalization": graph.normalization,
-    }
+    summary["input"] = {"file": graph.form, "written": written, "normalization": graph.normalization}
     summary |= {"preprocess": prepared, "preprocess_source": origin}
     notes = preprocessing.notes(graph.form, graph.normalization, prepared, written)
     if origin == "assumed":
