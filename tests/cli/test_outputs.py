@@ -1,4 +1,4 @@
-"""What a command reads, and what another one made, is never written over."""
+"""Output paths: inputs and networks of other commands are not overwritten."""
 
 import shutil
 
@@ -13,11 +13,11 @@ from edgeship.toolkit.pipeline import family
 
 @pytest.fixture
 def refused(capsys):
-    def refused(*arguments, says="would be overwritten"):
+    def refused(*arguments, text="would be overwritten"):
         with pytest.raises(SystemExit) as left:
             app.main([str(each) for each in arguments])
         out, err = capsys.readouterr()
-        assert (left.value.code, out) == (2, "") and says in err and "another" in err and "--out" in err
+        assert (left.value.code, out) == (2, "") and text in err and "another" in err and "--out" in err
 
     return refused
 

@@ -1,4 +1,4 @@
-"""`edgeship prune`: networks in folders, their figures, and refusals that say what would do."""
+"""`edgeship prune`: networks in folders, their figures, and errors with usable hints."""
 
 import shutil
 import signal
@@ -69,13 +69,13 @@ def test_few_images_are_warned_about(prune):
     assert "note: 2 images" in err and "would do" in err
 
 
-def test_a_family_is_nested_and_stands_beside_the_dense_network(prune, tmp_path):
+def test_a_family_is_nested_and_is_compared_with_the_dense_network(prune, tmp_path):
     code, out, _ = prune(*FEW, "--widths", "0.25,0.75", "--test", "digits:test", "--seconds", "0.05")
     assert code == 0
     assert out.index("dense") and out.strip().endswith("family.html")
     wide, narrow = (read_json(tmp_path / "out" / f"keep-{part}" / "plan.json") for part in ("0.75", "0.25"))
-    for group, kept in narrow["kept"].items():
-        assert set(kept) < set(wide["kept"][group])
+    for group, indices in narrow["kept"].items():
+        assert set(indices) < set(wide["kept"][group])
     family = read_json(tmp_path / "out" / "family.json")
     assert {row["name"] for row in family["frontier"]} == {"dense", "keep-0.75", "keep-0.25"}
     ms = [row["latency_ms"] for row in family["frontier"]]
@@ -124,15 +124,15 @@ def test_networks_that_are_finished_are_not_pruned_again_for_an_interrupted_comp
     with monkeypatch.context() as patched:
         patched.setattr(comparing, "_quantize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert prune(*WIDTHS, *quick)[0] == 130
-    made = members(tmp_path / "out")
+    written = members(tmp_path / "out")
     with monkeypatch.context() as patched:
         patched.setattr(Repair, "_block", None)  # nothing is to be repaired
         assert prune(*WIDTHS, *quick)[0] == 0
-    assert members(tmp_path / "out") == made and (tmp_path / "out" / "family.json").is_file()
+    assert members(tmp_path / "out") == written and (tmp_path / "out" / "family.json").is_file()
     assert not (tmp_path / "out" / comparing.UNFINISHED).exists()
     changed = (*FEW[:-1], "batchnorm", "--widths", "0.75,0.5,0.25")
     assert prune(*changed, "--no-compare")[0] == 0
-    assert members(tmp_path / "out") != made
+    assert members(tmp_path / "out") != written
 
 
 ROWS = [
@@ -143,7 +143,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_the_page_draws_the_family_its_competitor_and_the_knee(labelled):
+def test_the_page_draws_the_family_its_baseline_and_the_knee(labelled):
     dense = {**ROWS[-1], "precision": "fp32", "latency_ms": 12.0, "knee": False}
     family = {
         "model": "resnet18", "target": "openvino", "size": 64, "batch": 1, "threads": 1,
@@ -151,9 +151,9 @@ def test_the_page_draws_the_family_its_competitor_and_the_knee(labelled):
         "calibration_images": 300, "frontier": ROWS, "float": [dense],
         "judged": {"source": "a < b", "images": 500, "labelled": labelled},
     }  # fmt: skip
-    pruned, competitor, knee = chart(family).data
-    assert pruned["x"] == [1.0, 2.0] and competitor["x"] == [4.0] and knee["x"] == [2.0]
-    assert competitor["y"] == [82.0 if labelled else 0.4]
+    pruned, dense, knee = chart(family).data
+    assert pruned["x"] == [1.0, 2.0] and dense["x"] == [4.0] and knee["x"] == [2.0]
+    assert dense["y"] == [82.0 if labelled else 0.4]
     html = page(family)
     assert "a &lt; b" in html and "2.00×" in html and "keep-0.5" in html
     assert ("expected drop, pp" in html) is not labelled
@@ -162,12 +162,17 @@ def test_the_page_draws_the_family_its_competitor_and_the_knee(labelled):
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        ((), 2, "give one goal", "--keep-ratio"),
-        (("--keep-ratio", "0.5", "--macs-ratio", "0.5"), 2, "two goals", "one of --keep-ratio"),
+        ((), 2, "0 pruning goals, expected 1", "--keep-ratio"),
+        (
+            ("--keep-ratio", "0.5", "--macs-ratio", "0.5"),
+            2,
+            "2 pruning goals, expected 1",
+            "one of --keep-ratio",
+        ),
         (("--keep-ratio", "0"), 2, "prune.keep_ratio = 0.0 must be above 0", "channels"),
         (("--keep-ratio", "1.5"), 2, "must be at most 1", "channels"),
         (("--widths", "0.9,1.2"), 2, "1.2 is not between 0 and 1", "0.9,0.75"),
-        (("--widths", "0.5,half"), 2, "cannot read --widths", "0.9,0.75"),
+        (("--widths", "0.5,half"), 2, "--widths is '0.5,half'", "0.9,0.75"),
         (("--widths", "0.5,0.5"), 2, "twice", "once"),
         (
             ("--keep-ratio", "0.5", "--target", "openvin"),
