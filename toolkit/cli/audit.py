@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeship.targets.tensorrt.lint import Finding
     from edgeship.toolkit.core.results import LayerAudit
 
-RECORD_SUFFIXES = ("", ".json")  # a folder of records, or one
+RECORD_SUFFIXES = (".json", ".txt", ".log")
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
@@ -65,12 +65,13 @@ def command(
     """Audit an ONNX file for a target, or explain a TensorRT engine from its record.
 
     SOURCE is an ONNX file, an engine record (graph.json of trtexec --exportLayerInfo or of the device
-    runner's inspect, or a folder with graph.json and profile.json) or an engine, where a GPU can load it.
-    Two records are compared. Exit code 3: the graph breaks a rule, or a layer does not run in INT8.
+    runner's inspect, a log of trtexec --dumpLayerInfo, or a folder with graph.json and profile.json) or an
+    engine, where a GPU can load it. Two records are compared. Exit code 3: the graph breaks a rule, a layer
+    does not run in INT8, or the record of one engine leaves the precision of a weighted layer unknown.
     """
     if other is not None:
         _compare(source, other, model, as_json=as_json)
-    elif source.suffix in RECORD_SUFFIXES:
+    elif source.is_dir() or not source.suffix or source.suffix.lower() in RECORD_SUFFIXES:
         _explain(source, profile, model, as_json=as_json)
     elif source.suffix == ".onnx" and target == "tensorrt":
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
@@ -84,7 +85,7 @@ def command(
     else:
         raise ModelError(
             f"{source.name} is neither an ONNX file (.onnx), nor a TensorRT engine "
-            f"({', '.join(ENGINE_SUFFIXES)}) or its record (.json, or a folder)",
+            f"({', '.join(ENGINE_SUFFIXES)}) or its record ({', '.join(RECORD_SUFFIXES)}, or a folder)",
             hint="audit the ONNX file it was made from, e.g. with --target openvino",
         )
 
@@ -157,19 +158,32 @@ def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
 
 
 def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json: bool) -> None:
-    from edgeship.targets.tensorrt.engine_analysis import explain
+    from edgeship.targets.tensorrt.engine_analysis import ADVICE, explain
     from edgeship.toolkit.core.artifact import plain
 
-    found = explain(source, profile, model)
+    explanation = explain(source, profile, model)
+    profiles = (explanation, *explanation.other_profiles)
     if as_json:
-        click.echo(json.dumps(plain(found), indent=1))
-        return
-    _layers(found.layers, found)
-    for item in found.reformats:
+        click.echo(json.dumps(plain(explanation), indent=1))
+    else:
+        for number, each in enumerate(profiles):
+            if len(profiles) > 1:
+                click.echo(f"optimization profile {number}")
+            _explained(each)
+    unknown = sum(each.precisions.get("unknown", 0) for each in profiles)
+    if unknown:
+        weighted = sum(sum(each.precisions.values()) for each in profiles)
+        raise GateError(f"precision of {unknown} of {weighted} weighted layers unknown", hint=ADVICE)
+    _gate(tuple(layer for each in profiles for layer in each.layers))
+
+
+def _explained(explanation: Explanation) -> None:
+    _layers(explanation.layers, explanation)
+    for item in explanation.reformats:
         click.echo(f"reformat {_time(item.time_ms)}  {item.change:<14} {item.cause}")
-    for problem in found.problems:
+    for problem in explanation.problems:
         click.echo(f"problem  {problem.rule}: {problem.message}\n         fix: {problem.fix}")
-    click.echo(found.verdict)
+    click.echo(explanation.verdict)
 
 
 def _compare(first: Path, second: Path, model: Path | None, *, as_json: bool) -> None:
@@ -200,7 +214,9 @@ def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = No
     weighted: list[Any] = [layer for layer in layers if layer.weighted]
     if weighted:
         int8 = sum(layer.precision == "int8" for layer in weighted)
-        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8")
+        unknown = sum(layer.precision == "unknown" for layer in weighted)
+        gap = f", {unknown} unknown" if unknown else ""
+        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8{gap}")
 
 
 def _time(time_ms: float | None) -> str:
