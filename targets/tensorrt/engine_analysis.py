@@ -469,6 +469,8 @@ def _verdict(
     count = _many(reformats, "reformat") + (f" ({blank} of unknown formats)" if blank else "")
     spent = f"{count}, {100 * sum(costs) / total:.0f} % of the time" if total and costs else count
     weighted, unknown = sum(precisions.values()), precisions.get(UNKNOWN, 0)
+    if not weighted:
+        return f"no layer with weights recognized: {spent}; name the ONNX file with --model"
     gap = f"; precision of {unknown} of {weighted} weighted layers unknown: {ADVICE}" if unknown else ""
     if blank and not unknown:
         gap = f"; {ADVICE}"

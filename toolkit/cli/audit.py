@@ -174,6 +174,9 @@ def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json:
     if unknown:
         weighted = sum(sum(each.precisions.values()) for each in profiles)
         raise GateError(f"precision of {unknown} of {weighted} weighted layers unknown", hint=ADVICE)
+    if not any(each.precisions for each in profiles):
+        hint = "name the ONNX file with --model" if explanation.detailed else ADVICE
+        raise GateError(f"no layer with weights recognized in {source.name}", hint=hint)
     _gate(tuple(layer for each in profiles for layer in each.layers))
 
 
