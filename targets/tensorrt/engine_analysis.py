@@ -10,13 +10,14 @@ from typing import Any
 
 from edgeship.targets.tensorrt import engine_info as records
 from edgeship.targets.tensorrt.engine_info import Engine, Layer
+from edgeship.targets.tensorrt.engine_precision import UNKNOWN
 from edgeship.toolkit.core.results import LayerAudit
 
 FLOATS = ("fp32", "fp16", "bf16")
 TENSOR_CORES = ("imma", "hmma", "xmma", "i88", "884", "h88", "i168", "h168")  # in names of kernels
 OPERATORS = ("Conv", "Gemm", "MatMul", "MaxPool", "GlobalAveragePool", "AveragePool", "Add", "Relu")
 REFORMATS_OF_A_GOOD_ENGINE = 2  # one at the input, one at the output
-UNKNOWN = records.UNKNOWN
+
 ADVICE = (
     "build with --profilingVerbosity=detailed and a fixed profile (--minShapes = --optShapes = --maxShapes), "
     "and export the record of that engine"

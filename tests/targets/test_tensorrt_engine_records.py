@@ -1,77 +1,36 @@
 """Engine records as TensorRT's tools write them: unknown precision, encodings, logs, profiles, damage."""
 
 import codecs
-import copy
 import json
-import math
-import random
-import re
-import tracemalloc
 
 import pytest
+from engine_records import (
+    BLANK,
+    F16,
+    FP32,
+    I8F32,
+    I8I8,
+    TIMES,
+    dynamic,
+    layer,
+    log,
+    names_only,
+    table,
+    two_profiles,
+)
 
 from edgeship.targets.tensorrt import (
     engine_analysis,
     engine_diff,
-    engine_files,
     engine_info,
     engine_precision,
 )
 from edgeship.toolkit.cli.app import main
-from edgeship.toolkit.core.errors import DataError, ToolkitError
-
-INT8, FP32 = "Thirty-two wide channel vectorized row major Int8 format", "Row major linear FP32"
-BLANK = "N/A due to dynamic shapes"
-I8I8 = (
-    "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32_nchw_vect_c_32kcrs_vect_c_32_tilesize64x64x64"
-)
-I8F32 = I8I8.replace("i8i8_i8i32", "i8f32_i8i32")
-F16 = "sm80_xmma_fprop_implicit_gemm_f16f16_f16f32_f32_nhwckrsc_nchw_tilesize128x64x32"
-PRECISIONS = {"int8", "fp8", "fp16", "bf16", "fp32", "unknown"}
-
-
-def layer(name, inputs, outputs, kind="CaskConvolution", weights="", tactic="", layout=BLANK, **more):
-    item = {"Name": name, "LayerType": kind, **more}
-    for role, names in (("Inputs", inputs), ("Outputs", outputs)):
-        item[role] = [
-            {"Name": each, "Location": "Device", "Dimensions": [-1, 8], "Format/Datatype": layout}
-            for each in names
-        ]
-    if weights:
-        item["Weights"] = {"Type": weights, "Count": 9}
-    if tactic:
-        item["TacticName"] = tactic
-    return item
-
-
-def dynamic():
-    """Every format is "N/A due to dynamic shapes"; kernels and weights state the precision."""
-    return {
-        "Layers": [
-            layer(
-                "Reformatting CopyNode for Input Tensor 0 to w + QuantizeLinear_7 + Conv_9",
-                ["x"],
-                ["r"],
-                "Reformat",
-            ),
-            layer("w1 + QuantizeLinear_7 + Conv_9 + Relu_11", ["r"], ["a"], weights="Int8", tactic=I8I8),
-            layer("w2 + QuantizeLinear_20 + Conv_22 + Relu_24", ["a"], ["b"], weights="Int8", tactic=I8I8),
-            layer("Reformatting CopyNode for Input Tensor 1 to Conv_34", ["a"], ["a2"], "Reformat"),
-            layer(
-                "w3 + QuantizeLinear_32 + Conv_34 + Add_36", ["b", "a2"], ["c"], weights="Int8", tactic=I8F32
-            ),
-            layer("layer1.1.conv1 + Conv_40", ["c"], ["y"], weights="Half", tactic=F16),
-        ],
-        "Bindings": ["x", "y"],
-    }
+from edgeship.toolkit.core.errors import DataError
 
 
 def explained(content):
     return engine_analysis.explained(engine_info.parse(content, "test"), {})
-
-
-def names_only():
-    return {"Layers": [item["Name"] for item in dynamic()["Layers"]], "Bindings": ["x", "y"]}
 
 
 def test_dynamic_shapes_read_kernels_and_weights():
@@ -206,13 +165,6 @@ def test_signal_and_wait_layers_have_no_tensors():
     assert explained(content).precisions == {"int8": 3, "fp16": 1}
 
 
-def two_profiles():
-    content = dynamic()
-    again = json.loads(re.sub(r'("Name": "[^"]+)"', r'\1 [profile 1]"', json.dumps(content["Layers"])))
-    again[5].update(Weights={"Type": "Int8"}, TacticName=I8I8)
-    return {"Layers": content["Layers"] + again, "Bindings": ["x", "y", "x [profile 1]", "y [profile 1]"]}
-
-
 def test_profiles_are_counted_each_on_its_own(tmp_path):
     result = explained(two_profiles())
     assert result.precisions == {"int8": 3, "fp16": 1}
@@ -265,64 +217,6 @@ def test_encodings_and_raw_control_characters(data, tmp_path):
     path = tmp_path / "graph.json"
     path.write_bytes(data)
     assert engine_analysis.explain(path).precisions == {"int8": 3, "fp16": 1}
-
-
-def line(item):
-    """A layer in the one-line format of trtexec."""
-
-    def tensors(role):
-        listed = (
-            f"Name: {t['Name']}, Location: Device, Dimensions: [1,8], Format/Datatype: {t['Format/Datatype']}"
-            for t in item[role]
-        )
-        return "[ " + ", ".join(f"{{ {text} }}" for text in listed) + "]"
-
-    text = f"Name: {item['Name']}, LayerType: {item['LayerType']}"
-    text += f", Inputs: {tensors('Inputs')}, Outputs: {tensors('Outputs')}"
-    text += ", ParameterType: Convolution, Kernel: [3,3]"
-    if "Weights" in item:
-        text += f', Weights: {{"Type": "{item["Weights"]["Type"]}", "Count": 9}}'
-        text += ', Bias: {"Type": "Float", "Count": 64}'
-    text += f", TacticName: {item.get('TacticName', '')}, TacticValue: 0x1"
-    return text + ", Metadata: [ONNX Layer: a]\x1e[ONNX Layer: b]"
-
-
-TIMES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-
-
-def table(names, last):
-    rows = ["=== Profile (100 iterations ) ==="]
-    head = (
-        "   Time(ms)     Avg.(ms)   Median(ms)   Time(%)   Layer"
-        if last
-        else "   Layer   Time (ms)   Avg. Time (ms)   Time %"
-    )
-    rows.append(head)
-    for name, time in [*zip(names, TIMES, strict=True), ("Total", sum(TIMES))]:
-        numbers = [f"{100 * time:.2f}", f"{time:.4f}", *([f"{time:.4f}"] if last else []), "1.0"]
-        rows.append("   ".join([*numbers, name] if last else ["  ", name, *numbers]))
-    return [f"[11/20/2024-10:00:03] [I] {row}" for row in rows]
-
-
-def log(content, last=True, profile=True):
-    listed = [line(item) if isinstance(item, dict) else item for item in content["Layers"]]
-    names = [item["Name"] if isinstance(item, dict) else item for item in content["Layers"]]
-    rows = [
-        "&&&& RUNNING TensorRT.trtexec [TensorRT v8601] # trtexec --onnx=m.onnx --int8 --dumpLayerInfo",
-        "[11/20/2024-10:00:00] [I] Precision: FP32+INT8",
-        "[11/20/2024-10:00:01] [V] [TRT] Layers:",
-        "Name: elsewhere, LayerType: Reformat, Inputs: [], Outputs: []",
-        "[11/20/2024-10:00:02] [I] Layer Information:",
-        "[11/20/2024-10:00:02] [I] Layers:",
-        *listed,
-        "",
-        "Bindings:",
-        *content["Bindings"],
-        "[11/20/2024-10:00:02] [I] Starting inference",
-        *(table(names, last) if profile else []),
-        "&&&& PASSED TensorRT.trtexec [TensorRT v8601] # trtexec",
-    ]
-    return "\n".join(rows) + "\n"
 
 
 @pytest.mark.parametrize("last", [True, False], ids=["name last", "name first"])
@@ -449,123 +343,3 @@ def test_the_command_reads_logs_and_profiles(audit, tmp_path):
     _, out, _ = audit(tmp_path / "two.json")
     assert "optimization profile 1\n" in out
     assert "3 of 4 weighted" in out and "4 of 4 weighted" in out
-
-
-EVIDENCE = {
-    "int8": r"int8|i8",
-    "fp16": r"fp16|half|f16|h\d+",
-    "fp32": r"fp32|float|f32",
-    "fp8": r"fp8|e4m3|e5m2",
-    "bf16": r"bf16|bfloat",
-}
-
-
-def static():
-    content = dynamic()
-    for number, item in enumerate(content["Layers"]):
-        for tensor in (*item["Inputs"], *item["Outputs"]):
-            tensor["Format/Datatype"] = FP32 if number in (0, 5) else INT8
-    return content
-
-
-def mutants(seed, count):
-    """Yield damaged records: (file name, bytes)."""
-    rng = random.Random(seed)
-    values = [
-        None,
-        True,
-        -1,
-        1e308,
-        10**30,
-        "",
-        "N/A",
-        "Int8",
-        "\x1e",
-        [],
-        {},
-        [{}],
-        {"Type": "Int8"},
-        "[profile 1]",
-        "PWN((",
-    ]
-    for _ in range(count):
-        content = copy.deepcopy(rng.choice([dynamic, names_only, two_profiles, static])())
-        for _ in range(rng.randrange(4)):
-            _damage(content, rng, values)
-        kind = rng.choice(["json", "json", "log"])
-        try:
-            text = log(content, rng.random() < 0.5) if kind == "log" else json.dumps(content)
-        except (TypeError, KeyError, ValueError, AttributeError):
-            text = json.dumps(content)
-        data = text.encode(rng.choice(["utf-8", "utf-8-sig", "utf-16", "utf-16-le"]))
-        for _ in range(rng.choice([0, 0, 1, 3])):
-            data = _cut(data, rng)
-        yield f"m.{kind}", data
-
-
-def _damage(content, rng, values):
-    layers = content.get("Layers")
-    if not isinstance(layers, list) or not layers or rng.random() < 0.1:
-        content[rng.choice(["Layers", "Bindings", "times_ms", "layers"])] = rng.choice(values)
-        return
-    place = rng.randrange(len(layers))
-    if rng.random() < 0.2:
-        layers[place] = rng.choice([layers[rng.randrange(len(layers))], *values])
-    elif isinstance(layers[place], dict):
-        target = layers[place]
-        if rng.random() < 0.5 and isinstance(target.get("Inputs"), list) and target["Inputs"]:
-            target = target["Inputs"][0]
-        if isinstance(target, dict) and target:
-            key = rng.choice(sorted(target))
-            target[key] = rng.choice(values)
-            if rng.random() < 0.3:
-                del target[key]
-
-
-def _cut(data, rng):
-    place = rng.randrange(len(data) + 1)
-    width = rng.choice([1, 2, 40])
-    filler = rng.choice([b"", bytes([rng.randrange(256)]), data[place : place + 60], b"\n", b'"', b"}]"])
-    return data[:place] + filler + data[place + width :]
-
-
-def check(path):
-    """Read a record: a refusal with a hint, or figures that the text supports."""
-    try:
-        result = engine_analysis.explain(path)
-    except ToolkitError as error:
-        assert error.hint
-        return False
-    text = engine_files._text(path).lower()
-    for each in (result, *result.other_profiles):
-        weighted = [item for item in each.layers if item.weighted]
-        assert sum(each.precisions.values()) == len(weighted)
-        assert {item.precision for item in each.layers} <= PRECISIONS
-        for item in each.layers:
-            assert item.precision == "unknown" or re.search(EVIDENCE[item.precision], text)
-        if each.precisions.get("unknown"):
-            assert "nothing to change" not in each.verdict and "--profilingVerbosity=detailed" in each.verdict
-        times = [item.time_ms for item in each.layers if item.time_ms is not None]
-        assert all(math.isfinite(time) and time >= 0 for time in times)
-        assert each.time_ms is None or each.time_ms >= max(times, default=0.0)
-    return True
-
-
-@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_damaged_records_are_refused_or_read_right(count, tmp_path):
-    tracemalloc.start()
-    read = 0
-    for name, data in mutants(22, count):
-        (tmp_path / name).write_bytes(data)
-        read += check(tmp_path / name)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert count / 10 < read < count
-    assert peak < 50 << 20
-
-
-def test_a_file_too_large_is_refused_before_it_is_read(tmp_path):
-    with (tmp_path / "graph.json").open("wb") as stream:
-        stream.truncate((64 << 20) + 1)
-    with pytest.raises(DataError, match="64 MiB"):
-        engine_analysis.explain(tmp_path / "graph.json")
