@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeship.targets.tensorrt.lint import Finding
     from edgeship.toolkit.core.results import LayerAudit
 
-RECORD_SUFFIXES = ("", ".json")  # a folder of records, or one
+RECORD_SUFFIXES = (".json", ".txt", ".log")
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
@@ -75,14 +75,16 @@ def command(
 
     SOURCE is an ONNX file, which is checked against the rules of TensorRT --trt or compiled for another
     --target; a TensorRT engine record (the graph.json of `trtexec --exportLayerInfo` or of the runner's
-    `inspect`, or a folder with graph.json and profile.json); or a TensorRT engine, if this machine's GPU can
-    load it. With a second engine record as OTHER, the two are compared layer by layer.
+    `inspect`, a log of `trtexec --dumpLayerInfo`, or a folder with graph.json and profile.json); or a
+    TensorRT engine, if this machine's GPU can load it. With a second engine record as OTHER, the two are
+    compared layer by layer.
 
-    Exit code 3: the graph violates a TensorRT rule, or a layer does not run in INT8.
+    Exit code 3: the graph violates a TensorRT rule, a layer does not run in INT8, or the precision of a
+    weighted layer is unknown.
     """
     if other is not None:
         _compare(source, other, model, as_json=as_json)
-    elif source.suffix in RECORD_SUFFIXES:
+    elif source.is_dir() or not source.suffix or source.suffix.lower() in RECORD_SUFFIXES:
         _explain(source, profile, model, as_json=as_json)
     elif source.suffix == ".onnx" and target == "tensorrt":
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
@@ -96,7 +98,7 @@ def command(
     else:
         raise ModelError(
             f"{source.name} is neither an ONNX file (.onnx), nor a TensorRT engine "
-            f"({', '.join(ENGINE_SUFFIXES)}) or its record (.json, or a folder)",
+            f"({', '.join(ENGINE_SUFFIXES)}) or its record ({', '.join(RECORD_SUFFIXES)}, or a folder)",
             hint="audit the ONNX file it was built from, e.g. with --target openvino",
         )
 
@@ -173,13 +175,29 @@ def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
 
 
 def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json: bool) -> None:
-    from edgeship.targets.tensorrt.engine_analysis import explain
+    from edgeship.targets.tensorrt.engine_analysis import ADVICE, explain
     from edgeship.toolkit.core.artifact import plain
 
     explanation = explain(source, profile, model)
+    profiles = (explanation, *explanation.other_profiles)
     if as_json:
         click.echo(json.dumps(plain(explanation), indent=1))
-        return
+    else:
+        for number, each in enumerate(profiles):
+            if len(profiles) > 1:
+                click.echo(f"optimization profile {number}")
+            _explained(each)
+    unknown = sum(each.precisions.get("unknown", 0) for each in profiles)
+    if unknown:
+        weighted = sum(sum(each.precisions.values()) for each in profiles)
+        raise GateError(f"precision of {unknown} of {weighted} weighted layers unknown", hint=ADVICE)
+    if not any(each.precisions for each in profiles):
+        hint = "name the ONNX file with --model" if explanation.detailed else ADVICE
+        raise GateError(f"no layer with weights recognized in {source.name}", hint=hint)
+    _gate(tuple(layer for each in profiles for layer in each.layers))
+
+
+def _explained(explanation: Explanation) -> None:
     _layers(explanation.layers, explanation)
     for item in explanation.reformats:
         click.echo(f"reformat {_time(item.time_ms)}  {item.change:<14} {item.cause}")
@@ -216,7 +234,9 @@ def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = No
     weighted: list[Any] = [layer for layer in layers if layer.weighted]
     if weighted:
         int8 = sum(layer.precision == "int8" for layer in weighted)
-        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8")
+        unknown = sum(layer.precision == "unknown" for layer in weighted)
+        gap = f", {unknown} unknown" if unknown else ""
+        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8{gap}")
 
 
 def _time(time_ms: float | None) -> str:

@@ -143,10 +143,12 @@ def images(number: int) -> str:
 
 
 def coverage(variant: Variant) -> str:
-    """Format the number of weighted layers in INT8 of all weighted layers."""
+    """Return the weighted layers in INT8 of all weighted layers, and those of unknown precision."""
     if variant.int8_layers is None or variant.weighted_layers is None:
         return UNKNOWN
-    return f"{variant.int8_layers} of {variant.weighted_layers}"
+    unknown = sum(layer.weighted and layer.precision == "unknown" for layer in variant.audit)
+    gap = f", {unknown} {UNKNOWN}" if unknown else ""
+    return f"{variant.int8_layers} of {variant.weighted_layers}{gap}"
 
 
 def layer_time(layer: LayerAudit, variant: Variant) -> str:
