@@ -50,7 +50,7 @@ class Meter:
     def _watch(self) -> None:
         while not self._stop.is_set():
             total = facts.board_power(sysfs.rails(self._tree))
-            if total:
+            if total and self.source in (None, total[1]):  # a rail that cannot be read once makes another sum
                 self._samples.append((time.perf_counter(), total[0]))
                 self.source = total[1]
             self._stop.wait(_EVERY_S)

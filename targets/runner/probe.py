@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Callable, Dict
 
-from . import backend, failures, sysfs
+from . import backend, facts, failures, sysfs
 from .isolated_probe import apart
 from .failures import Failure
 from .output import Output
@@ -92,10 +92,7 @@ def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, F
         if board["gpu_int8"] is False:
             problems.append({"code": "no-int8", "cause": f"the GPU (SM {board['sm']}) has no INT8 arithmetic",
                              "cure": "deploy FP16 instead"})  # fmt: skip
-        mode, modes = found["power"]["mode"], found["power"]["modes"]
-        if mode and any(name.startswith("MAXN") for name in modes) and not mode.startswith("MAXN"):
-            problems.append({"code": "power-mode", "cause": f"power mode {mode} caps the clocks",
-                             "cure": f"one of {', '.join(modes)}: sudo nvpmodel -m N; or measure in this mode"})  # fmt: skip
+        problems += _power_mode(found["power"])
         clock = found["clocks"]["gpu"]
         if clock and clock["locked"] is False:
             problems.append({"code": "clocks-free", "cause": "GPU clocks are not locked, so latencies will spread",
@@ -113,3 +110,16 @@ def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, F
         problems.append({**failures.problem("out-of-memory"), "code": "memory-low",
                          "cause": f"{available >> 20} MiB of memory are free; a build may want 1 GiB"})  # fmt: skip
     return problems
+
+
+def _power_mode(power: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the problem of a power mode below the largest, by the watts in the modes' names."""
+    watts_of = {name: facts.power_budget(name) for name in power["mode_ids"]}
+    budgets = {name: watts for name, watts in watts_of.items() if watts is not None}
+    now = facts.power_budget(power["mode"] or "")
+    if now is None or not budgets or now >= max(budgets.values()):
+        return []
+    largest = [name for name, watts in budgets.items() if watts == max(budgets.values())]
+    commands = " or ".join(f"sudo nvpmodel -m {power['mode_ids'][name]} ({name})" for name in largest)
+    return [{"code": "power-mode", "cause": f"power mode {power['mode']} caps the clocks",
+             "cure": f"{commands}; or measure in this mode"}]  # fmt: skip

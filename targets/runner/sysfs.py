@@ -76,7 +76,8 @@ def jetson(tree: Tree) -> dict[str, Any] | None:
     release = tree.text("/etc/nv_tegra_release") or ""
     core = facts.installed_version(status, "nvidia-l4t-core")
     l4t = facts.l4t_of_release(release) or facts.l4t_of_package(core)
-    chip = facts.chip_of(facts.device_tree_words(tree.data("/proc/device-tree/compatible") or b""))
+    compatible = facts.device_tree_words(tree.data("/proc/device-tree/compatible") or b"")
+    chip = facts.chip_of(compatible)
     if l4t is None and chip is None:
         return None
     package = facts.jetpack_of_package(facts.installed_version(status, "nvidia-jetpack"))
@@ -89,7 +90,7 @@ def jetson(tree: Tree) -> dict[str, Any] | None:
         "l4t": l4t,
         "jetpack": package or facts.jetpack_of_l4t(l4t),
         "jetpack_from": "package" if package else "table of L4T versions",
-        "dla_cores": facts.dla_cores_of(module, memory(tree)["total_bytes"]),
+        "dla_cores": facts.dla_cores_of(facts.part_of(compatible) or module, memory(tree)["total_bytes"]),
         "gpu_int8": None if chip is None else chip[1] not in facts.NO_INT8,
     }
 
@@ -110,10 +111,11 @@ def cpu_clock(tree: Tree) -> dict[str, Any]:
 
 
 def power(tree: Tree) -> dict[str, Any]:
-    """Name of the power mode (ids differ per module) and the modes there are."""
+    """Name and id of the power mode, and the modes with their ids: ids differ between modules."""
     mode = facts.power_mode(tree.tool("/usr/sbin/nvpmodel", "-q"))
-    modes = facts.power_modes(tree.text("/etc/nvpmodel.conf") or "")
-    return {"mode": mode[0] if mode else None, "mode_id": mode[1] if mode else None, "modes": sorted(modes)}
+    ids = facts.power_modes(tree.text("/etc/nvpmodel.conf") or "")
+    return {"mode": mode[0] if mode else None, "mode_id": mode[1] if mode else None,
+            "modes": sorted(ids), "mode_ids": ids}  # fmt: skip
 
 
 def gpu_clock(tree: Tree) -> dict[str, Any] | None:
@@ -136,34 +138,69 @@ def gpu_clock(tree: Tree) -> dict[str, Any] | None:
 
 
 def rails(tree: Tree) -> dict[str, int]:
-    """Power of each rail in mW, from the INA3221 sensors."""
-    found: dict[str, int] = {}
+    """Return the power of each rail in mW, from every sensor."""
+    return {**_ina3221(tree), **_ina238(tree)}
+
+
+def _ina3221(tree: Tree) -> dict[str, int]:
+    rails_mw: dict[str, int] = {}
     for folder in tree.find("/sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*"):
         for label_file in tree.find(f"{glob.escape(folder)}/in*_label"):
             channel = re.sub(r"\D", "", os.path.basename(label_file))
             volts = tree.number(f"{folder}/in{channel}_input")
             amperes = tree.number(f"{folder}/curr{channel}_input")
-            _add_rail(found, tree.word(label_file), volts, amperes)
+            _add_rail(rails_mw, tree.word(label_file), volts, amperes)
     for folder in tree.find("/sys/bus/i2c/drivers/ina3221x/*/iio:device*"):  # JetPack 4
         for label_file in tree.find(f"{glob.escape(folder)}/rail_name_*"):
             channel = label_file.rsplit("_", 1)[1]
             label, milliwatts = tree.word(label_file), tree.number(f"{folder}/in_power{channel}_input")
-            _add_rail(found, label, milliwatts, 1000)
-    return found
+            if milliwatts is not None:
+                _add_rail(rails_mw, label, milliwatts, 1000)
+            else:
+                volts = tree.number(f"{folder}/in_voltage{channel}_input")
+                _add_rail(rails_mw, label, volts, tree.number(f"{folder}/in_current{channel}_input"))
+    return rails_mw
 
 
-def _add_rail(found: dict[str, int], label: str | None, millivolts: int | None, milliamperes: int | None) -> None:
+def _ina238(tree: Tree) -> dict[str, int]:
+    """Thor's input rail: power in microwatts, else volts times amperes."""
+    rails_mw: dict[str, int] = {}
+    for folder in tree.find("/sys/bus/i2c/drivers/ina238/*/hwmon/hwmon*"):
+        label, microwatts = tree.word(folder + "/label"), tree.number(folder + "/power1_input")
+        if microwatts is not None:
+            _add_rail(rails_mw, label, microwatts, 1)
+        else:
+            volts, amperes = tree.number(folder + "/in1_input"), tree.number(folder + "/curr1_input")
+            _add_rail(rails_mw, label, volts, amperes)
+    return rails_mw
+
+
+def _add_rail(rails_mw: dict[str, int], label: str | None, millivolts: int | None, milliamperes: int | None) -> None:
     if label and label != "NC" and "sum of shunt" not in label.lower():  # neither is a rail
         if millivolts is not None and milliamperes is not None:
-            found[label] = round(millivolts * milliamperes / 1000)
+            rails_mw[label] = round(millivolts * milliamperes / 1000)
+
+
+def _all_rails(tree: Tree) -> tuple[dict[str, int], str | None]:
+    """Rails in mW and the sensors' name: tegrastats where sysfs shows none, or no input rail that exists."""
+    rails_mw = rails(tree)
+    source = " and ".join(name for name, read in (("ina3221", _ina3221), ("ina238", _ina238)) if read(tree))
+    total = facts.board_power(rails_mw)
+    if total is not None and " without " not in total[1]:
+        return rails_mw, source
+    stats = facts.tegrastats(tree.tool("/usr/bin/tegrastats", "--interval", "200", limit_s=1))
+    printed = stats["rails_mw"] if stats else {}
+    if printed and (not rails_mw or set(printed) > set(rails_mw)):
+        return printed, "tegrastats"
+    return rails_mw, source or None
 
 
 def heat(tree: Tree) -> dict[str, float]:
-    """Temperatures in degrees Celsius by zone type; sensors that are off are left out."""
+    """Return temperatures in degrees Celsius by zone type, without absent sensors and alarm levels."""
     zones = {}
     for zone in tree.find("/sys/devices/virtual/thermal/thermal_zone*"):
         name, milli = tree.word(zone + "/type"), tree.number(zone + "/temp")
-        if name and milli is not None and milli / 1000 != facts.SENSOR_OFF_C:
+        if name and milli is not None and facts.is_temperature(name, milli / 1000):
             zones[name] = milli / 1000
     return zones
 
@@ -225,11 +262,8 @@ def snapshot(tree: Tree) -> dict[str, Any]:
 def gather(tree: Tree, disk: str) -> dict[str, Any]:
     """Every fact that needs no SDK."""
     release = re.search(r'^PRETTY_NAME="?([^"\n]*)"?\n', tree.text("/etc/os-release") or "", re.MULTILINE)
-    measured, source = rails(tree), "ina3221"
-    stats = None if measured else facts.tegrastats(tree.tool("/usr/bin/tegrastats", "--interval", "200", limit_s=1))
-    if stats and stats["rails_mw"]:
-        measured, source = stats["rails_mw"], "tegrastats"
-    total = facts.board_power(measured)
+    rails_mw, source = _all_rails(tree)
+    total = facts.board_power(rails_mw)
     show = facts.jetson_clocks(tree.tool("/usr/bin/jetson_clocks", "--show")) if os.geteuid() == 0 else {}
     try:
         space = os.statvfs(disk)
@@ -246,11 +280,11 @@ def gather(tree: Tree, disk: str) -> dict[str, Any]:
         "power": power(tree),
         "clocks": {"gpu": gpu_clock(tree), "cpu": cpu_clock(tree), "memory_hz": show.get("EMC", {}).get("current_hz")},
         "rails": {
-            "source": source if measured else None,
-            "rails_mw": measured,
+            "source": source,
+            "rails_mw": rails_mw,
             "total_mw": total[0] if total else None,
             "total_from": total[1] if total else None,
-            "gpu_rail": next((name for name in facts.GPU_RAILS if name in measured), None),
+            "gpu_rail": next((name for name in facts.GPU_RAILS if name in rails_mw), None),
         },
         "thermal": {"temperatures_c": heat(tree), "throttle_counters": throttle_counters(tree)},
         "memory": memory(tree),

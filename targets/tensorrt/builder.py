@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from edgeship.targets.tensorrt.versions import Rules, rules
+from edgeship.targets.tensorrt.versions import Rules, has_flag, rules
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import ShapeProfile
@@ -186,7 +186,7 @@ def _trtexec(known: Rules, options: BuildOptions, flags: tuple[str, ...], *, str
     if strong:
         arguments.append("--stronglyTyped")
     arguments.append("--saveEngine={plan}")
-    pool = "--workspace=" if known.group == "8.2" else "--memPoolSize=workspace:"
+    pool = "--memPoolSize=workspace:" if has_flag(known.version, "--memPoolSize") else "--workspace="
     arguments.append(f"{pool}{options.workspace_mib}")
     if options.timing_cache is not None:
         arguments.append(f"--timingCacheFile={options.timing_cache}")
@@ -199,10 +199,10 @@ def _trtexec(known: Rules, options: BuildOptions, flags: tuple[str, ...], *, str
         arguments.extend(["--allowGPUFallback"] if options.gpu_fallback else [])
     if options.calibration_cache is not None:
         arguments.append(f"--calib={options.calibration_cache}")
-    if options.layer_precisions:
+    if options.layer_precisions and has_flag(known.version, "--layerPrecisions"):
         listed = ",".join(f"{layer}:{precision}" for layer, precision in options.layer_precisions)
         arguments.extend(["--precisionConstraints=prefer", f"--layerPrecisions={listed}"])
-    arguments.append("--skipInference" if known.version >= (8, 6) else "--buildOnly")
+    arguments.append("--skipInference" if has_flag(known.version, "--skipInference") else "--buildOnly")
     return tuple(arguments)
 
 
@@ -225,4 +225,9 @@ def _notes(known: Rules, options: BuildOptions) -> list[str]:
         notes.append("--int8 and --fp16 are deprecated from 10.12 on: the FP16-typed graph is the coming way")
     if known.strongly_typed == "always" and not options.half_typed and options.precision == "int8":
         notes.append("what has no Q/DQ stays FP32 there: the FP16-typed graph is faster")
+    if options.layer_precisions and not has_flag(known.version, "--layerPrecisions"):
+        notes.append(
+            f"trtexec of TensorRT {known.name} has no --layerPrecisions: --fp16 lets the builder run the "
+            f"{len(options.layer_precisions)} layers without a scale in FP16, and does not force it"
+        )
     return notes

@@ -41,6 +41,8 @@ RUNS = (
     "Sigmoid",
     "BatchNormalization",
 )
+POOL_WINDOW = 8  # of a dimension; docs.nvidia.com/deeplearning/tensorrt, DLA Supported Layers
+FALLS_BACK = "it falls back to the GPU"
 KEEPS_SCALE = (*COMMUTING, "Relu")
 EXPLICIT_SOURCE = "docs.nvidia.com/deeplearning/tensorrt/11.4.1, page Strongly Typed Networks for DLA"
 EXPLICIT_MODULES = ("AGX Orin",)  # with JetPack 7.2.2 or later, by the page above
@@ -73,6 +75,7 @@ class Bundle:
         half_layers: Layers without a scale: they run in FP16.
         findings: What falls back to the GPU, and why.
         trtexec: Arguments that build it; `{onnx}` and `{plan}` stand for the files.
+        notes: Facts about this version for the user.
     """
 
     folder: Path
@@ -80,6 +83,7 @@ class Bundle:
     half_layers: tuple[str, ...]
     findings: tuple[Finding, ...]
     trtexec: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def write_cache(cache: Cache) -> str:
@@ -205,9 +209,7 @@ def unsupported(model: Any) -> list[Finding]:
     """What the DLA cannot run, before anything is built."""
     index = Index(model)
     found = [
-        _finding(
-            "dla-operator", label(node), f"{node.op_type} does not run on the DLA", "it falls back to the GPU"
-        )
+        _finding("dla-operator", label(node), f"{node.op_type} does not run on the DLA", FALLS_BACK)
         for node in index.nodes
         if node.op_type not in (*RUNS, "GlobalAveragePool", QUANTIZE, DEQUANTIZE, "Constant")
     ]
@@ -223,7 +225,39 @@ def unsupported(model: Any) -> list[Finding]:
         )
         for node in grouped
     )
-    return found
+    return found + _large_pools(model, index)
+
+
+def _large_pools(model: Any, index: Index) -> list[Finding]:
+    """Return a finding for each pooling window over `POOL_WINDOW` in a dimension, or of unknown size."""
+    findings = []
+    pools = [n for n in index.nodes if n.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool")]
+    shapes = _shapes(model) if any(node.op_type == "GlobalAveragePool" for node in pools) else {}
+    for node in pools:
+        whole = node.op_type == "GlobalAveragePool"
+        window = shapes.get(node.input[0], [])[2:] if whole else _window(node)
+        if window and 0 not in window and max(window) <= POOL_WINDOW:
+            continue
+        size = "x".join(str(side or "?") for side in window) or "of unknown size"
+        message = f"the pooling window is {size}, a DLA takes {POOL_WINDOW}x{POOL_WINDOW} at most"
+        fix = "it falls back to the GPU; a smaller input image gives a smaller map" if whole else FALLS_BACK
+        findings.append(_finding("dla-pool-window", label(node), message, fix))
+    return findings
+
+
+def _window(node: Any) -> list[int]:
+    return next((list(item.ints) for item in node.attribute if item.name == "kernel_shape"), [])
+
+
+def _shapes(model: Any) -> dict[str, list[int]]:
+    """Return the shape of every tensor that has one; 0 is an unknown dimension."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for item in (*inferred.value_info, *inferred.input)
+    }
 
 
 def global_pools_to_average(model: Any) -> int:
@@ -232,13 +266,9 @@ def global_pools_to_average(model: Any) -> int:
     Raises:
         ModelError: The map's size is not fixed.
     """
-    import onnx
     from onnx import helper
 
-    shapes = {
-        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim]
-        for item in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
+    shapes = _shapes(model)
     pools = [node for node in model.graph.node if node.op_type == "GlobalAveragePool"]
     for node in pools:
         size = shapes.get(node.input[0], [])[2:]
@@ -270,12 +300,12 @@ def write(
         model: The Q/DQ graph made for TensorRT.
         out: Folder; its files are replaced.
         module: Name of the Jetson module ("AGX Orin").
-        version: TensorRT version on it ("8.5.2").
+        version: TensorRT version on it ("8.5.2"); the cache's header has the module's patch of "8.5".
         images: Calibration images for tensors without Q/DQ (see `ranges`); None leaves their layers in FP16.
         core: Which DLA core.
 
     Raises:
-        DeviceError: The module has no such DLA core.
+        DeviceError: The module has no such DLA core or no such TensorRT, or its patch is unknown.
         RecipeError: That TensorRT has no DLA.
         ModelError: The graph has no Q/DQ, or no fixed sizes.
 
@@ -293,6 +323,13 @@ def write(
         raise DeviceError(
             f"TensorRT {version} knows the DLA of {', '.join(EXPLICIT_MODULES)} alone, not of {board.name}",
             hint="use TensorRT 8.5 to 10.7 (JetPack 5 and 6) there, or its GPU: leave --dla out",
+        )
+    builder.plan(version, builder.BuildOptions(dla_core=core, half_typed=explicit))  # refuses what has no DLA
+    version = jetson.choose(board, tensorrt=version)
+    if not explicit and len(versions.parse(version)) < 3:
+        raise DeviceError(
+            f"the calibration cache carries the exact TensorRT of the device, and {version} is not exact",
+            hint="give major.minor.patch: `dpkg -l libnvinfer-bin` on the device prints it",
         )
     import onnx
 
@@ -313,13 +350,13 @@ def write(
         calibration_cache=CACHE,
         layer_precisions=tuple((name, "fp16") for name in floats),
     )
-    arguments = builder.plan(version, options).trtexec
+    planned = builder.plan(version, options)
     with replacing(out / GRAPH) as temporary:
         onnx.save(graph, str(temporary))
-    numbers = (*versions.parse(version), 0, 0)[:3]
-    write_text(out / CACHE, write_cache(Cache((numbers[0], numbers[1], numbers[2]), ALGORITHM, scales)))
+    major, minor, patch = versions.parse(version)[:3]
+    write_text(out / CACHE, write_cache(Cache((major, minor, patch), ALGORITHM, scales)))
     write_text(out / PRECISIONS, ",".join(f"{name}:fp16" for name in floats) + "\n")
-    return Bundle(out, GRAPH, floats, findings, arguments)
+    return Bundle(out, GRAPH, floats, findings, planned.trtexec, planned.notes)
 
 
 def _write_explicit(graph: Any, out: Path, version: str, core: int, findings: tuple[Finding, ...]) -> Bundle:
@@ -327,13 +364,13 @@ def _write_explicit(graph: Any, out: Path, version: str, core: int, findings: tu
     import onnx
 
     options = builder.BuildOptions(half_typed=True, dla_core=core)
-    arguments = builder.plan(version, options).trtexec
+    planned = builder.plan(version, options)
     global_pools_to_average(graph)
     with tempfile.TemporaryDirectory() as scratch:
         pooled = Path(scratch) / "pooled.onnx"
         onnx.save(graph, str(pooled))
         fp16_graph.to_half(pooled, out / EXPLICIT_GRAPH)
-    return Bundle(out, EXPLICIT_GRAPH, (), findings, arguments)
+    return Bundle(out, EXPLICIT_GRAPH, (), findings, planned.trtexec, planned.notes)
 
 
 def _spread(index: Index, scales: dict[str, float]) -> dict[str, float]:

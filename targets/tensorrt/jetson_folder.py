@@ -64,12 +64,14 @@ def write(
 
     Raises:
         DataError: `out` has something in it, or the images do not fit the network, or the DLA.
-        DeviceError: The module computes no INT8, or has no such DLA core.
+        DeviceError: The module computes no INT8, or has no such TensorRT or DLA core.
         TargetError: The graph breaks a rule of that TensorRT.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder", hint="choose another --out, or remove it")
-    board, known = jetson.module(module), versions.rules(version)
+    board = jetson.module(module)
+    version = jetson.choose(board, tensorrt=version)
+    known = versions.rules(version)
     if dla_core is not None and takes_pixels(load(model)):
         raise DataError(
             f"{model} takes uint8 pixels, which a DLA cannot normalize",
@@ -109,6 +111,7 @@ def write(
                 "graph": f"dla/{bundle.graph}",
                 "half_layers": bundle.half_layers,
                 "trtexec": _command(arguments, f"dla/{bundle.graph}"),
+                "notes": bundle.notes,
             }
         write_text(folder / "README.md", _readme(board.name, known, plans))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -210,25 +213,29 @@ def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]
             f"--precision {first}{typed}\n"
             f"python3 {runner.FILE_NAME} selftest --engine {plan} --golden golden"
         )
-        told = "The last line of each is JSON: `ok` and `verdict` say whether the engine is right."
+        explanation = "The last line of each is JSON: `ok` and `verdict` say whether the engine is right."
     else:
         timing = " ".join(builder.measure(known.name, "gpu"))
-        commands = f"{plans[first]['trtexec']}\n/usr/src/tensorrt/bin/trtexec --loadEngine={plan} {timing}"
-        told = "The runner needs TensorRT 8.5 and Python 3.8; here trtexec builds and times."
+        commands = "\n".join(
+            f"# {name}\n{item['trtexec']}\n/usr/src/tensorrt/bin/trtexec "
+            f"--loadEngine={Path(item['graph']).stem}.plan {timing}"
+            for name, item in plans.items()
+        )
+        explanation = "The runner needs TensorRT 8.5 and Python 3.8; here trtexec builds and times."
     lines = [
         f"# For {module} with TensorRT {known.name}",
-        "Copy this folder to the device, go into it, and type two commands:",
+        "Copy this folder to the device, go into it, and type these commands:",
         f"```sh\n{commands}\n```",
-        told,
+        explanation,
     ]
     if known.version >= RUNNER_FROM:
         lines.append(
             f"Then time it: `python3 {runner.FILE_NAME} time --engine {plan}`; with `--trtexec` by NVIDIA's "
-            "tool as well, and how far the two are apart."
+            "tool as well, with the difference of the two."
         )
         lines.append("By trtexec instead:")
-        told = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())
-        lines.append(f"```sh\n{told}\n```")
+        builds = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())
+        lines.append(f"```sh\n{builds}\n```")
     notes = dict.fromkeys(note for item in plans.values() for note in item.get("notes", ()))
     lines.extend(f"- {note}" for note in notes)
     if "fp16" in plans and "int8" in plans:

@@ -100,21 +100,47 @@ RELEASES = (  # in order; a version in between behaves like the one before it
 IN_THE_FIELD = ("8.2", "8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.4")  # what JetPacks bring
 
 
+TRTEXEC = {  # flag -> (first version, first version without it or None); source: OPTIONS
+    "--int8": ((8, 0), (11, 0)),
+    "--fp16": ((8, 0), (11, 0)),
+    "--calib": ((8, 0), (11, 0)),
+    "--workspace": ((8, 0), (10, 0)),
+    "--buildOnly": ((8, 0), (10, 0)),
+    "--precisionConstraints": ((8, 4), (11, 0)),
+    "--layerPrecisions": ((8, 4), (11, 0)),
+    "--memPoolSize": ((8, 4), None),
+    "--skipInference": ((8, 6), None),
+    "--builderOptimizationLevel": ((8, 6), None),
+    "--stronglyTyped": ((10, 0), None),
+    "--noCudaGraph": ((11, 0), None),
+    "--includeDataTransfers": ((11, 0), None),
+}
+
+
+def has_flag(version: tuple[int, int], flag: str) -> bool:
+    """Return True if trtexec of a version has a flag; those not in `TRTEXEC` are in all versions."""
+    first, without = TRTEXEC.get(flag, ((0, 0), None))
+    return version >= first and (without is None or version < without)
+
+
 def parse(version: str) -> tuple[int, ...]:
-    """Numbers of a version text: "10.13.3.9" -> (10, 13, 3, 9); never compared as text.
+    """Return the numbers of a version text: "10.13.3.9" or dpkg's "10.13.3.9-1+cuda13.0" -> (10, 13, 3, 9).
 
     Raises:
         RecipeError: It is not a version.
     """
-    if not re.fullmatch(r"\d{1,4}(\.\d{1,4}){0,4}", version.strip()):
+    number = re.fullmatch(
+        r"(\d{1,4}(?:\.\d{1,4}){0,4})(?:-\d{1,3}\+cuda\d+(?:\.\d+)?)?", version.strip(), re.ASCII
+    )
+    if number is None:
         raise RecipeError(
             f"'{version}' is not a TensorRT version", hint=f"for example one of {', '.join(IN_THE_FIELD)}"
         )
-    return tuple(int(part) for part in version.strip().split("."))
+    return tuple(int(part) for part in number[1].split("."))
 
 
 def rules(version: str) -> Rules:
-    """The rules of a TensorRT version ("8.5", "8.5.2.2", "10").
+    """Return the rules of a TensorRT version ("8.5", "8.5.2.2", "10", "10.3.0.30-1+cuda12.5").
 
     Raises:
         RecipeError: It is not a version, older than 8.2, or a major version nobody has seen.

@@ -27,7 +27,7 @@ Examples:
 @click.option("--module", default="Orin Nano", show_default=True, help="Name of the Jetson module.")
 @click.option("--trt", metavar="VERSION", help="TensorRT on it.  [default: from --jetpack]")
 @click.option(
-    "--jetpack", default="6.2", show_default=True, metavar="VERSION", help="JetPack or L4T version on it."
+    "--jetpack", metavar="VERSION", help="JetPack or L4T version on it.  [default: the module's newest]"
 )
 @click.option(
     "--float",
@@ -55,7 +55,7 @@ def command(
     out: Path,
     module: str,
     trt: str | None,
-    jetpack: str,
+    jetpack: str | None,
     plain: Path | None,
     images: Path | None,
     dla_core: int | None,
@@ -70,7 +70,7 @@ def command(
     from edgeship.targets.tensorrt import jetson, jetson_folder
     from edgeship.toolkit.core.artifact import plain as as_plain
 
-    version = trt or jetson.jetpack(jetpack).tensorrt
+    version = jetson.choose(jetson.module(module), jetpack=jetpack, tensorrt=trt)
     given = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)
