@@ -23,8 +23,9 @@ JETPACKS = {  # L4T -> JetPack; source: release records and the L4T table of rbo
     "32.7.3": "4.6.3", "32.7.4": "4.6.4", "32.7.5": "4.6.5", "32.7.6": "4.6.6",
     "35.1.0": "5.0.2", "35.2.1": "5.1", "35.3.1": "5.1.1", "35.4.1": "5.1.2", "35.5.0": "5.1.3",
     "35.6.0": "5.1.4", "35.6.1": "5.1.5", "35.6.2": "5.1.5", "35.6.3": "5.1.5", "35.6.4": "5.1.6",
-    "36.2.0": "6.0", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.2": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
-    "36.5.0": "6.2.2", "38.2.0": "7.0", "38.2.1": "7.0", "38.2.2": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
+    "36.2.0": "6.0", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.2": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1", "36.5.0": "6.2.2",
+    "38.2.0": "7.0", "38.2.1": "7.0", "38.2.2": "7.0", "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1",
 }  # fmt: skip
 PARTS = {  # part number in the device tree -> module; source: module table of rbonghi/jetson_stats
     "p2180-1000": "Jetson TX1", "p3310-1000": "Jetson TX2", "p3489-0000": "Jetson TX2", "p3489-0888": "Jetson TX2",
@@ -61,7 +62,8 @@ _NVIDIA_POWER = "docs.nvidia.com/jetson, Jetson Linux Developer Guide, Platform 
 RAIL_TREES = (
     RailTree(("Thor",), "VIN", ("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), {}, False,
              "rbonghi/jetson_stats PR 900; forums.developer.nvidia.com/t/366461"),
-    RailTree(("AGX Orin",), None, ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}, True,
+    RailTree(("AGX Orin",), None, ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+             {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}, True,
              _NVIDIA_POWER + ", software-based power consumption modeling; forums.developer.nvidia.com/t/223111"),
     RailTree(("Orin NX", "Orin Nano", "Xavier NX"), "VDD_IN", ("VDD_CPU_GPU_CV", "VDD_SOC"), {}, True, _NVIDIA_POWER),
     RailTree(("AGX Xavier",), None, ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"), {}, True,
@@ -79,30 +81,30 @@ _ARM_SETS = (("asimd", "neon"), ("asimddp", "dotprod"), ("i8mm", "i8mm"), ("bf16
 
 
 def complete_lines(text: str) -> list[str]:
-    """The lines that end; the rest after the last newline is dropped."""
+    """Return the lines that end; the rest after the last newline is dropped."""
     return text[: text.rfind("\n") + 1].splitlines()
 
 
 def whole_number(text: str | None) -> int | None:
-    """The number a sysfs file holds; None when it is anything else."""
+    """Return the number in the text of a sysfs file; None for anything else."""
     match = re.fullmatch(r"\s*(-?\d{1,18})\n", text or "", re.ASCII)
     return int(match.group(1)) if match else None
 
 
 def word(text: str | None) -> str | None:
-    """The word a sysfs file holds."""
+    """Return the word in the text of a sysfs file."""
     match = re.fullmatch(r"([!-~][ -~]*?)\s*\n", text or "")
     return match.group(1) if match else None
 
 
 def l4t_of_release(text: str) -> str | None:
-    """L4T version from /etc/nv_tegra_release: "# R36 (release), REVISION: 4.3, ..." -> "36.4.3"."""
+    """Return the L4T version from /etc/nv_tegra_release: "# R36 (release), REVISION: 4.3, ..." -> "36.4.3"."""
     match = re.match(r"# R(\d{1,3}) \(release\), REVISION: (\d+(?:\.\d+){0,2}),", text, re.ASCII)
     return f"{match.group(1)}.{match.group(2)}" if match else None
 
 
 def installed_version(status: str, package: str) -> str | None:
-    """Version of an installed package from dpkg's status file."""
+    """Return the version of an installed package from dpkg's status file."""
     end = status.rfind("\n\n")  # a record cut off may lack the rest of its version
     for record in status[: max(end, 0) + 1].split("\n\n"):
         fields = dict(re.findall(r"^([A-Z][\w-]*): (.*)$", record, re.MULTILINE | re.ASCII))
@@ -112,31 +114,31 @@ def installed_version(status: str, package: str) -> str | None:
 
 
 def l4t_of_package(version: str | None) -> str | None:
-    """L4T version from nvidia-l4t-core's: "36.4.3-20250107174145" -> "36.4.3"."""
+    """Return the L4T version from nvidia-l4t-core's: "36.4.3-20250107174145" -> "36.4.3"."""
     match = re.match(r"(\d{1,3}\.\d+(?:\.\d+)?)-", version or "", re.ASCII)
     return match.group(1) if match else None
 
 
 def jetpack_of_l4t(l4t: str | None) -> str | None:
-    """JetPack of an L4T version, from the published table; None where the table does not say."""
+    """Return the JetPack of an L4T version; None for one that is not in the table."""
     padded = ".".join(((l4t or "").split(".") + ["0"])[:3])  # "36.3" is 36.3.0
     return JETPACKS.get(padded)
 
 
 def jetpack_of_package(version: str | None) -> str | None:
-    """JetPack from the version of the package nvidia-jetpack: "6.2+b77" -> "6.2"."""
+    """Return the JetPack from the version of the package nvidia-jetpack: "6.2+b77" -> "6.2"."""
     match = re.match(r"(\d+(?:\.\d+){1,2})(?:[+-]|$)", version or "", re.ASCII)
     return match.group(1) if match else None
 
 
 def device_tree_words(data: bytes) -> list[str]:
-    """The NUL-terminated strings of a device tree file."""
+    """Return the NUL-terminated strings of a device tree file."""
     words = data[: data.rfind(b"\0") + 1].split(b"\0")
     return [text.decode("ascii", "replace") for text in words if text]
 
 
 def chip_of(compatible: list[str]) -> tuple[str, str] | None:
-    """Chip family and SM of a Jetson from its compatible strings."""
+    """Return chip family and SM of a Jetson from its compatible strings."""
     return next((CHIPS[name] for name in compatible if name in CHIPS), None)
 
 
@@ -165,7 +167,7 @@ def power_budget(mode: str) -> float | None:
 
 
 def power_mode(text: str) -> tuple[str, int | None] | None:
-    """Name and id of the power mode from `nvpmodel -q`."""
+    """Return name and id of the power mode from `nvpmodel -q`."""
     lines = complete_lines(text)
     for number, line in enumerate(lines):
         match = re.fullmatch(r"NV Power Mode:\s*(\S+)\s*", line)
@@ -176,13 +178,13 @@ def power_mode(text: str) -> tuple[str, int | None] | None:
 
 
 def power_modes(text: str) -> dict[str, int]:
-    """Every power mode's name and id from /etc/nvpmodel.conf."""
-    found = re.findall(r"<\s*POWER_MODEL\s+ID=(\d{1,3})\s+NAME=(\S+)\s*>", text, re.ASCII)
-    return {name: int(number) for number, name in found}
+    """Return the name and id of each power mode from /etc/nvpmodel.conf."""
+    modes = re.findall(r"<\s*POWER_MODEL\s+ID=(\d{1,3})\s+NAME=(\S+)\s*>", text, re.ASCII)
+    return {name: int(number) for number, name in modes}
 
 
 def jetson_clocks(text: str) -> dict[str, dict[str, int]]:
-    """Clocks from `jetson_clocks --show` (root): "GPU" -> {"min_hz", "max_hz", "current_hz"}."""
+    """Return clocks from `jetson_clocks --show` (root): "GPU" -> {"min_hz", "max_hz", "current_hz"}."""
     clocks = {}
     pattern = r"(GPU|EMC|cpu\d+):? .*?MinFreq=(\d{1,12}) MaxFreq=(\d{1,12}) CurrentFreq=(\d{1,12})\b"
     for line in complete_lines(text):
@@ -195,11 +197,11 @@ def jetson_clocks(text: str) -> dict[str, dict[str, int]]:
 
 
 def tegrastats(text: str) -> dict[str, Any] | None:
-    """The last complete line of tegrastats, whichever JetPack wrote it.
+    """Parse the last complete line of tegrastats of any JetPack.
 
     Returns:
         "rails_mw" {rail: current power}, "temperatures_c" {sensor: value}, "gpu_load_percent",
-        "gpu_mhz" [per GPC], "emc_load_percent", "emc_mhz"; None when the text holds nothing of it.
+        "gpu_mhz" [per GPC], "emc_load_percent", "emc_mhz"; None without any of them.
     """
     lines = complete_lines(text)
     if not lines:
@@ -266,7 +268,7 @@ def is_temperature(sensor: str, celsius: float) -> bool:
 
 
 def cuda_version(text: str) -> str | None:
-    """CUDA's version from version.json, version.txt, or `nvcc --version`."""
+    """Return CUDA's version from version.json, version.txt, or `nvcc --version`."""
     try:
         record = json.loads(text)
         version = record["cuda"]["version"]
@@ -283,7 +285,7 @@ def cuda_version(text: str) -> str | None:
 
 
 def cpu_info(text: str) -> dict[str, Any]:
-    """Name and INT8-relevant instruction sets of the processor from /proc/cpuinfo."""
+    """Return name and INT8-relevant instruction sets of the processor from /proc/cpuinfo."""
     fields: dict[str, str] = {}
     for line in complete_lines(text):
         key, colon, value = line.partition(":")
@@ -300,11 +302,11 @@ def cpu_info(text: str) -> dict[str, Any]:
 
 
 def memory_info(text: str) -> dict[str, int | None]:
-    """Bytes of memory and swap from /proc/meminfo."""
-    found = {}
+    """Return bytes of memory and swap from /proc/meminfo."""
+    sizes = {}
     for line in complete_lines(text):
         match = re.fullmatch(r"(\w+):\s+(\d{1,15}) kB", line, re.ASCII)
         if match:
-            found[match.group(1)] = int(match.group(2)) * 1024
+            sizes[match.group(1)] = int(match.group(2)) * 1024
     names = {"total_bytes": "MemTotal", "available_bytes": "MemAvailable", "swap_bytes": "SwapTotal"}
-    return {key: found.get(name) for key, name in names.items()}
+    return {key: sizes.get(name) for key, name in names.items()}

@@ -1,4 +1,4 @@
-"""What the machine says about itself, read without root: versions, modes, clocks, rails, heat, memory."""
+"""Facts of the machine, read without root: versions, modes, clocks, rails, temperatures, memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Tree:
         self.root = root
 
     def path(self, name: str) -> str:
-        """Where a file of the device lies."""
+        """Return the path of a device's file below the root."""
         return os.path.join(self.root, name.lstrip("/"))
 
     def data(self, name: str) -> bytes | None:
-        """Bytes of a file; None when it is absent or may not be read."""
+        """Return the bytes of a file; None when it is absent or may not be read."""
         try:
             with open(self.path(name), "rb") as stream:
                 return stream.read()
@@ -35,25 +35,25 @@ class Tree:
             return None
 
     def text(self, name: str) -> str | None:
-        """Text of a file; None when it is absent or may not be read."""
+        """Return the text of a file; None when it is absent or may not be read."""
         data = self.data(name)
         return None if data is None else data.decode("utf-8", "replace")
 
     def number(self, name: str) -> int | None:
-        """The number a file holds."""
+        """Return the number in a file."""
         return facts.whole_number(self.text(name))
 
     def word(self, name: str) -> str | None:
-        """The word a file holds."""
+        """Return the word in a file."""
         return facts.word(self.text(name))
 
     def find(self, pattern: str) -> list[str]:
-        """Names (as the device knows them) that match a pattern, sorted."""
+        """Return the sorted names below the root that match a pattern."""
         base = glob.escape(self.root.rstrip("/"))
         return sorted(name[len(self.root.rstrip("/")) :] for name in glob.glob(base + pattern))
 
     def tool(self, name: str, *arguments: str, limit_s: float = _TOOL_LIMIT_S) -> str:
-        """What a tool of the device prints until it ends or the time is over; empty when it is absent."""
+        """Return the output of a tool until it ends or the time is over; empty without the tool."""
         path = self.path(name)
         if not os.access(path, os.X_OK):
             return ""
@@ -71,7 +71,7 @@ class Tree:
 
 
 def jetson(tree: Tree) -> dict[str, Any] | None:
-    """Module, SM, L4T and JetPack; None on a machine that is no Jetson."""
+    """Return module, SM, L4T and JetPack; None on a machine that is no Jetson."""
     status = tree.text("/var/lib/dpkg/status") or ""
     release = tree.text("/etc/nv_tegra_release") or ""
     core = facts.installed_version(status, "nvidia-l4t-core")
@@ -96,13 +96,13 @@ def jetson(tree: Tree) -> dict[str, Any] | None:
 
 
 def cpu(tree: Tree) -> dict[str, Any]:
-    """Name, instruction sets and cores of the processor: what does not change."""
+    """Return name, instruction sets and cores of the processor."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {**facts.cpu_info(tree.text("/proc/cpuinfo") or ""), "cores": cores}
 
 
 def cpu_clock(tree: Tree) -> dict[str, Any]:
-    """Clock range, current clock and governor of the first core."""
+    """Return clock range, current clock and governor of the first core."""
     base = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_"
     khz = {"min_hz": "min_freq", "max_hz": "max_freq", "current_hz": "cur_freq"}
     values = {key: tree.number(base + name) for key, name in khz.items()}
@@ -111,7 +111,7 @@ def cpu_clock(tree: Tree) -> dict[str, Any]:
 
 
 def power(tree: Tree) -> dict[str, Any]:
-    """Name and id of the power mode, and the modes with their ids: ids differ between modules."""
+    """Return name and id of the power mode, and all modes with their ids: ids differ between modules."""
     mode = facts.power_mode(tree.tool("/usr/sbin/nvpmodel", "-q"))
     ids = facts.power_modes(tree.text("/etc/nvpmodel.conf") or "")
     return {"mode": mode[0] if mode else None, "mode_id": mode[1] if mode else None,
@@ -119,7 +119,7 @@ def power(tree: Tree) -> dict[str, Any]:
 
 
 def gpu_clock(tree: Tree) -> dict[str, Any] | None:
-    """Clock range, current clock and load of the GPU; `locked` when the range is one clock."""
+    """Return clock range, current clock and load of the GPU; `locked` when the range is one clock."""
     for device in tree.find("/sys/class/devfreq/*"):
         name = facts.device_tree_words(tree.data(device + "/device/of_node/name") or b"")
         if (name and name[0] in _GPU_NAMES) or os.path.basename(device).startswith("gpu-gpc"):  # the latter: Thor
@@ -163,7 +163,7 @@ def _ina3221(tree: Tree) -> dict[str, int]:
 
 
 def _ina238(tree: Tree) -> dict[str, int]:
-    """Thor's input rail: power in microwatts, else volts times amperes."""
+    """Return Thor's input rail in mW: its power file holds microwatts; else volts times amperes."""
     rails_mw: dict[str, int] = {}
     for folder in tree.find("/sys/bus/i2c/drivers/ina238/*/hwmon/hwmon*"):
         label, microwatts = tree.word(folder + "/label"), tree.number(folder + "/power1_input")
@@ -182,7 +182,7 @@ def _add_rail(rails_mw: dict[str, int], label: str | None, millivolts: int | Non
 
 
 def _all_rails(tree: Tree) -> tuple[dict[str, int], str | None]:
-    """Rails in mW and the sensors' name: tegrastats where sysfs shows none, or no input rail that exists."""
+    """Return rails in mW and their sensors: tegrastats where sysfs has none, or lacks some of its rails."""
     rails_mw = rails(tree)
     source = " and ".join(name for name, read in (("ina3221", _ina3221), ("ina238", _ina238)) if read(tree))
     total = facts.board_power(rails_mw)
@@ -206,7 +206,7 @@ def heat(tree: Tree) -> dict[str, float]:
 
 
 def throttle_counters(tree: Tree) -> dict[str, int]:
-    """Everything that counts or shows throttling: over-current events, alarms, cooling devices at work."""
+    """Return all counters of throttling: over-current events, alarms, states of cooling devices."""
     counters = {}
     for folder in tree.find("/sys/class/hwmon/hwmon*"):
         if tree.word(folder + "/name") == "soctherm_oc":
@@ -226,12 +226,12 @@ def throttle_counters(tree: Tree) -> dict[str, int]:
 
 
 def memory(tree: Tree) -> dict[str, int | None]:
-    """Bytes of memory and swap."""
+    """Return bytes of memory and swap."""
     return facts.memory_info(tree.text("/proc/meminfo") or "")
 
 
 def cuda_version(tree: Tree) -> str | None:
-    """CUDA's version from its version file, else from nvcc."""
+    """Return CUDA's version from its version file, else from nvcc."""
     for name in ("/usr/local/cuda/version.json", "/usr/local/cuda/version.txt"):
         version = facts.cuda_version(tree.text(name) or "")
         if version:
@@ -240,7 +240,7 @@ def cuda_version(tree: Tree) -> str | None:
 
 
 def tensorrt_library(tree: Tree) -> str | None:
-    """TensorRT's version from the name of its library, without loading it."""
+    """Return TensorRT's version from the name of its library, without loading it."""
     for name in tree.find("/usr/lib/*-linux-gnu/libnvinfer.so.*"):
         match = re.search(r"libnvinfer\.so\.(\d+\.\d+\.\d+)$", name, re.ASCII)
         if match:
@@ -249,7 +249,7 @@ def tensorrt_library(tree: Tree) -> str | None:
 
 
 def snapshot(tree: Tree) -> dict[str, Any]:
-    """What may change while something is timed."""
+    """Return the facts that may change during a measurement."""
     return {
         "gpu_clock": gpu_clock(tree),
         "cpu_clock": cpu_clock(tree),
@@ -260,7 +260,7 @@ def snapshot(tree: Tree) -> dict[str, Any]:
 
 
 def gather(tree: Tree, disk: str) -> dict[str, Any]:
-    """Every fact that needs no SDK."""
+    """Return the facts that need no SDK."""
     release = re.search(r'^PRETTY_NAME="?([^"\n]*)"?\n', tree.text("/etc/os-release") or "", re.MULTILINE)
     rails_mw, source = _all_rails(tree)
     total = facts.board_power(rails_mw)

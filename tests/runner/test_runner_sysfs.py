@@ -7,6 +7,7 @@ import time
 import pytest
 from runner import jetson_tree
 
+from edgeship.targets import _energy
 from edgeship.targets.runner import backend, power, probe, sysfs, timing
 from edgeship.toolkit.core import statistics
 
@@ -178,6 +179,23 @@ def test_the_power_of_a_thor_is_its_input_rail(change, total_mw, origin, source,
     found = sysfs.gather(sysfs.Tree(str(jetson_tree.lay(tmp_path, files))), "/")["rails"]
     assert (found["total_mw"], found["total_from"], found["gpu_rail"]) == (total_mw, origin, "VDD_GPU")
     assert found["source"] == (source if "label" not in change or source == "tegrastats" else "ina3221")
+
+
+def test_energy_of_an_inference_on_a_thor_is_that_of_its_input_rail(tmp_path):
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, {**THOR_5V, **THOR_VIN})))
+    calls = []
+    started = time.perf_counter()
+    energy_mj = _energy.per_call_mj(lambda: calls.append(time.sleep(0.01)), 1.0, tree)
+    seconds = time.perf_counter() - started
+    assert energy_mj == pytest.approx(87426 * seconds / len(calls), rel=0.1)
+    assert _energy.how(tree).endswith("power from VIN")
+
+
+def test_energy_of_an_unknown_structure_names_the_doubt(tmp_path):
+    files = {name: text.replace("VDD_GPU", "CARRIER_12V") for name, text in THOR_5V.items()}
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, files)))
+    assert _energy.how(tree).endswith("power from sum of rails, may count twice")
+    assert _energy.how(sysfs.Tree(str(tmp_path / "none"))) == _energy.HOW
 
 
 def test_an_agx_orin_counts_the_memory_rail_once_and_reads_negative_rails(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from edgeship.targets.tensorrt import versions
-from edgeship.targets.tensorrt.builder import BuildOptions, beside, measure, plan
+from edgeship.targets.tensorrt.builder import BuildOptions, measure, plan
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.tensors import ShapeProfile
 
@@ -239,11 +239,6 @@ def test_the_table_of_flags_agrees_with_the_tests():
             assert versions.has_flag(version, flag) is (there == "y"), flag
         assert without is None or first < without
     assert versions.has_flag((8, 2), "--onnx")
-
-
-def test_fp16_is_built_beside_int8():
-    assert [options.precision for options in beside(BuildOptions())] == ["int8", "fp16"]
-    assert beside(BuildOptions(precision="fp32")) == (BuildOptions(precision="fp32"),)
 
 
 @pytest.mark.parametrize(
