@@ -314,9 +314,11 @@ def write(
     """
     board = jetson.module(module)
     if core >= board.dla_cores:
+        unclear = board.name == "Orin NX" and core == 1
         raise DeviceError(
-            f"{board.name} has {board.dla_cores or 'no'} DLA core{'' if board.dla_cores == 1 else 's'}",
-            hint="build for its GPU: leave --dla out",
+            f"{board.name} has {board.dla_cores or 'no'} DLA core{'' if board.dla_cores == 1 else 's'}"
+            f"{' for certain: 2 with 16 GB, 1 with 8 GB' if unclear else ''}",
+            hint="--module 'Orin NX 16GB'" if unclear else "build for its GPU: leave --dla out",
         )
     explicit = versions.rules(version).dla == "explicit"
     if explicit and board.name not in EXPLICIT_MODULES:

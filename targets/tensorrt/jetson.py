@@ -117,6 +117,7 @@ TOO_OLD = {  # JetPack -> its TensorRT; source: _L4T_TABLE, MLPerf v1.1 AGX Xavi
     "4.6": "8.0.1",
 }
 
+_BY_MEMORY = r"(?!)"  # no name of its own: `module` reads the memory in a name of Orin NX
 MODULES = (
     Module("Jetson Nano", "Nano/TX1", "nvidia,tegra210", "5.3", False, 0, r"(?<!orin )nano"),
     Module("Jetson TX1", "Nano/TX1", "nvidia,tegra210", "5.3", False, 0, "tx1"),
@@ -124,9 +125,9 @@ MODULES = (
     Module("AGX Xavier", "Xavier", "nvidia,tegra194", "7.2", True, 2, "agx ?xavier|xavier agx"),
     Module("Xavier NX", "Xavier", "nvidia,tegra194", "7.2", True, 2, "xavier ?nx"),
     Module("AGX Orin", "Orin", "nvidia,tegra234", "8.7", True, 2, "agx ?orin|orin agx"),
-    Module("Orin NX 16GB", "Orin", "nvidia,tegra234", "8.7", True, 2, r"orin ?nx(?=.* 16 ?gb?)"),
-    Module("Orin NX 8GB", "Orin", "nvidia,tegra234", "8.7", True, 1, r"orin ?nx(?=.* 8 ?gb?)"),
-    Module("Orin NX", "Orin", "nvidia,tegra234", "8.7", True, 1, r"orin ?nx(?!.* (?:16|8) ?gb?)"),
+    Module("Orin NX 16GB", "Orin", "nvidia,tegra234", "8.7", True, 2, _BY_MEMORY),
+    Module("Orin NX 8GB", "Orin", "nvidia,tegra234", "8.7", True, 1, _BY_MEMORY),
+    Module("Orin NX", "Orin", "nvidia,tegra234", "8.7", True, 1, "orin ?nx"),
     Module("Orin Nano", "Orin", "nvidia,tegra234", "8.7", True, 0, "orin ?nano"),
     Module("Thor", "Thor", "nvidia,tegra264", "11.0", True, 0, "thor|t5000|t4000"),
 )
@@ -170,7 +171,10 @@ def module(name: str) -> Module:
     spaced = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
     matches = [item for item in MODULES if re.search(rf"(?<![a-z])(?:{item.pattern})(?![a-z])", spaced)]
     if len(matches) == 1:
-        return matches[0]
+        sizes = [
+            size for size in ("16", "8") if re.search(rf"(?<![0-9]){size} ?(?:gb?)?(?![a-z0-9])", spaced)
+        ]
+        return by_name.get(f"{matches[0].name} {sizes[0]}GB", matches[0]) if len(sizes) == 1 else matches[0]
     possible = matches or [item for item in MODULES if set(spaced.split()) & set(item.name.lower().split())]
     hint = f"one of {', '.join(item.name for item in possible)}" if possible else nearest(name, by_name)
     problem = "several Jetson modules are" if len(matches) > 1 else "no Jetson module is"

@@ -111,6 +111,7 @@ def write(
                 "graph": f"dla/{bundle.graph}",
                 "half_layers": bundle.half_layers,
                 "trtexec": _command(arguments, f"dla/{bundle.graph}"),
+                "dla_core": dla_core,
                 "notes": bundle.notes,
             }
         write_text(folder / "README.md", _readme(board.name, known, plans))
@@ -217,6 +218,7 @@ def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]
         commands = "\n".join(
             f"# {name}\n{item['trtexec']}\n/usr/src/tensorrt/bin/trtexec "
             f"--loadEngine={Path(item['graph']).stem}.plan {timing}"
+            + (f" --useDLACore={item['dla_core']}" if "dla_core" in item else "")
             for name, item in plans.items()
         )
         explanation = "The runner needs TensorRT 8.5 and Python 3.8; here trtexec builds and times."

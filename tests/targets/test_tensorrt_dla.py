@@ -258,6 +258,9 @@ def test_the_second_core_of_a_module_with_one_is_refused(tmp_path):
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
     with pytest.raises(DeviceError, match="has 1 DLA core"):
         dla.write(path, tmp_path / "dla", module="Orin NX 8GB", version="8.5.2", core=1)
+    with pytest.raises(DeviceError, match="for certain") as caught:
+        dla.write(path, tmp_path / "dla", module="NVIDIA Jetson Orin NX", version="8.5.2", core=1)
+    assert "Orin NX 16GB" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def test_the_tables_that_devices_carry_agree():
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", "Orin NX"),
         ("Orin NX (16 GB)", "Orin NX 16GB"),
         ("Jetson Orin NX 8GB Module", "Orin NX 8GB"),
+        ("16GB Orin NX", "Orin NX 16GB"),
+        ("OrinNX8", "Orin NX 8GB"),
+        ("Orin NX 8GB/16GB", "Orin NX"),  # which of them is unknown: the DLA core that both have
+        ("Orin Nano 8GB", "Orin Nano"),
         ("nvidia,p3768-0000+p3767-0001", "Orin NX 8GB"),
         ("P3701-0005", "AGX Orin"),
         ("NVIDIA Jetson Xavier NX Developer Kit", "Xavier NX"),

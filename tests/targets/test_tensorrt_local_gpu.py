@@ -172,7 +172,8 @@ def test_the_oldest_readme_has_every_plan_that_was_asked_for(tmp_path):
     for name in ("int8", "fp16", "dla"):
         assert f"# {name}\n{manifest['builds'][name]['trtexec']}\n" in readme
         saved = re.search(r"--saveEngine=(\S+)", manifest["builds"][name]["trtexec"])[1]
-        assert f"--loadEngine={saved} " in readme
+        loads = [line for line in readme.splitlines() if f"--loadEngine={saved} " in line]
+        assert [line.endswith("--useDLACore=1") for line in loads] == [name == "dla"]
     assert "--layerPrecisions=" not in readme and "has no --layerPrecisions" in readme
 
 
