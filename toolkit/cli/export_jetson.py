@@ -30,10 +30,8 @@ Examples:
 @click.option("--trt", metavar="VERSION", help="TensorRT version of the module.  [default: from --jetpack]")
 @click.option(
     "--jetpack",
-    default="6.2",
-    show_default=True,
     metavar="VERSION",
-    help="JetPack or L4T version of the module.",
+    help="JetPack or L4T version of the module.  [default: the module's newest]",
 )
 @click.option(
     "--float",
@@ -61,7 +59,7 @@ def command(
     out: Path,
     module: str,
     trt: str | None,
-    jetpack: str,
+    jetpack: str | None,
     plain: Path | None,
     images: Path | None,
     dla_core: int | None,
@@ -77,7 +75,7 @@ def command(
     from edgeship.targets.tensorrt import jetson, jetson_folder
     from edgeship.toolkit.core.artifact import plain as as_plain
 
-    version = trt or jetson.jetpack(jetpack).tensorrt
+    version = jetson.choose(jetson.module(module), jetpack=jetpack, tensorrt=trt)
     samples = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)

@@ -114,7 +114,7 @@ def _energy(
     sessions: Mapping[str, targets.Session],
     images: FloatArray,
 ) -> None:
-    from edgeship.targets._energy import HOW, per_call_mj
+    from edgeship.targets._energy import how, per_call_mj
 
     for name, session in sessions.items():
         try:
@@ -123,7 +123,7 @@ def _energy(
             measured["not_measured"]["energy_mj"] = str(error)
             return
         measured["variants"][name]["energy_mj"] = call_mj / len(images)
-    measured["how"]["energy_mj"] = HOW
+    measured["how"]["energy_mj"] = how()
 
 
 def _memory(
