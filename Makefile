@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PINS   := $(shell $(PYTHON) -c 'import sys; print("constraints-3.10.txt" if sys.version_info < (3, 11) else "constraints.txt")')
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
 OUT    ?= runs/quickstart
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
@@ -46,7 +47,7 @@ bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, beside Torch-Pr
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(PINS)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable .
 	touch $@

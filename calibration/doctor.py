@@ -141,7 +141,7 @@ def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[Finding]:
         return []
     names = decoded.unreadable
     message = f"{len(names)} image(s) of {dataset.name} cannot be decoded: {some(names)}"
-    return [Finding("error", message, "replace or remove them, or leave them out with --skip-bad")]
+    return [Finding("error", message, "replace or remove them, or leave them out with --skip-unreadable")]
 
 
 def _blank(decoded: _Decoded, colours: _Colours) -> list[Finding]:

@@ -56,7 +56,7 @@ def decode(data: bytes, name: str) -> Image.Image:
 
 
 def _unusable(message: str) -> DataError:
-    return DataError(message, hint="replace or remove the file, or leave it out with --skip-bad")
+    return DataError(message, hint="replace or remove the file, or leave it out with --skip-unreadable")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""INT8 post-training quantization: statistics, placement, parameters, Q/DQ graphs."""
+"""INT8 post-training quantization (PTQ)."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def quantize(
     goal: AccuracyConstraint | None = None,
     runtime: Runtime | None = None,
 ) -> dict[str, Any]:
-    """Write a float graph as a Q/DQ graph by a target's scheme.
+    """Quantize a float graph to a Q/DQ graph by a target's scheme.
 
     Args:
-        model: The float ONNX classifier that the statistics are of, or what `read_classifier` gave of it.
-        statistics: What `edgeship.quantization.calibrate.collect` gave.
-        scheme: What the target wants.
-        options: Observer and effort.
-        out: The Q/DQ graph; it appears complete or not at all.
-        goal: What must be met by leaving layers in float, as cheaply as can be; None: nothing.
-        runtime: What runs the graph, to be compared with exact arithmetic; None: it does not run here.
+        model: The calibrated float ONNX classifier, or the result of `read_classifier`.
+        statistics: Calibration statistics from `edgeship.quantization.calibrate.collect`.
+        scheme: Quantization scheme of the target.
+        options: Method and effort.
+        out: Path of the Q/DQ graph, written atomically.
+        goal: Accuracy constraint, met by leaving layers in float at least cost; None: no constraint.
+        runtime: Runtime to compare with exact arithmetic; None: the target does not run here.
 
     Returns:
-        What was done, for the report: {scheme, effort, observer, int8_sums, head_room_channels,
-        activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
+        Summary for the report: {scheme, effort, observer, weight_rounding, bias_correction, int8_sums,
+        head_room_channels, activations, weights, float_layers, runtime_check, mixed, sensitivity, warnings}.
 
     Raises:
         ModelError: The graph is not a float classifier.

@@ -1,8 +1,8 @@
-"""Agreement of the PyTorch network with ONNX Runtime, and how its nodes are run so that the two agree.
+"""Verification of the PyTorch executor against ONNX Runtime, and its execution settings.
 
-Operators have attributes, opsets and uses of the batch that a table cannot foresee. A graph with other
-operators than the plainest is compared on a few images before anything is learned from it: a node that
-differs is run by ONNX Runtime, a graph that mixes the batch with other axes image by image.
+The operator table does not cover all attributes, opsets and uses of the batch axis. A graph with operators
+outside `torch_ops.PLAIN` is compared on a few images first: nodes that differ run in ONNX Runtime, graphs
+that mix the batch with other axes run one image at a time.
 """
 
 from __future__ import annotations
@@ -21,46 +21,47 @@ from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.reference import Reference
 
-TOLERANCE = 1e-2  # of the norm: float sums differ by 1e-6, what a step function rounds by more
-INTEGERS_ALIKE = 0.99  # of integers and truth values
+TOLERANCE = 1e-2  # of the norm: float sums differ by 1e-6, results of step functions by more
+EQUAL_INTEGERS = 0.99  # fraction of equal integers or booleans
 
 
-def agreeing(model: ir.Model, images: FloatArray) -> TorchExecutor:
-    """Return the network of a graph, its nodes run so that it computes what ONNX Runtime does.
+def matching_executor(model: ir.Model, images: FloatArray) -> TorchExecutor:
+    """Return an executor whose results equal ONNX Runtime's.
 
     Args:
         model: A float graph.
-        images: A few images (N, C, H, W), 2 at least to see whether they are mixed.
+        images: A few images (N, C, H, W); at least 2, to detect mixing of images.
 
     Raises:
-        ModelError: ONNX Runtime cannot run a node by itself, or what remains differs.
+        ModelError: ONNX Runtime cannot run a single node, or the results still differ.
     """
     if all(key(node) in PLAIN for node in model.graph):
         network = TorchExecutor(model)
-        network(torch.from_numpy(images))  # shapes may not suit more than one image
+        network(torch.from_numpy(images))  # fails if a shape has a fixed batch
         return network
-    wanted = _logits(model, images)
+    expected = _logits(model, images)
     execution, error = Execution(), None
     while True:
         for one_image in (False, True):
-            tried = TorchExecutor(model, execution=Execution(one_image, execution.by_runtime))
+            network = TorchExecutor(model, execution=Execution(one_image, execution.by_runtime))
             try:
                 with torch.inference_mode():
-                    logits = tried(torch.from_numpy(images))
-            except ModelError as refused:
-                error = error or refused
+                    logits = network(torch.from_numpy(images))
+            except ModelError as failure:
+                error = error or failure
                 continue
-            if _alike(logits, wanted):
-                return tried
-        wrong = _wrong(tried, images[:1])
-        if not wrong:
+            if _close(logits, expected):
+                return network
+        differing = _differing_nodes(network, images[:1])
+        if not differing:
             raise error or ModelError(
-                "the network differs from ONNX Runtime here", hint="quantize.effort = fast does not need it"
+                "the PyTorch network and ONNX Runtime compute different logits",
+                hint="set quantize.effort = fast",
             )
-        execution = Execution(by_runtime=execution.by_runtime | wrong)
+        execution = Execution(by_runtime=execution.by_runtime | differing)
 
 
-def note(estimated: Iterable[ir.Node]) -> list[str]:
+def gradient_warnings(estimated: Iterable[ir.Node]) -> list[str]:
     """Return a warning that names the nodes whose gradients are estimated, or none."""
     nodes = [f"{node.op_type} (node '{node.name}')" for node in estimated]
     if not nodes:
@@ -72,52 +73,53 @@ def note(estimated: Iterable[ir.Node]) -> list[str]:
 
 
 def _logits(model: ir.Model, images: FloatArray) -> Tensor:
-    """Logits by ONNX Runtime, each image by itself, (N, classes)."""
+    """Compute logits (N, classes) by ONNX Runtime, one image at a time."""
     reference = Reference(model, [str(model.graph.outputs[0].name)])
     return torch.cat([torch.from_numpy(reference.run(_batch(model, image))[0][:1]) for image in images])
 
 
 def _batch(model: ir.Model, image: FloatArray) -> FloatArray:
-    """An image as often as the graph takes images at once."""
+    """Repeat an image to the batch size of the graph."""
     shape = model.graph.inputs[0].shape
     count = shape[0] if shape is not None and isinstance(shape[0], int) else 1
     return np.repeat(image[None], count, 0)
 
 
-def _wrong(network: TorchExecutor, images: FloatArray) -> frozenset[str]:
-    """Nodes that differ from ONNX Runtime's where they read the same, of those not run by it already."""
-    shown = io.copy(network.model)
-    values = {str(value.name): value for node in shown.graph for value in node.outputs if value.name}
-    present = {str(value.name) for value in shown.graph.outputs}
-    shown.graph.outputs.extend(value for name, value in values.items() if name not in present)
+def _differing_nodes(network: TorchExecutor, images: FloatArray) -> frozenset[str]:
+    """Return the PyTorch nodes whose results differ from ONNX Runtime's for equal inputs."""
+    exposed = io.copy(network.model)
+    values = {str(value.name): value for node in exposed.graph for value in node.outputs if value.name}
+    outputs = {str(value.name) for value in exposed.graph.outputs}
+    exposed.graph.outputs.extend(value for name, value in values.items() if name not in outputs)
     names = list(values)
-    results = Reference(shown, names).run(_batch(network.model, images[0]))
-    read = {network.input: torch.from_numpy(images)} | {
+    results = Reference(exposed, names).run(_batch(network.model, images[0]))
+    reference = {network.input: torch.from_numpy(images)} | {
         name: torch.from_numpy(np.array(result))
         for name, result in zip(names, results, strict=True)
         if isinstance(result, np.ndarray) and result.dtype.kind in "biuf"
     }
     runtime = {str(node.name) for node in network.estimated}
-    wrong = set()
+    differing = set()
     for node in network.nodes:
         if str(node.name) in runtime:
             continue
         try:
             with torch.inference_mode():
-                found = network.apply(node, read)
-            differs = not all(_alike(value, read[name]) for name, value in found.items())
+                actual = network.apply(node, reference)
+            differs = not all(_close(value, reference[name]) for name, value in actual.items())
         except (ModelError, KeyError):
             differs = True
         if differs:
-            wrong.add(str(node.name))
-    return frozenset(wrong)
+            differing.add(str(node.name))
+    return frozenset(differing)
 
 
-def _alike(found: Tensor, wanted: Tensor) -> bool:
-    if found.numel() != wanted.numel():
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    if actual.numel() != expected.numel():
         return False
-    found, wanted = found.flatten(), wanted.flatten()
-    if not wanted.is_floating_point():
-        return bool((found.long() == wanted.long()).float().mean() >= INTEGERS_ALIKE) if len(wanted) else True
-    difference = torch.linalg.vector_norm(found.float() - wanted.float())
-    return bool(difference <= TOLERANCE * torch.linalg.vector_norm(wanted.float()))
+    actual, expected = actual.flatten(), expected.flatten()
+    if not expected.is_floating_point():
+        equal = (actual.long() == expected.long()).float()
+        return bool(equal.mean() >= EQUAL_INTEGERS) if len(expected) else True
+    difference = torch.linalg.vector_norm(actual.float() - expected.float())
+    return bool(difference <= TOLERANCE * torch.linalg.vector_norm(expected.float()))

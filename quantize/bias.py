@@ -1,4 +1,4 @@
-"""Bias correction: the mean of every channel stays what it was."""
+"""Bias correction: restore the float channel means of layer outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgeship.toolkit.core.memory import release_freed_memory
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray, QParams
 
-TRIMMED = 10  # one image in so many is left out at either end
+TRIMMED = 10  # one image in so many is excluded at either end
 
 
 def corrections(
@@ -27,17 +27,17 @@ def corrections(
     weights: Mapping[str, Tensor],
     means: Mapping[str, Tensor],
 ) -> dict[str, FloatArray]:
-    """What to add to the bias of every convolution and Gemm, so that its output keeps its channel means.
+    """Compute the bias correction of every convolution and Gemm that restores its output's channel means.
 
-    The quantized network runs layer by layer; a layer is corrected before the next one is run, so that each
-    corrects only what is left of the errors before it.
+    The quantized network runs layer by layer, each corrected before the next one runs, so that a layer
+    corrects only the remaining error.
 
     Args:
         network: The float graph.
         probe: Calibration images (N, C, H, W), all in memory at once.
         activations: Quantized tensors.
         weights: Initializer name -> values on their grid.
-        means: What `moments.observe` saw of these images in the float network.
+        means: Output means of these images in the float network, from `second_moments.collect_moments`.
 
     Returns:
         Node name -> correction for each of its output channels.
@@ -47,29 +47,29 @@ def corrections(
     """
     images = network.parts(probe)
     running = [_Part(network, part, activations, weights) for part in images]
-    found: dict[str, FloatArray] = {}
-    unread = dict(network.reads)
+    shifts: dict[str, FloatArray] = {}
+    remaining_reads = dict(network.reads)
     for node in track(network.nodes, "correcting biases"):
-        read = network.inputs[str(node.name)]
-        for name in read:
-            unread[name] -= 1
-        done = [name for name in read if not unread[name]]
-        if not _has_bias(node):  # memory: a part's input goes before the next part's result comes
-            for _ in side_by_side(lambda part: part.through(node, done), running):  # noqa: B023 (used at once)
+        inputs = network.inputs[str(node.name)]
+        for name in inputs:
+            remaining_reads[name] -= 1
+        unused = [name for name in inputs if not remaining_reads[name]]
+        if not _has_bias(node):  # memory: free the input of a part before the next part runs
+            for _ in side_by_side(lambda part: part.run_uncorrected(node, unused), running):  # noqa: B023 (used at once)
                 pass
             continue
-        seen = list(side_by_side(lambda part: part.run(node), running))  # noqa: B023
-        shift = _typical(means[str(node.outputs[0].name)] - torch.cat(seen))
-        found[str(node.name)] = np.array(shift.numpy())
-        for _ in side_by_side(lambda part: part.correct(node, shift, done), running):  # noqa: B023
+        actual = list(side_by_side(lambda part: part.run(node), running))  # noqa: B023
+        shift = _trimmed_mean(means[str(node.outputs[0].name)] - torch.cat(actual))
+        shifts[str(node.name)] = np.array(shift.numpy())
+        for _ in side_by_side(lambda part: part.correct(node, shift, unused), running):  # noqa: B023
             pass
     del running
     release_freed_memory()
-    return found
+    return shifts
 
 
 class _Part:
-    """Some images on their way through the quantized network; what is quantized is kept as integers."""
+    """State of the quantized network for some images; quantized tensors are stored as integers."""
 
     def __init__(
         self,
@@ -79,35 +79,35 @@ class _Part:
         weights: Mapping[str, Tensor],
     ) -> None:
         self._network, self._activations, self._weights = network, activations, weights
-        self._values = {network.input: self._kept(network.input, images)}
+        self._values = {network.input: self._stored(network.input, images)}
 
     @torch.inference_mode()
     def run(self, node: ir.Node) -> Tensor:
-        """Run a node, with its weights rounded; the mean of every image and channel."""
-        read = set(self._network.inputs[str(node.name)])
-        values = {name: self._value(name) for name in read & self._values.keys()}
-        values |= {name: self._weights[name] for name in read & self._weights.keys()}
+        """Run a node with rounded weights; return the mean of every image and channel."""
+        inputs = set(self._network.inputs[str(node.name)])
+        values = {name: self._value(name) for name in inputs & self._values.keys()}
+        values |= {name: self._weights[name] for name in inputs & self._weights.keys()}
         results = self._network.apply(node, values)
         self._values |= results
         return channel_means(results[str(node.outputs[0].name)]) if _has_bias(node) else torch.empty(0)
 
-    def through(self, node: ir.Node, done: Iterable[str]) -> None:
-        """Run a node that nothing corrects, quantize its result, forget what is done."""
+    def run_uncorrected(self, node: ir.Node, unused: Iterable[str]) -> None:
+        """Run a node without a bias, quantize its result, free unused tensors."""
         self.run(node)
-        self.correct(node, None, done)
+        self.correct(node, None, unused)
 
     @torch.inference_mode()
-    def correct(self, node: ir.Node, shift: Tensor | None, done: Iterable[str]) -> None:
-        """Add what its layer is corrected by to the result of a node, quantize it, forget what is done."""
+    def correct(self, node: ir.Node, shift: Tensor | None, unused: Iterable[str]) -> None:
+        """Add the bias correction to the result of a node, quantize it, free unused tensors."""
         for name in (str(value.name) for value in node.outputs if value.name):
             result = self._values[name]
             if shift is not None:
                 result = result.add_(shift.reshape(-1, *[1] * (result.ndim - 2)))
-            self._values[name] = self._kept(name, result)
-        for each in done:
+            self._values[name] = self._stored(name, result)
+        for each in unused:
             self._values.pop(each, None)
 
-    def _kept(self, name: str, values: Tensor) -> Tensor:
+    def _stored(self, name: str, values: Tensor) -> Tensor:
         qparams = self._activations.get(name)
         return values if qparams is None else quantized(values, qparams)
 
@@ -117,14 +117,14 @@ class _Part:
 
 
 def _has_bias(node: ir.Node) -> bool:
-    """Whether a weighted layer has, or may be given, a bias."""
+    """Return True if a node is a weighted layer with an (optional) bias input."""
     return is_weighted(node) and node.op_type != "MatMul"
 
 
-def _typical(error: Tensor) -> Tensor:
-    """Mean error of every channel (C,) of (N, C), without the tenth of images at either end.
+def _trimmed_mean(error: Tensor) -> Tensor:
+    """Average errors (N, C) over images to (C,), without a tenth of them at either end.
 
-    An image whose outlier is clipped errs far from all others; correcting for it would harm them.
+    Clipped outliers of a single image cause errors far from those of all others.
     """
     cut = len(error) // TRIMMED
     return error.sort(0).values[cut : len(error) - cut].mean(0)

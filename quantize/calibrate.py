@@ -1,4 +1,4 @@
-"""One streaming pass over the calibration images."""
+"""Calibration: one streaming pass over the images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeship.quantization.activation_collector import FloatPass, Run
+from edgeship.quantization.activation_collector import ActivationCollector, InferenceResult
 from edgeship.quantization.placement import quantizable_tensors
 from edgeship.quantization.statistics import (
     PROBE_IMAGES,
@@ -24,8 +24,8 @@ from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.threads import ordered_map
 from edgeship.toolkit.graph import io
 
-PART_PIXELS = 2**16  # images run at once, where the graph lets us choose: 16 at 64 px, 1 at 224 px
-GROUP = 16  # parts whose results are taken up together: numpy costs as much for one image as for some
+PART_PIXELS = 2**16  # pixels per inference, if the batch is dynamic: 16 at 64 px, 1 at 224 px
+GROUP = 16  # inferences per update of the statistics: amortizes the overhead of numpy
 
 
 def collect(
@@ -35,17 +35,17 @@ def collect(
     *,
     exact: bool = False,
 ) -> Statistics:
-    """Run calibration images through a float graph and keep statistics of its activations.
+    """Run calibration images through a float graph and accumulate statistics of its activations.
 
-    Extremes are reduced where they are made, so that what leaves the graph is small: the pass costs little
-    more than the inference alone.
+    Extremes are reduced inside the graph, so that its outputs are small and the pass takes little more time
+    than the inference.
 
     Args:
-        model: A float ONNX classifier, or what `read_classifier` gave of it.
+        model: A float ONNX classifier, or the result of `read_classifier`.
         batches: Preprocessed images (N, C, H, W), in batches.
-        each: Gets the largest magnitude of every image in each of T tensors, (N, T), image after image.
-        exact: Compute in float32; else in bfloat16 where the CPU has instructions for it, which moves
-            extremes by less than one in a hundred.
+        each: Callback with the largest magnitude of each image and tensor, (N, T), in image order.
+        exact: Compute in float32; else in bfloat16 if the CPU has instructions for it, which changes
+            extremes by less than 1 %.
 
     Raises:
         ModelError: The graph is not a float classifier.
@@ -54,55 +54,55 @@ def collect(
     """
     classifier = io.read_classifier(model)
     names = quantizable_tensors(classifier.model)
-    gathered = {name: StatisticsAccumulator(name) for name in names}
+    accumulators = {name: StatisticsAccumulator(name) for name in names}
     images = 0
-    passing: FloatPass | None = None
+    collector: ActivationCollector | None = None
     probe: EvenSample | None = None
 
     def parts() -> Iterator[tuple[FloatArray, int]]:
-        nonlocal probe, passing, images
+        nonlocal probe, collector, images
         for batch in batches:
-            if passing is None or probe is None:
+            if collector is None or probe is None:
                 pixels = int(np.prod(batch.shape[2:]))
                 size = classifier.batch or min(max(PART_PIXELS // pixels, 1), len(batch))
-                passing = FloatPass(classifier, names, (size, *batch.shape[1:]), exact=exact)
+                collector = ActivationCollector(classifier, names, (size, *batch.shape[1:]), exact=exact)
                 probe = EvenSample(max(PROBE_PIXELS // pixels, PROBE_IMAGES))
             probe.add(batch)
             images += len(batch)
-            check_finite(classifier.input, batch)  # maxima may lose a NaN; it comes from nowhere else but inf
-            yield from _parts(batch, passing.size)
+            check_finite(classifier.input, batch)  # maxima may drop a NaN
+            yield from _parts(batch, collector.size)
 
-    def run(part: tuple[FloatArray, int]) -> Run:
-        assert passing is not None
-        return passing.run(*part)
+    def run(part: tuple[FloatArray, int]) -> InferenceResult:
+        assert collector is not None
+        return collector.run(*part)
 
     with closing(ordered_map(run, parts(), chunk=1)) as results:
         for runs in iter(lambda: list(islice(results, GROUP)), []):
-            assert passing is not None
+            assert collector is not None
             count = sum(len(each.images) for each in runs)
             largest = []
-            for name, seen in zip(names, passing.seen(runs), strict=True):
-                if len(seen.low) % count:
+            for name, batch in zip(names, collector.statistics(runs), strict=True):
+                if len(batch.low) % count:
                     raise QuantizationError(
-                        f"activation '{name}' is no tensor of {count} images: the network mixes images",
-                        hint="export it with a batch of 1",
+                        f"activation '{name}' has {len(batch.low)} rows, not {count}: the graph mixes images",
+                        hint="export the graph with a batch of 1",
                     )
-                gathered[name].add(seen.low, seen.high, seen.sample)
-                largest.append(np.maximum(-seen.low, seen.high).reshape(count, -1).max(1))
+                accumulators[name].add(batch.low, batch.high, batch.sample)
+                largest.append(np.maximum(-batch.low, batch.high).reshape(count, -1).max(1))
             each(np.stack(largest, 1))
-    if passing is None or probe is None:
-        raise DataError("there is no calibration image", hint="check select.source and select.images")
-    tensors = {name: seen.result() for name, seen in gathered.items()}
-    if passing.precision == "bf16":
+    if collector is None or probe is None:
+        raise DataError("no calibration image", hint="check select.source and select.images")
+    tensors = {name: accumulator.result() for name, accumulator in accumulators.items()}
+    if collector.precision == "bf16":
         normalized = classifier.normalization.output if classifier.normalization is not None else ""
         unrounded = {classifier.input, normalized}
-        tensors |= {name: seen.dithered() for name, seen in tensors.items() if name not in unrounded}
-    return Statistics(images, tensors, probe.rows(), passing.precision)
+        tensors |= {name: tensor.dithered() for name, tensor in tensors.items() if name not in unrounded}
+    return Statistics(images, tensors, probe.rows(), collector.precision)
 
 
 def _parts(batch: FloatArray, size: int) -> list[tuple[FloatArray, int]]:
-    """A batch in parts of one size, the last one filled up with the batch's own images; how many count."""
+    """Split a batch into parts of one size, padded by repetition; return each with its number of images."""
     count = -(-len(batch) // size)
-    filled = np.resize(batch, (count * size, *batch.shape[1:])) if len(batch) % size else batch
+    padded = np.resize(batch, (count * size, *batch.shape[1:])) if len(batch) % size else batch
     starts = range(0, count * size, size)
-    return [(filled[start : start + size], min(size, len(batch) - start)) for start in starts]
+    return [(padded[start : start + size], min(size, len(batch) - start)) for start in starts]

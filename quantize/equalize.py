@@ -1,9 +1,9 @@
-"""Cross-layer equalization of whole channel spaces, residual streams included.
+"""Cross-layer equalization of channel ranges, residual streams included.
 
-A ReLU network computes the same when a channel is divided by a factor wherever it is written and
-multiplied by it wherever it is read. Channels that share one scale lose least when their ranges are
-alike, so every space (the tensors that a residual stream or a block's inside passes through) is
-divided by a power of its channels' ranges: about half way, since the readers' weights pay for it.
+A ReLU network is invariant to dividing a channel by a factor in all layers that write it and multiplying by
+it in all layers that read it. Per-tensor quantization has least error if channel ranges are equal, so every
+channel space (the tensors of a residual stream, or inside a block) is divided by a power of its channel
+ranges: about half way, since the quantization error of the reading layers' weights grows.
 
 Source:
     Nagel et al. 2019, arXiv:1906.04721, sec. 4.1, for pairs of layers; here for spaces with any
@@ -30,7 +30,7 @@ LARGEST_FACTOR = 16.0
 
 @dataclass(slots=True)
 class Space:
-    """Tensors that share their channels: who writes them, who reads them."""
+    """Tensors with common channels, and the layers that write and read them."""
 
     writers: list[ir.Node] = field(default_factory=list)
     readers: list[ir.Node] = field(default_factory=list)
@@ -38,15 +38,15 @@ class Space:
 
 
 def equalize(model: ir.Model, statistics: Statistics, strength: float) -> tuple[ir.Model, Statistics]:
-    """Even out the channel ranges of every space that may be scaled.
+    """Equalize the channel ranges of every scalable space.
 
     Args:
-        model: A float graph; it stays as it is.
-        statistics: What was seen of it.
-        strength: 0 leaves the ranges, 1 makes them equal.
+        model: A float graph, not modified.
+        statistics: Its calibration statistics.
+        strength: Exponent of the ranges: 0 for no change, 1 for equal ranges.
 
     Returns:
-        A graph that computes the same, and the statistics it would have given.
+        An equivalent graph, and its statistics.
     """
     changed = io.copy(model)
     tensors = dict(statistics.tensors)
@@ -72,7 +72,7 @@ def equalize(model: ir.Model, statistics: Statistics, strength: float) -> tuple[
 
 
 def spaces(model: ir.Model) -> list[Space]:
-    """The channel spaces of a graph that weighted layers alone write and read."""
+    """Find the channel spaces of a graph that only weighted layers write and read."""
     graph = model.graph
     parent: dict[str, str] = {}
 
@@ -83,8 +83,8 @@ def spaces(model: ir.Model) -> list[Space]:
 
     def activations(node: ir.Node) -> list[str]:
         constants = {str(v.name) for v in node.inputs if v is not None and v.const_value is not None}
-        read = [name for name in read_names(node) if name not in constants]
-        return [*read, *(str(v.name) for v in node.outputs)]
+        inputs = [name for name in read_names(node) if name not in constants]
+        return [*inputs, *(str(v.name) for v in node.outputs)]
 
     fixed = {str(v.name) for v in (*graph.inputs, *graph.outputs)}
     for node in graph:
@@ -96,33 +96,33 @@ def spaces(model: ir.Model) -> list[Space]:
                 parent[root(name)] = root(names[0])
         elif not is_weighted(node) or _unscalable(node):
             fixed.update(activations(node))
-    found: dict[str, Space] = {}
+    by_root: dict[str, Space] = {}
     for node in graph:
         if is_weighted(node):
-            found.setdefault(root(str(node.outputs[0].name)), Space()).writers.append(node)
-            found.setdefault(root(str(node.inputs[0].name)), Space()).readers.append(node)  # type: ignore[union-attr]
+            by_root.setdefault(root(str(node.outputs[0].name)), Space()).writers.append(node)
+            by_root.setdefault(root(str(node.inputs[0].name)), Space()).readers.append(node)  # type: ignore[union-attr]
     for name in list(parent):
-        if root(name) in found:
-            found[root(name)].tensors.append(name)
+        if root(name) in by_root:
+            by_root[root(name)].tensors.append(name)
     blocked = {root(name) for name in fixed}
     return [
-        s for key, s in found.items() if key not in blocked and s.writers and s.readers and _own_weights(s)
+        s for key, s in by_root.items() if key not in blocked and s.writers and s.readers and _own_weights(s)
     ]
 
 
 def _unscalable(node: ir.Node) -> bool:
-    """Whether the weights of a layer cannot be scaled along both their axes."""
+    """Return True if the weights of a layer cannot be scaled along both axes."""
     scaled = node.op_type == "Gemm" and (node.attributes.get_float("alpha", 1.0) != 1.0)
     return scaled or any(v is not None and v.const_value is None for v in node.inputs[1:])
 
 
 def _groups(node: ir.Node) -> int:
-    """Groups of a convolution."""
+    """Return the number of groups of a convolution."""
     return node.attributes.get_int("group", 1) or 1
 
 
 def _own_weights(space: Space) -> bool:
-    """Whether no other layer shares the weights of this space's layers."""
+    """Return True if no layer outside the space shares the weights of its layers."""
     return all(
         value is None or len(value.consumers()) == 1
         for node in (*space.writers, *space.readers)
@@ -131,10 +131,10 @@ def _own_weights(space: Space) -> bool:
 
 
 def _fits(space: Space, channels: int) -> bool:
-    """Whether every layer has one weight row or column a channel (a map that is flattened has more)."""
+    """Return True if every layer has one weight row or column per channel (not so after Flatten of a map)."""
 
     def sides(node: ir.Node) -> tuple[int, int]:
-        """Output and input channels."""
+        """Return output and input channels."""
         assert node.inputs[1] is not None
         shape, axis = io.constant(node.inputs[1]).shape, weight_axis(node)
         return shape[axis], shape[1 - axis] * _groups(node)
@@ -144,9 +144,9 @@ def _fits(space: Space, channels: int) -> bool:
     )
 
 
-def _factor(seen: list[TensorStatistics], strength: float) -> FloatArray | None:
-    """What every channel is divided by; None where the space gives no hint."""
-    ranges = [np.maximum(-s.low, s.high) for s in seen]
+def _factor(tensors: list[TensorStatistics], strength: float) -> FloatArray | None:
+    """Return the divisor of every channel; None without usable ranges."""
+    ranges = [np.maximum(-s.low, s.high) for s in tensors]
     ranges = [r / r.max() for r in ranges if len(r) > 1 and r.max() > 0]
     if not ranges or len({len(r) for r in ranges}) != 1:
         return None
@@ -157,14 +157,14 @@ def _factor(seen: list[TensorStatistics], strength: float) -> FloatArray | None:
 
 
 def _along(value: ir.Value, axis: int, factor: FloatArray) -> FloatArray:
-    """A factor for every index along an axis of a constant."""
+    """Reshape a factor to broadcast along an axis of a constant."""
     shape = [1] * io.constant(value).ndim
     shape[axis] = -1
     return factor.reshape(shape)
 
 
 def _along_inputs(reader: ir.Node, weight: ir.Value, factor: FloatArray) -> FloatArray:
-    """A factor for every input channel of a layer; an output of a grouped convolution reads its group."""
+    """Reshape a factor to broadcast along a layer's input channels, by group in grouped convolutions."""
     groups = _groups(reader)
     if groups == 1:
         return _along(weight, 1 - weight_axis(reader), factor)
@@ -173,9 +173,9 @@ def _along_inputs(reader: ir.Node, weight: ir.Value, factor: FloatArray) -> Floa
     return each.reshape(outputs, inputs, *[1] * len(kernel))
 
 
-def _scaled(wanted: tuple[ir.Value, list[FloatArray]]) -> FloatArray:
-    """The array of a constant times some factors."""
-    value, factors = wanted
+def _scaled(item: tuple[ir.Value, list[FloatArray]]) -> FloatArray:
+    """Multiply the array of a constant by its factors."""
+    value, factors = item
     array = np.array(io.constant(value), np.float32)
     for factor in factors:
         array *= factor

@@ -1,9 +1,9 @@
-"""Mixed precision: a limit is met by leaving the cheapest layers in float.
+"""Mixed precision: meet an accuracy constraint with the cheapest layers in float.
 
-Layers are taken by what they gain (KL divergence from the float network, on calibration images) for what
-they cost on the target, measured anew after every choice. The limit itself is judged on whole graphs and on
-other images: by steps that double, then halve, so that few graphs are judged; what turns out not to be
-needed goes back to INT8.
+Layers are ranked by gain (reduction of the KL divergence from the float network, on calibration images) per
+cost on the target, measured again after every choice. The constraint is evaluated on whole graphs and other
+images: the number of float layers doubles until it is met, then bisection; finally, superfluous layers return
+to INT8.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from edgeship.toolkit.core.progress import report_progress
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.graph import io
 
-GIVEN_BACK = 4  # layers that are tried in INT8 again, at the end
-LEAST_GAIN = 1e-9  # nats; a layer that seems to gain nothing is taken last, the cheapest first
+RETURNED_TO_INT8 = 4  # float layers to try in INT8 again, at the end
+LEAST_GAIN = 1e-9  # nats; layers without a gain come last, the cheapest first
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a graph reached.
+    """Accuracy of a graph against the constraint.
 
     Attributes:
         value: The drop in percentage points, or the agreement as a fraction.
-        met: Whether that keeps the limit.
+        met: True if the value meets the constraint.
     """
 
     value: float
@@ -43,14 +43,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyConstraint:
-    """A limit, and what it costs to meet it.
+    """Accuracy limit, its evaluation, and the cost of float layers.
 
     Attributes:
-        name: Of the limit, as in a recipe.
+        name: Recipe key of the limit.
         limit: Its value.
-        unit: Of the costs: "ms", or what stands for it.
-        costs: Tells, from the INT8 graph, what each layer costs more in float (> 0).
-        judge: Tells what a graph reaches.
+        unit: Unit of the costs: "ms", or a substitute.
+        costs: Function from the INT8 graph to the extra cost of each layer in float (> 0).
+        judge: Function from a graph to its accuracy.
     """
 
     name: str
@@ -61,49 +61,49 @@ class AccuracyConstraint:
 
 
 def search_float_layers(
-    found: Quantized,
+    quantized: Quantized,
     goal: AccuracyConstraint,
     probe: FloatArray,
     options: QuantizeOptions,
     correct: Callable[[Quantized], Quantized],
 ) -> tuple[Quantized, dict[str, Any]]:
-    """Leave as little in float as meets a limit.
+    """Find the cheapest float layers that meet an accuracy constraint.
 
     Args:
-        found: The quantized graph.
-        goal: What must be met.
-        probe: Calibration images (N, C, H, W) that rank the layers.
-        options: Who measures the layers.
-        correct: Makes biases fit a graph of which other layers are quantized.
+        quantized: The quantized graph.
+        goal: The constraint.
+        probe: Calibration images (N, C, H, W) for the ranking of layers.
+        options: Workers and backend of the sensitivity analysis.
+        correct: Function that fits weights and biases again after layers became float.
 
     Returns:
-        The graph, unchanged if even with every layer in float the limit is missed; and what was given up:
+        The graph, unchanged if the limit is missed with every layer in float; and a summary:
         {limit, value, met, int8, reached, layers: [{name, cost}], cost, unit, judged}.
     """
     with tempfile.TemporaryDirectory() as folder:
-        search = _Search(found, goal, correct, Path(folder) / "graph.onnx")
-        int8 = search.judge(())
+        search = _Search(quantized, goal, correct, Path(folder) / "graph.onnx")
+        int8 = search.evaluate(())
         layers: tuple[str, ...] = ()
         missed = ""
         if not int8.met:
             try:
                 layers = search.layers(probe, options)
-                most = search.judge(tuple(quantized_layers(found)))
-                missed = f"even with every layer in float, which reaches {most.value:.6g}"
+                all_float = search.evaluate(tuple(quantized_layers(quantized)))
+                missed = f"even with every layer in float, which reaches {all_float.value:.6g}"
             except ModelError as error:
                 missed = f"and no layer can be tried in float: {error}"
-        reached = search.judge(layers)
-    found = search.graphs(layers)
+        reached = search.evaluate(layers)
+    result = search.graph(layers)
     cost = sum(search.costs[name] for name in layers)
-    said = f"{goal.name} = {goal.limit:g}"
+    limit = f"{goal.name} = {goal.limit:g}"
     if not reached.met:
-        found.warnings.append(f"{said} is missed by {reached.value:.6g} in INT8, {missed}")
+        result.warnings.append(f"{limit} is missed by {reached.value:.6g} in INT8, {missed}")
     elif layers:
-        found.warnings.append(
-            f"{said}: {', '.join(layers)} left in float for {cost:.3g} {goal.unit}; "
+        result.warnings.append(
+            f"{limit}: {', '.join(layers)} left in float for {cost:.3g} {goal.unit}; "
             f"{reached.value:.6g} instead of {int8.value:.6g}"
         )
-    return found, {
+    return result, {
         "limit": goal.name,
         "value": goal.limit,
         "met": reached.met,
@@ -112,87 +112,87 @@ def search_float_layers(
         "layers": [{"name": name, "cost": search.costs[name]} for name in layers],
         "cost": cost,
         "unit": goal.unit,
-        "judged": len(search.verdicts),
+        "judged": len(search.evaluated),
     }
 
 
 class _Search:
-    """Graphs that were tried, each judged once."""
+    """Search over float layers, with memoized evaluations."""
 
     def __init__(
         self,
-        found: Quantized,
+        quantized: Quantized,
         goal: AccuracyConstraint,
         correct: Callable[[Quantized], Quantized],
         file: Path,
     ) -> None:
-        self._found, self._goal, self._correct, self._file = found, goal, correct, file
-        self.verdicts: dict[frozenset[str], Verdict] = {}
+        self._quantized, self._goal, self._correct, self._file = quantized, goal, correct, file
+        self.evaluated: dict[frozenset[str], Verdict] = {}
         self.costs: Mapping[str, float] = {}
 
-    def graphs(self, layers: tuple[str, ...]) -> Quantized:
-        """The graph with these layers in float."""
-        return self._correct(self._found.leaving(layers)) if layers else self._found
+    def graph(self, layers: tuple[str, ...]) -> Quantized:
+        """Return the graph with these layers in float."""
+        return self._correct(self._quantized.with_float_layers(layers)) if layers else self._quantized
 
-    def judge(self, layers: tuple[str, ...]) -> Verdict:
-        """What the graph with these layers in float reaches."""
+    def evaluate(self, layers: tuple[str, ...]) -> Verdict:
+        """Evaluate the constraint on the graph with these layers in float."""
         key = frozenset(layers)
-        if key not in self.verdicts:
-            report_progress(f"trying {len(layers)} layers in float", len(self.verdicts), None)
-            io.save(self.graphs(layers).graph(), self._file)
-            self.verdicts[key] = self._goal.judge(self._file)
-        return self.verdicts[key]
+        if key not in self.evaluated:
+            report_progress(f"trying {len(layers)} layers in float", len(self.evaluated), None)
+            io.save(self.graph(layers).graph(), self._file)
+            self.evaluated[key] = self._goal.judge(self._file)
+        return self.evaluated[key]
 
     def layers(self, probe: FloatArray, options: QuantizeOptions) -> tuple[str, ...]:
-        """The layers to leave in float; none where even all of them do not help."""
-        if not self.judge(tuple(quantized_layers(self._found))).met:
+        """Return the layers to leave in float; none if all of them miss the limit."""
+        if not self.evaluate(tuple(quantized_layers(self._quantized))).met:
             return ()
-        io.save(self._found.graph(), self._file)
+        io.save(self._quantized.graph(), self._file)
         self.costs = self._goal.costs(self._file)
-        order = by_gain(self._found, self.costs, probe, options)
-        taken: list[str] = []
+        order = by_gain(self._quantized, self.costs, probe, options)
+        chosen: list[str] = []
         missed, size = 0, 1  # the largest number that misses the limit, the next to try
-        while not taken or not self.judge(tuple(taken)).met:
-            missed = len(taken)
-            taken += islice(order, size - missed)
+        while not chosen or not self.evaluate(tuple(chosen)).met:
+            missed = len(chosen)
+            chosen += islice(order, size - missed)
             size *= 2
-        met = len(taken)
+        met = len(chosen)
         while met - missed > 1:
             middle = (met + missed) // 2
-            met, missed = (middle, missed) if self.judge(tuple(taken[:middle])).met else (met, middle)
-        return self._needed(taken[:met])
+            met, missed = (middle, missed) if self.evaluate(tuple(chosen[:middle])).met else (met, middle)
+        return self._necessary(chosen[:met])
 
-    def _needed(self, layers: list[str]) -> tuple[str, ...]:
-        """The layers without those that later ones made superfluous; only the dearest are tried."""
-        kept = layers
-        for name in sorted(layers[:-1], key=lambda name: -self.costs[name])[:GIVEN_BACK]:
-            rest = [other for other in kept if other != name]
-            if self.judge(tuple(rest)).met:
-                kept = rest
-        return tuple(kept)
+    def _necessary(self, layers: list[str]) -> tuple[str, ...]:
+        """Drop layers that later choices made superfluous; try only the most expensive ones."""
+        remaining = layers
+        for name in sorted(layers[:-1], key=lambda name: -self.costs[name])[:RETURNED_TO_INT8]:
+            rest = [other for other in remaining if other != name]
+            if self.evaluate(tuple(rest)).met:
+                remaining = rest
+        return tuple(remaining)
 
 
 def by_gain(
-    found: Quantized, costs: Mapping[str, float], probe: FloatArray, options: QuantizeOptions
+    quantized: Quantized, costs: Mapping[str, float], probe: FloatArray, options: QuantizeOptions
 ) -> Iterator[str]:
-    """Layers in the order in which they should go to float: most gain for its cost first.
+    """Yield layers by descending gain per cost in float.
 
-    All are measured again after every choice: a tensor that two layers read is only freed by both.
+    All layers are measured again after every choice: two layers that share an input free it only together.
 
     Args:
-        found: A quantized graph.
-        costs: Layer -> what it costs in float, > 0.
+        quantized: A quantized graph.
+        costs: Layer -> extra cost in float, > 0.
         probe: Images (N, C, H, W).
-        options: Who measures the layers.
+        options: Workers and backend of the sensitivity analysis.
     """
-    while layers := quantized_layers(found):
-        whole, left = divergences(found, layers, probe, options)
+    while layers := quantized_layers(quantized):
+        whole, left = divergences(quantized, layers, probe, options)
         best = max(layers, key=lambda name: max(whole - left[name], LEAST_GAIN) / costs[name])
         yield best
-        found = found.leaving({best})
+        quantized = quantized.with_float_layers({best})
 
 
-def quantized_layers(found: Quantized) -> list[str]:
-    """Weighted layers that are not in float, in the order of the graph."""
-    names = (str(node.name) for node in found.exact.graph if is_weighted(node))
-    return [name for name in names if name not in found.placement.float_layers]
+def quantized_layers(quantized: Quantized) -> list[str]:
+    """Return the quantized weighted layers in graph order."""
+    names = (str(node.name) for node in quantized.exact.graph if is_weighted(node))
+    return [name for name in names if name not in quantized.placement.float_layers]

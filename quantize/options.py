@@ -1,4 +1,4 @@
-"""What a user may choose."""
+"""Options of quantization."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from edgeship.toolkit.core.parallel import Backend
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """How much work goes into a quantized graph.
+    """Method and effort of post-training quantization.
 
     Attributes:
-        observer: Rule for the ranges of activations: mse, minmax, percentile or entropy. With `mse` and
-            more than the least effort, the error is that of the logits.
-        effort: fast: an observer, nothing else; balanced: equalization, output-aware ranges, weights
-            fitted to what neighbouring inputs share, and bias correction; max: weights fitted to all their
-            inputs and scales learned on the logits, in minutes, and residual Adds in float, for which the
-            engine takes longer (4 % on OpenVINO; not measured on TensorRT; ONNX Runtime adds integers).
-        bias_correction: Whether biases absorb the mean error of their layer; without, the fitted weights do.
-        sensitivity: Whether to measure what each layer costs: seconds to minutes more.
-        workers: Batches of images at a time where layers are measured; more than 1 only pays elsewhere.
-        backend: Where the workers are, see `edgeship.toolkit.core.parallel`.
-        float_layers: Names of convolutions and fully connected layers that stay in float.
+        observer: Rule for activation ranges: logits (least error of the logits; mse with effort fast), mse,
+            minmax, percentile or entropy.
+        effort: fast: observer only; balanced: equalization, logit-aware clipping, GPTQ in small blocks, bias
+            correction; max: GPTQ over all inputs and learned scales, in minutes, and float residual Adds,
+            which increase latency (4 % on OpenVINO; not measured on TensorRT; none on ONNX Runtime).
+        weight_rounding: gptq (by second moments of the inputs; nearest with effort fast) or nearest.
+        bias_correction: Biases absorb the mean error of their layer; without, the GPTQ weights do.
+        sensitivity: Measure the sensitivity of each layer: seconds to minutes more.
+        workers: Parallel batches of the sensitivity analysis; more than 1 is faster only on other machines.
+        backend: Backend of the workers, see `edgeship.toolkit.core.parallel`.
+        float_layers: Names of convolutions and fully connected layers to leave in float.
     """
 
-    observer: str = "mse"
+    observer: str = "logits"
     effort: Literal["fast", "balanced", "max"] = "balanced"
+    weight_rounding: Literal["gptq", "nearest"] = "gptq"
     bias_correction: bool = True
     sensitivity: bool = False
     float_layers: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Tensors whose scale is of no use to most of their values."""
+"""Detection of activations whose scale an outlier sets."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ import numpy as np
 from edgeship.quantization.statistics import TensorStatistics
 from edgeship.toolkit.core.quant import QParams
 
-TYPICAL = 0.95  # part of the values that are not 0
+TYPICAL = 0.95  # quantile of the nonzero values
 FEW_STEPS = 4.0
 
 
 def underused_ranges(
     activations: Mapping[str, QParams], tensors: Mapping[str, TensorStatistics]
 ) -> Iterator[str]:
-    """Say of which tensors nearly all values fall on a few steps, because an outlier sets the scale.
+    """Yield a warning for each tensor whose values nearly all lie within a few quantization steps.
 
     Args:
         activations: Tensor name -> parameters.
-        tensors: Tensor name -> what was seen of it.
+        tensors: Tensor name -> statistics.
     """
     for name, qparams in activations.items():
-        seen = tensors[name]
-        magnitudes = np.abs(seen.sample[seen.sample != 0])
+        tensor = tensors[name]
+        magnitudes = np.abs(tensor.sample[tensor.sample != 0])
         if not len(magnitudes):
             continue
         typical, step = float(np.quantile(magnitudes, TYPICAL)), qparams.scale[0]
         if typical < FEW_STEPS * step:
             yield (
-                f"activation '{name}' loses nearly all it holds: {TYPICAL:.0%} of its values are below "
-                f"{typical:.3g}, one step is {step:.3g}, for an outlier of {seen.largest:.3g}; look for a "
-                "damaged calibration image or channel, or leave the layers that read it in float"
+                f"activation '{name}': {TYPICAL:.0%} of nonzero values are below {typical:.3g}, "
+                f"{FEW_STEPS:g} quantization steps are {FEW_STEPS * step:.3g}; an outlier of "
+                f"{tensor.largest:.3g} sets the scale; check for damaged calibration images or channels, or "
+                "set quantize.float_layers"
             )

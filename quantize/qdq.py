@@ -1,4 +1,4 @@
-"""The quantized graph: weights and activations, each followed by QuantizeLinear and DequantizeLinear."""
+"""Q/DQ graph: insert QuantizeLinear/DequantizeLinear pairs after weights and activations."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def insert(
     *,
     store_integers: bool = False,
 ) -> ir.Model:
-    """Put Q/DQ pairs behind tensors and correct biases.
+    """Insert Q/DQ pairs after tensors and correct biases.
 
-    The form that every TensorRT since 8.2 and every OpenVINO reads: zero points present, scales
-    float32, the axis stated, weights in float before their Q, biases in float.
+    The form is compatible with TensorRT 8.2 and later and with OpenVINO: explicit zero points and axes,
+    float32 scales, float weights before their Q, float biases.
 
     Args:
         model: A float graph.
         activations: Tensor name -> parameters.
         weights: Initializer name -> parameters.
-        biases: Node name -> what is added to its bias, one value an output channel.
-        store_integers: Store weights as the integers they become, with a DQ alone.
+        biases: Node name -> correction of its bias, one value per output channel.
+        store_integers: Store weights as integers, with a DQ alone.
 
     Returns:
-        Another graph.
+        A new graph.
     """
     changed = io.copy(model)
     graph = changed.graph
@@ -48,7 +48,7 @@ def insert(
 
 
 def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, folded: bool) -> None:
-    users = list(value.uses())
+    uses = list(value.uses())
     name = str(value.name)
     per_tensor = qparams.spec.axis is None
     scale = np.asarray(qparams.scale[0] if per_tensor else qparams.scale, np.float32)
@@ -61,10 +61,10 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
     attributes = {} if per_tensor else {"axis": int(qparams.spec.axis or 0)}
 
     def node(kind: str, source: ir.Value, suffix: str) -> ir.Node:
-        own = names.new(f"{name}/{kind[:-6].lower()}")
-        made = ir.node(kind, [source, *constants], attributes=attributes, name=own)
-        made.outputs[0].name = names.new(f"{name}/{suffix}")
-        return made
+        node_name = names.new(f"{name}/{kind[:-6].lower()}")
+        new = ir.node(kind, [source, *constants], attributes=attributes, name=node_name)
+        new.outputs[0].name = names.new(f"{name}/{suffix}")
+        return new
 
     if folded:
         integers = quantize_array(io.constant(value), qparams).astype(qparams.spec.dtype)
@@ -79,9 +79,9 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
     if producer is not None:
         graph.insert_after(producer, pair)
     else:
-        first = users[0].node if len(users) == 1 else min((use.node for use in users), key=graph.index)
+        first = uses[0].node if len(uses) == 1 else min((use.node for use in uses), key=graph.index)
         graph.insert_before(first, pair)
-    for use in users:
+    for use in uses:
         use.node.replace_input_with(use.idx, result)
     if folded:
         graph.initializers.pop(name)
@@ -96,10 +96,10 @@ def _correct(graph: ir.Graph, biases: Mapping[str, FloatArray]) -> None:
         if bias is not None and len(bias.consumers()) == 1:
             io.set_constant(bias, (io.constant(bias) + shift).astype(np.float32))
         elif node.op_type != "MatMul":
-            own = shift if bias is None else io.constant(bias) + shift
-            value = io.add_constant(graph, f"{node.name}/bias", own.astype(np.float32))
+            corrected = shift if bias is None else io.constant(bias) + shift
+            value = io.add_constant(graph, f"{node.name}/bias", corrected.astype(np.float32))
             inputs = [*node.inputs[:2], value]
-            replaced = ir.Node(
+            replacement = ir.Node(
                 node.domain,
                 node.op_type,
                 inputs,
@@ -107,10 +107,10 @@ def _correct(graph: ir.Graph, biases: Mapping[str, FloatArray]) -> None:
                 name=node.name,
                 outputs=None,
             )
-            _take_place(graph, node, replaced)
+            _replace(graph, node, replacement)
 
 
-def _take_place(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
     result, before = new.outputs[0], old.outputs[0]
     result.shape, result.type = before.shape, before.type
     graph.insert_after(old, new)

@@ -1,4 +1,4 @@
-"""From an observed range to scale and zero point."""
+"""Quantization parameters: scale and zero point from a range."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy.typing as npt
 from edgeship.toolkit.core.errors import QuantizationError
 from edgeship.toolkit.core.quant import QParams, QuantSpec, Range
 
-MIN_SCALE = 2.0**-23  # float32 epsilon: a pruned-away, all-zero channel still divides safely
+MIN_SCALE = 2.0**-23  # float32 epsilon: avoids division by zero in all-zero (pruned) channels
 
 
-def choose_qparams(seen: Range, spec: QuantSpec) -> QParams:
-    """Choose the scale and zero point that cover an observed range.
+def choose_qparams(observed: Range, spec: QuantSpec) -> QParams:
+    """Choose scale and zero point to cover a range.
 
-    A real x is stored as the integer q = clip(round(x / scale) + zero_point) and read back as
-    (q - zero_point) * scale. The range is first widened to hold 0, so padding and ReLU stay exact.
+    A real x is stored as q = clip(round(x / scale) + zero_point) and dequantized as
+    (q - zero_point) * scale. The range is widened to contain 0, so that padding and ReLU are exact.
 
     Args:
-        seen: C lowest and C highest values, in the tensor's units; C = 1 is per-tensor.
+        observed: C lowest and C highest values, in the tensor's units; C = 1 is per-tensor.
         spec: Integer type, symmetry and axis.
 
     Returns:
@@ -32,12 +32,14 @@ def choose_qparams(seen: Range, spec: QuantSpec) -> QParams:
     Source:
         Jacob et al. 2018, arXiv:1712.05877, eq. 1; Wu et al. 2020, arXiv:2004.09602, sec. 3.1.
     """
-    if not (np.isfinite([seen.low, seen.high]).all() and np.less_equal(seen.low, seen.high).all()):
+    if not (
+        np.isfinite([observed.low, observed.high]).all() and np.less_equal(observed.low, observed.high).all()
+    ):
         raise QuantizationError(
-            f"unusable range: low {seen.low}, high {seen.high}",
+            f"unusable range: low {observed.low}, high {observed.high}; expected finite low <= high",
             hint="find the tensor with `edgeship inspect`; look for NaN in its inputs",
         )
-    low, high = np.minimum(seen.low, 0.0), np.maximum(seen.high, 0.0)
+    low, high = np.minimum(observed.low, 0.0), np.maximum(observed.high, 0.0)
     if spec.symmetric:
         largest = np.maximum(-low, high) if spec.dtype == "int8" else high
         scale = np.maximum(largest / spec.quant_max, MIN_SCALE)
@@ -49,7 +51,7 @@ def choose_qparams(seen: Range, spec: QuantSpec) -> QParams:
 
 
 def weight_qparams(weight: npt.NDArray[np.float32], spec: QuantSpec) -> QParams:
-    """Scales of a weight tensor, one for every channel of `spec.axis`, from its largest magnitudes.
+    """Choose the scales of a weight tensor, one per channel of `spec.axis`, from its largest magnitudes.
 
     Raises:
         QuantizationError: A weight is NaN or infinite.
@@ -62,7 +64,7 @@ def weight_qparams(weight: npt.NDArray[np.float32], spec: QuantSpec) -> QParams:
 
 
 def quantize_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDArray[np.int32]:
-    """The integers of an array, rounded half to even as ONNX QuantizeLinear does."""
+    """Quantize an array; round half to even as ONNX QuantizeLinear."""
     scale, zero_point = (each.astype(np.float32) for each in _along_axis(values, qparams))
     steps = values / scale
     np.round(steps, out=steps)

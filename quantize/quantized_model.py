@@ -1,4 +1,4 @@
-"""A graph on its way to INT8."""
+"""State of a graph during INT8 quantization."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from edgeship.toolkit.graph.dialect import drop_identities
 
 @dataclass(slots=True)
 class Quantized:
-    """A graph that is being quantized.
+    """Float graph with its placement, quantization parameters and corrections.
 
     Attributes:
         source: The float graph with the channel scales of `model`.
-        scheme: What the target wants.
-        exact: `source`, in which layers that stay in float have weights of their own.
-        model: The graph whose weights are quantized: `exact`, or with fitted weights, on their grid.
-        statistics: Statistics of that graph.
-        placement: What is quantized.
+        scheme: Quantization scheme of the target.
+        exact: `source` with separate copies of weights that float and quantized layers share.
+        model: `exact`, or `exact` with GPTQ weights on their grid.
+        statistics: Statistics of `source`.
+        placement: Quantized tensors.
         activations: Tensor name -> parameters.
         weights: Initializer name -> parameters.
         biases: Node name -> correction.
-        warnings: What the reader of the report must know.
-        learned: Whether scales and weights were learned together: then nothing of it is fitted anew.
-        execution: How PyTorch runs `exact` and `model`.
+        warnings: Warnings for the report.
+        learned: Scales were learned: weights and biases are not fitted again.
+        execution: Execution settings of `exact` and `model` in PyTorch.
+        observer: Rule that chose the ranges.
+        weight_rounding: gptq or nearest.
     """
 
     source: ir.Model
@@ -47,43 +49,45 @@ class Quantized:
     warnings: list[str]
     learned: bool = False
     execution: Execution = DEFAULT
+    observer: str = "mse"
+    weight_rounding: str = "nearest"
 
     def graph(self) -> ir.Model:
-        """The graph with its Q/DQ pairs."""
+        """Return the Q/DQ graph."""
         store_integers = self.scheme.store_integers
-        made = qdq.insert(
+        graph = qdq.insert(
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
         )
-        drop_identities(made)  # of `placement.fork`
-        return made
+        drop_identities(graph)  # from `placement.add_float_bypass`
+        return graph
 
-    def placed(self, layers: Collection[str]) -> Placement:
-        """What would be quantized with more layers in float."""
-        exact = self.placement.float_layers.union(layers)
-        kept = self.placement.float_tensors
-        seen = self.statistics
-        return place(self.source, self.scheme, exact, seen.largest, seen.lowest, kept)
+    def place_with_float_layers(self, layers: Collection[str]) -> Placement:
+        """Return the placement with more layers in float."""
+        float_layers = self.placement.float_layers.union(layers)
+        largest, lowest = self.statistics.largest, self.statistics.lowest
+        float_tensors = self.placement.float_tensors
+        return place(self.source, self.scheme, float_layers, largest, lowest, float_tensors)
 
     def value(self, tensor: str) -> ir.Value:
-        """A tensor of the float graph, by name."""
-        made = (value for node in self.exact.graph for value in node.outputs)
-        return next(value for value in (*self.exact.graph.inputs, *made) if value.name == tensor)
+        """Return a tensor of the float graph by name."""
+        outputs = (value for node in self.exact.graph for value in node.outputs)
+        return next(value for value in (*self.exact.graph.inputs, *outputs) if value.name == tensor)
 
-    def without(self, tensors: Collection[str]) -> Quantized:
-        """The same with some tensors in float."""
-        kept = {name: q for name, q in self.activations.items() if name not in tensors}
+    def with_float_tensors(self, tensors: Collection[str]) -> Quantized:
+        """Return a copy with some tensors in float."""
+        activations = {name: q for name, q in self.activations.items() if name not in tensors}
         placement = replace(
             self.placement,
-            activations={name: self.placement.activations[name] for name in kept},
+            activations={name: self.placement.activations[name] for name in activations},
             float_tensors=self.placement.float_tensors.union(tensors),
         )
-        return replace(self, placement=placement, activations=kept)
+        return replace(self, placement=placement, activations=activations)
 
-    def leaving(self, layers: Collection[str]) -> Quantized:
-        """The same with more layers in float; what the others use stays as it is."""
-        placement = self.placed(layers)
+    def with_float_layers(self, layers: Collection[str]) -> Quantized:
+        """Return a copy with more layers in float; parameters of the other layers do not change."""
+        placement = self.place_with_float_layers(layers)
         exact = model = duplicate_shared_weights(self.source, placement)
-        if self.model is not self.exact:  # fitted weights
+        if self.model is not self.exact:  # GPTQ weights
             model = io.copy(exact)
             for name in placement.weights:
                 fitted = io.constant(self.model.graph.initializers[name])

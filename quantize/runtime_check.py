@@ -1,12 +1,12 @@
-"""Comparison of a runtime with the graph it runs, and repair of what differs.
+"""Comparison of a runtime with its Q/DQ graph in float arithmetic, and repair of differences.
 
-A Q/DQ graph in float arithmetic is exact; a runtime fuses it into integer kernels. These may round a result
-once more than the graph does (OpenVINO's averages) or once less (a sum that takes in a convolution). Such an
-error is as large as what quantization itself rounds there, so the noise of the logits doubles at most: 3 dB.
-Where it grows by more, the runtime computes something else.
+Float arithmetic executes a Q/DQ graph exactly; a runtime fuses it into integer kernels, which may round a
+result once more than the graph (averages in OpenVINO) or once less (an Add fused with a convolution). Such an
+error equals one quantization error, so the noise of the logits doubles at most: 3 dB. A larger difference is
+a fault of the runtime.
 
-The tensor where that begins is found by bisection: of the quantized tensors, in the order of the graph, only
-the first k keep their pair. The k-th is left in float, and the whole graph is compared again.
+Bisection finds the first tensor at fault: of the quantized tensors in graph order, only the first k have Q/DQ
+pairs. The k-th tensor becomes float, and the whole graph is compared again.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import sqnr_db
 from edgeship.toolkit.graph import io
 
-TOLERANCE_DB = 3.0  # every rounding twice: twice the noise
-CLOSE_DB = 50.0  # real against exact: what one 8-bit rounding of a whole range leaves, 6.02 x 8 + 1.76 dB
-MOST_REPAIRS = 8  # tensors that are mended before the check gives up
+TOLERANCE_DB = 3.0  # every value rounded twice: twice the noise
+CLOSE_DB = 50.0  # runtime against exact: SQNR of one 8-bit rounding, 6.02 x 8 + 1.76 dB
+MAX_REPAIRS = 8  # tensors
 
 Run = Callable[[Path, FloatArray], FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs graphs.
+    """Inference functions of a target: its runtime and exact arithmetic.
 
     Attributes:
-        name: Of the target, for messages.
-        real: Logits (N, classes) of a Q/DQ graph and N images, as the target computes them.
-        exact: The same in float arithmetic, as the graph is written; of a float graph too.
+        name: Name of the target, for messages.
+        real: Compute logits (N, classes) of a Q/DQ graph and N images by the target's runtime.
+        exact: Compute logits of a Q/DQ or float graph in float arithmetic.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Logits of one graph by a runtime and in exact arithmetic, each against the float network, in dB.
+    """SQNR of the logits of one graph, in dB.
 
     Attributes:
-        exact_db: Signal to noise of exact arithmetic.
-        real_db: Signal to noise of the runtime.
-        apart_db: Signal to noise of the runtime against exact arithmetic.
+        exact_db: Exact arithmetic against the float network.
+        real_db: Runtime against the float network.
+        apart_db: Runtime against exact arithmetic.
     """
 
     exact_db: float
@@ -65,33 +65,33 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """True if rounding explains the difference; NaN never does."""
+        """True if rounding explains the difference; False for NaN."""
         return self.apart_db >= CLOSE_DB or self.exact_db - self.real_db <= TOLERANCE_DB
 
 
 def check(
-    found: Quantized, float_model: ir.Model, runtime: Runtime, images: FloatArray
+    quantized: Quantized, float_model: ir.Model, runtime: Runtime, images: FloatArray
 ) -> tuple[Quantized, dict[str, Any]]:
-    """Compare a quantized graph with what its runtime computes; leave in float what differs.
+    """Compare a quantized graph in exact arithmetic with its runtime; leave differing tensors in float.
 
     Args:
-        found: The quantized graph.
+        quantized: The quantized graph.
         float_model: The float network.
-        runtime: What runs it.
+        runtime: Inference functions of the target.
         images: Some calibration images (N, C, H, W).
 
     Returns:
-        The graph, changed where that was necessary, and its summary: {status: "equal", "repaired",
-        "differs" or "refused", images, exact_db, real_db, apart_db, before_db, repaired: [{tensor, layer}],
-        begins_at, reason}; `before_db` is `real_db` before any repair, `begins_at` a layer that was not.
+        The graph, with repairs if necessary, and a summary: {status: "equal", "repaired", "differs" or
+        "refused", images, exact_db, real_db, apart_db, before_db, repaired: [{tensor, layer}], begins_at,
+        reason}; `before_db` is `real_db` before repairs, `begins_at` the first layer that still differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         trial = _Trial(runtime, float_model, images, Path(folder) / "graph.onnx")
         try:
-            return _mended(found, trial)
+            return _repaired(quantized, trial)
         except ToolkitError as error:
-            found.warnings.append(f"{runtime.name} does not run the graph: {error}")
-            return found, _summary("refused", trial, None, reason=str(error))
+            quantized.warnings.append(f"{runtime.name} does not run the graph: {error}")
+            return quantized, _summary("refused", trial, None, reason=str(error))
 
 
 @dataclass(slots=True)
@@ -102,64 +102,64 @@ class _Trial:
     file: Path
     _float: FloatArray | None = field(default=None, init=False)
 
-    def compare(self, found: Quantized) -> Comparison:
-        """Run a graph both ways."""
+    def compare(self, quantized: Quantized) -> Comparison:
+        """Run a graph by the runtime and in exact arithmetic."""
         if self._float is None:
             io.save(self.float_model, self.file)
             self._float = self.runtime.exact(self.file, self.images)
-        io.save(found.graph(), self.file)
+        io.save(quantized.graph(), self.file)
         exact, real = (run(self.file, self.images) for run in (self.runtime.exact, self.runtime.real))
         return Comparison(sqnr_db(self._float, exact), sqnr_db(self._float, real), sqnr_db(exact, real))
 
 
-def _mended(found: Quantized, trial: _Trial) -> tuple[Quantized, dict[str, Any]]:
-    before = now = trial.compare(found)
+def _repaired(quantized: Quantized, trial: _Trial) -> tuple[Quantized, dict[str, Any]]:
+    before = now = trial.compare(quantized)
     repairs: list[dict[str, Any]] = []
     while not now.equal:
-        report_progress(f"finding where {trial.runtime.name} differs", len(repairs), None)
-        start = _first_that_differs(found, trial)
-        layer = None if start is None else _layer(found, start)
-        if start is None or len(repairs) == MOST_REPAIRS:
-            found.warnings.append(_differs(trial.runtime, now, layer))
-            return found, _summary("differs", trial, now, before, repairs, layer)
-        found = found.without([start])
+        report_progress(f"finding the tensor where {trial.runtime.name} differs", len(repairs), None)
+        start = _first_differing_tensor(quantized, trial)
+        layer = None if start is None else _layer(quantized, start)
+        if start is None or len(repairs) == MAX_REPAIRS:
+            quantized.warnings.append(_difference_warning(trial.runtime, now, layer))
+            return quantized, _summary("differs", trial, now, before, repairs, layer)
+        quantized = quantized.with_float_tensors([start])
         repairs.append({"tensor": start, "layer": layer})
-        now = trial.compare(found)
+        now = trial.compare(quantized)
     if repairs:
         layers = ", ".join(f"'{each['layer']}'" for each in repairs)
-        found.warnings.append(
-            f"{trial.runtime.name} computed something else than the graph, {before.real_db:.1f} dB for "
-            f"{before.exact_db:.1f}: the result of {layers} is left in float, for {now.real_db:.1f} dB"
+        quantized.warnings.append(
+            f"{trial.runtime.name} computed other logits than the graph: SQNR {before.real_db:.1f} dB, exact "
+            f"{before.exact_db:.1f} dB; the result of {layers} is left in float, now {now.real_db:.1f} dB"
         )
-    return found, _summary("repaired" if repairs else "equal", trial, now, before, repairs)
+    return quantized, _summary("repaired" if repairs else "equal", trial, now, before, repairs)
 
 
-def _first_that_differs(found: Quantized, trial: _Trial) -> str | None:
-    """Return the first quantized tensor up to which the runtime differs; None: it differs without any."""
-    names = list(found.activations)
+def _first_differing_tensor(quantized: Quantized, trial: _Trial) -> str | None:
+    """Return the first tensor whose Q/DQ pair causes a difference; None if there is one without pairs."""
+    names = list(quantized.activations)
     equal, differs = 0, len(names)
-    if not names or not trial.compare(found.without(names)).equal:
+    if not names or not trial.compare(quantized.with_float_tensors(names)).equal:
         return None
     while differs - equal > 1:
         middle = (equal + differs) // 2
-        if trial.compare(found.without(names[middle:])).equal:
+        if trial.compare(quantized.with_float_tensors(names[middle:])).equal:
             equal = middle
         else:
             differs = middle
     return names[differs - 1]
 
 
-def _layer(found: Quantized, tensor: str) -> str:
-    """Return the name of the node that makes a tensor; of an input, the tensor's."""
-    producer = found.value(tensor).producer()
+def _layer(quantized: Quantized, tensor: str) -> str:
+    """Return the name of a tensor's producer; for a graph input, the name of the tensor."""
+    producer = quantized.value(tensor).producer()
     return tensor if producer is None else str(producer.name)
 
 
-def _differs(runtime: Runtime, now: Comparison, layer: str | None) -> str:
+def _difference_warning(runtime: Runtime, now: Comparison, layer: str | None) -> str:
     where = f" from '{layer}' on" if layer else ""
     return (
-        f"{runtime.name} computes something else than the graph{where}: {now.real_db:.1f} dB for "
-        f"{now.exact_db:.1f} in exact arithmetic; leaving tensors in float does not help"
+        f"{runtime.name} computes other logits than the graph{where}: SQNR {now.real_db:.1f} dB, exact "
+        f"{now.exact_db:.1f} dB; leaving tensors in float does not help"
     )
 
 
@@ -184,5 +184,5 @@ def _summary(
 
 
 def _finite(value: float | None) -> float | None:
-    """Return a figure that JSON can hold."""
+    """Return a finite value, else None: JSON has no NaN or infinity."""
     return value if value is not None and math.isfinite(value) else None

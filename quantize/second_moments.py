@@ -1,4 +1,4 @@
-"""Moments of what layers read and give in the float network: what fitted weights and biases have to know."""
+"""Second moments of layer inputs and channel means of outputs, for GPTQ and bias correction."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from edgeship.quantization.placement import is_weighted
 from edgeship.quantization.torch_executor import TorchExecutor, side_by_side
 from edgeship.toolkit.core.memory import release_freed_memory
 
-GROUPS = 2  # of images whose moments are summed up side by side: memory
+GROUPS = 2  # of images, summed in parallel, each with its own moments: bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What a float pass saw.
+class LayerMoments:
+    """Input moments and output means of layers in the float network.
 
     Attributes:
         means: Output of a convolution or matrix product -> mean of every image and channel, (N, C).
-        moments: Second moments (B, K, K) of what each reader's weights are multiplied with; about their
-            means, where a bias makes up for these.
+        moments: Second moments (B, K, K) of each layer's inputs; centred, if bias correction absorbs the
+            mean.
     """
 
     means: dict[str, Tensor]
@@ -33,13 +33,13 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """A convolution or matrix product, and how its inputs are taken together.
+class BlockedLayer:
+    """Convolution or matrix product whose inputs are divided into blocks.
 
     Attributes:
-        node: It.
-        shape: Of its weights, outputs first: (O, I, ...).
-        channels: Of its input in one block: with a kernel's taps, K = channels x taps numbers.
+        node: Node of the layer.
+        shape: Shape of the weights, outputs first: (O, I, ...).
+        channels: Input channels in a block; with the kernel taps, K = channels x taps inputs.
     """
 
     node: ir.Node
@@ -48,17 +48,17 @@ class Reader:
 
     @property
     def width(self) -> int:
-        """Numbers in a block, K."""
+        """Inputs in a block, K."""
         return self.channels * math.prod(self.shape[2:])
 
     @property
     def blocks(self) -> int:
-        """Blocks, B; the last one may be filled up with zeros."""
+        """Blocks, B; the last one may be padded with zeros."""
         return -(-self.shape[1] // self.channels)
 
 
 class Moments:
-    """Second moments about the mean of rows that come in parts.
+    """Second moments about the mean, accumulated over parts of the rows.
 
     Source:
         Chan et al. 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances.
@@ -70,112 +70,115 @@ class Moments:
         self.squares = torch.zeros(blocks, width, width)
 
     def add(self, rows: Tensor) -> None:
-        """Take up rows (B, R, K)."""
+        """Add rows (B, R, K)."""
         mean = rows.mean(1, keepdim=True)
-        rows = torch.cat([rows - mean, self._moved(mean, rows.shape[1])], 1)
+        rows = torch.cat([rows - mean, self._shift_mean(mean, rows.shape[1])], 1)
         self.squares.baddbmm_(rows.transpose(1, 2), rows)
 
     def merge(self, other: Moments) -> None:
-        """Take up what another one was given."""
-        row = self._moved(other.mean, other.count)
+        """Add the rows of another accumulator."""
+        row = self._shift_mean(other.mean, other.count)
         self.squares.add_(other.squares).baddbmm_(row.transpose(1, 2), row)
 
-    def _moved(self, mean: Tensor, count: int) -> Tensor:
-        """Count rows of another mean; the row (B, 1, K) whose square makes up for the two means."""
-        apart, total = mean - self.mean, self.count + count
-        row = apart * math.sqrt(self.count * count / total)
-        self.mean += apart * (count / total)
+    def _shift_mean(self, mean: Tensor, count: int) -> Tensor:
+        """Update the mean by `count` rows; return the row (B, 1, K) whose square corrects the moments."""
+        difference, total = mean - self.mean, self.count + count
+        row = difference * math.sqrt(self.count * count / total)
+        self.mean += difference * (count / total)
         self.count = total
         return row
 
     def about_zero(self) -> Tensor:
-        """What there is before the mean is taken away, (B, K, K); these moments are used up by it."""
+        """Return the moments about zero, (B, K, K), in place: the accumulator is invalid afterwards."""
         return self.squares.baddbmm_(self.mean.transpose(1, 2), self.mean, alpha=self.count)
 
 
-def observe(
+def collect_moments(
     network: TorchExecutor,
     images: Sequence[Tensor],
-    readers: Sequence[Reader],
+    layers: Sequence[BlockedLayer],
     rows: int,
     *,
     biases: bool = True,
-) -> Observed:
-    """Run the float network once.
+) -> LayerMoments:
+    """Run the float network once and accumulate moments.
 
     Args:
         network: The float graph.
         images: (N, C, H, W) each.
-        readers: Layers whose inputs' second moments are asked for.
-        rows: Positions that these are taken over, about.
-        biases: Whether bias correction makes up for the means, where there is a bias.
+        layers: Layers for input moments.
+        rows: Approximate number of positions for the moments.
+        biases: Bias correction absorbs the means, where there is a bias.
     """
-    some = -(-len(images) // GROUPS)
-    groups = [images[start : start + some] for start in range(0, len(images), some)]
-    watches = [_Watch(network, readers, max(rows // len(images), 1)) for _ in groups]
-    for _ in side_by_side(lambda pair: pair[0].run(pair[1]), zip(watches, groups, strict=True)):
+    size = -(-len(images) // GROUPS)
+    groups = [images[start : start + size] for start in range(0, len(images), size)]
+    recorders = [_Recorder(network, layers, max(rows // len(images), 1)) for _ in groups]
+    for _ in side_by_side(lambda pair: pair[0].run(pair[1]), zip(recorders, groups, strict=True)):
         pass
-    means = {name: torch.cat([part for w in watches for part in w.means[name]]) for name in watches[0].means}
-    moments = watches[0].moments
-    for watch in watches[1:]:
-        for mine, theirs in zip(moments, watch.moments, strict=True):
-            mine.merge(theirs)
-    del watches
+    means = {
+        name: torch.cat([part for each in recorders for part in each.means[name]])
+        for name in recorders[0].means
+    }
+    moments = recorders[0].moments
+    for recorder in recorders[1:]:
+        for total, part in zip(moments, recorder.moments, strict=True):
+            total.merge(part)
+    del recorders
     release_freed_memory()
-    uncentred = [not biases or reader.node.op_type == "MatMul" for reader in readers]
-    return Observed(
+    uncentred = [not biases or layer.node.op_type == "MatMul" for layer in layers]
+    return LayerMoments(
         means,
         [m.about_zero() if zero else m.squares for m, zero in zip(moments, uncentred, strict=True)],
     )
 
 
-class _Watch:
-    """Looks at some images on their way through the float network."""
+class _Recorder:
+    """Moments and means over one group of images."""
 
-    def __init__(self, network: TorchExecutor, readers: Sequence[Reader], rows: int) -> None:
+    def __init__(self, network: TorchExecutor, layers: Sequence[BlockedLayer], rows: int) -> None:
         self.means: dict[str, list[Tensor]] = {
             str(node.outputs[0].name): [] for node in network.nodes if is_weighted(node)
         }
-        self.moments = [Moments(reader.blocks, reader.width) for reader in readers]
+        self.moments = [Moments(layer.blocks, layer.width) for layer in layers]
         self._network, self._rows = network, rows
-        self._readers: dict[str, list[tuple[Reader, Moments]]] = {}
-        for reader, seen in zip(readers, self.moments, strict=True):
-            self._readers.setdefault(str(reader.node.inputs[0].name), []).append((reader, seen))  # type: ignore[union-attr]
+        self._layers: dict[str, list[tuple[BlockedLayer, Moments]]] = {}
+        for layer, moments in zip(layers, self.moments, strict=True):
+            self._layers.setdefault(str(layer.node.inputs[0].name), []).append((layer, moments))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def run(self, images: Sequence[Tensor]) -> None:
         for part in images:
-            self._network(part, self._look)
+            self._network(part, self._record)
 
-    def _look(self, name: str, value: Tensor) -> Tensor:
+    def _record(self, name: str, value: Tensor) -> Tensor:
         if name in self.means:
             self.means[name].append(channel_means(value))
-        for reader, seen in self._readers.get(name, ()):
-            rows = columns(reader.node, reader.shape, value, self._rows)
-            seen.add(in_blocks(rows, reader.width))
+        for layer, moments in self._layers.get(name, ()):
+            rows = im2col(layer.node, layer.shape, value, self._rows)
+            moments.add(in_blocks(rows, layer.width))
         return value
 
 
 def channel_means(values: Tensor) -> Tensor:
-    """Means of (N, C, ...) over all but images and channels, (N, C)."""
+    """Average (N, C, ...) over positions to (N, C)."""
     return values.mean(tuple(range(2, values.ndim))) if values.ndim > 2 else values.clone()
 
 
 def in_blocks(values: Tensor, width: int) -> Tensor:
-    """Rows (R, C) in blocks of so many numbers, (B, R, width); the last one filled up with zeros."""
+    """Divide rows (R, C) into blocks of `width` columns, (B, R, width); the last one is padded with zeros."""
     missing = -values.shape[1] % width
-    filled = F.pad(values, (0, missing)) if missing else values
-    return filled.reshape(len(values), -1, width).transpose(0, 1)
+    padded = F.pad(values, (0, missing)) if missing else values
+    return padded.reshape(len(values), -1, width).transpose(0, 1)
 
 
-def columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> Tensor:
-    """What the weights of an output are multiplied with, (positions, K), at about `most` positions."""
+def im2col(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> Tensor:
+    """Return the input rows of a layer as a matrix product, (positions, K), at about `most` positions."""
     if node.op_type != "Conv":
-        turned = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
-        rows = values.T if turned else values.reshape(-1, shape[1])
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
+        rows = values.T if transposed else values.reshape(-1, shape[1])
         return rows[:: max(len(rows) // most, 1)]
 
-    def two(name: str) -> tuple[int, int]:
+    def int_pair(name: str) -> tuple[int, int]:
         attribute = node.attributes.get(name)
         first, second = (1, 1) if attribute is None else attribute.as_ints()
         return int(first), int(second)
@@ -183,13 +186,14 @@ def columns(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) ->
     pads = node.attributes.get("pads")
     top, left, bottom, right = (0, 0, 0, 0) if pads is None else (int(i) for i in pads.as_ints())
     padded = F.pad(values, (left, right, top, bottom)) if max(top, left, bottom, right) else values
-    down, across = two("strides")
-    below, beside = two("dilations")
-    apart = max(math.isqrt(len(values) * values.shape[2] * values.shape[3] // (down * across * most)), 1)
-    ends = padded.shape[2] - below * (shape[2] - 1), padded.shape[3] - beside * (shape[3] - 1)
+    stride_y, stride_x = int_pair("strides")
+    dilation_y, dilation_x = int_pair("dilations")
+    positions = len(values) * values.shape[2] * values.shape[3] // (stride_y * stride_x)
+    thinning = max(math.isqrt(positions // most), 1)
+    ends = padded.shape[2] - dilation_y * (shape[2] - 1), padded.shape[3] - dilation_x * (shape[3] - 1)
     taps = [
-        padded[:, :, y : y + ends[0] : down * apart, x : x + ends[1] : across * apart]
-        for y in range(0, below * shape[2], below)
-        for x in range(0, beside * shape[3], beside)
+        padded[:, :, y : y + ends[0] : stride_y * thinning, x : x + ends[1] : stride_x * thinning]
+        for y in range(0, dilation_y * shape[2], dilation_y)
+        for x in range(0, dilation_x * shape[3], dilation_x)
     ]
     return torch.stack(taps, 2).permute(0, 3, 4, 1, 2).reshape(-1, shape[1] * len(taps))

@@ -1,4 +1,4 @@
-"""Which layer and which quantizer costs what: each quantized alone, and each alone left in float."""
+"""Sensitivity analysis: quantize each layer or quantizer alone, and leave each alone in float."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from edgeship.toolkit.core.parallel import ordered
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
 
-BATCH_PIXELS = 2**14  # every tensor of so many pixels is kept three times: 4 images at 64 px, 1 at 224 px
+BATCH_PIXELS = 2**14  # every tensor is stored three times: 4 images at 64 px, 1 at 224 px
 DEFAULT = QuantizeOptions()
-EXACT_DB = 200.0  # stands for no noise at all: JSON has no infinity
+EXACT_DB = 200.0  # no noise; JSON has no infinity
 KINDS = {"Conv": "Convolution", "Gemm": "FullyConnected", "MatMul": "FullyConnected"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one layer or quantizer does to the logits.
+    """Error of the logits by one layer or quantizer.
 
-    A layer is its weights, its bias correction, and its reading of its input. In float it reads a tensor
-    as it was made only if no other layer wants that quantized (see `placement`). An activation is quantized
-    for all that read it.
+    A layer comprises its weights, bias correction and input quantization. In float its input is unquantized
+    only if no other layer requires the Q/DQ pair (see `placement`). An activation is quantized for all its
+    consumers.
 
     Attributes:
         name: Node of a layer, tensor of an activation, initializer of weights.
         kind: "Convolution", "FullyConnected", "activation" or "weight".
-        alone_sqnr_db: SQNR of the logits with only this one quantized, in dB.
-        alone_kl: KL divergence of the softmax with only this one quantized, in nats an image.
-        float_sqnr_db: SQNR of the logits with everything quantized but this one.
-        float_kl: KL divergence with everything quantized but this one.
-        drop_db: SQNR that the logits lose by this one: float_sqnr_db less that of the quantized network.
-        sqnr_db: SQNR of a layer's output when everything is quantized; None for a quantizer.
+        alone_sqnr_db: SQNR of the logits with only this row quantized, in dB.
+        alone_kl: KL divergence of the softmax with only this row quantized, in nats per image.
+        float_sqnr_db: SQNR of the logits with only this row in float.
+        float_kl: KL divergence with only this row in float.
+        drop_db: Loss of SQNR by this row: float_sqnr_db minus SQNR of the quantized network.
+        sqnr_db: SQNR of a layer's output in the quantized network; None for a quantizer.
     """
 
     name: str
@@ -65,32 +65,32 @@ def analyse(
     quantizers: bool = True,
     options: QuantizeOptions = DEFAULT,
 ) -> list[Row]:
-    """Find out what every layer and quantizer costs.
+    """Measure the sensitivity of every layer and quantizer.
 
-    The float and the quantized network run once and all their tensors are kept; for each row only what
-    depends on the changed tensor is computed again.
+    The float and the quantized network run once and all tensors are stored; each row recomputes only the
+    tensors downstream of its change.
 
     Args:
         prepared: A quantized graph.
-        exact: The float graph with the same channel scales (equalized, its rounding not learned).
+        exact: The float graph with the same channel scales (equalized).
         probe: Images (N, C, H, W).
-        quantizers: Whether activations and weights get rows of their own, beside layers.
-        options: Who works on the images.
+        quantizers: Add rows for activations and weights.
+        options: Workers and backend.
 
     Returns:
         Layers in the order of the graph, then activations, then weights.
     """
     subjects = tuple(_subjects(prepared, quantizers=quantizers))
-    seen = _measured(_Measure(prepared, exact, subjects, alone=True), probe, options)
-    exactly, coarsely = _joined(part.exact for part in seen), _joined(part.coarse for part in seen)
+    parts = _measured(_Measure(prepared, exact, subjects, alone=True), probe, options)
+    float_logits, int8_logits = _joined(part.exact for part in parts), _joined(part.int8 for part in parts)
     return [
         _row(
             subject,
-            exactly,
-            coarsely,
-            _joined(part.alone[index] for part in seen),
-            _joined(part.without[index] for part in seen),
-            _power(seen, index),
+            float_logits,
+            int8_logits,
+            _joined(part.alone[index] for part in parts),
+            _joined(part.without[index] for part in parts),
+            _layer_sqnr_db(parts, index),
         )
         for index, subject in enumerate(subjects)
     ]
@@ -99,31 +99,31 @@ def analyse(
 def divergences(
     prepared: Quantized, layers: Iterable[str], probe: FloatArray, options: QuantizeOptions = DEFAULT
 ) -> tuple[float, dict[str, float]]:
-    """What it would help to leave layers in float, one at a time.
+    """Measure the KL divergence with each layer alone left in float.
 
     Args:
         prepared: A quantized graph.
         layers: Weighted layers that are quantized.
         probe: Images (N, C, H, W).
-        options: Who works on the images.
+        options: Workers and backend.
 
     Returns:
-        KL divergence of the softmax from the float network's, in nats an image: as it is, and with each layer
-        in float.
+        KL divergence of the softmax from the float network's, in nats per image: of the quantized network,
+        and by layer in float.
     """
-    asked = set(layers)
-    subjects = tuple(s for s in _subjects(prepared, quantizers=False) if s.name in asked)
-    seen = _measured(_Measure(prepared, prepared.exact, subjects, alone=False), probe, options)
-    exactly = _joined(part.exact for part in seen)
-    left = {
-        subject.name: kl_divergence(exactly, _joined(part.without[index] for part in seen))
+    requested = set(layers)
+    subjects = tuple(s for s in _subjects(prepared, quantizers=False) if s.name in requested)
+    parts = _measured(_Measure(prepared, prepared.exact, subjects, alone=False), probe, options)
+    float_logits = _joined(part.exact for part in parts)
+    by_layer = {
+        subject.name: kl_divergence(float_logits, _joined(part.without[index] for part in parts))
         for index, subject in enumerate(subjects)
     }
-    return kl_divergence(exactly, _joined(part.coarse for part in seen)), left
+    return kl_divergence(float_logits, _joined(part.int8 for part in parts)), by_layer
 
 
 def to_json(rows: Iterable[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Rows as quantize/sensitivity.json holds them for a target: {"layers": [...], "quantizers": [...]}."""
+    """Convert rows to the JSON form of a target: {"layers": [...], "quantizers": [...]}."""
     described = [asdict(row) for row in rows]
     return {
         "layers": [row for row in described if row["kind"] in KINDS.values()],
@@ -136,22 +136,22 @@ class _Subject:
     """A layer, or the quantizer of a tensor.
 
     Attributes:
-        name: Of the node, the tensor or the initializer.
-        kind: As of `Row`.
-        points: Tensors that are no longer quantized without it.
+        name: Name of the node, the tensor or the initializer.
+        kind: See `Row`.
+        freed: Tensors without a Q/DQ pair if the subject is in float.
     """
 
     name: str
     kind: str
-    points: frozenset[str] = frozenset()
+    freed: frozenset[str] = frozenset()
 
     @property
     def is_layer(self) -> bool:
-        """Whether it is a layer."""
+        """True for a layer, False for a quantizer."""
         return self.kind in KINDS.values()
 
-    def is_made_by(self, node: ir.Node) -> bool:
-        """Whether it is this layer."""
+    def is_layer_of(self, node: ir.Node) -> bool:
+        """Return True if the subject is the layer of a node."""
         return self.is_layer and node.name == self.name
 
 
@@ -159,78 +159,78 @@ def _subjects(prepared: Quantized, *, quantizers: bool) -> Iterator[_Subject]:
     for node in prepared.exact.graph:
         if is_weighted(node):
             name = str(node.name)
-            rest = prepared.placed({name})
-            points = frozenset(prepared.activations).difference(rest.activations)
-            yield _Subject(name, KINDS[node.op_type], points)
+            rest = prepared.place_with_float_layers({name})
+            freed = frozenset(prepared.activations).difference(rest.activations)
+            yield _Subject(name, KINDS[node.op_type], freed)
     if quantizers:
         yield from (_Subject(name, "activation", frozenset({name})) for name in prepared.activations)
         yield from (_Subject(name, "weight") for name in prepared.weights)
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """Logits of some images, (N, classes): of the networks, and by subject.
+class _PartLogits:
+    """Logits of some images, (N, classes), and signal and noise of layer outputs.
 
     Attributes:
-        exact: Of the float network.
-        coarse: Of the quantized network.
-        alone: With one subject alone quantized.
-        without: With everything quantized but one subject.
-        powers: Of the output of a layer, signal and noise.
+        exact: Logits of the float network.
+        int8: Logits of the quantized network.
+        alone: Logits with one subject alone quantized.
+        without: Logits with one subject alone in float.
+        powers: Signal and noise power of each layer's output.
     """
 
     exact: FloatArray
-    coarse: FloatArray
+    int8: FloatArray
     alone: tuple[FloatArray, ...]
     without: tuple[FloatArray, ...]
     powers: tuple[tuple[float, float], ...]
 
 
 class _Measure:
-    """Runs subjects on images; in another process, with networks of its own.
+    """Measurement of subjects on images; pickled without networks, which each process builds.
 
     Args:
         prepared: A quantized graph.
         exact: Its float graph.
-        subjects: What is measured.
-        alone: Whether to quantize each alone too, and to tell the power of a layer's error.
+        subjects: Layers and quantizers to measure.
+        alone: Also quantize each alone, and measure the error power of layer outputs.
     """
 
     def __init__(
         self, prepared: Quantized, exact: ir.Model, subjects: tuple[_Subject, ...], *, alone: bool
     ) -> None:
-        nothing = Statistics(0, {}, np.zeros((0, 1, 1, 1), np.float32))
-        self._given = replace(prepared, statistics=nothing), exact, subjects, alone
+        empty = Statistics(0, {}, np.zeros((0, 1, 1, 1), np.float32))
+        self._state = replace(prepared, statistics=empty), exact, subjects, alone
         self._load()
 
     def _load(self) -> None:
-        prepared, exact, _, _ = self._given
-        self._reference, self._coarse = (
+        prepared, exact, _, _ = self._state
+        self._reference, self._int8 = (
             TorchExecutor(model, execution=prepared.execution) for model in (exact, prepared.model)
         )
-        for name, qparams in prepared.weights.items():  # bias corrections are added apart
-            self._coarse.constants[name] = fake_quantize(self._coarse.constants[name], qparams)
+        for name, qparams in prepared.weights.items():  # `_Runs` adds bias corrections
+            self._int8.constants[name] = fake_quantize(self._int8.constants[name], qparams)
 
     def __getstate__(self) -> Any:
-        return self._given
+        return self._state
 
     def __setstate__(self, state: Any) -> None:
-        self._given = state
+        self._state = state
         self._load()
 
-    def __call__(self, batches: list[FloatArray]) -> list[_Seen]:
+    def __call__(self, batches: list[FloatArray]) -> list[_PartLogits]:
         return [self._run(images) for images in batches]
 
     @torch.inference_mode()
-    def _run(self, images: FloatArray) -> _Seen:
-        prepared, _, subjects, alone = self._given
-        runs = _Runs(prepared, self._reference, self._coarse, torch.tensor(images))
+    def _run(self, images: FloatArray) -> _PartLogits:
+        prepared, _, subjects, alone = self._state
+        runs = _Runs(prepared, self._reference, self._int8, torch.tensor(images))
         layers = {str(node.name): str(node.outputs[0].name) for node in self._reference.nodes}
         powers = []
         for subject in subjects if alone else ():
             result = layers.get(subject.name, "") if subject.is_layer else ""
             powers.append(_signal_and_noise(runs.exact[result], runs.raw[result]) if result else (0.0, 0.0))
-        return _Seen(
+        return _PartLogits(
             runs.logits(runs.exact).numpy(),
             runs.logits(runs.raw).numpy(),
             tuple(runs.alone(subject).numpy() for subject in subjects) if alone else (),
@@ -239,33 +239,33 @@ class _Measure:
         )
 
 
-def _measured(measure: _Measure, probe: FloatArray, options: QuantizeOptions) -> list[_Seen]:
-    """Everything seen, in the order of the images, whoever looked."""
+def _measured(measure: _Measure, probe: FloatArray, options: QuantizeOptions) -> list[_PartLogits]:
+    """Run a measurement on the probe by workers; return the parts in image order."""
     size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
     batches = [np.ascontiguousarray(probe[start : start + size]) for start in range(0, len(probe), size)]
-    # here each batch is a piece of work; another process gets several, for it has to load the networks
+    # a process has to load the networks, so it runs several batches; a thread runs one at a time
     each = 1 if options.backend == "threading" else -(-len(batches) // options.workers)
     parts = [batches[start : start + each] for start in range(0, len(batches), each)]
-    found = ordered(
+    results = ordered(
         measure, parts, workers=options.workers, backend=options.backend, label="measuring sensitivity"
     )
-    return [seen for part in found for seen in part]
+    return [part for result in results for part in result]
 
 
 class _Runs:
-    """The float and the quantized network on some images, every tensor kept.
+    """All tensors of the float and the quantized network on some images.
 
     Attributes:
         images: (N, C, H, W).
         exact: Tensor name -> value in the float network.
         raw: Tensor name -> value in the quantized network, before its Q.
-        read: Tensor name -> value in the quantized network as others read it, after its DQ.
+        read: Tensor name -> value in the quantized network, after its DQ.
     """
 
     def __init__(
-        self, prepared: Quantized, reference: TorchExecutor, coarse: TorchExecutor, images: Tensor
+        self, prepared: Quantized, reference: TorchExecutor, int8: TorchExecutor, images: Tensor
     ) -> None:
-        self._prepared, self._reference, self._coarse = prepared, reference, coarse
+        self._prepared, self._reference, self._int8 = prepared, reference, int8
         self.images = images
         self.exact: dict[str, Tensor] = {reference.input: images}
         self.raw: dict[str, Tensor] = {reference.input: images}
@@ -277,30 +277,31 @@ class _Runs:
             self.read |= {name: self._round(name, value) for name, value in results.items()}
 
     def logits(self, values: dict[str, Tensor]) -> Tensor:
+        """Return the logits among the tensors of a network."""
         return values[self._reference.output]
 
     def alone(self, subject: _Subject) -> Tensor:
-        """Logits of the float network with the subject quantized."""
+        """Return the logits of the float network with the subject quantized."""
         changed: dict[str, Tensor] = {}
         special: dict[int, dict[str, Tensor]] = {}
         if subject.kind == "activation":
             changed[subject.name] = self._round(subject.name, self.exact[subject.name])
         for index, node in enumerate(self._reference.nodes):
-            if subject.is_made_by(node):
+            if subject.is_layer_of(node):
                 source = str(node.inputs[0].name)  # type: ignore[union-attr]
                 special[index] = self._apply(
                     node, {**self.exact, source: self._round(source, self.exact[source])}
                 )
             elif subject.kind == "weight" and _reads(node, subject.name):
-                special[index] = self._coarse.apply(node, self.exact)
+                special[index] = self._int8.apply(node, self.exact)
         return self._rerun(changed, special)
 
     def without(self, subject: _Subject) -> Tensor:
-        """Logits of the quantized network with the subject in float."""
-        changed = {name: self.raw[name] for name in subject.points}  # as others read them
+        """Return the logits of the quantized network with the subject in float."""
+        changed = {name: self.raw[name] for name in subject.freed}
         for node in self._reference.nodes:
             values = {**self.read, **changed}
-            if subject.is_made_by(node):
+            if subject.is_layer_of(node):
                 results = self._reference.apply(node, values)
             elif subject.kind == "weight" and _reads(node, subject.name):
                 results = self._corrected(node, self._reference.apply(node, values))
@@ -309,15 +310,15 @@ class _Runs:
             else:
                 continue
             for name, result in results.items():
-                changed[name] = result if name in subject.points else self._round(name, result)
+                changed[name] = result if name in subject.freed else self._round(name, result)
         return changed.get(self._reference.output, self.read[self._reference.output])
 
     def _is_changed(self, node: ir.Node, changed: dict[str, Tensor]) -> bool:
-        """Whether a node reads a changed tensor."""
+        """Return True if a node reads a changed tensor."""
         return any(name in changed for name in self._reference.inputs[str(node.name)])
 
     def _rerun(self, changed: dict[str, Tensor], special: dict[int, dict[str, Tensor]]) -> Tensor:
-        """Compute in float what depends on the changed tensors and on the nodes whose result is given."""
+        """Recompute in float the tensors downstream of changed tensors and of replaced node results."""
         for index, node in enumerate(self._reference.nodes):
             is_changed = self._is_changed(node, changed)
             if index in special and not is_changed:
@@ -327,7 +328,7 @@ class _Runs:
         return changed.get(self._reference.output, self.exact[self._reference.output])
 
     def _apply(self, node: ir.Node, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self._corrected(node, self._coarse.apply(node, values))
+        return self._corrected(node, self._int8.apply(node, values))
 
     def _corrected(self, node: ir.Node, results: dict[str, Tensor]) -> dict[str, Tensor]:
         if str(node.name) not in self._prepared.biases:
@@ -336,9 +337,9 @@ class _Runs:
 
     def _correction(self, node: ir.Node) -> Tensor:
         shift = self._prepared.biases.get(str(node.name))
-        if shift is None or node.op_type == "MatMul":  # which has no bias to correct
+        if shift is None or node.op_type == "MatMul":  # no bias input
             return torch.zeros(())
-        values = torch.tensor(shift)  # a copy: what other processes are given may be read-only
+        values = torch.tensor(shift)  # a copy: arrays in other processes may be read-only
         return values[:, None, None] if node.op_type == "Conv" else values
 
     def _round(self, name: str, value: Tensor) -> Tensor:
@@ -350,13 +351,13 @@ def _reads(node: ir.Node, initializer: str) -> bool:
     return any(value is not None and value.name == initializer for value in node.inputs)
 
 
-def _signal_and_noise(exact: Tensor, found: Tensor) -> tuple[float, float]:
-    return float(exact.double().square().sum()), float((exact - found).double().square().sum())
+def _signal_and_noise(exact: Tensor, actual: Tensor) -> tuple[float, float]:
+    return float(exact.double().square().sum()), float((exact - actual).double().square().sum())
 
 
-def _power(seen: list[_Seen], index: int) -> float:
-    """SQNR of the output of a layer over all images, in dB."""
-    signal, noise = (sum(part.powers[index][side] for part in seen) for side in (0, 1))
+def _layer_sqnr_db(parts: list[_PartLogits], index: int) -> float:
+    """Return the SQNR of a layer's output over all images, in dB."""
+    signal, noise = (sum(part.powers[index][side] for part in parts) for side in (0, 1))
     return 10 * math.log10(max(signal, 1e-300) / max(noise, 1e-300))
 
 
@@ -368,7 +369,7 @@ def _joined(logits: Iterable[FloatArray]) -> FloatArray:
 def _row(
     subject: _Subject,
     exact: FloatArray,
-    coarse: FloatArray,
+    int8: FloatArray,
     alone: FloatArray,
     without: FloatArray,
     output_db: float,
@@ -380,10 +381,10 @@ def _row(
         alone_kl=kl_divergence(exact, alone),
         float_sqnr_db=_sqnr_db(exact, without),
         float_kl=kl_divergence(exact, without),
-        drop_db=_sqnr_db(exact, without) - _sqnr_db(exact, coarse),
+        drop_db=_sqnr_db(exact, without) - _sqnr_db(exact, int8),
         sqnr_db=min(output_db, EXACT_DB) if subject.is_layer else None,
     )
 
 
-def _sqnr_db(exact: FloatArray, found: FloatArray) -> float:
-    return min(sqnr_db(exact, found), EXACT_DB)
+def _sqnr_db(exact: FloatArray, actual: FloatArray) -> float:
+    return min(sqnr_db(exact, actual), EXACT_DB)

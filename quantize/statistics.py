@@ -1,4 +1,4 @@
-"""What one pass over the calibration images keeps: the same memory for a hundred images or a million."""
+"""Calibration statistics in bounded memory, independent of the number of images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FloatPrecision = Literal["f32", "bf16"]
 Raw = np.ndarray[Any, Any]  # float32, or uint16: the bits of bfloat16
 _Numbers = np.ndarray[Any, np.dtype[np.uint64]]
 GOLDEN = 2654435769  # 2**32 times the fraction of the golden ratio
-SAMPLE_VALUES = 2**17  # values kept of one tensor
-SAMPLE_ROWS = 256  # at least so many positions, however many channels
-PEAK_ROWS = 2**8  # images whose channels' magnitudes are kept
-PROBE_PIXELS = 2**21  # pixels of calibration images kept: 512 images at 64 px
-PROBE_IMAGES = 83  # at most, of large ones; of many images at least half as many are kept
+SAMPLE_VALUES = 2**17  # sampled values of one tensor
+SAMPLE_ROWS = 256  # minimum of sampled positions
+PEAK_ROWS = 2**8  # images with stored channel peaks
+PROBE_PIXELS = 2**21  # pixels of stored calibration images: 512 images at 64 px
+PROBE_IMAGES = 83  # limit for large images; of many images at least half as many are stored
 
 
 @dataclass(frozen=True, slots=True)
 class TensorStatistics:
-    """What was seen of one activation with C channels.
+    """Statistics of one activation with C channels.
 
     Attributes:
         low: Lowest value of every channel on all images, (C,).
@@ -41,34 +41,34 @@ class TensorStatistics:
 
     @property
     def largest(self) -> float:
-        """Largest magnitude."""
+        """Largest magnitude of all channels."""
         return float(max(-self.low.min(), self.high.max()))
 
     def scaled(self, factor: FloatArray) -> TensorStatistics:
-        """The statistics of the tensor divided by a factor for every channel, (C,) > 0."""
+        """Divide the statistics by a factor for every channel, (C,) > 0."""
         return TensorStatistics(*(getattr(self, part) / factor for part in self.__slots__))
 
     def dithered(self) -> TensorStatistics:
-        """The same with a sample of bfloat16 as float32: for every value one of those that round to it.
+        """Dither a bfloat16 sample: replace each value by a float32 number that rounds to it.
 
-        A bfloat16 has 8 bits, as what is quantized has: of such a sample a histogram is a comb, and a grid
-        that happens to be its own loses nothing. Zeros stay; the same sample gives the same numbers.
+        bfloat16 has 8 significant bits, as INT8 has: a histogram of its values is a comb, and a quantization
+        grid that coincides with it has no error. Zeros stay; the noise is deterministic.
         """
         noise = np.random.default_rng(0).integers(0, 2**16, self.sample.shape, np.uint32)
-        moved = (self.sample.view(np.uint32) - 2**15 + noise).view(np.float32)
-        sample = np.where(self.sample == 0, self.sample, moved).clip(self.low, self.high)
+        dithered = (self.sample.view(np.uint32) - 2**15 + noise).view(np.float32)
+        sample = np.where(self.sample == 0, self.sample, dithered).clip(self.low, self.high)
         return replace(self, sample=sample)
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Statistics of every activation that can be quantized, and images to probe the network with.
+    """Statistics of every quantizable activation, and a probe of calibration images.
 
     Attributes:
-        images: Calibration images seen.
+        images: Number of calibration images.
         tensors: Tensor name -> statistics, in the order of the graph.
-        probe: Images spread evenly over those seen, preprocessed, (N, C, H, W).
-        precision: What the activations were computed in.
+        probe: Preprocessed images spread evenly over all, (N, C, H, W).
+        precision: Precision of the inference.
     """
 
     images: int
@@ -79,18 +79,18 @@ class Statistics:
     @property
     def largest(self) -> dict[str, float]:
         """Tensor name -> its largest magnitude."""
-        return {name: seen.largest for name, seen in self.tensors.items()}
+        return {name: tensor.largest for name, tensor in self.tensors.items()}
 
     @property
     def lowest(self) -> dict[str, float]:
         """Tensor name -> its lowest value."""
-        return {name: float(seen.low.min()) for name, seen in self.tensors.items()}
+        return {name: float(tensor.low.min()) for name, tensor in self.tensors.items()}
 
     def save(self, folder: Path) -> None:
         """Write statistics.npz and statistics.json into a folder."""
         arrays = {
-            f"{index}.{part}": getattr(seen, part)
-            for index, seen in enumerate(self.tensors.values())
+            f"{index}.{part}": getattr(tensor, part)
+            for index, tensor in enumerate(self.tensors.values())
             for part in TensorStatistics.__slots__
         }
         with replacing(folder / "statistics.npz") as temporary, temporary.open("wb") as stream:
@@ -100,7 +100,7 @@ class Statistics:
 
     @classmethod
     def load(cls, folder: Path) -> Statistics:
-        """Read what `save` wrote.
+        """Read statistics from a folder written by `save`.
 
         Raises:
             DataError: The folder holds no statistics.
@@ -115,12 +115,11 @@ class Statistics:
 
 
 class EvenSample:
-    """A bounded, evenly spread part of a stream of rows.
+    """Bounded sample of a stream of rows by a low-discrepancy sequence.
 
-    A row is kept if the fraction of its number times the golden ratio is small enough; when there are too
-    many, the limit is halved. So nothing in the order of the rows is preferred, as every second row would
-    prefer some of a map's positions, or every other class. The same stream gives the same rows, in whatever
-    parts it comes.
+    A row is sampled if the fractional part of its index times the golden ratio is below a limit; the limit
+    halves if the sample is too large. Unlike a fixed step, the sample has no period that could coincide with
+    positions of a map or with classes. It does not depend on the batches of the stream.
 
     Source:
         Weyl's equidistribution; the golden ratio as in Knuth, The Art of Computer Programming, vol. 3, 6.4.
@@ -129,60 +128,60 @@ class EvenSample:
     def __init__(self, most: int) -> None:
         self._most = max(most, 2)
         self._limit = 2**32
-        self._seen = 0
+        self._offered = 0
         self._count = 0
-        self._kept: list[tuple[_Numbers, Raw]] = []
+        self._parts: list[tuple[_Numbers, Raw]] = []
 
     def add(self, rows: Raw) -> None:
         """Offer rows, (n, ...)."""
-        numbers = np.arange(self._seen, self._seen + len(rows), dtype=np.uint64)
-        self._seen += len(rows)
-        self._kept.append(self._chosen(numbers, rows))
-        self._count += len(self._kept[-1][0])
+        numbers = np.arange(self._offered, self._offered + len(rows), dtype=np.uint64)
+        self._offered += len(rows)
+        self._parts.append(self._sampled(numbers, rows))
+        self._count += len(self._parts[-1][0])
         while self._count > self._most:
             self._limit //= 2
-            for index, part in enumerate(self._kept):  # memory: part by part
-                self._kept[index] = self._chosen(*part)
-            self._count = sum(len(numbers) for numbers, _ in self._kept)
+            for index, part in enumerate(self._parts):  # memory: part by part
+                self._parts[index] = self._sampled(*part)
+            self._count = sum(len(numbers) for numbers, _ in self._parts)
 
     def rows(self) -> Raw:
-        """Hand over the rows that were kept."""
-        parts = [rows for _, rows in self._kept]
+        """Return the sampled rows and clear the sample."""
+        parts = [rows for _, rows in self._parts]
         whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
         end = len(whole)
-        del self._kept[:]
-        while parts:  # memory: a part goes as soon as it is in its place
+        del self._parts[:]
+        while parts:  # memory: free each part after its copy
             part = parts.pop()
             whole[end - len(part) : end] = part
             end -= len(part)
         return whole
 
-    def _chosen(self, numbers: _Numbers, rows: Raw) -> tuple[_Numbers, Raw]:
-        """A copy of those that the limit leaves."""
-        chosen = numbers * GOLDEN % 2**32 < self._limit
-        return numbers[chosen], rows[chosen]
+    def _sampled(self, numbers: _Numbers, rows: Raw) -> tuple[_Numbers, Raw]:
+        """Copy the rows below the limit."""
+        below = numbers * GOLDEN % 2**32 < self._limit
+        return numbers[below], rows[below]
 
 
 def check_finite(name: str, *values: FloatArray) -> None:
-    """Check what was seen of a tensor.
+    """Check the values of a tensor.
 
     Raises:
         QuantizationError: A value is NaN or infinite.
     """
     if not all(np.isfinite(each).all() for each in values):
         raise QuantizationError(
-            f"activation '{name}' is NaN or infinite on a calibration image",
+            f"activation '{name}' is NaN or infinite on a calibration image; expected finite values",
             hint="look for NaN in the weights, and for a wrong mean or std in load.preprocess",
         )
 
 
 def float32(values: Raw) -> FloatArray:
-    """Values as float32; what is of another type is the bits of bfloat16."""
+    """Convert float32 values or uint16 bit patterns of bfloat16 to float32."""
     return values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32)
 
 
 class StatisticsAccumulator:
-    """Statistics of one tensor while batches come in."""
+    """Statistics of one tensor, accumulated over batches."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -205,7 +204,7 @@ class StatisticsAccumulator:
         self._sample.add(sample)
 
     def result(self) -> TensorStatistics:
-        """What was seen.
+        """Return the statistics over all batches.
 
         Raises:
             QuantizationError: A value is NaN or infinite.

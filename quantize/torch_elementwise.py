@@ -1,4 +1,4 @@
-"""ONNX operators on each value by itself, in PyTorch; rounding passes gradients straight through."""
+"""Elementwise ONNX operators in PyTorch; step functions use the straight-through estimator."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgeship.quantization.placement import clip_bounds
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Gives `values`, and passes gradients to `of` as if it were that.
+    """Return `values`; pass their gradients to `source` unchanged.
 
     Source:
         Bengio et al. 2013, arXiv:1308.3432.
     """
 
     @staticmethod
-    def forward(_ctx: Any, _of: Tensor, values: Tensor) -> Tensor:
+    def forward(_ctx: Any, _source: Tensor, values: Tensor) -> Tensor:
         return values.clone()
 
     @staticmethod
@@ -30,8 +30,8 @@ class _StraightThrough(torch.autograd.Function):
         return gradients[0], None
 
 
-def _stepped(step: Callable[[Tensor], Tensor]) -> Operation:
-    """A step function, whose own derivative is zero: in training it counts as the identity."""
+def _step_function(step: Callable[[Tensor], Tensor]) -> Operation:
+    """Wrap a step function with the derivative of the identity."""
 
     def apply(call: Call) -> Tensor:
         x = call[0]
@@ -43,8 +43,8 @@ def _stepped(step: Callable[[Tensor], Tensor]) -> Operation:
 
 
 def _sign(call: Call) -> Tensor:
-    near = call[0].clamp(-1, 1)  # its derivative where it is steep: none far from zero
-    return _StraightThrough.apply(near, call[0].detach().sign())  # type: ignore[no-any-return, no-untyped-call]
+    surrogate = call[0].clamp(-1, 1)  # hard tanh: derivative 1 near zero, else 0
+    return _StraightThrough.apply(surrogate, call[0].detach().sign())  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _clip(call: Call) -> Tensor:
@@ -60,7 +60,7 @@ def _prelu(call: Call) -> Tensor:
     return torch.where(call[0] < 0, call[0] * call[1], call[0])
 
 
-def _divided(call: Call) -> Tensor:
+def _divide(call: Call) -> Tensor:
     if call[0].is_floating_point():
         return call[0] / call[1]
     return torch.div(call[0], call[1], rounding_mode="trunc")
@@ -95,16 +95,16 @@ def _fast_gelu(call: Call) -> Tensor:
     return F.gelu(call[0] if bias is None else call[0] + bias, approximate="tanh")
 
 
-def _thresholded(call: Call) -> Tensor:
+def _thresholded_relu(call: Call) -> Tensor:
     return torch.where(call[0] > call.number("alpha", 1.0), call[0], torch.zeros_like(call[0]))
 
 
-def _one(work: Callable[[Tensor], Tensor]) -> Operation:
-    return lambda call: work(call[0])
+def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
+    return lambda call: function(call[0])
 
 
-def _two(work: Callable[[Tensor, Tensor], Tensor]) -> Operation:
-    return lambda call: work(call[0], call[1])
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    return lambda call: function(call[0], call[1])
 
 
 def _swish(call: Call) -> Tensor:
@@ -115,7 +115,7 @@ def _quick_gelu(call: Call) -> Tensor:
     return call[0] * torch.sigmoid(call.number("alpha", 1.702) * call[0])
 
 
-_NAMED = {
+_UNARY = {
     **{"Abs": torch.abs, "Neg": torch.neg, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt},
     **{"Reciprocal": torch.reciprocal, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos},
     **{"Tan": torch.tan, "Asin": torch.asin, "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh},
@@ -124,18 +124,18 @@ _NAMED = {
     **{"Softsign": F.softsign, "Mish": F.mish, "HardSwish": F.hardswish, "IsNaN": torch.isnan},
     **{"Not": torch.logical_not, "BitwiseNot": torch.bitwise_not},
 }
-_PAIRS = {
+_BINARY = {
     **{"Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt},
     **{"LessOrEqual": torch.le, "And": torch.logical_and, "Or": torch.logical_or},
     **{"Xor": torch.logical_xor, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or},
     **{"BitwiseXor": torch.bitwise_xor},
 }
 OPERATIONS: dict[str, Operation] = {
-    **{name: _one(work) for name, work in _NAMED.items()},
-    **{name: _two(work) for name, work in _PAIRS.items()},
-    "Round": _stepped(torch.round),
-    "Floor": _stepped(torch.floor),
-    "Ceil": _stepped(torch.ceil),
+    **{name: _unary(function) for name, function in _UNARY.items()},
+    **{name: _binary(function) for name, function in _BINARY.items()},
+    "Round": _step_function(torch.round),
+    "Floor": _step_function(torch.floor),
+    "Ceil": _step_function(torch.ceil),
     "Sign": _sign,
     "Clip": _clip,
     "HardSigmoid": lambda call: torch.clamp(
@@ -149,7 +149,7 @@ OPERATIONS: dict[str, Operation] = {
     "Gelu": _gelu,
     "Swish": _swish,
     "Shrink": _shrink,
-    "ThresholdedRelu": _thresholded,
+    "ThresholdedRelu": _thresholded_relu,
     "Pow": lambda call: (call[0] ** call[1]).to(call[0].dtype),
     "Mod": _modulo,
     "IsInf": _is_infinite,
@@ -159,7 +159,7 @@ OPERATIONS: dict[str, Operation] = {
     "Add": lambda call: call[0] + call[1],
     "Sub": lambda call: call[0] - call[1],
     "Mul": lambda call: call[0] * call[1],
-    "Div": _divided,
+    "Div": _divide,
     "Max": lambda call: reduce(torch.maximum, call.all()),
     "Min": lambda call: reduce(torch.minimum, call.all()),
     "Sum": lambda call: reduce(torch.add, call.all()),

@@ -1,4 +1,4 @@
-"""A float graph as a PyTorch function: every tensor can be looked at, changed, and differentiated by."""
+"""Differentiable execution of a float ONNX graph in PyTorch, with hooks on every tensor."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-_HINT = "quantize.effort = fast does not need it"
-_NUMBERS = "biuf"  # kinds of NumPy types that PyTorch has
+_HINT = "set quantize.effort = fast"
+_NUMBERS = "biuf"  # NumPy type kinds with a PyTorch counterpart
 _lock = threading.Lock()
-_inside: list[int] = []  # for each `one_thread` that is entered: the threads of an operation before the first
-PART_PIXELS = 2**16  # images of one part: 16 at 64 px, 1 at 224 px; larger tensors leave the caches
+_thread_counts: list[int] = []  # for each entered `one_thread`: PyTorch threads before the first
+PART_PIXELS = 2**16  # pixels of one part: 16 images at 64 px, 1 at 224 px; larger tensors leave the caches
 
 
 def parts(images: FloatArray) -> tuple[Tensor, ...]:
-    """Images (N, C, H, W) in parts that are run at once."""
+    """Split images (N, C, H, W) into parts that run at once."""
     size = max(PART_PIXELS // int(np.prod(images.shape[2:])), 1)
     return torch.split(torch.from_numpy(images), size)
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
-    """Apply a function that computes with torch to every item, one thread a core; the results in order.
+    """Apply a PyTorch function to every item, one single-threaded worker per core; yield results in order.
 
-    Threads that share every operation wait for each other all the time, and for whatever else the machine
-    does; with items of their own they do not.
+    Parallel items avoid the synchronization of threads within each operation.
     """
     with one_thread() as workers, closing(ordered_map(work, items, workers=workers, chunk=1)) as results:
         yield from results
@@ -52,28 +51,27 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Gener
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Operations do not share threads meanwhile; gives how many threads there are for `side_by_side`."""
+    """Set PyTorch to one thread per operation; yield the number of workers for `side_by_side`."""
     with _lock:
-        _inside.append(_inside[0] if _inside else torch.get_num_threads())
+        _thread_counts.append(_thread_counts[0] if _thread_counts else torch.get_num_threads())
         torch.set_num_threads(1)
     try:
-        yield min(_inside[0], default_workers())
+        yield min(_thread_counts[0], default_workers())
     finally:
         with _lock:
-            before = _inside.pop()
-            if not _inside:
+            before = _thread_counts.pop()
+            if not _thread_counts:
                 torch.set_num_threads(before)
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How the nodes of a graph are run, beyond the default.
+    """Execution settings of a graph.
 
     Attributes:
-        one_image: The graph mixes the batch with other axes: each image is run by itself, as the graph
-            is written.
-        by_runtime: Names of nodes that ONNX Runtime runs (see `onnx_node`), beside operators that have no
-            PyTorch counterpart here.
+        one_image: Run one image at a time: the graph mixes the batch with other axes.
+        by_runtime: Names of nodes to run in ONNX Runtime (see `onnx_node`), in addition to operators without
+            a PyTorch implementation.
     """
 
     one_image: bool = False
@@ -84,18 +82,18 @@ DEFAULT = Execution()
 
 
 class TorchExecutor:
-    """Runs the operations of a graph one by one.
+    """Interpreter of a graph in PyTorch, node by node.
 
     Attributes:
         model: The graph.
-        constants: Initializer name -> tensor; put another tensor there to change a weight.
-        reads: Tensor name -> how often the nodes read it.
-        estimated: Nodes that ONNX Runtime runs: their gradients are estimates.
+        constants: Initializer name -> tensor; replace an entry to change a weight.
+        reads: Tensor name -> number of uses as a node input.
+        estimated: Nodes in ONNX Runtime, with estimated gradients.
 
     Args:
         model: A float graph.
-        dtype: What to compute in.
-        execution: How its nodes are run; see `agreement.execution`.
+        dtype: Floating-point type of the computation.
+        execution: Execution settings; see `agreement.matching_executor`.
     """
 
     def __init__(
@@ -138,14 +136,14 @@ class TorchExecutor:
         *,
         estimate: bool = True,
     ) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W).
+        """Return the logits (N, classes) of images (N, C, H, W).
 
         Args:
             images: Preprocessed images.
-            change: Called with the name and value of the input and of every result; what it returns
-                is what later operations read.
-            constants: Initializer name -> tensor that is read in its place.
-            estimate: Whether gradients through what ONNX Runtime runs are estimates; else they end there.
+            change: Hook called with the name and value of the input and every result; its return value
+                replaces the tensor.
+            constants: Initializer name -> replacement.
+            estimate: Estimate gradients through ONNX Runtime nodes; else gradients end there.
         """
         if self.execution.one_image and len(images) > 1:
             return torch.cat(
@@ -156,13 +154,13 @@ class TorchExecutor:
         for index, node in enumerate(self.nodes):
             for name, result in self.apply(node, values, estimate=estimate).items():
                 values[name] = change(name, result) if change else result
-            for name in self.inputs[str(node.name)]:  # memory: drop what nobody reads any more
+            for name in self.inputs[str(node.name)]:  # memory: free tensors after their last use
                 if self._last_use[name] == index and name != self.output:
                     values.pop(name, None)
         return values[self.output]
 
     def parts(self, images: FloatArray) -> tuple[Tensor, ...]:
-        """Images (N, C, H, W) in parts that are run at once."""
+        """Split images (N, C, H, W) into parts that run at once."""
         return torch.split(torch.from_numpy(images), 1) if self.execution.one_image else parts(images)
 
     def _typed(self, values: Tensor) -> Tensor:
@@ -171,10 +169,10 @@ class TorchExecutor:
     def apply(
         self, node: ir.Node, values: Mapping[str, Tensor], *, estimate: bool = True
     ) -> dict[str, Tensor]:
-        """Output name -> result of one node, its inputs taken from `values` or the constants.
+        """Run one node on inputs from `values` or the constants; return output name -> result.
 
         Raises:
-            ModelError: It cannot be computed; the message names operator and node.
+            ModelError: The node cannot be computed; the message names operator and node.
         """
         check_stop()
 
@@ -195,7 +193,7 @@ class TorchExecutor:
             result = OPERATIONS[key(node)](Call(node, inputs, literal=literal))
         except (RuntimeError, IndexError, TypeError, ValueError, UnsupportedAttributeError) as error:
             raise ModelError(
-                f"operator {node.op_type} (node '{node.name}') cannot be differentiated here: "
+                f"operator {node.op_type} (node '{node.name}') cannot be computed in PyTorch: "
                 f"{str(error).splitlines()[0]}",
                 hint=_HINT,
             ) from error
@@ -205,7 +203,7 @@ class TorchExecutor:
 
 
 def _with_batch(image: str, nodes: Iterable[ir.Node], inputs: Mapping[str, list[str]]) -> frozenset[str]:
-    """Tensors whose first axis holds the images: all that are computed of the images, but shapes."""
+    """Return the tensors whose first axis is the batch: all results of the images except shapes."""
     names = {image}
     for node in nodes:
         if node.op_type not in {"Shape", "Size"} and not names.isdisjoint(inputs[str(node.name)]):
@@ -214,10 +212,10 @@ def _with_batch(image: str, nodes: Iterable[ir.Node], inputs: Mapping[str, list[
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    """An array's own memory, or a copy where it may not be written to, which PyTorch minds."""
+    """Convert an array to a tensor; copy it only if read-only, which PyTorch warns about."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def channels_last(values: Tensor) -> Tensor:
-    """The same values in the memory order that convolutions are fastest with on CPUs."""
+    """Convert a 4-D tensor to channels-last memory, the fastest for convolutions on CPUs."""
     return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values

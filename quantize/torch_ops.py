@@ -1,4 +1,4 @@
-"""ONNX operators in PyTorch, differentiable, for any number of images: layers, pools, and the whole table."""
+"""Differentiable ONNX operators in PyTorch for any batch size: layers, pools, and the operator table."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_poo
 
 
 def _pads(call: Call, kernel: list[int]) -> tuple[list[int], list[int]]:
-    """Padding before and after every spatial axis; `auto_pad` by the size of the input."""
-    spatial, how = len(kernel), call.text("auto_pad", "NOTSET")
-    if how not in {"SAME_UPPER", "SAME_LOWER"}:
-        pads = call.ints("pads", [0] * 2 * spatial) if how == "NOTSET" else [0] * 2 * spatial
+    """Return the padding before and after every spatial axis; resolve `auto_pad`."""
+    spatial, auto_pad = len(kernel), call.text("auto_pad", "NOTSET")
+    if auto_pad not in {"SAME_UPPER", "SAME_LOWER"}:
+        pads = call.ints("pads", [0] * 2 * spatial) if auto_pad == "NOTSET" else [0] * 2 * spatial
         return pads[:spatial], pads[spatial:]
     strides, dilations = (call.ints(name, [1] * spatial) for name in ("strides", "dilations"))
     total = [
@@ -35,19 +35,19 @@ def _pads(call: Call, kernel: list[int]) -> tuple[list[int], list[int]]:
         for side, stride, dilation, taps in zip(call[0].shape[2:], strides, dilations, kernel, strict=True)
     ]
     less, more = [each // 2 for each in total], [-(-each // 2) for each in total]
-    return (less, more) if how == "SAME_UPPER" else (more, less)
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)
 
 
 def _padded(
     call: Call, kernel: list[int], fill: float, most: list[int] | None = None
 ) -> tuple[Tensor, list[int]]:
-    """The first input, padded where the padding is uneven, and the even padding that is left.
+    """Pad the first input if its padding is asymmetric; return it and the remaining symmetric padding.
 
     Args:
         call: The node.
-        kernel: Its taps along every spatial axis.
-        fill: What it is padded with.
-        most: Largest even padding that PyTorch's function takes; None: any.
+        kernel: Taps along every spatial axis.
+        fill: Padding value.
+        most: Largest symmetric padding of the PyTorch function; None: any.
     """
     before, after = _pads(call, kernel)
     if before == after and (most is None or all(p <= m for p, m in zip(before, most, strict=True))):
@@ -62,7 +62,7 @@ def _conv(call: Call) -> Tensor:
     one = [1] * len(kernel)
     strides, dilations = call.ints("strides", one), call.ints("dilations", one)
     if kernel == [1, 1]:
-        dilations = [2, 2]  # changes nothing, but has PyTorch take oneDNN on a single thread, twice as fast
+        dilations = [2, 2]  # no effect on 1x1, but selects oneDNN on a single thread, twice as fast
     convolve = _CONV[len(kernel)]
     return convolve(x, call[1], call.get(2), strides, pads, dilations, call.integer("group", 1))
 
@@ -72,7 +72,7 @@ def _conv_transpose(call: Call) -> Tensor:
     one = [1] * len(kernel)
     strides, dilations = call.ints("strides", one), call.ints("dilations", one)
     extra = call.ints("output_padding", [0] * len(kernel))
-    how = call.text("auto_pad", "NOTSET")
+    auto_pad = call.text("auto_pad", "NOTSET")
     sides = [
         stride * (side - 1) + more + (taps - 1) * dilation + 1
         for stride, side, more, taps, dilation in zip(
@@ -80,17 +80,17 @@ def _conv_transpose(call: Call) -> Tensor:
         )
     ]
     sizes = call.ints("output_shape", [])[-len(kernel) :]
-    if how in {"SAME_UPPER", "SAME_LOWER"} and not sizes:
+    if auto_pad in {"SAME_UPPER", "SAME_LOWER"} and not sizes:
         sizes = [side * stride for side, stride in zip(x.shape[2:], strides, strict=True)]
     if sizes:
         total = [side - size for side, size in zip(sides, sizes, strict=True)]
         less = [each // 2 for each in total]
         more = [each - part for each, part in zip(total, less, strict=True)]
-        before, after = (less, more) if how == "SAME_UPPER" else (more, less)
+        before, after = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
     else:
         before, after = _pads(call, kernel)
     if min(before + after) < 0:
-        raise UnsupportedAttributeError("an output_shape beyond what the kernel reaches")
+        raise UnsupportedAttributeError("an output_shape beyond the range of the kernel")
     transposed = _CONV_TRANSPOSE[len(kernel)]
     whole = transposed(x, call[1], call.get(2), strides, 0, extra, call.integer("group", 1), dilations)
     for axis, (first, last) in enumerate(zip(before, after, strict=True), 2):
@@ -173,7 +173,7 @@ OPERATIONS: dict[str, Operation] = {
     **torch_reshape.OPERATIONS,
     **torch_resize.OPERATIONS,
 }
-# operators that compute the same for any number of images
+# operators whose results do not depend on the batch size
 PLAIN = frozenset(
     {
         *("Conv", "Gemm", "MatMul", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu"),
@@ -182,7 +182,7 @@ PLAIN = frozenset(
         *("Flatten", "Identity", "Dropout"),
     }
 )
-# operators that PyTorch computes in bfloat16; others are computed in float32 in between
+# operators that PyTorch computes in bfloat16; all others run in float32
 NATIVE = PLAIN | {
     *("Pow", "Softmax", "LogSoftmax", "LayerNormalization", "Max", "Min", "Concat", "ReduceMean"),
     *("ReduceSum", "Transpose", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Pad", "Slice"),
@@ -190,5 +190,5 @@ NATIVE = PLAIN | {
 
 
 def key(node: ir.Node) -> str:
-    """The name of a node's operator in `OPERATIONS`, with its domain unless that is ONNX's own."""
+    """Return the key of a node's operator in `OPERATIONS`: its name, with the domain unless ONNX's own."""
     return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"

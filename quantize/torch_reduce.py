@@ -13,7 +13,7 @@ from edgeship.quantization.node_call import Call, Operation, UnsupportedAttribut
 
 
 def reduced_axes(call: Call) -> list[int]:
-    """Axes of a reduction.
+    """Return the axes of a reduction.
 
     Raises:
         UnsupportedAttributeError: The reduction mixes images.
@@ -29,7 +29,7 @@ def reduced_axes(call: Call) -> list[int]:
 def _reduction(over: Callable[[Tensor, list[int], bool], Tensor]) -> Operation:
     def apply(call: Call) -> Tensor:
         axes = reduced_axes(call)
-        if not axes:  # of each value by itself
+        if not axes:  # no axes: reduce each element alone
             return over(call[0][..., None], [call[0].ndim], False)
         return over(call[0], axes, bool(call.integer("keepdims", 1)))
 
@@ -90,7 +90,7 @@ def _instance_norm(call: Call) -> Tensor:
 
 def _group_norm(call: Call) -> Tensor:
     x, groups = call[0], call.integer("num_groups", 1)
-    repeats = x.shape[1] // len(call[1])  # opset 18: a scale for every group; 21: for every channel
+    repeats = x.shape[1] // len(call[1])  # opset 18: one scale per group; 21: per channel
     gain, shift = (_by_channel(call[index].repeat_interleave(repeats), x.ndim) for index in (1, 2))
     return F.group_norm(x, groups, eps=call.number("epsilon", 1e-5)) * gain + shift
 
@@ -100,7 +100,7 @@ def _layer_norm(call: Call) -> Tensor:
     shape = call[0].shape[axis:]
     if len(call.node.outputs) > 1:
         raise UnsupportedAttributeError("mean and deviation as outputs")
-    if call[1].shape != shape:  # broadcast
+    if call[1].shape != shape:  # F.layer_norm does not broadcast
         bias = call.get(2)
         plain = F.layer_norm(call[0], shape, eps=call.number("epsilon", 1e-5)) * call[1]
         return plain if bias is None else plain + bias

@@ -1,4 +1,4 @@
-"""ONNX operators that move, copy or select values, in PyTorch."""
+"""Layout and selection ONNX operators in PyTorch: reshape, pad, slice, gather, cast."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _reshape(call: Call) -> Tensor:
     if call.literal or not call.is_constant(1) or (len(shape) > 1 and shape[0] == -1):
         return call[0].reshape(shape)
     if len(shape) > 1 and shape[0] not in {1, len(call[0])}:
-        raise UnsupportedAttributeError(f"the shape {shape} moves images into other axes")
-    return call[0].reshape(len(call[0]), *(shape[1:] if len(shape) > 1 else shape))  # the batch is ours
+        raise UnsupportedAttributeError(f"the shape {shape} moves the batch into other axes")
+    return call[0].reshape(len(call[0]), *(shape[1:] if len(shape) > 1 else shape))  # keep the actual batch
 
 
 def _flatten(call: Call) -> Tensor:
@@ -35,7 +35,7 @@ def _flatten(call: Call) -> Tensor:
 
 def _squeeze(call: Call) -> Tensor:
     axes = call.constant(1) if call.get(1) is not None else call.ints("axes", [])
-    if not axes:  # all that are 1, but the batch, which may be 1 by chance
+    if not axes:  # all axes of size 1 except the batch
         first = 0 if call.literal else 1
         axes = [axis for axis, size in enumerate(call[0].shape) if axis >= first and size == 1]
     return call[0].squeeze(axes)
@@ -121,27 +121,27 @@ def _slice(call: Call) -> Tensor:
     return part
 
 
-def _counted(index: Tensor, size: int) -> Tensor:
-    """Indices from the front: negative ones count from the end."""
+def _nonnegative(index: Tensor, size: int) -> Tensor:
+    """Convert negative indices to indices from the front."""
     index = index.long()
     return torch.where(index < 0, index + size, index)
 
 
 def _gather(call: Call) -> Tensor:
     axis = call.integer("axis", 0) % call[0].ndim
-    shape, index = call[0].shape, _counted(call[1], call[0].shape[axis])
+    shape, index = call[0].shape, _nonnegative(call[1], call[0].shape[axis])
     chosen = call[0].index_select(axis, index.reshape(-1))
     return chosen if index.ndim == 1 else chosen.reshape(*shape[:axis], *index.shape, *shape[axis + 1 :])
 
 
 def _gather_elements(call: Call) -> Tensor:
     axis = call.integer("axis", 0)
-    return torch.gather(call[0], axis, _counted(call[1], call[0].shape[axis]))
+    return torch.gather(call[0], axis, _nonnegative(call[1], call[0].shape[axis]))
 
 
 def _places(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """Index tensors of the leading axes, of indices (..., axes)."""
-    return tuple(_counted(each, shape[axis]) for axis, each in enumerate(index.unbind(-1)))
+    """Split indices (..., axes) into index tensors of the leading axes."""
+    return tuple(_nonnegative(each, shape[axis]) for axis, each in enumerate(index.unbind(-1)))
 
 
 def _gather_nd(call: Call) -> Tensor:
@@ -166,7 +166,7 @@ def _scatter_nd(call: Call) -> Tensor:
 
 def _scatter_elements(call: Call) -> Tensor:
     axis, reduction = call.integer("axis", 0), call.text("reduction", "none")
-    index = _counted(call[1], call[0].shape[axis])
+    index = _nonnegative(call[1], call[0].shape[axis])
     if reduction == "none":
         return call[0].scatter(axis, index, call[2])
     if reduction == "add":
@@ -196,7 +196,7 @@ def _trilu(call: Call) -> Tensor:
 
 def _one_hot(call: Call) -> Tensor:
     depth, (off, on) = call.constant(1)[0], call[2].unbind()
-    index = _counted(call[0], depth)
+    index = _nonnegative(call[0], depth)
     axis = call.integer("axis", -1)
     hot = index.unsqueeze(axis) == torch.arange(depth).reshape(
         [-1 if place == axis % (index.ndim + 1) else 1 for place in range(index.ndim + 1)]
@@ -207,7 +207,9 @@ def _one_hot(call: Call) -> Tensor:
 def _cast(call: Call) -> Tensor:
     kind = ir.DataType(call.integer("to", ir.DataType.FLOAT))
     if kind in {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}:
-        return call[0].float() if not call[0].is_floating_point() else call[0]  # one type of floats
+        return (
+            call[0].float() if not call[0].is_floating_point() else call[0]
+        )  # the executor has one float type
     names = {"INT64", "INT32", "INT16", "INT8", "UINT8", "BOOL"}
     if kind.name not in names:
         raise UnsupportedAttributeError(f"a Cast to {kind.name}")

@@ -1,4 +1,4 @@
-"""ONNX Resize and GridSample in PyTorch: each axis is a product with a matrix of interpolation weights.
+"""ONNX Resize and GridSample in PyTorch; Resize multiplies each axis by a matrix of interpolation weights.
 
 Source:
     ONNX operators, Resize (opset 19): coordinate_transformation_mode, nearest_mode, antialias,
@@ -43,7 +43,7 @@ def _resize(call: Call) -> Tensor:
         if sizes[place] == sides[place] and mode != "tf_crop_and_resize":
             continue
         if axis == 0 and not call.literal:
-            raise UnsupportedAttributeError("it resizes the batch")
+            raise UnsupportedAttributeError("resizes the batch axis")
         window = (0.0, 1.0)
         if roi and mode == "tf_crop_and_resize":
             window = roi[place], roi[place + len(axes)]
@@ -58,7 +58,7 @@ def _resize(call: Call) -> Tensor:
 
 
 def _by_sizes(call: Call, sides: list[int]) -> tuple[list[int], list[float]]:
-    """Output sizes and scales where sizes are given."""
+    """Return output sizes and scales for a Resize with sizes."""
     sizes = call.constant(3)
     scales = [size / side for size, side in zip(sizes, sides, strict=True)]
     policy = call.text("keep_aspect_ratio_policy", "stretch")
@@ -69,7 +69,7 @@ def _by_sizes(call: Call, sides: list[int]) -> tuple[list[int], list[float]]:
 
 
 def coordinates(mode: str, side: int, size: int, scale: float, window: tuple[float, float]) -> Doubles:
-    """Positions in the input, float, of the `size` outputs along an axis of `side` inputs."""
+    """Return the fractional input positions of `size` outputs along an axis of `side` inputs."""
     at = np.arange(size, dtype=np.float64)
     if mode == "asymmetric":
         return at / scale
@@ -91,7 +91,7 @@ def coordinates(mode: str, side: int, size: int, scale: float, window: tuple[flo
 
 
 def _along(call: Call, x: Tensor, axis: int, at: Doubles, scale: float) -> Tensor:
-    """A tensor resized along one axis, its outputs at these positions of the inputs."""
+    """Resize a tensor along one axis by interpolation at input positions `at`."""
     mode, side = call.text("mode", "nearest"), x.shape[axis]
     if mode == "nearest":
         return x.index_select(axis, torch.from_numpy(_nearest(call, at).clip(0, side - 1)))
@@ -115,19 +115,19 @@ def _along(call: Call, x: Tensor, axis: int, at: Doubles, scale: float) -> Tenso
 
 
 def _nearest(call: Call, at: Doubles) -> np.ndarray[Any, np.dtype[np.int64]]:
-    how = call.text("nearest_mode", "round_prefer_floor")
-    at = at.astype(np.float32).astype(np.float64)  # the runtime's precision: halves are halves
+    nearest_mode = call.text("nearest_mode", "round_prefer_floor")
+    at = at.astype(np.float32).astype(np.float64)  # float32 as in ONNX Runtime, so that ties agree
     rounded = {
         "round_prefer_floor": lambda: np.ceil(at - 0.5),
         "round_prefer_ceil": lambda: np.floor(at + 0.5),
         "floor": lambda: np.floor(at),
         "ceil": lambda: np.ceil(at),
-    }[how]()
+    }[nearest_mode]()
     return rounded.astype(np.int64)
 
 
 def _cubic(far: Doubles, a: float) -> Doubles:
-    """Keys' kernel at distances >= 0."""
+    """Evaluate Keys' cubic kernel at distances >= 0."""
     near = ((a + 2) * far - (a + 3)) * far**2 + 1
     wide = ((a * far - 5 * a) * far + 8 * a) * far - 4 * a
     return np.where(far <= 1, near, np.where(far < 2, wide, 0.0))

@@ -87,7 +87,9 @@ class Target(Protocol):
 
 def names() -> tuple[str, ...]:
     """Every target, by the name of its file or folder."""
-    return tuple(name for name in plugins.names("targets") if name != "runner")  # runs on devices, not here
+    return tuple(
+        name for name in plugins.names("edgeship.targets") if name != "runner"
+    )  # runs on devices, not here
 
 
 def get(name: str) -> Target:
@@ -96,5 +98,5 @@ def get(name: str) -> Target:
     Raises:
         RecipeError: There is none; the hint gives the nearest one.
     """
-    found: Target = plugins.get("targets", name, "TARGET", known=names())
+    found: Target = plugins.get("edgeship.targets", name, "TARGET", known=names())
     return found

@@ -9,20 +9,26 @@ from edgeship.targets.runner import facts, sysfs
 from edgeship.targets.runner.power import Meter
 from edgeship.toolkit.core.errors import TargetError
 
-HOW = "energy of the whole package or board while one inference follows the other, idle power included"
+HOW = "energy of the whole package or board during inferences in a row, idle power included"
 ZONES = "/sys/class/powercap/intel-rapl:[0-9]"
 
 
+def how(tree: sysfs.Tree | None = None) -> str:
+    """Return the description of the measurement, with the rails whose power counts."""
+    total = facts.board_power(sysfs.rails(tree or sysfs.Tree()))
+    return HOW if total is None else f"{HOW}; power from {total[1]}"
+
+
 def per_call_mj(run: Callable[[], object], duration_s: float, tree: sysfs.Tree | None = None) -> float:
-    """Millijoules of one call, from calls in a row.
+    """Return the millijoules of one call, from calls in a row.
 
     Args:
         run: One inference.
-        duration_s: For how long; a second at least, or the sensors tell too little.
-        tree: Where the system's files are.
+        duration_s: Seconds to run; at least 1 is used, the sensors' averaging window.
+        tree: The system's files.
 
     Raises:
-        TargetError: There is nothing to read, or it may not be read.
+        TargetError: There is no power sensor, or this user may not read it.
     """
     tree = tree or sysfs.Tree()
     _check(tree)
@@ -48,5 +54,5 @@ def _check(tree: sysfs.Tree) -> None:
         )
     if all(tree.number(f"{zone}/energy_uj") is None for zone in zones):
         raise TargetError(
-            f"{zones[0]}/energy_uj may not be read", hint="only root may, or who it is given to"
+            f"{zones[0]}/energy_uj may not be read", hint=f"as root: chmod a+r {zones[0]}/energy_uj"
         )

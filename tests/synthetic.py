@@ -171,7 +171,7 @@ def synthetic_run(
             target: {
                 "scheme": target,
                 "effort": "balanced",
-                "observer": "mse",
+                "observer": "logits",
                 "warnings": [],
                 "activations": {
                     name: {

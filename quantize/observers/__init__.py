@@ -1,4 +1,4 @@
-"""Observers: from what was seen of a tensor to the range that its integers shall cover."""
+"""Observers: choose the quantization range of a tensor from its statistics."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Magnitudes = npt.NDArray[np.float32]
 
 
 class Observer(Protocol):
-    """A rule for ranges; one file of this package is one observer."""
+    """Range selection rule; each module of this package is one observer."""
 
     def __call__(self, sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:
         """Choose the range of a tensor.
 
         Args:
             sample: Values of the tensor, spread evenly over images, positions and channels.
-            low: Exact lowest value of all images.
-            high: Exact highest value of all images.
-            spec: Integer type the range is for.
+            low: Exact lowest value over all images.
+            high: Exact highest value over all images.
+            spec: Integer type.
 
         Returns:
             A range inside [low, high].
@@ -32,21 +32,21 @@ class Observer(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """Every observer, by the name of its file."""
+    """Return the names of all observers (module names)."""
     return plugins.names("edgeship.quantization.observers")
 
 
 def get(name: str) -> Observer:
-    """The observer of that name.
+    """Return an observer by name.
 
     Raises:
-        RecipeError: There is none; the hint gives the nearest one.
+        RecipeError: Unknown name; the hint has the nearest one.
     """
-    found: Any = plugins.get("edgeship.quantization.observers", name, "observe")
-    observer: Observer = found
+    plugin: Any = plugins.get("edgeship.quantization.observers", name, "observe")
+    observer: Observer = plugin
     return observer
 
 
 def clipped(threshold: float, low: float, high: float) -> Range:
-    """The range [low, high] cut at a magnitude."""
+    """Clip the range [low, high] at a magnitude."""
     return Range((max(low, -threshold),), (min(high, threshold),))

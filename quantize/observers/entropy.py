@@ -1,4 +1,4 @@
-"""The range that loses the least information."""
+"""Entropy observer: range of least KL divergence."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ BINS = 2048
 
 
 def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:
-    """Cut where the quantized distribution diverges least from the one that was seen.
+    """Clip at the magnitude of least KL divergence between the observed and the quantized distribution.
 
-    The histogram of magnitudes (2048 bins) is cut at every 16th bin from as many bins as there are
-    integers; what lies beyond goes into the last bin. The cut histogram P is merged into one bin an
-    integer and spread over its non-empty bins again, Q; the cut with the least KL(P || Q) wins.
-    Example with 2 integers: P = [1, 0, 2, 3] -> merged [1, 5] -> Q = [1, 0, 2.5, 2.5].
+    Candidate cuts of the histogram of magnitudes (2048 bins) are every 16th bin, from as many bins as there
+    are integers; values beyond a cut go into the last bin. The cut histogram P is merged into one bin per
+    integer and spread over its non-empty bins again, Q; the cut of least KL(P || Q) is chosen. Example with 2
+    integers: P = [1, 0, 2, 3] -> merged [1, 5] -> Q = [1, 0, 2.5, 2.5].
 
     Source:
         Migacz 2017, "8-bit inference with TensorRT", GTC S7310.
@@ -33,15 +33,17 @@ def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Ran
 
 
 def divergence(histogram: np.ndarray[tuple[int], np.dtype[np.int64]], cut: int, levels: int) -> float:
-    """KL divergence, in nats, between a histogram cut at a bin and its version with fewer levels."""
-    seen = histogram[:cut].astype(np.float64)
+    """Compute the KL divergence, in nats, between a cut histogram and its version with fewer levels."""
+    counts = histogram[:cut].astype(np.float64)
     merged_into = np.arange(cut) * levels // cut
-    filled = seen > 0
-    merged = np.bincount(merged_into, seen, levels) / np.maximum(np.bincount(merged_into, filled, levels), 1)
+    filled = counts > 0
+    merged = np.bincount(merged_into, counts, levels) / np.maximum(
+        np.bincount(merged_into, filled, levels), 1
+    )
     spread = np.where(filled, merged[merged_into], 0.0)
-    seen[-1] += histogram[cut:].sum()
-    p, q = seen / seen.sum(), spread / max(spread.sum(), 1.0)
+    counts[-1] += histogram[cut:].sum()
+    p, q = counts / counts.sum(), spread / max(spread.sum(), 1.0)
     if (q[p > 0] <= 0).any():
         q = np.maximum(q, 1e-12)
-    keep = p > 0
-    return float((p[keep] * np.log(p[keep] / q[keep])).sum())
+    positive = p > 0
+    return float((p[positive] * np.log(p[positive] / q[positive])).sum())

@@ -1,4 +1,4 @@
-"""The whole range that was seen."""
+"""Min-max observer: full range."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from edgeship.toolkit.core.quant import QuantSpec, Range
 
 
 def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:  # noqa: ARG001
-    """The exact lowest and highest value."""
+    """Return the exact lowest and highest value."""
     return Range((low,), (high,))

@@ -1,4 +1,4 @@
-"""The range with the least squared error."""
+"""MSE observer: range of least squared error."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from edgeship.quantization.observers import Magnitudes, clipped
 from edgeship.toolkit.core.quant import QuantSpec, Range
 
-STEPS = np.linspace(1.0, 0.2, 81)  # cuts that are tried, as parts of the largest magnitude
+STEPS = np.linspace(1.0, 0.2, 81)  # candidate cuts, as fractions of the largest magnitude
 
 
 def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:
-    """Cut where the squared error of rounding and clipping together is least.
+    """Clip at the magnitude of least squared error of rounding plus clipping.
 
-    Rounding errors are uniform, so a value inside the range costs scale^2 / 12, and an exact zero
-    nothing; a value beyond it costs the square of its distance.
+    Rounding errors are uniform: a nonzero value inside the range has the squared error scale^2 / 12, an exact
+    zero none; a value outside has its squared distance from the range.
 
     Source:
         Banner et al. 2019, arXiv:1810.05723, sec. 3, with the empirical distribution.

@@ -1,4 +1,4 @@
-"""The range that holds all but one value in a hundred thousand."""
+"""Percentile observer: range of 99.999 % of the magnitudes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PERCENT = 99.999  # 99.9 costs ResNet-18 some 5 points of ImageNet top-1, 99.999
 
 
 def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:  # noqa: ARG001
-    """Cut at the 99.999th percentile of the magnitudes.
+    """Clip at the 99.999th percentile of the magnitudes.
 
     Source:
         Wu et al. 2020, arXiv:2004.09602, sec. 4.1.

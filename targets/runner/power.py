@@ -1,4 +1,4 @@
-"""Power while something runs: board rails on a Jetson, the package's energy counter on Intel."""
+"""Mean power of a run: board rails on a Jetson, the package's energy counter on Intel and AMD."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from . import facts, sysfs
 
 _EVERY_S = 0.1
-_SHORTEST_S = 1.0  # the sensors average over their own window: a shorter reading says little
+_SHORTEST_S = 1.0  # the sensors average over their own window: a shorter run has no power
 
 
 class Meter:
-    """A context in which energy is measured; `mean_mw` after it, None where nothing can be read."""
+    """Measure power in a context: `mean_mw` and `source` are set at its end, None without a reading."""
 
     def __init__(self, tree: sysfs.Tree) -> None:
         self._tree = tree
@@ -50,7 +50,7 @@ class Meter:
     def _watch(self) -> None:
         while not self._stop.is_set():
             total = facts.board_power(sysfs.rails(self._tree))
-            if total:
+            if total and self.source in (None, total[1]):  # a rail that cannot be read once makes another sum
                 self._samples.append((time.perf_counter(), total[0]))
                 self.source = total[1]
             self._stop.wait(_EVERY_S)
@@ -76,6 +76,6 @@ class Meter:
 
 
 def _mean(samples: list[tuple[float, int]]) -> float:
-    """Mean of samples at uneven times, by the trapezoid rule."""
+    """Return the mean of samples at uneven times, by the trapezoid rule."""
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(samples, samples[1:]))
     return area / (samples[-1][0] - samples[0][0])

@@ -1,4 +1,4 @@
-"""What this machine is, what it can run, and what stands in the way."""
+"""Probe of a device: facts, usable backends, and problems with their cures."""
 
 from __future__ import annotations
 
@@ -6,51 +6,52 @@ import os
 import sys
 from typing import Any, Callable, Dict
 
-from . import backend, failures, sysfs
+from . import backend, facts, failures, sysfs
 from .isolated_probe import apart
 from .failures import Failure
 from .output import Output
 
 _LIMIT_S = 100.0  # a first import from a slow card takes many seconds, a driver that hangs for ever
-_BROKEN = ("crashed", "hangs", "illegal-instruction")  # it is there, and takes along whatever imports it
-_MEMORY_WANTED = 2**30
+_BROKEN = ("crashed", "hangs", "illegal-instruction")  # installed, but ends the process that imports it
+_BUILD_MEMORY = 2**30
 
 
 def probe(
     tree: sysfs.Tree, disk: str, sdk: str | None, output: Output, names: tuple[str, ...] = backend.NAMES
 ) -> dict[str, Any]:
-    """Facts, backends, the best of them, and problems: the fields of the command's result.
+    """Return facts, backends, the best of them, and problems: the fields of the command's result.
 
     Args:
         tree: The device's files.
         disk: Folder whose free space counts.
         sdk: Module to import in place of `tensorrt`.
-        output: Where progress is told.
-        names: Backends to ask.
+        output: Receives progress events.
+        names: Backends to probe.
     """
     output.progress("probe")
-    work: Dict[str, Callable[[], Any]] = {name: _asking(name, sdk, tree) for name in names}
+    work: Dict[str, Callable[[], Any]] = {name: _probe_of(name, sdk, tree) for name in names}
     if names == backend.NAMES:
         work["numpy"] = _numpy
-    asked = apart(work, _LIMIT_S)
-    found = sysfs.gather(tree, disk)
-    numbers = [answer.pop("numpy") for answer in asked.values() if not isinstance(answer, Failure)]
-    found["python"]["numpy"] = next((number for number in numbers if number), None)
-    offers = {name: _offer(asked[name]) for name in names}
+    answers = apart(work, _LIMIT_S)
+    gathered = sysfs.gather(tree, disk)
+    numbers = [answer.pop("numpy") for answer in answers.values() if not isinstance(answer, Failure)]
+    gathered["python"]["numpy"] = next((number for number in numbers if number), None)
+    offers = {name: _offer(answers[name]) for name in names}
     fake = any(offer["fake"] for offer in offers.values())
-    broken = {name: answer for name, answer in asked.items() if isinstance(answer, Failure) and answer.code in _BROKEN}
-    return {"facts": found, "backends": offers, "best": _best(offers, found),
-            "problems": _problems(found, offers, broken), **({"fake": True} if fake else {})}  # fmt: skip
+    failed = {name: answer for name, answer in answers.items() if isinstance(answer, Failure)}
+    broken = {name: failure for name, failure in failed.items() if failure.code in _BROKEN}
+    return {"facts": gathered, "backends": offers, "best": _best(offers, gathered),
+            "problems": _problems(gathered, offers, broken), **({"fake": True} if fake else {})}  # fmt: skip
 
 
-def _asking(name: str, sdk: str | None, tree: sysfs.Tree) -> Callable[[], Any]:
-    def ask() -> dict[str, Any]:
+def _probe_of(name: str, sdk: str | None, tree: sysfs.Tree) -> Callable[[], Any]:
+    def report() -> dict[str, Any]:
         loaded = backend.load(name, sdk)
         return {"version": loaded.version, "precisions": loaded.precisions(tree),
                 "identity": loaded.identity(tree), "typed_only": loaded.typed_only, "fake": loaded.fake,
                 **_imported_numpy()}  # fmt: skip
 
-    return ask
+    return report
 
 
 def _numpy() -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _numpy() -> dict[str, Any]:
 
 
 def _imported_numpy() -> dict[str, Any]:
-    """The version of NumPy that an SDK has imported, if it did."""
+    """Return the version of the NumPy that an SDK imported; None without one."""
     return {"numpy": getattr(sys.modules.get("numpy"), "__version__", None)}
 
 
@@ -73,34 +74,31 @@ def _offer(answer: Any) -> dict[str, Any]:
     return {"available": True, **answer, "cause": None, "cure": None}
 
 
-def _best(offers: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """TensorRT where a GPU can run it, OpenVINO on x86, ONNX Runtime anywhere else."""
-    wanted = ["tensorrt"] if (offers.get("tensorrt", {}).get("identity") or {}).get("sm") else []
-    wanted += ["openvino"] if found["arch"] in ("x86_64", "AMD64") else []
-    wanted += ["onnxruntime", "openvino"]
-    return next((name for name in wanted if offers.get(name, {}).get("available")), None)
+def _best(offers: dict[str, Any], gathered: dict[str, Any]) -> str | None:
+    """Return TensorRT where a GPU can run it, OpenVINO on x86, else ONNX Runtime."""
+    order = ["tensorrt"] if (offers.get("tensorrt", {}).get("identity") or {}).get("sm") else []
+    order += ["openvino"] if gathered["arch"] in ("x86_64", "AMD64") else []
+    order += ["onnxruntime", "openvino"]
+    return next((name for name in order if offers.get(name, {}).get("available")), None)
 
 
-def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, Failure]) -> list[dict[str, Any]]:
-    """What stands between this device and its best, each with a cure."""
+def _problems(gathered: dict[str, Any], offers: dict[str, Any], broken: dict[str, Failure]) -> list[dict[str, Any]]:
+    """Return the problems of this device, each with cause and cure."""
     problems = [{"code": failure.code, "cause": failure.cause, "cure": failure.cure} for failure in broken.values()]
-    board = found["jetson"]
+    board = gathered["jetson"]
     if board is not None:
-        wanted = offers.get("tensorrt")
-        if wanted is not None and not wanted["available"] and "tensorrt" not in broken:
-            problems.append({key: wanted[key] for key in ("code", "cause", "cure")})
+        tensorrt = offers.get("tensorrt")
+        if tensorrt is not None and not tensorrt["available"] and "tensorrt" not in broken:
+            problems.append({key: tensorrt[key] for key in ("code", "cause", "cure")})
         if board["gpu_int8"] is False:
             problems.append({"code": "no-int8", "cause": f"the GPU (SM {board['sm']}) has no INT8 arithmetic",
                              "cure": "deploy FP16 instead"})  # fmt: skip
-        mode, modes = found["power"]["mode"], found["power"]["modes"]
-        if mode and any(name.startswith("MAXN") for name in modes) and not mode.startswith("MAXN"):
-            problems.append({"code": "power-mode", "cause": f"power mode {mode} caps the clocks",
-                             "cure": f"one of {', '.join(modes)}: sudo nvpmodel -m N; or measure in this mode"})  # fmt: skip
-        clock = found["clocks"]["gpu"]
+        problems += _power_mode(gathered["power"])
+        clock = gathered["clocks"]["gpu"]
         if clock and clock["locked"] is False:
             problems.append({"code": "clocks-free", "cause": "GPU clocks are not locked, so latencies will spread",
                              "cure": "sudo jetson_clocks --store FILE, then sudo jetson_clocks"})  # fmt: skip
-        counters = found["thermal"]["throttle_counters"]
+        counters = gathered["thermal"]["throttle_counters"]
         events = {name: count for name, count in counters.items() if "oc" in os.path.basename(name) and count > 0}
         if events:
             problems.append({"code": "over-current", "cause": f"over-current events since boot: {events}",
@@ -108,8 +106,21 @@ def _problems(found: dict[str, Any], offers: dict[str, Any], broken: dict[str, F
     if not any(offer["available"] for offer in offers.values()):
         problems.append({"code": "no-backend", "cause": f"none of {', '.join(offers)} can be imported",
                          "cure": "; ".join(f"{name}: {offer['cure']}" for name, offer in offers.items())})  # fmt: skip
-    available = found["memory"]["available_bytes"]
-    if available is not None and available < _MEMORY_WANTED:
+    available = gathered["memory"]["available_bytes"]
+    if available is not None and available < _BUILD_MEMORY:
         problems.append({**failures.problem("out-of-memory"), "code": "memory-low",
-                         "cause": f"{available >> 20} MiB of memory are free; a build may want 1 GiB"})  # fmt: skip
+                         "cause": f"{available >> 20} MiB of memory are free; a build may need 1 GiB"})  # fmt: skip
     return problems
+
+
+def _power_mode(power: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the problem of a power mode below the largest, by the watts in the modes' names."""
+    watts_of = {name: facts.power_budget(name) for name in power["mode_ids"]}
+    budgets = {name: watts for name, watts in watts_of.items() if watts is not None}
+    now = facts.power_budget(power["mode"] or "")
+    if now is None or not budgets or now >= max(budgets.values()):
+        return []
+    largest = [name for name, watts in budgets.items() if watts == max(budgets.values())]
+    commands = " or ".join(f"sudo nvpmodel -m {power['mode_ids'][name]} ({name})" for name in largest)
+    return [{"code": "power-mode", "cause": f"power mode {power['mode']} caps the clocks",
+             "cure": f"{commands}; or measure in this mode"}]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The same engine timed by NVIDIA's own tool, where the device has it: a cross-check of this runner's figures."""
+"""Cross-check of the runner's times by trtexec on the same engine, where the device has it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .timing import Subject, summary
 
 PATH = "/usr/src/tensorrt/bin/trtexec"  # of the package libnvinfer-bin; not on PATH
 PARTS = {"gpu_ms": "computeMs", "h2d_ms": "h2dMs", "d2h_ms": "d2hMs", "latency_ms": "latencyMs"}
-APART = 0.1  # a larger difference is marked
+LARGEST_DIFFERENCE = 0.1  # a larger difference is marked
 _GRACE_S = 300.0  # loading an engine from a slow card, beyond the time it is timed for
 
 
 def find(tree: sysfs.Tree, given: str) -> str:
-    """Where trtexec is.
+    """Return the path of trtexec.
 
     Args:
         tree: The device's files.
-        given: A path; empty is where JetPack has it.
+        given: A path; empty: the path of JetPack.
 
     Raises:
         Failure: It is not there.
@@ -40,7 +40,7 @@ def arguments(
     version: str, engine: str, shape: str | None, warmup_ms: float, duration_s: float, transfers: bool,
     cuda_graph: bool,
 ) -> list[str]:  # fmt: skip
-    """What to tell trtexec, so that it measures what the runner does; {times} stands for its file of samples.
+    """Return trtexec's arguments for the runner's own measurement; {times} stands for its file of samples.
 
     Version 11 turned its defaults around, so all is written on either side of it.
 
@@ -50,59 +50,59 @@ def arguments(
         shape: "images:8x3x224x224" of a dynamic batch.
         warmup_ms: Untimed runs before.
         duration_s: Timed runs.
-        transfers: Whether each run copies its input and output.
-        cuda_graph: Whether a graph is launched instead of the layers one by one.
+        transfers: Each run copies its input and output.
+        cuda_graph: A graph is launched instead of the layers one by one.
 
     Source:
         NVIDIA/TensorRT samples/common/sampleOptions.cpp of the release branches.
     """
-    told = [f"--loadEngine={engine}", "--exportTimes={times}", f"--warmUp={round(warmup_ms)}",
+    words = [f"--loadEngine={engine}", "--exportTimes={times}", f"--warmUp={round(warmup_ms)}",
             f"--duration={max(1, round(duration_s))}"]  # fmt: skip
     if shape is not None:
-        told.append(f"--shapes={shape}")
+        words.append(f"--shapes={shape}")
     if int(version.split(".")[0]) >= 11:
-        told += ["--includeDataTransfers"] if transfers else []
-        told += [] if cuda_graph else ["--noCudaGraph"]
+        words += ["--includeDataTransfers"] if transfers else []
+        words += [] if cuda_graph else ["--noCudaGraph"]
     else:
-        told += [] if transfers else ["--noDataTransfers"]
-        told += ["--useCudaGraph"] if cuda_graph else []
-        told.append("--useSpinWait")  # as the runner waits
-    return told
+        words += [] if transfers else ["--noDataTransfers"]
+        words += ["--useCudaGraph"] if cuda_graph else []
+        words.append("--useSpinWait")  # as the runner waits
+    return words
 
 
-def cross_check(path: str, subject: Subject, told: list[str], limit_s: float) -> dict[str, Any]:
-    """trtexec's figures of an engine, and how far the runner's are from them.
+def cross_check(path: str, subject: Subject, words: list[str], limit_s: float) -> dict[str, Any]:
+    """Return trtexec's figures of an engine, and the difference of the runner's.
 
     Returns:
         "runs", the parts as the runner has them, and "difference" (the runner's median GPU time over
         trtexec's, minus 1); or "error", since the runner's own figures stand without.
     """
     try:
-        found = _parse(_run(path, told, limit_s))
+        figures = _parse(_run(path, words, limit_s))
     except Failure as failure:
         return {"path": path, "error": failure.to_json()}
     middle = summary(subject.samples["gpu_ms"])
-    theirs = found["gpu_ms"]["median"]
+    theirs = figures["gpu_ms"]["median"]
     difference = None if middle is None or not theirs else middle["median"] / theirs - 1
-    return {"path": path, "arguments": told, **found, "difference": difference}
+    return {"path": path, "arguments": words, **figures, "difference": difference}
 
 
 def mark(checked: dict[str, Any]) -> list[str]:
-    """Why the two figures give reason to doubt."""
+    """Return a warning where the two figures differ by more than 10 %."""
     difference = checked.get("difference")
-    if difference is None or abs(difference) <= APART:
+    if difference is None or abs(difference) <= LARGEST_DIFFERENCE:
         return []
     return [f"trtexec's median is {checked['gpu_ms']['median']:.4g} ms, this runner's is {difference:+.0%} from it: "
             "clocks that changed in between? lock them and repeat"]  # fmt: skip
 
 
-def _run(path: str, told: list[str], limit_s: float) -> str:
-    """What trtexec wrote to its file of times."""
+def _run(path: str, words: list[str], limit_s: float) -> str:
+    """Return trtexec's file of times."""
     with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
         times = os.path.join(scratch, "times.json")
         try:
             done = subprocess.run(
-                [path, *[word.replace("{times}", times) for word in told]], stdin=subprocess.DEVNULL,
+                [path, *[word.replace("{times}", times) for word in words]], stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit_s + _GRACE_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as error:
@@ -110,12 +110,9 @@ def _run(path: str, told: list[str], limit_s: float) -> str:
                           "run it by hand; reboot") from error  # fmt: skip
         except OSError as error:
             raise failures.from_error(error, doing="running trtexec") from error
-        said = done.stdout.decode("utf-8", "replace")
+        output = done.stdout.decode("utf-8", "replace")
         if done.returncode != 0:
-            known = failures.translate_exit(done.returncode) or failures.translate(said)
-            last = (said.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise Failure("trtexec-failed", f"trtexec: {last}", known.cause if known else last,
-                          known.cure if known else "run it by hand to see more")  # fmt: skip
+            raise _failed(done.returncode, output)
         try:
             with open(times, encoding="utf-8") as stream:
                 return stream.read()
@@ -123,8 +120,19 @@ def _run(path: str, told: list[str], limit_s: float) -> str:
             raise _unreadable(str(error)) from error
 
 
+def _failed(status: int, output: str) -> Failure:
+    """Return the failure of a run by its error lines, by its exit status where those explain nothing."""
+    known = failures.translate(output)
+    if known is None or known.code == "crashed":
+        known = failures.translate_exit(status) or known
+    quoted = failures.quote(output) or f"exit code {status}, no error line"
+    return Failure("trtexec-failed", f"trtexec: {quoted}",
+                   known.cause if known else f"no known cause; the last error of trtexec is: {quoted}",
+                   known.cure if known else "run it by hand to see more")  # fmt: skip
+
+
 def _parse(text: str) -> dict[str, Any]:
-    """Runs and parts of the file that --exportTimes writes: a list of samples.
+    """Return runs and parts of the file that --exportTimes writes: a list of samples.
 
     Raises:
         Failure: It is cut off, or is something else.

@@ -1,7 +1,7 @@
-"""The deep learning accelerators of Xavier and Orin.
+"""Bundles for the deep learning accelerators (DLA) of Xavier and Orin.
 
-Up to TensorRT 10.7 they take no Q/DQ, but scales in a calibration cache; 11.4 knows them again, on AGX Orin
-alone, and takes precision from the types and the Q/DQ of the graph.
+Up to TensorRT 10.7 a DLA reads scales from a calibration cache and supports no Q/DQ. TensorRT 11.4 supports
+the DLA of AGX Orin alone, with precision from the types and the Q/DQ of the graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeship.toolkit.core.errors import DataError, DeviceError, ModelError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.graph.reference import Reference
 
-ALGORITHM = "EntropyCalibration2"  # the one a DLA takes: it calibrates before layers are fused
+ALGORITHM = "EntropyCalibration2"  # required by a DLA: it calibrates before layers are fused
 HEADER = re.compile(r"TRT-(\d{4,6})-(EntropyCalibration2|EntropyCalibration|MinMaxCalibration)")
 LINE = re.compile(r"(?P<name>.+): (?P<scale>[0-9a-fA-F]{8})")
 SOURCE = "NVIDIA/Deep-Learning-Accelerator-SW, tools/qdq-translator and the operator support tables"
@@ -41,6 +41,8 @@ RUNS = (
     "Sigmoid",
     "BatchNormalization",
 )
+POOL_WINDOW = 8  # of a dimension; docs.nvidia.com/deeplearning/tensorrt, DLA Supported Layers
+FALLS_BACK = "it falls back to the GPU"
 KEEPS_SCALE = (*COMMUTING, "Relu")
 EXPLICIT_SOURCE = "docs.nvidia.com/deeplearning/tensorrt/11.4.1, page Strongly Typed Networks for DLA"
 EXPLICIT_MODULES = ("AGX Orin",)  # with JetPack 7.2.2 or later, by the page above
@@ -50,7 +52,7 @@ EXPLICIT_GRAPH = "model_typed.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A calibration cache.
+    """Calibration cache.
 
     Attributes:
         version: TensorRT version in the header, as (major, minor, patch).
@@ -65,14 +67,15 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What a DLA build needs, in one folder.
+    """Files of a DLA build.
 
     Attributes:
         folder: Holds the graph, and up to TensorRT 10.7 the cache and the layer precisions.
         graph: Name of the graph in it.
         half_layers: Layers without a scale: they run in FP16.
-        findings: What falls back to the GPU, and why.
+        findings: Layers that fall back to the GPU, with the reason.
         trtexec: Arguments that build it; `{onnx}` and `{plan}` stand for the files.
+        notes: Facts about this version for the user.
     """
 
     folder: Path
@@ -80,10 +83,11 @@ class Bundle:
     half_layers: tuple[str, ...]
     findings: tuple[Finding, ...]
     trtexec: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def write_cache(cache: Cache) -> str:
-    """The text of a cache: a header, then "name: " and the big-endian float32 as 8 hex digits.
+    """Return the text of a cache: a header, then "name: " and the big-endian float32 as 8 hex digits.
 
     Raises:
         DataError: A scale is not a positive float32.
@@ -97,7 +101,7 @@ def write_cache(cache: Cache) -> str:
 
 
 def read_cache(text: str) -> Cache:
-    """A cache from its text; names may hold colons, the last one counts.
+    """Parse a cache; names may hold colons, the last one counts.
 
     Raises:
         DataError: It is not a whole calibration cache.
@@ -144,10 +148,10 @@ def strip(model: Any, ranges: Mapping[str, float] | None = None) -> dict[str, fl
             for i, name in enumerate(reader.input):
                 if name == node.output[0]:
                     reader.input[i] = source
-    kept = [node for node in model.graph.node if node.op_type not in (QUANTIZE, DEQUANTIZE)]
+    remaining = [node for node in model.graph.node if node.op_type not in (QUANTIZE, DEQUANTIZE)]
     del model.graph.node[:]
-    model.graph.node.extend(kept)
-    read = {name for node in kept for name in node.input}
+    model.graph.node.extend(remaining)
+    read = {name for node in remaining for name in node.input}
     for tensor in [item for item in model.graph.initializer if item.name not in read]:
         model.graph.initializer.remove(tensor)
     for name, largest in (ranges or {}).items():
@@ -156,13 +160,13 @@ def strip(model: Any, ranges: Mapping[str, float] | None = None) -> dict[str, fl
 
 
 def ranges(model: Path, images: FloatArray) -> dict[str, float]:
-    """The largest absolute value of every tensor that Q/DQ say nothing of, in the network without them.
+    """Return the largest absolute value of each tensor without Q/DQ, in the float network.
 
     A placement for the GPU leaves the last convolution of a block without Q/DQ, since it is fused with the
     Add there; the DLA runs it in INT8 only if it has a scale of its own.
 
     Args:
-        model: The Q/DQ graph made for TensorRT.
+        model: The Q/DQ graph for TensorRT.
         images: (N, C, H, W) calibration images, preprocessed.
 
     Returns:
@@ -179,7 +183,7 @@ def ranges(model: Path, images: FloatArray) -> dict[str, float]:
     index = Index(graph)
     layers = [node for node in index.nodes if node.name in _without_scale(index, scales)]
     tensors = [name for node in layers for name in (*node.input, *node.output)]
-    wanted = [
+    tensors_without = [
         name
         for name in dict.fromkeys(tensors)
         if name and not (name in scales or name in index.outputs or index.is_constant(name))
@@ -187,27 +191,25 @@ def ranges(model: Path, images: FloatArray) -> dict[str, float]:
     shape = tuple(dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
     if images.ndim != len(shape) or images.shape[1:] != shape[1:]:
         raise DataError(
-            f"images are {images.shape}, {model} takes {shape}", hint="preprocess them as the run did"
+            f"images are {images.shape}, {model} takes {shape}", hint="use the preprocessing of the run"
         )
-    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    reference = Reference(ir.from_proto(graph), wanted)
-    largest = dict.fromkeys(wanted, 0.0)
+    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors_without)
+    reference = Reference(ir.from_proto(graph), tensors_without)
+    largest = dict.fromkeys(tensors_without, 0.0)
     batch = shape[0] or len(images)
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         whole = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        for name, value in zip(wanted, reference.run(whole), strict=True):
+        for name, value in zip(tensors_without, reference.run(whole), strict=True):
             largest[name] = max(largest[name], float(np.abs(value).max()))
     return largest
 
 
 def unsupported(model: Any) -> list[Finding]:
-    """What the DLA cannot run, before anything is built."""
+    """Return a finding for each layer that the DLA cannot run."""
     index = Index(model)
-    found = [
-        _finding(
-            "dla-operator", label(node), f"{node.op_type} does not run on the DLA", "it falls back to the GPU"
-        )
+    findings = [
+        _finding("dla-operator", label(node), f"{node.op_type} does not run on the DLA", FALLS_BACK)
         for node in index.nodes
         if node.op_type not in (*RUNS, "GlobalAveragePool", QUANTIZE, DEQUANTIZE, "Constant")
     ]
@@ -215,30 +217,58 @@ def unsupported(model: Any) -> list[Finding]:
         first = item.type.tensor_type.shape.dim[0] if item.type.tensor_type.shape.dim else None
         if first is not None and not first.dim_value:
             hint = "export with a fixed batch"
-            found.append(_finding("dla-dynamic-batch", item.name, "the DLA has no dynamic shapes", hint))
+            findings.append(_finding("dla-dynamic-batch", item.name, "the DLA has no dynamic shapes", hint))
     grouped = [n for n in index.nodes if n.op_type == "Conv" and attribute(n, "group", 1) > 1]
-    found.extend(
+    findings.extend(
         _finding(
             "dla-group", label(node), "grouped convolutions need INT8 and fall back in FP16", "expect a copy"
         )
         for node in grouped
     )
-    return found
+    return findings + _large_pools(model, index)
+
+
+def _large_pools(model: Any, index: Index) -> list[Finding]:
+    """Return a finding for each pooling window over `POOL_WINDOW` in a dimension, or of unknown size."""
+    findings = []
+    pools = [n for n in index.nodes if n.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool")]
+    shapes = _shapes(model) if any(node.op_type == "GlobalAveragePool" for node in pools) else {}
+    for node in pools:
+        whole = node.op_type == "GlobalAveragePool"
+        window = shapes.get(node.input[0], [])[2:] if whole else _window(node)
+        if window and 0 not in window and max(window) <= POOL_WINDOW:
+            continue
+        size = "x".join(str(side or "?") for side in window) or "of unknown size"
+        message = f"the pooling window is {size}, a DLA takes {POOL_WINDOW}x{POOL_WINDOW} at most"
+        fix = "it falls back to the GPU; a smaller input image gives a smaller map" if whole else FALLS_BACK
+        findings.append(_finding("dla-pool-window", label(node), message, fix))
+    return findings
+
+
+def _window(node: Any) -> list[int]:
+    return next((list(item.ints) for item in node.attribute if item.name == "kernel_shape"), [])
+
+
+def _shapes(model: Any) -> dict[str, list[int]]:
+    """Return the shape of every tensor that has one; 0 is an unknown dimension."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim]
+        for item in (*inferred.value_info, *inferred.input)
+    }
 
 
 def global_pools_to_average(model: Any) -> int:
-    """Replace GlobalAveragePool, which older DLAs lack, by AveragePool over the whole map; how many.
+    """Replace GlobalAveragePool by AveragePool over the map, for older DLAs; return the number of nodes.
 
     Raises:
         ModelError: The map's size is not fixed.
     """
-    import onnx
     from onnx import helper
 
-    shapes = {
-        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim]
-        for item in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
+    shapes = _shapes(model)
     pools = [node for node in model.graph.node if node.op_type == "GlobalAveragePool"]
     for node in pools:
         size = shapes.get(node.input[0], [])[2:]
@@ -261,21 +291,21 @@ def write(
     images: FloatArray | None = None,
     core: int = 0,
 ) -> Bundle:
-    """Write what the DLA of a module takes with this TensorRT.
+    """Write the files of a DLA build for a module and a TensorRT version.
 
     Up to 10.7 that is the graph without Q/DQ, the calibration cache and the layer precisions; from 11.4 on
     the FP16-typed graph with its Q/DQ.
 
     Args:
-        model: The Q/DQ graph made for TensorRT.
+        model: The Q/DQ graph for TensorRT.
         out: Folder; its files are replaced.
         module: Name of the Jetson module ("AGX Orin").
-        version: TensorRT version on it ("8.5.2").
+        version: TensorRT version on it ("8.5.2"); the cache's header has the module's patch of "8.5".
         images: Calibration images for tensors without Q/DQ (see `ranges`); None leaves their layers in FP16.
         core: Which DLA core.
 
     Raises:
-        DeviceError: The module has no such DLA core.
+        DeviceError: The module has no such DLA core or no such TensorRT, or its patch is unknown.
         RecipeError: That TensorRT has no DLA.
         ModelError: The graph has no Q/DQ, or no fixed sizes.
 
@@ -284,15 +314,24 @@ def write(
     """
     board = jetson.module(module)
     if core >= board.dla_cores:
+        unclear = board.name == "Orin NX" and core == 1
         raise DeviceError(
-            f"{board.name} has {board.dla_cores or 'no'} DLA core{'' if board.dla_cores == 1 else 's'}",
-            hint="build for its GPU: leave --dla out",
+            f"{board.name} has {board.dla_cores or 'no'} DLA core{'' if board.dla_cores == 1 else 's'}"
+            f"{' for certain: 2 with 16 GB, 1 with 8 GB' if unclear else ''}",
+            hint="--module 'Orin NX 16GB'" if unclear else "build for its GPU: leave --dla out",
         )
     explicit = versions.rules(version).dla == "explicit"
     if explicit and board.name not in EXPLICIT_MODULES:
         raise DeviceError(
-            f"TensorRT {version} knows the DLA of {', '.join(EXPLICIT_MODULES)} alone, not of {board.name}",
-            hint="use TensorRT 8.5 to 10.7 (JetPack 5 and 6) there, or its GPU: leave --dla out",
+            f"TensorRT {version} has the DLA of {', '.join(EXPLICIT_MODULES)} alone, not of {board.name}",
+            hint="use TensorRT 8.5 to 10.7 (JetPack 5 and 6), or its GPU: leave --dla out",
+        )
+    builder.plan(version, builder.BuildOptions(dla_core=core, half_typed=explicit))  # refuses what has no DLA
+    version = jetson.choose(board, tensorrt=version)
+    if not explicit and len(versions.parse(version)) < 3:
+        raise DeviceError(
+            f"the calibration cache carries the exact TensorRT of the device, and {version} is not exact",
+            hint="give major.minor.patch: `dpkg -l libnvinfer-bin` on the device prints it",
         )
     import onnx
 
@@ -313,52 +352,52 @@ def write(
         calibration_cache=CACHE,
         layer_precisions=tuple((name, "fp16") for name in floats),
     )
-    arguments = builder.plan(version, options).trtexec
+    planned = builder.plan(version, options)
     with replacing(out / GRAPH) as temporary:
         onnx.save(graph, str(temporary))
-    numbers = (*versions.parse(version), 0, 0)[:3]
-    write_text(out / CACHE, write_cache(Cache((numbers[0], numbers[1], numbers[2]), ALGORITHM, scales)))
+    major, minor, patch = versions.parse(version)[:3]
+    write_text(out / CACHE, write_cache(Cache((major, minor, patch), ALGORITHM, scales)))
     write_text(out / PRECISIONS, ",".join(f"{name}:fp16" for name in floats) + "\n")
-    return Bundle(out, GRAPH, floats, findings, arguments)
+    return Bundle(out, GRAPH, floats, findings, planned.trtexec, planned.notes)
 
 
 def _write_explicit(graph: Any, out: Path, version: str, core: int, findings: tuple[Finding, ...]) -> Bundle:
-    """The graph with its Q/DQ, typed FP16: types are all that this TensorRT goes by."""
+    """Write the FP16-typed graph with its Q/DQ, for a strongly typed TensorRT."""
     import onnx
 
     options = builder.BuildOptions(half_typed=True, dla_core=core)
-    arguments = builder.plan(version, options).trtexec
+    planned = builder.plan(version, options)
     global_pools_to_average(graph)
     with tempfile.TemporaryDirectory() as scratch:
         pooled = Path(scratch) / "pooled.onnx"
         onnx.save(graph, str(pooled))
         fp16_graph.to_half(pooled, out / EXPLICIT_GRAPH)
-    return Bundle(out, EXPLICIT_GRAPH, (), findings, arguments)
+    return Bundle(out, EXPLICIT_GRAPH, (), findings, planned.trtexec, planned.notes)
 
 
 def _spread(index: Index, scales: dict[str, float]) -> dict[str, float]:
-    """Through ReLU, max pool and flatten, forwards and backwards, until nothing changes."""
+    """Spread scales through ReLU, max pool and flatten, both ways, until nothing changes."""
     nodes = [node for node in index.nodes if node.op_type in KEEPS_SCALE]
     changed = True
     while changed:
         changed = False
         for node in nodes:
-            for known, other in ((node.input[0], node.output[0]), (node.output[0], node.input[0])):
-                if known in scales and other not in scales:
-                    scales[other] = scales[known]
+            for source, other in ((node.input[0], node.output[0]), (node.output[0], node.input[0])):
+                if source in scales and other not in scales:
+                    scales[other] = scales[source]
                     changed = True
     return scales
 
 
 def _without_scale(index: Index, scales: Mapping[str, float]) -> list[str]:
-    """Layers with an input or output that has no scale; the network's output is read as floats."""
-    found = []
+    """Return layers with an input or output without a scale; the network's output stays float."""
+    layers = []
     for node in index.nodes:
         tensors = [name for name in node.input if name and not index.is_constant(name)]
         tensors += [name for name in node.output if name not in index.outputs]
         if not all(name in scales for name in tensors):
-            found.append(label(node))
-    return found
+            layers.append(label(node))
+    return layers
 
 
 def _scale(index: Index, node: Any) -> float:
@@ -368,7 +407,7 @@ def _scale(index: Index, node: Any) -> float:
     if scale is None or scale.size != 1 or not signed:
         raise ModelError(
             f"{label(node)} is not int8 with zero point 0 and one scale",
-            hint="use the graph made for TensorRT; `edgeship audit --target tensorrt --fix` repairs others",
+            hint="use the graph for TensorRT; `edgeship audit --target tensorrt --fix` repairs others",
         )
     return float(scale.reshape(()))
 

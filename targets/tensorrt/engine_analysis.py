@@ -1,21 +1,27 @@
-"""Why an engine is as fast as it is: what ran in INT8, what was converted in between, and what to change."""
+"""Engine analysis: precision of each layer, reformats with their cause, and changes that make it faster."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeship.targets.tensorrt import engine_info as records
 from edgeship.targets.tensorrt.engine_info import Engine, Layer
+from edgeship.targets.tensorrt.engine_precision import UNKNOWN
 from edgeship.toolkit.core.results import LayerAudit
 
 FLOATS = ("fp32", "fp16", "bf16")
 TENSOR_CORES = ("imma", "hmma", "xmma", "i88", "884", "h88", "i168", "h168")  # in names of kernels
 OPERATORS = ("Conv", "Gemm", "MatMul", "MaxPool", "GlobalAveragePool", "AveragePool", "Add", "Relu")
 REFORMATS_OF_A_GOOD_ENGINE = 2  # one at the input, one at the output
+
+ADVICE = (
+    "build with --profilingVerbosity=detailed and a fixed profile (--minShapes = --optShapes = --maxShapes), "
+    "and export the record of that engine"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +62,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What an engine executes.
+    """Analysis of one optimization profile of an engine.
 
     Attributes:
-        layers: Weighted layers, Adds and poolings, with what they compute in.
-        reformats: Every copy, in order.
-        problems: What to change; what usually costs most comes first.
+        layers: Weighted layers, Adds, poolings and fused regions, with their precision.
+        reformats: Every recorded copy, in order.
+        problems: Changes to make; the one that usually costs most comes first.
         time_ms: Sum of all layer times; None without a profile.
         time_by_role: Role ("Convolution", "Reformat", ...) -> ms; empty without a profile.
         verdict: One sentence.
+        precisions: Precision -> number of weighted layers, "unknown" included.
+        detailed: False where the record holds names only, so that reformats may be missing.
+        other_profiles: The same for each further optimization profile.
     """
 
     layers: tuple[LayerAudit, ...]
@@ -73,6 +82,9 @@ class Explanation:
     time_ms: float | None
     time_by_role: dict[str, float]
     verdict: str
+    precisions: dict[str, int] = field(default_factory=dict)
+    detailed: bool = True
+    other_profiles: tuple[Explanation, ...] = ()
 
     def share(self, time_ms: float | None) -> float | None:
         """Fraction of the engine's time; None without a profile."""
@@ -83,9 +95,9 @@ def explain(record: Path, profile: Path | None = None, model: Path | None = None
     """Explain an engine from its record.
 
     Args:
-        record: The inspector's JSON, the device runner's, or a folder of both (see `record.load`).
-        profile: trtexec's profile, for times.
-        model: The ONNX file it was built from, so that layers are called like its nodes.
+        record: A record or a folder (see `engine_info.load`).
+        profile: Profile of trtexec, for times.
+        model: The ONNX file of the engine, for names and operators of its nodes.
 
     Raises:
         DataError: The record or profile cannot be read, or they do not belong together.
@@ -95,7 +107,10 @@ def explain(record: Path, profile: Path | None = None, model: Path | None = None
 
 
 def explained(engine: Engine, nodes: Mapping[str, str]) -> Explanation:
-    """`explain` of a record in memory; `nodes` is ONNX node name -> operator."""
+    """Explain a record in memory; `nodes` is ONNX node name -> operator."""
+    others = [
+        explained(replace(engine, layers=group, other_profiles=()), nodes) for group in engine.other_profiles
+    ]
     view = _View(engine, nodes)
     reformats = tuple(_reformat(view, layer) for layer in engine.layers if layer.kind == "Reformat")
     times = [layer.time_ms for layer in engine.layers if layer.time_ms is not None]
@@ -105,18 +120,23 @@ def explained(engine: Engine, nodes: Mapping[str, str]) -> Explanation:
             by_role[view.role(layer)] += layer.time_ms
     problems = tuple(_problems(view, reformats))
     total = sum(times) if times else None
+    audit = tuple(_audit(view))
+    precisions = dict(Counter(layer.precision for layer in audit if layer.weighted))
     return Explanation(
-        layers=tuple(_audit(view, problems)),
+        layers=audit,
         reformats=reformats,
         problems=problems,
         time_ms=total,
         time_by_role=dict(by_role),
-        verdict=_verdict(engine, problems, reformats, total),
+        verdict=_verdict(engine, problems, reformats, total, precisions),
+        precisions=precisions,
+        detailed=engine.detailed,
+        other_profiles=tuple(others),
     )
 
 
 def layers(content: Mapping[str, Any], nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
-    """The layers of the inspector's JSON as an audit; `nodes` is ONNX node name -> operator.
+    """Return the audit of the inspector's JSON; `nodes` is ONNX node name -> operator.
 
     Raises:
         DataError: It is not a record.
@@ -125,7 +145,7 @@ def layers(content: Mapping[str, Any], nodes: Mapping[str, str]) -> tuple[LayerA
 
 
 def onnx_nodes(model: Path) -> dict[str, str]:
-    """Node name -> operator of an ONNX file.
+    """Return node name -> operator of an ONNX file.
 
     Raises:
         ModelError: The file cannot be read.
@@ -136,36 +156,45 @@ def onnx_nodes(model: Path) -> dict[str, str]:
 
 
 class _View:
-    """An engine with who makes and reads each tensor, and what each layer is."""
+    """An engine with the producer and the readers of each tensor, and the role of each layer."""
 
     def __init__(self, engine: Engine, nodes: Mapping[str, str]) -> None:
         self.engine, self._operators = engine, nodes
         self._producer = {tensor.name: layer for layer in engine.layers for tensor in layer.outputs}
         self._readers: dict[str, list[Layer]] = defaultdict(list)
+        self.warnings: dict[int, list[str]] = defaultdict(list)
         for layer in engine.layers:
             for tensor in layer.inputs:
                 self._readers[tensor.name].append(layer)
 
     def operator(self, node: str) -> str:
-        """ONNX operator of a node: looked up, else read from names like "Conv_34" or "layer1.0/Add"."""
+        """Return the ONNX operator of a node, else that in names like "Conv_34" or "layer1.0/Add"."""
         tail = node.rsplit("/", 1)[-1].split("_", 1)[0].rsplit(".", 1)[-1]
         return self._operators.get(node) or (tail if tail in OPERATORS else "")
 
     def operators(self, layer: Layer) -> set[str]:
-        """ONNX operators in a layer."""
-        return {operator for node in layer.nodes if (operator := self.operator(node))}
+        """Return the ONNX operators in a layer."""
+        return {operator for node in self.nodes(layer) if (operator := self.operator(node))}
+
+    def nodes(self, layer: Layer) -> tuple[str, ...]:
+        """Return the ONNX nodes of a layer: those of its name where its metadata has no known operator."""
+        named = records.node_names(layer.name)
+        unlisted = not any(map(self.operator, layer.nodes)) and any(map(self.operator, named))
+        return named if unlisted else layer.nodes
 
     def short(self, layer: Layer) -> str:
-        """The node that names a layer: its convolution, product, pooling or Add, not weights or ReLU."""
-        plain = [node for node in layer.nodes if not _is_helper(node)]
+        """Return the node that names a layer: convolution, product, pooling or Add, not weights or ReLU."""
+        plain = [node for node in self.nodes(layer) if not _is_helper(node)]
         named = [node for operator in OPERATORS for node in plain if self.operator(node) == operator]
         return (named or plain or [layer.name])[0]
 
     def role(self, layer: Layer) -> str:
-        """Convolution, FullyConnected, Pooling, Add, Reformat, NoOp or Other."""
+        """Return Convolution, FullyConnected, Pooling, Add, Reformat, NoOp, Fused or Other."""
         operators = self.operators(layer)
         if layer.kind in ("Reformat", "NoOp"):
             return layer.kind
+        if _is_region(layer):
+            return "Fused"
         if operators & {"Gemm", "MatMul"} or layer.kind in ("gemm", "MatrixMultiply", "FullyConnected"):
             return "FullyConnected"
         if "Conv" in operators or "conv" in layer.kind.lower() or layer.kind == "correlation":
@@ -174,59 +203,82 @@ class _View:
             return "Pooling"
         return "Add" if "Add" in operators else "Other"
 
+    def weighted(self, layer: Layer) -> bool:
+        """Return True if a layer has weights, or is a region that may hold layers that have."""
+        role = self.role(layer)
+        if role != "Fused":
+            return role in ("Convolution", "FullyConnected")
+        return (
+            not layer.nodes
+            or len(layer.nodes) > 1
+            or bool(self.operators(layer) & {"Conv", "Gemm", "MatMul"})
+        )
+
     def before(self, tensor: str) -> Layer | None:
-        """The layer that computed a tensor, through copies."""
+        """Return the layer that computed a tensor, through copies."""
         layer = self._producer.get(tensor)
-        seen = set()
+        visited = set()
         while (
             layer is not None
             and layer.kind in ("Reformat", "NoOp")
-            and layer.name not in seen
+            and layer.name not in visited
             and layer.inputs
         ):
-            seen.add(layer.name)
+            visited.add(layer.name)
             layer = self._producer.get(layer.inputs[0].name)
         return layer
 
     def producer(self, tensor: str) -> Layer | None:
-        """The layer that wrote a tensor, copies included."""
+        """Return the layer that wrote a tensor, copies included."""
         return self._producer.get(tensor)
 
     def readers(self, tensor: str) -> list[Layer]:
-        """The layers that compute with a tensor, through copies."""
-        found: list[Layer] = []
-        waiting, seen = [tensor], set[str]()
+        """Return the layers that compute with a tensor, through copies."""
+        readers: list[Layer] = []
+        waiting, visited = [tensor], set[str]()
         while waiting:
             name = waiting.pop(0)
-            if name in seen:
+            if name in visited:
                 continue
-            seen.add(name)
+            visited.add(name)
             for layer in self._readers[name]:
                 if layer.kind in ("Reformat", "NoOp"):
                     waiting.extend(output.name for output in layer.outputs)
                 else:
-                    found.append(layer)
-        return found
+                    readers.append(layer)
+        return readers
+
+    def problem(self, rule: str, layers: Sequence[Layer], message: str, fix: str) -> Problem:
+        """Make a problem, and note its message on its layers: two layers may share a name."""
+        for layer in layers:
+            self.warnings[id(layer)].append(message)
+        return Problem(rule, tuple(self.short(layer) for layer in layers), message, fix)
 
     def is_binding(self, tensor: str) -> bool:
-        """Whether a tensor is an input or output of the network."""
+        """Return True if a tensor is an input or output of the network."""
         if self.engine.bindings:
             return tensor in self.engine.bindings
         return tensor not in self._producer or not self._readers[tensor]
 
 
 def reads(layer: Layer) -> str:
-    """What a layer computes in: the precision of its first input."""
-    return layer.inputs[0].precision if layer.inputs else records.UNKNOWN
+    """Return the precision of a layer's arithmetic: of its first input, else of kernel and weights."""
+    recorded = layer.inputs[0].precision if layer.inputs else UNKNOWN
+    return recorded if recorded != UNKNOWN or _is_region(layer) else layer.computes
 
 
 def writes(layer: Layer) -> str:
-    """Precision of its first output."""
-    return layer.outputs[0].precision if layer.outputs else records.UNKNOWN
+    """Return the precision of a layer's first output."""
+    return layer.outputs[0].precision if layer.outputs else UNKNOWN
+
+
+def _is_region(layer: Layer) -> bool:
+    """Return True for a region compiled as one layer (Myelin, DLA): its layers are not listed."""
+    return layer.kind in ("Myelin", "DLA") or layer.name.startswith("{ForeignNode[")
 
 
 def _float_skip(view: _View, layer: Layer) -> bool:
-    """Whether a fused Add reads a shortcut that was never INT8 (a copy made from INT8 has Q/DQ)."""
+    """Return True if a fused Add reads a shortcut that was never INT8 (a copy made from INT8 has Q/DQ)."""
     for tensor in layer.inputs[1:]:
         maker = view.producer(tensor.name)
         from_int8 = maker is not None and maker.kind == "Reformat" and reads(maker) == "int8"
@@ -237,30 +289,30 @@ def _float_skip(view: _View, layer: Layer) -> bool:
 
 def _reformat(view: _View, layer: Layer) -> Reformat:
     source, target = reads(layer), writes(layer)
-    change = f"layout of {target}" if source == target else f"{source} -> {target}"
+    change = f"layout of {target}" if source == target != UNKNOWN else f"{source} -> {target}"
     cause, avoidable = _cause(view, layer, source, target)
     return Reformat(layer.name, change, cause, avoidable, layer.time_ms)
 
 
 def _cause(view: _View, layer: Layer, source: str, target: str) -> tuple[str, bool]:
-    if not layer.inputs or not layer.outputs:
-        return "the record does not tell", False
-    if view.is_binding(layer.inputs[0].name):
+    if UNKNOWN in (source, target):
+        return "unknown: the record has no format for it", False
+    if view.is_binding(layer.inputs[0].name) and source in FLOATS:
         return "the network's input is float; only an INT8 input would spare it", False
-    if view.is_binding(layer.outputs[0].name):
+    if view.is_binding(layer.outputs[0].name) and target in FLOATS:
         return "the network's output is float", False
     made = view.before(layer.inputs[0].name)
     readers = view.readers(layer.outputs[0].name)
     reader = view.short(readers[0]) if readers else "the output"
     if source == target:
-        return f"the kernel of {reader} wants another layout", False
+        return f"the kernel of {reader} reads another layout", False
     if target == "int8" and made is not None:
         skip = [item for item in view.readers(layer.inputs[0].name) if _is_residual_problem(view, item)]
         if _is_residual_problem(view, made):
             return f"{view.short(made)} writes {source}, because the shortcut of its Add has no Q/DQ", True
         if skip:
-            wanted = f"for the shortcut of {view.short(skip[0])}, which has no Q/DQ"
-            return f"{view.short(made)} writes {source} {wanted}", True
+            use = f"for the shortcut of {view.short(skip[0])}, which has no Q/DQ"
+            return f"{view.short(made)} writes {source} {use}", True
         return f"{view.short(made)} ({view.role(made)}) writes {source}", True
     if source == "int8":
         return f"{reader} computes or writes floats", True
@@ -279,9 +331,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     residual = [layer for layer in layers if _is_residual_problem(view, layer)]
     if residual:
         problems.append(
-            Problem(
+            view.problem(
                 "residual-float",
-                tuple(view.short(layer) for layer in residual),
+                residual,
                 f"Q/DQ missing on {_many(residual, 'residual input')}",
                 "quantize the shortcut input of each Add (TensorRT's scheme does)",
             )
@@ -291,9 +343,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     last = [layer for layer in pooled if "GlobalAveragePool" in view.operators(layer)]
     if last:
         problems.append(
-            Problem(
+            view.problem(
                 "pool-float",
-                tuple(view.short(layer) for layer in last),
+                last,
                 "Q/DQ missing before the global average pool",
                 "quantize the input of the pool",
             )
@@ -301,9 +353,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     others = [layer for layer in pooled if layer not in last]
     if others:
         problems.append(
-            Problem(
+            view.problem(
                 "pool-float-between",
-                tuple(view.short(layer) for layer in others),
+                others,
                 "a pooling runs in float between INT8 convolutions",
                 "its output is read as float somewhere: quantize the shortcuts that read it",
             )
@@ -321,9 +373,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     ]
     if stray:
         problems.append(
-            Problem(
+            view.problem(
                 "int8-in-float-out",
-                tuple(view.short(layer) for layer in stray),
+                stray,
                 f"INT8 in, float out: {_many(stray, 'convolution')}",
                 "find what reads them without Q/DQ",
             )
@@ -331,9 +383,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     adds = [layer for layer in layers if view.role(layer) == "Add"]
     if adds:
         problems.append(
-            Problem(
+            view.problem(
                 "add-unfused",
-                tuple(view.short(layer) for layer in adds),
+                adds,
                 f"not fused with a convolution: {_many(adds, 'Add')}",
                 "remove Q/DQ between the last convolution of a block and its Add",
             )
@@ -341,9 +393,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     floats = [layer for layer in layers if view.role(layer) == "Convolution" and reads(layer) in FLOATS]
     if int8 and floats:
         problems.append(
-            Problem(
+            view.problem(
                 "convolution-float",
-                tuple(view.short(layer) for layer in floats),
+                floats,
                 f"in float: {_many(floats, 'convolution')}",
                 "quantize their inputs and weights",
             )
@@ -351,9 +403,9 @@ def _problems(view: _View, reformats: tuple[Reformat, ...]) -> list[Problem]:
     slow = [layer for layer in layers if view.role(layer) == "Convolution" and _off_tensor_cores(layer)]
     if slow:
         problems.append(
-            Problem(
+            view.problem(
                 "no-tensor-cores",
-                tuple(view.short(layer) for layer in slow),
+                slow,
                 f"kernels without Tensor Cores: {_many(slow, 'convolution')}",
                 "let them write INT8 (Q/DQ on all that reads them), with channels in multiples of 32",
             )
@@ -374,28 +426,28 @@ def _fed_by_int8(view: _View, layer: Layer) -> bool:
     return made is not None and view.role(made) == "Convolution" and reads(made) == "int8"
 
 
-def _feeds(view: _View, layer: Layer, wanted: tuple[Layer, ...]) -> bool:
-    """Whether a float output goes to a layer that is a problem of its own already."""
-    return any(reader in wanted for tensor in layer.outputs for reader in view.readers(tensor.name))
+def _feeds(view: _View, layer: Layer, targets: tuple[Layer, ...]) -> bool:
+    """Return True if a float output is read by a layer that is a problem of its own already."""
+    return any(reader in targets for tensor in layer.outputs for reader in view.readers(tensor.name))
 
 
 def _off_tensor_cores(layer: Layer) -> bool:
     tactic = layer.tactic.lower()
-    known = tactic.startswith(("sm", "ampere", "turing", "volta", "trt_"))
-    return reads(layer) in ("int8", "fp16") and known and not any(name in tactic for name in TENSOR_CORES)
+    named = tactic.startswith(("sm", "ampere", "turing", "volta", "trt_"))
+    return reads(layer) in ("int8", "fp16") and named and not any(name in tactic for name in TENSOR_CORES)
 
 
-def _audit(view: _View, problems: tuple[Problem, ...]) -> list[LayerAudit]:
-    found = []
+def _audit(view: _View) -> list[LayerAudit]:
+    audits = []
     for layer in view.engine.layers:
         role = view.role(layer)
-        if role not in ("Convolution", "FullyConnected", "Pooling", "Add"):
+        if role not in ("Convolution", "FullyConnected", "Pooling", "Add", "Fused"):
             continue
-        name = view.short(layer)
-        warning = "; ".join(problem.message for problem in problems if name in problem.layers)
-        weighted = role in ("Convolution", "FullyConnected")
-        found.append(LayerAudit(name, role, reads(layer), weighted, warning, layer.time_ms))
-    return found
+        name = layer.name if role == "Fused" else view.short(layer)
+        precision = UNKNOWN if role == "Fused" else reads(layer)
+        warning = "; ".join(view.warnings[id(layer)])
+        audits.append(LayerAudit(name, role, precision, view.weighted(layer), warning, layer.time_ms))
+    return audits
 
 
 def _is_helper(name: str) -> bool:
@@ -404,13 +456,29 @@ def _is_helper(name: str) -> bool:
 
 
 def _verdict(
-    engine: Engine, problems: tuple[Problem, ...], reformats: tuple[Reformat, ...], total: float | None
+    engine: Engine,
+    problems: tuple[Problem, ...],
+    reformats: tuple[Reformat, ...],
+    total: float | None,
+    precisions: Mapping[str, int],
 ) -> str:
+    """Return one sentence over what the record states; the rest is counted as unknown, with the advice."""
     if not engine.detailed:
-        return "built without detailed verbosity: layer names only; build with --profilingVerbosity=detailed"
+        return f"precision and reformats unknown: the record holds layer names only; {ADVICE}"
     costs = [item.time_ms for item in reformats if item.time_ms is not None]
-    count = _many(reformats, "reformat")
+    blank = sum(UNKNOWN in item.change for item in reformats)
+    count = _many(reformats, "reformat") + (f" ({blank} of unknown formats)" if blank else "")
     spent = f"{count}, {100 * sum(costs) / total:.0f} % of the time" if total and costs else count
+    weighted, unknown = sum(precisions.values()), precisions.get(UNKNOWN, 0)
+    if not weighted:
+        return f"no layer with weights recognized: {spent}; name the ONNX file with --model"
+    gap = f"; precision of {unknown} of {weighted} weighted layers unknown: {ADVICE}" if unknown else ""
+    if blank and not unknown:
+        gap = f"; {ADVICE}"
     if problems:
-        return f"{'; '.join(problem.message for problem in problems[:2])}: {spent}"
+        return f"{'; '.join(problem.message for problem in problems[:2])}: {spent}{gap}"
+    if unknown and unknown == weighted:
+        return f"unknown{gap.replace(';', ':', 1)}; {spent}"
+    if unknown or blank:
+        return f"no problem in what the record states: {spent}{gap}"
     return f"nothing to change: {spent}"

@@ -1,4 +1,4 @@
-"""Why one engine is slower than another, from the records of both."""
+"""Comparison of two engines of one network by their records: times by role and by layer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from edgeship.targets.tensorrt.engine_analysis import Explanation, explain
 
 SAME_NETWORK = 0.9  # share of layer names in common from which layers are compared one by one
 SMALLEST_MS = 0.001
-ROLES = {  # role -> what a person calls many of them
+ROLES = {  # role -> its plural
     "Convolution": "convolutions",
     "Reformat": "reformats",
     "Pooling": "poolings",
     "FullyConnected": "fully connected layers",
     "Add": "Adds of their own",
     "NoOp": "empty layers",
+    "Fused": "fused regions",
     "Other": "other layers",
 }
 
@@ -36,7 +37,7 @@ class Difference:
 
     @property
     def delta_ms(self) -> float:
-        """How much longer the first takes."""
+        """Time of the first minus that of the second (ms)."""
         return self.first[1] - self.second[1]
 
 
@@ -45,7 +46,7 @@ class Comparison:
     """Two engines of one network.
 
     Attributes:
-        names: What the engines are called.
+        names: Name of each engine: its file or folder.
         times_ms: Sum of layer times of each; None without a profile.
         by_role: Role -> time of each (ms), the largest difference first.
         layers: Layers whose times differ most, largest first; empty where the engines name them differently.
@@ -60,7 +61,7 @@ class Comparison:
 
 
 def compare(first: Path, second: Path, model: Path | None = None) -> Comparison:
-    """Compare two engine records; each is called by the name of its file or folder.
+    """Compare two engine records, named by file or folder; of several profiles, the first.
 
     Raises:
         DataError: A record cannot be read.
@@ -72,7 +73,7 @@ def compare(first: Path, second: Path, model: Path | None = None) -> Comparison:
 
 
 def compared(first: Explanation, second: Explanation, names: tuple[str, str]) -> Comparison:
-    """`compare` of explanations in memory."""
+    """Compare explanations in memory."""
     roles = {*first.time_by_role, *second.time_by_role}
     pairs = {role: (first.time_by_role.get(role, 0.0), second.time_by_role.get(role, 0.0)) for role in roles}
     by_role = dict(sorted(pairs.items(), key=lambda item: -abs(item[1][0] - item[1][1])))
@@ -91,8 +92,8 @@ def _layers(first: Explanation, second: Explanation) -> tuple[Difference, ...]:
     common = [name for name in one if name in two]
     if len(common) < SAME_NETWORK * max(len(one), len(two), 1):
         return ()
-    found = [Difference(name, one[name], two[name]) for name in common]
-    return tuple(sorted(found, key=lambda item: -abs(item.delta_ms)))
+    differences = [Difference(name, one[name], two[name]) for name in common]
+    return tuple(sorted(differences, key=lambda item: -abs(item.delta_ms)))
 
 
 def _times(explanation: Explanation) -> dict[str, tuple[str, float]]:
@@ -104,7 +105,7 @@ def _verdict(
     first: Explanation, second: Explanation, names: tuple[str, str], by_role: dict[str, tuple[float, float]]
 ) -> str:
     if not first.time_ms or not second.time_ms:
-        counts = f"{len(first.reformats)} reformats in {names[0]}, {len(second.reformats)} in {names[1]}"
+        counts = f"{_reformats(first)} reformats in {names[0]}, {_reformats(second)} in {names[1]}"
         return f"no times to compare; {counts}"
     ratio = first.time_ms / second.time_ms
     word, percent = ("slower", ratio - 1) if ratio >= 1 else ("faster", 1 - ratio)
@@ -123,3 +124,7 @@ def _verdict(
         f"{names[0]} is {100 * percent:.0f} % {word} than {names[1]} ({first.time_ms:.3f} against "
         f"{second.time_ms:.3f} ms): {', '.join(parts) or 'no layer differs'}{why}"
     )
+
+
+def _reformats(explanation: Explanation) -> str:
+    return str(len(explanation.reformats)) if explanation.detailed else "unknown number of"

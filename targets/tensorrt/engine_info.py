@@ -1,26 +1,20 @@
-"""Engine records: the inspector's layer listing and the per-layer profile, read without trust."""
+"""Engine records: validated layer listing of the engine inspector, with times from the per-layer profile."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.core.artifact import read_json
+from edgeship.targets.tensorrt import engine_files
+from edgeship.targets.tensorrt.engine_files import AGAIN
+from edgeship.targets.tensorrt.engine_precision import UNKNOWN, completed, of_arithmetic, precision_of
 from edgeship.toolkit.core.errors import DataError
 
-PRECISIONS = (  # the first that is in the text; "BFloat16" holds "Float"
-    ("bf16", re.compile(r"bf16|bfloat16", re.IGNORECASE)),
-    ("fp8", re.compile(r"fp8", re.IGNORECASE)),
-    ("int8", re.compile(r"\bint8\b", re.IGNORECASE)),
-    ("fp16", re.compile(r"fp16|half", re.IGNORECASE)),
-    ("fp32", re.compile(r"fp32|\bfloat\b", re.IGNORECASE)),
-)
-UNKNOWN = "unknown"
-AGAIN = "make it again: trtexec --exportLayerInfo=graph.json --exportProfile=profile.json"
+_MAX_MS = 1e9  # a layer of 11 days is no measurement
+_PROFILE = re.compile(r" ?\[profile (\d{1,4})\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +23,8 @@ class Tensor:
 
     Attributes:
         name: Name in the engine.
-        precision: int8, fp16, bf16, fp32, or "unknown" where the record does not tell.
-        layout: The format as the record spells it.
+        precision: int8, fp8, fp16, bf16, fp32, or "unknown" where the record has none.
+        layout: The format as recorded; empty where the record has none.
     """
 
     name: str
@@ -45,11 +39,12 @@ class Layer:
     Attributes:
         name: Name in the engine: the ONNX nodes that were fused, joined by " + ".
         kind: The runtime's type (CaskConvolution, Reformat, kgen, ...).
-        inputs: What it reads, activations only.
-        outputs: What it writes.
-        nodes: Names of the ONNX nodes in it.
-        origin: What a Reformat is for: REFORMAT or QDQ; empty elsewhere.
-        tactic: Name of the kernel; empty where the record does not tell.
+        inputs: Activations read.
+        outputs: Activations written.
+        nodes: Names of the ONNX nodes fused into it.
+        origin: Reason of a Reformat: REFORMAT or QDQ; empty elsewhere.
+        tactic: Name of the kernel; empty where the record has none.
+        computes: Precision by kernel name, weights and metadata; "unknown" where they have none or disagree.
         time_ms: Mean time in the profile; None without one.
     """
 
@@ -60,6 +55,7 @@ class Layer:
     nodes: tuple[str, ...]
     origin: str = ""
     tactic: str = ""
+    computes: str = UNKNOWN
     time_ms: float | None = None
 
 
@@ -68,42 +64,41 @@ class Engine:
     """All layers of an engine in execution order.
 
     Attributes:
-        layers: The layers.
+        layers: The layers of the first optimization profile.
         bindings: Names of the network's inputs and outputs.
         detailed: False where the engine was built without detailed verbosity: names only.
+        other_profiles: The layers of each further optimization profile.
     """
 
     layers: tuple[Layer, ...]
     bindings: tuple[str, ...]
     detailed: bool
+    other_profiles: tuple[tuple[Layer, ...], ...] = ()
 
 
 def load(record: Path, profile: Path | None = None) -> Engine:
     """Read an engine record.
 
     Args:
-        record: `graph.json` of the inspector or trtexec, or what the device runner's `inspect` printed; or a
-            folder with `graph.json` and perhaps `profile.json`.
-        profile: `profile.json` of trtexec; taken from the folder where there is one.
+        record: Layer listing of the inspector or of trtexec (JSON, or a log of trtexec --dumpLayerInfo),
+            output of the device runner's `inspect`, or a folder (see `engine_files.locate`).
+        profile: Profile of trtexec (JSON or log); that of the folder by default.
 
     Raises:
         DataError: A file is missing, cut off, or not a record; or the profile is of another engine.
     """
-    if record.is_dir():
-        if profile is None and (record / "profile.json").is_file():
-            profile = record / "profile.json"
-        record = record / "graph.json"
-    content = _json(record)
-    times = None if profile is None else times_of(_json(profile), str(profile))
+    record, profile = engine_files.locate(record, profile)
+    content = engine_files.read(record)
+    times = None if profile is None else times_of(engine_files.read(profile), str(profile))
     return parse(content, str(record), times)
 
 
 def parse(content: Any, where: str, times: Mapping[str, float] | None = None) -> Engine:
-    """An engine from the inspector's JSON (TensorRT 8.2 to 11) or the device runner's.
+    """Build an engine from the JSON of the inspector (TensorRT 8.2 to 11) or of the device runner.
 
     Args:
         content: Parsed JSON.
-        where: What it was read from, for messages.
+        where: Its origin, for messages.
         times: Layer name -> mean time in ms.
 
     Raises:
@@ -114,21 +109,43 @@ def parse(content: Any, where: str, times: Mapping[str, float] | None = None) ->
     listed = content.get("Layers", content.get("layers"))
     if not isinstance(listed, list) or not listed:
         raise _unusable(where, "it has no list of 'Layers'")
-    detailed = all(isinstance(item, dict) for item in listed)
-    if not detailed and not all(isinstance(item, str) for item in listed):
+    if not all(isinstance(item, (dict, str)) for item in listed):
         raise _unusable(where, "its layers are neither objects nor names")
     if times is None and "times_ms" in content:
         times = _numbers(content["times_ms"], where)
-    layers = [_layer(item, i, where) if detailed else _named(item) for i, item in enumerate(listed)]
+    layers = [
+        _layer(item, i, where) if isinstance(item, dict) else _named(item) for i, item in enumerate(listed)
+    ]
+    groups = _by_profile(_timed(layers, times, where) if times is not None else layers)
     return Engine(
-        layers=tuple(_timed(layers, times, where) if times is not None else layers),
+        layers=tuple(completed(groups[0])),
         bindings=_bindings(content, where),
-        detailed=detailed,
+        detailed=any(isinstance(item, dict) for item in listed),
+        other_profiles=tuple(tuple(completed(group)) for group in groups[1:]),
+    )
+
+
+def _by_profile(layers: list[Layer]) -> list[list[Layer]]:
+    """Split layers by optimization profile: all but the first profile mark names with " [profile 1]"."""
+    groups: dict[int, list[Layer]] = {}
+    for layer in layers:
+        mark = _PROFILE.search(layer.name)
+        bare = layer if mark is None else _unmarked(layer)
+        groups.setdefault(int(mark[1]) if mark else 0, []).append(bare)
+    return [groups[number] for number in sorted(groups)]
+
+
+def _unmarked(layer: Layer) -> Layer:
+    def bare(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(replace(tensor, name=_PROFILE.sub("", tensor.name)) for tensor in tensors)
+
+    return replace(
+        layer, name=_PROFILE.sub("", layer.name), inputs=bare(layer.inputs), outputs=bare(layer.outputs)
     )
 
 
 def times_of(content: Any, where: str) -> dict[str, float]:
-    """Layer name -> mean time in ms, from trtexec's profile: a count, then one object for each layer.
+    """Return layer name -> mean time in ms of trtexec's profile: a count, then one object for each layer.
 
     Raises:
         DataError: It is not a profile, or a time is no finite number >= 0.
@@ -138,7 +155,7 @@ def times_of(content: Any, where: str) -> dict[str, float]:
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise _unusable(where, "it is not a list of layer times")
     entries = [item for item in content if "name" in item]
-    count = next((item["count"] for item in content if isinstance(item.get("count"), int)), 0)
+    count = next((item["count"] for item in content if _is_time(item.get("count")) and item["count"] >= 1), 0)
     times: dict[str, float] = {}
     for item in entries:
         value = item.get("averageMs")
@@ -153,16 +170,21 @@ def times_of(content: Any, where: str) -> dict[str, float]:
 
 
 def node_names(text: str) -> tuple[str, ...]:
-    """The ONNX nodes in a layer's name: "w + q + conv", "a || b", "PWN(PWN(relu), add)", copies."""
-    text = re.sub(r"^Reformatting CopyNode for (?:Input|Output) Tensor \d+ to ", "", text).strip()
+    """Return the ONNX nodes in a layer's name: "w + q + conv", "a || b", "PWN(PWN(relu), add)", copies."""
+    text = re.sub(
+        r"^Reformatting CopyNode for (?:Input|Output) Tensor \d+ to ", "", _PROFILE.sub("", text)
+    ).strip()
     foreign = re.fullmatch(r"\{ForeignNode\[(.*)\]\}", text)
     if foreign:
         return tuple(part for part in foreign[1].split("...") if part)
     parts: list[str] = []
     for part in re.split(r" \+ | \|\| ", text):
-        while (inner := re.fullmatch(r"PWN\((.*)\)", part)) is not None:
-            part = inner[1]  # noqa: PLW2901  # peel one wrapper after the other
-        parts.extend(re.sub(r"^PWN\(|\)$", "", piece).strip() for piece in part.split(", "))
+        for piece in part.split(", "):
+            wrappers = re.match(r"(?:PWN\()*", piece)
+            bare = piece[wrappers.end() :] if wrappers else piece
+            extra = bare.count(")") - bare.count("(")  # brackets that close a wrapper opened here or before
+            closing = len(bare) - len(bare.rstrip(")"))
+            parts.append(bare[: len(bare) - max(0, min(extra, closing))].strip())
     return tuple(dict.fromkeys(part for part in parts if part))
 
 
@@ -172,6 +194,8 @@ def _layer(item: dict[str, Any], number: int, where: str) -> Layer:
         raise _unusable(where, f"layer {number} has no 'Name' or 'LayerType'")
     metadata = item.get("Metadata")
     stated = re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata) if isinstance(metadata, str) else []
+    tactic = item.get("TacticName")
+    tactic = tactic if isinstance(tactic, str) else ""
     return Layer(
         name=name,
         kind=kind,
@@ -179,7 +203,8 @@ def _layer(item: dict[str, Any], number: int, where: str) -> Layer:
         outputs=_tensors(item, "Outputs", name, where),
         nodes=tuple(dict.fromkeys(stated)) or node_names(name),
         origin=str(item.get("Origin", "")),
-        tactic=str(item.get("TacticName", "")),
+        tactic=tactic,
+        computes=of_arithmetic(item, tactic, metadata if isinstance(metadata, str) else ""),
     )
 
 
@@ -190,21 +215,21 @@ def _named(name: str) -> Layer:
 
 def _tensors(item: dict[str, Any], role: str, layer: str, where: str) -> tuple[Tensor, ...]:
     listed = item.get(role)
+    if listed is None:  # signal and wait layers have none
+        return ()
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise _unusable(where, f"layer '{layer}' has no list of '{role}'")
-    found = []
+        raise _unusable(where, f"'{role}' of layer '{layer}' is not a list of objects")
+    tensors = []
     for entry in listed:
-        stated = [entry.get(key) for key in ("Format/Datatype", "Datatype", "Format")]
-        layout = ", ".join(text for text in stated if isinstance(text, str))
-        if not isinstance(entry.get("Name"), str) or not layout:
-            raise _unusable(where, f"an entry of '{role}' of layer '{layer}' has no name or format")
-        found.append(Tensor(entry["Name"], precision_of(layout), layout))
-    return tuple(found)
-
-
-def precision_of(layout: str) -> str:
-    """The precision in a format: "Row major linear FP32", "Half", "Int8, (NHWC) Channel major format"."""
-    return next((name for name, pattern in PRECISIONS if pattern.search(layout)), UNKNOWN)
+        if not isinstance(entry.get("Name"), str):
+            raise _unusable(where, f"an entry of '{role}' of layer '{layer}' has no name")
+        texts = {
+            key.replace(" ", "").lower(): value for key, value in entry.items() if isinstance(value, str)
+        }
+        formats = [texts[key] for key in ("datatype", "format/datatype", "format") if key in texts]
+        precision = next((each for text in formats if (each := precision_of(text)) != UNKNOWN), UNKNOWN)
+        tensors.append(Tensor(entry["Name"], precision, ", ".join(formats)))
+    return tuple(tensors)
 
 
 def _bindings(content: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -213,21 +238,21 @@ def _bindings(content: dict[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(listed, list):
         raise _unusable(where, "its bindings are not a list")
     names = [item.get("Name") if isinstance(item, dict) else item for item in listed]
-    return tuple(name for name in names if isinstance(name, str))
+    return tuple(dict.fromkeys(_PROFILE.sub("", name) for name in names if isinstance(name, str)))
 
 
 def _timed(layers: list[Layer], times: Mapping[str, float], where: str) -> list[Layer]:
-    strangers = set(times) - {layer.name for layer in layers}
-    if strangers:
+    unlisted = set(times) - {layer.name for layer in layers}
+    if unlisted:
         raise DataError(
-            f"the profile is of another engine than {where}, which has no layer '{sorted(strangers)[0]}'",
+            f"the profile is of another engine than {where}, which has no layer '{sorted(unlisted)[0]}'",
             hint="take both from one build and one run of trtexec",
         )
-    seen: set[str] = set()
+    counted: set[str] = set()
     timed = []
-    for layer in layers:  # a name that comes twice has one time for both: it is counted once
-        timed.append(layer if layer.name in seen else replace(layer, time_ms=times.get(layer.name)))
-        seen.add(layer.name)
+    for layer in layers:  # two layers of one name share one time, which counts once
+        timed.append(layer if layer.name in counted else replace(layer, time_ms=times.get(layer.name)))
+        counted.add(layer.name)
     return timed
 
 
@@ -239,16 +264,7 @@ def _numbers(value: Any, where: str) -> dict[str, float]:
 
 def _is_time(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return bool(number and math.isfinite(value) and value >= 0)
-
-
-def _json(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except RecursionError as error:
-        raise _unusable(str(path), "it is nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise _unusable(str(path), "it is not text") from error
+    return bool(number and 0 <= value <= _MAX_MS)
 
 
 def _unusable(where: str, reason: str) -> DataError:

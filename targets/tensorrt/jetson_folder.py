@@ -1,4 +1,4 @@
-"""A folder that a person carries to a Jetson: graphs, runner, golden inputs, and the commands to type."""
+"""Folder to copy to a Jetson: graphs, runner, golden inputs, and a README with the commands."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.results import Precision
 
 NOISE_IMAGES = 8
-GOLDEN_IMAGES = 32  # of those that are given, at most
+GOLDEN_IMAGES = 32  # at most
 RUNNER_FROM = (8, 5)  # the runner reads tensors by name, and needs Python 3.8
 
 
 @dataclass(frozen=True, slots=True)
 class Handoff:
-    """What was written.
+    """Folder that was written.
 
     Attributes:
-        folder: Where.
+        folder: Its path.
         files: Names inside, sorted.
-        warnings: What the linter would rather see otherwise.
+        warnings: Findings of the linter and of the DLA.
     """
 
     folder: Path
@@ -58,18 +58,20 @@ def write(
         module: Name of the Jetson module.
         plain: The float graph, so that FP16 can be built beside INT8 and compared.
         images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
-            the self-test, and all for what the DLA wants to know beyond the graph; None tests with noise, and
-            leaves layers without a scale in FP16 there.
-        dla_core: Also write what this DLA core needs.
+            the self-test, all for the DLA's scales of tensors without Q/DQ; None tests with noise, and leaves
+            layers without a scale in FP16 on the DLA.
+        dla_core: DLA core to write files for; None writes none.
 
     Raises:
         DataError: `out` has something in it, or the images do not fit the network, or the DLA.
-        DeviceError: The module computes no INT8, or has no such DLA core.
+        DeviceError: The module computes no INT8, or has no such TensorRT or DLA core.
         TargetError: The graph breaks a rule of that TensorRT.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not an empty folder", hint="choose another --out, or remove it")
-    board, known = jetson.module(module), versions.rules(version)
+    board = jetson.module(module)
+    version = jetson.choose(board, tensorrt=version)
+    known = versions.rules(version)
     if dla_core is not None and takes_pixels(load(model)):
         raise DataError(
             f"{model} takes uint8 pixels, which a DLA cannot normalize",
@@ -109,6 +111,8 @@ def write(
                 "graph": f"dla/{bundle.graph}",
                 "half_layers": bundle.half_layers,
                 "trtexec": _command(arguments, f"dla/{bundle.graph}"),
+                "dla_core": dla_core,
+                "notes": bundle.notes,
             }
         write_text(folder / "README.md", _readme(board.name, known, plans))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -144,27 +148,27 @@ def _checked(model: Path, version: str) -> list[str]:
 
 
 def _graph(model: Path, folder: Path, precision: str, version: str) -> dict[str, Any]:
-    """Copy one graph, typed as the version wants it, and say how it is built."""
+    """Copy one graph with the types for the version, and return its build record."""
     strong = versions.rules(version).strongly_typed in ("recommended", "always")
     name = f"model-{precision}.onnx"
     if strong:
         fp16_graph.to_half(model, folder / name)
     else:
         shutil.copyfile(model, folder / name)
-    wanted: Precision = "int8" if precision == "int8" else "fp16"
-    made = builder.plan(
-        version, BuildOptions(precision=wanted, half_typed=strong, timing_cache="timing.cache")
+    kind: Precision = "int8" if precision == "int8" else "fp16"
+    built = builder.plan(
+        version, BuildOptions(precision=kind, half_typed=strong, timing_cache="timing.cache")
     )
     return {
         "graph": name,
         "strongly_typed": strong,
-        "network_flags": made.network_flags,
-        "builder_flags": made.builder_flags,
-        "workspace": made.workspace,
-        "optimization_level": made.optimization_level,
-        "io": made.io,
-        "trtexec": _command(made.trtexec, name),
-        "notes": made.notes,
+        "network_flags": built.network_flags,
+        "builder_flags": built.builder_flags,
+        "workspace": built.workspace,
+        "optimization_level": built.optimization_level,
+        "io": built.io,
+        "trtexec": _command(built.trtexec, name),
+        "notes": built.notes,
     }
 
 
@@ -175,19 +179,17 @@ def _command(arguments: tuple[str, ...], graph: str) -> str:
 
 
 def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -> None:
-    """Inputs, and the logits an exact simulation of the graph gives for them."""
+    """Write golden inputs and their logits by an exact simulation of the graph."""
     graph = load(model)
     shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or 0 in shape[1:]:
-        raise DataError(f"{model} takes images of no fixed size", hint="export it with a fixed size")
+        raise DataError(f"the image size of {model} is not fixed", hint="export it with a fixed size")
     noise = _noise((max(NOISE_IMAGES, shape[0]), *shape[1:]), pixels=takes_pixels(graph))
     if images is None:
         images = noise
     if (images.dtype, images.shape[1:]) != (noise.dtype, noise.shape[1:]):
-        given, wanted = (f"{each.dtype} {each.shape[1:]}" for each in (images, noise))
-        raise DataError(
-            f"the images are {given}, {model} takes {wanted}", hint="save them as the graph takes them"
-        )
+        value, expected = (f"{each.dtype} {each.shape[1:]}" for each in (images, noise))
+        raise DataError(f"the images are {value}, {model} takes {expected}", hint="save them in that form")
     tested = images[: max(GOLDEN_IMAGES, shape[0])]
     with onnxruntime.simulate(model) as session:
         runner.write_golden(folder, tested, session.infer(tested))
@@ -210,27 +212,32 @@ def _readme(module: str, known: versions.Rules, plans: dict[str, dict[str, Any]]
             f"--precision {first}{typed}\n"
             f"python3 {runner.FILE_NAME} selftest --engine {plan} --golden golden"
         )
-        told = "The last line of each is JSON: `ok` and `verdict` say whether the engine is right."
+        explanation = "The last line of each is JSON: `ok` and `verdict` are the result of the check."
     else:
         timing = " ".join(builder.measure(known.name, "gpu"))
-        commands = f"{plans[first]['trtexec']}\n/usr/src/tensorrt/bin/trtexec --loadEngine={plan} {timing}"
-        told = "The runner needs TensorRT 8.5 and Python 3.8; here trtexec builds and times."
+        commands = "\n".join(
+            f"# {name}\n{item['trtexec']}\n/usr/src/tensorrt/bin/trtexec "
+            f"--loadEngine={Path(item['graph']).stem}.plan {timing}"
+            + (f" --useDLACore={item['dla_core']}" if "dla_core" in item else "")
+            for name, item in plans.items()
+        )
+        explanation = "The runner needs TensorRT 8.5 and Python 3.8; here trtexec builds and times."
     lines = [
         f"# For {module} with TensorRT {known.name}",
-        "Copy this folder to the device, go into it, and type two commands:",
+        "Copy this folder to the device, go into it, and type these commands:",
         f"```sh\n{commands}\n```",
-        told,
+        explanation,
     ]
     if known.version >= RUNNER_FROM:
         lines.append(
             f"Then time it: `python3 {runner.FILE_NAME} time --engine {plan}`; with `--trtexec` by NVIDIA's "
-            "tool as well, and how far the two are apart."
+            "tool as well, with the difference of the two."
         )
         lines.append("By trtexec instead:")
-        told = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())
-        lines.append(f"```sh\n{told}\n```")
+        builds = "\n".join(f"# {name}\n{item['trtexec']}" for name, item in plans.items())
+        lines.append(f"```sh\n{builds}\n```")
     notes = dict.fromkeys(note for item in plans.values() for note in item.get("notes", ()))
     lines.extend(f"- {note}" for note in notes)
     if "fp16" in plans and "int8" in plans:
-        lines.append("INT8 does not always win: build and time both, and keep the faster one that is right.")
+        lines.append("INT8 is not always faster: build and time both, and keep the faster one that is right.")
     return "\n\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What each TensorRT in the field accepts and how it is driven: data, with its sources."""
+"""Rules of each TensorRT release: accepted graphs, API and trtexec flags, with their sources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rules:
 
     Attributes:
         version: First release with this behaviour, (major, minor).
-        group: Releases that are driven by the same API.
+        group: Releases with the same API.
         max_opset: Newest ONNX opset its parser reads.
         needs_zero_point: Q and DQ must have their third input.
         half_scales: Scales may be FP16; older parsers read the buffer as 32-bit floats.
@@ -36,7 +36,7 @@ class Rules:
         optimization_level: Has builder_optimization_level and --builderOptimizationLevel.
         strongly_typed: "no", "possible", "recommended" (the precision flags are deprecated) or "always".
         dla: How a DLA gets INT8: from implicit scales, not at all, or from Q/DQ.
-        sources: Where this is written.
+        sources: Origin of the row.
     """
 
     version: tuple[int, int]
@@ -53,7 +53,7 @@ class Rules:
 
     @property
     def name(self) -> str:
-        """As people write it: "8.5"."""
+        """Return major and minor version: "8.5"."""
         return f"{self.version[0]}.{self.version[1]}"
 
 
@@ -97,34 +97,60 @@ RELEASES = (  # in order; a version in between behaves like the one before it
     _rules((11, 0), "11", 24, strongly_typed="always", dla="none"),
     _rules((11, 4), "11", 24, strongly_typed="always", dla="explicit"),
 )
-IN_THE_FIELD = ("8.2", "8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.4")  # what JetPacks bring
+IN_THE_FIELD = ("8.2", "8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.4")  # of JetPacks
+
+
+TRTEXEC = {  # flag -> (first version, first version without it or None); source: OPTIONS
+    "--int8": ((8, 0), (11, 0)),
+    "--fp16": ((8, 0), (11, 0)),
+    "--calib": ((8, 0), (11, 0)),
+    "--workspace": ((8, 0), (10, 0)),
+    "--buildOnly": ((8, 0), (10, 0)),
+    "--precisionConstraints": ((8, 4), (11, 0)),
+    "--layerPrecisions": ((8, 4), (11, 0)),
+    "--memPoolSize": ((8, 4), None),
+    "--skipInference": ((8, 6), None),
+    "--builderOptimizationLevel": ((8, 6), None),
+    "--stronglyTyped": ((10, 0), None),
+    "--noCudaGraph": ((11, 0), None),
+    "--includeDataTransfers": ((11, 0), None),
+}
+
+
+def has_flag(version: tuple[int, int], flag: str) -> bool:
+    """Return True if trtexec of a version has a flag; those not in `TRTEXEC` are in all versions."""
+    first, without = TRTEXEC.get(flag, ((0, 0), None))
+    return version >= first and (without is None or version < without)
 
 
 def parse(version: str) -> tuple[int, ...]:
-    """Numbers of a version text: "10.13.3.9" -> (10, 13, 3, 9); never compared as text.
+    """Return the numbers of a version text: "10.13.3.9" or dpkg's "10.13.3.9-1+cuda13.0" -> (10, 13, 3, 9).
 
     Raises:
         RecipeError: It is not a version.
     """
-    if not re.fullmatch(r"\d{1,4}(\.\d{1,4}){0,4}", version.strip()):
+    number = re.fullmatch(
+        r"(\d{1,4}(?:\.\d{1,4}){0,4})(?:-\d{1,3}\+cuda\d+(?:\.\d+)?)?", version.strip(), re.ASCII
+    )
+    if number is None:
         raise RecipeError(
             f"'{version}' is not a TensorRT version", hint=f"for example one of {', '.join(IN_THE_FIELD)}"
         )
-    return tuple(int(part) for part in version.strip().split("."))
+    return tuple(int(part) for part in number[1].split("."))
 
 
 def rules(version: str) -> Rules:
-    """The rules of a TensorRT version ("8.5", "8.5.2.2", "10").
+    """Return the rules of a TensorRT version ("8.5", "8.5.2.2", "10", "10.3.0.30-1+cuda12.5").
 
     Raises:
-        RecipeError: It is not a version, older than 8.2, or a major version nobody has seen.
+        RecipeError: It is not a version, older than 8.2, or of an unknown major version.
     """
     numbers = parse(version)
-    wanted = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
-    same_major = [item for item in RELEASES if item.version[0] == wanted[0] and item.version <= wanted]
+    release = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
+    same_major = [item for item in RELEASES if item.version[0] == release[0] and item.version <= release]
     if not same_major:
         raise RecipeError(
             f"no rules for TensorRT {version}",
-            hint=f"JetPacks bring {', '.join(IN_THE_FIELD)}; take the one `edgeship device probe` reports",
+            hint=f"use {', '.join(IN_THE_FIELD)}, by the report of `edgeship device probe`",
         )
     return same_major[-1]

@@ -106,11 +106,16 @@ class Bench:
         small = self.uniform(keep)
         size = self.data.preprocess.crop
         part = macs(small.architecture, size) / macs(self.dense.architecture, size)
-        return pruned(self.dense, self.data, PruneOptions(macs=part), self.work / f"macs-{keep}")
+        return pruned(self.dense, self.data, PruneOptions(macs_ratio=part), self.work / f"macs-{keep}")
 
     def uniform(self, keep: float) -> ResNet:
         """That part of every inner group's channels."""
-        return pruned(self.dense, self.data, PruneOptions(keep=keep, step=1), self.work / f"keep-{keep}")
+        return pruned(
+            self.dense,
+            self.data,
+            PruneOptions(keep_ratio=keep, channel_multiple=1),
+            self.work / f"keep-{keep}",
+        )
 
     def figures(self, model: ResNet, folder: str, asked: float | None) -> list[Any]:
         """MACs, top-1, drop, interval, what was asked for and seconds."""

@@ -30,7 +30,7 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models.export import export
 from edgeship.toolkit.models.resnet import ResNet, resize
 from edgeship.toolkit.models.weights import load, save
-from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.prune import DistillOptions, PruneOptions, distill, prune
 from edgeship.toolkit.prune.apply import widths_of
 
@@ -210,11 +210,11 @@ def latencies(graphs: dict[str, Path], size: int, seconds: float, folder: Path) 
 
 def for_latency(dense: ResNet, data: Data, part: float, size: int, folder: Path) -> dict[str, float | None]:
     """Prune for a part of the latency at a size; milliseconds before, predicted, measured, and once more."""
-    with Stopwatch((TARGET,), size, 1, folder / "latencies.json") as measure:
+    with LatencyTable((TARGET,), size, 1, folder / "latencies.json") as measure:
         small, plan = prune(
             dense,
             data.pruning(),
-            PruneOptions(target_latency=part),
+            PruneOptions(latency_ratio=part),
             measure,
             checkpoint=folder / "states",
         )
@@ -235,7 +235,7 @@ def work(job: Path) -> None:
     data = Data.open(order["calibration"], order["test"], order["size"], order["images"], 1)
     dense, images = load(Path(order["weights"])).model, data.pruning()
     start = time.perf_counter()
-    prune(dense, images, PruneOptions(keep=order["keep"]))
+    prune(dense, images, PruneOptions(keep_ratio=order["keep"]))
     result = {"seconds": time.perf_counter() - start, "peak_bytes": peak_bytes()}
     Path(order["result"]).write_text(json.dumps(result), encoding="utf-8")
 

@@ -114,7 +114,7 @@ def test_truncated_files_are_named(picture, encode, kind, part):
     data = encode(picture(0, (200, 150)), kind)
     with pytest.raises(DataError, match=r"cat/7\.img") as caught:
         decode(data[: int(len(data) * part)], "cat/7.img")
-    assert "--skip-bad" in caught.value.hint
+    assert "--skip-unreadable" in caught.value.hint
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\xff\xd8\xff\xe0" + b"\0" * 100, b"<svg/>"])

@@ -1,4 +1,4 @@
-"""The command line: light, helpful, and honest in its exit codes. Real processes where it matters."""
+"""Command line: start-up time, help, errors and exit codes; partly with real processes."""
 
 import json
 import resource
@@ -150,16 +150,16 @@ def test_exit_codes(capsys, monkeypatch, error, code):
     assert err.startswith("error: ") and "\n hint: " in err and "Traceback" not in err
 
 
-def test_only_a_command_that_goes_on_says_so(capsys, monkeypatch):
-    goes_on, commands = [], [name for name in COMMANDS if not isinstance(command_of(name), click.Group)]
+def test_only_a_resumable_command_has_a_hint_to_continue(capsys, monkeypatch):
+    resumable, commands = [], [name for name in COMMANDS if not isinstance(command_of(name), click.Group)]
     for name in commands:
         monkeypatch.setattr(command_of(name), "invoke", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         monkeypatch.setattr(command_of(name), "params", [])
         code, _, err = call(capsys, name)
         assert code == 130 and err.startswith("error: interrupted\n")
-        goes_on += [name] if "goes on from there" in err else []
-        assert ("starts anew" in err) is (name not in goes_on)
-    assert goes_on == ["deploy", "prune", "run", "train"]
+        resumable += [name] if "to continue" in err else []
+        assert ("no partial results" in err) is (name not in resumable)
+    assert resumable == ["deploy", "prune", "run", "train"]
 
 
 def command_of(name):
@@ -167,7 +167,7 @@ def command_of(name):
 
 
 def test_an_interrupted_codec_is_an_interrupt(capsys, monkeypatch):
-    """Seen: Ctrl-C while a zip file's names were read."""
+    """Regression: Ctrl-C while a zip file's names were read."""
     raising(monkeypatch, KeyboardInterrupt("decoding with 'cp437' codec failed (KeyboardInterrupt: )"))
     got, _, err = call(capsys, "run")
     assert got == 130 and err.startswith("error: interrupted\n")
@@ -207,7 +207,7 @@ def test_options_of_a_recipe_are_listed_with_help(capsys):
     code, out, _ = call(capsys, "run", "--options")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert code == 0
-    assert "How many calibration images." in rows["select.images"]
+    assert "Number of calibration images." in rows["select.images"]
     assert {"load.preprocess.resize", "report.max_drop_pp", "compile.targets"} <= set(rows)
 
 
@@ -246,8 +246,8 @@ def test_doctor_tells_what_is_here_and_how_to_get_the_rest(capsys, monkeypatch):
     assert code == 0
     assert "openvino is not installed" in out and "hint: pip install openvino" in out
     assert "onnxruntime" in out and "cores" in out
-    found = json.loads(call(capsys, "doctor", "--json")[1])
-    assert found["targets"]["onnxruntime"]["versions"]
+    printed = json.loads(call(capsys, "doctor", "--json")[1])
+    assert printed["targets"]["onnxruntime"]["versions"]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -275,7 +275,7 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
     assert process.returncode in (130, -signal.SIGINT), err
     assert err.splitlines()[-2:] == [
         "error: interrupted in stage 'load'",
-        " hint: what is finished is kept: the same command goes on from there",
+        f" hint: {cli.RESUMES}",
     ]
     assert "Traceback" not in err and out == ""
     assert not list(store.glob("tmp/*")) and not list(store.glob("objects/*"))

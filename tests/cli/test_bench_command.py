@@ -1,4 +1,4 @@
-"""`edgeship bench`: every input kept apart by its name, timed on images it takes, and refusals in words."""
+"""`edgeship bench`: unique labels, common input shapes, and errors."""
 
 import json
 
@@ -34,7 +34,7 @@ def test_a_grey_net_is_timed_on_grey_images(bench, tmp_path, target):
     assert (code, err) == (0, "") and target in out
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(bench, tmp_path):
+def test_files_of_one_name_are_labelled_by_their_folders(bench, tmp_path):
     paths = [net(tmp_path / name) for name in ("a/x/q.onnx", "b/x/q.onnx", "b/other.onnx")]
     code, out, _ = bench(*paths, "--json")
     assert code == 0
@@ -48,10 +48,10 @@ def test_files_of_one_name_are_told_apart_by_their_folders(bench, tmp_path):
 def test_a_file_is_named_once(bench, tmp_path):
     path = net(tmp_path / "q.onnx")
     code, _, err = bench(path, path.parent / "." / "q.onnx")
-    assert code == 2 and "is given twice" in err
+    assert code == 2 and "occurs twice" in err
 
 
-def test_different_images_are_told_in_words(bench, tmp_path):
+def test_different_images_are_an_error(bench, tmp_path):
     code, _, err = bench(net(tmp_path / "small.onnx"), net(tmp_path / "grey.onnx", 16, 1, "batch"))
     assert code == 2
     assert "small.onnx takes batches of 1, 3 channels of 8 x 8 pixels; " in err
@@ -69,7 +69,7 @@ def test_a_graph_of_any_size_takes_that_of_the_others(bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "says"),
+    ("option", "value", "text"),
     [
         ("--seconds", "0", "must be above 0"),
         ("--seconds", "-5", "must be above 0"),
@@ -78,6 +78,6 @@ def test_a_graph_of_any_size_takes_that_of_the_others(bench, tmp_path):
         ("--batch", "2", "but the graph takes 1"),
     ],
 )
-def test_numbers_that_make_no_sense_are_wrong_use(bench, tmp_path, option, value, says):
+def test_numbers_that_make_no_sense_are_wrong_use(bench, tmp_path, option, value, text):
     code, out, err = bench(net(tmp_path / "net.onnx"), option, value)
-    assert (code, out) == (2, "") and says in err and " hint: " in err
+    assert (code, out) == (2, "") and text in err and " hint: " in err

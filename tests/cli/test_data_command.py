@@ -1,4 +1,4 @@
-"""`edgeship data check`: what is not used is named with its reason, in a terminal and as JSON."""
+"""`edgeship data check`: unused files are listed with reasons, in a terminal and as JSON."""
 
 import json
 
@@ -11,7 +11,7 @@ from edgeship.toolkit.cli import app as cli
 
 @pytest.fixture
 def source(tmp_path):
-    """Sets with two classes of four pictures, and much else."""
+    """Return folders with two classes of four pictures, and unusable files."""
     rng = np.random.default_rng(0)
     for folder in ("train/cat", "train/dog", "val/cat", "val/dog"):
         (tmp_path / "data" / folder).mkdir(parents=True)

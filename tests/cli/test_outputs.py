@@ -1,4 +1,4 @@
-"""What a command reads, and what another one made, is never written over."""
+"""Output paths: inputs and networks of other commands are not overwritten."""
 
 import shutil
 
@@ -13,11 +13,11 @@ from edgeship.toolkit.pipeline import family
 
 @pytest.fixture
 def refused(capsys):
-    def refused(*arguments, says="would be overwritten"):
+    def refused(*arguments, text="would be overwritten"):
         with pytest.raises(SystemExit) as left:
             app.main([str(each) for each in arguments])
         out, err = capsys.readouterr()
-        assert (left.value.code, out) == (2, "") and says in err and "another" in err and "--out" in err
+        assert (left.value.code, out) == (2, "") and text in err and "another" in err and "--out" in err
 
     return refused
 
@@ -54,7 +54,7 @@ def test_a_key_is_no_bundle(refused, tmp_path):
 @pytest.mark.parametrize("source", ["net", "net/model.safetensors"])
 def test_a_network_is_not_pruned_onto_itself(refused, checkpoint, tmp_path, source):
     before = checkpoint.read_bytes()
-    refused("prune", tmp_path / source, "digits:train", "--keep", "0.5", "--out", tmp_path / "net")
+    refused("prune", tmp_path / source, "digits:train", "--keep-ratio", "0.5", "--out", tmp_path / "net")
     shutil.move(tmp_path / "net", tmp_path / "keep-0.5")
     moved = tmp_path / source.replace("net", "keep-0.5")
     refused("prune", moved, "digits:train", "--widths", "0.5,0.9", "--out", tmp_path)
@@ -64,7 +64,7 @@ def test_a_network_is_not_pruned_onto_itself(refused, checkpoint, tmp_path, sour
 def test_a_network_of_another_command_stays(refused, checkpoint, tmp_path):
     other = weights.save(build(architecture("resnet20", width=8), seed=0), tmp_path / "other")
     before = other.read_bytes()
-    refused("prune", checkpoint, "digits:train", "--keep", "0.5", "--out", other.parent)
+    refused("prune", checkpoint, "digits:train", "--keep-ratio", "0.5", "--out", other.parent)
     refused("train", "digits:train", "--model", "resnet20", "--out", other.parent)
     (other.parent / "widths.json").unlink()
     refused("train", "digits:train", "--model", "resnet20", "--out", other.parent)

@@ -1,4 +1,4 @@
-"""`edgeship quantize` with a limit: met by layers in float, told either way, and an exit code if missed."""
+"""`edgeship quantize` with an accuracy limit: layers in float, messages, exit code; and input errors."""
 
 import json
 
@@ -25,7 +25,7 @@ def network(tmp_path_factory):
     prepare = Preprocess(16, 16, MEAN, STD)
     with torch.no_grad():
         (batch,) = batches(open_dataset("digits:train"), range(60), prepare, batch=60)
-        net.fc.bias -= net(torch.from_numpy(batch.images)).mean(0)  # else it says the same of every image
+        net.fc.bias -= net(torch.from_numpy(batch.images)).mean(0)  # else all images get the same class
     export.export(net, path, size=16, preprocess=prepare)
     return path
 
@@ -38,14 +38,14 @@ def quantize(network, out, *more):
 
 
 def layers_in_int8(path):
-    """Names of the layers with quantized weights."""
+    """Return the names of the layers with quantized weights."""
     return {n.name for n in onnx.load(path).graph.node if n.op_type == "Conv" and "dequantized" in n.input[1]}
 
 
-def test_a_limit_that_holds_is_told(network, tmp_path, capfd):
+def test_a_limit_that_holds_is_printed(network, tmp_path, capfd):
     assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.01") == 0
-    assert "note: min_agreement = 0.01: " in (said := capfd.readouterr().err)
-    assert "on 1000 images, every layer in INT8" in said
+    assert "note: min_agreement = 0.01: " in (err := capfd.readouterr().err)
+    assert "on 1000 images, every layer in INT8" in err
 
 
 def test_layers_go_to_float_until_it_holds(network, tmp_path, capfd):
@@ -59,7 +59,7 @@ def test_layers_go_to_float_until_it_holds(network, tmp_path, capfd):
 
 
 def test_two_limits_are_refused_before_any_work(network, tmp_path, capfd):
-    code = quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9", "--max-drop-pp", "1")
+    code = quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9", "--max-validation-drop-pp", "1")
     assert code == 2 and "both set" in capfd.readouterr().err
     assert not (tmp_path / "q.onnx").exists()
 
@@ -95,18 +95,18 @@ def test_what_inspect_counts_is_what_the_float_graph_has(network, tmp_path, capf
         assert counted[1][key] == counted[0][key] > 1000
 
 
-def test_other_channels_than_the_graph_takes_are_told_before_any_work(tmp_path, capfd):
+def test_other_channels_than_the_graph_takes_are_an_error_before_any_work(tmp_path, capfd):
     assert quantize(grey(tmp_path), tmp_path / "q.onnx") == 2
-    said = capfd.readouterr().err
-    assert "takes images of 1 channel, but the preprocessing has 3" in said
-    assert "--preprocess mean=0.5 --preprocess std=0.25" in said
+    err = capfd.readouterr().err
+    assert "takes images of 1 channel, but the preprocessing has 3" in err
+    assert "--preprocess mean=0.5 --preprocess std=0.25" in err
     with pytest.raises(SystemExit) as ended:
         app.main(["inspect", "ranges", str(tmp_path / "grey.onnx"), "digits:train"])
     assert ended.value.code == 2
 
 
 def test_one_of_several_outputs_behind_a_softmax(network, tmp_path, capfd):
-    """The limit is judged on the logits, and what is written ends as the file does."""
+    """Check that the limit applies to the logits, and that the written graph has the output of the file."""
     model = onnx.load(network)
     (logits,) = (value.name for value in model.graph.output)
     model.graph.node.append(onnx.helper.make_node("Softmax", [logits], ["probabilities"], axis=1))
@@ -114,7 +114,7 @@ def test_one_of_several_outputs_behind_a_softmax(network, tmp_path, capfd):
     model.graph.output.append(value)
     onnx.save(model, tmp_path / "two.onnx")
     assert quantize(tmp_path / "two.onnx", tmp_path / "q.onnx") == 1
-    assert f"{logits}, probabilities" in (told := capfd.readouterr().err) and f"--output {logits}" in told
+    assert f"{logits}, probabilities" in (err := capfd.readouterr().err) and f"--output {logits}" in err
     chosen = ["--output", "probabilities", "--min-agreement", "0.01"]
     assert quantize(tmp_path / "two.onnx", tmp_path / "q.onnx", *chosen) == 0
     assert "note: fitted and measured on the logits" in capfd.readouterr().err

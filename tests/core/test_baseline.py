@@ -99,7 +99,7 @@ class TestClassOrder:
         assert back is not None and "text" in back.cause
 
     def test_chance_does_not_pass_for_an_order(self):
-        """One image a class: the assignment fits the first half perfectly, and the other half judges."""
+        """One image a class: the assignment fits the first half perfectly, and the other half validates."""
         rng = np.random.default_rng(0)
         labels = np.repeat(np.arange(100), 2)
         assert baseline.find_class_order(rng.normal(size=(200, 100)).astype(np.float32), labels) is None

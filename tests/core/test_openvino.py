@@ -1,4 +1,4 @@
-"""What OpenVINO's bindings would do to a process with threads."""
+"""Thread hazards of OpenVINO's bindings."""
 
 import os
 import subprocess
@@ -36,8 +36,8 @@ def test_threads_that_ask_for_a_type_at_once_come_back():
 )
 def test_nothing_is_sent_over_the_network(first):
     """OpenVINO's telemetry forks a process that once hung for ever, and kept a runner's output open."""
-    said = "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry.')))"
+    listing = "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry.')))"
     variables = {name: value for name, value in os.environ.items() if name != "CI"}  # it is silent in CI
-    command = [sys.executable, "-c", f"import sys; {first}; {said}"]
+    command = [sys.executable, "-c", f"import sys; {first}; {listing}"]
     done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True, env=variables)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Work in threads ends when the loop over its results is left."""
+"""Worker threads end when the loop over the results ends."""
 
 from __future__ import annotations
 

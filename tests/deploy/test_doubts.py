@@ -35,7 +35,7 @@ def test_what_fails_for_its_accuracy_gets_the_cure(code, named):
     )
     with pytest.raises(RefusedError) as caught, _naming_cause(risks):
         raise RefusedError("it failed", hint="look", code=code)
-    assert ("int8_sums=pairs" in caught.value.hint) == named == ("no VNNI" in str(caught.value))
+    assert ("overflow_fix=pairs" in caught.value.hint) == named == ("no VNNI" in str(caught.value))
     assert caught.value.code == code
     with pytest.raises(RefusedError, match=r"^it failed$"), _naming_cause([]):
         raise RefusedError("it failed", hint="look", code=code)

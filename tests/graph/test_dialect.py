@@ -79,7 +79,7 @@ def with_a_function():
 
 
 def with_a_settled_branch(computed=False):
-    """What PyTorch makes of `squeeze()`: a choice between two forms, of which one is always taken."""
+    """An If between two forms, as PyTorch exports `squeeze()`; one branch is always taken."""
     g = residual()
     place = next(index for index, node in enumerate(g.nodes) if node.op_type == "Flatten")
     flatten = g.nodes.pop(place)
@@ -136,18 +136,20 @@ def test_it_computes_the_same_and_is_quantized_with_full_effort(kind, target, tm
     onnx.save(FILES[kind](), tmp_path / "m.onnx")
     onnx.save(NOT_VALID.get(kind, FILES[kind])(), tmp_path / "valid.onnx")
     pixels = images(8, SIDE)
-    wanted = run(tmp_path / "valid.onnx", pixels)
+    expected = run(tmp_path / "valid.onnx", pixels)
     classifier = io.read_classifier(tmp_path / "m.onnx")
     io.save(classifier.model, tmp_path / "read.onnx")
     onnx.checker.check_model(tmp_path / "read.onnx", full_check=True)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
     statistics, scheme = collect(tmp_path / "m.onnx", [pixels]), targets.get(target).scheme
-    found = quantize(tmp_path / "m.onnx", statistics, scheme, QuantizeOptions(), tmp_path / "q.onnx")
-    assert not any("fast" in warning for warning in found["warnings"]), found["warnings"]
+    summary = quantize(tmp_path / "m.onnx", statistics, scheme, QuantizeOptions(), tmp_path / "q.onnx")
+    assert not any("fast" in warning for warning in summary["warnings"]), summary["warnings"]
     onnx.checker.check_model(tmp_path / "q.onnx", full_check=True)
     got = run(tmp_path / "q.onnx", pixels)
-    assert np.abs(got - wanted).max() <= 0.05 * np.abs(wanted).max()
+    assert np.abs(got - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("terms", [2, 3])
@@ -217,5 +219,5 @@ def test_a_pool_may_be_padded_with_infinity_but_not_with_nan(value, allowed, tmp
     pixels = images(8, 8)
     scheme = targets.get("openvino").scheme
     quantize(path, collect(path, [pixels]), scheme, QuantizeOptions(), tmp_path / "q.onnx")
-    got, wanted = run(tmp_path / "q.onnx", pixels), run(path, pixels)
-    assert np.abs(got - wanted).max() <= 0.05 * np.abs(wanted).max()
+    got, expected = run(tmp_path / "q.onnx", pixels), run(path, pixels)
+    assert np.abs(got - expected).max() <= 0.05 * np.abs(expected).max()

@@ -19,10 +19,10 @@ def kinds(path):
 def compare(path, inputs):
     """Largest difference of the logits after folding from ONNX Runtime's of the file as it is."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (wanted,) = session.run(None, {"images": inputs})
-    found = io.read_classifier(path)
-    (got,) = Reference(found.model, [found.output]).run(inputs)
-    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+    (expected,) = session.run(None, {"images": inputs})
+    graph = io.read_classifier(path)
+    (got,) = Reference(graph.model, [graph.output]).run(inputs)
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
 def norm(g, x):
@@ -120,9 +120,9 @@ def test_initializers_that_are_inputs_too_are_folded(tmp_path):
         value = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
         proto.graph.input.append(value)
     onnx.save(proto, tmp_path / "m.onnx")
-    found = io.read_classifier(tmp_path / "m.onnx")
-    assert "BatchNormalization" not in [node.op_type for node in found.model.graph]
-    assert found.input == "images"
+    graph = io.read_classifier(tmp_path / "m.onnx")
+    assert "BatchNormalization" not in [node.op_type for node in graph.model.graph]
+    assert graph.input == "images"
 
 
 @pytest.mark.parametrize("how", ["gather", "slice"])

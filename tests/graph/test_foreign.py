@@ -123,8 +123,8 @@ def test_one_of_several_outputs_is_named(tmp_path):
             assert (graph.output, len(layers)) == (name, weights)
             io.save(graph.model, tmp_path / "one.onnx")
             pixels = images(3, SIDE)
-            wanted = run(tmp_path / "m.onnx", pixels, name)
-            np.testing.assert_allclose(run(tmp_path / "one.onnx", pixels), wanted, rtol=1e-4, atol=1e-5)
+            expected = run(tmp_path / "m.onnx", pixels, name)
+            np.testing.assert_allclose(run(tmp_path / "one.onnx", pixels), expected, rtol=1e-4, atol=1e-5)
 
 
 # files of ONNX Runtime's optimizer
@@ -173,8 +173,10 @@ def test_fused_operators_are_unfused(kind, tmp_path):
     assert {"conv0", "fc"} <= {node.name for node in graph.model.graph} or kind != "Swish"
     io.save(graph.model, tmp_path / "read.onnx")
     pixels = images(4, SIDE)
-    wanted = run(tmp_path / "plain.onnx", pixels)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    expected = run(tmp_path / "plain.onnx", pixels)
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def contrib(kind, attributes, weights):
@@ -212,8 +214,10 @@ def test_other_fused_operators(kind, attributes, weights, tmp_path):
     assert {node.domain for node in graph.model.graph} == {""}
     io.save(graph.model, tmp_path / "read.onnx")
     pixels = images(4)
-    wanted = run(tmp_path / "m.onnx", pixels)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    expected = run(tmp_path / "m.onnx", pixels)
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def test_operators_without_a_standard_form_are_refused_by_name(tmp_path):
@@ -245,8 +249,10 @@ def test_newer_operators_are_written_in_older_ones(kind, tmp_path):
     assert kind not in {node.op_type for node in graph.model.graph}
     io.save(graph.model, tmp_path / "read.onnx")
     pixels = images(2, SIDE)
-    wanted = evaluated(model, pixels)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    expected = evaluated(model, pixels)
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 @pytest.mark.parametrize("opset", [18, 21, 24])
@@ -258,8 +264,10 @@ def test_parts_and_axes_of_opset_18_are_written_out(opset, tmp_path):
     io.save(graph.model, tmp_path / "read.onnx")
     onnx.checker.check_model(tmp_path / "read.onnx", full_check=True)
     pixels = images(2, SIDE)
-    wanted = evaluated(model, pixels)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    expected = evaluated(model, pixels)
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def test_an_opset_whose_operators_have_no_older_form_is_kept(tmp_path):
@@ -438,11 +446,11 @@ def test_a_file_says_its_own_type_and_shape(tmp_path):
     model = in_type(TensorProto.FLOAT16, ends=True)()
     onnx.save(model, tmp_path / "half.onnx")
     onnx.save(convolutional_head((0, 2, 3, 1))(), tmp_path / "last.onnx")
-    seen = []
+    outputs = []
     for name in ("half", "last"):
         result = CliRunner().invoke(command, ["graph", str(tmp_path / f"{name}.onnx"), "--json"])
         assert result.exit_code == 0, result.output
-        seen.append(json.loads(result.output))
-    assert [each["input"]["dtype"] for each in seen] == ["float16", "float32"]
-    assert [each["output"]["shape"] for each in seen] == [[None, 5], [None, 1, 1, 5]]
-    assert seen[0]["parameters"] == seen[1]["parameters"] > 0
+        outputs.append(json.loads(result.output))
+    assert [each["input"]["dtype"] for each in outputs] == ["float16", "float32"]
+    assert [each["output"]["shape"] for each in outputs] == [[None, 5], [None, 1, 1, 5]]
+    assert outputs[0]["parameters"] == outputs[1]["parameters"] > 0

@@ -1,4 +1,4 @@
-"""What exporters, converters and optimizers make of a network is read as the ordinary form of it."""
+"""Files of exporters, converters and optimizers are converted to the ordinary form of the network."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ from edgeship.quantization.calibrate import collect
 from edgeship.targets.onnxruntime import simulate
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.cost import cost
-from edgeship.toolkit.graph.ending import cut
+from edgeship.toolkit.graph.ending import truncate_to_logits
 
 BETWEEN = [f"opset {number}" for number in (19, 20, 22, 23, 24)]  # left to the slow test
 TARGETS = ("openvino", "onnxruntime", "tensorrt")
@@ -40,7 +40,7 @@ def quantized(path, target, effort, out):
     scheme = targets.get(target).scheme
     summary = quantize(graph, collect(graph, [calibration]), scheme, QuantizeOptions(effort=effort), out)
     written = io.read(out).model
-    cut(written)
+    truncate_to_logits(written)
     results = []
     for name, model in (("exact", graph.model), ("written", written)):
         io.save(model, out.with_name(f"{name}.onnx"))
@@ -69,8 +69,10 @@ def check(form, target, effort, folder, tmp_path):
     graph = io.read_classifier(tmp_path / "m.onnx")
     io.save(graph.model, tmp_path / "read.onnx")
     onnx.checker.check_model(tmp_path / "read.onnx", full_check=True)
-    wanted = run(tmp_path / "other.onnx", pixels)
-    np.testing.assert_allclose(run(tmp_path / "read.onnx", pixels), wanted, atol=1e-5 * np.abs(wanted).max())
+    expected = run(tmp_path / "other.onnx", pixels)
+    np.testing.assert_allclose(
+        run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
     value, summary = quantized(tmp_path / "m.onnx", target, effort, tmp_path / "q.onnx")
     usual, weights, costs = ordinary(other, target, effort, folder)

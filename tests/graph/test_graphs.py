@@ -1,4 +1,4 @@
-"""ONNX classifiers in and out, and what they cost."""
+"""Reading, writing and cost of ONNX classifiers."""
 
 import json
 
@@ -18,9 +18,19 @@ from edgeship.toolkit.graph.reference import Reference
 
 
 def test_what_a_classifier_looks_like_from_outside(tmp_path):
-    found = io.read_classifier(residual().save(tmp_path / "m.onnx"))
-    assert (found.input, found.output, found.batch, found.channels) == ("images", "logits", None, 3)
-    assert (found.size, found.classes, found.quantized, found.preprocess) == (16, 5, False, None)
+    classifier = io.read_classifier(residual().save(tmp_path / "m.onnx"))
+    assert (classifier.input, classifier.output, classifier.batch, classifier.channels) == (
+        "images",
+        "logits",
+        None,
+        3,
+    )
+    assert (classifier.size, classifier.classes, classifier.quantized, classifier.preprocess) == (
+        16,
+        5,
+        False,
+        None,
+    )
     assert io.read(residual(batch=4).save(tmp_path / "m.onnx")).batch == 4
 
 
@@ -134,7 +144,7 @@ def test_a_graph_that_the_reference_refuses():
     g = Graph()
     model = ir.from_proto(g.head(g.conv("images", 4)).model())
     next(iter(model.graph)).op_type = "NoSuchOperation"
-    with pytest.raises(ModelError, match="refuses"):
+    with pytest.raises(ModelError, match="rejects"):
         Reference(model, ["logits"])
 
 

@@ -1,4 +1,4 @@
-"""Normalization found in the first nodes of a graph, and what is none."""
+"""Detection of normalization in the first nodes of a graph."""
 
 import input_forms
 import numpy as np
@@ -13,7 +13,7 @@ HALF = np.full(3, 0.5, "f4")
 F = onnx.TensorProto.FLOAT
 
 
-def found(tmp_path, *steps):
+def normalization(tmp_path, *steps):
     model = in_front(ordinary(SIZE), input_forms.planes(SIZE), F, *steps)
     onnx.save(model, tmp_path / "net.onnx")
     return io.read_classifier(tmp_path / "net.onnx").normalization
@@ -43,7 +43,7 @@ def found(tmp_path, *steps):
     ],
 )
 def test_mean_and_deviation_are_found(steps, mean, std, scale, tmp_path):
-    got = found(tmp_path, *steps)
+    got = normalization(tmp_path, *steps)
     np.testing.assert_allclose(got.mean, mean, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(got.std, std, rtol=1e-5)
     assert got.scale == scale
@@ -53,7 +53,7 @@ def test_mean_and_deviation_are_found(steps, mean, std, scale, tmp_path):
 
 def test_a_mean_image_is_averaged_and_not_taken_for_a_mean(tmp_path):
     image = np.random.default_rng(0).uniform(90, 150, (1, 3, *SIZE)).astype("f4")
-    got = found(tmp_path, ("Sub", {}, image))
+    got = normalization(tmp_path, ("Sub", {}, image))
     np.testing.assert_allclose(np.multiply(got.mean, 255), image.mean((0, 2, 3)), rtol=1e-5)
     assert (got.scale, got.output) == (255, "")
 
@@ -78,7 +78,7 @@ def test_a_mean_image_is_averaged_and_not_taken_for_a_mean(tmp_path):
     ],
 )
 def test_what_is_no_normalization_of_pixels_is_not_taken_for_one(steps, tmp_path):
-    assert found(tmp_path, *steps) is None
+    assert normalization(tmp_path, *steps) is None
 
 
 def test_the_normalized_tensor_is_what_the_graph_computes(tmp_path):

@@ -1,4 +1,4 @@
-"""A graph that takes pixels: every pixel becomes the integer of the float path, so logits are the same."""
+"""uint8 input: every pixel is quantized to the integer of the float path, so logits are the same."""
 
 from types import SimpleNamespace
 
@@ -48,18 +48,18 @@ def integers(values, scale, zero_point, dtype):
 
 def differing(gain, shift, preprocess, scale, zero_point, dtype):
     """(3, 256): which pixels become another integer, rounded after each operation, or fused."""
-    wanted = integers(normalize(EVERY, preprocess), scale, zero_point, dtype)
+    expected = integers(normalize(EVERY, preprocess), scale, zero_point, dtype)
     levels = EVERY.astype(np.float32)
-    apart = levels * gain - shift
+    unfused = levels * gain - shift
     fused = (levels.astype(np.float64) * gain - shift).astype(np.float32)
     by_inverse = fused * (np.float32(1) / np.float32(scale))
-    found = [integers(each.transpose(0, 3, 1, 2), scale, zero_point, dtype) for each in (apart, fused)]
-    found.append(integers(by_inverse.transpose(0, 3, 1, 2), 1, zero_point, dtype))
-    return np.any([each != wanted for each in found], axis=0).reshape(3, 256)
+    results = [integers(each.transpose(0, 3, 1, 2), scale, zero_point, dtype) for each in (unfused, fused)]
+    results.append(integers(by_inverse.transpose(0, 3, 1, 2), 1, zero_point, dtype))
+    return np.any([each != expected for each in results], axis=0).reshape(3, 256)
 
 
 def on_a_border(preprocess, scale):
-    """(3, 256): which pixels lie exactly between two integers, as far as float32 can tell."""
+    """(3, 256): pixels exactly between two integers, within float32 precision."""
     real = [
         (np.arange(256) / 255 - m) / s / scale for m, s in zip(preprocess.mean, preprocess.std, strict=True)
     ]
@@ -128,26 +128,29 @@ def test_logits_are_equal_to_the_last_bit(quantized, count, tmp_path):
     onnx.checker.check_model(str(tmp_path / "pixels.onnx"), full_check=True)
     with simulate(quantized, threads=1) as floats, simulate(tmp_path / "pixels.onnx", threads=1) as takes:
         assert takes.takes_pixels and not floats.takes_pixels
-        wanted = floats.infer(normalize(pixels(count), PREPROCESS))
-        np.testing.assert_array_equal(takes.infer(pixels(count)), wanted)
-        assert np.abs(takes.infer(pixels(count)[..., ::-1].copy()) - wanted).max() > 0.01  # RGB is not BGR
+        expected = floats.infer(normalize(pixels(count), PREPROCESS))
+        np.testing.assert_array_equal(takes.infer(pixels(count)), expected)
+        assert np.abs(takes.infer(pixels(count)[..., ::-1].copy()) - expected).max() > 0.01  # RGB is not BGR
 
 
 def test_a_float_graph_differs_by_rounding_only(tmp_path):
     path = residual(seed=1, batch=2).save(tmp_path / "float.onnx")
     take_pixels(path, PREPROCESS, tmp_path / "pixels.onnx")
     with simulate(path, threads=1) as floats, simulate(tmp_path / "pixels.onnx", threads=1) as takes:
-        wanted = floats.infer(normalize(pixels(5), PREPROCESS))  # five images by twos
-        np.testing.assert_allclose(takes.infer(pixels(5)), wanted, atol=1e-5 * np.abs(wanted).max())
+        expected = floats.infer(normalize(pixels(5), PREPROCESS))  # five images by twos
+        np.testing.assert_allclose(takes.infer(pixels(5)), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_it_looks_like_from_outside(quantized, tmp_path):
     take_pixels(quantized, PREPROCESS, tmp_path / "pixels.onnx")
-    found = io.read(tmp_path / "pixels.onnx")
-    assert (found.input, found.takes_pixels, found.quantized) == ("images", True, True)
-    assert (found.batch, found.channels, found.size, found.classes) == (None, 3, 16, 5)
-    first = [node.op_type for node in found.model.graph][:5]
-    assert found.model.graph.initializers["images/gain"].shape == (16, 3)  # a row: 3 would be repeated slowly
+    classifier = io.read(tmp_path / "pixels.onnx")
+    assert (classifier.input, classifier.takes_pixels, classifier.quantized) == ("images", True, True)
+    assert (classifier.batch, classifier.channels, classifier.size, classifier.classes) == (None, 3, 16, 5)
+    first = [node.op_type for node in classifier.model.graph][:5]
+    assert classifier.model.graph.initializers["images/gain"].shape == (
+        16,
+        3,
+    )  # a row: 3 would be repeated slowly
     assert first == ["Cast", "Mul", "Sub", "Transpose", "QuantizeLinear"]  # TensorRT: only a Cast reads uint8
 
 

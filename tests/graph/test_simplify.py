@@ -14,7 +14,7 @@ from edgeship.quantization.calibrate import collect
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.targets.onnxruntime import simulate
 from edgeship.toolkit.graph import io
-from edgeship.toolkit.graph.simplify import write_shapes
+from edgeship.toolkit.graph.simplify import fold_reshape_targets
 
 KINDS = ["SAME_UPPER", "SAME_LOWER", "VALID"]
 
@@ -58,8 +58,8 @@ def exported():
     x = g.node("Slice", [x, *(constant(*each) for each in bounds)], (4, 8, 8))
     zero = onnx.helper.make_tensor("zero", onnx.TensorProto.INT64, [1], [0])
     zeros = g.node("ConstantOfShape", [constant("two", [2])], (2,), value=zero)
-    beside = g.node("Concat", [zeros, constant("more", [2]), zeros], (5,), axis=0)
-    channels = g.node("Slice", [beside, constant("first", [1]), constant("last", [5])], (4,))
+    padded = g.node("Concat", [zeros, constant("more", [2]), zeros], (5,), axis=0)
+    channels = g.node("Slice", [padded, constant("first", [1]), constant("last", [5])], (4,))
     pads = g.node("Concat", [channels, channels], (8,), axis=0)
     x = g.unary("Relu", g.add(y, g.node("Pad", [x, pads], (8, 8, 8))))
     x = g.node("GlobalAveragePool", [x], (8, 1, 1))
@@ -107,10 +107,10 @@ def test_a_shape_is_a_constant_even_if_its_batch_is_dynamic(tmp_path):
 @pytest.mark.parametrize("target", ["openvino", "tensorrt", "onnxruntime"])
 def test_an_exported_graph_is_quantized_with_full_effort(target, tmp_path):
     path, pixels = exported().save(tmp_path / "m.onnx"), images(8, 16)
-    found = quantize(
+    summary = quantize(
         path, collect(path, [pixels]), targets.get(target).scheme, QuantizeOptions(), tmp_path / "q.onnx"
     )
-    assert not any("fast" in warning for warning in found["warnings"]), found["warnings"]
+    assert not any("fast" in warning for warning in summary["warnings"]), summary["warnings"]
     exact = run(path, pixels)
     with simulate(tmp_path / "q.onnx") as session:
         coarse = session.infer(pixels)
@@ -127,7 +127,7 @@ def test_a_weight_that_is_dequantized_stays_a_node(tmp_path):
 
 
 def viewed(how):
-    """What `x.view(x.size(0), -1)` and its like are exported as, with a dynamic batch."""
+    """Export of `x.view(x.size(0), -1)` and similar calls, with a dynamic batch."""
     g = Graph(8, batch="batch")
     x = g.node("GlobalAveragePool", [g.unary("Relu", g.conv("images", 4))], (4, 1, 1))
     zero, rest = g.constant("zero", 0, np.int64), g.constant("rest", [-1], np.int64)
@@ -157,8 +157,8 @@ def test_a_view_that_keeps_a_dynamic_batch_is_quantized_with_full_effort(how, tm
             run(tmp_path / "written.onnx", pixels[:count]), run(path, pixels[:count])
         )
     out = tmp_path / "q.onnx"
-    found = quantize(path, collect(path, [pixels]), targets.get("openvino").scheme, QuantizeOptions(), out)
-    assert not any("fast" in warning for warning in found["warnings"]), found["warnings"]
+    summary = quantize(path, collect(path, [pixels]), targets.get("openvino").scheme, QuantizeOptions(), out)
+    assert not any("fast" in warning for warning in summary["warnings"]), summary["warnings"]
 
 
 def test_a_batch_that_moves_stays_computed(tmp_path):
@@ -174,5 +174,5 @@ def test_a_reshape_from_before_opset_5_has_no_shape_to_write():
     ]
     graph = onnx.helper.make_graph([node], "old", values[:1], values[1:])
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 4)]))
-    write_shapes(model)
+    fold_reshape_targets(model)
     assert [len(each.inputs) for each in model.graph] == [1]

@@ -53,8 +53,8 @@ def graph(*steps, path, channels=3, dtype=TensorProto.FLOAT, shape=None):
         nodes, "g", [image], [helper.make_tensor_value_info("flat", 1, None)], initializers
     )
     model = helper.make_model(probe, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    given = np.zeros((1, HEIGHT, WIDTH, channels), "f4")
-    (flat,) = ReferenceEvaluator(model).run(None, {"images": given})
+    zeros = np.zeros((1, HEIGHT, WIDTH, channels), "f4")
+    (flat,) = ReferenceEvaluator(model).run(None, {"images": zeros})
     head = numpy_helper.from_array(RANDOM.normal(size=(flat.shape[1], 5)).astype("f4"), "head")
     model.graph.initializer.append(head)
     model.graph.node.append(helper.make_node("Gemm", ["flat", "head"], ["logits"], "fc"))
@@ -148,7 +148,7 @@ def test_pixels_that_are_not_cast_are_refused(tmp_path):
         helper.make_node("Flatten", ["shifted"], ["logits"], "flat"),
     ]
     one = numpy_helper.from_array(np.array(1, np.uint8), "one")
-    made = helper.make_graph(nodes, "g", [image], [logits], [one])
-    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "n.onnx")
+    proto = helper.make_graph(nodes, "g", [image], [logits], [one])
+    onnx.save(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "n.onnx")
     with pytest.raises(ModelError, match=r"uint8 and read by node 'shift' \(BitShift\)"):
         io.read_classifier(tmp_path / "n.onnx")

@@ -47,16 +47,16 @@ def test_cifar_resnet20_has_the_papers_parameters():
 )
 def test_macs_equal_what_the_convolutions_do(name, size):
     model = build(architecture(name, width=8, classes=7), seed=0).eval()
-    seen = []
+    counts = []
 
     def count(module, inputs, output):
-        seen.append(module.weight[0].numel() * output[0].numel())
+        counts.append(module.weight[0].numel() * output[0].numel())
 
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             module.register_forward_hook(count)
     model(torch.zeros(1, 3, *size))  # odd sides round up at every stride
-    assert macs(model.architecture, as_size(*size)) == sum(seen)
+    assert macs(model.architecture, as_size(*size)) == sum(counts)
 
 
 def test_names_are_torchvisions():

@@ -1,4 +1,4 @@
-"""The trainer learns, repeats itself exactly, and goes on where it was interrupted."""
+"""Training converges, is deterministic, and resumes after an interruption."""
 
 import numpy as np
 import pytest

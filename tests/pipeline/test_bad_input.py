@@ -1,4 +1,4 @@
-"""What people give by mistake: each is an error that names it and says what to do, before or in its stage."""
+"""Wrong input: each is an error with the value and a hint."""
 
 import pickle
 import shutil
@@ -114,8 +114,8 @@ class TestImages:
     def test_a_corrupt_image_is_named_and_may_be_skipped(self, start, photos, damage):
         bad = photos / "train" / "cat" / "2.png"
         bad.write_bytes(bad.read_bytes()[:200] if damage == "cut" else b"not an image")
-        refused(start, r"cat/2\.png", "--skip-bad", select={"images": 12})
-        skipped = start(select={"images": 11, "skip_bad": True})
+        refused(start, r"cat/2\.png", "--skip-unreadable", select={"images": 12})
+        skipped = start(select={"images": 11, "skip_unreadable": True})
         names = [entry["file"] for entry in read_json(skipped.folder("select") / "manifest.json")["entries"]]
         assert len(names) == 11 and "cat/2.png" not in names
         found = read_json(skipped.folder("select") / "findings.json")
@@ -124,8 +124,8 @@ class TestImages:
     def test_a_corrupt_evaluation_image_is_skipped_and_counted(self, start, photos):
         (photos / "test" / "dog" / "3.png").write_bytes(b"not an image")
         sections = {"compile": {"targets": ["onnxruntime"]}, "quantize": {"effort": "fast"}}
-        refused(start, r"dog/3\.png", "--skip-bad", until="evaluate", **sections)
-        done = start(until="evaluate", evaluate={"skip_bad": True}, **sections)
+        refused(start, r"dog/3\.png", "--skip-unreadable", until="evaluate", **sections)
+        done = start(until="evaluate", evaluate={"skip_unreadable": True}, **sections)
         assert read_json(done.folder("evaluate") / "accuracy.json")["data"]["images"] == 11
         (found,) = read_json(done.folder("evaluate") / "findings.json")
         assert found["what"] == "1 unreadable image(s) of test were left out: dog/3.png"
@@ -245,24 +245,26 @@ class TestOnnx:
 
 class TestPruning:
     def test_a_goal_needs_a_method(self, start):
-        refused(start, "prune.method is none", "prune.method=obs", error=RecipeError, prune={"keep": 0.5})
+        refused(
+            start, "prune.method is none", "prune.method=obs", error=RecipeError, prune={"keep_ratio": 0.5}
+        )
 
     def test_a_method_needs_a_goal(self, start):
-        refused(start, "no goal", "prune.keep", error=RecipeError, prune={"method": "obs"})
+        refused(start, "no goal", "prune.keep_ratio", error=RecipeError, prune={"method": "obs"})
 
     def test_an_onnx_file_cannot_be_pruned(self, start, tiny):
         load = {"model": str(tiny / "net.onnx"), "weights": ""}
-        prune = {"method": "obs", "keep": 0.5}
+        prune = {"method": "obs", "keep_ratio": 0.5}
         refused(
             start, "an ONNX file cannot be pruned", "load.weights", error=ModelError, load=load, prune=prune
         )
 
     def test_images_that_are_evaluated_on(self, start, photos):
-        prune = {"method": "obs", "keep": 0.5, "source": str(photos / "test")}
+        prune = {"method": "obs", "keep_ratio": 0.5, "source": str(photos / "test")}
         refused(start, "12 calibration images", prune=prune)
 
     def test_a_pruned_network_is_exported_beside_the_whole_one(self, start):
-        prune = {"method": "magnitude", "keep": 0.5, "step": 1}
+        prune = {"method": "magnitude", "keep_ratio": 0.5, "channel_multiple": 1}
         done = start(prune=prune, finetune={"epochs": 1, "crop_px": 1}, until="export")
         graphs = read_json(done.folder("export") / "graphs.json")
         assert 0.4 < graphs["pruned"]["macs"] / graphs["float"]["macs"] < 0.65

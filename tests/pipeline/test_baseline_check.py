@@ -1,4 +1,4 @@
-"""What the user brought: wrong preprocessing, class orders and statistics, through the stages of a run."""
+"""Checks of the input: wrong preprocessing, class orders and statistics, through the stages of a run."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from edgeship.toolkit.core.errors import DataError, ModelError
 from edgeship.toolkit.core.tensors import Preprocess, preprocess_metadata
 from edgeship.toolkit.models import batchnorm, resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, load_and_export, run
-from edgeship.toolkit.pipeline.baseline_check import Brought, examine
+from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
 from edgeship.toolkit.pipeline.preprocessing import source_of
 from edgeship.toolkit.pipeline.recipe import LoadOptions, PreprocessOptions
 from edgeship.toolkit.report import render
@@ -289,7 +289,7 @@ def fitted(tmp_path_factory, images):
     return model, replace(dataset, items=items), inputs
 
 
-def brought(folder, model, dataset, inputs):
+def evaluated(folder, model, dataset, inputs):
     weights.save(model, folder / "load", USUAL)
     described = {"preprocess": USUAL, "preprocess_source": "stated", "classes": 6, "class_names": ()}
     write_json(folder / "load" / "model.json", described)
@@ -297,21 +297,21 @@ def brought(folder, model, dataset, inputs):
     load_and_export.export(Recipe().export, folder / "load", stored, folder / "float.onnx")
     logits = batchnorm.logits(model, inputs)
     places = np.arange(len(dataset))
-    return Brought(
+    return EvaluatedNetwork(
         folder / "float.onnx", folder / "load", dataset, places, logits, dataset.labels, USUAL, "stated"
     )
 
 
 def test_batchnorm_statistics_that_are_none_of_training(tmp_path, fitted):
     model, dataset, inputs = fitted
-    assert examine(brought(tmp_path / "right", model, dataset, inputs)) == []
+    assert examine(evaluated(tmp_path / "right", model, dataset, inputs)) == []
     new = batchnorm.reestimated(model, inputs)
     for module in new.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
     assert len(batchnorm.untouched(new)) == 19 and not batchnorm.untouched(model)
-    codes = [check.code for check in examine(brought(tmp_path / "new", new, dataset, inputs))]
+    codes = [check.code for check in examine(evaluated(tmp_path / "new", new, dataset, inputs))]
     assert "batchnorm-untouched" in codes
     other = batchnorm.reestimated(model, inputs[dataset.labels == dataset.labels[0]][:2])
-    found = {check.code: check for check in examine(brought(tmp_path / "other", other, dataset, inputs))}
+    found = {check.code: check for check in examine(evaluated(tmp_path / "other", other, dataset, inputs))}
     assert found["batchnorm-statistics"].effect == "no_verdict"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeship import toolkit
+import edgeship
 from edgeship.toolkit.pipeline import Store, run
-from edgeship.toolkit.pipeline.code_closure import PACKAGES, Sources, installed
+from edgeship.toolkit.pipeline.code_closure import Sources, installed
 from edgeship.toolkit.pipeline.recipe import LoadOptions, Recipe
 from edgeship.toolkit.pipeline.stages import STAGES
 
-ROOT = Path(toolkit.__file__).parent.parent
+ROOT = Path(edgeship.__file__).parent
 RECIPE = Recipe.build({"load": {"weights": "net.pth"}, "select": {"source": "digits"}})
 LOADS = {
     "onnx": LoadOptions(model="net.onnx"),
@@ -29,14 +29,13 @@ BY_NAME = {stage.name: stage for stage in STAGES}
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tree")
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
+    root = tmp_path_factory.mktemp("tree") / "edgeship"
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("__pycache__"))  # what is linked is copied
     return root
 
 
 def sources(root):
-    return Sources({package: root / package for package in PACKAGES})
+    return Sources({"edgeship": root})
 
 
 def function(name, how="checkpoint"):
@@ -79,7 +78,7 @@ def test_each_reachable_file_changes_the_keys_of_the_stages_that_reach_it_and_no
         ),
         ("toolkit/core/statistics.py", {"evaluate", "quantize", "report"}, {"load-train", "finetune"}),
         ("toolkit/models/trainer.py", {"load-train", "finetune"}, {"load-onnx", "calibrate", "quantize"}),
-        ("quantize/observers/mse.py", {"quantize"}, {"load-train", "finetune", "calibrate"}),
+        ("quantization/observers/mse.py", {"quantize"}, {"load-train", "finetune", "calibrate"}),
         ("toolkit/prune/importances/obs.py", {"prune"}, {"load-train", "finetune"}),
         ("targets/tensorrt/lint.py", {"compile", "quantize"}, {"load-train", "finetune", "calibrate"}),
         ("toolkit/report/templates/report.md.j2", {"report"}, {"load-train", "prune", "compile", "bench"}),
@@ -99,7 +98,7 @@ def test_what_a_change_of_a_file_runs_again(tree, file, yes, no):
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("quantize/observers/mine.py", {"quantize"}),
+        ("quantization/observers/mine.py", {"quantize"}),
         ("toolkit/prune/importances/mine.py", {"prune"}),
         ("targets/mine.py", {"quantize", "compile", "evaluate", "bench"}),
         ("targets/mine/__init__.py", {"quantize", "compile", "evaluate", "bench"}),
@@ -258,11 +257,11 @@ def test_nothing_runs_in_a_stage_that_is_not_in_its_key(tmp_path):
                 "weights": "train",
                 "train": {"source": "digits:test", "epochs": 1, "batch": 128},
             },
-            "prune": {"method": "obs", "keep": 0.5, "images": 20, "mirror": False},
+            "prune": {"method": "obs", "keep_ratio": 0.5, "images": 20, "flip_augment": False},
             "finetune": {"epochs": 1, "images": 40},
             "export": {"size": 8},
             "select": {"source": "digits:train", "images": 8},
-            "quantize": {"min_agreement": 0.01, "judge_images": 8, "sensitivity": True},
+            "quantize": {"min_agreement": 0.01, "validation_images": 8, "sensitivity": True},
             "compile": {"targets": ["openvino", "onnxruntime", "tensorrt"]},
             "evaluate": {"source": "digits:test", "images": 20},
             "bench": {"runs": 2, "throughput_s": 0.01, "warmup_s": 0.0},
@@ -274,6 +273,6 @@ def test_nothing_runs_in_a_stage_that_is_not_in_its_key(tmp_path):
     for name, files in called.items():
         ours = {Path(file) for file in files if Path(file).is_relative_to(ROOT)}
         start = {Path(function(name, "train").__code__.co_filename), ROOT / "toolkit/pipeline/stages.py"}
-        apart = {*start, Path(__file__), ROOT / "toolkit/pipeline/recipe.py"}  # by function; by its values
-        unkeyed = ours - apart - set(installed().files(function(name, "train")).values())
+        unhashed = {*start, Path(__file__), ROOT / "toolkit/pipeline/recipe.py"}  # by function; by its values
+        unkeyed = ours - unhashed - set(installed().files(function(name, "train")).values())
         assert len(ours) > 3 and not unkeyed, name

@@ -1,4 +1,4 @@
-"""The whole path on a tiny network: files, figures, caching, a target that is absent, limits."""
+"""All stages on a tiny network: files, figures, caching, a missing target, limits."""
 
 import json
 
@@ -149,9 +149,9 @@ def test_out_holds_report_engines_and_graphs(finished):
 
 def test_a_second_run_finds_everything(finished):
     first, again, folder = finished
-    told = json.loads((folder / "out" / "report.json").read_text())["stages"]
-    assert [stage["name"] for stage in told] == [stage.name for stage in again.stages]
-    assert all(stage["cached"] for stage in told) and told == again.report["stages"]
+    stages = json.loads((folder / "out" / "report.json").read_text())["stages"]
+    assert [stage["name"] for stage in stages] == [stage.name for stage in again.stages]
+    assert all(stage["cached"] for stage in stages) and stages == again.report["stages"]
     assert not any(stage["cached"] for stage in first.report["stages"])
     assert all(stage.cached for stage in again.stages)
     assert [stage.digest for stage in again.stages] == [stage.digest for stage in first.stages]
@@ -180,7 +180,7 @@ def test_a_missed_limit_is_exit_code_3_after_the_report_is_written(recipe, finis
     assert (tmp_path / "out" / "report.html").is_file()
     with pytest.raises(SystemExit) as left:
         app.main([*arguments, "--set", "report.max_drop_pp=0.5"])
-    assert left.value.code == 3  # an untrained network: its drop says nothing
+    assert left.value.code == 3  # an untrained network: its drop is meaningless
     shown = capsys.readouterr()
     assert "NO VERDICT" in shown.out and "misses max_drop_pp: nothing could be judged" in shown.err
 

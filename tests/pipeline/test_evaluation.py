@@ -1,4 +1,4 @@
-"""Evaluation spread over workers: the same bits from one thread, several, other processes, and a cluster."""
+"""Evaluation with workers is bit-identical on one thread, several, processes and a cluster."""
 
 import numpy as np
 import pytest
@@ -92,10 +92,10 @@ def test_a_cluster_that_is_not_installed_is_an_error_with_a_cure(monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_results_come_in_order_and_progress_is_told(workers):
-    told = []
-    with listening(lambda label, done, total: told.append((label, done, total))):
+    reports = []
+    with listening(lambda label, done, total: reports.append((label, done, total))):
         assert list(parallel.ordered(abs, [-3, 1, -2], workers=workers, label="x")) == [3, 1, 2]
-    assert told == [("x", done, 3) for done in range(4)]
+    assert reports == [("x", done, 3) for done in range(4)]
 
 
 def test_errors_of_other_processes_arrive_whole(work, tmp_path):

@@ -45,13 +45,13 @@ def quantized(model, photos, target, out, capfd, *more):
     fixed = ["--target", target, "--images", "20", "--effort", "fast", "--out", str(out / "q.onnx"), "--json"]
     with pytest.raises(SystemExit) as ended:
         app.main(["quantize", str(file), str(photos), *fixed, *more])
-    said = capfd.readouterr()
-    assert not ended.value.code, said.err
-    return json.loads(said.out)
+    captured = capfd.readouterr()
+    assert not ended.value.code, captured.err
+    return json.loads(captured.out)
 
 
 def logits_of(target, file, images, out):
-    """What the runtime computes; of a target that does not run here, the graph in exact arithmetic."""
+    """Return logits of the runtime, or of the simulated graph where the target does not run here."""
     if target == "tensorrt":
         with ort_target.simulate(file) as session:
             return session.infer(images)
@@ -136,13 +136,13 @@ def test_the_file_is_inspected_as_it_is_and_timed_as_planes(tmp_path, capfd):
     for arguments in (["inspect", "graph"], ["bench", "--target", "onnxruntime", "--runs", "2"]):
         with pytest.raises(SystemExit) as ended:
             app.main([*arguments, str(tmp_path / "net.onnx"), "--json"])
-        said = capfd.readouterr()
-        assert not ended.value.code, said.err
+        captured = capfd.readouterr()
+        assert not ended.value.code, captured.err
         if arguments[0] == "inspect":
-            assert json.loads(said.out)["input"]["shape"] == [None, *SIZE, 3]
+            assert json.loads(captured.out)["input"]["shape"] == [None, *SIZE, 3]
         else:
-            assert "timed as float32 (N, C, H, W)" in said.err
-            assert len(json.loads(said.out)["variants"]["onnxruntime"]["samples_ms"]) == 2
+            assert "timed as float32 (N, C, H, W)" in captured.err
+            assert len(json.loads(captured.out)["variants"]["onnxruntime"]["samples_ms"]) == 2
 
 
 def test_a_mean_that_is_stated_for_a_graph_with_its_own_is_warned_of(photos, tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""What is measured beside latency: which batches, from which images, and what is said of what is not."""
+"""Throughput, memory, energy and end-to-end time; quantities that cannot be measured are listed."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def pictures(count):
     return [Image.fromarray(colour) for colour in colours]
 
 
-class Told:
+class FakeSession:
     """A session that keeps what it was given."""
 
     def __init__(self, *, takes_pixels):
@@ -35,7 +35,7 @@ class Told:
 
 @pytest.mark.parametrize("takes_pixels", [False, True])
 def test_end_to_end_begins_at_decoded_images_and_takes_the_next_ones(takes_pixels):
-    session, images = Told(takes_pixels=takes_pixels), pictures(3)
+    session, images = FakeSession(takes_pixels=takes_pixels), pictures(3)
     run = measure.end_to_end(session, 2, images, PREPROCESS)
     assert [run().shape, run().shape] == [(2, 10), (2, 10)]
     prepare = preprocessing.pixels if takes_pixels else preprocessing.apply
@@ -45,8 +45,8 @@ def test_end_to_end_begins_at_decoded_images_and_takes_the_next_ones(takes_pixel
 
 def test_noise_has_the_form_that_a_session_takes():
     images = np.zeros((2, 3, 8, 9), np.float32)
-    assert variants.suited(Told(takes_pixels=False), images) is images
-    noise = variants.suited(Told(takes_pixels=True), images)
+    assert variants.session_input(FakeSession(takes_pixels=False), images) is images
+    noise = variants.session_input(FakeSession(takes_pixels=True), images)
     assert (noise.dtype, noise.shape) == (np.uint8, (2, 8, 9, 3)) and noise.std() > 50
 
 

@@ -1,4 +1,4 @@
-"""A limit in a recipe: judged on other images, met by layers in float, and told."""
+"""Accuracy limit of a recipe: validated on held-out images, met by layers in float, reported."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ def recipe(tmp_path_factory):
     net = resnet.ResNet(resnet.architecture("resnet20", width=4)).eval()
     with torch.no_grad():
         (batch,) = batches(open_dataset("digits:train"), range(60), Preprocess(16, 16, MEAN, STD), batch=60)
-        net.fc.bias -= net(torch.from_numpy(batch.images)).mean(0)  # else it says the same of every image
+        net.fc.bias -= net(torch.from_numpy(batch.images)).mean(0)  # else the predictions are constant
         net.layer2[1].bn1.weight[0] *= 1000  # one channel that layer2.1.conv2 reads
         net.layer2[1].conv2.weight[:, 0] /= 1000
     weights.save(net, folder)
@@ -45,7 +45,7 @@ def recipe(tmp_path_factory):
         },
         "export": {"size": 16},
         "select": {"source": "digits:train", "images": 12},
-        "quantize": {"effort": "fast", "observer": "minmax", "judge_images": 60},
+        "quantize": {"effort": "fast", "observer": "minmax", "validation_images": 60},
         "evaluate": {"source": "digits:test", "images": 40},
         "compile": {"targets": ["openvino", "tensorrt"]},
     }
@@ -108,8 +108,10 @@ def test_what_is_said_to_be_reached_is_what_the_graph_reaches(recipe, store):
 
 def test_a_drop_is_limited_where_there_are_labels(recipe, store):
     """Random weights are right by chance, so INT8 may be better: the figure is a paired difference."""
-    mixed = read(quantized(recipe, store, "quantize.max_drop_pp=0.5"), "quantize.json")["tensorrt"]["mixed"]
-    assert mixed["limit"] == "max_drop_pp" and mixed["met"] and mixed["reached"] <= 0.5
+    mixed = read(quantized(recipe, store, "quantize.max_validation_drop_pp=0.5"), "quantize.json")[
+        "tensorrt"
+    ]["mixed"]
+    assert mixed["limit"] == "max_validation_drop_pp" and mixed["met"] and mixed["reached"] <= 0.5
     assert (60 * mixed["int8"] / 100) == pytest.approx(round(60 * mixed["int8"] / 100))
 
 
@@ -123,8 +125,8 @@ def unlabelled(folder, count):
 
 def test_a_drop_without_labels_is_refused(recipe, store, tmp_path):
     source = unlabelled(tmp_path / "images", 20)
-    with pytest.raises(RecipeError, match="max_drop_pp needs labels") as caught:
-        quantized(recipe, store, "quantize.max_drop_pp=1", f"select.source={source}")
+    with pytest.raises(RecipeError, match="max_validation_drop_pp needs labels") as caught:
+        quantized(recipe, store, "quantize.max_validation_drop_pp=1", f"select.source={source}")
     assert "min_agreement" in caught.value.hint
 
 
@@ -135,7 +137,7 @@ def test_labels_of_something_else_do_not_matter_to_agreement(recipe, store, tmp_
     result = quantized(recipe, store, "quantize.min_agreement=0.5", *overrides)
     assert read(result, "quantize.json")["tensorrt"]["mixed"]["images"] == 12
     with pytest.raises(DataError, match="12 classes"):
-        quantized(recipe, store, "quantize.max_drop_pp=1", *overrides)
+        quantized(recipe, store, "quantize.max_validation_drop_pp=1", *overrides)
 
 
 def test_where_all_images_calibrate_they_judge_too_and_that_is_said(recipe, store, tmp_path):
@@ -145,12 +147,12 @@ def test_where_all_images_calibrate_they_judge_too_and_that_is_said(recipe, stor
     )
     summary = read(result, "quantize.json")["tensorrt"]
     assert not summary["mixed"]["held_out"] and summary["mixed"]["images"] == 12
-    assert any("on the calibration images themselves" in warning for warning in summary["warnings"])
+    assert any("on the calibration images" in warning for warning in summary["warnings"])
 
 
 def test_two_limits_are_refused(recipe, store):
     with pytest.raises(RecipeError, match="are both set"):
-        quantized(recipe, store, "quantize.max_drop_pp=1", "quantize.min_agreement=0.9")
+        quantized(recipe, store, "quantize.max_validation_drop_pp=1", "quantize.min_agreement=0.9")
 
 
 def test_layers_may_be_named(recipe, store):
@@ -199,16 +201,16 @@ def test_a_store_that_processors_share_keeps_calibrations_in_bfloat16_apart(monk
 
 
 def test_a_graph_may_be_for_another_processor(recipe, store):
-    """What `auto` gives here is one of the two; TensorRT has no such sums."""
+    """`auto` is one of the two on this machine; TensorRT has no pair sums."""
     plans = {
-        sums: Recipe.build(recipe, [f"quantize.int8_sums={sums}"]) for sums in ("auto", "exact", "pairs")
+        sums: Recipe.build(recipe, [f"quantize.overflow_fix={sums}"]) for sums in ("auto", "exact", "pairs")
     }
     found = {sums: mixed_precision.schemes(plan.resolved().quantize) for sums, plan in plans.items()}
     assert [found[sums]["openvino"].pair_sums for sums in ("exact", "pairs")] == [False, True]
     assert found["auto"]["openvino"] in (found["exact"]["openvino"], found["pairs"]["openvino"])
     scales = {}
     for sums in ("exact", "pairs"):
-        result = quantized(recipe, store, f"quantize.int8_sums={sums}")
+        result = quantized(recipe, store, f"quantize.overflow_fix={sums}")
         summaries = read(result, "quantize.json")
         assert [summaries[target]["int8_sums"] for target in ("openvino", "tensorrt")] == [sums, None]
         scales[sums] = [weight["median_scale"] for weight in summaries["openvino"]["weights"].values()]

@@ -1,4 +1,4 @@
-"""Published weights without a connection: an error of one line with a way out, and exit code 1."""
+"""Published weights without a connection: a one-line error with a hint, and exit code 1."""
 
 import os
 import socket
@@ -65,7 +65,7 @@ def is_explained(done, folder):
 
 def test_a_proxy_that_is_not_there(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # of nobody, in a moment
+        port = server.getsockname()[1]  # unused after this block
     is_explained(run(tmp_path, port), tmp_path)
 
 

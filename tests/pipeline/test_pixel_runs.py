@@ -1,4 +1,4 @@
-"""export.input = "uint8" through the whole path: same figures, engines that take pixels, and devices."""
+"""export.input = "uint8" through all stages: same figures, engines with pixel input, devices."""
 
 import json
 import sys
@@ -74,12 +74,12 @@ def test_every_engine_takes_pixels_and_what_that_saves_is_told(runs):
     assert {record["input"] for record in compiled.values()} == {"uint8"}
     assert {record["input"] for record in read(runs[0], "compile", "compiled.json").values()} == {"float32"}
     timed = read(result, "bench", "latency.json")["variants"]
-    told = {variant["name"]: variant for variant in read(result, "report", "report.json")["variants"]}
+    reported = {variant["name"]: variant for variant in read(result, "report", "report.json")["variants"]}
     for name in RUNNING:
         assert compiled[name]["warnings"] == read(runs[0], "compile", "compiled.json")[name]["warnings"]
         for key in ("end_to_end_ms", "float_end_to_end_ms"):
             assert min(timed[name][key]) > 0
-            assert told[name][key] == pytest.approx(np.median(timed[name][key]))
+            assert reported[name][key] == pytest.approx(np.median(timed[name][key]))
     assert "With float32 input" in (result.folder("report") / "report.html").read_text()
     assert all(
         "float_end_to_end_ms" not in row
@@ -126,7 +126,7 @@ def test_a_bundle_of_it_proves_itself_on_this_machine(runs, tmp_path, capfd):
 
 def test_pixels_of_a_network_that_nobody_described_are_refused(recipe, tmp_path):
     unstated = {**recipe, "load": {"weights": recipe["load"]["weights"]}, "export": {"input": "uint8"}}
-    with pytest.raises(ModelError, match="nothing says how this network wants it") as caught:
+    with pytest.raises(ModelError, match="mean and std of training are unknown") as caught:
         run(Recipe.build(unstated), store=Store(tmp_path), until="export")
     assert "--set load.preprocess.mean=" in caught.value.hint and "float32" in caught.value.hint
     ready = {**unstated, "export": {"input": "float32"}}
@@ -153,6 +153,6 @@ def test_the_quantize_command_writes_it_too(recipe, tmp_path, capfd):
     (tmp_path / "q.onnx").unlink()
     capfd.readouterr()
     assert quantize(recipe, tmp_path) == 1
-    said = capfd.readouterr().err
-    assert "error: an engine with uint8 input" in said and "--preprocess mean=" in said
+    error = capfd.readouterr().err
+    assert "error: an engine with uint8 input" in error and "--preprocess mean=" in error
     assert not (tmp_path / "q.onnx").exists()

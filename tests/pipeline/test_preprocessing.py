@@ -1,4 +1,4 @@
-"""Whose preprocessing is used: the recipe's, the checkpoint's own, or the usual one for the size."""
+"""Resolution of the preprocessing: recipe, checkpoint, or default for the size."""
 
 import pytest
 

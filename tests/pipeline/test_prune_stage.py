@@ -1,4 +1,4 @@
-"""The prune stage: cached, resumed, bound to the machine only where it measures; and its stopwatch."""
+"""The prune stage: caching, resuming, machine key with a latency goal only; and its latency table."""
 
 import re
 
@@ -11,14 +11,14 @@ from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
-from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.recipe import PruneOptions
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
 from edgeship.toolkit.report import quantization_charts
 
 SIZE = 8
-NARROW = {"method": "obs", "keep": 0.5, "step": 1, "images": 30, "mirror": False}
+NARROW = {"method": "obs", "keep_ratio": 0.5, "channel_multiple": 1, "images": 30, "flip_augment": False}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,15 @@ def test_half_the_channels_go_and_the_run_is_cached(start):
 
 
 def test_what_a_search_tried_is_drawn_as_a_frontier(start):
-    found = start({"method": "magnitude", "max_drop_pp": 40.0, "step": 1, "images": 30, "mirror": False})
+    found = start(
+        {
+            "method": "magnitude",
+            "max_expected_drop_pp": 40.0,
+            "channel_multiple": 1,
+            "images": 30,
+            "flip_augment": False,
+        }
+    )
     plan = read_json(found.folder("prune") / "plan.json")
     drawn = quantization_charts.frontier(plan)
     line, knee, chosen = drawn.data
@@ -73,8 +81,8 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
 
 def test_only_a_latency_binds_it_to_the_machine():
     stage = next(stage for stage in STAGES if stage.name == "prune")
-    assert not stage.on_device(PruneOptions(method="obs", macs=0.5))
-    assert stage.on_device(PruneOptions(method="obs", target_latency=0.5))
+    assert not stage.on_device(PruneOptions(method="obs", macs_ratio=0.5))
+    assert stage.on_device(PruneOptions(method="obs", latency_ratio=0.5))
 
 
 def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):
@@ -116,53 +124,59 @@ class Scripted:
         pass
 
 
-LATENCY = {"method": "magnitude", "target_latency": 0.7, "step": 1, "images": 30, "mirror": False}
+LATENCY = {
+    "method": "magnitude",
+    "latency_ratio": 0.7,
+    "channel_multiple": 1,
+    "images": 30,
+    "flip_augment": False,
+}
 WHERE = {"compile": {"targets": ["openvino"]}, "bench": {"threads": 3}}
 
 
 def test_a_latency_is_met_and_predicted(start, monkeypatch):
-    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
     plan = read_json(start(LATENCY, **WHERE).folder("prune") / "plan.json")
     assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.7, abs=0.03)
     assert plan["latency_predicted_ms"] == pytest.approx(plan["latency_after_ms"], rel=0.05)
 
 
 def test_a_gain_under_three_percent_is_refused_with_the_figures(start, monkeypatch, tmp_path):
-    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
     with pytest.raises(ModelError, match=r"does not pay here: \d\.\d{3} ms dense, \d\.\d{3} ms") as caught:
-        start({**LATENCY, "target_latency": 0.985}, **WHERE)
+        start({**LATENCY, "latency_ratio": 0.985}, **WHERE)
     dense_ms, pruned_ms = (float(ms) for ms in re.findall(r"(\d\.\d+) ms", str(caught.value)))
     assert 0.97 * dense_ms < pruned_ms < dense_ms
     assert "less than 3% gained" in str(caught.value) and "keep the dense INT8 model" in caught.value.hint
     assert not list((tmp_path / "store" / "objects").rglob("plan.json"))
     monkeypatch.setattr(Scripted, "per_mac", 1e-5)  # where multiplications count, the same goal may pay
-    start({**LATENCY, "target_latency": 0.95}, **WHERE)
+    start({**LATENCY, "latency_ratio": 0.95}, **WHERE)
 
 
 def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
-    monkeypatch.setattr(pruning, "Stopwatch", Scripted)
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
     monkeypatch.setattr(Scripted, "per_mac", 1e-9)
     with pytest.raises(ModelError, match=r"0\.70 of 0\.50\d ms cannot be met; (0\.99|1\.00) can") as caught:
         start(LATENCY, **WHERE)
-    assert "prune.target_latency" in caught.value.hint
+    assert "prune.latency_ratio" in caught.value.hint
 
 
 def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatch):
     wide = architecture("resnet20", classes=10, width=64)
     narrow = width_search.uniform(wide, 0.25, 8)
     table = tmp_path / "latencies.json"
-    with Stopwatch(("openvino",), 16, 1, table) as measure:
+    with LatencyTable(("openvino",), 16, 1, table) as measure:
         dense_ms, small_ms = measure(wide), measure(narrow)
         assert small_ms < 0.8 * dense_ms
     built = []
-    whole = Stopwatch._built
-    monkeypatch.setattr(Stopwatch, "_built", lambda *args: built.append(args) or whole(*args))
-    with Stopwatch(("openvino",), 16, 1, table) as measure:  # after an interrupted pass
+    whole = LatencyTable._built
+    monkeypatch.setattr(LatencyTable, "_built", lambda *args: built.append(args) or whole(*args))
+    with LatencyTable(("openvino",), 16, 1, table) as measure:  # after an interrupted pass
         assert (measure(wide), measure(narrow)) == (dense_ms, small_ms)
-        assert len(built) == 1  # the one that all others are timed beside
+        assert len(built) == 1  # the reference of all timings
         measure(narrow)
         assert len(built) == 2  # asked again, it is no longer what was believed
         assert measure(wide) == dense_ms
-    with Stopwatch(("openvino",), 16, 2, table) as measure:
+    with LatencyTable(("openvino",), 16, 2, table) as measure:
         measure(narrow)  # other threads: nothing is taken over
     assert len(read_json(table)["ms"]) == 1

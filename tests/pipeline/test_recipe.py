@@ -1,9 +1,12 @@
-"""Recipes: typed values from TOML and the command line, and errors that name what is wrong."""
+"""Recipes: typed values from TOML and the command line, renamed options, errors."""
+
+import logging
 
 import pytest
 
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.threads import granted_cores
+from edgeship.toolkit.pipeline.options import warn_renamed
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required, names
 
 
@@ -56,7 +59,7 @@ def test_values_have_the_type_of_the_option(recipe):
         ("export.batch=dynamic", lambda r: r.export.batch == "dynamic"),
         ("evaluate.images=all", lambda r: r.evaluate.images == "all"),
         ("evaluate.images=50", lambda r: r.evaluate.images == 50),
-        ("select.skip_bad=true", lambda r: r.select.skip_bad is True),
+        ("select.skip_unreadable=true", lambda r: r.select.skip_unreadable is True),
         ("report.max_drop_pp=none", lambda r: r.report.max_drop_pp is None),
     ],
 )
@@ -91,11 +94,11 @@ def test_overrides_may_be_a_mapping(recipe):
         ("select.images=many", "select.images cannot be 'many'", "a whole number"),
         ("select.images=2.5", "select.images cannot be 2.5", "a whole number"),
         ("select.images=true", "select.images cannot be True", "a whole number"),
-        ("select.skip_bad=maybe", "select.skip_bad cannot be 'maybe'", "true or false"),
-        ("select.images=0", "select.images = 0 must be at least 1", "How many"),
-        ("prune.keep=1.5", "prune.keep = 1.5 must be at most 1.0", "Part of"),
+        ("select.skip_unreadable=maybe", "select.skip_unreadable cannot be 'maybe'", "true or false"),
+        ("select.images=0", "select.images = 0 must be at least 1", "Number of"),
+        ("prune.keep_ratio=1.5", "prune.keep_ratio = 1.5 must be at most 1.0", "Ratio of"),
         (f"bench.threads={granted_cores() + 1}", "must be at most", "cores"),
-        ("prune.keep=0", "prune.keep = 0.0 must be above 0.0", "Part of"),
+        ("prune.keep_ratio=0", "prune.keep_ratio = 0.0 must be above 0.0", "Ratio of"),
         ("report.max_drop_pp=nan", "report.max_drop_pp is not a number", "number"),
         ("quantize.effort=fats", "quantize.effort cannot be 'fats'", "did you mean 'fast'"),
         ("compile.targets=openvin", "compile.targets cannot be 'openvin'", "did you mean 'openvino'"),
@@ -118,6 +121,70 @@ def test_what_is_wrong_is_named(recipe, override, message, hint):
     assert message in str(caught.value)
     assert hint in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+RENAMED = [
+    ("prune.keep", "prune.keep_ratio", 0.5),
+    ("prune.macs", "prune.macs_ratio", 0.5),
+    ("prune.target_latency", "prune.latency_ratio", 0.5),
+    ("prune.max_drop_pp", "prune.max_expected_drop_pp", 2.0),
+    ("prune.step", "prune.channel_multiple", 8),
+    ("prune.mirror", "prune.flip_augment", False),
+    ("finetune.int8_part", "finetune.qat_fraction", 0.5),
+    ("quantize.judge_images", "quantize.validation_images", 7),
+    ("quantize.max_drop_pp", "quantize.max_validation_drop_pp", 0.5),
+    ("quantize.int8_sums", "quantize.overflow_fix", "pairs"),
+    ("select.skip_bad", "select.skip_unreadable", True),
+    ("evaluate.skip_bad", "evaluate.skip_unreadable", True),
+]
+
+
+@pytest.mark.parametrize(("former", "current", "value"), RENAMED)
+def test_a_former_name_sets_the_option_and_warns_once(recipe, caplog, former, current, value):
+    section, key = former.split(".")
+    text = str(value).lower() if isinstance(value, bool) else value
+    as_toml = f"'{text}'" if isinstance(text, str) and not isinstance(value, bool) else text
+    warn_renamed.cache_clear()
+    with caplog.at_level(logging.WARNING, "edgeship"):
+        from_file = Recipe.read(recipe(f"[{section}]\n{key} = {as_toml}\n"))
+        from_text = Recipe.read(recipe(""), [f"{former}={text}"])
+        from_mapping = Recipe.read(recipe(""), {former: value})
+        from_section = Recipe.build({}, {section: {key: value}})
+    expected = Recipe.read(recipe(""), {current: value})
+    assert from_file == from_text == from_mapping == expected
+    assert getattr(from_section, section) == getattr(expected, section) != getattr(Recipe(), section)
+    assert [record.getMessage() for record in caplog.records] == [f"option {former} is called {current} now"]
+
+
+def test_an_override_by_the_former_name_replaces_the_value_of_the_file(recipe):
+    path = recipe("[prune]\nkeep_ratio = 0.5\n")
+    assert Recipe.read(path, ["prune.keep=0.25"]).prune.keep_ratio == 0.25
+    path = recipe("[prune]\nkeep = 0.5\n")
+    assert Recipe.read(path, ["prune.keep_ratio=none"]).prune.keep_ratio is None
+    assert Recipe.read(path, ["prune.keep=none"]).prune.keep_ratio is None
+
+
+def test_a_key_under_both_names_is_an_error(recipe):
+    with pytest.raises(RecipeError, match=r"prune\.keep and prune\.keep_ratio are both set"):
+        Recipe.read(recipe("[prune]\nkeep = 0.5\nkeep_ratio = 0.5\n"))
+    with pytest.raises(RecipeError, match=r"prune\.keep_ratio and prune\.keep are both set"):
+        Recipe.read(recipe(""), ["prune.keep_ratio=0.5", "prune.keep=0.5"])
+    assert Recipe.read(recipe(""), ["prune.keep=0.5", "prune.keep=0.25"]).prune.keep_ratio == 0.25
+
+
+@pytest.mark.parametrize(
+    ("former", "current"), [("inner", "block"), ("stream", "residual"), ("both", "both")]
+)
+def test_former_values_are_accepted(recipe, caplog, former, current):
+    warn_renamed.cache_clear()
+    with caplog.at_level(logging.WARNING, "edgeship"):
+        assert Recipe.read(recipe(""), [f"prune.scope={former}"]).prune.scope == current
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == ([f"prune.scope = {former} is called {current} now"] if former != current else [])
+
+
+def test_the_report_keeps_its_limit_name(recipe):
+    assert Recipe.read(recipe(""), ["report.max_drop_pp=1"]).report.max_drop_pp == 1.0
 
 
 def test_toml_errors_have_a_line(recipe):

@@ -1,4 +1,4 @@
-"""Images that are not square through the whole path: prune, quantize, compile, evaluate, time, ship."""
+"""Images that are not square through all stages: prune, quantize, compile, evaluate, time, ship."""
 
 import json
 import tarfile
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
             "preprocess": {"mean": [0.5] * 3, "std": [0.25] * 3},
         },
         "export": {"size": "16x24", "input": "uint8"},
-        "prune": {"method": "magnitude", "macs": 0.7, "step": 4, "images": 40},
+        "prune": {"method": "magnitude", "macs_ratio": 0.7, "channel_multiple": 4, "images": 40},
         "select": {"source": "digits:train", "images": 12},
         "quantize": {"effort": "fast"},
         "compile": {"targets": ["onnxruntime"]},

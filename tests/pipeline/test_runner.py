@@ -1,4 +1,4 @@
-"""The runner: order, caching, and failures that leave nothing, shown on two made-up stages."""
+"""The runner on two artificial stages: order, caching, failures."""
 
 import errno
 import json
@@ -171,7 +171,7 @@ def test_an_interrupt_names_the_stage(start):
 
 
 class SafetensorError(Exception):
-    """Libraries tell a full disk in their own words."""
+    """Disk-full errors of libraries become one error."""
 
 
 @pytest.mark.parametrize(
@@ -197,10 +197,10 @@ def test_other_failures_keep_their_traceback(start):
 def test_out_gets_the_report_and_where_everything_is(start, tmp_path):
     out = tmp_path / "out"
     _, result = start(out=out)
-    told = read_run(out)
-    assert [stage["name"] for stage in told["stages"]] == ["load", "select", "calibrate", "report"]
-    assert told["stages"][1]["folder"] == str(result.folder("select"))
-    assert told["recipe"]["select"]["source"] == "digits"
+    content = read_run(out)
+    assert [stage["name"] for stage in content["stages"]] == ["load", "select", "calibrate", "report"]
+    assert content["stages"][1]["folder"] == str(result.folder("select"))
+    assert content["recipe"]["select"]["source"] == "digits"
     inside = json.loads((out / "report.json").read_text())
     assert [stage["name"] for stage in inside["stages"]] == ["load", "select", "calibrate", "report"]
     assert (out / "report.json").stat().st_mode & 0o777 == 0o644
@@ -331,9 +331,10 @@ def test_a_run_json_from_elsewhere_cannot_name_files_outside(start, tmp_path):
     out = tmp_path / "out"
     start(built("onnxruntime"), BUILDING, out=out)
     (tmp_path / "mine").write_text("mine")
-    told = read_run(out)
+    content = read_run(out)
     write_json(
-        out / "run.json", {**told, "files": [*told["files"], "engines/../../mine", str(tmp_path / "mine")]}
+        out / "run.json",
+        {**content, "files": [*content["files"], "engines/../../mine", str(tmp_path / "mine")]},
     )
     start(built("openvino"), BUILDING, out=out)
     assert (tmp_path / "mine").read_text() == "mine"

@@ -1,4 +1,4 @@
-"""The store: complete or absent, shared without harm, and content decides."""
+"""The store: atomic, shared between processes, content-addressed."""
 
 import multiprocessing
 import os
@@ -126,11 +126,11 @@ def test_two_processes_do_the_work_once(store):
     for worker in workers:
         worker.start()
     started.wait(10)
-    told = []
-    entry, made = store.make("load", "k", write("not called"), waiting=lambda: told.append(True))
+    calls = []
+    entry, made = store.make("load", "k", write("not called"), waiting=lambda: calls.append(True))
     for worker in workers:
         worker.join(10)
-    assert counter.value == 1 and not made and told == [True]
+    assert counter.value == 1 and not made and calls == [True]
     assert (entry.folder / "a.txt").read_text() == "x"
 
 

@@ -1,4 +1,4 @@
-"""The rows of the report: which there are, and what is said of them."""
+"""Planned variants and their records."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -17,7 +17,7 @@ from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models import batchnorm, weights
 from edgeship.toolkit.pipeline import load_and_export
-from edgeship.toolkit.pipeline.baseline_check import Brought, examine
+from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
 from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions
 
@@ -72,7 +72,7 @@ def check(folder, source, dataset, **preprocess):
     with simulate(graph) as session:
         stream = batches(dataset, indices, prepared, batch=100)
         logits = np.concatenate([session.infer(batch.images) for batch in stream])
-    brought = Brought(
+    evaluated = EvaluatedNetwork(
         graph,
         folder / "load",
         dataset,
@@ -82,7 +82,7 @@ def check(folder, source, dataset, **preprocess):
         prepared,
         described["preprocess_source"],
     )
-    return {each.code: each for each in examine(brought)}
+    return {each.code: each for each in examine(evaluated)}
 
 
 def relabelled(dataset, order, classes=None):

@@ -1,4 +1,4 @@
-"""Distillation moves towards the dense network, never away from it, and ends the same after a stop."""
+"""Distillation lowers the divergence from the dense network and is deterministic after a resume."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ OPTIONS = DistillOptions(epochs=4, batch=16, learning_rate=0.0005, crop_px=1)
 @pytest.fixture(scope="module")
 def pair():
     dense = settled(lively("resnet20"))
-    small, plan = prune(dense, pictures(30), PruneOptions(keep=0.5, step=2, scope="both"))
+    small, plan = prune(dense, pictures(30), PruneOptions(keep_ratio=0.5, channel_multiple=2, scope="both"))
     return dense, small, plan
 
 
@@ -68,7 +68,7 @@ def test_labels_are_used_only_when_asked(pair, tmp_path):
     with pytest.raises(DataError, match="no label"):
         run(pair, tmp_path, replace(OPTIONS, label_weight=0.5))
     with pytest.raises(RecipeError):
-        DistillOptions(int8_part=2.0)
+        DistillOptions(qat_fraction=2.0)
 
 
 def test_int8_rounds_inside_the_block_only():
@@ -90,6 +90,6 @@ def test_int8_rounds_inside_the_block_only():
 
 
 def test_divergence_by_hand():
-    target, given = torch.log(torch.tensor([[0.8, 0.2]])), torch.log(torch.tensor([[0.5, 0.5]]))
+    target, output = torch.log(torch.tensor([[0.8, 0.2]])), torch.log(torch.tensor([[0.5, 0.5]]))
     by_hand = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
-    assert float(divergence(target, given, temperature=1.0)) == pytest.approx(by_hand)
+    assert float(divergence(target, output, temperature=1.0)) == pytest.approx(by_hand)

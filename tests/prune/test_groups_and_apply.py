@@ -1,4 +1,4 @@
-"""Taking channels out: what is left equals the network in which they are masked."""
+"""Removal of channels: the pruned network equals the masked one."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.models.resnet import architecture, names
 from edgeship.toolkit.prune.apply import shrink
 from edgeship.toolkit.prune.groups import inner_groups, kept_places, stream_groups
-from edgeship.toolkit.prune.reconstruction import following
+from edgeship.toolkit.prune.reconstruction import batchnorm_after
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FAMILY = [
@@ -26,10 +26,10 @@ FAMILY = [
 
 
 def test_inner_groups_are_all_convolutions_but_the_last_of_each_block():
-    found = inner_groups(architecture("resnet50"))
-    assert len(found) == 32
-    assert found[0].name == "layer1.0.conv1"
-    assert (found[-1].name, found[-1].width) == ("layer4.2.conv2", 512)
+    groups = inner_groups(architecture("resnet50"))
+    assert len(groups) == 32
+    assert groups[0].name == "layer1.0.conv1"
+    assert (groups[-1].name, groups[-1].width) == ("layer4.2.conv2", 512)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_inner_groups_are_all_convolutions_but_the_last_of_each_block():
         pytest.param(
             "resnet50",
             [("stem", 64), ("stream1", 256), ("stream2", 512), ("stream3", 1024), ("stream4", 2048)],
-            id="stem apart",
+            id="separate stem",
         ),
         pytest.param("resnet20", [("stem", 16), ("stream2", 8), ("stream3", 16)], id="padded in pairs"),
     ],
@@ -87,7 +87,7 @@ def test_pruned_inside_blocks_equals_masked(name, options):
         for i in range(1, block.depth):
             gone = torch.ones(block.conv(i).out_channels, dtype=torch.bool)
             gone[kept[f"{block_name}.conv{i}"]] = False
-            block.conv(i + 1).weight.data[:, gone] = 0  # nobody reads them
+            block.conv(i + 1).weight.data[:, gone] = 0  # without effect on the output
     assert small.architecture.widths.inner != model.architecture.widths.inner
     with torch.inference_mode():
         torch.testing.assert_close(small(IMAGES), model(IMAGES), atol=1e-4, rtol=1e-4)
@@ -129,7 +129,7 @@ def test_pruned_stream_equals_masked(name, options):
         if arch.preactivation:
             hide(block.bn(1), before)
         else:
-            hide(following(block, block.depth), after)
+            hide(batchnorm_after(block, block.depth), after)
             if block.projection is not None:
                 hide(block.projection[1], after)
     if arch.preactivation:
@@ -142,8 +142,8 @@ def test_dropping_a_block_leaves_its_shortcut_and_only_where_there_is_one():
     model = lively("resnet18")
     small = shrink(model, {}, {(1, 1)})
     assert small.architecture.widths.inner[1] == ((16,), ())
-    x = model.layer1(model.enter(IMAGES))
-    expected = model.leave(model.layer4(model.layer3(model.layer2[0](x))))
+    x = model.layer1(model.forward_stem(IMAGES))
+    expected = model.forward_head(model.layer4(model.layer3(model.layer2[0](x))))
     torch.testing.assert_close(small(IMAGES), expected)
     with pytest.raises(ModelError, match=r"layer2\.0 cannot be dropped"):
         shrink(model, {}, {(1, 0)})

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from edgeship.toolkit.prune.knapsack import Option, allocate, right_edges
+from edgeship.toolkit.prune.knapsack import Option, allocate, pareto_options
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -44,4 +44,4 @@ def test_only_the_right_edge_of_each_stair_is_left():
         Option((56,), 2.400, 0.2),  # wider and faster
         Option((64,), 3.000, 0.0),
     ]
-    assert [o.inner for o in right_edges(stairs)] == [(16,), (32,), (56,), (64,)]
+    assert [o.inner for o in pareto_options(stairs)] == [(16,), (32,), (56,), (64,)]

@@ -8,7 +8,7 @@ from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.prune import importances
 from edgeship.toolkit.prune.importances import Evidence, Reader
 from edgeship.toolkit.prune.least_squares import GROWTH, choose_ridge, columns_of, refit, solve
-from edgeship.toolkit.prune.second_moments import Moments, at, choose_sites, patches
+from edgeship.toolkit.prune.second_moments import Moments, patches, rows_at, sample_positions
 
 C, TAPS, OUT, ROWS = 12, 4, 5, 400
 
@@ -24,11 +24,11 @@ def problem():
 
 
 def moments(x, t):
-    found = Moments(x[0], t[0])
+    sums = Moments(x[0], t[0])
     for i in range(0, len(x), 150):
-        found.update(x[i : i + 150], t[i : i + 150])
-    found.flush()
-    return found
+        sums.update(x[i : i + 150], t[i : i + 150])
+    sums.flush()
+    return sums
 
 
 def evidence(x, weight, t, gain=None):
@@ -40,10 +40,10 @@ def evidence(x, weight, t, gain=None):
 def test_patches_are_what_the_convolution_sees():
     conv = torch.nn.Conv2d(3, 7, 3, 2, 1, bias=False)
     x = torch.randn(4, 3, 9, 9)
-    sites = choose_sites(5, 5, 11, torch.Generator().manual_seed(0))
+    sites = sample_positions(5, 5, 11, torch.Generator().manual_seed(0))
     assert len({(int(r), int(c)) for r, c in zip(sites.rows, sites.columns, strict=True)}) == 11
     rows = patches(x, conv, sites)
-    torch.testing.assert_close(rows @ conv.weight.flatten(1).T, at(conv(x), sites), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rows @ conv.weight.flatten(1).T, rows_at(conv(x), sites), atol=1e-5, rtol=1e-4)
     unfolded = F.unfold(x, 3, padding=1, stride=2).transpose(1, 2)
     where = sites.rows * 5 + sites.columns
     torch.testing.assert_close(rows, unfolded[:, where].flatten(0, 1))
@@ -65,9 +65,9 @@ def test_a_large_mean_does_not_drown_the_variance():
 
 def test_everything_kept_and_the_same_inputs_change_nothing(problem):
     x, weight, t = problem
-    found = refit(moments(x, t).system(intercept=True), weight.double(), torch.ones(OUT).double(), 1e-2, 0.0)
-    torch.testing.assert_close(found.weight, weight.double(), atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(found.intercept, torch.full((OUT,), 3.0).double(), atol=0.05, rtol=0)
+    result = refit(moments(x, t).system(intercept=True), weight.double(), torch.ones(OUT).double(), 1e-2, 0.0)
+    torch.testing.assert_close(result.weight, weight.double(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(result.intercept, torch.full((OUT,), 3.0).double(), atol=0.05, rtol=0)
 
 
 def test_refit_is_ridge_regression_towards_the_prior(problem):
@@ -80,8 +80,8 @@ def test_refit_is_ridge_regression_towards_the_prior(problem):
     xc, tc = xc - xc.mean(0), tc - tc.mean(0)
     amount = ridge * float((xc**2).mean())
     rows = torch.cat([xc / ROWS**0.5, amount**0.5 * torch.eye(len(columns)).double()])
-    wanted = torch.cat([tc / ROWS**0.5, amount**0.5 * prior])
-    torch.testing.assert_close(got, torch.linalg.lstsq(rows, wanted).solution, atol=1e-4, rtol=1e-3)
+    targets = torch.cat([tc / ROWS**0.5, amount**0.5 * prior])
+    torch.testing.assert_close(got, torch.linalg.lstsq(rows, targets).solution, atol=1e-4, rtol=1e-3)
 
 
 def test_refit_never_errs_more_than_dropping(problem):
@@ -115,14 +115,14 @@ def test_weights_that_grow_too_much_are_held():
     x[:, 1] = x[:, 0] + 0.01 * x[:, 1]  # nearly the same column
     prior = torch.full((8, 3), 0.1).double()
     t = x @ prior.float()
-    t[:, 2] += 100 * (x[:, 1] - x[:, 0])  # an output that asks for a huge difference
+    t[:, 2] += 100 * (x[:, 1] - x[:, 0])  # the least-squares solution has huge weights
     gain = torch.ones(3).double()
-    found = refit(moments(x, t).system(intercept=True), prior, gain, 1e-4, 0.0)
+    result = refit(moments(x, t).system(intercept=True), prior, gain, 1e-4, 0.0)
     free = solve(moments(x, t).system(intercept=True), prior, 1e-4)
     assert free.abs().amax(0)[2] > 10
-    assert found.weight.abs().amax(0)[2] < 1
-    torch.testing.assert_close(found.weight[:, :2], free[:, :2])
-    assert bool((found.weight.abs().amax(0)[:2] < GROWTH * 0.1).all())
+    assert result.weight.abs().amax(0)[2] < 1
+    torch.testing.assert_close(result.weight[:, :2], free[:, :2])
+    assert bool((result.weight.abs().amax(0)[:2] < GROWTH * 0.1).all())
 
 
 def test_obs_error_is_the_loss_of_the_exact_refit(problem, monkeypatch):

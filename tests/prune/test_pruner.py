@@ -1,4 +1,4 @@
-"""Pruning end to end on small networks: goals are met, the repair repairs, and nothing is lost on the way."""
+"""Pruning end to end on small networks: goals, refit, checkpoints and errors."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -15,12 +15,12 @@ from edgeship.toolkit.models.resnet import build, macs, resize
 from edgeship.toolkit.models.weights import load, save
 from edgeship.toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
 from edgeship.toolkit.prune.apply import shrink
-from edgeship.toolkit.prune.layer_refit import Site
+from edgeship.toolkit.prune.layer_refit import LayerRefit
 from edgeship.toolkit.prune.reconstruction import Repair
 
 IMAGES = pictures(30)
 HELD = np.concatenate(pictures(30, seed=9))
-HALF = PruneOptions(keep=0.5, step=2)
+HALF = PruneOptions(keep_ratio=0.5, channel_multiple=2)
 
 
 def logits(model):
@@ -35,11 +35,11 @@ def kl(dense, small):
 @pytest.mark.parametrize(
     ("name", "options", "scope"),
     [
-        ("resnet18", {}, "inner"),
+        ("resnet18", {}, "block"),
         ("resnet50", {"width": 4}, "both"),
         ("resnet20", {}, "both"),
         ("resnet18", {"shortcut": "C"}, "both"),
-        ("preact_resnet18", {}, "inner"),
+        ("preact_resnet18", {}, "block"),
         ("preact_resnet50", {"width": 4}, "both"),
         ("plain_resnet18", {}, "both"),
     ],
@@ -52,7 +52,7 @@ def test_repair_brings_every_member_nearer_to_the_dense_one(name, options, scope
     assert cut.architecture == small.architecture
     assert plan.macs_after == macs(small.architecture, 32) < 0.7 * plan.macs_before
     assert kl(dense, small) < 0.6 * kl(dense, cut)
-    if scope == "inner":
+    if scope == "block":
         assert plan.widths_after.streams == plan.widths_before.streams
     else:
         assert plan.widths_after.streams[-1] * 2 == plan.widths_before.streams[-1]
@@ -77,11 +77,11 @@ def test_every_importance_prunes(method):
 
 def test_macs_goal_is_met_and_wider_where_it_hurts():
     dense = lively("resnet18")
-    for group in ("layer1.0", "layer3.1"):  # half of these channels say nothing: they must go first
+    for group in ("layer1.0", "layer3.1"):  # half of these channels are zero: removed first
         block = {name: b for name, _, _, b in dense.blocks()}[group]
         block.bn1.weight.data[::2] = 0
         block.bn1.bias.data[::2] = -1
-    small, plan = prune(dense, IMAGES, PruneOptions(macs=0.8, step=2))
+    small, plan = prune(dense, IMAGES, PruneOptions(macs_ratio=0.8, channel_multiple=2))
     assert 0.75 <= plan.macs_after / plan.macs_before <= 0.8
     assert small.architecture.widths.inner[0][0] == (4,)
     assert small.architecture.widths.inner[2][1] <= (16,)
@@ -90,7 +90,7 @@ def test_macs_goal_is_met_and_wider_where_it_hurts():
 
 
 def fake_device(arch):
-    """Milliseconds that grow in stairs of 4 channels, 1 ms apart from the blocks."""
+    """Milliseconds with steps of 4 channels, plus 1 ms."""
     total = 1.0
     for stage, blocks in enumerate(arch.widths.inner):
         for inner in blocks:
@@ -100,58 +100,58 @@ def fake_device(arch):
 
 def test_latency_goal_is_met_by_measuring_and_stairs_are_filled():
     dense = lively("resnet18")
-    asked = []
+    measured = []
 
     def measure(arch):
-        asked.append(arch)
+        measured.append(arch)
         return fake_device(arch)
 
-    small, plan = prune(dense, IMAGES, PruneOptions(target_latency=0.7, step=2), measure)
+    small, plan = prune(dense, IMAGES, PruneOptions(latency_ratio=0.7, channel_multiple=2), measure)
     assert plan.latency_before_ms == fake_device(dense.architecture) == 9.0
     assert plan.latency_after_ms == fake_device(small.architecture)
     assert plan.latency_after_ms == pytest.approx(0.7 * 9, rel=0.05)
     assert plan.latency_predicted_ms == pytest.approx(plan.latency_after_ms, rel=0.05)
     assert all(w % 4 == 0 for stage in plan.widths_after.inner for inner in stage for w in inner)
-    assert len(asked) < 60
+    assert len(measured) < 60
 
 
 def by_macs(arch):
-    """Milliseconds that follow the multiply-accumulates, half a millisecond apart from them."""
+    """Milliseconds proportional to the multiply-accumulates, plus 0.5 ms."""
     return 0.5 + macs(arch, 32) / 1e5
 
 
 def test_streams_alone_meet_a_latency_and_no_more():
-    dense, asked = lively("resnet18"), []
+    dense, measured = lively("resnet18"), []
 
     def measure(arch):
-        asked.append(arch)
+        measured.append(arch)
         return by_macs(arch)
 
-    options = PruneOptions(target_latency=0.7, step=2, scope="stream")
+    options = PruneOptions(latency_ratio=0.7, channel_multiple=2, scope="residual")
     small, plan = prune(dense, IMAGES, options, measure)
     assert plan.widths_after.inner == plan.widths_before.inner
     assert plan.widths_after.streams < plan.widths_before.streams
     assert plan.latency_after_ms == by_macs(small.architecture) <= 0.7 * plan.latency_before_ms
     assert plan.latency_predicted_ms is None
-    wider = [arch for arch in asked if by_macs(arch) > 0.7 * plan.latency_before_ms]
-    assert len(wider) > 1 and len(asked) <= 6  # those between it and the dense one do not do
+    wider = [arch for arch in measured if by_macs(arch) > 0.7 * plan.latency_before_ms]
+    assert len(wider) > 1 and len(measured) <= 6  # those between it and the dense one do not do
     cut = shrink(dense, {place: torch.tensor(indices) for place, indices in plan.kept.items()})
     assert kl(dense, small) < 0.75 * kl(dense, cut)
-    with pytest.raises(ModelError, match=r"cannot save so much: 0\.10 is asked for, 0\.\d\d can"):
+    with pytest.raises(ModelError, match=r"cannot meet 0\.10 .*; 0\.\d\d can"):
         prune(dense, IMAGES, replace(options, target_latency=0.1), measure)
     with pytest.raises(ModelError, match=r"does not pay here: 5\.000 ms dense, 4\.900 ms"):
-        hardly = replace(options, target_latency=0.99)
+        hardly = replace(options, latency_ratio=0.99)
         prune(dense, IMAGES, hardly, lambda arch: 5.0 if arch == dense.architecture else 4.9)
 
 
 @pytest.mark.parametrize("part", [0.6, 0.35])
 def test_streams_and_blocks_together_meet_a_latency(part):
     dense = lively("resnet18")
-    options = PruneOptions(target_latency=part, step=2, scope="both")
+    options = PruneOptions(latency_ratio=part, channel_multiple=2, scope="both")
     small, plan = prune(dense, IMAGES, options, by_macs)
     assert plan.latency_after_ms == pytest.approx(part * by_macs(dense.architecture), rel=0.05)
     assert plan.latency_predicted_ms == pytest.approx(plan.latency_after_ms, rel=0.05)
-    alone = replace(options, scope="inner")
+    alone = replace(options, scope="block")
     if part < 0.5:
         with pytest.raises(ModelError, match="cannot be met"):
             prune(dense, IMAGES, alone, by_macs)
@@ -166,24 +166,26 @@ def test_streams_and_blocks_together_meet_a_latency(part):
 
 def test_pruning_that_does_not_pay_is_refused_with_figures():
     with pytest.raises(ModelError, match=r"cannot be met; 1\.00 can"):
-        prune(lively(), IMAGES, PruneOptions(target_latency=0.7, step=2), lambda arch: 5.0)
+        prune(lively(), IMAGES, PruneOptions(latency_ratio=0.7, channel_multiple=2), lambda arch: 5.0)
     with pytest.raises(ModelError, match=r"does not pay here: 9\.000 ms dense, 8\."):
-        prune(lively(), IMAGES, PruneOptions(target_latency=0.98, step=2), fake_device)
+        prune(lively(), IMAGES, PruneOptions(latency_ratio=0.98, channel_multiple=2), fake_device)
     with pytest.raises(ModelError, match="needs a device"):
-        prune(lively(), IMAGES, PruneOptions(target_latency=0.5))
+        prune(lively(), IMAGES, PruneOptions(latency_ratio=0.5))
 
 
 def test_a_goal_out_of_reach_says_what_can_be_met():
     with pytest.raises(ModelError, match=r"0\.05 of the multiply-accumulates cannot be met; 0\.\d\d can"):
-        prune(lively(), IMAGES, PruneOptions(macs=0.05, step=2))
+        prune(lively(), IMAGES, PruneOptions(macs_ratio=0.05, channel_multiple=2))
     with pytest.raises(ModelError, match=r"0\.02 of the multiply-accumulates cannot be met; 0\.\d\d can"):
-        prune(lively("resnet18"), IMAGES, PruneOptions(macs=0.02, step=2, scope="both"))  # still of the dense
+        prune(
+            lively("resnet18"), IMAGES, PruneOptions(macs_ratio=0.02, channel_multiple=2, scope="both")
+        )  # still of the dense
 
 
 def test_both_scopes_reach_further_than_one():
-    options = PruneOptions(macs=0.25, step=2, scope="both")
+    options = PruneOptions(macs_ratio=0.25, channel_multiple=2, scope="both")
     with pytest.raises(ModelError, match="cannot be met"):
-        prune(lively("resnet18"), IMAGES, replace(options, scope="inner"))
+        prune(lively("resnet18"), IMAGES, replace(options, scope="block"))
     small, plan = prune(lively("resnet18"), IMAGES, options)
     assert plan.macs_after <= 0.25 * plan.macs_before
     assert small.architecture.widths.streams[0] < 8
@@ -194,7 +196,7 @@ def test_blocks_are_dropped_where_that_is_cheapest():
     useless = {name: b for name, _, _, b in dense.blocks()}["layer3.2"]
     useless.bn2.weight.data.zero_()
     useless.bn2.bias.data.zero_()  # this block adds nothing
-    _, plan = prune(dense, IMAGES, PruneOptions(macs=0.9, step=2, drop_blocks=True))
+    _, plan = prune(dense, IMAGES, PruneOptions(macs_ratio=0.9, channel_multiple=2, drop_blocks=True))
     assert "layer3.2" in plan.dropped
     assert plan.widths_after.inner[2][2] == ()
 
@@ -202,14 +204,14 @@ def test_blocks_are_dropped_where_that_is_cheapest():
 def test_expected_drop_limits_the_search(monkeypatch):
     dense = lively("resnet18", width=4)
     monkeypatch.setattr("edgeship.toolkit.prune.pruner.SEARCH_ROUNDS", 3)
-    # a handful of images says too little of confidences: any distance will do
+    # few images: a plain distance replaces the noisy confidences
     monkeypatch.setattr(
         "edgeship.toolkit.prune.execute.expected_drop_pp",
         lambda one, two: float(100 * np.abs(one - two).mean()),
     )
-    _, loose = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=50.0, step=2))
+    _, loose = prune(dense, IMAGES[:3], PruneOptions(max_expected_drop_pp=50.0, channel_multiple=2))
     limit = 0.6 * loose.expected_drop_pp
-    _, tight = prune(dense, IMAGES[:3], PruneOptions(max_drop_pp=limit, step=2))
+    _, tight = prune(dense, IMAGES[:3], PruneOptions(max_expected_drop_pp=limit, channel_multiple=2))
     assert tight.expected_drop_pp <= limit
     assert loose.macs_after < tight.macs_after < tight.macs_before
     dense_row, *tried = tight.frontier
@@ -228,10 +230,10 @@ def test_expected_drop_by_hand():
 
 def test_a_family_is_nested_and_comes_from_one_survey():
     dense = lively("resnet18")
-    told = []
-    with listening(lambda label, done, total: told.append(label)):
+    labels = []
+    with listening(lambda label, done, total: labels.append(label)):
         members = family(dense, IMAGES, (0.5, 0.75, 0.25), replace(HALF, keep=None, macs=1.0))
-    assert told.count("surveying") == 8 + 1
+    assert labels.count("surveying") == 8 + 1
     macs_of = [plan.macs_after for _, plan in members]
     assert macs_of == sorted(macs_of, reverse=True)
     for (_, wide), (_, narrow) in pairwise(members):
@@ -249,20 +251,20 @@ def test_a_pruned_network_saves_loads_and_prunes_again(tmp_path):
 
 
 class Stop:
-    """Interrupts at one step of one kind of work, and tells what was done."""
+    """Interrupts at one step of a progress label, and records all reports."""
 
     def __init__(self, label, at):
         self.label, self.at = label, at
-        self.told = []
+        self.reports = []
 
     def __call__(self, label, done, total):
-        self.told.append((label, done))
+        self.reports.append((label, done))
         if (label, done) == (self.label, self.at):
             raise KeyboardInterrupt
 
 
 def same(one, two):
-    """Whether two networks have the same weights."""
+    """Return True if two networks have the same weights."""
     states = (model.state_dict() for model in (one, two))
     return all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
 
@@ -271,15 +273,19 @@ def same(one, two):
     ("options", "stop"),
     [
         pytest.param({}, Stop("pruning", 5), id="repairing, the repair ranks"),
-        pytest.param({"keep": None, "macs": 0.6}, Stop("surveying", 5), id="surveying"),
-        pytest.param({"keep": None, "macs": 0.6}, Stop("pruning", 5), id="repairing, after a survey"),
-        pytest.param({"keep": None, "macs": 0.5, "scope": "both"}, Stop("pruning", 5), id="streams too"),
+        pytest.param({"keep_ratio": None, "macs_ratio": 0.6}, Stop("surveying", 5), id="surveying"),
+        pytest.param(
+            {"keep_ratio": None, "macs_ratio": 0.6}, Stop("pruning", 5), id="repairing, after a survey"
+        ),
+        pytest.param(
+            {"keep_ratio": None, "macs_ratio": 0.5, "scope": "both"}, Stop("pruning", 5), id="streams too"
+        ),
     ],
 )
 def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path, monkeypatch, options, stop):
     dense, checkpoint, how = lively("resnet20"), tmp_path / "state", replace(HALF, **options)
     straight, plan = prune(dense, IMAGES, how)
-    stop.told.clear()
+    stop.reports.clear()
     with listening(stop), pytest.raises(KeyboardInterrupt):
         prune(dense, IMAGES, how, checkpoint=checkpoint)
     kind = "survey" if stop.label == "surveying" else "repair"
@@ -287,14 +293,14 @@ def test_an_interrupted_pass_goes_on_from_its_last_block(tmp_path, monkeypatch, 
     saved = torch.load(file, weights_only=True)
     assert saved["done"] == 5 if kind == "repair" else len(saved) == 5
     fitted, ranked = [], []
-    fit, rank = Site.solve, importances.get(how.method)
-    monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
-    monkeypatch.setattr(importances, "get", lambda _: lambda seen: ranked.append(1) or rank(seen))
+    fit, rank = LayerRefit.solve, importances.get(how.method)
+    monkeypatch.setattr(LayerRefit, "solve", lambda *args: fitted.append(1) or fit(*args))
+    monkeypatch.setattr(importances, "get", lambda _: lambda evidence: ranked.append(1) or rank(evidence))
     resumed, other = prune(dense, IMAGES, how, checkpoint=checkpoint)
     assert other == plan and same(resumed, straight)
     if kind == "survey":
         assert len(ranked) == 9 - 5
-    elif how.scope == "inner":
+    elif how.scope == "block":
         assert len(fitted) == 2 * (9 - 5)
     assert not checkpoint.exists()
 
@@ -310,26 +316,26 @@ def test_another_network_or_other_images_do_not_go_on_from_it(tmp_path):
 
 
 def test_after_a_goal_out_of_reach_the_next_one_goes_on_from_the_survey(tmp_path, monkeypatch):
-    dense, goal = lively("resnet20"), PruneOptions(macs=0.6, step=2)
+    dense, goal = lively("resnet20"), PruneOptions(macs_ratio=0.6, channel_multiple=2)
     straight, plan = prune(dense, IMAGES, goal)
     with pytest.raises(ModelError, match="cannot be met"):
-        prune(dense, IMAGES, replace(goal, macs=0.01), checkpoint=tmp_path)
+        prune(dense, IMAGES, replace(goal, macs_ratio=0.01), checkpoint=tmp_path)
     monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
     small, other = prune(dense, IMAGES, goal, checkpoint=tmp_path)
     assert other == plan and same(small, straight)
 
 
 def test_an_interrupted_family_keeps_its_survey_and_finished_widths(tmp_path, monkeypatch):
-    dense, parts, how = lively("resnet20"), (0.75, 0.5, 0.25), replace(HALF, keep=0.25)
+    dense, parts, how = lively("resnet20"), (0.75, 0.5, 0.25), replace(HALF, keep_ratio=0.25)
     straight = family(dense, IMAGES, parts, how)
     with listening(Stop("pruning a family", 1)), pytest.raises(KeyboardInterrupt):
         family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
     second = Stop("pruning", 4)
     with listening(second), pytest.raises(KeyboardInterrupt):
         family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
-    assert ("pruning a family", 1) in second.told and ("pruning a family", 2) not in second.told
-    fitted, fit = [], Site.solve
-    monkeypatch.setattr(Site, "solve", lambda *args: fitted.append(1) or fit(*args))
+    assert ("pruning a family", 1) in second.reports and ("pruning a family", 2) not in second.reports
+    fitted, fit = [], LayerRefit.solve
+    monkeypatch.setattr(LayerRefit, "solve", lambda *args: fitted.append(1) or fit(*args))
     monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
     resumed = family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
     assert len(fitted) == 2 * (9 - 4 + 9)  # what was left of the second width, and the third
@@ -356,7 +362,13 @@ def test_bad_images_and_goals():
         prune(lively(), [], HALF)
     with pytest.raises(DataError, match="NaN"):
         prune(lively(), [np.full((4, 3, 32, 32), np.nan, np.float32)], HALF)
-    for wrong in ({"keep": 0.0}, {"keep": 1.5}, {"macs": -1}, {"keep": 0.5, "macs": 0.5}, {}):
+    for wrong in (
+        {"keep_ratio": 0.0},
+        {"keep_ratio": 1.5},
+        {"macs_ratio": -1},
+        {"keep_ratio": 0.5, "macs_ratio": 0.5},
+        {},
+    ):
         with pytest.raises(RecipeError):
             PruneOptions(**wrong)
     with pytest.raises(RecipeError, match="no importance named 'ob'"):

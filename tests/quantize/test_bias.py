@@ -9,11 +9,11 @@ from float_graphs import Graph, images
 from edgeship import targets
 from edgeship.quantization import bias
 from edgeship.quantization.calibrate import collect
-from edgeship.quantization.clipping import observed
+from edgeship.quantization.clipping import observer_qparams
 from edgeship.quantization.fake_quant import fake_quantize
 from edgeship.quantization.placement import place
 from edgeship.quantization.qparams import weight_qparams
-from edgeship.quantization.second_moments import observe
+from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.graph import io
 
@@ -32,7 +32,9 @@ def corrections(tmp_path_factory):
     pixels = images(COUNT, 8)
     statistics = collect(path, [pixels])
     placement = place(model, SCHEME)
-    activations = {n: observed(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()}
+    activations = {
+        n: observer_qparams(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()
+    }
     network = TorchExecutor(model)
     weights = {
         name: fake_quantize(
@@ -44,7 +46,7 @@ def corrections(tmp_path_factory):
     def corrections(order):
         probe = pixels[order].copy()
         probe[np.asarray(order) == 0] *= 100  # clipped: its errors are far from those of all others
-        means = observe(network, [torch.from_numpy(probe)], [], 1).means
+        means = collect_moments(network, [torch.from_numpy(probe)], [], 1).means
         return bias.corrections(network, probe, activations, weights, means)
 
     return corrections
@@ -60,4 +62,4 @@ def test_an_outlier_is_left_out_wherever_it_stands(corrections):
 
 def test_the_tenth_at_either_end_is_left_out():
     errors = torch.tensor([[50.0], [1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [7.0], [-90.0], [8.0]])
-    assert bias._typical(errors).tolist() == pytest.approx([4.5])
+    assert bias._trimmed_mean(errors).tolist() == pytest.approx([4.5])

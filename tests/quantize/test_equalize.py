@@ -9,12 +9,12 @@ from float_graphs import Graph, images, residual
 from edgeship import targets
 from edgeship.quantization import bias
 from edgeship.quantization.calibrate import collect
-from edgeship.quantization.clipping import logit_aware_clipping, observed
+from edgeship.quantization.clipping import logit_aware_clipping, observer_qparams
 from edgeship.quantization.equalize import LARGEST_FACTOR, equalize, spaces
 from edgeship.quantization.fake_quant import fake_quantize
 from edgeship.quantization.placement import place
 from edgeship.quantization.qparams import weight_qparams
-from edgeship.quantization.second_moments import observe
+from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.quant import QuantSpec
 from edgeship.toolkit.graph import io
@@ -124,7 +124,9 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
     pixels = images(64, 16)
     model, statistics = calibrated(uneven(), tmp_path, pixels)
     network, placement = TorchExecutor(model), place(model, SCHEME)
-    activations = {n: observed(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()}
+    activations = {
+        n: observer_qparams(statistics.tensors[n], s, "minmax") for n, s in placement.activations.items()
+    }
     coarse = QuantSpec(
         "int8", symmetric=True, axis=0, bits=4
     )  # large errors, so that there is something to see
@@ -133,7 +135,7 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
         for name in placement.weights
     }
     grid = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
-    means = observe(network, [torch.from_numpy(pixels)], [], 1).means
+    means = collect_moments(network, [torch.from_numpy(pixels)], [], 1).means
     found = bias.corrections(network, pixels, activations, grid, means)
 
     def errors(corrected):
@@ -174,7 +176,7 @@ def test_clip_points_by_the_logits_ignore_what_the_logits_ignore(tmp_path):
     model, statistics = calibrated(model, tmp_path, pixels)
     spec = {"relu1": QuantSpec("int8", symmetric=True)}
     aware = logit_aware_clipping(TorchExecutor(model), pixels, spec, statistics.tensors)["relu1"]
-    whole = observed(statistics.tensors["relu1"], spec["relu1"], "minmax")
+    whole = observer_qparams(statistics.tensors["relu1"], spec["relu1"], "minmax")
     assert aware.scale[0] <= 0.3 * whole.scale[0]
 
     def noise(q):

@@ -16,7 +16,7 @@ from edgeship.quantization.fake_quant import fake_quantize
 from edgeship.quantization.gptq import gptq_round as rounded_blocks
 from edgeship.quantization.gptq import gptq_weights
 from edgeship.quantization.qparams import weight_qparams
-from edgeship.quantization.second_moments import observe
+from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.quant import QuantSpec
 
@@ -157,7 +157,9 @@ def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monk
     at_once = gptq_weights(network, images(16), weights)
     passes = []
     monkeypatch.setattr(gptq, "AT_ONCE", 1)
-    monkeypatch.setattr(gptq, "observe", lambda *a, **k: passes.append(len(a[2])) or observe(*a, **k))
+    monkeypatch.setattr(
+        gptq, "collect_moments", lambda *a, **k: passes.append(len(a[2])) or collect_moments(*a, **k)
+    )
     alone = gptq_weights(network, images(16), weights)
     assert passes == [1, 1, 1]
     for name in weights:
@@ -195,7 +197,9 @@ def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch
     whole = lost(gptq_weights(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     monkeypatch.setattr(gptq, "LARGEST", 144 * 72)  # half of its inputs at a time
     seen = []
-    monkeypatch.setattr(gptq, "observe", lambda *a, **k: seen.append(a[2][0].blocks) or observe(*a, **k))
+    monkeypatch.setattr(
+        gptq, "collect_moments", lambda *a, **k: seen.append(a[2][0].blocks) or collect_moments(*a, **k)
+    )
     halves = lost(gptq_weights(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     assert seen == [2]
     assert whole < halves < whole + 0.25 * (nearest - whole)

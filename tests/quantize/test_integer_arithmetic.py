@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from edgeship import targets
 from edgeship.quantization import QuantizeOptions, qdq, quantize
 from edgeship.quantization.calibrate import collect
-from edgeship.quantization.clipping import observed
+from edgeship.quantization.clipping import observer_qparams
 from edgeship.quantization.placement import place
 from edgeship.quantization.qparams import weight_qparams
 from edgeship.toolkit.core.quant import QParams
@@ -156,7 +156,7 @@ def fused_kernels_agree(target, graph, size=8):
         scheme = targets.get(target).scheme
         placement, statistics = place(model, scheme), collect(path, [pixels])
         activations = {
-            name: powers_of_two(observed(statistics.tensors[name], spec, "minmax"))
+            name: powers_of_two(observer_qparams(statistics.tensors[name], spec, "minmax"))
             for name, spec in placement.activations.items()
         }
         weights = {

@@ -44,11 +44,11 @@ def error(found, pixels):
     """Mean root of the divergence of what is written, weights as they were rounded."""
     exact = TorchExecutor(found.exact)
     constants = learned_scales.on_grid(TorchExecutor(found.model), found.weights)
-    rounded = learned_scales._Rounded(exact, found.activations, constants, found.biases)
-    return learned_scales._disturbance(exact, pixels, rounded)
+    rounded = learned_scales._FakeQuantNetwork(exact, found.activations, constants, found.biases)
+    return learned_scales._root_kl(exact, pixels, rounded)
 
 
-def test_it_is_better_on_images_that_neither_taught_nor_judged(float_graph):
+def test_learning_lowers_the_error_on_images_outside_training_and_validation(float_graph):
     """With weights of five bits, whose rounding is most of the noise; `balanced` fits them too, in part."""
     other, coarse = smooth(256, seed=5), replace(SCHEME, weight=replace(SCHEME.weight, bits=5))
     nearest, best = (error(prepared(float_graph, effort, coarse), other) for effort in ("fast", "max"))
@@ -115,15 +115,15 @@ def test_the_same_seed_gives_the_same_result(float_graph, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_what_was_learned_is_dropped_where_the_judges_prefer_what_was_there(float_graph, monkeypatch):
+def test_learned_scales_are_dropped_if_validation_images_prefer_the_baseline(float_graph, monkeypatch):
     plain = prepared(float_graph, "balanced")
-    monkeypatch.setattr(learned_scales, "root_kl", lambda *_: 0.0)  # as if nothing could be better
-    kept = prepared(float_graph, "max")
-    assert kept.activations == plain.activations
-    for name in kept.weights:
-        initializers = [found.model.graph.initializers[name] for found in (kept, plain)]
+    monkeypatch.setattr(learned_scales, "root_kl", lambda *_: 0.0)  # a baseline without error
+    result = prepared(float_graph, "max")
+    assert result.activations == plain.activations
+    for name in result.weights:
+        initializers = [each.model.graph.initializers[name] for each in (result, plain)]
         np.testing.assert_array_equal(*map(io.constant, initializers))
-    assert "learned rounding was dropped" in kept.warnings[0]
+    assert "learned rounding was dropped" in result.warnings[0]
 
 
 def test_no_pair_sum_saturates_after_learning(float_graph):
@@ -131,9 +131,9 @@ def test_no_pair_sum_saturates_after_learning(float_graph):
     assert overflow.saturating(best.model, best.weights, "channels") == {}
 
 
-def test_teachers_do_not_judge_but_for_a_single_image():
+def test_training_and_validation_images_are_disjoint_except_for_a_single_image():
     probe = np.arange(11.0, dtype=np.float32).reshape(11, 1, 1, 1)
-    teachers, judges = learned_scales.split(probe)
-    assert judges.ravel().tolist() == [4, 9, 10]
-    assert sorted([*teachers.ravel(), *judges.ravel()]) == list(range(11))
+    train, validation = learned_scales.split(probe)
+    assert validation.ravel().tolist() == [4, 9, 10]
+    assert sorted([*train.ravel(), *validation.ravel()]) == list(range(11))
     assert [len(part) for part in learned_scales.split(probe[:1])] == [1, 1]

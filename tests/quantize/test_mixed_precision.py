@@ -18,7 +18,7 @@ from edgeship.quantization.mixed_precision import (
     search_float_layers,
 )
 from edgeship.quantization.placement import is_weighted, place
-from edgeship.quantization.ptq import corrected, prepare
+from edgeship.quantization.ptq import fit_weights, prepare
 from edgeship.quantization.sensitivity import analyse, divergences
 from edgeship.targets.tensorrt import lint
 from edgeship.toolkit.core.errors import QuantizationError
@@ -71,7 +71,7 @@ def tried(graph, folder, least, costs, target="openvino", options=PLAIN, probe=1
     goal = AccuracyConstraint("min_agreement", least, "ms", lambda graph: costs, judge)
     found = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme, options)
     found, summary = search_float_layers(
-        found, goal, pixels[:probe], options, lambda trial: corrected(trial, options)
+        found, goal, pixels[:probe], options, lambda trial: fit_weights(trial, options)
     )
     return found, summary, judge
 
@@ -130,7 +130,7 @@ def test_every_choice_is_the_best_after_those_before_it(tmp_path):
         whole, left = divergences(found, set(names) - found.placement.float_layers, pixels)
         gains = {other: max(whole - left[other], LEAST_GAIN) for other in left}
         assert gains[name] == max(gains.values())
-        found = found.leaving({name})
+        found = found.with_float_layers({name})
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
@@ -143,7 +143,7 @@ def test_what_the_search_measures_is_what_the_graph_does(seed, target, tmp_path)
     )
     names = [str(node.name) for node in found.exact.graph if is_weighted(node)]
     taken = [names[(seed * 3) % len(names)]]
-    found = found.leaving(taken)
+    found = found.with_float_layers(taken)
     whole, left = divergences(found, set(names) - set(taken), pixels)
     exact = run(path, pixels)
 
@@ -152,7 +152,9 @@ def test_what_the_search_measures_is_what_the_graph_does(seed, target, tmp_path)
 
     assert whole == pytest.approx(reached(found.graph()), rel=0.4)
     for name, divergence in left.items():
-        assert divergence == pytest.approx(reached(found.leaving({name}).graph()), rel=0.4, abs=1e-7), name
+        assert divergence == pytest.approx(
+            reached(found.with_float_layers({name}).graph()), rel=0.4, abs=1e-7
+        ), name
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
@@ -277,7 +279,7 @@ def test_learned_weights_stay_with_the_layers_that_are_quantized(tmp_path):
     found.model = io.copy(found.exact)
     learned = found.model.graph.initializers["conv6.weight"]
     io.set_constant(learned, io.constant(learned) + np.float32(1))
-    again = found.leaving({"conv2"})
+    again = found.with_float_layers({"conv2"})
     for name in ("conv2.weight", "conv6.weight"):
         before = io.constant(found.exact.graph.initializers[name])
         after = io.constant(again.model.graph.initializers[name])
@@ -291,7 +293,7 @@ def test_biases_fit_what_is_quantized(tmp_path):
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme, options
     )
     names = {str(node.name) for node in found.exact.graph if is_weighted(node)}
-    again = corrected(found.leaving(names), options)
+    again = fit_weights(found.with_float_layers(names), options)
     assert all(np.abs(shift).max() < 1e-5 for shift in again.biases.values())
     assert max(np.abs(shift).max() for shift in found.biases.values()) > 1e-3
 

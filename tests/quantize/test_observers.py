@@ -12,7 +12,7 @@ INT8, UINT8 = QuantSpec("int8", symmetric=True), QuantSpec("uint8", symmetric=Tr
 NORMAL = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
 
 
-def observe(name, sample, spec=INT8):
+def collect_moments(name, sample, spec=INT8):
     got = observers.get(name)(sample, float(sample.min()), float(sample.max()), spec)
     return got.low[0], got.high[0]
 
@@ -21,7 +21,7 @@ def observe(name, sample, spec=INT8):
 @pytest.mark.parametrize("spec", [INT8, UINT8], ids=["int8", "uint8"])
 def test_every_observer_gives_a_range_inside_the_data(name, spec):
     sample = np.maximum(NORMAL, 0) if spec is UINT8 else NORMAL
-    low, high = observe(name, sample, spec)
+    low, high = collect_moments(name, sample, spec)
     assert sample.min() <= low <= 0 < high <= sample.max()
 
 
@@ -30,15 +30,15 @@ def test_every_observer_gives_a_range_inside_the_data(name, spec):
     "sample", [np.zeros(9), np.full(9, 3.0), np.full(9, -3.0)], ids=["zero", "constant", "negative"]
 )
 def test_degenerate_tensors_keep_their_range(name, sample):
-    low, high = observe(name, sample.astype(np.float32))
+    low, high = collect_moments(name, sample.astype(np.float32))
     assert (low, high) == (min(sample), max(sample))
 
 
 @pytest.mark.parametrize("name", ["mse", "percentile"])  # to entropy a lone value is information too
 def test_a_lone_outlier_is_cut(name):
     sample = np.concatenate([np.repeat(NORMAL, 20), [1e6]]).astype(np.float32)
-    assert observe("minmax", sample)[1] == 1e6
-    assert observe(name, sample)[1] < 0.6e6
+    assert collect_moments("minmax", sample)[1] == 1e6
+    assert collect_moments(name, sample)[1] < 0.6e6
 
 
 def test_the_example_of_the_entropy_observer():
@@ -62,15 +62,15 @@ def test_mse_finds_the_least_error_that_a_search_finds():
         scale = cut / 127
         return np.square(np.clip(np.rint(sample / scale), -127, 127) * scale - sample).sum()
 
-    _, high = observe("mse", sample)
-    low, _ = observe("mse", sample)
+    _, high = collect_moments("mse", sample)
+    low, _ = collect_moments("mse", sample)
     best = min(error(largest * step) for step in mse.STEPS)
     assert error(max(high, -low)) <= 1.02 * best
     assert max(high, -low) < largest
 
 
 def test_percentile_is_numpys():
-    low, high = observe("percentile", NORMAL)
+    low, high = collect_moments("percentile", NORMAL)
     cut = np.percentile(np.abs(NORMAL), percentile.PERCENT)
     assert max(-low, high) == pytest.approx(cut)
 

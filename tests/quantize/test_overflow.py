@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgeship import targets
 from edgeship.quantization import QuantizeOptions
 from edgeship.quantization.calibrate import collect
-from edgeship.quantization.overflow import clipped, reduce_range, saturating, saturating_channels
+from edgeship.quantization.overflow import clip_pairs, reduce_range, saturating, saturating_channels
 from edgeship.quantization.placement import place
 from edgeship.quantization.ptq import prepare
 from edgeship.quantization.qparams import quantize_array, weight_qparams
@@ -91,7 +91,7 @@ def test_a_row_runs_over_the_channels_of_a_position_first():
 @settings(deadline=None, derandomize=True, max_examples=60)
 def test_clipped_integers_fit_and_only_the_larger_of_a_pair_is_changed(order, seed, shape):
     steps = np.random.default_rng(seed).integers(-127, 128, shape)
-    found = clipped(torch.from_numpy(steps).to(torch.int8), order).numpy().astype(int)
+    found = clip_pairs(torch.from_numpy(steps).to(torch.int8), order).numpy().astype(int)
     assert found.shape == shape and not saturating_channels(found, order).any()
     taken = np.abs(steps) - np.abs(found)
     assert (taken >= 0).all() and (np.sign(found) * np.sign(steps) >= 0).all()
@@ -101,7 +101,7 @@ def test_clipped_integers_fit_and_only_the_larger_of_a_pair_is_changed(order, se
 
 def test_a_pair_gives_up_no_more_than_it_must():
     steps = torch.tensor([[100, 60, 127, 1], [-90, -70, 127, -127]], dtype=torch.int8)
-    assert clipped(steps, "rows").tolist() == [[68, 60, 127, 1], [-58, -70, 127, -127]]
+    assert clip_pairs(steps, "rows").tolist() == [[68, 60, 127, 1], [-58, -70, 127, -127]]
 
 
 def network(seed=0):

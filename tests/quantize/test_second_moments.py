@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from float_graphs import Graph, images
 
-from edgeship.quantization.second_moments import Moments, Reader, columns, observe
+from edgeship.quantization.second_moments import BlockedLayer, Moments, collect_moments, im2col
 from edgeship.quantization.torch_executor import TorchExecutor
 
 
@@ -30,14 +30,14 @@ def test_columns_times_weights_are_the_convolution(kernel, stride, pads, dilatio
     node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
     top, left, bottom, right = pads
     exact = F.conv2d(F.pad(values, (left, right, top, bottom)), weight, stride=stride, dilation=dilation)
-    found = columns(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
+    found = im2col(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
     np.testing.assert_allclose(found, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
 
 
 def test_few_positions_are_spread_over_the_map():
     values = torch.arange(64.0).reshape(1, 1, 8, 8)
     node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")])
-    assert columns(node, (1, 1, 1, 1), values, 4).ravel().tolist() == [0, 4, 32, 36]
+    assert im2col(node, (1, 1, 1, 1), values, 4).ravel().tolist() == [0, 4, 32, 36]
 
 
 def test_moments_of_parts_are_those_of_the_whole():
@@ -64,8 +64,11 @@ def test_a_float_pass_sees_every_layer(kind):
     network = TorchExecutor(ir.from_proto(graph.model()))
     pixels = torch.from_numpy(images(12))
     conv, *_, last = network.nodes
-    found = observe(
-        network, torch.split(pixels, 5), [Reader(conv, (5, 3, 1, 1), 2), Reader(last, (4, 5), 5)], 10**6
+    found = collect_moments(
+        network,
+        torch.split(pixels, 5),
+        [BlockedLayer(conv, (5, 3, 1, 1), 2), BlockedLayer(last, (4, 5), 5)],
+        10**6,
     )
     seen = {}
     network(pixels, lambda name, value: seen.setdefault(name, value))

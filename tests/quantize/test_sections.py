@@ -135,7 +135,7 @@ def test_scales_before_such_an_operator_follow_what_it_reads(monkeypatch, tmp_pa
     coarse = replace(SCHEME, activation=replace(SCHEME.activation, bits=5), unsigned_activation=None)
     found = prepared(network("in a block"), tmp_path, "balanced", coarse)
     exact = TorchExecutor(found.exact, execution=found.execution)
-    rounded = learned_scales._Rounded(
+    rounded = learned_scales._FakeQuantNetwork(
         exact, found.activations, learned_scales.on_grid(exact, found.weights), {}
     )
     learned_scales._learn_scales(torch.from_numpy(smooth(32)), rounded, 0)
@@ -166,7 +166,7 @@ def test_a_node_that_differs_is_run_by_onnx_runtime(monkeypatch, tmp_path):
     g.head(g.unary("Tanh", g.unary("Softsign", g.conv("images", 4))))
     path = g.save(tmp_path / "m.onnx")
     monkeypatch.setitem(OPERATIONS, "Softsign", lambda call: call[0])
-    network = agreement.agreeing(io.read_classifier(path).model, images(2))
+    network = agreement.matching_executor(io.read_classifier(path).model, images(2))
     assert network.execution == Execution(by_runtime=frozenset({"softsign1"}))
     got = network(torch.from_numpy(images(2))).detach().numpy()
     np.testing.assert_allclose(got, run(path, images(2)), atol=1e-5)
@@ -179,7 +179,7 @@ def test_a_graph_for_one_image_that_moves_the_batch_is_run_image_by_image(tmp_pa
     x = g.node("Softmax", [x], (2, 8, 8), axis=0)
     x = g.node("Reshape", [x, g.constant("together", [1, 4, 8, 8], np.int64)], (4, 8, 8))
     path = g.head(x).save(tmp_path / "m.onnx")
-    network = agreement.agreeing(io.read_classifier(path).model, images(2))
+    network = agreement.matching_executor(io.read_classifier(path).model, images(2))
     assert network.execution == Execution(one_image=True)
     with torch.no_grad():
         got = network(torch.from_numpy(images(3)))

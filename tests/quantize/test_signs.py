@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from edgeship import targets
 from edgeship.quantization import qdq
-from edgeship.quantization.integer_bias import LARGEST_BIAS, roomy
+from edgeship.quantization.integer_bias import LARGEST_BIAS, widen_scales
 from edgeship.quantization.placement import never_negative, place
 from edgeship.quantization.qparams import choose_qparams, weight_qparams
 from edgeship.toolkit.core.quant import Range
@@ -128,7 +128,7 @@ def test_scales_leave_room_for_integer_biases(name):
     nearest = {
         n: weight_qparams(io.constant(model.graph.initializers[n]), s) for n, s in placement.weights.items()
     }
-    widened = roomy(model, activations, nearest)
+    widened = widen_scales(model, activations, nearest)
     layer = [node for node in model.graph if node.op_type == "Conv"][1]
     weight, bias = str(layer.inputs[1].name), np.abs(io.constant(layer.inputs[2]))
     step = activations[str(layer.inputs[0].name)].scale[0]

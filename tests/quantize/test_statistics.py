@@ -45,8 +45,8 @@ def test_memory_does_not_grow_with_the_stream():
     kept = EvenSample(64)
     for _ in range(2000):
         kept.add(np.zeros((10, 8), np.float32))
-    assert sum(part.nbytes for _, part in kept._kept) <= 64 * 8 * 4
-    assert all(part.base is None for _, part in kept._kept)  # no view keeps a batch alive
+    assert sum(part.nbytes for _, part in kept._parts) <= 64 * 8 * 4
+    assert all(part.base is None for _, part in kept._parts)  # no view keeps a batch alive
 
 
 def test_extremes_are_those_of_all_batches():

@@ -1,4 +1,4 @@
-"""The page in a real browser: it renders, says what report.json says, and asks nothing of the network."""
+"""The page in a browser: it renders, its figures equal report.json, and it loads nothing."""
 
 import base64
 import io
@@ -219,14 +219,14 @@ def test_the_gallery_shows_the_right_pictures(browser, report):
         })).then(done);
         """
     )
-    wanted = [
+    expected = [
         flip["image"]
         for v in report[1]["variants"]
         if v["precision"] == "int8"
         for flip in v["paired"]["flips"]
     ]
-    assert [image for image, _ in colours] == wanted
-    for image, (red, green, blue, _) in colours:  # the synthetic picture's colour tells its index
+    assert [image for image, _ in colours] == expected
+    for image, (red, green, blue, _) in colours:  # the synthetic picture's colour encodes its index
         assert abs(red - image % 256) <= 4
         assert abs(green - image // 256) <= 4
         assert abs(blue - 128) <= 4
@@ -288,13 +288,13 @@ def test_axe_finds_nothing(browser, report, axe, dark):
     visit(browser, report[0], dark=dark)
     browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     browser.execute_script(axe)
-    found = browser.execute_async_script(
+    violations = browser.execute_async_script(
         "const done = arguments[arguments.length - 1];"
         # A chart is one picture with a text alternative: scanning the SVG inside takes a quarter minute.
         "axe.run({ exclude: [['.plot > *']] }, { resultTypes: ['violations'] }).then(result =>"
         "done(result.violations.map(rule => [rule.id, rule.nodes.slice(0, 3).map(node => node.html)])))"
     )
-    assert found == []
+    assert violations == []
 
 
 def test_the_keyboard_reaches_the_verdict_first(browser, report):

@@ -19,7 +19,7 @@ def report(run):
 
 
 def coloured(value, key=""):
-    """The figure with real colours in place of the theme's names."""
+    """Replace colour names by a real colour."""
     if key == "color":
         return ["#123456"] * len(value) if isinstance(value, list) else "#123456"
     if isinstance(value, dict):
@@ -49,10 +49,10 @@ def test_no_figures_no_charts():
 
 
 def test_tradeoff_and_drop_hold_the_reports_numbers(report):
-    found = charts(report)
-    points = {(trace["x"][0], trace["y"][0]) for trace in found["tradeoff"].data}
+    drawn = charts(report)
+    points = {(trace["x"][0], trace["y"][0]) for trace in drawn["tradeoff"].data}
     assert points == {(v.latency_ms.p50, 100 * v.top1) for v in report.variants if v.latency_ms}
-    for trace, v in zip(found["drop"].data, report.variants[1:], strict=True):
+    for trace, v in zip(drawn["drop"].data, report.variants[1:], strict=True):
         low, high = v.drop_ci95_pp
         assert trace["x"] == [v.drop_pp]
         assert v.drop_pp - trace["error_x"]["arrayminus"][0] == pytest.approx(low)
@@ -61,10 +61,10 @@ def test_tradeoff_and_drop_hold_the_reports_numbers(report):
 
 def test_labels_that_would_collide_become_a_legend(report):
     rows = [v for v in report.variants if v.latency_ms]
-    apart = [replace(v, top1=top1) for v, top1 in zip(rows, (0.9, 0.8, 0.7, 0.6), strict=True)]
+    distinct = [replace(v, top1=top1) for v, top1 in zip(rows, (0.9, 0.8, 0.7, 0.6), strict=True)]
     together = [replace(v, top1=0.9, latency_ms=rows[0].latency_ms) for v in rows]
     spacious, crowded = (
-        charts(replace(report, variants=tuple(each)))["tradeoff"] for each in (apart, together)
+        charts(replace(report, variants=tuple(each)))["tradeoff"] for each in (distinct, together)
     )
     assert spacious.layout["showlegend"] is False
     assert {trace["mode"] for trace in spacious.data} == {"markers+text"}
@@ -149,7 +149,7 @@ def test_a_layer_without_a_time_has_no_bar_and_is_fused_only_where_the_runtime_s
     assert (
         total.startswith("0.250 ms in 1 timed layer,") and "1 listed layer whose time is not known" in total
     )
-    assert f"an inference takes {formatting.milliseconds(int8.latency_ms.p50)}" in total
+    assert f"without the profiler takes {formatting.milliseconds(int8.latency_ms.p50)}" in total
     untimed = replace(int8, audit=layers[1:])
     assert formatting.layer_total(untimed) == ""
     assert formatting.layer_time(layers[1], untimed) == "not measured"

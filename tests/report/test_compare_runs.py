@@ -1,4 +1,4 @@
-"""Runs side by side: paired where the images are the same, honest where they are not."""
+"""Comparison of runs: paired on equal images, else unpaired with a remark."""
 
 from dataclasses import replace
 
@@ -42,34 +42,34 @@ def test_same_images_are_compared_pairwise(runs, tmp_path):
     )
     labels = np.load(tmp_path / "fine/stages/evaluate/labels.npy")
     drop, (low, high) = statistics.paired_drop(rough.argmax(1) == labels, fine.argmax(1) == labels)
-    found = find(compare(runs), "openvino-int8-pruned")
-    assert found.paired
-    assert found.drop_pp == drop < 0  # the second run is better: a drop below zero, as everywhere
-    assert found.drop_ci95_pp == (low, high)
-    assert found.drop_significant
-    assert found.p < 0.001
+    difference = find(compare(runs), "openvino-int8-pruned")
+    assert difference.paired
+    assert difference.drop_pp == drop < 0  # the second run is better: a drop below zero, as everywhere
+    assert difference.drop_ci95_pp == (low, high)
+    assert difference.drop_significant
+    assert difference.p < 0.001
 
 
 def test_the_same_run_twice_differs_in_nothing(runs):
-    for found in compare((runs[0], runs[0])):
-        assert found.drop_pp == 0
-        assert not found.drop_significant
-        assert found.size_ratio == 1
-        assert found.latency_significant in (False, None)
+    for difference in compare((runs[0], runs[0])):
+        assert difference.drop_pp == 0
+        assert not difference.drop_significant
+        assert difference.size_ratio == 1
+        assert difference.latency_significant in (False, None)
 
 
 def test_other_images_are_not_paired(tmp_path):
     a, b = make(tmp_path / "a", seed=0), make(tmp_path / "b", seed=1)
-    found = find(compare((a, b)), "openvino-int8")
-    assert not found.paired
-    assert found.remarks[0] == "other images"
+    difference = find(compare((a, b)), "openvino-int8")
+    assert not difference.paired
+    assert "different images" in difference.remarks[0]
     v, w = (next(v for v in r.report.variants if v.name == "openvino-int8") for r in (a, b))
-    assert found.drop_pp == pytest.approx(100 * (v.top1 - w.top1))
+    assert difference.drop_pp == pytest.approx(100 * (v.top1 - w.top1))
 
 
 def test_predictions_that_were_not_kept_widen_the_interval(runs):
     paired = find(compare(runs), "openvino-int8-pruned").drop_ci95_pp
-    alone = find(compare((replace(runs[0], kept=None), runs[1])), "openvino-int8-pruned")
+    alone = find(compare((replace(runs[0], predictions=None), runs[1])), "openvino-int8-pruned")
     assert not alone.paired
     assert alone.drop_ci95_pp[1] - alone.drop_ci95_pp[0] > paired[1] - paired[0]
     assert "predictions were not kept" in alone.remarks[0]
@@ -87,16 +87,16 @@ def slower(run, factor, **changes):
 
 
 def test_latency_beyond_the_noise_is_significant(runs):
-    found = find(compare((runs[0], slower(runs[0], 1.5))), "openvino-int8")
-    assert found.latency_ratio == pytest.approx(1 / 1.5)
-    assert found.latency_significant is True
+    difference = find(compare((runs[0], slower(runs[0], 1.5))), "openvino-int8")
+    assert difference.latency_ratio == pytest.approx(1 / 1.5)
+    assert difference.latency_significant is True
     assert find(compare((runs[0], slower(runs[0], 1.0005))), "openvino-int8").latency_significant is False
 
 
 def test_latency_of_another_device_is_not_judged(runs):
-    found = find(compare((runs[0], slower(runs[0], 1.5, measured_on="another"))), "openvino-int8")
-    assert found.latency_significant is None
-    assert "against another" in found.remarks[0]
+    difference = find(compare((runs[0], slower(runs[0], 1.5, measured_on="another"))), "openvino-int8")
+    assert difference.latency_significant is None
+    assert "vs another" in difference.remarks[0]
 
 
 def within(run, part, **changes):
@@ -107,14 +107,14 @@ def test_latency_of_a_busy_machine_is_not_judged(runs):
     slow = slower(runs[0], 1.5)
     for pair in ((within(runs[0], "environment", other_share=0.6), slow),
                  (runs[0], within(slow, "environment", other_share=0.6))):  # fmt: skip
-        found = find(compare(pair), "openvino-int8")
-        assert found.latency_significant is None
-        assert found.remarks == ("timed on a busy machine",)
+        difference = find(compare(pair), "openvino-int8")
+        assert difference.latency_significant is None
+        assert difference.remarks == ("timed on a busy machine",)
 
 
 def test_another_input_size_is_named(runs):
     a, b = (within(run, "model", input_px=size) for run, size in zip(runs, (224, 192), strict=True))
-    assert "input of 224 against 192 px" in find(compare((a, b)), "openvino-int8").remarks
+    assert "input 224 vs 192 px" in find(compare((a, b)), "openvino-int8").remarks
     assert not any("px" in remark for remark in find(compare((a, a)), "openvino-int8").remarks)
 
 

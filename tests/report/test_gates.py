@@ -1,4 +1,4 @@
-"""Gates: kept, missed, undecided, not judged, by the interval and by the point."""
+"""Gates: passed, missed, undecided and not judged, by the interval and by the point."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ DROP, SPEED, MS = (1.0, None, None), (None, 2.0, None), (None, None, 3.0)
 
 
 def with_interval(limits, low, high):
-    """An INT8 variant whose figure of the limit's kind lies in the middle of an interval."""
+    """Return an INT8 variant with the limited value at the centre of an interval."""
     middle = (low + high) / 2
     if limits is DROP:
         return replace(INT8, drop_pp=middle, drop_ci95_pp=(low, high))
@@ -51,7 +51,7 @@ def test_the_whole_interval_decides_or_the_point(limits, low, high, by_interval,
 def test_an_undecided_drop_says_how_many_images_would_decide():
     few = replace(INT8, drop_pp=0.0, drop_ci95_pp=(-1.03, 1.03), images=355, paired=paired(0, 0, 355))
     (gate,) = gates.judge((FP32, few), *DROP)
-    assert "355 images cannot prove it" in gate.reason and "about 370 would" in gate.reason
+    assert "355 images are too few" in gate.reason and "about 370 are enough" in gate.reason
     (gate,) = gates.judge((FP32, replace(few, paired=None)), *DROP)
     assert gate.outcome == "needs_data" and "would" not in gate.reason
 
@@ -114,9 +114,9 @@ def test_a_graph_that_a_working_sdk_refuses_is_missed_but_an_absent_sdk_is_not()
 
 
 def test_a_gate_that_finds_nothing_to_judge_is_missed():
-    found = gates.judge((SIMULATED,), None, 2.0, None)
-    assert [gate.passed for gate in found] == [None, False]
-    assert found[-1].reason == "nothing could be judged"
+    judged = gates.judge((SIMULATED,), None, 2.0, None)
+    assert [gate.passed for gate in judged] == [None, False]
+    assert judged[-1].reason == "nothing could be judged"
     assert gates.judge((), 1.0, None, None)[0].passed is False
     undecided = replace(INT8, drop_ci95_pp=(-5.0, 5.0))
     assert [gate.passed for gate in gates.judge((FP32, undecided), *DROP)] == [None]  # was judged

@@ -1,4 +1,4 @@
-"""What the stages left becomes a report: the figures as they are, and what is missing by name."""
+"""Assembly of the report: figures unchanged, missing files and values listed."""
 
 import json
 from dataclasses import replace
@@ -110,7 +110,7 @@ def test_a_simulation_is_never_a_measurement(run):
         "measured",
         HERE,
     )
-    assert "latency of tensorrt-int8: it does not run on this machine" in report.missing
+    assert "latency of tensorrt-int8: does not run on this machine" in report.missing
 
 
 def test_infinite_sqnr_is_no_figure(run):
@@ -140,7 +140,7 @@ def test_every_part_may_be_missing_and_is_named(run, absent, words):
 
 
 def gaps(value, path=()):
-    """Every key of a JSON value; of items that are alike (a list, a map of maps) the first stands for all."""
+    """Return all key paths of a JSON value; of lists and maps of maps, those of the first item."""
     if isinstance(value, list):
         value = dict(enumerate(value[:1])) if value and isinstance(value[0], dict) else {}
     elif (
@@ -223,7 +223,7 @@ def test_without_labels_agreement_remains_and_accuracy_is_null(tmp_path):
     assert "accuracy of openvino-int8 (the images have no labels)" in report.missing
 
 
-def test_what_was_measured_beside_latency_is_there_and_says_how(run):
+def test_measurements_other_than_latency_are_reported_with_their_method(run):
     report = report_of(run)
     int8 = by_name(report)["openvino-int8"]
     assert (int8.memory_bytes, int8.resident_bytes) == (32_000_000, 24_000_000)
@@ -235,19 +235,19 @@ def test_what_was_measured_beside_latency_is_there_and_says_how(run):
         "not_measured": {"energy_mj": "no power sensor"},
     }
     page = render.html(report)
-    for text in ("24.0 MB", "32.0 MB", "2.60 ms", "Not measured: energy an image (no power sensor)."):
+    for text in ("24.0 MB", "32.0 MB", "2.60 ms", "Not measured: energy per image (no power sensor)."):
         assert text in page
-    assert "Peak while it loads: a process of its own." in page
+    assert "Peak memory while loading: a process of its own." in page
 
 
 @pytest.mark.parametrize(
-    ("sums", "said"),
-    [("exact", "exact: nothing saturates"), ("pairs", "by twos in 16 bits, which can saturate")],
+    ("sums", "text"),
+    [("exact", "exact: no overflow"), ("pairs", "pairs in 16 bits, which can overflow")],
 )
-def test_the_page_says_how_the_processor_adds_int8_products(run, sums, said):
+def test_the_page_says_how_the_processor_adds_int8_products(run, sums, text):
     edit(run, "bench", "device.json", lambda device: device.update(int8_sums=sums))
     page = render.html(report_of(run))
-    assert said in page
+    assert text in page
     assert "4 % of the processors, 0 % taken by other guests" in page
     assert "<dt>Timed</dt><dd>2026-01-02 03:04:05 UTC</dd>" in page  # and not when it was rendered
 

@@ -47,17 +47,17 @@ def test_predictions_read_in_pieces_are_softmax(tmp_path, monkeypatch):
     logits = (50 * np.random.default_rng(0).normal(size=(20, 5))).astype(np.float32)
     logits[3] += 1000  # softmax must not overflow
     np.save(tmp_path / "a.npy", logits)
-    found = paired_analysis.predictions(tmp_path / "a.npy")
+    predicted = paired_analysis.predictions(tmp_path / "a.npy")
     exact = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    assert (found.first == logits.argmax(1)).all()
-    assert found.confidence == pytest.approx((exact / exact.sum(1, keepdims=True)).max(1))
+    assert (predicted.first == logits.argmax(1)).all()
+    assert predicted.confidence == pytest.approx((exact / exact.sum(1, keepdims=True)).max(1))
 
 
 def test_kept_predictions_read_back(run, tmp_path):
-    paired_analysis.keep(run["evaluate"], tmp_path)
-    kept = paired_analysis.kept(tmp_path)
+    paired_analysis.store_predictions(run["evaluate"], tmp_path)
+    stored = paired_analysis.load_predictions(tmp_path)
     logits = np.load(run["evaluate"] / "logits" / "openvino-int8.npy")
-    assert (kept.first["openvino-int8"] == logits.argmax(1)).all()
-    assert (kept.labels == np.load(run["evaluate"] / "labels.npy")).all()
+    assert (stored.first["openvino-int8"] == logits.argmax(1)).all()
+    assert (stored.labels == np.load(run["evaluate"] / "labels.npy")).all()
     (tmp_path / paired_analysis.PREDICTIONS).write_bytes(b"no archive")
-    assert paired_analysis.kept(tmp_path) is None
+    assert paired_analysis.load_predictions(tmp_path) is None

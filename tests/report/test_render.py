@@ -1,4 +1,4 @@
-"""Rendered reports: they say what the data says, escape what they must, and load nothing."""
+"""Rendered reports: figures equal the data, text is escaped, and no file is loaded."""
 
 import json
 import re
@@ -51,7 +51,7 @@ def test_another_schema_is_refused_with_a_hint(report, tmp_path, schema):
     render.write(report, tmp_path)
     content = json.loads((tmp_path / "report.json").read_text())
     (tmp_path / "report.json").write_text(json.dumps({**content, "schema": schema}))
-    with pytest.raises(DataError, match=rf"has schema {schema}, this edgeship reads schema 1") as caught:
+    with pytest.raises(DataError, match=rf"has schema {schema}, expected schema 1") as caught:
         render.load(tmp_path)
     assert "run the recipe again" in caught.value.hint
 
@@ -120,7 +120,7 @@ def test_a_graph_that_ships_in_place_of_an_engine_says_so(report, capsys):
     render.terminal(report)
     for text in (capsys.readouterr().out, render.markdown(report), render.html(report)):
         assert text.count("11.3 MB graph") == 1  # TensorRT's, which was not built here
-        assert "the device builds its engine of it" in text
+        assert "the device builds an engine" in text
     built = replace(report, variants=tuple(v for v in report.variants if v.runs_here))
     render.terminal(built)
     for text in (capsys.readouterr().out, render.markdown(built), render.html(built)):
@@ -166,9 +166,9 @@ def test_pictures_are_those_of_the_flipped_images_and_small(run, report):
         return thumbnail(index)
 
     page = render.html(report, thumbnails=large)
-    wanted = {f.image for v in report.variants if v.paired for f in v.paired.flips}
-    assert sorted(asked) == sorted(wanted)
-    assert page.count("data:image/") >= len(wanted)
+    indices = {f.image for v in report.variants if v.paired for f in v.paired.flips}
+    assert sorted(asked) == sorted(indices)
+    assert page.count("data:image/") >= len(indices)
 
 
 def test_an_image_that_cannot_be_read_leaves_its_place_empty(report):
@@ -181,7 +181,7 @@ def test_an_image_that_cannot_be_read_leaves_its_place_empty(report):
 
 def test_without_any_figure_the_page_still_says_so():
     page = render.html(gather({}, recipe="nothing", stages=[]))
-    assert "This run holds no INT8 variant to judge" in page
+    assert "The run has no INT8 variant" in page
     assert "No latency was measured" in page
     assert "Missing: evaluate: not run" in page
 
@@ -245,7 +245,7 @@ def test_a_narrow_terminal_leaves_columns_out_by_name_and_cuts_no_figure(report,
     monkeypatch.setattr(render, "WIDE", width)
     render.terminal(report)
     out = capsys.readouterr().out
-    table, _, rest = out.partition("left out at this width: ")
+    table, _, rest = out.partition("not shown at this width: ")
     assert "…" not in out
     assert max(len(line) for line in table.splitlines()) <= width
     left_out = rest.splitlines()[0].split(", ")
@@ -269,7 +269,7 @@ def test_an_accuracy_that_was_not_measured_is_not_called_measured(report, capsys
 
 
 def test_the_drop_has_one_sign_and_one_figure_everywhere(report, capsys):
-    """A loss is positive in the table, the sentence, the gate, Markdown, the page, its charts and JSON."""
+    """Check the sign of a loss in table, sentence, gate, Markdown, page, charts and JSON: positive."""
     row = next(v for v in report.variants if v.name == "openvino-int8-pruned")
     assert row.drop_pp > 0 > row.top1 - report.variants[0].top1
     figure = formatting.points(row.drop_pp, row.drop_ci95_pp)
@@ -298,11 +298,11 @@ def test_the_table_of_layers_names_what_each_figure_is(report):
     assert re.findall(r"([\d.]+) dB", row) == ["41.0", "52.5", "0.25"]
     headings = page[: page.index(row)].rpartition("<thead>")[2]
     assert (
-        headings.index("all quantized")
-        < headings.index("it alone quantized")
+        headings.index("all layers quantized")
+        < headings.index("this layer alone quantized")
         < headings.index("alone in float")
     )
-    assert "Measured on 12 calibration images, on which the logits have 30.8 dB" in page
+    assert "Measured on 12 calibration images (SQNR of the logits there: 30.8 dB)" in page
 
 
 def test_the_verdicts_are_the_same_in_json_markdown_page_and_terminal(report, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""edgeship report and edgeship compare."""
+"""Commands `edgeship report` and `edgeship compare`."""
 
 import json
 import webbrowser
@@ -65,13 +65,13 @@ def test_a_folder_without_a_report_is_an_error(tmp_path):
 def test_compare_prints_a_table_markdown_or_json(folder):
     assert "within noise" in call(compare.command, folder, folder).stdout
     assert call(compare.command, folder, folder, "--format", "md").stdout.startswith("| variant | run |")
-    found = json.loads(call(compare.command, folder, folder, "--format", "json").stdout)
-    assert found["base"] == str(folder)
-    assert {d["variant"] for d in found["differences"]} >= {"openvino-int8", "tensorrt-int8"}
-    assert all(d["drop_pp"] == 0 for d in found["differences"])
+    comparison = json.loads(call(compare.command, folder, folder, "--format", "json").stdout)
+    assert comparison["base"] == str(folder)
+    assert {d["variant"] for d in comparison["differences"]} >= {"openvino-int8", "tensorrt-int8"}
+    assert all(d["drop_pp"] == 0 for d in comparison["differences"])
 
 
 def test_compare_needs_two_runs(folder):
     result = call(compare.command, folder)
     assert result.exit_code == 2
-    assert "two runs or more" in result.output
+    assert "at least 2 runs, got 1" in result.output

@@ -17,25 +17,25 @@ class Refused(Exception):
 
 
 def recorder(monkeypatch, *, refuse=False):
-    seen = {"artifacts": []}
+    logged = {"artifacts": []}
 
     @contextmanager
     def start_run(run_name):
         if refuse:
             raise Refused("no server at that address")
-        seen["name"] = run_name
+        logged["name"] = run_name
         yield SimpleNamespace(info=SimpleNamespace(run_id="run-7"))
 
     fake = SimpleNamespace(
         start_run=start_run,
-        log_params=lambda params: seen.update(params=params),
-        log_metrics=lambda metrics: seen.update(metrics=metrics),
-        set_tags=lambda tags: seen.update(tags=tags),
-        log_artifact=lambda path: seen["artifacts"].append(path.rsplit("/", 1)[-1]),
+        log_params=lambda params: logged.update(params=params),
+        log_metrics=lambda metrics: logged.update(metrics=metrics),
+        set_tags=lambda tags: logged.update(tags=tags),
+        log_artifact=lambda path: logged["artifacts"].append(path.rsplit("/", 1)[-1]),
         exceptions=SimpleNamespace(MlflowException=Refused),
     )
     monkeypatch.setitem(sys.modules, "mlflow", fake)
-    return seen
+    return logged
 
 
 @pytest.fixture
@@ -45,27 +45,27 @@ def report(run):
 
 
 def test_parameters_figures_and_files_are_logged(report, tmp_path, monkeypatch):
-    seen = recorder(monkeypatch)
+    logged = recorder(monkeypatch)
     render.write(report, tmp_path)
     assert tracking.log(report, tmp_path) == "run-7"
     int8 = next(v for v in report.variants if v.name == "openvino-int8")
-    assert seen["params"]["quantize.observer"] == "mse"
-    assert len(seen["params"]["quantize.long"]) == 500
-    assert seen["metrics"]["openvino-int8/top1"] == int8.top1
-    assert seen["metrics"]["openvino-int8/latency_p50_ms"] == int8.latency_ms.p50
-    assert seen["metrics"]["openvino-int8/memory_bytes"] == int8.memory_bytes > 0
-    assert seen["metrics"]["openvino-int8/end_to_end_ms"] == int8.end_to_end_ms > int8.latency_ms.p50
-    assert "openvino-int8/energy_mj" not in seen["metrics"]
-    assert seen["metrics"]["gate/max_drop_pp/openvino-int8"] == 1.0
-    assert seen["tags"]["edgeship.command"] == COMMAND
-    assert sorted(seen["artifacts"]) == ["junit.xml", "report.html", "report.json", "report.md"]
+    assert logged["params"]["quantize.observer"] == "mse"
+    assert len(logged["params"]["quantize.long"]) == 500
+    assert logged["metrics"]["openvino-int8/top1"] == int8.top1
+    assert logged["metrics"]["openvino-int8/latency_p50_ms"] == int8.latency_ms.p50
+    assert logged["metrics"]["openvino-int8/memory_bytes"] == int8.memory_bytes > 0
+    assert logged["metrics"]["openvino-int8/end_to_end_ms"] == int8.end_to_end_ms > int8.latency_ms.p50
+    assert "openvino-int8/energy_mj" not in logged["metrics"]
+    assert logged["metrics"]["gate/max_drop_pp/openvino-int8"] == 1.0
+    assert logged["tags"]["edgeship.command"] == COMMAND
+    assert sorted(logged["artifacts"]) == ["junit.xml", "report.html", "report.json", "report.md"]
 
 
 def test_a_figure_that_does_not_exist_is_not_logged(report):
-    found = tracking.metrics(report)
-    assert "tensorrt-int8/top1" in found
-    assert "tensorrt-int8/latency_p50_ms" not in found
-    assert "gate/min_speedup/tensorrt-int8" not in found
+    values = tracking.metrics(report)
+    assert "tensorrt-int8/top1" in values
+    assert "tensorrt-int8/latency_p50_ms" not in values
+    assert "gate/min_speedup/tensorrt-int8" not in values
 
 
 def test_a_refusal_is_an_error_with_a_hint(report, tmp_path, monkeypatch):

@@ -16,13 +16,24 @@ TEGRASTATS = {
     "AGX Orin, JetPack 7.2": "EMC_FREQ 3%@3199 GR3D_FREQ 12%@[1300,1300] gpu@47.625C/47.625C "
     "VDD_GPU_SOC 5139mW/5139mW/5139mW VDD_CPU_CV 3268mW/3268mW/3268mW VIN_SYS_5V0 5500mW/5500mW/5500mW\n",
     "Thor": "GR3D_FREQ @[1000,1000,1000]\n",
+    "Thor, JetPack 7.2": "RAM 36529/125749MB (lfb 12x4MB) SWAP 11/4096MB (cached 9MB) CPU [2%@972,1%@972] "
+    "cpu@60.406C tj@63.281C VDD_GPU 37528mW/37528mW/37528mW VDD_CPU_SOC_MSS 18961mW/18961mW/18961mW "
+    "VIN_SYS_5V0 18331mW/18331mW/18331mW VIN 87426mW/43713mW/87426mW\n",
+    "a rail that feeds back": "VDD_GPU_SOC 2390mW/2390mW VDD_CPU_CV -40mW/-12mW VIN_SYS_5V0 3522mW/3522mW "
+    "PMIC@100C cv0@-256C tj@-5.5C\n",
+    "Xavier NX, JetPack 4": "VDD_IN 3300/3300 VDD_CPU_GPU_CV 500/500 VDD_SOC 900/900 PMIC@100C GPU@30C\n",
+    "TX2": "VDD_SYS_GPU 152/152 VDD_SYS_SOC 534/534 VDD_4V0_WIFI 0/0 VDD_IN 2898/2898 VDD_SYS_CPU 152/152\n",
 }
 TOTALS = {
     "Nano, JetPack 4": (933, "POM_5V_IN"),
     "AGX Xavier, JetPack 4": (1155 + 385 + 770 + 154 + 1602, "sum of rails"),
-    "AGX Orin, JetPack 5": (2390 + 796 + 3522 + 301, "sum of rails"),
+    "AGX Orin, JetPack 5": (2390 + 796 + 3522, "sum of rails"),  # VDDQ_VDD2_1V8AO is in VIN_SYS_5V0
     "Orin Nano": (5400, "VDD_IN"),
     "AGX Orin, JetPack 7.2": (5139 + 3268 + 5500, "sum of rails"),
+    "Thor, JetPack 7.2": (87426, "VIN"),
+    "a rail that feeds back": (2390 - 40 + 3522, "sum of rails"),
+    "Xavier NX, JetPack 4": (3300, "VDD_IN"),
+    "TX2": (2898, "VDD_IN"),
 }
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed\n"
 NVPMODEL = "NVPM WARN: fan mode is not set!\nNV Power Mode: MAXN\n0\n"
@@ -51,6 +62,49 @@ def test_board_power_of_every_format(name):
     assert facts.board_power(facts.tegrastats(TEGRASTATS[name])["rails_mw"]) == TOTALS[name]
 
 
+@pytest.mark.parametrize(
+    ("rails", "total"),
+    [
+        ({"VDD_GPU": 37523, "VDD_CPU_SOC_MSS": 18962, "VIN_SYS_5V0": 18331, "VIN": 87426}, (87426, "VIN")),
+        ({"VDD_GPU_SOC": 3576, "VDD_CPU_CV": 14322, "VIN_SYS_5V0": 4968, "VDDQ_VDD2_1V8AO": 1091},
+         (22866, "sum of rails")),
+        ({"VDD_GPU_SOC": 3, "VDDQ_VDD2_1V8AO": 1}, (4, "sum of rails without VDD_CPU_CV, VIN_SYS_5V0")),
+        ({"VDD_CPU_GPU_CV": 500, "VDD_SOC": 900}, (1400, "sum of rails without VDD_IN")),
+        ({"VDD_GPU": 5, "VDD_CPU_SOC_MSS": 6}, (11, "sum of rails without VIN, may count twice")),
+        ({"CARRIER_12V": 9000, "CARRIER_5V": 4000}, (13000, "sum of rails, may count twice")),
+        ({"VDD_GPU_SOC": 3, "VIN_SYS_5V0": 5, "X": 2}, (10, "sum of rails, may count twice")),
+        ({"VDD_IN": -20, "VDD_SOC": 1}, (-20, "VDD_IN")),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_board_power_counts_each_rail_once_or_says_so(rails, total):
+    assert facts.board_power(rails) == total
+
+
+def test_every_rail_tree_has_a_source_and_its_input_rail_is_looked_for():
+    for tree in facts.RAIL_TREES:
+        assert tree.source and tree.modules
+        assert tree.input_rail is None or tree.input_rail in facts.INPUT_RAILS
+        assert set(tree.parts.values()) <= set(tree.rails) and not set(tree.parts) & set(tree.rails)
+
+
+@pytest.mark.parametrize(
+    ("sensor", "celsius", "is_one"),
+    [
+        ("PMIC-Die", 100.0, False),
+        ("PMIC", 50.0, False),
+        ("cv0-thermal", -256.0, False),
+        ("tj-thermal", -40.0, True),
+        ("GPU-therm", 100.0, True),
+        ("soc0-thermal", 2147.483, False),
+    ],
+)
+def test_alarm_levels_and_absent_sensors_are_no_temperatures(sensor, celsius, is_one):
+    assert facts.is_temperature(sensor, celsius) is is_one
+    stats = facts.tegrastats(f"tj@46.5C {sensor}@{celsius:g}C\n")
+    assert (sensor in stats["temperatures_c"]) is is_one
+
+
 def test_rails_that_are_not_connected_are_no_rails():
     rails = facts.tegrastats(TEGRASTATS["AGX Orin, JetPack 5"])["rails_mw"]
     assert set(rails) == {"VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"}
@@ -66,6 +120,7 @@ def test_clocks_loads_and_temperatures_of_tegrastats():
     thor = facts.tegrastats(TEGRASTATS["Thor"])
     assert (thor["gpu_load_percent"], thor["gpu_mhz"]) == (None, [1000, 1000, 1000])
     assert facts.tegrastats("GR3D_FREQ 10%\n")["gpu_mhz"] == []
+    assert facts.tegrastats(TEGRASTATS["a rail that feeds back"])["temperatures_c"] == {"tj": -5.5}
 
 
 def test_versions():
@@ -94,6 +149,7 @@ def test_versions():
         ("36.3.0", "6.0"),
         ("36.3", "6.0"),
         ("36.4.0", "6.1"),
+        ("36.4.2", "6.1"),
         ("36.4.3", "6.2"),
         ("36.4.4", "6.2.1"),
         ("36.4.7", "6.2.1"),
@@ -134,6 +190,9 @@ def test_sm_of_every_chip(chip, sm, int8):
         ("NVIDIA Jetson AGX Orin", 64, 2),
         ("NVIDIA Jetson Orin NX", 16, 2),
         ("NVIDIA Jetson Orin NX", 8, 1),
+        ("NVIDIA Jetson Orin NX", None, None),
+        ("Orin NX 16GB", None, 2),
+        ("Orin NX 8GB", 16, 1),
         ("NVIDIA Jetson AGX Thor", 128, 0),
         ("NVIDIA Jetson Xavier NX", 8, 2),
         ("NVIDIA Jetson Nano Developer Kit", 4, 0),
@@ -143,6 +202,29 @@ def test_sm_of_every_chip(chip, sm, int8):
 )
 def test_dla_cores_of_modules(module, gib, cores):
     assert facts.dla_cores_of(module, gib and int(gib * 0.95 * 2**30)) == cores
+
+
+@pytest.mark.parametrize(
+    ("compatible", "module"),
+    [
+        (["nvidia,p3768-0000+p3767-0001", "nvidia,p3767-0001", "nvidia,tegra234"], "Orin NX 8GB"),
+        (["seeed,recomputer-j401+p3767-0000", "nvidia,tegra234"], "Orin NX 16GB"),
+        (["nvidia,p3971-0089+p3834-0008", "nvidia,p3834-0008", "nvidia,tegra264"], "Thor"),
+        (["nvidia,p3449-0000+p3668-0000", "nvidia,tegra194"], "Xavier NX"),
+        (["nvidia,p9999-0000", "nvidia,tegra234"], None),
+    ],
+)
+def test_the_module_by_its_part_number(compatible, module):
+    assert facts.part_of(compatible) == module
+
+
+@pytest.mark.parametrize(
+    ("mode", "watts"),
+    [("MAXN", float("inf")), ("MAXN_SUPER", float("inf")), ("MODE_15W_6CORE", 15), ("120W", 120), ("10W", 10),
+     ("MODE_W", None), ("custom", None), ("15Wx", None)],
+)  # fmt: skip
+def test_watts_in_the_name_of_a_power_mode(mode, watts):
+    assert facts.power_budget(mode) == watts
 
 
 def test_power_mode_and_the_modes_there_are():
@@ -227,10 +309,10 @@ def test_garbage_gives_nothing_or_a_wellformed_fact_but_no_exception(name, text)
 
 
 @given(data=st.data())
-def test_a_damaged_byte_never_changes_a_number_into_a_fact_with_sign_or_fraction(data):
+def test_a_damaged_byte_never_changes_a_number_into_a_fraction(data):
     name = data.draw(st.sampled_from(sorted(TEGRASTATS)))
     line = TEGRASTATS[name]
     place = data.draw(st.integers(0, len(line) - 2))
     damaged = line[:place] + data.draw(st.sampled_from("x-+.,/ ")) + line[place + 1 :]
     found = facts.tegrastats(damaged) or {"rails_mw": {}}
-    assert all(isinstance(power, int) and 0 <= power < 10**7 for power in found["rails_mw"].values())
+    assert all(isinstance(power, int) and -(10**7) < power < 10**7 for power in found["rails_mw"].values())

@@ -7,7 +7,8 @@ import time
 import pytest
 from runner import jetson_tree
 
-from edgeship.targets.runner import backend, power, sysfs, timing
+from edgeship.targets import _energy
+from edgeship.targets.runner import backend, power, probe, sysfs, timing
 from edgeship.toolkit.core import statistics
 
 
@@ -30,7 +31,12 @@ def test_probe_of_a_laid_tree_without_any_sdk(run_fake, tmp_path):
         "dla_cores": 0,
         "gpu_int8": True,
     }
-    assert found["power"] == {"mode": "15W", "mode_id": 0, "modes": ["15W", "25W", "MAXN_SUPER"]}
+    assert found["power"] == {
+        "mode": "15W",
+        "mode_id": 0,
+        "modes": ["15W", "25W", "MAXN_SUPER"],
+        "mode_ids": {"15W": 0, "25W": 1, "MAXN_SUPER": 2},
+    }
     assert found["clocks"]["gpu"] == {
         "device": "17000000.gpu",
         "min_hz": 306000000,
@@ -56,6 +62,7 @@ def test_probe_of_a_laid_tree_without_any_sdk(run_fake, tmp_path):
     codes = [problem["code"] for problem in answer.result["problems"]]
     assert codes == ["tensorrt-too-old", "power-mode", "clocks-free", "over-current", "no-backend"]
     assert all(problem["cause"] and problem["cure"] for problem in answer.result["problems"])
+    assert "sudo nvpmodel -m 2 (MAXN_SUPER)" in answer.result["problems"][1]["cure"]
 
 
 def test_a_jetson_without_tensorrt_is_told_what_to_install_and_runs_onnx_runtime(run, tmp_path):
@@ -122,9 +129,141 @@ def test_rails_come_from_tegrastats_where_the_sensors_are_hidden(tmp_path):
         "source": "tegrastats",
         "rails_mw": {"VDD_GPU_SOC": 2390, "VDD_CPU_CV": 796},
         "total_mw": 3186,
-        "total_from": "sum of rails",
+        "total_from": "sum of rails without VIN_SYS_5V0",
         "gpu_rail": "VDD_GPU_SOC",
     }
+
+
+THOR_5V = {
+    f"sys/bus/i2c/drivers/ina3221/2-0040/hwmon/hwmon5/{name}": f"{value}\n"
+    for name, value in {
+        "in1_label": "VDD_GPU", "in1_input": 19864, "curr1_input": 1889,
+        "in2_label": "VDD_CPU_SOC_MSS", "in2_input": 19856, "curr2_input": 955,
+        "in3_label": "VIN_SYS_5V0", "in3_input": 4984, "curr3_input": 3678,
+        "in7_label": "Sum of shunt voltages", "in7_input": 680,
+    }.items()
+}  # fmt: skip
+THOR_VIN = {
+    f"sys/bus/i2c/drivers/ina238/2-0044/hwmon/hwmon4/{name}": f"{value}\n"
+    for name, value in {
+        "label": "VIN",
+        "power1_input": 87426000,
+        "in1_input": 19900,
+        "curr1_input": 4393,
+    }.items()
+}
+VIN_STATS = (
+    "#!/bin/sh\necho 'VDD_GPU 5mW/5mW VDD_CPU_SOC_MSS 6mW/6mW VIN_SYS_5V0 7mW/7mW VIN 90000mW/1mW/1mW'\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "total_mw", "origin", "source"),
+    [
+        ({}, 87426, "VIN", "ina3221 and ina238"),
+        ({"power1_input": "x\n"}, 87421, "VIN", "ina3221 and ina238"),  # volts times amperes
+        ({"label": ""}, 74816, "sum of rails without VIN, may count twice", "ina3221 and ina238"),
+        ({"label": "", "tegrastats": VIN_STATS}, 90000, "VIN", "tegrastats"),
+    ],
+    ids=["all", "no power", "no label", "no label, but tegrastats"],
+)
+def test_the_power_of_a_thor_is_its_input_rail(change, total_mw, origin, source, tmp_path):
+    files = {**THOR_5V, **THOR_VIN}
+    for name, content in change.items():
+        place = (
+            "usr/bin/tegrastats"
+            if name == "tegrastats"
+            else f"sys/bus/i2c/drivers/ina238/2-0044/hwmon/hwmon4/{name}"
+        )
+        files[place] = content
+    found = sysfs.gather(sysfs.Tree(str(jetson_tree.lay(tmp_path, files))), "/")["rails"]
+    assert (found["total_mw"], found["total_from"], found["gpu_rail"]) == (total_mw, origin, "VDD_GPU")
+    assert found["source"] == (source if "label" not in change or source == "tegrastats" else "ina3221")
+
+
+def test_energy_of_an_inference_on_a_thor_is_that_of_its_input_rail(tmp_path):
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, {**THOR_5V, **THOR_VIN})))
+    calls = []
+    started = time.perf_counter()
+    energy_mj = _energy.per_call_mj(lambda: calls.append(time.sleep(0.01)), 1.0, tree)
+    seconds = time.perf_counter() - started
+    assert energy_mj == pytest.approx(87426 * seconds / len(calls), rel=0.1)
+    assert _energy.how(tree).endswith("power from VIN")
+
+
+def test_energy_of_an_unknown_structure_names_the_doubt(tmp_path):
+    files = {name: text.replace("VDD_GPU", "CARRIER_12V") for name, text in THOR_5V.items()}
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, files)))
+    assert _energy.how(tree).endswith("power from sum of rails, may count twice")
+    assert _energy.how(sysfs.Tree(str(tmp_path / "none"))) == _energy.HOW
+
+
+def test_an_agx_orin_counts_the_memory_rail_once_and_reads_negative_rails(tmp_path):
+    folder = "sys/bus/i2c/drivers/ina3221/1-004"
+    rails = {  # label -> (folder, channel, mV, mA)
+        "VDD_GPU_SOC": (0, 1, 19864, 180), "VDD_CPU_CV": (0, 2, 19864, 721),
+        "VIN_SYS_5V0": (0, 3, 4968, 1000), "VDDQ_VDD2_1V8AO": (1, 2, 4960, 220),
+    }  # fmt: skip
+    files = {f"{folder}1/hwmon/hwmon4/in1_label": "NC\n"}
+    for label, (number, channel, millivolts, milliamperes) in rails.items():
+        place = f"{folder}{number}/hwmon/hwmon{3 + number}"
+        files[f"{place}/in{channel}_label"] = f"{label}\n"
+        files[f"{place}/in{channel}_input"] = f"{millivolts}\n"
+        files[f"{place}/curr{channel}_input"] = f"{milliamperes}\n"
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, files)))
+    found = sysfs.gather(tree, "/")["rails"]
+    assert (found["total_mw"], found["total_from"]) == (22866, "sum of rails")
+    jetson_tree.lay(tmp_path, {f"{folder}0/hwmon/hwmon3/curr2_input": "-30\n"})
+    assert sysfs.rails(tree)["VDD_CPU_CV"] == -596
+    assert sysfs.gather(tree, "/")["rails"]["total_mw"] == 3576 - 596 + 4968
+
+
+def test_jetpack_4_without_power_files_multiplies_voltage_and_current(tmp_path):
+    folder = "sys/bus/i2c/drivers/ina3221x/7-0040/iio:device0"
+    files = {f"{folder}/rail_name_0": "VDD_IN\n", f"{folder}/in_voltage0_input": "5000\n"}
+    files[f"{folder}/in_current0_input"] = "660\n"
+    assert sysfs.rails(sysfs.Tree(str(jetson_tree.lay(tmp_path, files)))) == {"VDD_IN": 3300}
+
+
+def test_zones_of_constants_and_absent_sensors_are_left_out(tmp_path):
+    zones = {"AO-therm": 29500, "PMIC-Die": 100000, "cv0-thermal": -256000, "CPU-therm": 31500}
+    files = {}
+    for number, (name, milli) in enumerate(zones.items()):
+        folder = f"sys/devices/virtual/thermal/thermal_zone{number}"
+        files.update({f"{folder}/type": f"{name}\n", f"{folder}/temp": f"{milli}\n"})
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, files)))
+    assert sysfs.heat(tree) == {"AO-therm": 29.5, "CPU-therm": 31.5}
+
+
+@pytest.mark.parametrize(
+    ("mode", "ids", "cure"),
+    [
+        (
+            "MODE_15W_6CORE",
+            {"MODE_15W_2CORE": 0, "MODE_15W_6CORE": 2, "MODE_20W_6CORE": 8},
+            "-m 8 (MODE_20W_6CORE)",
+        ),
+        ("15W", {"MAXN": 3, "15W": 0, "MAXN_SUPER": 1}, "-m 3 (MAXN) or sudo nvpmodel -m 1 (MAXN_SUPER)"),
+        ("50W", {"MAXN": 0, "50W": 3}, "-m 0 (MAXN)"),
+        ("MAXN", {"MAXN": 0, "MAXN_SUPER": 2}, None),
+        ("MODE_20W_6CORE", {"MODE_15W_2CORE": 0, "MODE_20W_6CORE": 8}, None),
+        ("15W", {}, None),
+        (None, {"MAXN": 0}, None),
+        ("custom", {"MAXN": 0, "custom": 7}, None),
+    ],
+)
+def test_the_cure_of_a_power_mode_has_the_ids_that_were_read(mode, ids, cure):
+    problems = probe._power_mode({"mode": mode, "mode_ids": ids})
+    assert len(problems) == (cure is not None)
+    assert cure is None or f"sudo nvpmodel {cure};" in problems[0]["cure"]
+
+
+def test_a_module_on_another_carrier_has_its_own_dla_cores(tmp_path):
+    files = {
+        "proc/device-tree/compatible": "seeed,j401+p3767-0000\0nvidia,tegra234\0",
+        "proc/device-tree/model": "reComputer J4012\0",
+    }
+    assert sysfs.jetson(sysfs.Tree(str(jetson_tree.lay(tmp_path, files))))["dla_cores"] == 2
 
 
 def test_the_gpu_of_a_thor_is_known_by_its_device_name(tmp_path):
@@ -162,6 +301,14 @@ def test_power_is_the_mean_of_the_board_rail_over_the_run(orin):
         time.sleep(power._SHORTEST_S + 0.1)
     assert measured.mean_mw == pytest.approx(5400)
     assert measured.source == "VDD_IN"
+
+
+def test_samples_of_another_sum_are_left_out(tmp_path, monkeypatch):
+    sums = [{"VIN": 1000}, {"VIN": 1000}, {"VDD_GPU": 9}, {"VIN": 1000}]
+    monkeypatch.setattr(power.sysfs, "rails", lambda _: sums.pop(0) if len(sums) > 1 else sums[0])
+    with power.Meter(sysfs.Tree(str(tmp_path))) as measured:
+        time.sleep(power._SHORTEST_S + 0.1)
+    assert (measured.mean_mw, measured.source) == (pytest.approx(1000), "VIN")
 
 
 def test_a_run_too_short_for_the_sensors_has_no_power(orin):

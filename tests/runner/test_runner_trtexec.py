@@ -74,12 +74,13 @@ def test_a_dynamic_batch_is_told_its_shape(timed):
     ("fault", "code", "words"),
     [
         ({"fails": "Error Code 2: OutOfMemory"}, "trtexec-failed", "swap"),
-        ({"fails": "what nobody has seen"}, "trtexec-failed", "by hand"),
+        ({"fails": "[E] the moon is full"}, "trtexec-failed", "by hand"),
+        ({"fails": "[W] CUDA_MODULE_LOADING\n[E] Unknown option: --useSpinWait"}, "trtexec-failed", "--help"),
         ({"text": '[{"computeMs": 0.'}, "trtexec-failed", "--exportTimes"),
         ({"text": "[]"}, "trtexec-failed", "--exportTimes"),
         ({"text": '[{"latencyMs": 1.0}]'}, "trtexec-failed", "--exportTimes"),
     ],
-    ids=["out of memory", "unknown", "cut off", "no samples", "other names"],
+    ids=["out of memory", "unknown", "old tool", "cut off", "no samples", "other names"],
 )
 def test_a_trtexec_that_fails_leaves_the_runners_own_figures(timed, fault, code, words):
     answer, _ = timed(**fault)
@@ -135,3 +136,19 @@ def test_a_file_cut_off_is_a_failure(cut):
 def test_samples_that_are_no_times(value):
     with pytest.raises(Failure):
         trtexec._parse(f'[{{"computeMs": {value}}}]')
+
+
+def test_a_failure_without_a_known_cause_quotes_the_last_error():
+    log = "&&&& RUNNING trtexec\n[I] Precision: INT8\n[E] first\n[E] last\n[I] UINT8\n&&&& FAILED trtexec\n"
+    failure = trtexec._failed(1, log)
+    assert str(failure) == "trtexec: [E] last"
+    assert "no known cause" in failure.cause and "[E] last" in failure.cause
+    assert "no error line" in str(trtexec._failed(3, "[I] nothing\n&&&& FAILED trtexec\n"))
+
+
+def test_the_error_of_a_log_explains_more_than_the_signal_that_ended_it():
+    assert (
+        "TensorRT version"
+        in trtexec._failed(-6, "[E] Version tag does not match\nAborted (core dumped)").cause
+    )
+    assert "memory" in trtexec._failed(-9, "[I] building").cause

@@ -129,7 +129,7 @@ def test_export_jetson(edgeship, tmp_path):
     code, out, _ = edgeship(*arguments)
     assert code == 0
     assert "edgeship_runner.pyz" in out
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["tensorrt"] == "10.3.0"
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["tensorrt"] == "10.16.2"
     assert json.loads((tmp_path / "out" / "golden" / "golden.json").read_text())["shape"] == [2, 3, 32, 32]
     code, _, err = edgeship(*arguments)
     assert code == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from edgeship.targets.tensorrt import versions
-from edgeship.targets.tensorrt.builder import BuildOptions, beside, measure, plan
+from edgeship.targets.tensorrt.builder import BuildOptions, measure, plan
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.tensors import ShapeProfile
 
@@ -166,9 +166,79 @@ def test_what_a_version_cannot_do_is_refused_with_a_way_out(version, options, sa
     assert caught.value.hint
 
 
-def test_fp16_is_built_beside_int8():
-    assert [options.precision for options in beside(BuildOptions())] == ["int8", "fp16"]
-    assert beside(BuildOptions(precision="fp32")) == (BuildOptions(precision="fp32"),)
+LAYERS = (("layer1.conv2", "fp16"), ("layer2.conv2", "fp16"))
+# flag: does trtexec of 8.2, 8.4, 8.5, 8.6, 10.3, 10.7, 10.13, 10.16, 11.4 have it?
+FLAGS = {
+    "--int8": "yyyyyyyyn",
+    "--fp16": "yyyyyyyyn",
+    "--calib": "yyyyyyyyn",
+    "--workspace": "yyyynnnnn",
+    "--memPoolSize": "nyyyyyyyy",
+    "--buildOnly": "yyyynnnnn",
+    "--skipInference": "nnnyyyyyy",
+    "--builderOptimizationLevel": "nnnyyyyyy",
+    "--precisionConstraints": "nyyyyyyyn",
+    "--layerPrecisions": "nyyyyyyyn",
+    "--stronglyTyped": "nnnnyyyyy",
+    "--useCudaGraph": "yyyyyyyyn",  # in 11 it does nothing
+    "--noDataTransfers": "yyyyyyyyn",
+    "--useSpinWait": "yyyyyyyyn",
+    "--noCudaGraph": "nnnnnnnny",
+    "--includeDataTransfers": "nnnnnnnny",
+}
+EVERYWHERE = {
+    *("--onnx", "--saveEngine", "--timingCacheFile", "--profilingVerbosity", "--sparsity", "--useDLACore"),
+    *("--allowGPUFallback", "--minShapes", "--optShapes", "--maxShapes", "--warmUp", "--duration"),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "version"),
+    list(enumerate(("8.2", "8.4", "8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.4"))),
+)
+def test_every_flag_exists_in_that_version(place, version):
+    shapes = ShapeProfile((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
+    printed = set()
+    for precision in ("fp32", "fp16", "int8"):
+        for half in (False, True):
+            for core in (None, 0):
+                for more in ({}, {"calibration_cache": "c", "layer_precisions": LAYERS}):
+                    options = BuildOptions(
+                        precision,
+                        half,
+                        timing_cache="t",
+                        sparsity=True,
+                        profile={"x": shapes},
+                        dla_core=core,
+                        **more,
+                    )
+                    try:
+                        printed.update(plan(version, options).trtexec)
+                    except RecipeError:
+                        continue
+    for boundary in ("gpu", "copies", "enqueue"):
+        printed.update(measure(version, boundary))
+    names = {argument.split("=")[0] for argument in printed}
+    assert names - EVERYWHERE
+    assert {name for name in names - EVERYWHERE if FLAGS[name][place] != "y"} == set()
+
+
+def test_layer_precisions_are_younger_than_8_2_and_the_plan_notes_it():
+    options = BuildOptions(dla_core=0, calibration_cache="c", layer_precisions=LAYERS)
+    oldest = plan("8.2.1", options)
+    assert not [item for item in oldest.trtexec if "recisions" in item or "Constraints" in item]
+    assert {"--int8", "--fp16", "--calib=c", "--useDLACore=0"} <= set(oldest.trtexec)
+    assert "--layerPrecisions" in oldest.notes[0] and "2 layers" in oldest.notes[0]
+    assert "--precisionConstraints=prefer" in plan("8.4.1", options).trtexec
+    assert plan("8.4.1", options).notes == ()
+
+
+def test_the_table_of_flags_agrees_with_the_tests():
+    for flag, (first, without) in versions.TRTEXEC.items():
+        for version, there in zip(((8, 2), (8, 4), (8, 5), (8, 6), (10, 3)), FLAGS[flag], strict=False):
+            assert versions.has_flag(version, flag) is (there == "y"), flag
+        assert without is None or first < without
+    assert versions.has_flag((8, 2), "--onnx")
 
 
 @pytest.mark.parametrize(

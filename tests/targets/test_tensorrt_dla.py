@@ -170,6 +170,74 @@ def test_tensorrt_11_takes_the_typed_graph_with_its_qdq_on_agx_orin_alone(tmp_pa
     assert "10.7" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("module", "version", "header"),
+    [
+        ("AGX Orin", "8.5", "TRT-8502-"),
+        ("AGX Orin", "8.5.2.2", "TRT-8502-"),
+        ("Jetson AGX Orin Developer Kit", "8.6", "TRT-8602-"),
+        ("reComputer J4012", "8.6.2.3-1+cuda12.2", "TRT-8602-"),
+        ("Orin NX 8GB", "10.3.0.30-1+cuda12.5", "TRT-100300-"),
+        ("AGX Xavier", "8.4", "TRT-8401-"),
+        ("AGX Orin", "10.7.0", "TRT-100700-"),
+    ],
+)
+def test_the_header_has_the_exact_version_of_the_device(module, version, header, tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    bundle = dla.write(path, tmp_path / "dla", module=module, version=version)
+    assert (bundle.folder / dla.CACHE).read_text().startswith(header)
+
+
+@pytest.mark.parametrize(
+    ("version", "match"), [("10.7", "exact"), ("8.5.1", "has no TensorRT"), ("8.6.1", "has no TensorRT")]
+)
+def test_a_version_that_no_device_has_or_that_is_not_exact_is_refused(version, match, tmp_path):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    with pytest.raises(DeviceError, match=match) as caught:
+        dla.write(path, tmp_path / "dla", module="AGX Orin", version=version)
+    assert caught.value.hint
+    assert not (tmp_path / "dla").exists()
+
+
+def test_the_oldest_dla_has_no_layer_precisions_and_a_note(tmp_path):
+    path = save(residual_net(TENSORRT, opset=13), tmp_path / "net.onnx")
+    bundle = dla.write(path, tmp_path / "dla", module="Xavier NX", version="8.2")
+    assert (bundle.folder / dla.CACHE).read_text().startswith("TRT-8201-")
+    assert not [argument for argument in bundle.trtexec if "recision" in argument]
+    assert "--layerPrecisions" in bundle.notes[0]
+
+
+def pooled(kind, window, size):
+    """A graph of one pooling node over maps of `size` (height, width)."""
+    attributes = {} if window is None else {"kernel_shape": window}
+    node = onnx.helper.make_node(kind, ["x"], ["y"], name="pool", **attributes)
+    shape = [1, 8, *size]
+    given, out = (
+        onnx.helper.make_tensor_value_info(n, 1, d) for n, d in (("x", shape), ("y", [1, 8, None, None]))
+    )
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "g", [given], [out]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "size", "named"),
+    [
+        ("MaxPool", [3, 3], (32, 32), None),
+        ("AveragePool", [8, 8], (32, 32), None),
+        ("AveragePool", [9, 9], (32, 32), "9x9"),
+        ("MaxPool", [1, 16], (32, 32), "1x16"),
+        ("GlobalAveragePool", None, (7, 7), None),
+        ("GlobalAveragePool", None, (8, 8), None),
+        ("GlobalAveragePool", None, (10, 7), "10x7"),
+        ("GlobalAveragePool", None, (12, 12), "12x12"),
+        ("GlobalAveragePool", None, ("height", 7), "?x7"),
+    ],
+)
+def test_pooling_windows_over_8_are_named(kind, window, size, named):
+    findings = dla.unsupported(pooled(kind, window, size))
+    assert [item.rule for item in findings] == ([] if named is None else ["dla-pool-window"])
+    assert named is None or (findings[0].node == "pool" and f" {named}," in findings[0].message)
+
+
 def test_the_pool_becomes_one_that_every_dla_has(tmp_path):
     model = residual_net(FLOAT)
     assert dla.global_pools_to_average(model) == 1
@@ -190,6 +258,9 @@ def test_the_second_core_of_a_module_with_one_is_refused(tmp_path):
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
     with pytest.raises(DeviceError, match="has 1 DLA core"):
         dla.write(path, tmp_path / "dla", module="Orin NX 8GB", version="8.5.2", core=1)
+    with pytest.raises(DeviceError, match="for certain") as caught:
+        dla.write(path, tmp_path / "dla", module="NVIDIA Jetson Orin NX", version="8.5.2", core=1)
+    assert "Orin NX 16GB" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A GPU that is a fake: what goes to TensorRT and what comes back, in bytes; and the folder for a device."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -158,6 +159,28 @@ def test_the_oldest_gets_trtexec_alone(tmp_path):
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "python3" not in readme
     assert readme.count("/usr/src/tensorrt/bin/trtexec") == 2
+
+
+def test_the_oldest_readme_has_every_plan_that_was_asked_for(tmp_path):
+    model = save(residual_net(TENSORRT, opset=13), tmp_path / "net.onnx")
+    plain = save(residual_net(FLOAT, opset=13), tmp_path / "float.onnx")
+    where = {"version": "8.2", "module": "Jetson Xavier NX Developer Kit"}
+    jetson_folder.write(model, tmp_path / "out", plain=plain, dla_core=1, **where)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert (manifest["tensorrt"], manifest["module"]) == ("8.2.1", "Xavier NX")
+    for name in ("int8", "fp16", "dla"):
+        assert f"# {name}\n{manifest['builds'][name]['trtexec']}\n" in readme
+        saved = re.search(r"--saveEngine=(\S+)", manifest["builds"][name]["trtexec"])[1]
+        loads = [line for line in readme.splitlines() if f"--loadEngine={saved} " in line]
+        assert [line.endswith("--useDLACore=1") for line in loads] == [name == "dla"]
+    assert "--layerPrecisions=" not in readme and "has no --layerPrecisions" in readme
+
+
+def test_a_dla_with_a_large_pool_is_warned_of(tmp_path):
+    model = save(residual_net(TENSORRT, size=64), tmp_path / "net.onnx")
+    done = jetson_folder.write(model, tmp_path / "out", version="8.5", module="AGX Orin", dla_core=0)
+    assert [text for text in done.warnings if "pooling window is 16x16" in text]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,30 @@ def test_versions_are_numbers_not_text():
             rules(text)
 
 
+@pytest.mark.parametrize(
+    ("dpkg", "numbers"),
+    [
+        ("10.3.0.30-1+cuda12.5", (10, 3, 0, 30)),
+        ("8.5.2-1+cuda11.4", (8, 5, 2)),
+        ("8.6.2.3-1+cuda12.2", (8, 6, 2, 3)),
+        ("8.2.1-1+cuda10.2", (8, 2, 1)),
+        ("10.13.3.9-1+cuda13.0", (10, 13, 3, 9)),
+        ("11.4.1.7-1+cuda13", (11, 4, 1, 7)),
+    ],
+)
+def test_the_form_that_dpkg_prints(dpkg, numbers):
+    assert parse(dpkg) == parse(f" {dpkg}\n") == numbers
+    assert rules(dpkg) == rules(".".join(map(str, numbers)))
+
+
+@pytest.mark.parametrize(
+    "text", ["10.3-1", "10.3.0.30+cuda12.5", "-1+cuda12.5", "10.3-1+cuda", "10.3-1+cuda12.5x"]
+)
+def test_half_of_that_form_is_refused(text):
+    with pytest.raises(RecipeError, match="not a TensorRT version"):
+        parse(text)
+
+
 @given(text=st.text("0123456789. -rcv", max_size=12))
 def test_a_version_is_read_whole_or_refused(text):
     try:

@@ -1,4 +1,4 @@
-"""What the commands for devices share: choosing devices, showing their states, telling outcomes."""
+"""Helpers of the device commands: device selection, state display, tables and exit codes."""
 
 from __future__ import annotations
 
@@ -23,60 +23,60 @@ COLOURS = {"live": "green", "unchanged": "green", "planned": "cyan", "failed": "
 INVENTORY = click.option(
     "--inventory",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of devices.  [default: ~/.config/edgeship/devices.toml]",
+    help="Inventory file.  [default: ~/.config/edgeship/devices.toml]",
 )
 WAIT = click.option(
     "--wait",
     "wait_s",
     default=60.0,
     show_default=True,
-    help="Seconds to wait while someone else deploys there.",
+    help="Seconds to wait for the lock of another deployment on the device.",
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the steps, change nothing.")
 
 
-def choice(command: Command) -> Command:
-    """Options that choose devices."""
-    command = click.option("--tag", "tags", multiple=True, help="Devices with this tag; may be repeated.")(
-        command
-    )
-    command = click.option("--device", "devices", multiple=True, help="A device's name; may be repeated.")(
+def device_options(command: Command) -> Command:
+    """Add the options that select devices: --device, --tag and --inventory."""
+    command = click.option(
+        "--tag", "tags", multiple=True, help="Select the devices with this tag; repeatable."
+    )(command)
+    command = click.option("--device", "devices", multiple=True, help="Select a device by name; repeatable.")(
         command
     )
     return INVENTORY(command)
 
 
 def inventory_path(inventory: Path | None) -> Path:
-    """The inventory that is meant."""
+    """Return the inventory file: the option's value, or the default path."""
     from edgeship.toolkit.deploy.inventory import default_path
 
     return inventory or default_path()
 
 
 def chosen(inventory: Path | None, devices: Sequence[str], tags: Sequence[str]) -> list[Entry]:
-    """The devices that are meant."""
+    """Return the inventory entries selected by names and tags."""
     from edgeship.toolkit.deploy.inventory import choose, load
 
     return choose(load(inventory_path(inventory)), devices, tags)
 
 
 class States:
-    """The state of every device; a live table in a terminal, lines elsewhere."""
+    """State of every device: a live table in a terminal, lines elsewhere."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._states = dict.fromkeys(names, ("waiting for its turn", ""))
-        self._said: dict[str, str] = {}
+        self._states = dict.fromkeys(names, ("queued", ""))
+        self._printed: dict[str, str] = {}
         self.lines = True
 
-    def tell(self, device: str, state: str, detail: str) -> None:
-        """Note a change; called from several threads."""
+    def update(self, device: str, state: str, detail: str) -> None:
+        """Record a state change; thread-safe."""
         self._states[device] = (state, detail)
-        if self.lines and self._said.get(device) != state:
-            self._said[device] = state
+        if self.lines and self._printed.get(device) != state:
+            self._printed[device] = state
             click.echo(f"{device}: {state}{f' ({detail})' if detail else ''}", err=True)
 
     def __rich__(self) -> Table:
-        """The table, as it is now."""
+        """Render the current states as a table."""
         from rich.table import Table
         from rich.text import Text
 
@@ -91,20 +91,20 @@ class States:
 @contextmanager
 def states(names: Sequence[str]) -> Iterator[States]:
     """Show the states of devices on stderr while the block runs."""
-    shown = States(names)
+    display = States(names)
     if not sys.stderr.isatty():
-        yield shown
+        yield display
         return
     from rich.console import Console
     from rich.live import Live
 
-    shown.lines = False
-    with Live(shown, console=Console(stderr=True), refresh_per_second=8):
-        yield shown
+    display.lines = False
+    with Live(display, console=Console(stderr=True), refresh_per_second=8):
+        yield display
 
 
-def finish(outcomes: Sequence[Outcome]) -> None:
-    """End a command as its outcomes say.
+def raise_failures(outcomes: Sequence[Outcome]) -> None:
+    """Raise the error that summarizes the outcomes; return if every device succeeded.
 
     Raises:
         DeviceError: A device failed.
@@ -113,21 +113,21 @@ def finish(outcomes: Sequence[Outcome]) -> None:
     from edgeship.toolkit.core.errors import DeviceError
 
     if any(outcome.state == "interrupted" for outcome in outcomes):
-        raise KeyboardInterrupt("interrupted; what was live on the devices still is")
+        raise KeyboardInterrupt("interrupted; the live releases of the devices are unchanged")
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if len(outcomes) == 1 and failed:
         raise DeviceError(failed[0].error, hint=failed[0].hint)
     if failed:
         skipped = sum(outcome.state == "skipped" for outcome in outcomes)
-        rest = f", {skipped} were left alone" if skipped else ""
+        rest = f", {skipped} skipped" if skipped else ""
         raise DeviceError(
             f"{len(failed)} of {len(outcomes)} devices failed{rest}; {failed[0].error}",
-            hint=f"{failed[0].hint}; then the same command goes on from there",
+            hint=f"{failed[0].hint}; then repeat the command to continue",
         )
 
 
-def as_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table to stdout, as wide as it needs to be."""
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table to stdout at its natural width."""
     widths = [max(len(row[place]) for row in (columns, *rows)) for place in range(len(columns))]
     for row in (columns, *rows):
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,4 +1,4 @@
-"""Places that commands write to: never an input, never a network that another command has made."""
+"""Checks of output paths: no input and no other command's network is overwritten."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from edgeship.toolkit.core.errors import RecipeError
 
 
 def refuse_inputs(out: Path, *inputs: Path | str) -> None:
-    """Refuse to write over what is read.
+    """Raise if the output path is one of the inputs.
 
     Raises:
         RecipeError: `out` is one of the inputs.
     """
-    place = out.expanduser().resolve()
-    if any(place == Path(each).expanduser().resolve() for each in inputs):
+    target = out.expanduser().resolve()
+    if any(target == Path(each).expanduser().resolve() for each in inputs):
         raise RecipeError(
             f"--out {out} is an input of this command and would be overwritten",
             hint="name another file with --out",
@@ -22,21 +22,21 @@ def refuse_inputs(out: Path, *inputs: Path | str) -> None:
 
 
 def refuse_other_network(folder: Path, *, last: str, source: str) -> None:
-    """Refuse a folder whose network is the source of the command, or was not made by it.
+    """Raise if `folder` contains the input network, or a network that another command wrote.
 
     Args:
-        folder: Where the command writes model.safetensors, widths.json and `last`.
-        last: What tells this command's networks from others.
-        source: What it reads.
+        folder: Output folder: receives model.safetensors, widths.json and `last`.
+        last: File that only this command writes.
+        source: Input of the command.
 
     Raises:
-        RecipeError: The folder holds some of these files, but not all.
+        RecipeError: `source` is in the folder, or the folder has some of the three files, but not all.
     """
     network = folder / "model.safetensors"
-    read = Path(source).expanduser().resolve()
-    there = [name for name in (network.name, "widths.json", last) if (folder / name).exists()]
-    if read in (folder.resolve(), network.resolve()) or len(there) in (1, 2):
+    source_path = Path(source).expanduser().resolve()
+    present = [name for name in (network.name, "widths.json", last) if (folder / name).exists()]
+    if source_path in (folder.resolve(), network.resolve()) or len(present) in (1, 2):
         raise RecipeError(
-            f"{folder / there[0] if there else folder} would be overwritten; this command did not make it",
+            f"{folder / present[0] if present else folder} would be overwritten; another command wrote it",
             hint="name another folder with --out",
         )

@@ -15,20 +15,20 @@ from edgeship.toolkit.core.progress import listening
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-EVERY_SECONDS = 10.0  # between plain lines about the same work
-MARKS = {"done": "made", "cached": "cached", "waiting": "another run is at it: waiting"}
+EVERY_SECONDS = 10.0  # between two lines of the same task
+MARKS = {"done": "done", "cached": "cached", "waiting": "waiting: another process is computing this stage"}
 
 
-class Shown:
-    """What long work says of itself; `stage` fits `edgeship.toolkit.pipeline.runner.Watcher`."""
+class ProgressDisplay:
+    """Progress display; `stage` fits `edgeship.toolkit.pipeline.runner.Watcher`."""
 
     def __init__(self, bars: Progress | None) -> None:
         self._bars = bars
-        self._tasks: dict[str, TaskID] = {}  # work within work has a bar of its own
-        self._told: dict[str, float] = {}
+        self._tasks: dict[str, TaskID] = {}  # nested tasks have a bar each
+        self._printed_at: dict[str, float] = {}
 
     def work(self, label: str, done: int, total: int | None) -> None:
-        """A step of some work."""
+        """Show the progress of a task: `done` of `total` units."""
         if self._bars is not None:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=total)
@@ -37,12 +37,12 @@ class Shown:
                 self._bars.remove_task(self._tasks.pop(label))
             return
         now = time.monotonic()
-        if total and now - self._told.setdefault(label, now) >= EVERY_SECONDS:
-            self._told[label] = now
+        if total and now - self._printed_at.setdefault(label, now) >= EVERY_SECONDS:
+            self._printed_at[label] = now
             click.echo(f"  {label}: {done} of {total}", err=True)
 
     def stage(self, name: str, state: str, seconds: float) -> None:
-        """A stage starts, waits or is done."""
+        """Show that a stage started, waits for another process, or is done or cached."""
         if self._bars is not None:
             for task in self._tasks.values():
                 self._bars.remove_task(task)
@@ -59,10 +59,10 @@ class Shown:
 
 
 @contextmanager
-def shown() -> Iterator[Shown]:
-    """Show the progress of everything inside the block."""
+def show_progress() -> Iterator[ProgressDisplay]:
+    """Show the progress of the tasks inside the block."""
     if not sys.stderr.isatty():
-        plain = Shown(None)
+        plain = ProgressDisplay(None)
         with listening(plain.work):
             yield plain
         return
@@ -71,6 +71,6 @@ def shown() -> Iterator[Shown]:
 
     columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        live = Shown(bars)
+        live = ProgressDisplay(bars)
         with listening(live.work):
             yield live

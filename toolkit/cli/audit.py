@@ -1,4 +1,4 @@
-"""`edgeship audit`: what really runs in INT8, and what a graph or engine should change."""
+"""`edgeship audit`: list the layers that run in INT8, and the problems of a graph or engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeship.targets.tensorrt.lint import Finding
     from edgeship.toolkit.core.results import LayerAudit
 
-RECORD_SUFFIXES = ("", ".json")  # a folder of records, or one
+RECORD_SUFFIXES = (".json", ".txt", ".log")
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
@@ -33,21 +33,30 @@ Examples:
 )
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("other", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--target", default="tensorrt", show_default=True, help="A runtime, for an ONNX file.")
-@click.option("--trt", default="8.5", show_default=True, metavar="VERSION", help="TensorRT on the device.")
-@click.option("--fix", is_flag=True, help="Write a graph with what can be repaired, repaired.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Where.  [default: SOURCE-fixed.onnx]"
+    "--target",
+    default="tensorrt",
+    show_default=True,
+    help="Target of an ONNX file: openvino, onnxruntime or tensorrt.",
+)
+@click.option(
+    "--trt", default="8.5", show_default=True, metavar="VERSION", help="TensorRT version of the device."
+)
+@click.option("--fix", is_flag=True, help="Write a repaired graph to --out.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of the repaired graph.  [default: SOURCE-fixed.onnx]",
 )
 @click.option(
     "--profile",
     type=click.Path(exists=True, path_type=Path),
-    help="Layer times of an engine record (trtexec --exportProfile).",
+    help="Layer times for an engine record (trtexec --exportProfile).",
 )
 @click.option(
     "--model",
     type=click.Path(exists=True, path_type=Path),
-    help="The ONNX file of an engine record, to name its nodes.",
+    help="ONNX file that the engine was built from, to name its nodes.",
 )
 @JSON
 def command(
@@ -62,15 +71,20 @@ def command(
     model: Path | None,
     as_json: bool,
 ) -> None:
-    """Audit an ONNX file for a target, or explain a TensorRT engine from its record.
+    """Audit an ONNX file or a TensorRT engine.
 
-    SOURCE is an ONNX file, an engine record (graph.json of trtexec --exportLayerInfo or of the device
-    runner's inspect, or a folder with graph.json and profile.json) or an engine, where a GPU can load it.
-    Two records are compared. Exit code 3: the graph breaks a rule, or a layer does not run in INT8.
+    SOURCE is an ONNX file, which is checked against the rules of TensorRT --trt or compiled for another
+    --target; a TensorRT engine record (the graph.json of `trtexec --exportLayerInfo` or of the runner's
+    `inspect`, a log of `trtexec --dumpLayerInfo`, or a folder with graph.json and profile.json); or a
+    TensorRT engine, if this machine's GPU can load it. With a second engine record as OTHER, the two are
+    compared layer by layer.
+
+    Exit code 3: the graph violates a TensorRT rule, a layer does not run in INT8, or the precision of a
+    weighted layer is unknown.
     """
     if other is not None:
         _compare(source, other, model, as_json=as_json)
-    elif source.suffix in RECORD_SUFFIXES:
+    elif source.is_dir() or not source.suffix or source.suffix.lower() in RECORD_SUFFIXES:
         _explain(source, profile, model, as_json=as_json)
     elif source.suffix == ".onnx" and target == "tensorrt":
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
@@ -84,8 +98,8 @@ def command(
     else:
         raise ModelError(
             f"{source.name} is neither an ONNX file (.onnx), nor a TensorRT engine "
-            f"({', '.join(ENGINE_SUFFIXES)}) or its record (.json, or a folder)",
-            hint="audit the ONNX file it was made from, e.g. with --target openvino",
+            f"({', '.join(ENGINE_SUFFIXES)}) or its record ({', '.join(RECORD_SUFFIXES)}, or a folder)",
+            hint="audit the ONNX file it was built from, e.g. with --target openvino",
         )
 
 
@@ -93,34 +107,38 @@ def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> N
     from edgeship.targets.tensorrt import lint, repair
     from edgeship.toolkit.core.artifact import plain
 
-    gone: tuple[Finding, ...] = ()
+    fixed_findings: tuple[Finding, ...] = ()
     if fixed is None:
         left = tuple(lint.lint(source, version))
     else:
         done = repair.fix(source, version, fixed)
-        gone, left = done.fixed, done.left
+        fixed_findings, left = done.fixed, done.left
     errors = [finding for finding in left if finding.severity == "error"]
     if as_json:
-        click.echo(json.dumps({"tensorrt": version, "findings": plain(left), "fixed": plain(gone)}, indent=1))
+        click.echo(
+            json.dumps(
+                {"tensorrt": version, "findings": plain(left), "fixed": plain(fixed_findings)}, indent=1
+            )
+        )
     else:
-        for finding in gone:
+        for finding in fixed_findings:
             click.echo(f"fixed    {finding.rule:<26} {finding.node}")
         for finding in left:
-            _tell(finding)
+            _print_finding(finding)
         verdict = f"{len(errors)} errors, {len(left) - len(errors)} warnings"
-        where = f"; {len(gone)} fixed in {fixed}" if fixed is not None else ""
+        where = f"; {len(fixed_findings)} fixed in {fixed}" if fixed is not None else ""
         nothing = "nothing to change" if _quantized(source) else "nothing in INT8"
         click.echo(f"TensorRT {version}: {verdict if left else nothing}{where}")
     _check_quantized(source, "tensorrt")
     if errors:
         repairable = any(finding.repairable for finding in errors) and fixed is None
         raise GateError(
-            f"TensorRT {version} would refuse or misread {source}",
+            f"{source}: {len(errors)} violations of TensorRT {version} rules, expected 0",
             hint="--fix repairs some of this" if repairable else errors[0].fix,
         )
 
 
-def _tell(finding: Finding) -> None:
+def _print_finding(finding: Finding) -> None:
     click.echo(f"{finding.severity:<8} {finding.rule:<26} {finding.node}")
     for label, text in (("", finding.message), ("fix: ", finding.fix), ("source: ", finding.source)):
         click.echo(f"         {label}{text}")
@@ -157,35 +175,51 @@ def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
 
 
 def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json: bool) -> None:
-    from edgeship.targets.tensorrt.engine_analysis import explain
+    from edgeship.targets.tensorrt.engine_analysis import ADVICE, explain
     from edgeship.toolkit.core.artifact import plain
 
-    found = explain(source, profile, model)
+    explanation = explain(source, profile, model)
+    profiles = (explanation, *explanation.other_profiles)
     if as_json:
-        click.echo(json.dumps(plain(found), indent=1))
-        return
-    _layers(found.layers, found)
-    for item in found.reformats:
+        click.echo(json.dumps(plain(explanation), indent=1))
+    else:
+        for number, each in enumerate(profiles):
+            if len(profiles) > 1:
+                click.echo(f"optimization profile {number}")
+            _explained(each)
+    unknown = sum(each.precisions.get("unknown", 0) for each in profiles)
+    if unknown:
+        weighted = sum(sum(each.precisions.values()) for each in profiles)
+        raise GateError(f"precision of {unknown} of {weighted} weighted layers unknown", hint=ADVICE)
+    if not any(each.precisions for each in profiles):
+        hint = "name the ONNX file with --model" if explanation.detailed else ADVICE
+        raise GateError(f"no layer with weights recognized in {source.name}", hint=hint)
+    _gate(tuple(layer for each in profiles for layer in each.layers))
+
+
+def _explained(explanation: Explanation) -> None:
+    _layers(explanation.layers, explanation)
+    for item in explanation.reformats:
         click.echo(f"reformat {_time(item.time_ms)}  {item.change:<14} {item.cause}")
-    for problem in found.problems:
+    for problem in explanation.problems:
         click.echo(f"problem  {problem.rule}: {problem.message}\n         fix: {problem.fix}")
-    click.echo(found.verdict)
+    click.echo(explanation.verdict)
 
 
 def _compare(first: Path, second: Path, model: Path | None, *, as_json: bool) -> None:
     from edgeship.targets.tensorrt.engine_diff import compare
     from edgeship.toolkit.core.artifact import plain
 
-    found = compare(first, second, model)
+    diff = compare(first, second, model)
     if as_json:
-        click.echo(json.dumps(plain(found), indent=1))
+        click.echo(json.dumps(plain(diff), indent=1))
         return
-    for role, (one, two) in found.by_role.items():
+    for role, (one, two) in diff.by_role.items():
         click.echo(f"{role:<15} {one:8.3f} ms {two:8.3f} ms {one - two:+8.3f} ms")
-    for item in found.layers[:10]:
+    for item in diff.layers[:10]:
         kinds = f"{item.first[0]} / {item.second[0]}"
         click.echo(f"{item.layer:<30} {item.first[1]:8.3f} ms {item.second[1]:8.3f} ms  {kinds}")
-    click.echo(found.verdict)
+    click.echo(diff.verdict)
 
 
 def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = None) -> None:
@@ -200,7 +234,9 @@ def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = No
     weighted: list[Any] = [layer for layer in layers if layer.weighted]
     if weighted:
         int8 = sum(layer.precision == "int8" for layer in weighted)
-        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8")
+        unknown = sum(layer.precision == "unknown" for layer in weighted)
+        gap = f", {unknown} unknown" if unknown else ""
+        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8{gap}")
 
 
 def _time(time_ms: float | None) -> str:
@@ -217,10 +253,10 @@ def _quantized(source: Path) -> bool:
 
 
 def _check_quantized(source: Path, target: str) -> None:
-    """See that a graph has something that could run in INT8, whatever the target makes of it.
+    """Raise if a graph has no Q/DQ node, so that no target can run it in INT8.
 
     Raises:
-        GateError: It is a float graph.
+        GateError: The graph is a float graph.
     """
     if not _quantized(source):
         raise GateError(
@@ -233,5 +269,6 @@ def _gate(layers: tuple[LayerAudit, ...]) -> None:
     warned = [layer for layer in layers if layer.warning]
     if warned:
         raise GateError(
-            f"{len(warned)} layers do not stay in INT8, first {warned[0].name}", hint=warned[0].warning
+            f"{len(warned)} of {len(layers)} layers do not run in INT8, first {warned[0].name}",
+            hint=warned[0].warning,
         )

@@ -1,4 +1,4 @@
-"""`edgeship bench`: latency of ONNX files, or of a run's engines, against each other."""
+"""`edgeship bench`: measure the latency of ONNX files or of a run's engines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from edgeship.toolkit.cli._options import JSON
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray
 
-DEFAULT_SIZE = 224  # pixels, where every graph takes any
+DEFAULT_SIZE = 224  # pixels, if no graph fixes the size
 Engines = dict[str, tuple[str, Path]]
-Shape = tuple[int | None, int, int | None, int | None]  # batch, channels, height, width; None: any
+Shape = tuple[int | None, int, int | None, int | None]  # batch, channels, height, width; None: dynamic
 
 
 @click.command(
@@ -33,14 +33,20 @@ Examples:
     "paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(exists=True, path_type=Path)
 )
 @click.option(
-    "--target", "names", multiple=True, metavar="TARGET", help="Runtime of ONNX files; may be repeated."
+    "--target",
+    "names",
+    multiple=True,
+    metavar="TARGET",
+    help="Runtime of the ONNX files: openvino or onnxruntime; repeatable.",
 )
 @click.option(
-    "--batch", type=click.IntRange(min=1), help="Images an inference.  [default: the graph's, else 1]"
+    "--batch", type=click.IntRange(min=1), help="Images per inference.  [default: the graph's, else 1]"
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="Of timed inferences for each.")
-@click.option("--runs", type=click.IntRange(min=1), help="Timed inferences of each, instead of seconds.")
+@click.option(
+    "--seconds", type=float, default=2.0, show_default=True, help="Timed inferences of each, in seconds."
+)
+@click.option("--runs", type=click.IntRange(min=1), help="Timed inferences of each; replaces --seconds.")
 @JSON
 def command(
     *,
@@ -52,51 +58,53 @@ def command(
     runs: int | None,
     as_json: bool,
 ) -> None:
-    """Measure the latency of each PATH on this machine: an ONNX file, or a folder of `edgeship run --out`.
+    """Measure latency on this machine.
 
-    All are timed in one process and in turns, so that what the machine does meanwhile falls on all alike.
+    PATH is an ONNX file (name its --target) or a folder written by `edgeship run --out`. All networks are
+    timed in one process, in interleaved turns, so that background load affects all of them alike. Latencies
+    are printed in milliseconds; the last column is the ratio to the median of the first row.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.pipeline import variants
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
     options = Recipe.build({"bench": how}).bench
-    with tempfile.TemporaryDirectory() as folder, shown():
+    with tempfile.TemporaryDirectory() as folder, show_progress():
         engines: Engines = {}
         shapes: dict[str, Shape] = {}
         for label, path in _labels(paths).items():
-            found, shapes[label] = (
+            compiled, shapes[label] = (
                 _of_run(path) if path.is_dir() else _compiled(path, names, Path(folder) / str(len(shapes)))
             )
             prefix = f"{label}:" if len(paths) > 1 else ""
-            engines |= {f"{prefix}{name}": engine for name, engine in found.items()}
+            engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
         images = _noise(options, _common(shapes))
         measured = variants.time_all(options, engines, images)
     click.echo(json.dumps(measured, indent=1) if as_json else _table(measured), nl=as_json)
 
 
 def _labels(paths: Sequence[Path]) -> dict[str, Path]:
-    """The shortest end of each path that no other one has, and the path.
+    """Return label -> path; a label is the shortest trailing part of a path that is unique.
 
     Raises:
-        RecipeError: One is given twice.
+        RecipeError: A path occurs twice.
     """
     from edgeship.toolkit.core.errors import RecipeError
 
     places = [Path(os.path.normpath(path.absolute())).parts for path in paths]
-    found = {}
+    labels = {}
     for path, parts in zip(paths, places, strict=True):
         if places.count(parts) > 1:
-            raise RecipeError(f"{path} is given twice", hint="name each file or folder once")
+            raise RecipeError(f"{path} occurs twice, expected once", hint="name each file or folder once")
         ends = (parts[-count:] for count in range(1, len(parts) + 1))
         end = next(end for end in ends if sum(other[-len(end) :] == end for other in places) == 1)
-        found[str(Path(*end))] = path
-    return found
+        labels[str(Path(*end))] = path
+    return labels
 
 
 def _of_run(out: Path) -> tuple[Engines, Shape]:
-    """The engines of a finished run, and the images they take."""
+    """Return the engines of a finished run and their input shape."""
     from edgeship.toolkit.core.artifact import read_json
     from edgeship.toolkit.core.tensors import read_size, sides
     from edgeship.toolkit.pipeline import variants
@@ -109,49 +117,49 @@ def _of_run(out: Path) -> tuple[Engines, Shape]:
 
 
 def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, Shape]:
-    """Engines of an ONNX file for these targets, and the images they take."""
+    """Compile an ONNX file for the named targets; return the engines and their input shape."""
     from edgeship import targets
     from edgeship.toolkit.core.errors import RecipeError
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.graph.layout import InputForm
 
     if not names:
-        raise RecipeError("no target is named", hint="--target openvino, or --target onnxruntime")
+        raise RecipeError(f"{file.name} needs a target", hint="--target openvino or --target onnxruntime")
     graph = io.read(file)
     if not graph.quantized and graph.form not in (InputForm(), InputForm("NHWC", "uint8")):
-        planes = folder / "planes.onnx"  # sessions take float32 (N, C, H, W) or pixels (N, H, W, C)
+        planes = folder / "planes.onnx"  # input forms of sessions: float32 (N, C, H, W) or uint8 (N, H, W, C)
         click.echo(f"note: {file.name} takes {graph.form}; timed as {InputForm()}", err=True)
         io.save(io.read_classifier(file).model, planes)
         file = planes
-    found = {}
+    engines = {}
     for name in names:
         built = targets.get(name).compile(file, folder / name, "int8" if graph.quantized else "fp32")
         if not built.runs_here:
             raise RecipeError(f"{name} does not run on this machine", hint="measure on the device instead")
-        found[name] = (name, folder / name / built.file)
-    return found, (graph.batch, graph.channels, graph.height, graph.width)
+        engines[name] = (name, folder / name / built.file)
+    return engines, (graph.batch, graph.channels, graph.height, graph.width)
 
 
 def _common(shapes: Mapping[str, Shape]) -> Shape:
-    """The images that all take.
+    """Return the input shape that all networks accept.
 
     Raises:
-        RecipeError: There are none.
+        RecipeError: There is none.
     """
     from edgeship.toolkit.core.errors import RecipeError
 
     fixed = [{size for size in sizes if size is not None} for sizes in zip(*shapes.values(), strict=True)]
     if any(len(sizes) > 1 for sizes in fixed):
-        listed = "; ".join(f"{label} takes {_in_words(shape)}" for label, shape in shapes.items())
+        listed = "; ".join(f"{label} takes {_shape_text(shape)}" for label, shape in shapes.items())
         raise RecipeError(
-            f"these cannot be timed on the same images: {listed}",
-            hint="export them with one batch, number of channels and size, or time each by itself",
+            f"the networks have no common input shape: {listed}",
+            hint="export them with the same batch, channels and size, or time them in separate commands",
         )
     batch, channels, height, width = (max(sizes, default=None) for sizes in fixed)
     return batch, channels or 0, height, width
 
 
-def _in_words(shape: Shape) -> str:
+def _shape_text(shape: Shape) -> str:
     batch, channels, *area = shape
     pixels = "of any size" if None in area else f"of {area[0]} x {area[1]} pixels"
     return f"batches of {batch or 'any number'}, {channels} channel{'s' * (channels > 1)} {pixels}"

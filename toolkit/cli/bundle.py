@@ -1,4 +1,4 @@
-"""edgeship bundle: pack what devices get of a run."""
+"""`edgeship bundle`: pack a run into one file for deployment."""
 
 from __future__ import annotations
 
@@ -19,23 +19,34 @@ from edgeship.toolkit.cli._outputs import refuse_inputs
     "--variant",
     "variants",
     multiple=True,
-    help="Variant to ship, one a target.  [default: INT8, pruned if the run pruned]",
+    help="Variant to pack; repeatable, one per target.  [default: INT8, pruned if the run pruned]",
 )
 @click.option(
-    "--golden", default=8, show_default=True, type=click.IntRange(1), help="Images of the self-test."
+    "--golden",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of golden images, for the self-test on the device.",
 )
 @click.option(
     "--images",
     default=500,
     show_default=True,
     type=click.IntRange(0),
-    help="Images to measure accuracy with on the device.",
+    help="Number of images to measure accuracy with on the device; 0: none.",
 )
 @click.option(
-    "--max-gap-pp", type=float, help="Top-1 it may lose on the device against the simulation.  [default: 1]"
+    "--max-gap-pp",
+    type=float,
+    help="Limit of the top-1 loss on the device against the simulation, in percentage points.  [default: 1]",
 )
-@click.option("--max-latency-ms", type=float, help="Median latency it may have on the device.")
-@click.option("--sign", "key", type=click.Path(exists=True, path_type=Path), help="SSH key to sign with.")
+@click.option("--max-latency-ms", type=float, help="Limit of the median latency on the device, in ms.")
+@click.option(
+    "--sign",
+    "key",
+    type=click.Path(exists=True, path_type=Path),
+    help="SSH private key to sign the bundle with.",
+)
 def command(
     run: Path,
     *,
@@ -47,11 +58,12 @@ def command(
     max_latency_ms: float | None,
     key: Path | None,
 ) -> None:
-    """Pack RUN, a folder written by `edgeship run --out`, into one file for devices.
+    """Pack a run into one file for deployment.
 
-    Equal runs give equal bytes. `edgeship deploy RUN` does this by itself.
+    RUN is a folder written by `edgeship run --out`. The bundle is deterministic: equal runs give equal bytes.
+    `edgeship deploy RUN` packs a bundle by itself; this command is for signing and for other limits.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.deploy import bundle as bundles
     from edgeship.toolkit.deploy import bundle_from_run
 
@@ -59,9 +71,11 @@ def command(
     refuse_inputs(target, *([key] if key is not None else ()))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
-    with shown():
-        made = bundle_from_run.make(run, target, variants=variants, golden=golden, images=images, gates=gates)
+    with show_progress():
+        bundle = bundle_from_run.make(
+            run, target, variants=variants, golden=golden, images=images, gates=gates
+        )
     if key is not None:
-        made = bundles.sign(made, key)
-    shipped = ", ".join(about["variant"] for about in made.manifest["targets"].values())
-    click.echo(f"{made.path}: {made.id}, {shipped}{', signed' if key else ''}")
+        bundle = bundles.sign(bundle, key)
+    shipped = ", ".join(about["variant"] for about in bundle.manifest["targets"].values())
+    click.echo(f"{bundle.path}: {bundle.id}, {shipped}{', signed' if key else ''}")

@@ -1,4 +1,4 @@
-"""edgeship compare: runs side by side."""
+"""`edgeship compare`: compare runs with the first."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ import click
     type=click.Choice(["table", "md", "json"]),
     default="table",
     show_default=True,
-    help="Print a table, Markdown or JSON.",
+    help="Output format.",
 )
 def command(runs: tuple[Path, ...], kind: str) -> None:
-    """Compare runs with the first: what differs, and whether it can be chance.
+    """Compare runs with the first run.
 
-    Accuracies are compared image by image where both runs saw the same images. Latencies are compared
-    where device, batch and threads are the same.
+    RUN is a folder written by `edgeship run --out`, or its report.json. Accuracies are compared image by
+    image if both runs were evaluated on the same images (paired 95 % interval), else with a wider, unpaired
+    interval. Latencies are compared if device, batch and threads are equal and no other work disturbed the
+    timing. A drop is positive when the run is less accurate than the first one.
     """
     import json
 
@@ -34,13 +36,13 @@ def command(runs: tuple[Path, ...], kind: str) -> None:
     from edgeship.toolkit.report import compare_runs, render
 
     if len(runs) < 2:
-        raise click.UsageError("compare needs two runs or more")
-    read = [compare_runs.Run.read(run) for run in runs]
-    differences = compare_runs.compare(read)
+        raise click.UsageError(f"compare takes at least 2 runs, got {len(runs)}")
+    loaded = [compare_runs.Run.read(run) for run in runs]
+    differences = compare_runs.compare(loaded)
     if kind == "json":
-        click.echo(json.dumps({"base": read[0].name, "differences": plain(differences)}, indent=1))
+        click.echo(json.dumps({"base": loaded[0].name, "differences": plain(differences)}, indent=1))
     elif kind == "md":
-        click.echo(compare_runs.markdown(read, differences), nl=False)
+        click.echo(compare_runs.markdown(loaded, differences), nl=False)
     else:
-        rows = compare_runs.table(read, differences)
+        rows = compare_runs.table(loaded, differences)
         render.print_table(compare_runs.COLUMNS, rows, expendable=compare_runs.EXPENDABLE)

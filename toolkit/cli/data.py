@@ -1,4 +1,4 @@
-"""`edgeship data`: look at images before hours are spent on them."""
+"""`edgeship data`: check data sets before a run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,19 @@ Examples:
 )
 @click.argument("source")
 @click.option(
-    "--images", type=click.IntRange(min=1), help="Check those that would be chosen.  [default: all]"
+    "--images",
+    type=click.IntRange(min=1),
+    help="Check only the N calibration images that a run would select.  [default: all]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice.")
-@click.option("--evaluation", metavar="SOURCE", help="Images that must not be among them.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint whose first layer judges them.")
-@click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.")
-@click.option("-v", "--verbose", is_flag=True, help="Name every file that is not used, not the first ones.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the selection.")
+@click.option("--evaluation", metavar="SOURCE", help="Evaluation images, which SOURCE must not contain.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Checkpoint: check that the preprocessing fits its first layer.",
+)
+@click.option("--size", type=SizeType(), help="Input size in pixels, N or HxW.")
+@click.option("-v", "--verbose", is_flag=True, help="List every unused file, with its full reason.")
 @JSON
 def check(
     *,
@@ -50,16 +56,17 @@ def check(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Say what is wrong with the calibration images of SOURCE, and which of its files are not used.
+    """Check calibration images.
 
-    Found are unreadable, blank, doubled and nearly doubled images, images that are evaluated on too,
-    missing and uneven classes, and preprocessing that does not fit the checkpoint. SOURCE is a folder, an
-    archive, a list, an .npy or .npz of images, or digits:train. Exit code 1: something would spoil the
-    result.
+    Reports unreadable, blank, duplicate and near-duplicate images, images that are in the evaluation set too,
+    missing and imbalanced classes, preprocessing that does not fit the checkpoint, and the files that are not
+    used. SOURCE is a folder, an archive, a CSV list, an .npy or .npz file of images, or digits:train.
+
+    Exit code 1: a finding of severity "error", which would make the results of a run invalid.
     """
     from edgeship.calibration import doctor, manifest
     from edgeship.calibration.datasets import open_dataset
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import plain
     from edgeship.toolkit.pipeline import load_and_export, preprocessing
     from edgeship.toolkit.pipeline.recipe import PreprocessOptions
@@ -67,39 +74,39 @@ def check(
     first = load_and_export.first_layer(weights) if weights else None
     prepared = preprocessing.resolve(PreprocessOptions(), first.preprocess if first else None, size)
     dataset = open_dataset(source, use="train")
-    judged = open_dataset(evaluation, use="evaluate") if evaluation else None
-    with shown():
+    evaluated = open_dataset(evaluation, use="evaluate") if evaluation else None
+    with show_progress():
         chosen = list(range(len(dataset)))
         if images:
             chosen = manifest.locate(manifest.select(dataset, images, seed, skip_bad=True), dataset)
-        found = doctor.examine(
+        findings = doctor.examine(
             dataset,
             chosen,
             prepared,
-            evaluation=judged,
+            evaluation=evaluated,
             classes=first.classes if first else None,
             stem=first.stem if first else None,
         )
-    sources = [_described(each) for each in (dataset, judged) if each]
+    sources = [_described(each) for each in (dataset, evaluated) if each]
     if as_json:
-        click.echo(json.dumps({"sources": sources, "findings": plain(found)}, indent=1))
+        click.echo(json.dumps({"sources": sources, "findings": plain(findings)}, indent=1))
     else:
         for described in sources:
             _show(described, None if verbose else _SHOWN)
-        for finding in found:
+        for finding in findings:
             hint = f"\n{'':<9}hint: {finding.hint}" if finding.hint else ""
             click.echo(f"{finding.severity:<8} {finding.what}{hint}")
-        if not found:
-            click.echo(f"nothing to complain about in {len(chosen)} images")
-    if any(finding.severity == "error" for finding in found):
+        if not findings:
+            click.echo(f"no findings in {len(chosen)} images")
+    if any(finding.severity == "error" for finding in findings):
         raise click.exceptions.Exit(1)
 
 
-_SHOWN = 3  # names of a reason
+_SHOWN = 3  # file names per reason
 
 
 def _described(dataset: Dataset) -> dict[str, Any]:
-    """What a source holds: images, classes, and every file that is not used, with the reason."""
+    """Return counts, classes and unused files of a data set as JSON."""
     unused = [{"file": each.file, "reason": each.reason} for each in dataset.unused]
     unused += [{"file": name, "reason": reason} for name, reason in sorted(dataset.unreadable.items())]
     return {
@@ -114,11 +121,11 @@ def _described(dataset: Dataset) -> dict[str, Any]:
 
 
 def _show(described: dict[str, Any], most: int | None) -> None:
-    """Print what a source holds.
+    """Print the summary of a data set.
 
     Args:
-        described: By `_described`.
-        most: Names of files shown of each reason; None shows all, with their whole reason.
+        described: Result of `_described`.
+        most: File names shown per reason; None shows all, with the full reason.
     """
     from edgeship.toolkit.core.text import printable
 

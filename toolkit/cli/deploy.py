@@ -1,4 +1,4 @@
-"""edgeship deploy: bring a run onto devices, prove it there, make it live."""
+"""`edgeship deploy`: install a run on devices, verify it there and make it live."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, as_table, choice, chosen, finish, states
+from edgeship.toolkit.cli._devices import (
+    DRY_RUN,
+    WAIT,
+    chosen,
+    device_options,
+    print_table,
+    raise_failures,
+    states,
+)
 from edgeship.toolkit.cli._options import Resumable
 
 
@@ -17,24 +25,26 @@ from edgeship.toolkit.cli._options import Resumable
     "  edgeship deploy bundle.tar --device nano-1 --dry-run",
 )
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
-@choice
-@click.option("--parallel", default=8, show_default=True, type=click.IntRange(1, 64), help="Devices at once.")
+@device_options
+@click.option(
+    "--parallel", default=8, show_default=True, type=click.IntRange(1, 64), help="Devices at the same time."
+)
 @click.option(
     "--canaries",
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Devices that go first; all must pass.",
+    help="Devices deployed to first; if one of them fails, the others are skipped.",
 )
 @click.option(
     "--max-failures",
     default=0.1,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Share of the devices that may fail before the rest is left alone.",
+    help="Fraction of the devices that may fail before the rest is skipped.",
 )
 @click.option(
-    "--limit", "limit_s", default=3600.0, show_default=True, help="Seconds that a build may take there."
+    "--limit", "limit_s", default=3600.0, show_default=True, help="Time limit of a build, in seconds."
 )
 @click.option("--time", "timing_s", default=3.0, show_default=True, help="Seconds of timed inferences.")
 @WAIT
@@ -57,11 +67,15 @@ def command(
     dry_run: bool,
     folder: Path | None,
 ) -> None:
-    """Deploy RUN, a folder written by `edgeship run --out` or a bundle, to devices.
+    """Deploy a run to devices.
 
-    Each device is probed; gets what it lacks; builds the engine; compares it with the golden outputs and with
-    the simulated accuracy; is timed; and only then switches. If anything fails, what was live stays live.
-    The same command again does nothing, or goes on where it was interrupted.
+    RUN is a folder written by `edgeship run --out`, or a bundle file. At least one --device or --tag is
+    required. On each device the command uploads the missing files, builds the engine, compares its outputs
+    with the golden outputs and its accuracy with the simulation, measures its latency, and then makes the
+    release live. If a step fails, the previous release stays live. Repeating the command continues an
+    interrupted deployment and changes nothing on devices where the release is already live.
+
+    Exit code 1: the deployment failed on a device.
     """
     from edgeship.toolkit.deploy import bundle_from_run, fleet_report
     from edgeship.toolkit.deploy.release import DeployOptions, deploy
@@ -70,22 +84,22 @@ def command(
     entries = chosen(inventory, devices, tags)
     bundle = bundle_from_run.find(run)
     options = DeployOptions(wait_s=wait_s, limit_s=limit_s, timing_s=timing_s, dry_run=dry_run)
-    with states([entry.name for entry in entries]) as shown:
+    with states([entry.name for entry in entries]) as display:
         outcomes = rollout(
             entries,
-            lambda entry, tell, connect: deploy(entry, bundle, options, tell, connect),
+            lambda entry, report_state, connect: deploy(entry, bundle, options, report_state, connect),
             RolloutOptions(parallel, canaries, max_failures),
-            shown.tell,
+            display.update,
         )
     if dry_run:
         for outcome in outcomes:
             for step in outcome.steps or (outcome.error or outcome.state,):
                 click.echo(f"{outcome.device}: {step}")
     else:
-        found = fleet_report.report(outcomes, bundle.id, parallel=parallel)
-        as_table(fleet_report.COLUMNS, fleet_report.table(found))
-        for outlier in found["outliers"]:
+        fleet = fleet_report.report(outcomes, bundle.id, parallel=parallel)
+        print_table(fleet_report.COLUMNS, fleet_report.table(fleet))
+        for outlier in fleet["outliers"]:
             click.echo(fleet_report.sentence(outlier))
         if folder is not None:
-            click.echo(fleet_report.write(found, folder))
-    finish(outcomes)
+            click.echo(fleet_report.write(fleet, folder))
+    raise_failures(outcomes)

@@ -1,4 +1,4 @@
-"""edgeship device: the inventory of devices."""
+"""`edgeship device`: manage the inventory of devices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._devices import INVENTORY, WAIT, as_table, chosen, inventory_path
+from edgeship.toolkit.cli._devices import INVENTORY, WAIT, chosen, inventory_path, print_table
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
@@ -21,27 +21,38 @@ if TYPE_CHECKING:
     "  edgeship device probe nano-1"
 )
 def command() -> None:
-    """Devices to deploy to: add, list, probe, trust, remove."""
+    """Manage the inventory of devices."""
 
 
 @command.command()
 @click.argument("name")
-@click.option("--host", required=True, help="Name, address or ssh alias; 'local' is this machine.")
-@click.option("--target", required=True, help="Its runtime: openvino, onnxruntime or tensorrt.")
-@click.option("--user", default="", help="Login.")
-@click.option("--port", default=0, help="Port of its sshd.")
-@click.option("--key", default="", help="File of the private key.")
-@click.option("--jump", default="", help="Jump hosts, as for `ssh -J`.")
-@click.option("--tag", "tags", multiple=True, help="A word to choose devices by; may be repeated.")
-@click.option("--root", default="~/edgeship", show_default=True, help="Folder on the device.")
-@click.option("--health", default="", help="Shell command that must succeed after a switch.")
-@click.option("--python", default="", help="Python there that can import its runtime.  [default: python3]")
-@click.option("--ssh-config", default="", help="Configuration file in place of ~/.ssh/config.")
+@click.option("--host", required=True, help="Host name, address or ssh alias; 'local' is this machine.")
+@click.option("--target", required=True, help="Runtime of the device: openvino, onnxruntime or tensorrt.")
+@click.option("--user", default="", help="Login name.  [default: that of ssh]")
+@click.option("--port", default=0, help="Port of the SSH server.  [default: that of ssh]")
+@click.option("--key", default="", help="SSH private key file.")
+@click.option("--jump", default="", help="Jump hosts, as of `ssh -J`.")
+@click.option("--tag", "tags", multiple=True, help="Tag to select devices by; repeatable.")
+@click.option("--root", default="~/edgeship", show_default=True, help="Installation folder on the device.")
+@click.option(
+    "--health",
+    default="",
+    help="Shell command on the device that has to exit with 0 after a release is made live.",
+)
+@click.option(
+    "--python",
+    default="",
+    help="Python interpreter of the device that can import the runtime.  [default: python3]",
+)
+@click.option("--ssh-config", default="", help="SSH configuration file.  [default: ~/.ssh/config]")
 @INVENTORY
 def add(
     inventory: Path | None, name: str, host: str, python: str, tags: tuple[str, ...], **fields: Any
 ) -> None:
-    """Add a device NAME to the inventory."""
+    """Add a device to the inventory.
+
+    NAME is the name of the device in other commands; it is not checked that the device can be reached.
+    """
     import sys
 
     from edgeship import targets
@@ -73,10 +84,10 @@ def list_(inventory: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(entry) for entry in entries], indent=1))
     elif not entries:
-        click.echo("no devices yet: `edgeship device add`", err=True)
+        click.echo("no devices yet; add one with `edgeship device add`", err=True)
     else:
         rows = [(e.name, _address(e), e.target, " ".join(e.tags), e.root) for e in entries]
-        as_table(("device", "host", "target", "tags", "root"), rows)
+        print_table(("device", "host", "target", "tags", "root"), rows)
 
 
 @command.command()
@@ -84,22 +95,23 @@ def list_(inventory: Path | None, as_json: bool) -> None:
 @INVENTORY
 @JSON
 def probe(name: str, inventory: Path | None, as_json: bool) -> None:
-    """Show what a device is, can run, and lacks.
+    """Show hardware, runtimes and problems of a device.
 
-    Facts of the device NAME, its runtimes, and every problem with its cure. Nothing is changed there.
+    Lists the facts of the device NAME, its runtimes with their precisions, and every problem with its fix.
+    The device is not changed.
     """
     import json
 
     from edgeship.toolkit.deploy.release import facts
 
-    found = facts(chosen(inventory, [name], ())[0])
+    probed = facts(chosen(inventory, [name], ())[0])
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(probed, indent=1))
         return
-    rows = list(_facts(found))
-    as_table(("fact", "value"), rows)
-    for problem in found["problems"]:
-        click.echo(f"problem: {problem['cause']}\n   cure: {problem['cure']}")
+    rows = list(_facts(probed))
+    print_table(("fact", "value"), rows)
+    for problem in probed["problems"]:
+        click.echo(f"problem: {problem['cause']}\n    fix: {problem['cure']}")
 
 
 @command.command()
@@ -108,26 +120,26 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
 @INVENTORY
 @WAIT
 def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> None:
-    """Let a device take signed bundles only.
+    """Require signed bundles on a device.
 
-    The device NAME then takes only bundles signed by one of SIGNERS, a file of allowed signers as in
-    ssh-keygen(1): lines of a name and a public key.
+    The device NAME then accepts only bundles signed by one of SIGNERS, an "allowed signers" file of
+    ssh-keygen(1): one line per signer, with a name and a public key.
     """
     from edgeship.toolkit.deploy.release import DeployOptions
-    from edgeship.toolkit.deploy.release import trust as have_trust
+    from edgeship.toolkit.deploy.release import trust as set_trust
 
     entry = chosen(inventory, [name], ())[0]
-    have_trust(entry, signers.read_text(encoding="utf-8"), DeployOptions(wait_s=wait_s))
-    click.echo(f"{name} takes only bundles signed by {signers}")
+    set_trust(entry, signers.read_text(encoding="utf-8"), DeployOptions(wait_s=wait_s))
+    click.echo(f"{name} accepts only bundles signed by {signers}")
 
 
 @command.command()
 @click.argument("name")
 @INVENTORY
 def remove(name: str, inventory: Path | None) -> None:
-    """Forget a device.
+    """Remove a device from the inventory.
 
-    NAME leaves the inventory; the device itself is left alone.
+    NAME is removed from the inventory file; the device itself is not changed.
     """
     from edgeship.toolkit.deploy import inventory as inventories
 
@@ -137,12 +149,12 @@ def remove(name: str, inventory: Path | None) -> None:
 
 
 def _address(entry: Entry) -> str:
-    """As ssh takes it: user@host, and the port if one is set."""
+    """Return the address as user@host:port, without the parts that are not set."""
     return f"{entry.user}@{entry.host}".lstrip("@") + (f":{entry.port}" if entry.port else "")
 
 
-def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
-    facts, status = found["facts"], found["status"]
+def _facts(probed: dict[str, Any]) -> list[tuple[str, str]]:
+    facts, status = probed["facts"], probed["status"]
     board, memory = facts["jetson"] or {}, facts["memory"]["total_bytes"]
     rows = [
         ("host", status["hostname"]),
@@ -160,13 +172,13 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("root", f"{status['root']} ({status['free_bytes'] / 2**30:.1f} GiB free)"),
         ("live release", status["current"] or "none"),
     ]
-    for name, offer in found["backends"].items():
-        can = (
+    for name, offer in probed["backends"].items():
+        support = (
             f"{offer['version']}: {', '.join(offer['precisions'])}"
             if offer["available"]
             else f"no: {offer['cause']}"
         )
-        rows.append((name, can))
+        rows.append((name, support))
     return [(name, str(value)) for name, value in rows if value is not None]
 
 

@@ -1,4 +1,4 @@
-"""`edgeship doctor`: what is installed, what this machine can do, and what is missing."""
+"""`edgeship doctor`: show hardware, runtimes and missing software of this machine."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import click
 
 from edgeship.toolkit.cli._options import JSON
 
-# instruction set -> what it means for INT8
+# instruction set -> effect on INT8
 MEANING = {
-    "avx2": "INT8 by 16-bit pair sums, which can saturate",
-    "avx512f": "the same, on 64 bytes at once",
+    "avx2": "INT8 products added in 16-bit pairs, which can overflow",
+    "avx512f": "as avx2, with 64-byte vectors",
     "avx_vnni": "INT8 dot products, exact",
-    "avx512_vnni": "INT8 dot products, exact, on 64 bytes at once",
+    "avx512_vnni": "INT8 dot products, exact, with 64-byte vectors",
     "amx_int8": "INT8 matrix tiles",
     "amx_bf16": "bfloat16 matrix tiles",
-    "neon": "vector instructions of ARM",
+    "neon": "Arm vector instructions",
     "dotprod": "INT8 dot products",
     "i8mm": "INT8 matrix products",
 }
@@ -27,7 +27,11 @@ MEANING = {
 @click.command(epilog="\b\nExamples:\n  edgeship doctor\n  edgeship doctor --json")
 @JSON
 def command(as_json: bool) -> None:
-    """Show what is installed, what this machine can do and what is missing."""
+    """Show hardware, runtimes and missing software.
+
+    Lists the processor with the instruction sets that matter for INT8, the version of each runtime or how to
+    install it, and the cache folder. Exit code 0 also if a runtime is missing.
+    """
     from edgeship.targets._device import int8_sums, this_device
     from edgeship.toolkit.core.artifact import plain
     from edgeship.toolkit.pipeline.store import default_root
@@ -35,13 +39,13 @@ def command(as_json: bool) -> None:
     device = this_device()
     runtimes = _runtimes()
     if as_json:
-        found = {
+        summary = {
             "device": plain(device),
             "python": sys.version.split()[0],
             "store": str(default_root()),
             "targets": runtimes,
         }
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(summary, indent=1))
         return
     memory = f"{device.memory_bytes / 2**30:.0f} GB memory"
     click.echo(f"{device.name}, {device.arch}, {device.cores} cores, {memory}")
@@ -52,10 +56,10 @@ def command(as_json: bool) -> None:
     sums = int8_sums(device.arch, device.instruction_sets)
     if sums == "pairs":
         click.echo(
-            "  INT8 sums: by twos in 16 bits, which can saturate; weights get head room where a pair needs it"
+            "  INT8 sums: pairs in 16 bits, which can overflow; weights are scaled down where a pair would"
         )
     elif sums == "exact":
-        click.echo("  INT8 sums: exact, nothing saturates; all 8 bits of the weights are used")
+        click.echo("  INT8 sums: exact, no overflow; all 8 bits of the weights are used")
     click.echo("\ntargets")
     for name, state in runtimes.items():
         if state["versions"]:
@@ -69,14 +73,14 @@ def command(as_json: bool) -> None:
 
 
 def _runtimes() -> dict[str, dict[str, Any]]:
-    """Every target: the versions of its SDK, or what is missing and how to get it."""
+    """Return the SDK versions of every target, or the error and the installation hint."""
     from edgeship import targets
     from edgeship.toolkit.core.errors import ToolkitError
 
-    found: dict[str, dict[str, Any]] = {}
+    states: dict[str, dict[str, Any]] = {}
     for name in targets.names():
         try:
-            found[name] = {"versions": dict(targets.get(name).versions())}
+            states[name] = {"versions": dict(targets.get(name).versions())}
         except ToolkitError as error:
-            found[name] = {"versions": {}, "error": str(error), "hint": error.hint}
-    return found
+            states[name] = {"versions": {}, "error": str(error), "hint": error.hint}
+    return states

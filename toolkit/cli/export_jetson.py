@@ -1,4 +1,4 @@
-"""`edgeship export-jetson`: a folder to carry to a Jetson, with the two commands to type there."""
+"""`edgeship export-jetson`: write a folder with graph, runner and commands for a Jetson."""
 
 from __future__ import annotations
 
@@ -23,30 +23,34 @@ Examples:
 """
 )
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--module", default="Orin Nano", show_default=True, help="Name of the Jetson module.")
-@click.option("--trt", metavar="VERSION", help="TensorRT on it.  [default: from --jetpack]")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
-    "--jetpack", default="6.2", show_default=True, metavar="VERSION", help="JetPack or L4T version on it."
+    "--module", default="Orin Nano", show_default=True, help="Jetson module, e.g. 'Orin Nano' or 'AGX Orin'."
+)
+@click.option("--trt", metavar="VERSION", help="TensorRT version of the module.  [default: from --jetpack]")
+@click.option(
+    "--jetpack",
+    metavar="VERSION",
+    help="JetPack or L4T version of the module.  [default: the module's newest]",
 )
 @click.option(
     "--float",
     "plain",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The float ONNX, to build FP16 beside INT8.  [default: of a run, its own]",
+    help="Float ONNX file, to build an FP16 engine for comparison.  [default: that of the run]",
 )
 @click.option(
     "--images",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Preprocessed images, for the self-test and the DLA's ranges: .npy, float32, (N, C, H, W); of a "
-    "graph that takes pixels uint8, (N, H, W, C).  [default: of a run, what calibrated it; else noise]",
+    help="Preprocessed images for self-test and DLA calibration: .npy, float32 (N, C, H, W), or uint8 "
+    "(N, H, W, C) for a graph with pixel input.  [default: calibration images of the run, else noise]",
 )
 @click.option(
     "--dla",
     "dla_core",
     type=click.IntRange(0),
     metavar="CORE",
-    help="Also for this DLA core: graph without Q/DQ, calibration cache, layers that stay FP16.",
+    help="Also write the files for this DLA core: graph without Q/DQ, calibration cache, FP16 layers.",
 )
 @JSON
 def command(
@@ -55,28 +59,29 @@ def command(
     out: Path,
     module: str,
     trt: str | None,
-    jetpack: str,
+    jetpack: str | None,
     plain: Path | None,
     images: Path | None,
     dla_core: int | None,
     as_json: bool,
 ) -> None:
-    """Write a folder for a Jetson: MODEL, the runner, golden inputs, and a README with two commands.
+    """Write a folder to copy to a Jetson.
 
-    MODEL is an ONNX file, or a folder written by `edgeship run --out`: its INT8 graph for TensorRT, pruned if
-    the run pruned. Nothing is built here: an engine runs only on the kind of device, and the version, it was
-    built on.
+    MODEL is an ONNX file, or a folder written by `edgeship run --out`, of which the INT8 graph for TensorRT
+    is taken (the pruned one if the run pruned). The folder has the graph, the runner, golden inputs and a
+    README.md with the two commands to run on the Jetson. The engine is built there, because a TensorRT engine
+    runs only on the GPU type and TensorRT version that it was built with.
     """
     from edgeship.targets.tensorrt import jetson, jetson_folder
     from edgeship.toolkit.core.artifact import plain as as_plain
 
-    version = trt or jetson.jetpack(jetpack).tensorrt
-    given = _images(images) if images is not None else None
+    version = jetson.choose(jetson.module(module), jetpack=jetpack, tensorrt=trt)
+    samples = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)
-        plain, given = plain or float_of_run, given if given is not None else calibration
+        plain, samples = plain or float_of_run, samples if samples is not None else calibration
     done = jetson_folder.write(
-        model, out, version=version, module=module, plain=plain, images=given, dla_core=dla_core
+        model, out, version=version, module=module, plain=plain, images=samples, dla_core=dla_core
     )
     if as_json:
         click.echo(json.dumps(as_plain(done), indent=1))
@@ -85,13 +90,15 @@ def command(
         click.echo(f"warning: {warning}", err=True)
     for name in done.files:
         click.echo(f"  {name}")
-    click.echo(f"wrote {done.folder}: its README.md has the commands for the device")
+    click.echo(f"wrote {done.folder}; see README.md there for the commands to run on the device")
 
 
 def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
-    """A finished run's INT8 graph for TensorRT, the float one it was made from, and calibration images.
+    """Return the INT8 graph for TensorRT of a run, its float graph, and calibration images.
 
-    `ready`: both take ready images, even if the run's engines take pixels.
+    Args:
+        out: Folder of the run.
+        ready: Return graphs with float32 input even if the run's engines have pixel input.
     """
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.core.artifact import read_json
@@ -101,13 +108,14 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     if not {"export", "calibrate", "quantize"} <= set(folders):
-        raise DataError(f"{out} has no INT8 graphs", hint="run the recipe to its end, or to --until quantize")
+        raise DataError(
+            f"{out} has no INT8 graphs", hint="run the recipe without --until, or with --until quantize"
+        )
     pruned = (folders["export"] / "pruned.onnx").is_file()
     model = folders["quantize"] / f"{quantized_name('tensorrt', pruned=pruned)}.onnx"
     if not model.is_file():
         raise DataError(
-            f"{out} has no graph for TensorRT",
-            hint="run it with --set compile.targets=tensorrt (the others may stand beside it)",
+            f"{out} has no graph for TensorRT", hint="run the recipe with --set compile.targets=tensorrt"
         )
     name = "pruned" if pruned else "float"
     compiled = {} if ready or "compile" not in folders else read_json(folders["compile"] / "compiled.json")
@@ -117,8 +125,8 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
     ]
     if all(pixels):
         return folders["compile"] / pixels[0], folders["compile"] / pixels[1], None
-    seen = Statistics.load(folders["calibrate"] / name).probe
-    return model, folders["export"] / f"{name}.onnx", seen
+    probe = Statistics.load(folders["calibrate"] / name).probe
+    return model, folders["export"] / f"{name}.onnx", probe
 
 
 def _images(path: Path) -> FloatArray | PixelArray:
@@ -129,10 +137,13 @@ def _images(path: Path) -> FloatArray | PixelArray:
     try:
         values: FloatArray | PixelArray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not an array in .npy form", hint="numpy.save(path, images)") from error
-    if getattr(values, "ndim", 0) != 4 or values.dtype not in (np.float32, np.uint8) or not len(values):
         raise DataError(
-            f"{path} is neither float32 (N, C, H, W) nor uint8 (N, H, W, C)",
-            hint="save preprocessed images, or pixels for a graph that takes these; N at least 1",
+            f"{path} is not an .npy array", hint="write it with numpy.save(path, images)"
+        ) from error
+    if getattr(values, "ndim", 0) != 4 or values.dtype not in (np.float32, np.uint8) or not len(values):
+        form = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "not one array"
+        raise DataError(
+            f"{path} is {form}, expected float32 (N, C, H, W) or uint8 (N, H, W, C)",
+            hint="save preprocessed images, or pixels for a graph with pixel input",
         )
     return values

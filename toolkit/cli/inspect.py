@@ -1,4 +1,4 @@
-"""`edgeship inspect`: what is in an ONNX file, and which ranges its tensors have."""
+"""`edgeship inspect`: show the structure of an ONNX file and the ranges of its activations."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ Examples:
 """
 )
 def command() -> None:
-    """Look into an ONNX file."""
+    """Show structure and activation ranges of an ONNX file."""
 
 
 @command.command(epilog="\b\nExample:\n  edgeship inspect graph net.onnx")
 @click.argument("model", type=click.Path(path_type=Path))
 @JSON
 def graph(model: Path, as_json: bool) -> None:
-    """Show the inputs, size and operators of MODEL."""
+    """Show input, output, MACs, parameters and operators of MODEL."""
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.graph.cost import cost
 
-    found = io.read(model)
-    ends = found.model.graph
+    network = io.read(model)
+    ends = network.model.graph
     count = cost(model)
-    operators = Counter(node.op_type for node in found.model.graph)
+    operators = Counter(node.op_type for node in ends)
     described: dict[str, Any] = {
         "input": {
-            "name": found.input,
-            "shape": _shape(next(value for value in ends.inputs if value.name == found.input)),
-            "dtype": _dtype(ends.inputs, found.input),
+            "name": network.input,
+            "shape": _shape(next(value for value in ends.inputs if value.name == network.input)),
+            "dtype": _dtype(ends.inputs, network.input),
         },
-        "output": {"name": found.output, "shape": _shape(ends.outputs[0])},
-        "macs": count.macs or None,  # not counted where operators are integer ones
+        "output": {"name": network.output, "shape": _shape(ends.outputs[0])},
+        "macs": count.macs or None,  # not counted for integer operators
         "parameters": count.parameters,
-        "quantized": found.quantized,
-        "opset": found.model.graph.opset_imports.get(""),
+        "quantized": network.quantized,
+        "opset": ends.opset_imports.get(""),
         "operators": dict(operators.most_common()),
     }
     if as_json:
@@ -60,50 +60,57 @@ def graph(model: Path, as_json: bool) -> None:
         kind = f"  {described['input']['dtype']}" if side == "input" else ""
         click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
     if count.macs:
-        click.echo(f"{'macs':<12}{count.macs:,} an image")
+        click.echo(f"{'macs':<12}{count.macs:,} per image")
     click.echo(f"{'parameters':<12}{count.parameters:,}")
-    click.echo(f"{'precision':<12}{'quantized' if found.quantized else 'float'}, opset {described['opset']}")
+    click.echo(
+        f"{'precision':<12}{'quantized' if network.quantized else 'float'}, opset {described['opset']}"
+    )
     click.echo(f"{'operators':<12}{', '.join(f'{n} {kind}' for kind, n in operators.most_common())}")
 
 
 @command.command(epilog="\b\nExample:\n  edgeship inspect ranges net.onnx photos/ --images 50")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("source")
-@click.option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="How many.")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=100, show_default=True, help="Number of images."
+)
 @PREPROCESS
 @JSON
 def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], as_json: bool) -> None:
     """Show the range of every activation of MODEL over images of SOURCE.
 
-    A tensor whose largest value is far above what most of its values reach is one that INT8 serves badly.
+    Prints minimum, maximum and the 99.9 percentile of the absolute values. A tensor whose maximum is far
+    above the percentile has outliers, which cost INT8 resolution.
     """
     import numpy as np
 
     from edgeship.calibration import manifest
     from edgeship.calibration.datasets import open_dataset
     from edgeship.quantization.calibrate import collect
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.pipeline import datasets as pictures
     from edgeship.toolkit.pipeline.preprocessing import check_channels, input_size, resolve
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
-    found = io.read_classifier(model)
-    prepared = resolve(recipe.load.preprocess, found.preprocess, input_size(found, None), found.normalization)
-    check_channels(prepared, found.channels, option="--preprocess ")
+    network = io.read_classifier(model)
+    prepared = resolve(
+        recipe.load.preprocess, network.preprocess, input_size(network, None), network.normalization
+    )
+    check_channels(prepared, network.channels, option="--preprocess ")
     dataset = open_dataset(source, use="train")
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
-    with shown():
+    with show_progress():
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "running images")
-        statistics = collect(found, stream, exact=True)
+        statistics = collect(network, stream, exact=True)
     rows = {
         name: {
-            "low": float(seen.low.min()),
-            "high": float(seen.high.max()),
-            "percentile_99_9": float(np.percentile(np.abs(seen.sample), 99.9)),
+            "low": float(tensor.low.min()),
+            "high": float(tensor.high.max()),
+            "percentile_99_9": float(np.percentile(np.abs(tensor.sample), 99.9)),
         }
-        for name, seen in statistics.tensors.items()
+        for name, tensor in statistics.tensors.items()
     }
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -115,11 +122,11 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
 
 
 def _shape(value: ir.Value) -> list[int | None]:
-    """Sizes of a tensor; None is dynamic."""
+    """Return the shape of a tensor; None for a dynamic dimension."""
     return [dim if isinstance(dim, int) else None for dim in value.shape or ()]
 
 
 def _dtype(values: Iterable[ir.Value], name: str) -> str:
-    """Type of the elements of a tensor, as numpy names it."""
+    """Return the numpy name of a tensor's element type."""
     value = next(value for value in values if value.name == name)
     return "unknown" if value.dtype is None else str(value.dtype.numpy())

@@ -1,4 +1,4 @@
-"""`edgeship prune`: a checkpoint and unlabelled images in, smaller networks and their figures out."""
+"""`edgeship prune`: prune a checkpoint with unlabelled images and compare the pruned networks."""
 
 from __future__ import annotations
 
@@ -19,37 +19,59 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Resumable,
+    former={
+        "--keep": "--keep-ratio",
+        "--macs": "--macs-ratio",
+        "--target-latency": "--latency-ratio",
+        "--max-drop-pp": "--max-expected-drop-pp",
+        "--step": "--channel-multiple",
+    },
     epilog="""\b
 Examples:
-  edgeship prune resnet18.pth photos/ --keep 0.5 --out small
-  edgeship prune resnet18.pth photos/ --target-latency 0.6 --target openvino --out fast
-  edgeship prune resnet18.pth photos/ --max-drop-pp 1 --no-compare --out safe
+  edgeship prune resnet18.pth photos/ --keep-ratio 0.5 --out small
+  edgeship prune resnet18.pth photos/ --latency-ratio 0.6 --target openvino --out fast
+  edgeship prune resnet18.pth photos/ --max-expected-drop-pp 1 --no-compare --out safe
   edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.6,0.5,0.4 --test test.zip --out family
 """,
 )
 @click.argument("weights")
 @click.argument("source")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Gets the networks."
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
 )
-@click.option("--keep", type=float, metavar="PART", help="Part of the channels inside blocks to keep.")
-@click.option("--macs", type=float, metavar="PART", help="Part of the multiply-accumulates to keep.")
-@click.option("--target-latency", type=float, metavar="PART", help="Latency, of the dense INT8 network's.")
-@click.option("--max-drop-pp", type=float, metavar="POINTS", help="Largest expected loss of top-1.")
-@click.option("--widths", metavar="PARTS", help="Several parts to keep: nested networks in one pass.")
-@click.option("--model", default="auto", show_default=True, help="Member of the family: resnet18, ...")
-@click.option("--size", type=SizeType(), help="Input in pixels, N or HxW.  [default: its own, or 224]")
-@click.option("--images", type=int, default=1000, show_default=True, help="How many images of SOURCE.")
-@click.option("--test", default="", metavar="SOURCE", help="Labelled images that judge.")
-@click.option("--target", default="openvino", show_default=True, help="Where INT8 runs and is timed.")
+@click.option("--keep-ratio", type=float, metavar="RATIO", help="Ratio of the channels in blocks to keep.")
+@click.option("--macs-ratio", type=float, metavar="RATIO", help="Ratio of the multiply-accumulates to keep.")
+@click.option(
+    "--latency-ratio", type=float, metavar="RATIO", help="INT8 latency over that of the dense network."
+)
+@click.option(
+    "--max-expected-drop-pp", type=float, metavar="POINTS", help="Expected top-1 drop, in percentage points."
+)
+@click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: nested networks.")
+@click.option(
+    "--model", default="auto", show_default=True, help="Architecture, e.g. resnet18; auto: from the file."
+)
+@click.option("--size", type=SizeType(), help="Input size in pixels.  [default: that of WEIGHTS, else 224]")
+@click.option("--images", type=int, default=1000, show_default=True, help="Number of images of SOURCE.")
+@click.option(
+    "--test",
+    default="",
+    metavar="SOURCE",
+    help="Labelled images to measure top-1 with.  [default: part of SOURCE, without labels]",
+)
+@click.option("--target", default="openvino", show_default=True, help="Target of the INT8 networks.")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of timed inferences.")
-@click.option("--seconds", type=float, default=2.0, show_default=True, help="Of timed inferences for each.")
+@click.option(
+    "--seconds", type=float, default=2.0, show_default=True, help="Timed inferences per network, in seconds."
+)
 @click.option("--method", default="obs", show_default=True, help="obs, activation, batchnorm or magnitude.")
-@click.option("--step", type=int, default=16, show_default=True, help="Channel counts are multiples of it.")
-@click.option("--scope", default="inner", show_default=True, help="inner, stream or both.")
-@click.option("--drop-blocks", is_flag=True, help="Whole blocks may go.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the choice of images.")
-@click.option("--compare/--no-compare", default=True, show_default=True, help="Judge and time in INT8.")
+@click.option(
+    "--channel-multiple", type=int, default=16, show_default=True, help="Channel counts are multiples of it."
+)
+@click.option("--scope", default="block", show_default=True, help="Channels: block, residual or both.")
+@click.option("--drop-blocks", is_flag=True, help="Allow removal of whole residual blocks.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the image selection.")
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Evaluate and time in INT8.")
 @PREPROCESS
 @JSON
 def command(
@@ -69,14 +91,19 @@ def command(
     as_json: bool,
     **how: float | int | bool | str | None,
 ) -> None:
-    """Prune WEIGHTS, a ResNet's checkpoint, with images of SOURCE; needs no labels and no training.
+    """Prune a ResNet without labels or training.
 
-    Writes model.safetensors, widths.json and plan.json (a folder for each of --widths), which a recipe
-    takes as load.weights; and family.json and family.html: accuracy against latency in FP32 and INT8,
-    with the dense network as competitor and the knee marked. The same command given again goes on from the
-    last block of an interrupted pass, and keeps the widths that were finished.
+    WEIGHTS is a ResNet checkpoint, SOURCE a folder, archive, CSV list or digits:train of images.
+    Writes model.safetensors, widths.json and plan.json (one folder per value of --widths), usable as
+    load.weights of a recipe, and family.json and family.html: accuracy against latency in FP32 and INT8 of
+    the pruned networks and of the dense one as baseline, with the knee marked.
+
+    RATIO is a number between 0 and 1. Exactly one goal is required: one of the options of RATIO,
+    RATIOS or POINTS.
+
+    Repeating the command after an interruption continues at the last finished block.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import write_json, write_text
     from edgeship.toolkit.core.errors import RecipeError
     from edgeship.toolkit.pipeline import family, pruning
@@ -85,13 +112,13 @@ def command(
     goals = [name for name in pruning.GOALS if how[name] is not None]
     if len(goals) + (widths is not None) != 1:
         raise RecipeError(
-            "give one goal" if not goals and widths is None else "these are two goals",
-            hint="one of --keep, --macs, --target-latency, --max-drop-pp and --widths",
+            f"{len(goals) + (widths is not None)} pruning goals, expected 1",
+            hint="one of --keep-ratio, --macs-ratio, --latency-ratio, --max-expected-drop-pp and --widths",
         )
     if weights in ("", "train"):
         raise RecipeError(
             f"WEIGHTS is '{weights}', expected a checkpoint: prune does not train",
-            hint=f"edgeship train {source} --model resnet18 --out net, then edgeship prune net {source} ...",
+            hint=f"train first: edgeship train {source} --model resnet18 --out net",
         )
     loads = {"model": weights} if weights.endswith(".onnx") else {"model": model, "weights": weights}
     table: dict[str, Any] = {
@@ -108,7 +135,7 @@ def command(
     family.check(parts)
     for folder in family.folders(parts, out).values():
         refuse_other_network(folder, last="plan.json", source=weights)
-    with shown(), tempfile.TemporaryDirectory() as name:
+    with show_progress(), tempfile.TemporaryDirectory() as name:
         dense = Path(name)
         _load(recipe.load, dense)
         pruned = family.prune(recipe, parts, dense, out)
@@ -117,16 +144,16 @@ def command(
             family.done(out)
             click.echo("\n".join(str(each) for each in pruned.values()))
             return
-        found = family.compare(recipe, dense, pruned)
-    from edgeship.toolkit.report import family as drawn
+        comparison = family.compare(recipe, dense, pruned)
+    from edgeship.toolkit.report import family as family_report
 
-    write_json(out / "family.json", found)
-    write_text(out / "family.html", drawn.page(found))
+    write_json(out / "family.json", comparison)
+    write_text(out / "family.html", family_report.page(comparison))
     family.done(out)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(comparison, indent=1))
         return
-    drawn.terminal(found)
+    family_report.terminal(comparison)
     click.echo(f"\nchart: {out / 'family.html'}")
 
 
@@ -136,7 +163,7 @@ def _load(options: LoadOptions, dense: Path) -> None:
 
     try:
         load_and_export.loader(options)(options, dense, dense)
-    except RecipeError as error:  # its hint names the options of a recipe
+    except RecipeError as error:  # rewrite the hint: recipe option -> command-line option
         raise RecipeError(
             str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")
         ) from error
@@ -148,11 +175,13 @@ def _parts(widths: str | None) -> list[float]:
     try:
         return [float(part) for part in widths.split(",")] if widths is not None else []
     except ValueError as error:
-        raise RecipeError(f"cannot read --widths {widths}", hint="--widths 0.9,0.75,0.6") from error
+        raise RecipeError(
+            f"--widths is '{widths}', expected numbers separated by commas", hint="--widths 0.9,0.75,0.6"
+        ) from error
 
 
 def _warn(folders: dict[str, Path]) -> None:
-    """Tell, once, what pruning found worth a warning."""
+    """Print the warnings of the prune plans, each once."""
     from edgeship.toolkit.core.artifact import read_json
 
     plans = [read_json(folder / "plan.json") for folder in folders.values()]

@@ -1,4 +1,4 @@
-"""edgeship prune-releases: free space on devices."""
+"""`edgeship prune-releases`: remove old releases from devices."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, choice, chosen
+from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, chosen, device_options
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship prune-releases --tag shop --keep 2 --dry-run")
-@choice
+@device_options
 @click.option(
-    "--keep", default=3, show_default=True, type=click.IntRange(1), help="How many of the last to keep."
+    "--keep",
+    default=3,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Number of most recent releases to keep.",
 )
 @WAIT
 @DRY_RUN
@@ -25,14 +29,15 @@ def command(
     wait_s: float,
     dry_run: bool,
 ) -> None:
-    """Remove old releases, and the files and engines only they used.
+    """Remove old releases from devices.
 
-    The live release and the one a rollback would go to are always kept.
+    Removes the releases except the most recent ones, and the files and engines that only those used. The live
+    release and the rollback release are never removed.
     """
     from edgeship.toolkit.deploy.release import DeployOptions, prune
 
     for entry in chosen(inventory, devices, tags):
-        found = prune(entry, keep, DeployOptions(wait_s=wait_s, dry_run=dry_run))
-        removed = " ".join(found["removed"]) or "no release"
+        pruned = prune(entry, keep, DeployOptions(wait_s=wait_s, dry_run=dry_run))
+        removed = " ".join(pruned["removed"]) or "no release"
         did = "would remove" if dry_run else "removed"
-        click.echo(f"{entry.name}: {did} {removed}, {found['freed_bytes']} bytes")
+        click.echo(f"{entry.name}: {did} {removed}, {pruned['freed_bytes']} bytes")

@@ -1,4 +1,4 @@
-"""edgeship report: what a run found, or what a device measured."""
+"""`edgeship report`: show the report of a run, or the measurements of a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._devices import INVENTORY, as_table
+from edgeship.toolkit.cli._devices import INVENTORY, print_table
 
 
 @click.command(
@@ -21,18 +21,22 @@ from edgeship.toolkit.cli._devices import INVENTORY, as_table
     "--format",
     "kind",
     type=click.Choice(["md", "json", "junit", "html"]),
-    help="Print as Markdown, JSON, JUnit XML of the gates or HTML instead of a table.",
+    help="Print Markdown, JSON, JUnit XML (one test case per gate) or HTML instead of a table.",
 )
-@click.option("--open", "show", is_flag=True, help="Open the HTML report in the browser.")
-@click.option("--mlflow", is_flag=True, help="Log the run to MLflow (MLFLOW_TRACKING_URI says where).")
-@click.option("--device", help="Show what this device measured of its releases instead.")
+@click.option("--open", "show", is_flag=True, help="Open the HTML report in the browser; print no table.")
+@click.option("--mlflow", is_flag=True, help="Log the run to the MLflow server of MLFLOW_TRACKING_URI.")
+@click.option("--device", help="Show the measurements of the releases on this device.")
 @INVENTORY
 def command(
     run: Path | None, kind: str | None, show: bool, mlflow: bool, device: str | None, inventory: Path | None
 ) -> None:
-    """Show the report of RUN: a folder written by `edgeship run --out`, or its report.json."""
+    """Show the report of a run or of a device.
+
+    RUN is a folder written by `edgeship run --out`, or its report.json. Give either RUN or --device.
+    Exit code 0 also if a gate was missed: only `edgeship run` fails on gates.
+    """
     if (run is None) == (device is None):
-        raise click.UsageError("name a RUN, or a device with --device")
+        raise click.UsageError("expected either RUN or --device")
     if device is not None:
         _show_device(device, inventory, as_json=kind == "json")
     if run is not None:
@@ -49,11 +53,11 @@ def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
     from edgeship.toolkit.deploy.release import records
 
     (entry,) = chosen(inventory, [name], ())
-    found = records(entry)
+    measured = records(entry)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(measured, indent=1))
         return
-    as_table(COLUMNS, [_row(record) for record in found])
+    print_table(COLUMNS, [_row(record) for record in measured])
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
@@ -86,8 +90,8 @@ def _show_run(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
     if kind == "html":
         click.echo(page.read_text(encoding="utf-8") if page.is_file() else render.html(report))
     elif kind is not None:
-        written = {"md": render.markdown, "json": render.text_json, "junit": render.junit}[kind](report)
-        click.echo(written, nl=False)
+        formatted = {"md": render.markdown, "json": render.text_json, "junit": render.junit}[kind](report)
+        click.echo(formatted, nl=False)
     elif not (show or mlflow):
         render.terminal(report)
     if mlflow:
@@ -104,7 +108,7 @@ def _open(page: Path) -> None:
     from edgeship.toolkit.core.errors import DataError, ToolkitError
 
     if not page.is_file():
-        raise DataError(f"no {page}", hint="make it with `edgeship report RUN --format html > report.html`")
+        raise DataError(f"no {page}", hint="write it with `edgeship report RUN --format html > report.html`")
     if not webbrowser.open(page.resolve().as_uri()):
-        raise ToolkitError("no browser could be started", hint=f"open {page.resolve()} yourself")
+        raise ToolkitError("no web browser could be started", hint=f"open {page.resolve()} in a browser")
     click.echo(page)

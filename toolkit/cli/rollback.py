@@ -1,4 +1,4 @@
-"""edgeship rollback: the release of before, live again."""
+"""`edgeship rollback`: make an earlier release live again."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import WAIT, choice, chosen, finish, states
+from edgeship.toolkit.cli._devices import WAIT, chosen, device_options, raise_failures, states
 
 
 @click.command(
     epilog="\b\nExamples:\n  edgeship rollback --device nano-1\n"
     "  edgeship rollback --tag shop --to resnet18-3f2a91c07b54"
 )
-@choice
-@click.option("--to", help="Name of the release, or its beginning.  [default: the good one before]")
+@device_options
+@click.option("--to", help="Release name or a prefix of it.  [default: the previous good release]")
 @WAIT
 def command(
     *, inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, ...], to: str | None, wait_s: float
 ) -> None:
-    """Make an earlier release live again; it must pass its health check, or nothing changes."""
+    """Make an earlier release live again.
+
+    The release has to pass its health check on the device; otherwise the current one stays live.
+    Exit code 1: the rollback failed on a device.
+    """
     from edgeship.toolkit.deploy.release import DeployOptions, rollback
     from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
     entries = chosen(inventory, devices, tags)
     options = DeployOptions(wait_s=wait_s)
-    with states([entry.name for entry in entries]) as shown:
+    with states([entry.name for entry in entries]) as display:
         outcomes = rollout(
             entries,
-            lambda entry, tell, connect: rollback(entry, to, options, tell, connect),
+            lambda entry, report_state, connect: rollback(entry, to, options, report_state, connect),
             RolloutOptions(max_failures=1.0),
-            shown.tell,
+            display.update,
         )
     for outcome in outcomes:
         if not outcome.error:
             click.echo(f"{outcome.device}: {outcome.release} is live, before: {outcome.before or 'nothing'}")
-    finish(outcomes)
+    raise_failures(outcomes)

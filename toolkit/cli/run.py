@@ -1,4 +1,4 @@
-"""`edgeship run`: the whole path, from weights to the report."""
+"""`edgeship run`: run a recipe, from weights to the report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def _list_options(context: click.Context, _parameter: click.Parameter, asked: bo
 
 @click.command(
     cls=Resumable,
+    former={"--redo": "--rerun", "--skip-bad": "--skip-unreadable"},
     epilog="""\b
 Examples:
   edgeship run quickstart --out runs/quickstart
   edgeship run resnet50-imagenet --set select.source=train/ --set evaluate.source=val.csv
-  edgeship run my.toml --until quantize --redo calibrate
+  edgeship run my.toml --until quantize --rerun calibrate
 """,
 )
 @click.argument("recipe")
@@ -34,7 +35,7 @@ Examples:
     "overrides",
     multiple=True,
     metavar="SECTION.KEY=VALUE",
-    help="Change an option; --options lists them.",
+    help="Set a recipe option; repeatable. --options lists all of them.",
 )
 @click.option(
     "--options",
@@ -42,14 +43,21 @@ Examples:
     is_eager=True,
     expose_value=False,
     callback=_list_options,
-    help="List every option of a recipe with its default.",
+    help="List all recipe options with defaults, and exit.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for report and engines."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write report, engines and graphs to this folder.",
 )
 @click.option("--until", metavar="STAGE", help="Last stage to run.")
-@click.option("--redo", multiple=True, metavar="STAGE", help="Work through a stage again.")
-@click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and count them.")
+@click.option(
+    "--rerun",
+    multiple=True,
+    metavar="STAGE",
+    help="Run a stage again, even if its result is cached; repeatable.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images; the report has their number.")
 @JSON
 @STORE
 def command(
@@ -58,27 +66,31 @@ def command(
     overrides: tuple[str, ...],
     out: Path | None,
     until: str | None,
-    redo: tuple[str, ...],
-    skip_bad: bool,
+    rerun: tuple[str, ...],
+    skip_unreadable: bool,
     as_json: bool,
     store_root: Path | None,
 ) -> None:
-    """Run RECIPE, a TOML file or the name of one that comes along.
+    """Run a recipe, from weights to the report.
 
-    Finished stages are kept in the store: running again resumes, and a changed option reruns only what
-    depends on it. The stages are load, prune, finetune, export, select, calibrate, quantize, compile,
-    evaluate, bench and report. Exit code 3: a limit of the recipe's report section was missed, or its figure
-    is absent. A limit that the data do not decide is NEEDS MORE DATA, with exit code 0; with
-    report.judge_by=point the figure alone decides.
+    RECIPE is a TOML file, or the name of a built-in recipe such as quickstart. Its stages are load, prune,
+    finetune, export, select, calibrate, quantize, compile, evaluate, bench and report. Results of finished
+    stages are cached: running again resumes, and a changed option reruns only the stages that depend on it.
+
+    Exit code 3: a gate (a limit of the recipe's report section) was missed, or its value was not measured.
+    A gate that the 95 % interval leaves undecided is reported as NEEDS MORE DATA, with exit code 0. With
+    report.judge_by=point, gates use the value alone.
     """
-    from edgeship.toolkit.cli._progress import shown
+    from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.pipeline import Recipe, Store, run
 
-    if skip_bad:
-        overrides = (*overrides, "select.skip_bad=true", "evaluate.skip_bad=true")
+    if skip_unreadable:
+        overrides = (*overrides, "select.skip_unreadable=true", "evaluate.skip_unreadable=true")
     chosen = Recipe.read(recipe, overrides)
-    with shown() as progress:
-        finished = run(chosen, out=out, until=until, redo=redo, store=Store(store_root), watch=progress.stage)
+    with show_progress() as progress:
+        finished = run(
+            chosen, out=out, until=until, redo=rerun, store=Store(store_root), watch=progress.stage
+        )
     if finished.stages[-1].name != "report":
         last = finished.stages[-1]
         click.echo(last.folder)

@@ -1,4 +1,4 @@
-"""edgeship status: what is live on devices."""
+"""`edgeship status`: list the releases on devices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._devices import as_table, choice, inventory_path
+from edgeship.toolkit.cli._devices import device_options, inventory_path, print_table
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship status\n  edgeship status --tag shop --json")
-@choice
+@device_options
 @JSON
 def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> None:
-    """Show what is live on devices, what is installed, and who is at work; without options, on all."""
+    """List the releases on devices.
+
+    Shows the live, previous and other installed releases, and deployments in progress. Without --device and
+    --tag, all devices of the inventory are listed. Exit code 1: a device could not be reached.
+    """
     import json
     from concurrent.futures import ThreadPoolExecutor
 
@@ -29,18 +33,18 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
     names = entries if not (devices or tags) else devices
     chosen = choose(entries, names, tags)
     with ThreadPoolExecutor(8) as pool:
-        found = dict(zip((entry.name for entry in chosen), pool.map(_ask, chosen), strict=True))
+        statuses = dict(zip((entry.name for entry in chosen), pool.map(_query, chosen), strict=True))
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(statuses, indent=1))
     else:
-        rows = [row for name, status in found.items() for row in _rows(name, status)]
-        as_table(("device", "release", "state", "variant", "top-1", "p50 latency"), rows)
-    lost = [status for status in found.values() if "error" in status]
-    if lost:
-        raise DeviceError(lost[0]["error"], hint=lost[0]["hint"])
+        rows = [row for name, status in statuses.items() for row in _rows(name, status)]
+        print_table(("device", "release", "state", "variant", "top-1", "p50 latency"), rows)
+    failed = [status for status in statuses.values() if "error" in status]
+    if failed:
+        raise DeviceError(failed[0]["error"], hint=failed[0]["hint"])
 
 
-def _ask(entry: Entry) -> dict[str, Any]:
+def _query(entry: Entry) -> dict[str, Any]:
     from edgeship.toolkit.core.errors import DeviceError
     from edgeship.toolkit.deploy.release import status
 
@@ -59,7 +63,7 @@ def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
     for release, record in status["releases"].items():
         states = ["bad"] if release in status["bad"] else []
         if release == status["current"]:
-            states.append("live, not proved yet" if status["pending"] else "live")
+            states.append("live, not verified yet" if status["pending"] else "live")
         if release == status["previous"]:
             states.append("previous")
         top1 = ((record or {}).get("accuracy") or {}).get("top1")
@@ -76,5 +80,5 @@ def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     if status["locked_by"]:
-        rows.append((name, "", f"at work: {status['locked_by']}", "", "", ""))
+        rows.append((name, "", f"locked by {status['locked_by']}", "", "", ""))
     return rows or [(name, "", "nothing installed", "", "", "")]

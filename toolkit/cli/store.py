@@ -1,4 +1,4 @@
-"""`edgeship store`: what finished stages take up, and how to get the room back."""
+"""`edgeship store`: list and clean the cache of finished stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ Examples:
 @JSON
 @click.pass_context
 def command(context: click.Context, store_root: Path | None, as_json: bool) -> None:
-    """List the finished stages that are kept, and clean up."""
+    """List or clean the cache of finished stages.
+
+    Without a subcommand, lists date, stage, size, duration in seconds and folder of every cached stage.
+    """
     from edgeship.toolkit.pipeline.store import Store, as_dict
 
     context.obj["store"] = store_root
@@ -40,21 +43,21 @@ def command(context: click.Context, store_root: Path | None, as_json: bool) -> N
         click.echo(json.dumps({"root": str(store.root), "size_bytes": total, "stages": rows}, indent=1))
         return
     for entry in entries:
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made_at))
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.made_at))
         click.echo(
-            f"{made}  {entry.stage:<10} {_size(entry.size_bytes):>9}  {entry.seconds:7.1f} s  {entry.folder}"
+            f"{date}  {entry.stage:<10} {_size(entry.size_bytes):>9}  {entry.seconds:7.1f} s  {entry.folder}"
         )
     click.echo(f"{len(entries)} stages, {_size(total)} in {store.root}")
 
 
 @command.command(epilog="\b\nExample:\n  edgeship store gc --older-than 30")
-@click.option("--older-than", "days", type=float, metavar="DAYS", help="Also remove stages older than this.")
+@click.option("--older-than", "days", type=float, metavar="DAYS", help="Also remove stages that are older.")
 @STORE
 @click.pass_context
 def gc(context: click.Context, days: float | None, store_root: Path | None) -> None:
-    """Remove replaced results and left-overs.
+    """Remove unreachable results.
 
-    What no run can find again goes: results that were made anew, and what killed runs left.
+    Removes results that were replaced by a rerun, and temporary files of interrupted runs.
     """
     from edgeship.toolkit.pipeline.store import Store
 
@@ -66,7 +69,10 @@ def gc(context: click.Context, days: float | None, store_root: Path | None) -> N
 @STORE
 @click.pass_context
 def clear(context: click.Context, store_root: Path | None) -> None:
-    """Remove everything; the next run starts from nothing."""
+    """Remove all cached stages.
+
+    The next run computes every stage again.
+    """
     from edgeship.toolkit.pipeline.store import Store
 
     click.echo(f"freed {_size(Store(store_root or context.obj['store']).clear())}")

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, and digests that mean the same everywhere."""
+"""Write files atomically, and hash content platform-independently."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edgeship.toolkit.core.errors import DataError
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hexadecimal SHA-256 of bytes."""
+    """Return the hexadecimal SHA-256 of bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -30,7 +30,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(folder: Path) -> str:
-    """SHA-256 over the relative names and contents of every file below a folder."""
+    """Return the SHA-256 over the relative names and contents of every file below a folder."""
     entries = {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in sorted(folder.rglob("*"))
@@ -40,12 +40,12 @@ def sha256_tree(folder: Path) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values have equal text."""
+    """Serialize to JSON with sorted keys and no spaces: equal values have equal text."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples, paths and NumPy scalars as what JSON knows."""
+    """Convert dataclasses, tuples, sets, paths and NumPy values to JSON types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is not valid JSON: {error}", hint="it was cut off or edited; make it again"
+            f"{path} is not valid JSON: {error}", hint="the file is truncated or edited: create it again"
         ) from error
 
 
@@ -96,7 +96,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place only if the block succeeds."""
+    """Yield a temporary path in the same folder that replaces `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)

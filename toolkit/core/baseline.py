@@ -1,4 +1,4 @@
-"""Plausibility of an FP32 baseline, from logits and labels: chance level, confidence, class order."""
+"""Check an FP32 baseline from logits and labels: chance level, confidence, class order."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Baseline:
 
     @property
     def at_chance(self) -> bool:
-        """Whether the interval of the accuracy reaches down to chance."""
+        """Return True if the interval of the accuracy includes chance."""
         return self.interval[0] <= self.chance
 
     @property
     def overconfident(self) -> bool:
-        """Whether the whole interval lies far below the mean confidence."""
+        """Return True if the whole interval is below half of the mean confidence."""
         return self.interval[1] < OVERCONFIDENT * self.confidence
 
 
@@ -70,7 +70,7 @@ class ClassOrder:
 
     @property
     def moved(self) -> tuple[int, ...]:
-        """Labels whose output is another one."""
+        """Return the labels that the permutation moves."""
         return tuple(label for label, output in enumerate(self.outputs) if label != output)
 
 
@@ -99,7 +99,7 @@ def find_class_order(logits: FloatArray, labels: IntArray, names: Sequence[str] 
     """Search a permutation of the classes that restores the accuracy.
 
     Half of the images of each class give the assignment that maximizes the probability of the labels; the
-    other half judges it, so that chance confusions cannot pass for an order. Usual orders (reversed, shifted
+    other half validates it, against overfitting to random confusions. Usual orders (reversed, shifted
     by one, names sorted as text or by number) are preferred where they explain the images as well.
 
     Args:
@@ -118,26 +118,26 @@ def find_class_order(logits: FloatArray, labels: IntArray, names: Sequence[str] 
     if count > classes:
         return None
     first = _first_half(labels)
-    judged, truth = logits[~first].argmax(1), labels[~first]
-    if not len(judged):
+    predicted, truth = logits[~first].argmax(1), labels[~first]
+    if not len(predicted):
         return None
-    stated = judged == truth
-    found = _assignment(probabilities(logits[first]), labels[first], count)
-    best, cause = found, ""
-    right = found[truth] == judged
+    stated = predicted == truth
+    assigned = _assignment(probabilities(logits[first]), labels[first], count)
+    best, cause = assigned, ""
+    right = assigned[truth] == predicted
     tolerance = np.sqrt(max(right.mean() * (1 - right.mean()), 1 / len(right)) / len(right))
-    usual = {name: (order[truth] == judged).mean() for name, order in _usual_orders(count, classes, names)}
+    usual = {name: (order[truth] == predicted).mean() for name, order in _usual_orders(count, classes, names)}
     if usual:
         likely = max(usual, key=lambda name: usual[name])
         if usual[likely] >= right.mean() - 2 * tolerance:
             best, cause = dict(_usual_orders(count, classes, names))[likely], likely
-            right = best[truth] == judged
+            right = best[truth] == predicted
     gain = float(right.mean() - stated.mean())
     _, (_, highest) = statistics.paired_drop(stated, right)
     enough = LEAST_RESTORED * float(probabilities(logits[~first]).max(1).mean())
     if gain < LEAST_GAIN or highest >= 0 or right.mean() < enough:
         return None
-    if not cause:  # accepted: all images say more of small classes than half of them
+    if not cause:  # accepted: fit small classes on all images
         best = _assignment(probabilities(logits), labels, count)
     outputs = tuple(int(output) for output in best)
     return ClassOrder(outputs, cause, float(right.mean()), float(stated.mean()), len(right))
@@ -146,8 +146,7 @@ def find_class_order(logits: FloatArray, labels: IntArray, names: Sequence[str] 
 def label_losses(logits: FloatArray, labels: IntArray) -> npt.NDArray[np.float64]:
     """Return the negative log-likelihood of each label, in nats, at the temperature that fits best.
 
-    The temperature takes out the scale of the logits: a network that is fed smaller numbers is less sure,
-    not better.
+    The temperature removes the scale of the logits, which depends on the scale of the input.
 
     Source:
         Guo et al. 2017, arXiv:1706.04599, sec. 4.2 (temperature scaling).
@@ -216,8 +215,8 @@ def _assignment(p: npt.NDArray[np.float64], labels: IntArray, count: int) -> Int
 def _usual_orders(count: int, classes: int, names: Sequence[str]) -> list[tuple[str, IntArray]]:
     """Return the usual ways in which labels and outputs disagree: cause, and the output of each label."""
     labels = np.arange(count)
-    found = [("the order is reversed", labels[::-1])]
-    found += [(cause, (labels + step) % classes) for step, cause in _SHIFTS.items()]
+    orders = [("the order is reversed", labels[::-1])]
+    orders += [(cause, (labels + step) % classes) for step, cause in _SHIFTS.items()]
     if len(names) == count:
         keys: dict[str, Callable[[str], Any]] = {
             "the outputs follow the names sorted by number": _natural,
@@ -227,11 +226,11 @@ def _usual_orders(count: int, classes: int, names: Sequence[str]) -> list[tuple[
         for cause, key in keys.items():
             order = np.empty(count, np.int64)
             order[sorted(range(count), key=lambda label: key(names[label]))] = labels
-            found.append((cause, order))
-    return [(cause, order) for cause, order in found if (order != labels).any()]
+            orders.append((cause, order))
+    return [(cause, order) for cause, order in orders if (order != labels).any()]
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key by which 2 comes before 10."""
+    """Return a natural sort key: 2 before 10."""
     parts = re.split(r"(\d+)", name.casefold())
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]

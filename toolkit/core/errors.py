@@ -1,4 +1,4 @@
-"""Every error that a user can cause.
+"""Errors that a user can cause and correct.
 
 ToolkitError                   exit 1
   RecipeError                  exit 2   recipe file or option
@@ -20,8 +20,8 @@ class ToolkitError(Exception):
     """A failure that the user can act on.
 
     Args:
-        message: What is wrong, naming the file, tensor or option.
-        hint: What to do next; printed on a line of its own.
+        message: The failure, with file, tensor or option, value seen and value expected.
+        hint: One command or setting; printed on a second line.
     """
 
     exit_code = 1
@@ -67,10 +67,10 @@ class GateError(ToolkitError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint for a misspelt name: the nearest known one, or the whole list."""
+    """Return the hint for a misspelt name: the nearest known name, or all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{matches[0]}'?" if matches else f"known: {', '.join(names)}"
 
 
 def _rebuild(kind: type[ToolkitError], message: str, hint: str) -> ToolkitError:

@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system."""
+"""Return freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import sys
 
 
 def release_freed_memory() -> None:
-    """Return freed memory to the system, where the C library would keep it for its threads (glibc).
+    """Return freed memory to the system, which glibc would reserve for its threads.
 
-    Worth its milliseconds after work in threads that needed much more than what follows.
+    Takes milliseconds; for use after threaded work with a large peak.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""OpenVINO, of which a process has one `Core`."""
+"""Access OpenVINO through one `Core` per process."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from edgeship.toolkit.core.errors import TargetError
 
 
 def sdk() -> Any:
-    """The package, without its telemetry.
+    """Import the package without its telemetry.
 
-    On import that would send an event over the network from a forked process, which may hang for ever and
-    keeps the standard output open: whoever reads that would wait.
+    On import telemetry sends an event from a forked process, which may hang for ever with the standard output
+    open, and block a reader of the pipe.
 
     Raises:
-        TargetError: It is not installed.
+        TargetError: OpenVINO is not installed.
     """
     sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))  # as if not installed
     try:
@@ -29,17 +29,17 @@ def sdk() -> Any:
 
 @cache
 def core() -> Any:
-    """The one Core of the process.
+    """Return the one Core of the process.
 
-    Its CPU plug-in gives the thread a stack for signals and, when it goes, brings back the one it found.
-    Of two Cores that do not go in reverse order, one so brings back freed memory, and Ctrl-C would crash.
+    Its CPU plug-in sets a signal stack and, when destroyed, restores the previous one. Two Cores that are not
+    destroyed in reverse order restore freed memory, and Ctrl-C crashes.
     """
-    sdk().Type.f32.to_dtype()  # makes a table that two threads, asking for it first, wait for without end
+    sdk().Type.f32.to_dtype()  # creates a table whose first use from two threads deadlocks
     return sdk().Core()
 
 
 def reason(error: Exception) -> str:
-    """What OpenVINO complains of: an item of its list, or the last line, after the places in its sources."""
+    """Return the cause in an OpenVINO error: the last list item, else the last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     listed = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
     return (listed or lines or [type(error).__name__])[-1]

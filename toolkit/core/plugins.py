@@ -1,4 +1,4 @@
-"""One file is one plug-in; the file's name is the plug-in's name."""
+"""Find plug-ins: one file each, named by the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeship.toolkit.core.errors import RecipeError, nearest
 
 
 def names(package: str) -> tuple[str, ...]:
-    """The plug-ins of a package: its public modules, sorted; none of them is imported."""
+    """Return the plug-ins of a package, its public modules, sorted, without import."""
     path = importlib.import_module(package).__path__
     return tuple(sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")))
 
@@ -20,10 +20,10 @@ def get(package: str, name: str, attribute: str, known: Collection[str] | None =
     """Import one plug-in and return its attribute.
 
     Args:
-        package: Where it is.
-        name: Its file.
-        attribute: What of it is wanted.
-        known: Those of the package that have the attribute; None: all.
+        package: Dotted name of the package.
+        name: Name of the plug-in.
+        attribute: Attribute to return.
+        known: Plug-ins with the attribute; None: all.
 
     Raises:
         RecipeError: No file of that name; the hint gives the nearest one.

@@ -1,4 +1,4 @@
-"""Progress of long work, told to whoever listens: functions report, only the CLI draws."""
+"""Report progress of long work to a listener; only the CLI draws it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Listener = Callable[[str, int, "int | None"], None]  # what is done, items done, items in all
+Listener = Callable[[str, int, "int | None"], None]  # label, items done, total
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items, telling the listener after each.
+    """Yield the items and report progress after each.
 
     Args:
-        items: What is worked through.
-        label: What is done, as a person would say it ("calibrating").
-        total: Number of items; taken from `len` when it can be.
+        items: The items.
+        label: The activity, e.g. "calibrating".
+        total: Number of items; None: `len` of a sized iterable.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
@@ -30,7 +30,7 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
 
 
 def report_progress(label: str, done: int, total: int | None) -> None:
-    """Tell the listener, if there is one, how far a piece of work is."""
+    """Report items done and the total to the listener, if there is one."""
     listener = _listener.get()
     if listener is not None:
         listener(label, done, total)
@@ -38,7 +38,7 @@ def report_progress(label: str, done: int, total: int | None) -> None:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Send the progress of everything inside the block to `listener`."""
+    """Send all progress inside the block to `listener`."""
     token = _listener.set(listener)
     try:
         yield

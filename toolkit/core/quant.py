@@ -1,4 +1,4 @@
-"""The vocabulary of quantization: what a tensor becomes, and what a target wants."""
+"""Types of quantization: specs of tensors and schemes of targets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PairOrder: TypeAlias = Literal["channels", "rows"]  # see `edgeship.quantization
 
 @dataclass(frozen=True, slots=True)
 class QuantSpec:
-    """How one kind of tensor is quantized.
+    """Quantization of one kind of tensor.
 
     Attributes:
         dtype: Stored integer type.
         symmetric: Zero point fixed at 0, range the same on both sides (narrow: -127..127).
         axis: Channel axis of per-channel scales; None is per-tensor.
-        bits: Bits of the type that are used; 7 leaves head room for `vpmaddubsw` pair sums.
+        bits: Bits of the type that are used; 7 avoids overflow of `vpmaddubsw` pair sums.
         offset: Added to the integers of an activation where the graph stores them: signed ones become uint8
             with a zero point of 128, the same steps.
     """
@@ -35,30 +35,30 @@ class QuantSpec:
 
     @property
     def quant_min(self) -> int:
-        """Lowest integer used."""
+        """Return the lowest integer used."""
         if self.dtype == "uint8":
             return 0
         return -self.quant_max if self.symmetric else int(-(2 ** (self.bits - 1)))
 
     @property
     def stored(self) -> Literal["int8", "uint8"]:
-        """Type of the integers of an activation in the graph."""
+        """Return the type of the integers of an activation in the graph."""
         return "uint8" if self.offset else self.dtype
 
     @property
     def saturation(self) -> int:
-        """Lowest integer that an activation comes out as: QuantizeLinear does not know of a narrow range."""
+        """Return the lowest integer of an activation; QuantizeLinear has no narrow range."""
         return self.quant_min if self.dtype == "uint8" else -128
 
     @property
     def quant_max(self) -> int:
-        """Highest integer used."""
+        """Return the highest integer used."""
         return int(2 ** (self.bits - (self.dtype == "int8")) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantScheme:
-    """What a target wants of a graph: the quantizer follows it, so targets differ by value only.
+    """Placement and types of Q/DQ pairs for a target; targets differ by these values only.
 
     Attributes:
         name: Short name, used in file names and snapshots.
@@ -66,23 +66,18 @@ class QuantScheme:
         activation: Spec of an activation that can be negative.
         unsigned_activation: Spec of an activation that is never negative; None uses `activation`.
         add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
-            convolution fuses with the Add; "both": the main branch too, where that is what lets it
-            fuse; "all": always both, for an integer Add of its own.
-        store_integers: Whether weights are stored as the integers they become, a quarter of the size;
-            else in float, with a Q of their own, as TensorRT before 10 wants them.
-        float_adds: Whether residual Adds read both inputs as they were made: more accurate, and what they
-            write is four times as large.
-        max_pool: Whether a max pooled tensor is quantized before ("input") or after the pool.
-        reduced_max: Whether the largest of a map (GlobalMaxPool, ReduceMax, ReduceMin) is quantized before
-            ("input") or after it is found.
-        padded_average: Whether an average pool that counts padded zeros may read integers of a tensor that
-            can be negative.
-        concat_offset: `QuantSpec.offset` of a tensor that can be negative and goes into a Concat or comes
-            out of one.
+            convolution fuses with the Add; "both": the main branch too, where the fusion requires it;
+            "all": always both, for an integer Add of its own.
+        store_integers: Store weights as integers, a quarter of the size; else in float with a Q node, as
+            TensorRT before 10 requires.
+        float_adds: Keep both inputs of residual Adds in float: more accurate, four times the memory traffic.
+        max_pool: Quantize a max pooled tensor before ("input") or after ("output") the pool.
+        reduced_max: The same for GlobalMaxPool, ReduceMax and ReduceMin.
+        padded_average: Allow quantized inputs that can be negative for average pools that count padding.
+        concat_offset: `QuantSpec.offset` of inputs and outputs of a Concat that can be negative.
         integer_bias: True if the runtime adds biases as 32-bit integers: quantize/integer_bias.py.
-        pairs: Which products the runtime adds by twos in 16 bits on an x86 CPU without VNNI; None: never.
-        pair_sums: Whether it runs on such a CPU: these sums saturate, and weights leave head room where a
-            pair needs it.
+        pairs: Products that the runtime adds in pairs in int16 on an x86 CPU without VNNI; None: none.
+        pair_sums: True for such a CPU: pair sums saturate, and weight ranges are reduced where they would.
     """
 
     name: str
@@ -102,7 +97,7 @@ class QuantScheme:
 
     @property
     def saturating_pairs(self) -> PairOrder | None:
-        """Which weights share a sum that saturates; None: none do."""
+        """Return the weights that share a saturating sum; None: there are none."""
         return self.pairs if self.pair_sums else None
 
 

@@ -1,4 +1,4 @@
-"""What is measured: accuracy, latency, the device they belong to, and the report they end in."""
+"""Define result types: accuracy, latency, device, report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One machine: what a latency is bound to.
+    """A machine that latencies were measured on.
 
     Attributes:
         name: Processor or module name.
@@ -34,43 +34,17 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Accuracy over labelled images; fractions in [0, 1], None without labels."""
-
-    top1: float | None
-    top5: float | None
-    images: int
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Timed inferences of one batch.
-
-    Attributes:
-        batch: Images an inference.
-        threads: CPU threads the session could use; None on a GPU.
-        samples_ms: Every timed inference, in order.
-        included: What the time holds, e.g. "inference call, input and output copies".
-    """
-
-    batch: int
-    threads: int | None
-    samples_ms: tuple[float, ...]
-    included: str
-
-
-@dataclass(frozen=True, slots=True)
 class LayerAudit:
-    """One layer of a compiled engine, as the runtime says it executes.
+    """One layer of a compiled engine, as executed by the runtime.
 
     Attributes:
-        name: Name of the ONNX node(s), or the runtime's own where they cannot be told.
+        name: Name of the ONNX node(s), or the runtime's name where unknown.
         kind: Convolution, Add, FullyConnected, Pooling, ...
         precision: Runtime precision of the arithmetic: int8, fp16, fp32, bf16.
-        weighted: Whether the layer has weights.
-        warning: What is wrong with it, and why; empty when nothing is.
+        weighted: True if the layer has weights.
+        warning: Problem and cause; empty without one.
         time_ms: Time of the layer in the profile; None when not profiled.
-        fused: Whether it runs inside another layer, whose time includes it.
+        fused: True if the layer is fused into another, whose time includes it.
     """
 
     name: str
@@ -79,11 +53,11 @@ class LayerAudit:
     weighted: bool
     warning: str = ""
     time_ms: float | None = None
-    # beside schema 1
+    # outside schema 1
     fused: bool = False
 
 
-# The report (schema 1). Fields above a line `# beside schema 1` are public; those below it may change.
+# The report (schema 1). Fields above a line `# outside schema 1` are public; those below it may change.
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +65,13 @@ class LatencySummary:
     """Latency of one batch, in milliseconds.
 
     Attributes:
-        batch: Images an inference; None where the measurement does not say.
+        batch: Images an inference; None: unknown.
         p50: Median; p90, p99 and mean likewise.
         runs: Timed inferences.
         threads: CPU threads the session could use; None where it does not apply.
         cv: Coefficient of variation of the middle 90 %: standard deviation over mean.
         p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock).
-        included: What the time holds, in words.
+        included: Operations in the time, in words.
         measured_on: The device.
         samples: At most 1,000 of the samples, chosen at random, in order.
     """
@@ -108,7 +82,7 @@ class LatencySummary:
     p99: float
     mean: float
     runs: int
-    # beside schema 1
+    # outside schema 1
     threads: int | None = None
     cv: float | None = None
     p50_ci95: tuple[float, float] | None = None
@@ -129,7 +103,7 @@ class ClassAccuracy:
     images: int
     top1_reference: float
     top1: float
-    # beside schema 1
+    # outside schema 1
     drop_ci95_pp: tuple[float, float] | None = None
 
 
@@ -170,7 +144,7 @@ class Paired:
         ece: That of the variant.
         classes: Per-class accuracy, classes with images only.
         changed: Images whose first class changed.
-        identical: Whether first class and confidence are the same on every image, to the last bit.
+        identical: True if first class and confidence are bit-identical on every image.
         confusions: The commonest changes, most images first.
         flips: The changed images the reference was surest of, surest first.
     """
@@ -197,20 +171,20 @@ class Variant:
     """One row of the report: one network on one target; a figure that does not exist is None.
 
     Attributes:
-        measured_on: What ran it for the accuracy: this machine, a named device, or a simulation.
+        measured_on: Where accuracy was measured: this machine, a named device, or a simulation.
         drop_pp: Top-1 of the reference minus this one's, in percentage points.
         drop_ci95_pp: 95 % interval of the drop, for paired outcomes.
         agreement: Fraction of images with the reference's first class.
         sqnr_db: Signal to quantization noise ratio of the logits.
-        size_bytes: Of what ships: the engine, or without `runs_here` the graph that a device builds it of.
+        size_bytes: Size of the engine, or without `runs_here` of the graph that a device compiles.
         int8_layers: Weighted layers that execute in INT8, of `weighted_layers`.
-        kind: Where the accuracy came from.
+        kind: Origin of the accuracy.
         speedup: Median latency of `speedup_over` divided by this one's.
         speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
-        note: What was compiled and checked.
-        error: Why it was not run; `hint` says what to do.
+        note: Compilation and checks, in words.
+        error: Reason why it was not run; `hint`: the remedy.
         batch_throughput: Batch size -> images a second, where measured.
-        memory_bytes: Peak memory of the session; resident_bytes: what it holds while it runs; energy_mj:
+        memory_bytes: Peak memory of the session; resident_bytes: memory during inference; energy_mj:
             millijoules an image; end_to_end_ms: from decoded images, median; float_end_to_end_ms: the same
             of an engine that does not normalize pixels itself. Each None where not measured.
     """
@@ -235,7 +209,7 @@ class Variant:
     int8_layers: int | None = None
     weighted_layers: int | None = None
     audit: tuple[LayerAudit, ...] = ()
-    # beside schema 1
+    # outside schema 1
     kind: Kind = "not run"
     runs_here: bool = False
     speedup: float | None = None
@@ -268,9 +242,9 @@ class Gate:
         value: The variant's figure; None when there is none.
         passed: True kept; False missed, or not measured though it should be; None undecided: with a value,
             the interval reaches the limit; without one, the variant does not run on this machine.
-        variant: Which row it judges; None when no row could be judged.
+        variant: Row that the limit applies to; None: there is none.
         reason: The outcome in words.
-        judged_by: What was held against the limit: the value ("point") or its 95 % interval.
+        judged_by: Figure compared with the limit: the value ("point") or its 95 % interval.
         interval: 95 % interval of the value; None where there is none.
     """
 
@@ -278,7 +252,7 @@ class Gate:
     limit: float
     value: float | None
     passed: bool | None
-    # beside schema 1
+    # outside schema 1
     variant: str | None = None
     reason: str = ""
     judged_by: JudgeBy = "point"
@@ -286,7 +260,7 @@ class Gate:
 
     @property
     def outcome(self) -> Outcome:
-        """The outcome in one word, from `passed` and `value`."""
+        """Return the outcome in one word, from `passed` and `value`."""
         if self.passed is None:
             return "not_judged" if self.value is None else "needs_data"
         if self.passed:
@@ -296,7 +270,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class InputCheck:
-    """A check of what the user brought: preprocessing, labels, the FP32 baseline.
+    """Check of the user's input: preprocessing, labels, FP32 baseline.
 
     Attributes:
         code: Stable identifier, e.g. "preprocess-assumed", "baseline-at-chance", "class-order".
@@ -323,7 +297,7 @@ class Verdict:
         target: Its name.
         level: pass: every limit is kept, ship; no_limit: none was set on accuracy; needs_data: images or
             timings do not decide; no_gain: limits are kept, and something else is faster; not_measured:
-            accuracy or speed is missing; no_verdict: the input is not what it should be; fail: a limit is
+            accuracy or speed is missing; no_verdict: the input is implausible; fail: a limit is
             missed.
         sentence: The verdict in words.
         steps: Next steps, each a sentence.
@@ -346,20 +320,20 @@ class StageRun:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """Everything the report says: what report.json holds.
+    """Content of report.json.
 
     Attributes:
         recipe: The recipe as it was run, or its name.
         model: name, weights_sha256, parameters, macs.
         data: name, eval_images, calibration_images; then classes and eval_digest.
         environment: cpu, instruction_sets, cores, versions; then the rest of `Device`.
-        command: What reproduces the run.
+        command: Command line that reproduces the run.
         created: UTC, ISO 8601.
-        missing: What this report should hold and does not, in words.
-        findings: severity, what, hint: what the data check found.
+        missing: Missing parts of the report, in words.
+        findings: severity, what, hint: findings of the data check.
         input_checks: Checks of preprocessing, labels and baseline that limit the verdicts.
-        verdicts: One per target that an INT8 variant was asked of; empty in older reports.
-        details: JSON of single stages that only experts read: export, quantization, pruning, training, bench.
+        verdicts: One per target with an INT8 variant; empty in older reports.
+        details: JSON of single stages for experts: export, quantization, pruning, training, bench.
     """
 
     schema: int
@@ -370,7 +344,7 @@ class RunReport:
     variants: tuple[Variant, ...]
     gates: tuple[Gate, ...]
     stages: tuple[StageRun, ...]
-    # beside schema 1
+    # outside schema 1
     command: str | None = None
     created: str | None = None
     missing: tuple[str, ...] = ()
@@ -381,5 +355,5 @@ class RunReport:
 
     @property
     def missed(self) -> tuple[Gate, ...]:
-        """Gates that were missed or not measured: not empty means exit code 3."""
+        """Return the gates that were missed or not measured: any means exit code 3."""
         return tuple(gate for gate in self.gates if gate.passed is False)

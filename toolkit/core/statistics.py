@@ -1,4 +1,4 @@
-"""Statistics of paired outcomes, and of the distance between two sets of logits."""
+"""Compute statistics of paired outcomes, logits and timings."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _lower_drop(lost: float, won: float, images: float) -> float:
     a, b = (changed, images - changed + 1) if positive else (changed + 1, images - changed)
 
     def probability(bound: float) -> float:
-        """Probability of T (2 B - 1) <= bound, of the bound's sign."""
+        """Return the probability of T (2 B - 1) <= bound, of the bound's sign."""
         share = np.clip(bound / np.where(balance == 0, np.inf, balance), 0, 1)
         below = special.betainc(a, b, share)
         part = np.where(balance > 0, below, 1) if positive else np.where(balance < 0, 1 - below, 0)
@@ -122,7 +122,7 @@ def images_to_decide(lost: int, won: int, images: int, limit_pp: float) -> int |
 
 
 def mcnemar(lost: int, won: int) -> float:
-    """Two-sided exact p-value that two models err equally often, from the images only one gets right.
+    """Return the two-sided exact p-value of equal error rates, from images that one model gets right.
 
     Args:
         lost: Images that only the first model gets right.
@@ -140,7 +140,7 @@ def mcnemar(lost: int, won: int) -> float:
 
 
 def unpaired_difference(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple[float, tuple[float, float]]:
-    """Accuracy a minus accuracy b on different images, in percentage points, with its 95 % interval.
+    """Return accuracy a minus accuracy b on different images, in percentage points, with its 95 % interval.
 
     Source:
         Newcombe 1998, Statist. Med. 17, 873-890, method 10 (from two Wilson intervals).
@@ -152,7 +152,7 @@ def unpaired_difference(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple
 
 
 def wilson(right: int, n: int) -> tuple[float, float, float]:
-    """A proportion and its 95 % score interval."""
+    """Return a proportion and its 95 % score interval (low, high)."""
     p, z2 = right / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
@@ -162,7 +162,7 @@ def wilson(right: int, n: int) -> tuple[float, float, float]:
 def expected_calibration_error(
     confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 15
 ) -> float:
-    """Mean gap between confidence and accuracy over bins of equal width, weighted by their images.
+    """Return the mean gap of confidence and accuracy over bins of equal width, weighted by images.
 
     Args:
         confidence: N probabilities of the first class.
@@ -178,10 +178,9 @@ def expected_calibration_error(
 
 
 def variation(samples: Sequence[float]) -> float:
-    """Coefficient of variation of the middle 90 % of samples: standard deviation over mean.
+    """Return the coefficient of variation of the middle 90 % of samples: standard deviation over mean.
 
-    A rare pause of the system says nothing about the run, so 5 % at either end are left out. Of nothing
-    but zeros it is 0.
+    5 % at either end are trimmed, against rare pauses of the system. 0 for samples that are all 0.
     """
     ordered = np.sort(np.asarray(samples, np.float64))
     cut = len(ordered) // 20
@@ -191,7 +190,7 @@ def variation(samples: Sequence[float]) -> float:
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of the median of timings that depend on each other, by batch medians.
+    """Return the 95 % interval of the median of autocorrelated timings, by batch medians.
 
     The samples are cut, in order, into ten runs; the spread of their medians holds the slow drift
     (clocks, neighbours) that an interval for independent samples would miss.
@@ -211,12 +210,12 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 
 
 def agreement(reference: FloatArray, other: FloatArray) -> float:
-    """Fraction of N images on which two (N, classes) logits have the same first class."""
+    """Return the fraction of N images on which two (N, classes) logits have the same first class."""
     return float((reference.argmax(1) == other.argmax(1)).mean())
 
 
 def sqnr_db(reference: npt.ArrayLike, other: npt.ArrayLike) -> float:
-    """Signal to quantization noise ratio: power of the reference over that of the difference, in dB."""
+    """Return the signal to quantization noise ratio in dB: power of the reference over that of the error."""
     signal = np.asarray(reference, np.float64)
     noise = signal - np.asarray(other, np.float64)
     power, error = float((signal**2).sum()), float((noise**2).sum())
@@ -226,13 +225,13 @@ def sqnr_db(reference: npt.ArrayLike, other: npt.ArrayLike) -> float:
 
 
 def kl_divergence(reference: FloatArray, other: FloatArray) -> float:
-    """Mean KL(softmax(reference) || softmax(other)) over N images, in nats."""
+    """Return the mean KL(softmax(reference) || softmax(other)) over N images, in nats."""
     log_p, log_q = _log_softmax(reference), _log_softmax(other)
     return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """Percentile by trtexec's rule: the value at index max(N - 1 - int((1 - p/100) N), 0) of N sorted."""
+    """Return the percentile by trtexec's rule: index max(N - 1 - int((1 - p/100) N), 0) of N sorted."""
     ordered = sorted(samples)
     cut = int((100 - percent) * len(ordered) / 100)  # exact for whole percents: no rounding decides the index
     return ordered[max(len(ordered) - 1 - cut, 0)]

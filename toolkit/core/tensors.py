@@ -1,4 +1,4 @@
-"""Shapes of what flows through a graph, and how an image becomes its input."""
+"""Define image sizes, input shapes and preprocessing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Size = int | tuple[int, int]  # of an image in pixels: the side of a square, or 
 
 @dataclass(frozen=True, slots=True)
 class ShapeProfile:
-    """The shapes a dynamic input may take: smallest, most frequent, largest."""
+    """Shapes of a dynamic input: smallest, most frequent, largest."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -47,13 +47,13 @@ def read_size(value: object, *, exact: bool = False) -> Size:
 
     Args:
         value: From JSON, TOML or a command line.
-        exact: Whether an equal pair stays a pair: "64x64" of a resize fixes both sides.
+        exact: Keep an equal pair as a pair: "64x64" of a resize fixes both sides.
 
     Returns:
         An int for a square, unless `exact` and both sides are given; else (height, width).
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is no size.
     """
     parts = re.split(r"[xX,]", value) if isinstance(value, str) else value
     if isinstance(parts, int) and not isinstance(parts, bool):
@@ -76,7 +76,7 @@ def _whole(part: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How a decoded image becomes a network input; stored with the checkpoint.
+    """Preprocessing of a decoded image; stored with the checkpoint.
 
     Attributes:
         resize: Length of the shorter side after resizing, in pixels; (height, width) sets both sides
@@ -95,15 +95,15 @@ class Preprocess:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width of the network's input, in pixels."""
+        """Return height and width of the network's input, in pixels."""
         return sides(self.crop)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Preprocess:
-        """Read what was written as JSON.
+        """Read a preprocessing from JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: Something else was.
+            KeyError, TypeError, ValueError: The JSON has another form.
         """
         values = dict(stored)
         values |= {key: tuple(values[key]) for key in ("mean", "std")}

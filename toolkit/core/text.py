@@ -1,14 +1,14 @@
-"""Text from files, as a terminal and a report can show it."""
+"""Escape text from files for terminals and reports."""
 
 from __future__ import annotations
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Escape what a terminal or a UTF-8 file cannot show: control characters and undecodable bytes.
+    """Escape control characters and undecodable bytes.
 
     Args:
-        text: Of any origin.
-        most: Characters after which it is cut, with "..." in their place; None keeps all.
+        text: Any text.
+        most: Maximum number of characters before "..."; None: no limit.
     """
     if most is not None and len(text) > most:
         text = text[:most] + "..."

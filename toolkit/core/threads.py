@@ -1,4 +1,4 @@
-"""Work on many items in threads: results in order, few of them waiting, all threads gone at the end."""
+"""Map a function over items in threads, in order and with bounded memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-CHUNK = 8  # items a task: enough to hide its cost, few enough to bound the memory
-_AHEAD = 2  # tasks for each worker beyond the one that is waited for
-_MAX_WORKERS = 8  # beyond, threads mostly wait for the interpreter lock
+CHUNK = 8  # items per task: amortizes its overhead, bounds the memory
+_AHEAD = 2  # queued tasks per worker
+_MAX_WORKERS = 8  # more threads mostly wait for the interpreter lock
 
 _task = threading.local()  # in a worker thread: `left`, an event
 
@@ -22,14 +22,14 @@ Result = TypeVar("Result")
 
 
 class LeftError(Exception):
-    """The loop over `ordered_map` was left: the result of a worker is not needed any more."""
+    """The loop over `ordered_map` has ended; results of workers are unused."""
 
 
 def check_stop() -> None:
-    """End the work of a worker thread whose caller has left; long work calls this every second or so.
+    """Raise in a worker thread whose loop over the results has ended; call about every second in long work.
 
     Raises:
-        LeftError: The loop over the results was left, by Ctrl-C or an error.
+        LeftError: The loop has ended, by Ctrl-C or an error.
     """
     left = getattr(_task, "left", None)
     if left is not None and left.is_set():
@@ -41,14 +41,14 @@ def ordered_map(
 ) -> Generator[Result, None, None]:
     """Apply a function to every item in worker threads; yield the results in order.
 
-    Only a few items and results wait at a time, however many there are. When the loop is left, by its end,
-    an error or Ctrl-C, what has not begun is dropped, what calls `check_stop` ends, and the threads are gone.
+    A bounded number of items and results is in memory. When the loop ends, also by an error or Ctrl-C, queued
+    tasks are dropped, running ones stop at `check_stop`, and the threads are joined.
 
     Args:
-        work: What is done with an item; must release the interpreter lock to run side by side.
-        items: What it is done with; taken from in the caller's thread.
-        workers: Threads; None is one for each core this process may use, at most 8.
-        chunk: Items a task.
+        work: Function of an item; must release the interpreter lock to run in parallel.
+        items: The items; iterated in the caller's thread.
+        workers: Threads; None: one per granted core, at most 8.
+        chunk: Items per task.
     """
     count = workers or default_workers()
     pool = ThreadPoolExecutor(count, thread_name_prefix="edgeship-work")
@@ -76,12 +76,12 @@ def ordered_map(
 
 
 def default_workers() -> int:
-    """Threads of `ordered_map` where none are asked for."""
+    """Return the default number of threads of `ordered_map`."""
     return min(granted_cores(), _MAX_WORKERS)
 
 
 def granted_cores() -> int:
-    """Cores this process may use: its affinity, and below that a container's quota."""
+    """Return the number of usable cores: the affinity, limited by a container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     groups = Path("/sys/fs/cgroup")
     quota = cgroup_cores(
@@ -91,7 +91,7 @@ def granted_cores() -> int:
 
 
 def cgroup_cores(cpu_max: str, quota_us: str = "", period_us: str = "") -> float | None:
-    """Cores a control group grants: version 2 ("200000 100000", "max 100000") or version 1; None is all."""
+    """Return the cores of a control group, version 2 ("200000 100000", "max 100000") or 1; None: all."""
     parts = cpu_max.split() or [quota_us.strip(), period_us.strip()]
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[1]) == 0:
         return None

@@ -178,7 +178,7 @@ def _accuracy_risks(contents: Mapping[str, Any], probed: Mapping[str, Any]) -> l
             "code": "pair-sums",
             "cause": "the processor adds INT8 products in pairs that can saturate (no VNNI), "
             "and the graph was quantized for exact sums",
-            "cure": "run the recipe with --set quantize.int8_sums=pairs and deploy that run",
+            "cure": "run the recipe with --set quantize.overflow_fix=pairs and deploy that run",
         }
     ]
 

@@ -1,1 +1,1 @@
-"""ONNX graphs: in and out, edits, reference run, cost."""
+"""ONNX graphs: reading, writing, edits, float reference and cost."""

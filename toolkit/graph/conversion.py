@@ -1,4 +1,4 @@
-"""Check that a file read in another layout or type computes what the file computes."""
+"""Numeric check of a graph that was converted to another layout or type."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from edgeship.toolkit.graph.layout import InputForm
 from edgeship.toolkit.graph.reference import Reference
 
 MAX_ERROR = 1e-4  # relative to the largest logit
-IMAGES = 2  # of random pixels, where the batch is open
+IMAGES = 2  # random images for a dynamic batch
 
 
 def check_conversion(graph: Classifier, size: Size) -> float | None:
-    """Return `conversion_error` of what was converted; 0 where nothing was.
+    """Return `conversion_error` of a converted graph; 0 if it was not converted.
 
     Raises:
-        ModelError: What was read computes something else than the file.
+        ModelError: The error is above `MAX_ERROR`.
     """
-    found = conversion_error(graph, size) if graph.converted else 0.0
-    if found is not None and not found <= MAX_ERROR:
+    error = conversion_error(graph, size) if graph.converted else 0.0
+    if error is not None and not error <= MAX_ERROR:
         raise ModelError(
-            f"{graph.path.name} read as {InputForm()} differs by {found:.1e} of the largest logit",
-            hint=f"at most {MAX_ERROR:.0e} is rounding; export it with images as {InputForm()}",
+            f"{graph.path.name} converted to {InputForm()} differs by {error:.1e} of the largest logit; "
+            f"at most {MAX_ERROR:.0e} is expected",
+            hint=f"export it with images as {InputForm()}",
         )
-    return found
+    return error
 
 
 def conversion_error(graph: Classifier, size: Size) -> float | None:
-    """Run the file and what was read of it on the same random pixels.
+    """Compare the logits of a file and of its converted graph on random pixels.
 
     Args:
-        graph: What was read of a file.
-        size: Of the images in pixels, where the file leaves it open.
+        graph: The classifier.
+        size: Height and width of the images in pixels, for dynamic dimensions.
 
     Returns:
-        Largest difference of the logits, relative to the largest logit; None where the file does not hold
-        the logits in float32.
+        Largest difference of the logits, relative to the largest logit; None if the file has no float32
+        logits.
 
     Raises:
-        ModelError: ONNX Runtime refuses one of them.
+        ModelError: ONNX Runtime rejects one of the graphs.
     """
     original = ir.load(graph.path)
     ir.external_data.load_to_model(original)
@@ -54,7 +55,7 @@ def conversion_error(graph: Classifier, size: Size) -> float | None:
     original.graph.outputs.clear()
     original.graph.outputs.append(logits)
     height, width = (
-        own or asked for own, asked in zip((graph.height, graph.width), sides(size), strict=True)
+        fixed or default for fixed, default in zip((graph.height, graph.width), sides(size), strict=True)
     )
     random = np.random.default_rng(0)
     planes = random.integers(0, 256, (graph.batch or IMAGES, graph.channels, height, width)).astype(
@@ -62,9 +63,9 @@ def conversion_error(graph: Classifier, size: Size) -> float | None:
     )
     if graph.normalization is None or graph.normalization.scale == 1:
         planes /= np.float32(255)
-    given = planes.transpose(0, 2, 3, 1) if graph.form.layout == "NHWC" else planes
-    given = np.ascontiguousarray(given, np.uint8 if graph.form.dtype == "uint8" else np.float32)
-    (expected,) = Reference(original, [graph.output]).run(given)
-    (got,) = Reference(graph.model, [graph.output]).run(planes)
+    pixels = planes.transpose(0, 2, 3, 1) if graph.form.layout == "NHWC" else planes
+    pixels = np.ascontiguousarray(pixels, np.uint8 if graph.form.dtype == "uint8" else np.float32)
+    (expected,) = Reference(original, [graph.output]).run(pixels)
+    (converted,) = Reference(graph.model, [graph.output]).run(planes)
     largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
-    return float(np.abs(expected.reshape(-1) - got.reshape(-1)).max() / largest)
+    return float(np.abs(expected.reshape(-1) - converted.reshape(-1)).max() / largest)

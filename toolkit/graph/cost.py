@@ -1,4 +1,4 @@
-"""What a graph costs: multiply-accumulates and parameters."""
+"""Cost of a graph: multiply-accumulates and parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAIR = ("QuantizeLinear", "DequantizeLinear")  # between a weight and its layer
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Multiply-accumulates of one image, and weights and biases."""
+    """Multiply-accumulates of one image, and number of weights and biases."""
 
     macs: int
     parameters: int
@@ -27,15 +27,15 @@ def cost(path: Path) -> Cost:
     Raises:
         ModelError: The file cannot be read.
     """
-    found = read(path)
-    return Cost(sum(_macs(node) for node in found.model.graph), found.parameters)
+    graph = read(path)
+    return Cost(sum(_macs(node) for node in graph.model.graph), graph.parameters)
 
 
 def shares(path: Path) -> dict[str, float]:
-    """Every layer's part of the network's work, by node name: the mean of its parts of two totals.
+    """Return node name -> share of the network's cost.
 
-    These are the multiply-accumulates, and the values that are read and written (weights, input, output):
-    which of them takes the time depends on the device.
+    It is the mean of the shares of multiply-accumulates and of memory traffic (weights, input, output),
+    since the bottleneck depends on the device.
 
     Raises:
         ModelError: The file cannot be read.
@@ -49,7 +49,7 @@ def shares(path: Path) -> dict[str, float]:
 
 
 def _values(node: ir.Node) -> int:
-    """Values of one image that a node reads and writes; dimensions that are open count once."""
+    """Count the values that a node reads and writes for one image; dynamic dimensions count as 1."""
     tensors = [*(value for value in node.inputs if value is not None), *node.outputs]
     return sum(
         math.prod(d for d in value.shape[(value.const_value is None) :] if isinstance(d, int))

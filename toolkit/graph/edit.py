@@ -1,4 +1,4 @@
-"""Constants of a graph, and names for the tensors and nodes that are added to it."""
+"""Edits of a graph: constants, unique names, replacement of nodes."""
 
 from __future__ import annotations
 
@@ -15,42 +15,46 @@ EXPORT_AGAIN = "export it again as a float32 image classifier"
 
 
 class Names:
-    """Reserve names among those of a graph's tensors and nodes, its subgraphs' included.
+    """Unique names for new tensors and nodes of a graph, subgraphs included.
 
     Args:
-        graph: The graph; names added to it afterwards by other means are not in here.
+        graph: The graph; names added later by other means are not tracked.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._taken = {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
+        self._used = {str(value.name) for value in (*graph.inputs, *graph.initializers.values())}
         for node in ir.traversal.RecursiveGraphIterator(graph):
-            self._taken.add(str(node.name))
-            self._taken.update(str(value.name) for value in node.outputs)
+            self._used.add(str(node.name))
+            self._used.update(str(value.name) for value in node.outputs)
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     inner = attribute.as_graph()
-                    self._taken.update(str(v.name) for v in (*inner.inputs, *inner.initializers.values()))
+                    self._used.update(str(v.name) for v in (*inner.inputs, *inner.initializers.values()))
 
-    def new(self, wanted: str) -> str:
-        """Reserve a name: the one that is asked for, or it with a number behind where it is taken."""
-        name = wanted
+    def new(self, base: str) -> str:
+        """Reserve `base`, or `base` with a numeric suffix if it is used."""
+        name = base
         for number in count(1):
-            if name not in self._taken:
+            if name not in self._used:
                 break
-            name = f"{wanted}_{number}"
-        self._taken.add(name)
+            name = f"{base}_{number}"
+        self._used.add(name)
         return name
 
 
 def constant(value: ir.Value) -> np.ndarray[Any, Any]:
-    """Return the array of an initializer."""
+    """Return the array of an initializer.
+
+    Raises:
+        ModelError: The tensor is not constant.
+    """
     if value.const_value is None:
-        raise ModelError(f"'{value.name}' is not a constant", hint=EXPORT_AGAIN)
+        raise ModelError(f"'{value.name}' is not a constant; an initializer is expected", hint=EXPORT_AGAIN)
     return np.asarray(value.const_value.numpy())
 
 
 def set_constant(value: ir.Value, array: np.ndarray[Any, Any]) -> None:
-    """Give an initializer another array."""
+    """Replace the array of an initializer."""
     value.const_value = ir.tensor(array, name=value.name)
 
 
@@ -61,9 +65,9 @@ def add_constant(
 
     Args:
         graph: The graph.
-        name: Its name; where another tensor has it already, a number is put behind it.
+        name: Its name; a numeric suffix is added if it is used.
         array: Its values.
-        names: The names of the graph, where several constants are added.
+        names: Names of the graph, to add several constants.
     """
     name = (names or Names(graph)).new(name)
     tensor = ir.tensor(array, name=name)
@@ -75,12 +79,12 @@ def add_constant(
 
 
 class Replacement:
-    """Replace one node by several; the last one that is emitted gives its result.
+    """Replacement of one node by several; the last emitted one computes its result.
 
     Args:
         graph: The graph.
         node: The node; `finish` removes it.
-        names: The names of the graph.
+        names: Names of the graph.
     """
 
     def __init__(self, graph: ir.Graph, node: ir.Node, names: Names) -> None:
@@ -90,7 +94,7 @@ class Replacement:
     def emit(
         self, kind: str, inputs: Sequence[ir.Value | None], *, keeps_name: bool = False, **attributes: Any
     ) -> ir.Value:
-        """Add a node and return its result; `keeps_name`: the node has the name of the one it replaces."""
+        """Add a node and return its result; with `keeps_name` it has the name of the replaced node."""
         name = str(self._node.name)
         new = ir.node(kind, inputs, attributes=attributes)
         new.name = name if keeps_name else self._names.new(f"{name}/{kind.lower()}")
@@ -105,7 +109,7 @@ class Replacement:
         return add_constant(self._graph, f"{self._node.name}/{suffix}", np.asarray(array), self._names)
 
     def finish(self) -> None:
-        """Put the nodes in place; the result has the name, shape and type that it had."""
+        """Insert the nodes; the result keeps its name, shape and type."""
         old, new = self._node.outputs[0], self._emitted[-1].outputs[0]
         self._graph.insert_before(self._node, self._emitted)
         new.shape, new.type = old.shape, old.type

@@ -1,7 +1,7 @@
-"""The end of a classifier: which output, and what stands between the logits (N, classes) and it.
+"""Output selection of a classifier, and the nodes after its logits (N, classes).
 
-A Softmax moves no argmax but bends every measure of error, so calibration, fits and SQNR use the logits in
-front of it. A file that `edgeship quantize` writes ends as the one it was made from.
+Softmax keeps the argmax but distorts error measures, so calibration, fits and SQNR use the logits before
+it. A file written by `edgeship quantize` has the nodes after the logits again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ RESHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity",
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Hold the nodes behind the logits.
+    """Nodes after the logits.
 
     Attributes:
         graph: The nodes as a GraphProto: input, initializers and output.
-        flattened: Whether a Flatten of ours makes the logits (N, classes).
-        softmax: Whether they compute probabilities, or the logarithms of them.
+        flattened: Whether an inserted Flatten reshapes the logits to (N, classes).
+        softmax: Whether the nodes compute probabilities or log probabilities.
     """
 
     graph: Any
@@ -35,21 +35,23 @@ class Ending:
     softmax: bool
 
 
-def choose(model: ir.Model, output: str | None, file: str) -> None:
-    """Leave one output in a graph, and only the nodes that it needs.
+def select_output(model: ir.Model, output: str | None, file: str) -> None:
+    """Reduce a graph to one output and the nodes it depends on.
 
     Args:
-        model: The graph.
-        output: Name of the output; None: it must have one only.
+        model: The graph; changed.
+        output: Name of the output; None for a graph with a single output.
         file: Name of the file, for messages.
 
     Raises:
-        ModelError: There is no such output, or there are several to choose from.
+        ModelError: The output does not exist, or none is named among several.
     """
     outputs = model.graph.outputs
     names = [str(value.name) for value in outputs]
     if not names:
-        raise ModelError(f"{file} has no output", hint="export it with the logits as its output")
+        raise ModelError(
+            f"{file} has no output; the logits are expected", hint="export it with the logits as its output"
+        )
     if output is None and len(names) > 1:
         raise ModelError(
             f"{file} has {len(names)} outputs: {', '.join(names)}; one is expected",
@@ -64,53 +66,53 @@ def choose(model: ir.Model, output: str | None, file: str) -> None:
         RemoveUnusedNodesPass()(model)
 
 
-def classes(value: ir.Value) -> int | None:
-    """Return the number of classes of logits (N, C) or of a form with sides of 1; None for other shapes."""
+def class_count(value: ir.Value) -> int | None:
+    """Return the number of classes of logits (N, C), with any dimensions of 1; None for other shapes."""
     shape = list(value.shape or ())
     if len(shape) < 2 or not all(isinstance(dim, int) for dim in shape[1:]):
         return None
-    wide = [int(dim) for dim in shape[1:] if dim != 1]  # type: ignore[arg-type]
-    return None if len(wide) > 1 else wide[0] if wide else 1
+    sizes = [int(dim) for dim in shape[1:] if dim != 1]  # type: ignore[arg-type]
+    return None if len(sizes) > 1 else sizes[0] if sizes else 1
 
 
-def cut(model: ir.Model) -> Ending | None:
+def truncate_to_logits(model: ir.Model) -> Ending | None:
     """Make the logits (N, classes) the output of a classifier.
 
     Returns:
-        What was behind them, for `restore`; None: nothing.
+        The removed nodes, for `restore`; None if the graph is unchanged.
     """
     graph = model.graph
     output = graph.outputs[0]
-    behind = _behind(output)
-    logits = behind[-1].inputs[0] if behind else output
+    suffix = _suffix_from_softmax(output)
+    logits = suffix[-1].inputs[0] if suffix else output
     assert logits is not None, "a node of the path has an input"
-    flat = logits.shape is not None and len(logits.shape) == 2
-    if not behind and flat:
+    is_flat = logits.shape is not None and len(logits.shape) == 2
+    if not suffix and is_flat:
         return None
-    ending = Ending(_as_graph(behind[::-1], logits, output), not flat, bool(behind))
-    new = logits
-    if not flat:
+    ending = Ending(_as_graph(suffix[::-1], logits, output), not is_flat, bool(suffix))
+    output_value = logits
+    if not is_flat:
         names = Names(graph)
         node = ir.node("Flatten", [logits], {"axis": 1}, name=names.new(f"{logits.name}/flatten"))
-        new = node.outputs[0]
-        new.name, new.type = names.new(f"{logits.name}/flat"), logits.type
+        output_value = node.outputs[0]
+        output_value.name, output_value.type = names.new(f"{logits.name}/flat"), logits.type
         assert logits.shape is not None, "checked by `read`"
-        new.shape = ir.Shape([logits.shape[0], classes(logits)])
+        output_value.shape = ir.Shape([logits.shape[0], class_count(logits)])
         graph.append(node)
     graph.outputs.clear()
-    graph.outputs.append(new)
+    graph.outputs.append(output_value)
     RemoveUnusedNodesPass()(model)
     return ending
 
 
 def restore(model: ir.Model, ending: Ending) -> None:
-    """Append the nodes that `cut` removed; the output has its original name and shape again."""
+    """Append the nodes removed by `truncate_to_logits`, with the original output name and shape."""
     graph = model.graph
     logits = graph.outputs[0]
     graph.outputs.clear()
     if ending.flattened:
         flatten = logits.producer()
-        assert flatten is not None and flatten.inputs[0] is not None, "of `cut`"
+        assert flatten is not None and flatten.inputs[0] is not None, "of `truncate_to_logits`"
         logits = flatten.inputs[0]
         graph.remove(flatten, safe=True)
     if not ending.graph.node:
@@ -127,39 +129,39 @@ def restore(model: ir.Model, ending: Ending) -> None:
         tail.initializers.pop(str(value.name))
         value.name = names.new(str(value.name))
         graph.register_initializer(value)
-    for each in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):
-        if each.name == end_name:
-            each.name = names.new(f"{end_name}/inner")
+    for value in (*graph.initializers.values(), *(v for node in graph for v in node.outputs)):
+        if value.name == end_name:
+            value.name = names.new(f"{end_name}/inner")
     for node in nodes:
         node.name = names.new(str(node.name))
-        for each in node.outputs:
-            each.name = end_name if each is end else names.new(str(each.name))
+        for value in node.outputs:
+            value.name = end_name if value is end else names.new(str(value.name))
     graph.extend(nodes)
     graph.outputs.append(end)
 
 
-def _behind(output: ir.Value) -> list[ir.Node]:
+def _suffix_from_softmax(output: ir.Value) -> list[ir.Node]:
     """Return the nodes from the output back to the first Softmax over the classes; [] without one."""
     path: list[ir.Node] = []
-    last = 0
+    length = 0
     value: ir.Value | None = output
     while value is not None and (node := value.producer()) is not None:
-        others = [each for each in node.inputs[1:] if each is not None]
-        if node.op_type not in SOFTMAX | RESHAPING or any(each.const_value is None for each in others):
+        constants = [each for each in node.inputs[1:] if each is not None]
+        if node.op_type not in SOFTMAX | RESHAPING or any(each.const_value is None for each in constants):
             break
         if node.op_type in SOFTMAX and not _over_classes(node):
             break
         path.append(node)
         if node.op_type in SOFTMAX:
-            last = len(path)
+            length = len(path)
         value = node.inputs[0]
-    return path[:last]
+    return path[:length]
 
 
 def _over_classes(node: ir.Node) -> bool:
-    """Return whether a Softmax adds up to 1 over the classes of each image."""
+    """Return True if a Softmax normalizes over the classes of each image."""
     value = node.inputs[0]
-    if value is None or value.shape is None or (number := classes(value)) is None:
+    if value is None or value.shape is None or (number := class_count(value)) is None:
         return False
     axis = int(node.attributes.get_int("axis", -1)) % len(value.shape)
     return axis > 0 and value.shape[axis] == number

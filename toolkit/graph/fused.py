@@ -1,4 +1,4 @@
-"""Operators that ONNX Runtime's optimizer writes, in the standard operators they were made from."""
+"""Expansion of operators fused by ONNX Runtime's optimizer into standard operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeship.toolkit.graph.edit import Names, Replacement, constant
 
 CONTRIB = "com.microsoft"
 GELU_TANH = math.sqrt(2 / math.pi)  # Hendrycks and Gimpel 2016, arXiv:1606.08415
-_ACTIVATIONS = {  # activation -> attributes that its parameters are, in order
+_ACTIVATIONS = {  # activation -> attribute names of its parameters, in order
     "Relu": (),
     "Tanh": (),
     "Sigmoid": (),
@@ -23,10 +23,10 @@ _ACTIVATIONS = {  # activation -> attributes that its parameters are, in order
 
 
 def unfuse(model: ir.Model) -> str | None:
-    """Replace fused operators; those without a standard form stay.
+    """Expand fused operators; those without a standard form stay.
 
     Returns:
-        A note of what was replaced; None: nothing.
+        A note on the replaced operators; None without one.
 
     Source:
         ONNX Runtime docs/ContribOperators.md.
@@ -34,18 +34,18 @@ def unfuse(model: ir.Model) -> str | None:
     graph, replaced = model.graph, set()
     names = Names(graph)
     for node in list(graph):
-        write = _WRITERS.get(node.op_type)
-        if node.domain != CONTRIB or write is None or len(node.outputs) != 1:
+        expand = _EXPANSIONS.get(node.op_type)
+        if node.domain != CONTRIB or expand is None or len(node.outputs) != 1:
             continue
         replacement = Replacement(graph, node, names)
-        if write(node, replacement):
+        if expand(node, replacement):
             replacement.finish()
             replaced.add(node.op_type)
     return f"unfused {', '.join(sorted(replaced))} of ONNX Runtime's optimizer" if replaced else None
 
 
 def gelu(x: ir.Value, new: Replacement, *, tanh: bool = False) -> None:
-    """Write GELU as x / 2 (1 + erf(x / sqrt 2)), or its approximation by tanh."""
+    """Emit GELU as x / 2 (1 + erf(x / sqrt 2)), or its tanh approximation."""
     if tanh:
         cube = new.emit("Mul", [new.emit("Mul", [x, x]), x])
         inner = new.emit("Add", [x, new.emit("Mul", [cube, new.constant("cubic", np.float32(0.044715))])])
@@ -57,12 +57,14 @@ def gelu(x: ir.Value, new: Replacement, *, tanh: bool = False) -> None:
 
 
 def swish(x: ir.Value, new: Replacement, alpha: float) -> None:
-    """Write x sigmoid(alpha x)."""
+    """Emit Swish as x sigmoid(alpha x)."""
     scaled = x if alpha == 1 else new.emit("Mul", [x, new.constant("alpha", np.float32(alpha))])
     new.emit("Mul", [x, new.emit("Sigmoid", [scaled])])
 
 
-def _activate(result: ir.Value, activation: str, parameters: Sequence[float], new: Replacement) -> bool:
+def _emit_activation(
+    result: ir.Value, activation: str, parameters: Sequence[float], new: Replacement
+) -> bool:
     if activation == "":
         return True
     if activation == "Clip":
@@ -90,7 +92,7 @@ def _fused_conv(node: ir.Node, new: Replacement) -> bool:
         result = new.emit("Add", [result, node.inputs[3]])
     parameters = node.attributes.get("activation_params")
     numbers = [] if parameters is None else list(parameters.as_floats())
-    return _activate(result, node.attributes.get_string("activation", "") or "", numbers, new)
+    return _emit_activation(result, node.attributes.get_string("activation", "") or "", numbers, new)
 
 
 def _fused_gemm(node: ir.Node, new: Replacement) -> bool:
@@ -100,9 +102,11 @@ def _fused_gemm(node: ir.Node, new: Replacement) -> bool:
         if not name.startswith("activation")
     }
     result = new.emit("Gemm", _trimmed(node.inputs), keeps_name=True, **attributes)
-    given = (node.attributes.get_float(f"activation_{name}", None) for name in ("alpha", "beta", "gamma"))
-    numbers = [float(each) for each in given if each is not None]
-    return _activate(result, node.attributes.get_string("activation", "") or "", numbers, new)
+    parameters = (
+        node.attributes.get_float(f"activation_{name}", None) for name in ("alpha", "beta", "gamma")
+    )
+    numbers = [float(each) for each in parameters if each is not None]
+    return _emit_activation(result, node.attributes.get_string("activation", "") or "", numbers, new)
 
 
 def _fused_matmul(node: ir.Node, new: Replacement) -> bool:
@@ -133,13 +137,13 @@ def _quick_gelu(node: ir.Node, new: Replacement) -> bool:
 
 
 def _trimmed(values: Sequence[ir.Value | None]) -> list[ir.Value | None]:
-    present = list(values)
-    while present and present[-1] is None:
-        present.pop()
-    return present
+    inputs = list(values)
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    return inputs
 
 
-_WRITERS: dict[str, Callable[[ir.Node, Replacement], bool]] = {
+_EXPANSIONS: dict[str, Callable[[ir.Node, Replacement], bool]] = {
     "FusedConv": _fused_conv,
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,

@@ -1,4 +1,4 @@
-"""ONNX classifiers in and out."""
+"""Reading and writing of ONNX classifiers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgeship.toolkit.core.artifact import replacing
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, as_size
 from edgeship.toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
-from edgeship.toolkit.graph.ending import Ending, classes, cut, restore
-from edgeship.toolkit.graph.layout import InputForm, form_of
+from edgeship.toolkit.graph.ending import Ending, class_count, restore, truncate_to_logits
+from edgeship.toolkit.graph.layout import InputForm, input_form_of
 from edgeship.toolkit.graph.load import load
 from edgeship.toolkit.graph.standard import FLOATS, is_quantized
 
 if TYPE_CHECKING:
     from edgeship.toolkit.graph.normalization import (
-        InputNormalization,  # which reads graphs with what is below
+        InputNormalization,  # imports this module
     )
 
 __all__ = [
@@ -38,40 +38,40 @@ __all__ = [
 PARAMETER_TYPES = frozenset(
     {ir.DataType.FLOAT, *FLOATS, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64: shapes
 )
-PARAMETER_INPUTS = {  # where quantized operators have weights and biases, if not first
+PARAMETER_INPUTS = {  # input positions of weights and biases, if not the first
     "QLinearConv": (3, 8),
     "QLinearMatMul": (3,),
     "ConvInteger": (1,),
     "MatMulInteger": (1,),
 }
 
-NOTES = "edgeship.notes"  # key of the metadata that keeps `Classifier.notes`
+NOTES = "edgeship.notes"  # metadata key of `Classifier.notes`
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """An ONNX classifier and what its outside looks like.
+    """An ONNX classifier with its input, output and metadata.
 
     Attributes:
         path: Its file.
         model: The graph, shapes inferred, constants lifted to initializers.
-        input: Name of the image input, float32 (N, channels, height, width), or as `form` says.
+        input: Name of the image input, float32 (N, channels, height, width) or as in `form`.
         output: Name of the logits, float32 (N, classes).
-        batch: Images an inference; None is dynamic.
+        batch: Images per inference; None is dynamic.
         channels: Channels of the image.
-        height: Of the image in pixels; None is dynamic.
-        width: The same.
+        height: Height of the image in pixels; None is dynamic.
+        width: Width of the image in pixels; None is dynamic.
         classes: Number of classes.
         parameters: Number of weights and biases.
-        quantized: Whether integer arithmetic or Q/DQ nodes are in it already.
-        preprocess: What its metadata says of preprocessing, if anything.
+        quantized: Whether it has integer operators or Q/DQ nodes.
+        preprocess: Preprocessing from its metadata; None without.
         takes_pixels: Whether the input is uint8 (N, height, width, channels) and normalized inside.
-        form: How the file takes images; one that is to be quantized is read as float32 NCHW all the same.
-        converted: Whether `model` computes in another layout or takes another type than the file.
-        preprocess_source: Origin of `preprocess`, where its metadata has that.
-        ending: What the file has behind the logits and `model` has not, as a Softmax.
-        notes: What was converted to read it, for its user.
-        normalization: What a graph that is to be quantized does to raw pixels itself, if that was found.
+        form: Input layout and type of the file; a graph read for quantization is float32 NCHW.
+        converted: Whether `model` has another layout or input type than the file.
+        preprocess_source: Origin of `preprocess` from its metadata; None without.
+        ending: Nodes of the file after the logits (e.g. a Softmax), removed from `model`.
+        notes: Conversions made on reading, for the user.
+        normalization: Normalization of raw pixels in a graph read for quantization; None without.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class Classifier:
 
     @property
     def size(self) -> Size | None:
-        """Height and width of the image in pixels; None if one is dynamic."""
+        """Return height and width of the image in pixels; None if one is dynamic."""
         return None if self.height is None or self.width is None else as_size(self.height, self.width)
 
 
@@ -105,12 +105,12 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
 
     Args:
         path: The file.
-        quantizable: Whether a float graph is read as one that can be quantized: in float32, in standard
-            operators, and in an opset from 13 to 17 where it has a form there.
-        output: Name of the logits, where the graph has several outputs.
+        quantizable: Whether to convert a float graph for quantization: to float32, standard operators,
+            and an opset from 13 to 17 if it has a form there.
+        output: Name of the logits, for a graph with several outputs.
 
     Raises:
-        ModelError: The file is absent, cut off, or not an image classifier.
+        ModelError: The file is absent, truncated, or not an image classifier.
     """
     loaded = load(path, float_only=quantizable, output=output)
     model, graph = loaded.model, loaded.model.graph
@@ -121,15 +121,15 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
             hint="export it with the images as its only input",
         )
     image, logits = images[0], graph.outputs[0]
-    shape, result, number = _dims(image), _dims(logits), classes(logits)
-    stored = form_of(image)
-    if stored.layout == "NHWC":
+    shape, result, count = _dims(image), _dims(logits), class_count(logits)
+    form = input_form_of(image)
+    if form.layout == "NHWC":
         shape = (shape[0], shape[3], *shape[1:3])
-    if len(shape) != 4 or number is None or shape[1] is None:
+    if len(shape) != 4 or count is None or shape[1] is None:
         raise ModelError(
             f"{path.name} maps {image.name} {shape} to {logits.name} {result}; (N, C, H, W) to (N, classes) "
             "is expected",
-            hint=_cure(shape, result),
+            hint=_shape_hint(shape, result),
         )
     if None not in {shape[0], result[0]} and shape[0] != result[0]:
         raise ModelError(
@@ -150,11 +150,11 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
         shape[1],
         shape[2],
         shape[3],
-        number,
+        count,
         _parameters(graph),
         any(is_quantized(node) for node in graph),
         _preprocess(model),
-        stored == InputForm("NHWC", "uint8"),
+        form == InputForm("NHWC", "uint8"),
         loaded.form,
         loaded.converted,
         _preprocess_source(model),
@@ -164,57 +164,57 @@ def read(path: Path, *, quantizable: bool = False, output: str | None = None) ->
 
 
 def read_classifier(path: Path | Classifier, output: str | None = None) -> Classifier:
-    """Read a float classifier that is to be quantized, each BatchNormalization in the layer before it.
+    """Read a float classifier for quantization, with folded BatchNormalization.
 
-    Its output are the logits (N, classes); what the file has behind them, as a Softmax, is its `ending`.
+    Its output is the logits (N, classes); nodes after them (e.g. a Softmax) are in `ending`.
 
     Args:
-        path: The file; what was read of it comes back as it is.
-        output: Name of the logits, where the graph has several outputs.
+        path: The file; a `Classifier` is returned unchanged.
+        output: Name of the logits, for a graph with several outputs.
 
     Raises:
-        ModelError: As `read`; or it is quantized already, takes another type, or holds NaN weights.
+        ModelError: As `read`; or the graph is quantized already, not float32, or has NaN weights.
     """
-    from edgeship.toolkit.graph.fold import (  # they edit with the functions below
+    from edgeship.toolkit.graph.fold import (  # imports this module
         fold_batchnorms,
-        fold_channel_orders,
+        fold_channel_permutations,
     )
     from edgeship.toolkit.graph.normalization import find_input_normalization
 
     if isinstance(path, Classifier):
         return path
-    found = read(path, quantizable=True, output=output)
-    for node in found.model.graph:
+    graph = read(path, quantizable=True, output=output)
+    for node in graph.model.graph:
         if is_quantized(node):
             raise ModelError(
                 f"{path.name} is quantized already: node '{node.name}' is a {node.op_type}",
-                hint="start from the float32 model it was made from",
+                hint="give the float32 model",
             )
-    tensors = [*found.model.graph.inputs, *found.model.graph.outputs]
+    tensors = [*graph.model.graph.inputs, *graph.model.graph.outputs]
     for value in tensors:
         if value.dtype != ir.DataType.FLOAT:
             raise ModelError(
                 f"'{value.name}' of {path.name} is {value.dtype}, not float32", hint=EXPORT_AGAIN
             )
-    for name, value in found.model.graph.initializers.items():
-        if value.dtype == ir.DataType.FLOAT and not _allowed(value):
+    for name, value in graph.model.graph.initializers.items():
+        if value.dtype == ir.DataType.FLOAT and not _is_valid_constant(value):
             raise ModelError(
-                f"weight '{name}' of {path.name} holds NaN or infinite values",
-                hint="the training diverged, or the file is damaged; use another checkpoint",
+                f"weight '{name}' of {path.name} has NaN or infinite values; finite values are expected",
+                hint="give another checkpoint",
             )
-    fold_channel_orders(found.model)
-    fold_batchnorms(found.model)
-    ending = cut(found.model)
-    notes = found.notes
-    normalization = find_input_normalization(found.model, are_pixels=found.form.dtype == "uint8")
+    fold_channel_permutations(graph.model)
+    fold_batchnorms(graph.model)
+    ending = truncate_to_logits(graph.model)
+    notes = graph.notes
+    normalization = find_input_normalization(graph.model, are_pixels=graph.form.dtype == "uint8")
     if ending is not None and ending.softmax:
-        notes = (*notes, "fitted and measured on the logits in front of the Softmax")
+        notes = (*notes, "fitted and measured on the logits before the Softmax")
     if notes:
-        found.model.metadata_props[NOTES] = json.dumps(notes)
+        graph.model.metadata_props[NOTES] = json.dumps(notes)
     return replace(
-        found,
-        parameters=_parameters(found.model.graph),
-        output=str(found.model.graph.outputs[0].name),
+        graph,
+        parameters=_parameters(graph.model.graph),
+        output=str(graph.model.graph.outputs[0].name),
         ending=ending,
         notes=notes,
         normalization=normalization,
@@ -222,17 +222,17 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a graph; the file appears complete or not at all."""
+    """Write a graph to a file, atomically."""
     with replacing(path) as temporary:
         ir.save(model, temporary)
 
 
 def save_as_given(model: ir.Model, graph: Classifier, path: Path) -> None:
-    """Write a graph that was made of `graph`, its end as in the file that `graph` was read from.
+    """Write a graph derived from `graph`, with the nodes after the logits restored.
 
     Args:
-        model: The graph; it is changed.
-        graph: What `read_classifier` gave.
+        model: The graph; changed.
+        graph: Result of `read_classifier`.
         path: The file to write.
     """
     if graph.ending is not None:
@@ -241,7 +241,7 @@ def save_as_given(model: ir.Model, graph: Classifier, path: Path) -> None:
 
 
 def copy(model: ir.Model) -> ir.Model:
-    """A copy whose nodes and initializers can be edited apart; arrays are shared until they are replaced."""
+    """Copy nodes and initializers of a graph; arrays are shared until replaced."""
     return model.clone()
 
 
@@ -251,19 +251,19 @@ def _dims(value: ir.Value) -> tuple[int | None, ...]:
     return tuple(dim if isinstance(dim, int) else None for dim in value.shape)
 
 
-def _cure(shape: tuple[int | None, ...], result: tuple[int | None, ...]) -> str:
-    """What to change about a graph that maps one shape to another."""
+def _shape_hint(shape: tuple[int | None, ...], result: tuple[int | None, ...]) -> str:
+    """Return the hint for a graph with a wrong input or output shape."""
     if len(shape) != 4:
-        return "its input must be images: (N, C, H, W), i.e. batch, channels, height, width"
+        return "export it with images as input: (N, C, H, W), i.e. batch, channels, height, width"
     if shape[1] is None:
         return "export it with a fixed number of channels"
     if len([size for size in result[1:] if size != 1]) > 1 or len(result) < 2:
-        return "its output must be the logits: (N, classes), one number a class"
+        return "export it with the logits as output: (N, classes), one number per class"
     return "export it with a fixed number of classes"
 
 
 def _parameters(graph: ir.Graph) -> int:
-    """Weights and biases, in whatever type they are stored; scales and zero points are none."""
+    """Count weights and biases of any type, without scales and zero points."""
     scales = {
         id(value)
         for node in graph
@@ -271,12 +271,14 @@ def _parameters(graph: ir.Graph) -> int:
         for place, value in enumerate(node.inputs)
         if place not in PARAMETER_INPUTS.get(node.op_type, (0,))
     }
-    found = graph.initializers.values()
-    return sum(_size(value) for value in found if value.dtype in PARAMETER_TYPES and id(value) not in scales)
+    initializers = graph.initializers.values()
+    return sum(
+        _size(value) for value in initializers if value.dtype in PARAMETER_TYPES and id(value) not in scales
+    )
 
 
-def _allowed(value: ir.Value) -> bool:
-    """Whether a constant is finite, or the infinity that a max pool is padded with or a Clip is open to."""
+def _is_valid_constant(value: ir.Value) -> bool:
+    """Return True if a constant is finite; a Pad or Clip may also have infinite values."""
     array = constant(value)
     bounds = all(node.op_type in {"Pad", "Clip"} for node in value.consumers())
     return not np.isnan(array).any() if bounds else bool(np.isfinite(array).all())
@@ -287,7 +289,7 @@ def _size(value: ir.Value) -> int:
 
 
 def _notes(model: ir.Model) -> tuple[str, ...]:
-    """Notes that were written when the file was converted."""
+    """Return the notes from the metadata."""
     try:
         content = json.loads(model.metadata_props.get(NOTES, "[]"))
     except ValueError:
@@ -302,7 +304,7 @@ def _preprocess(model: ir.Model) -> Preprocess | None:
     try:
         return Preprocess.from_json(json.loads(text))
     except (ValueError, TypeError, KeyError):
-        return None  # somebody else's metadata of the same name
+        return None  # foreign metadata with the same key
 
 
 def _preprocess_source(model: ir.Model) -> PreprocessSource | None:

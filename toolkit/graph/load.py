@@ -1,4 +1,4 @@
-"""An ONNX file as one kind of graph, whatever exporter, opset and float type it comes from."""
+"""Loading of ONNX files into a canonical graph, from any exporter, opset and float type."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgeship.toolkit.core.errors import ModelError
-from edgeship.toolkit.graph.dialect import drop_identities, settle
+from edgeship.toolkit.graph.dialect import canonicalize, drop_identities
 from edgeship.toolkit.graph.edit import constant, set_constant
-from edgeship.toolkit.graph.ending import choose
+from edgeship.toolkit.graph.ending import select_output
 from edgeship.toolkit.graph.fused import unfuse
-from edgeship.toolkit.graph.layout import InputForm, form_of, to_planes
+from edgeship.toolkit.graph.layout import InputForm, convert_input_to_nchw, input_form_of
 from edgeship.toolkit.graph.opset import PORTABLE_OPSET, lower
-from edgeship.toolkit.graph.padding import write_padding
-from edgeship.toolkit.graph.shapes import infer, open_dimensions
-from edgeship.toolkit.graph.simplify import fold_constants, take_branches, write_shapes
+from edgeship.toolkit.graph.padding import make_padding_explicit
+from edgeship.toolkit.graph.shapes import infer, mark_dynamic_dimensions
+from edgeship.toolkit.graph.simplify import fold_constants, fold_reshape_targets, inline_constant_branches
 from edgeship.toolkit.graph.standard import (
     check_layers,
-    drop_casts,
     is_quantized,
-    refuse_foreign,
-    refuse_training,
+    reject_nonstandard_operators,
+    reject_training_mode,
+    remove_float_casts,
+    reshape_scalars,
     to_float32,
-    write_scalars,
 )
 
-logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings come back as our errors
-SMALL_BYTES = 1024  # constants that inference may need: shapes, axes, bounds
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings become our errors
+SMALL_BYTES = 1024  # largest constants used by inference: shapes, axes, bounds
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An ONNX file as it was read.
+    """A loaded ONNX file.
 
     Attributes:
         model: The graph.
-        form: How the file takes images.
-        converted: Whether the graph computes in another layout or takes another type than the file.
-        notes: What was converted, for its user.
+        form: Input layout and type of the file.
+        converted: Whether the graph has another layout or input type than the file.
+        notes: Conversions, for the user.
     """
 
     model: ir.Model
@@ -53,16 +53,16 @@ class Loaded:
 
 
 def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
-    """Read an ONNX file: constants folded, shapes inferred, one output.
+    """Load an ONNX file: constants folded, shapes inferred, one output.
 
     Args:
-        path: The file; weights may lie in files in its folder or below.
-        float_only: Whether it is to be quantized: then it comes in float32, takes (N, C, H, W), and is in
-            standard operators and in an opset from 13 to 17 where it has a form there.
-        output: Name of the output to take, where there are several.
+        path: The file; external weights are in files in its folder or below.
+        float_only: Whether to convert it for quantization: to float32, input (N, C, H, W), standard
+            operators, and an opset from 13 to 17 if it has a form there.
+        output: Name of the output, if there are several.
 
     Raises:
-        ModelError: The file is absent, cut off, or a graph that cannot be used.
+        ModelError: The file is absent, truncated, or an unusable graph.
     """
     if not path.is_file():
         raise ModelError(f"no such file: {path}", hint="check the path")
@@ -72,57 +72,57 @@ def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
         _load_constants(model)
     except ModelError:
         raise
-    except Exception as error:  # protobuf and onnx-ir raise many kinds for a damaged file
+    except Exception as error:  # protobuf and onnx-ir raise many types for a damaged file
         raise ModelError(
             f"{path.name} is not a readable ONNX file: {_first_line(error)}",
-            hint="it was cut off or is another format; export it again",
+            hint="export it again",
         ) from error
     try:
-        return _normalized(model, path.name, float_only=float_only, output=output)
+        return _normalize(model, path.name, float_only=float_only, output=output)
     except ModelError:
         raise
-    except Exception as error:  # a graph that contradicts itself fails in many ways
+    except Exception as error:  # an invalid graph raises many types
         raise ModelError(
             f"{path.name} is not a valid ONNX graph: {_first_line(error)}",
-            hint="check it with `onnx.checker.check_model`, and export it again",
+            hint="check it with `onnx.checker.check_model`",
         ) from error
 
 
 def external_files(path: Path) -> list[Path]:
-    """List the files that the weights of an ONNX file are in; [] if it cannot be read."""
+    """List the external weight files of an ONNX file; [] if it cannot be read."""
     try:
         model = ir.load(path)
-    except Exception:  # whatever is wrong with it, `load` says it
+    except Exception:  # `load` reports the error
         return []
-    return sorted({path.parent / str(tensor.location) for tensor in _external(model) if _inside(tensor)})
+    return sorted({path.parent / str(tensor.location) for tensor in _external(model) if _is_inside(tensor)})
 
 
-def _normalized(model: ir.Model, file: str, *, float_only: bool, output: str | None) -> Loaded:
+def _normalize(model: ir.Model, file: str, *, float_only: bool, output: str | None) -> Loaded:
     notes: list[str | None] = []
     float_only = float_only and not any(is_quantized(node) for node in model.graph)
-    open_dimensions(model)
-    model = settle(model, raised=float_only)
-    choose(model, output, file)
-    refuse_training(model)
+    mark_dynamic_dimensions(model)
+    model = canonicalize(model, raised=float_only)
+    select_output(model, output, file)
+    reject_training_mode(model)
     if float_only:
         notes.append(unfuse(model))
         notes.append(to_float32(model))
     infer(model)
-    while fold_constants(model) or take_branches(model):
+    while fold_constants(model) or inline_constant_branches(model):
         infer(model)
-    drop_identities(model)  # of the branches
+    drop_identities(model)  # moved out of the branches
     images = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    form = form_of(images[0]) if len(images) == 1 else InputForm()
+    form = input_form_of(images[0]) if len(images) == 1 else InputForm()
     converted = False
     if float_only:
-        drop_casts(model)
-        converted = len(images) == 1 and to_planes(model, images[0])
-    write_scalars(model)
-    write_padding(model)
-    write_shapes(model)
+        remove_float_casts(model)
+        converted = len(images) == 1 and convert_input_to_nchw(model, images[0])
+    reshape_scalars(model)
+    make_padding_explicit(model)
+    fold_reshape_targets(model)
     if float_only:
-        refuse_foreign(model)
-        notes.append(_lowered(model))
+        reject_nonstandard_operators(model)
+        notes.append(_lower_opset(model))
         RemoveUnusedOpsetsPass()(model)
     RemoveUnusedNodesPass()(model)
     _check(model, full=float_only)
@@ -131,19 +131,19 @@ def _normalized(model: ir.Model, file: str, *, float_only: bool, output: str | N
     return Loaded(model, form, converted, tuple(note for note in notes if note))
 
 
-def _lowered(model: ir.Model) -> str | None:
+def _lower_opset(model: ir.Model) -> str | None:
     opset = model.graph.opset_imports.get("", PORTABLE_OPSET)
     if opset <= PORTABLE_OPSET:
         return None
-    refused = lower(model, PORTABLE_OPSET)
+    unsupported = lower(model, PORTABLE_OPSET)
     infer(model)
-    if refused is not None:
-        return f"opset {opset} was kept: opset {PORTABLE_OPSET} has no form of {refused}"
+    if unsupported is not None:
+        return f"opset {opset} was kept: opset {PORTABLE_OPSET} has no form of {unsupported}"
     return f"converted from opset {opset} to {PORTABLE_OPSET}"
 
 
 def _check(model: ir.Model, *, full: bool) -> None:
-    """Check a graph by the definitions of its operators; large weights stay out of it.
+    """Check a graph by the definitions of its operators, without large weights.
 
     Args:
         model: The graph.
@@ -173,33 +173,33 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _check_external(model: ir.Model, path: Path) -> None:
-    """Check that external weights are there, and below the folder of the graph.
+    """Check that external weight files exist below the folder of the graph.
 
     Raises:
-        ModelError: A file is absent or elsewhere.
+        ModelError: A file is absent or outside the folder.
     """
     for tensor in _external(model):
         location = Path(tensor.location)
-        if not _inside(tensor):
+        if not _is_inside(tensor):
             raise ModelError(
-                f"{path.name} keeps weight '{tensor.name}' outside its folder: {location}",
-                hint="move the file below the folder of the graph, and name it from there",
+                f"{path.name} has weight '{tensor.name}' outside its folder: {location}",
+                hint="save it again with its external data in the folder of the graph",
             )
         if not (path.parent / location).is_file():
             raise ModelError(
-                f"{path.name} keeps weight '{tensor.name}' in {location}, which is not there",
+                f"{path.name} has weight '{tensor.name}' in {location}, which is not there",
                 hint=f"copy it to {path.parent / location}",
             )
 
 
-def _inside(tensor: ir.ExternalTensor) -> bool:
-    """Return whether a tensor is stored below the folder of its graph."""
+def _is_inside(tensor: ir.ExternalTensor) -> bool:
+    """Return True if a tensor is stored below the folder of its graph."""
     location = Path(tensor.location)
     return not location.is_absolute() and ".." not in location.parts
 
 
 def _load_constants(model: ir.Model) -> None:
-    """Give each initializer an array of its own, for one that stays keeps the whole file, and its shape."""
+    """Copy the array of each initializer, to release the file's buffer, and set its shape and type."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             tensor = value.const_value

@@ -1,4 +1,4 @@
-"""Normalization of pixels that a graph does itself: mean and standard deviation found in its first nodes."""
+"""Detection of pixel normalization (mean and standard deviation) in the first nodes of a graph."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import onnx_ir as ir
 
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph.fold import channel_order
+from edgeship.toolkit.graph.fold import channel_permutation
 
 Doubles = npt.NDArray[np.float64]
 PASSED = frozenset({"Identity", "Cast", "Dropout"})
-MOST_NODES = 16  # that one normalization is made of
+MAX_NODES = 16  # of one normalization
 PIXEL_MAX = 255.0
 
 
 @dataclass(frozen=True, slots=True)
 class InputNormalization:
-    """What a graph does to pixels before its first layer.
+    """Normalization of pixels before the first layer of a graph.
 
     Attributes:
-        mean: Per-channel mean that is subtracted, of pixels in [0, 1].
-        std: Per-channel standard deviation by which is divided, of pixels in [0, 1].
-        scale: The largest value of the pixels that the graph takes: 1 or 255.
-        nodes: Names of the nodes that do it; empty where the input's type alone says that it takes pixels.
-        output: Name of the tensor that holds (pixels / scale - mean) / std; empty if it is no such tensor
-            exactly (a mean image has another mean at every position), or if there are no nodes.
+        mean: Per-channel mean of pixels in [0, 1].
+        std: Per-channel standard deviation of pixels in [0, 1].
+        scale: Largest value of the graph's input pixels: 1 or 255.
+        nodes: Names of its nodes; empty if only the input type (uint8) shows raw pixels.
+        output: Name of the tensor (pixels / scale - mean) / std; empty if no tensor equals it (a mean
+            image varies by position), or without nodes.
     """
 
     mean: tuple[float, ...]
@@ -41,61 +41,60 @@ class InputNormalization:
 
     @property
     def raw(self) -> Preprocess:
-        """Preprocessing that hands the graph raw pixels in its range."""
+        """Return the preprocessing to raw pixels in the graph's range."""
         channels = len(self.mean)
         return Preprocess(mean=(0.0,) * channels, std=(1.0 / self.scale,) * channels)
 
     def apply(self, images: FloatArray) -> FloatArray:
-        """Return what `output` is for images (N, C, H, W) as the graph takes them, in float32."""
+        """Compute `output` in float32 for input images (N, C, H, W)."""
         mean, std = (np.array(each)[:, None, None] for each in (self.mean, self.std))
         result: FloatArray = ((images / np.float64(self.scale) - mean) / std).astype(np.float32)
         return result
 
 
 def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> InputNormalization | None:
-    """Find out what a graph subtracts from its images, and divides them by, before the first layer.
+    """Find the mean and standard deviation that a graph applies to its images before the first layer.
 
-    Products, sums and BatchNormalization with constants are followed from the input on. What they do
-    together, (x - mean) / std, is a normalization of pixels where the constants are those of pixels: a mean
-    of 0.2 to 0.8 with a deviation of 0.1 to 1 (pixels in 0..1), a mean above 5 (0..255), or a division by
-    100 to 300 alone (0..255). Other factors (e.g. a change from one normalization to another, as in
-    torchvision's GoogLeNet) are none.
+    Products, sums and BatchNormalization with constants are followed from the input and combined to
+    (x - mean) / std. It is a normalization of pixels if the mean is 0.2 to 0.8 and the deviation 0.1 to 1
+    (pixels in 0..1), the mean is above 5 (0..255), or the mean is 0 and the deviation 100 to 300 (0..255).
+    Other constants (e.g. a change between normalizations, as in torchvision's GoogLeNet) are not.
 
     Args:
-        model: A float graph that takes (N, C, H, W), constants as initializers.
-        are_pixels: Whether the input of the file is uint8: pixels in 0..255, whatever the constants.
+        model: A float graph with input (N, C, H, W), constants as initializers.
+        are_pixels: Whether the input of the file is uint8: pixels in 0..255 for any constants.
 
     Returns:
-        None: The graph takes images that are normalized already, as far as its constants show.
+        The normalization; None if the constants show none (normalized input images).
     """
     image = next(value for value in model.graph.inputs if value.name not in model.graph.initializers)
     channels = image.shape[1] if image.shape is not None and len(image.shape) == 4 else None
     if not isinstance(channels, int):
         return None
     gain, shift, nodes = np.ones(channels), np.zeros(channels), []
-    read = np.arange(channels)  # which channel of the image each channel of the tensor is
+    channel_map = np.arange(channels)  # channel of the tensor -> channel of the image
     value, is_exact = image, True
-    for _ in range(MOST_NODES):
+    for _ in range(MAX_NODES):
         uses = value.uses()
         node = next(iter(uses)).node if len(uses) == 1 else None
         if node is None:
             break
-        order = channel_order(node) if node.inputs[0] is value else None
-        step = _step(node, value, channels)
+        order = channel_permutation(node) if node.inputs[0] is value else None
+        step = _affine_step(node, value, channels)
         if order is not None:
-            gain, shift, read = gain[order], shift[order], read[order]
+            gain, shift, channel_map = gain[order], shift[order], channel_map[order]
         elif step is not None:
             gain, shift = step(gain, shift)
-            is_exact &= not _varies(node)
+            is_exact &= not _varies_by_position(node)
         else:
             break
         if node.op_type not in PASSED:
             nodes.append(str(node.name))
         value = node.outputs[0]
-    gain, shift = gain[np.argsort(read)], shift[np.argsort(read)]
+    gain, shift = gain[np.argsort(channel_map)], shift[np.argsort(channel_map)]
     with np.errstate(divide="ignore", invalid="ignore"):
         mean, std = -shift / gain, 1 / gain
-    scale = _range_of(mean, std) if np.isfinite([mean, std]).all() else None
+    scale = _pixel_range(mean, std) if np.isfinite([mean, std]).all() else None
     if are_pixels:
         scale = 255
         mean, std = (mean, std) if np.isfinite([mean, std]).all() else (np.zeros(channels), np.ones(channels))
@@ -106,12 +105,12 @@ def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> In
         tuple((std / scale).tolist()),
         scale,
         tuple(nodes),
-        str(value.name) if nodes and is_exact and (read == np.arange(channels)).all() else "",
+        str(value.name) if nodes and is_exact and (channel_map == np.arange(channels)).all() else "",
     )
 
 
-def _range_of(mean: Doubles, std: Doubles) -> Literal[1, 255] | None:
-    """The largest pixel value for which these are mean and deviation, if they are those of pixels."""
+def _pixel_range(mean: Doubles, std: Doubles) -> Literal[1, 255] | None:
+    """Return the largest pixel value that fits mean and deviation; None if they are not of pixels."""
     if (std <= 0).any():
         return None
     if (mean >= 0.2).all() and (mean <= 0.8).all() and (std >= 0.1).all() and (std <= 1).all():
@@ -124,8 +123,8 @@ def _range_of(mean: Doubles, std: Doubles) -> Literal[1, 255] | None:
 Step = Callable[[Doubles, Doubles], tuple[Doubles, Doubles]]
 
 
-def _step(node: ir.Node, value: ir.Value, channels: int) -> Step | None:
-    """What a node does to gain and shift of each channel; None if it is more than that."""
+def _affine_step(node: ir.Node, value: ir.Value, channels: int) -> Step | None:
+    """Return a node's update of gain and shift per channel; None if it is not affine per channel."""
     if node.op_type in PASSED:
         return lambda gain, shift: (gain, shift)
     if node.op_type == "BatchNormalization":
@@ -138,7 +137,7 @@ def _step(node: ir.Node, value: ir.Value, channels: int) -> Step | None:
     if node.op_type not in {"Add", "Sub", "Mul", "Div"} or len(node.inputs) != 2:
         return None
     is_first = node.inputs[0] is value
-    mean_image = node.op_type in {"Add", "Sub"}  # of Caffe: another mean at every position
+    mean_image = node.op_type in {"Add", "Sub"}  # of Caffe: varies by position
     other = _by_channel(_array(node.inputs[1 if is_first else 0]), channels, averaged=mean_image)
     if other is None or (node.op_type == "Div" and not is_first):
         return None
@@ -152,8 +151,8 @@ def _step(node: ir.Node, value: ir.Value, channels: int) -> Step | None:
     return lambda gain, shift: (sign * gain, sign * (shift - other))
 
 
-def _varies(node: ir.Node) -> bool:
-    """Whether a constant of a node has other numbers at other positions of (N, C, H, W)."""
+def _varies_by_position(node: ir.Node) -> bool:
+    """Return True if a constant of a node varies over the positions of (N, C, H, W)."""
     if node.op_type == "BatchNormalization":
         return False
     arrays = [array for array in map(_array, node.inputs) if array is not None and array.ndim > 1]
@@ -167,7 +166,7 @@ def _array(value: ir.Value | None) -> Doubles | None:
 
 
 def _by_channel(array: Doubles | None, channels: int, *, averaged: bool) -> Doubles | None:
-    """One number a channel of a constant: the same at every position of (N, C, H, W), or `averaged`."""
+    """Return one value per channel of a constant (N, C, H, W), the same at every position or `averaged`."""
     if array is None or array.ndim > 4:
         return None
     full = array.reshape((1,) * (4 - array.ndim) + array.shape)

@@ -1,4 +1,4 @@
-"""A graph of a newer opset in an older one, where every operator has a form there that computes the same."""
+"""Conversion of a graph to an older opset, if every operator has an equivalent form there."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from edgeship.toolkit.graph.edit import Names, Replacement, add_constant, constant
 from edgeship.toolkit.graph.fused import gelu, swish
-from edgeship.toolkit.graph.padding import pad_all_axes
+from edgeship.toolkit.graph.padding import expand_pads
 
-PORTABLE_OPSET = 17  # what TensorRT 8.4 and every later one parses
-IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8}  # opset -> IR version of the ONNX release that brought it
+PORTABLE_OPSET = 17  # supported from TensorRT 8.4 on
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8}  # opset -> IR version of its first ONNX release
 REDUCTIONS = frozenset(
     f"Reduce{kind}"
     for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
@@ -21,14 +21,14 @@ REDUCTIONS = frozenset(
 
 
 def lower(model: ir.Model, opset: int) -> str | None:
-    """Write a graph in an older opset; all of it or nothing.
+    """Convert a graph to an older opset, completely or not at all.
 
     Args:
-        model: A graph with its shapes, constants as initializers.
+        model: A graph with inferred shapes, constants as initializers; changed.
         opset: The opset, 13 or newer.
 
     Returns:
-        The operator that has no form there, as "OPERATOR (node 'NAME')"; None: the graph was written.
+        The operator without a form there, as "OPERATOR (node 'NAME')"; None after a conversion.
 
     Source:
         ONNX Operator Changelog; the definitions of the installed onnx package.
@@ -37,16 +37,16 @@ def lower(model: ir.Model, opset: int) -> str | None:
     if source <= opset:
         return None
     trial = model.clone()
-    if (refused := _write(trial, source, opset)) is not None:
-        return refused
-    _write(model, source, opset)
+    if (unsupported := _convert(trial, source, opset)) is not None:
+        return unsupported
+    _convert(model, source, opset)
     for graph in model.graphs():
         graph.opset_imports[""] = opset
     model.ir_version = min(model.ir_version or IR_VERSIONS[17], IR_VERSIONS.get(opset, IR_VERSIONS[17]))
     return None
 
 
-def _write(model: ir.Model, source: int, opset: int) -> str | None:
+def _convert(model: ir.Model, source: int, opset: int) -> str | None:
     names = Names(model.graph)
     for node in list(model.graph):
         expand = _EXPANSIONS.get(node.op_type)
@@ -57,13 +57,13 @@ def _write(model: ir.Model, source: int, opset: int) -> str | None:
             return f"{node.op_type} (node '{node.name}')"
         replacement.finish()
     for node in list(ir.traversal.RecursiveGraphIterator(model.graph)):
-        if node.domain in {"", "ai.onnx"} and not _rewritten(model.graph, node, source, opset, names):
+        if node.domain in {"", "ai.onnx"} and not _convert_node(model.graph, node, source, opset, names):
             return f"{node.op_type} (node '{node.name}')"
     return None
 
 
-def _rewritten(graph: ir.Graph, node: ir.Node, source: int, opset: int, names: Names) -> bool:
-    """Write one node as the older opset has it; False where there is no such form."""
+def _convert_node(graph: ir.Graph, node: ir.Node, source: int, opset: int, names: Names) -> bool:
+    """Convert one node to the older opset; return False without an equivalent form."""
     from onnx import defs
 
     try:
@@ -76,7 +76,7 @@ def _rewritten(graph: ir.Graph, node: ir.Node, source: int, opset: int, names: N
     change = _CHANGES.get(node.op_type)
     if change is not None and not change(graph, node, opset, names):
         return False
-    _trim(node)
+    _trim_inputs(node)
     for name, attribute in list(node.attributes.items()):
         if name in older.attributes:
             continue
@@ -101,8 +101,8 @@ def _default(schema: Any, name: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _trim(node: ir.Node) -> None:
-    """Leave out inputs at the end that are absent."""
+def _trim_inputs(node: ir.Node) -> None:
+    """Remove absent inputs at the end."""
     count = len(node.inputs)
     while count and node.inputs[count - 1] is None:
         count -= 1
@@ -111,7 +111,7 @@ def _trim(node: ir.Node) -> None:
 
 
 def _reduction(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """Move the axes from an input to an attribute."""
+    """Move the axes of a reduction from an input to an attribute."""
     del graph, names
     if opset >= (13 if node.op_type == "ReduceSum" else 18):
         return True
@@ -129,7 +129,7 @@ def _reduction(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool
 
 
 def _split(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """Write the number of parts as the sizes of the parts."""
+    """Replace the number of parts of a Split by their sizes."""
     del opset
     attribute, data = node.attributes.get("num_outputs"), node.inputs[0]
     if attribute is None or (len(node.inputs) > 1 and node.inputs[1] is not None):
@@ -139,8 +139,8 @@ def _split(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
     if not isinstance(size, int) or node.graph is not graph:
         return False
     parts = attribute.as_int()
-    each = -(-size // parts)
-    sizes = np.array([*[each] * (parts - 1), size - each * (parts - 1)], np.int64)
+    part_size = -(-size // parts)
+    sizes = np.array([*[part_size] * (parts - 1), size - part_size * (parts - 1)], np.int64)
     node.resize_inputs(2)
     node.replace_input_with(1, add_constant(graph, f"{node.name}/split", sizes, names))
     del node.attributes["num_outputs"]
@@ -148,10 +148,10 @@ def _split(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
 
 
 def _pad(graph: ir.Graph, node: ir.Node, opset: int, names: Names) -> bool:
-    """Write the pads of every axis."""
+    """Expand the pads of a Pad to every axis."""
     del opset, names
     if node.graph is graph:
-        pad_all_axes(graph, node)
+        expand_pads(graph, node)
     return node.attributes.get_string("mode", "constant") != "wrap"
 
 
@@ -197,7 +197,7 @@ def _expand_mish(node: ir.Node, new: Replacement) -> bool:
 
 
 def _expand_group_norm(node: ir.Node, new: Replacement) -> bool:
-    """Write GroupNormalization as exporters did before opset 18: InstanceNormalization of the groups."""
+    """Emit GroupNormalization as InstanceNormalization of the groups, as exporters did before opset 18."""
     x, scale, bias = node.inputs[:3]
     shape = list(x.shape or ()) if x is not None else []
     sides = [dim for dim in shape[1:] if isinstance(dim, int)]
@@ -224,7 +224,7 @@ def _expand_group_norm(node: ir.Node, new: Replacement) -> bool:
 
 _EXPANSIONS: dict[
     str, tuple[int, Callable[[ir.Node, Replacement], bool]]
-] = {  # opset that brought it -> form
+] = {  # operator -> (its first opset, expansion)
     "Gelu": (20, _expand_gelu),
     "Swish": (24, _expand_swish),
     "Mish": (18, _expand_mish),

@@ -1,4 +1,4 @@
-"""Padding, which exporters write in many ways, in numbers of the layer that pads."""
+"""Explicit padding: `auto_pad` as numbers, Pad nodes folded into the layers after them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from edgeship.toolkit.graph.edit import add_constant
 from edgeship.toolkit.graph.simplify import array_of
 
 
-def write_padding(model: ir.Model) -> None:
-    """Turn `auto_pad` into the pads that it means where the size of the input is known.
+def make_padding_explicit(model: ir.Model) -> None:
+    """Replace `auto_pad` by pads if the input size is static, and fold Pad nodes into their readers.
 
-    A Pad pads every axis, or becomes padding of what reads it.
+    A Pad that cannot be folded gets the pads of every axis.
 
     Source:
         ONNX operators, Conv: `auto_pad`; Pad: `axes`.
     """
     for node in list(model.graph):
         if node.op_type == "Pad":
-            pad_all_axes(model.graph, node)
-            _pad_where_read(model.graph, node)
-        how = node.attributes.get_string("auto_pad", "NOTSET")
-        if how == "VALID":
+            expand_pads(model.graph, node)
+            _fold_pad_into_readers(model.graph, node)
+        mode = node.attributes.get_string("auto_pad", "NOTSET")
+        if mode == "VALID":
             del node.attributes["auto_pad"]
-        if how not in {"SAME_UPPER", "SAME_LOWER"} or node.inputs[0] is None:
+        if mode not in {"SAME_UPPER", "SAME_LOWER"} or node.inputs[0] is None:
             continue
         sides = _sides(node.inputs[0])
         kernel = _kernel(node)
@@ -37,31 +37,31 @@ def write_padding(model: ir.Model) -> None:
             max((-(-side // stride) - 1) * stride + dilation * (taps - 1) + 1 - side, 0)
             for side, stride, dilation, taps in zip(sides, strides, dilations, kernel, strict=True)
         ]
-        less, more = [each // 2 for each in padding], [-(-each // 2) for each in padding]
+        smaller, larger = [each // 2 for each in padding], [-(-each // 2) for each in padding]
         del node.attributes["auto_pad"]
         node.attributes["pads"] = ir.AttrInt64s(
-            "pads", [*less, *more] if how == "SAME_UPPER" else [*more, *less]
+            "pads", [*smaller, *larger] if mode == "SAME_UPPER" else [*larger, *smaller]
         )
 
 
-def pad_all_axes(graph: ir.Graph, node: ir.Node) -> None:
-    """Give a Pad the pads of every axis instead of a list of axes."""
+def expand_pads(graph: ir.Graph, node: ir.Node) -> None:
+    """Expand the pads of some axes of a Pad to every axis."""
     data, pads, _, axes = [*node.inputs, None, None][:4]
     if data is None or data.shape is None or pads is None or axes is None:
         return
     if pads.const_value is None or axes.const_value is None:
         return
-    rank, given = len(data.shape), array_of(pads).reshape(2, -1)
-    every = np.zeros((2, rank), np.int64)
-    every[:, [int(axis) % rank for axis in array_of(axes)]] = given
-    node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}/pads", every.reshape(-1)))
+    rank, pairs = len(data.shape), array_of(pads).reshape(2, -1)
+    full = np.zeros((2, rank), np.int64)
+    full[:, [int(axis) % rank for axis in array_of(axes)]] = pairs
+    node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}/pads", full.reshape(-1)))
     node.resize_inputs(3)
 
 
-def _pad_where_read(graph: ir.Graph, node: ir.Node) -> None:
-    """Have convolutions and max pools pad their input themselves, instead of a Pad before them.
+def _fold_pad_into_readers(graph: ir.Graph, node: ir.Node) -> None:
+    """Fold a Pad (as exported from TensorFlow) into the convolutions and max pools after it.
 
-    TensorFlow's networks are exported so. In INT8 a Pad would be a layer of its own.
+    In INT8 a Pad would be a separate layer.
     """
     data, pads = node.inputs[0], _spatial_pads(node)
     if data is None or pads is None or node.outputs[0] in graph.outputs:
@@ -69,11 +69,11 @@ def _pad_where_read(graph: ir.Graph, node: ir.Node) -> None:
     fill = node.inputs[2] if len(node.inputs) > 2 else None
     value = 0.0 if fill is None else None if fill.const_value is None else float(array_of(fill).item())
     readers = [use.node for use in node.outputs[0].uses()]
-    if not all(_pads_alike(reader, value, data, pads) for reader in readers):
+    if not all(_can_absorb_pad(reader, value, data, pads) for reader in readers):
         return
     for reader in readers:
         own = _ints(reader, "pads", [0] * 4)
-        both = [each + more for each, more in zip(own, pads, strict=True)]
+        both = [own_pad + pad for own_pad, pad in zip(own, pads, strict=True)]
         reader.attributes["pads"] = ir.AttrInt64s("pads", both)
         reader.attributes.pop("auto_pad", None)
     ir.convenience.replace_all_uses_with(node.outputs[0], data)
@@ -81,7 +81,7 @@ def _pad_where_read(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _spatial_pads(node: ir.Node) -> list[int] | None:
-    """Pads of height and width, before and after, of a Pad that fills maps with a constant."""
+    """Return the pads of height and width (before, after) of a constant Pad; None for other Pads."""
     pads = node.inputs[1] if len(node.inputs) in {2, 3} else None
     if (
         pads is None
@@ -95,8 +95,8 @@ def _spatial_pads(node: ir.Node) -> list[int] | None:
     return [*each[2:4], *each[6:]]
 
 
-def _pads_alike(reader: ir.Node, value: float | None, padded: ir.Value, pads: Sequence[int]) -> bool:
-    """Whether a layer would pad an input with what a Pad does: zeros, or what never is the largest."""
+def _can_absorb_pad(reader: ir.Node, value: float | None, padded: ir.Value, pads: Sequence[int]) -> bool:
+    """Return True if a layer's own padding equals the Pad: zeros, or values that a max pool ignores."""
     if reader.attributes.get_string("auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
         return False
     if reader.op_type == "Conv":
@@ -104,14 +104,14 @@ def _pads_alike(reader: ir.Node, value: float | None, padded: ir.Value, pads: Se
     if reader.op_type != "MaxPool" or reader.attributes.get_int("ceil_mode", 0) != 0:
         return False
     kernel = _kernel(reader) or [0, 0]
-    some = not any(_ints(reader, "pads", [0] * 4)) and all(map(int.__lt__, pads, [*kernel, *kernel]))
+    is_small = not any(_ints(reader, "pads", [0] * 4)) and all(map(int.__lt__, pads, [*kernel, *kernel]))
     producer = padded.producer()
     rectified = producer is not None and producer.op_type == "Relu"
-    return some and (value == -np.inf or (value == 0.0 and rectified))
+    return is_small and (value == -np.inf or (value == 0.0 and rectified))
 
 
 def _kernel(node: ir.Node) -> list[int] | None:
-    """Sides of the kernel."""
+    """Return the sides of the kernel."""
     written = node.attributes.get("kernel_shape")
     if written is not None:
         return [int(side) for side in written.as_ints()]
@@ -120,7 +120,7 @@ def _kernel(node: ir.Node) -> list[int] | None:
 
 
 def _sides(value: ir.Value) -> list[int] | None:
-    """Sides of a map or of a kernel, without the first two axes."""
+    """Return the spatial sides of a map or kernel; None if one is dynamic."""
     if value.shape is None or not all(isinstance(dim, int) for dim in list(value.shape)[2:]):
         return None
     return [int(dim) for dim in list(value.shape)[2:]]  # type: ignore[arg-type]

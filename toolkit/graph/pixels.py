@@ -1,4 +1,4 @@
-"""A graph that takes decoded pixels: layout, mean and standard deviation become its first nodes."""
+"""Conversion of a graph to uint8 pixel input: layout, mean and standard deviation become its first nodes."""
 
 from __future__ import annotations
 
@@ -22,54 +22,57 @@ Doubles = npt.NDArray[np.float64]
 
 
 def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
-    """Write a classifier, float or with Q/DQ nodes, whose input is uint8 (N, H, W, C) instead.
+    """Convert the input of a classifier, float or with Q/DQ nodes, to uint8 (N, H, W, C).
 
-    Its input keeps its name. The first nodes are Cast, Mul, Sub and Transpose: the order in which OpenVINO
-    makes one integer pass of them and the first QuantizeLinear, and TensorRT takes a uint8 input at all
-    (only a Cast may read it). No pixel becomes another integer than by calibration/preprocess.py.
+    The input keeps its name. The first nodes are Cast, Mul, Sub and Transpose: OpenVINO fuses this order
+    with the first QuantizeLinear, and TensorRT allows only a Cast as consumer of a uint8 input. Every pixel
+    is quantized to the same integer as by calibration/preprocess.py.
 
     Args:
         source: The ONNX file.
-        preprocess: Mean and standard deviation of each channel; the rest is of no matter here. Where these
-            give raw pixels to a graph that normalizes them itself, its own nodes for that are replaced.
-        out: The file to write; it appears complete or not at all.
+        preprocess: Mean and standard deviation per channel; other fields are ignored. If they select raw
+            pixels for a graph with its own normalization, its normalization nodes are replaced.
+        out: The file to write, atomically.
 
     Raises:
-        ModelError: The graph has no float32 input, or another number of channels.
+        ModelError: The input is not float32, or the number of channels differs.
 
     Source:
         OpenVINO 2026.4, runtime model and latency of the possible orders. NVIDIA/TensorRT issue 3985.
     """
-    found = io.read(source)
-    graph = found.model.graph
-    old = next(value for value in graph.inputs if value.name == found.input)
+    classifier = io.read(source)
+    graph = classifier.model.graph
+    old = next(value for value in graph.inputs if value.name == classifier.input)
     if old.dtype != ir.DataType.FLOAT:
-        raise ModelError(f"{source.name} takes {old.dtype}, not float32", hint="give it the float32 form")
-    if len(preprocess.mean) != found.channels:
+        raise ModelError(f"{source.name} takes {old.dtype}, not float32", hint="give the float32 file")
+    if len(preprocess.mean) != classifier.channels:
         raise ModelError(
-            f"{source.name} takes {found.channels} channels, its preprocessing has {len(preprocess.mean)}",
-            hint="give mean and std one number for each channel of the images",
+            f"{source.name} takes {classifier.channels} channels, its preprocessing has "
+            f"{len(preprocess.mean)}",
+            hint="set mean and std to one number for each channel of the images",
         )
-    ready, preprocess = _normalized(found, old, preprocess)
+    ready, preprocess = _normalized_input(classifier, old, preprocess)
     uses = list(ready.uses())
     names = Names(graph)
-    old.name = names.new(f"{found.input}/normalized")
+    old.name = names.new(f"{classifier.input}/normalized")
     pixels = ir.Value(
-        name=found.input,
-        shape=ir.Shape([old.shape[0] if old.shape else None, found.height, found.width, found.channels]),
+        name=classifier.input,
+        shape=ir.Shape(
+            [old.shape[0] if old.shape else None, classifier.height, classifier.width, classifier.channels]
+        ),
         type=ir.TensorType(ir.DataType.UINT8),
     )
     gain, shift = affine(preprocess, [use.node for use in uses])
     nodes = [ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT})]
     for kind, name, array in (("Mul", "gain", gain), ("Sub", "shift", shift)):
         row = (
-            np.tile(array, (found.width, 1)) if found.width else array
-        )  # runtimes are slow at repeating 3 numbers
-        constant = io.add_constant(graph, f"{found.input}/{name}", row, names)
+            np.tile(array, (classifier.width, 1)) if classifier.width else array
+        )  # broadcasting 3 values is slow
+        constant = io.add_constant(graph, f"{classifier.input}/{name}", row, names)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
     nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
     for node in nodes:
-        node.name = names.new(f"{found.input}/{node.op_type.lower()}")
+        node.name = names.new(f"{classifier.input}/{node.op_type.lower()}")
         node.outputs[0].name = node.name
     result = nodes[-1].outputs[0]
     result.shape, result.type = old.shape, old.type
@@ -78,19 +81,21 @@ def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
         use.node.replace_input_with(use.idx, result)
     graph.inputs[graph.inputs.index(old)] = pixels
     if ready is not old:
-        RemoveUnusedNodesPass()(found.model)
-    io.save(found.model, out)
+        RemoveUnusedNodesPass()(classifier.model)
+    io.save(classifier.model, out)
 
 
-def _normalized(found: io.Classifier, image: ir.Value, preprocess: Preprocess) -> tuple[ir.Value, Preprocess]:
-    """The tensor to compute of pixels, and how: the input, or what the graph makes of raw pixels."""
-    normalization = find_input_normalization(found.model)
+def _normalized_input(
+    classifier: io.Classifier, image: ir.Value, preprocess: Preprocess
+) -> tuple[ir.Value, Preprocess]:
+    """Return the tensor to compute from pixels (the input, or the graph's normalized tensor), and how."""
+    normalization = find_input_normalization(classifier.model)
     if normalization is None or not normalization.output:
         return image, preprocess
     raw = normalization.raw
     if (preprocess.mean, preprocess.std) != (raw.mean, raw.std):
         return image, preprocess
-    values = (value for node in found.model.graph for value in node.outputs)
+    values = (value for node in classifier.model.graph for value in node.outputs)
     ready = next(value for value in values if value.name == normalization.output)
     return ready, replace(preprocess, mean=normalization.mean, std=normalization.std)
 
@@ -98,29 +103,29 @@ def _normalized(found: io.Classifier, image: ir.Value, preprocess: Preprocess) -
 def affine(
     preprocess: Preprocess, readers: list[ir.Node]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Gain and shift of each channel: pixel * gain - shift is (pixel / 255 - mean) / std.
+    """Return gain and shift per channel: pixel * gain - shift is (pixel / 255 - mean) / std.
 
-    Where the result is quantized, the shift is moved to the middle of those that give all 256 pixels the
-    integers of the float path: however a runtime rounds or fuses, these are then the integers. (Of several
-    pixels of a channel that lie exactly between two integers, one may become the other of its two.)
+    Before a QuantizeLinear, the shift is centred in the interval in which all 256 pixel values get the
+    integers of the float path, to be robust against a runtime's rounding and fusion. (Of several pixel
+    values of a channel exactly between two integers, one may be rounded to the other.)
 
     Args:
         preprocess: Mean and standard deviation.
-        readers: Nodes that read the result; the QuantizeLinear among them count.
+        readers: Consumers of the result; each QuantizeLinear among them bounds the shift.
     """
     mean, std = np.asarray(preprocess.mean, np.float64), np.asarray(preprocess.std, np.float64)
     gain, shift = (1 / (255 * std)).astype(np.float32), mean / std
     for channel, nominal in enumerate(shift):
-        bounds = list(_bounds(preprocess, channel, float(gain[channel]), readers))
+        bounds = list(_shift_bounds(preprocess, channel, float(gain[channel]), readers))
         low, high = max((b[0] for b in bounds), default=-np.inf), min((b[1] for b in bounds), default=np.inf)
         shift[channel] = (low + high) / 2 if np.isfinite([low, high]).all() else np.clip(nominal, low, high)
     return gain, shift.astype(np.float32)
 
 
-def _bounds(
+def _shift_bounds(
     preprocess: Preprocess, channel: int, gain: float, readers: list[ir.Node]
 ) -> Iterator[tuple[float, float]]:
-    """Least and greatest shift with which each QuantizeLinear gives the integers of the float path."""
+    """Yield the least and greatest shift for which each QuantizeLinear gets the float path's integers."""
     mean, std = (np.float32(values[channel]) for values in (preprocess.mean, preprocess.std))
     normalized = (LEVELS.astype(np.float32) / np.float32(255) - mean) / std
     for node in readers:
@@ -132,10 +137,8 @@ def _bounds(
         ends, zero = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
         integers = np.clip(np.round(normalized / scale.reshape(-1)[0]) + zero, ends.min, ends.max)
         step = float(scale.reshape(-1)[0])
-        low, high = (LEVELS * gain - (integers - zero + half) * step for half in (0.5, -0.5))
+        lower_bounds, upper_bounds = (LEVELS * gain - (integers - zero + half) * step for half in (0.5, -0.5))
         yield (
-            float(
-                low[integers < ends.max].max(initial=-np.inf)
-            ),  # what is cut off there is free to go beyond
-            float(high[integers > ends.min].min(initial=np.inf)),
+            float(lower_bounds[integers < ends.max].max(initial=-np.inf)),  # clipped values do not bound it
+            float(upper_bounds[integers > ends.min].min(initial=np.inf)),
         )

@@ -1,4 +1,4 @@
-"""The float reference: a graph in ONNX Runtime."""
+"""Float reference inference in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 
 class Reference:
-    """Runs a float graph on one thread and gives any of its tensors; threads may share it.
+    """Session of a float graph with one thread; it may be shared between threads.
 
     Attributes:
-        input: Name of the images.
+        input: Name of the image input.
 
     Args:
-        model: The graph; images come in batches of its own size.
-        outputs: Names of the tensors to give, in this order; they must be outputs of the graph.
+        model: The graph; batches have its own size.
+        outputs: Names of the outputs to return, in this order.
 
     Raises:
-        ModelError: ONNX Runtime refuses the graph.
+        ModelError: ONNX Runtime rejects the graph.
     """
 
     def __init__(self, model: ir.Model, outputs: Sequence[str]) -> None:
@@ -30,20 +30,20 @@ class Reference:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = 1  # images side by side are faster, and do not wait for each other
+        options.intra_op_num_threads = 1  # callers run images in parallel
         self._outputs = list(outputs)
         self.input = str(model.graph.inputs[0].name)
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # ONNX Runtime raises bare exceptions of its own
+        except Exception as error:  # ONNX Runtime raises direct subclasses of Exception
             raise ModelError(
-                f"ONNX Runtime refuses the graph: {str(error).splitlines()[0]}",
-                hint="check it with onnx.checker, and export it again",
+                f"ONNX Runtime rejects the graph: {str(error).splitlines()[0]}",
+                hint="check it with `onnx.checker.check_model`",
             ) from error
 
     def run(self, images: FloatArray | PixelArray) -> list[FloatArray]:
-        """The asked tensors for images, as the graph takes them."""
+        """Return the requested outputs for images in the input format of the graph."""
         result: list[FloatArray] = self._session.run(self._outputs, {self.input: images})
         return result

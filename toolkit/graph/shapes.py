@@ -1,4 +1,4 @@
-"""Shapes and types of a graph's tensors: inferred from its inputs, whatever the file declares."""
+"""Shape and type inference of a graph from its inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeship.toolkit.core.errors import ModelError
 
-MOST_VALUES = 2**28  # of one tensor: 1 GiB in float32
+MAX_TENSOR_VALUES = 2**28  # largest tensor: 1 GiB in float32
 
 
-def open_dimensions(model: ir.Model) -> None:
-    """Make dimensions below 1 dynamic, for some exporters write -1 or 0; a batch without a name gets one."""
+def mark_dynamic_dimensions(model: ir.Model) -> None:
+    """Make dimensions below 1 dynamic (some exporters write -1 or 0), and name an unnamed batch."""
     graph = model.graph
     for value in (*graph.inputs, *graph.outputs, *(v for node in graph for v in node.outputs)):
         if value.shape is None:
@@ -28,8 +28,8 @@ def open_dimensions(model: ir.Model) -> None:
         value.shape = ir.Shape(dims)
 
 
-def forget_shapes(model: ir.Model) -> None:
-    """Remove the shapes of all results but the graph's outputs: `infer` would keep what it cannot infer."""
+def clear_shapes(model: ir.Model) -> None:
+    """Remove the shapes of all results but the outputs; `infer` keeps declared shapes it cannot infer."""
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -37,17 +37,17 @@ def forget_shapes(model: ir.Model) -> None:
 
 
 def infer(model: ir.Model) -> None:
-    """Infer the shape and type of every result anew; what is declared stays where there is nothing to infer.
+    """Infer the shape and type of every result; keep declared ones that cannot be inferred.
 
     Raises:
-        ModelError: A tensor holds more than `MOST_VALUES` values.
+        ModelError: A tensor has more than `MAX_TENSOR_VALUES` values.
     """
     declared = [(value, value.shape, value.type) for node in model.graph for value in node.outputs]
     for value, _, _ in declared:
         value.shape, value.type = None, None
     with _failures() as failures:
         ShapeInferencePass()(model)
-        if failures:  # a node that contradicts itself, or one that is not standard
+        if failures:  # an invalid or non-standard node
             ShapeInferencePass(check_type=False, strict_mode=False)(model)
     fixed = all(value.shape and isinstance(value.shape[0], int) for value in model.graph.inputs)
     for value, shape, kind in declared:
@@ -60,17 +60,17 @@ def infer(model: ir.Model) -> None:
 
 def _check_size(value: ir.Value) -> None:
     sizes = [dim for dim in value.shape or () if isinstance(dim, int)]
-    if math.prod(sizes) > MOST_VALUES:
+    if math.prod(sizes) > MAX_TENSOR_VALUES:
         raise ModelError(
-            f"tensor '{value.name}' of shape {sizes} holds {math.prod(sizes):.1e} values, more than "
-            f"{MOST_VALUES:.1e}",
+            f"tensor '{value.name}' of shape {sizes} has {math.prod(sizes):.1e} values, more than "
+            f"{MAX_TENSOR_VALUES:.1e}",
             hint="export it for smaller images or a smaller batch",
         )
 
 
 @contextmanager
 def _failures() -> Iterator[list[str]]:
-    """Collect what the pass would log, with a traceback, where inference fails."""
+    """Collect the messages of the pass instead of logging them with tracebacks."""
     messages: list[str] = []
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
 

@@ -1,4 +1,4 @@
-"""What exporters write in many ways, written in one: constants as initializers, shapes in numbers."""
+"""Constant folding: constants as initializers, computed shapes as constants, constant branches inlined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedN
 
 from edgeship.toolkit.graph.edit import Names, add_constant
 
-FOLDED = frozenset(  # what paddings, shapes and fills are computed with, and normalized weights
+FOLDED = frozenset(  # operators in computations of paddings, shapes, fills and normalized weights
     {
         *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
         *("ReduceProd", "ReduceSum", "ReduceSumSquare", "BatchNormalization", "InstanceNormalization"),
@@ -26,71 +26,75 @@ FOLDED = frozenset(  # what paddings, shapes and fills are computed with, and no
     }
 )
 GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Einsum"})
-MOST_FOLDED = 2**27  # values of a constant that is computed: 512 MiB in float32
+MAX_FOLDED_VALUES = 2**27  # largest folded constant: 512 MiB in float32
 
 
 def fold_constants(model: ir.Model) -> bool:
-    """Make constants and what is computed of them initializers; shapes that are known are constants.
+    """Fold constant subgraphs, static shapes included, into initializers.
 
     Returns:
-        Whether anything was computed, so that more shapes may be known.
+        True if a node was folded; shape inference may then find more static shapes.
     """
-    found = False
+    changed = False
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     names = Names(model.graph)
     for node in list(model.graph):
         if not any(output.uses() for output in node.outputs):
             continue
-        arrays = _worked_out(node)
-        if arrays is None:
+        results = _evaluate(node)
+        if results is None:
             continue
-        found = True
-        for output, array in zip(node.outputs, arrays, strict=True):
+        changed = True
+        for output, array in zip(node.outputs, results, strict=True):
             if output.uses():
                 value = add_constant(model.graph, f"{output.name}/constant", array, names)
                 ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=False)
     RemoveUnusedNodesPass()(model)
-    return found
+    return changed
 
 
-def take_branches(model: ir.Model) -> bool:
-    """Put the branch of an If whose condition is a constant in its place, as of PyTorch's `squeeze()`.
+def inline_constant_branches(model: ir.Model) -> bool:
+    """Replace an If with constant condition, as exported for PyTorch's `squeeze()`, by its branch.
 
     Returns:
-        Whether there was one, so that more shapes may be known.
+        True if an If was replaced; shape inference may then find more static shapes.
     """
-    graph, found = model.graph, False
+    graph, changed = model.graph, False
     for node in list(graph):
         condition = node.inputs[0] if node.op_type == "If" else None
         if condition is None or condition.const_value is None:
             continue
-        found = True
+        changed = True
         name = "then_branch" if condition.const_value.numpy().item() else "else_branch"
         branch = node.attributes[name].as_graph()
-        inner, results, constants = list(branch), list(branch.outputs), list(branch.initializers.values())
+        nodes, outputs, constants = (
+            list(branch),
+            list(branch.outputs),
+            list(branch.initializers.values()),
+        )
         branch.outputs.clear()
-        branch.remove(inner)
+        branch.remove(nodes)
         branch.initializers.clear()
         names = Names(graph)
         for value in constants:
             value.name = names.new(str(value.name))
             graph.register_initializer(value)
-        for each in inner:
+        for each in nodes:
             each.name = names.new(str(each.name or each.op_type))
             for value in each.outputs:
                 value.name = names.new(str(value.name))
-        graph.insert_before(node, inner)
-        for old, new in zip(node.outputs, results, strict=True):
+        graph.insert_before(node, nodes)
+        for old, new in zip(node.outputs, outputs, strict=True):
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             new.name = old.name
         graph.remove(node, safe=True)
-    return found
+    return changed
 
 
-def write_shapes(model: ir.Model) -> None:
-    """Make the shape of a Reshape constant that keeps the batch, however an exporter computes it.
+def fold_reshape_targets(model: ir.Model) -> None:
+    """Replace the computed shape of a Reshape that keeps the batch by a constant.
 
-    `x.view(x.size(0), -1)` comes out as Shape, Gather and Concat; a zero in the shape says the same.
+    `x.view(x.size(0), -1)` is exported as Shape, Gather and Concat; a zero in the shape is equivalent.
 
     Source:
         ONNX operators, Reshape: a zero copies the dimension of the input.
@@ -100,13 +104,13 @@ def write_shapes(model: ir.Model) -> None:
             continue
         if len(node.inputs) < 2:  # before opset 5 the shape is an attribute
             continue
-        before, wanted = node.inputs
-        if before is None or wanted is None or wanted.const_value is not None or before.shape is None:
+        data, target = node.inputs
+        if data is None or target is None or target.const_value is not None or data.shape is None:
             continue
-        sizes = _known_sizes(wanted)
-        if sizes is None or any(isinstance(size, str) for size in sizes[len(before.shape) :]):
+        sizes = _symbolic_sizes(target)
+        if sizes is None or any(isinstance(size, str) for size in sizes[len(data.shape) :]):
             continue
-        names = [None if isinstance(dim, int) else dim.value for dim in before.shape]
+        names = [None if isinstance(dim, int) else dim.value for dim in data.shape]
         shape = [
             0 if isinstance(size, str) and size == name else size
             for size, name in zip_longest(sizes, names[: len(sizes)])
@@ -118,8 +122,8 @@ def write_shapes(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _known_sizes(value: ir.Value) -> list[int | str] | None:
-    """Elements of a shape that is computed of other shapes: numbers, and names of dimensions."""
+def _symbolic_sizes(value: ir.Value) -> list[int | str] | None:
+    """Return the elements of a shape computed from other shapes: numbers, and names of dimensions."""
     if value.const_value is not None:
         return [int(size) for size in array_of(value).reshape(-1)]
     node = value.producer()
@@ -130,18 +134,18 @@ def _known_sizes(value: ir.Value) -> list[int | str] | None:
         dims = [dim if isinstance(dim, int) else dim.value for dim in first.shape]
         return None if None in dims else [dim for dim in dims if dim is not None]
     if node.op_type in {"Cast", "Unsqueeze", "Squeeze"}:
-        return _known_sizes(first)
+        return _symbolic_sizes(first)
     if node.op_type == "Concat":
-        parts = [None if part is None else _known_sizes(part) for part in node.inputs]
+        parts = [None if part is None else _symbolic_sizes(part) for part in node.inputs]
         return None if None in parts else [size for part in parts if part is not None for size in part]
     if node.op_type == "Gather" and (index := node.inputs[1]) is not None and index.const_value is not None:
-        sizes = _known_sizes(first)
-        return None if sizes is None else [sizes[place] for place in array_of(index).reshape(-1)]
+        sizes = _symbolic_sizes(first)
+        return None if sizes is None else [sizes[i] for i in array_of(index).reshape(-1)]
     return None
 
 
-def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
-    """The results of a node that depend on no image, if it is one that is folded."""
+def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
+    """Return the constant results of a node; None if they depend on images or it is not folded."""
     if node.op_type not in FOLDED or node.domain not in {"", "ai.onnx"} or node.graph is None:
         return None
     if node.op_type == "Shape" and node.inputs[0] is not None:
@@ -150,37 +154,37 @@ def _worked_out(node: ir.Node) -> list[np.ndarray] | None:
             return None
         start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
         return [np.array([int(dim) for dim in dims][start:end], np.int64)]  # type: ignore[arg-type]
-    if node.op_type == "Gather" and (sizes := _known_sizes(node.outputs[0])) is not None:
+    if node.op_type == "Gather" and (sizes := _symbolic_sizes(node.outputs[0])) is not None:
         shape, index = node.inputs
         if shape is not None and index is not None and all(isinstance(size, int) for size in sizes):
             dtype = np.dtype(np.int64) if shape.dtype is None else shape.dtype.numpy()
             return [np.array(sizes, dtype).reshape(array_of(index).shape)]
-    read = [value for value in node.inputs if value is not None]
-    if not read or any(value.const_value is None or value.is_graph_input() for value in read):
+    inputs = [value for value in node.inputs if value is not None]
+    if not inputs or any(value.const_value is None or value.is_graph_input() for value in inputs):
         return None
-    if not _size_of_result(node) <= MOST_FOLDED:
+    if not _result_size(node) <= MAX_FOLDED_VALUES:
         return None
     version = node.graph.opset_imports.get("") or onnx.defs.onnx_opset_version()
-    alone = onnx.helper.make_model(
+    submodel = onnx.helper.make_model(
         onnx.helper.make_graph(
             [ir.to_proto(node)],
             "alone",
             [],
             [onnx.helper.make_empty_tensor_value_info(str(v.name)) for v in node.outputs if v.name],
-            [onnx.numpy_helper.from_array(array_of(value), value.name) for value in read],
+            [onnx.numpy_helper.from_array(array_of(value), value.name) for value in inputs],
         ),
         opset_imports=[onnx.helper.make_opsetid("", version)],
     )
     try:
-        with np.errstate(all="ignore"):  # infinite and NaN weights are refused later, by their names
-            results = iter(ReferenceEvaluator(alone).run(None, {}))
-    except Exception:  # it raises what numpy raises: the node contradicts itself, which inference reports
+        with np.errstate(all="ignore"):  # `read_classifier` rejects infinite and NaN weights
+            results = iter(ReferenceEvaluator(submodel).run(None, {}))
+    except Exception:  # an invalid node, reported by shape inference
         return None
     return [np.asarray(next(results)) if value.name else np.empty(0) for value in node.outputs]
 
 
-def _size_of_result(node: ir.Node) -> float:
-    """Number of values that a node of constants computes; infinite where that is not known."""
+def _result_size(node: ir.Node) -> float:
+    """Return the number of result values of a node with constant inputs; infinity if unknown."""
     shape = node.outputs[0].shape
     sizes = [dim for dim in shape or () if isinstance(dim, int)]
     if shape is not None and len(sizes) == len(shape):
@@ -191,6 +195,6 @@ def _size_of_result(node: ir.Node) -> float:
 
 
 def array_of(value: ir.Value) -> np.ndarray:
-    """The array of an initializer, before the graph is known to be a classifier."""
+    """Return the array of an initializer."""
     assert value.const_value is not None, "an initializer"
     return np.asarray(value.const_value.numpy())

@@ -1,4 +1,4 @@
-"""A graph in standard operators and float32: training mode and foreign operators are refused by name."""
+"""Standard operators and float32: conversion to float32; rejection of training mode and other operators."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ QUANTIZED_OPS = frozenset(
     }
 )
 STANDARD = frozenset({"", "ai.onnx"})
-LAYOUT_DOMAINS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # blocked weights, of ONNX Runtime
+LAYOUT_DOMAINS = ("com.microsoft.nchwc", "com.ms.internal.nhwc")  # ONNX Runtime's blocked layouts
 
 
 def is_quantized(node: ir.Node) -> bool:
-    """Return whether a node computes with integers or quantizes, by ONNX or by ONNX Runtime's operators."""
+    """Return True for quantization and integer operators of ONNX and ONNX Runtime."""
     return node.op_type in QUANTIZED_OPS or node.op_type.startswith(("QLinear", "QGemm", "QAttention"))
 
 
-def refuse_training(model: ir.Model) -> None:
-    """Refuse a network that was exported in training mode: it normalizes by the batch, or drops at random.
+def reject_training_mode(model: ir.Model) -> None:
+    """Raise for a network exported in training mode (batch statistics or active dropout).
 
-    A BatchNormalization of constants is none: weight standardization is exported so.
+    BatchNormalization of constants is allowed: weight standardization is exported so.
 
     Raises:
         ModelError: BatchNormalization or Dropout is in training mode; the message names the node.
@@ -58,44 +58,45 @@ def refuse_training(model: ir.Model) -> None:
             if node.attributes.get_int("training_mode", 0) != 0:
                 reason = "training_mode = 1"
             elif any(output.name for output in node.outputs[1:]):
-                reason = "it gives the statistics of the batch"
+                reason = "batch statistics are outputs"
         elif node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
             mode = _array(node.inputs[2])
             if mode is None or mode.any():
                 reason = "training_mode is computed" if mode is None else "training_mode = true"
         if reason is not None:
             raise ModelError(
-                f"the network was exported in training mode: {node.op_type} '{node.name}': {reason}",
+                f"the network was exported in training mode: {node.op_type} '{node.name}': {reason}; "
+                "inference mode is expected",
                 hint="call `model.eval()` before the export",
             )
 
 
-def refuse_foreign(model: ir.Model) -> None:
-    """Refuse operators outside the ONNX standard.
+def reject_nonstandard_operators(model: ir.Model) -> None:
+    """Raise for operators outside the ONNX standard.
 
     Raises:
-        ModelError: There is one; the message names it, the hint the cure.
+        ModelError: An operator is not standard; the message has its name.
     """
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.domain in STANDARD:
             continue
-        cure = "export it again with standard ONNX operators only"
+        hint = "export it again with standard ONNX operators only"
         if node.domain in LAYOUT_DOMAINS or node.domain == "com.microsoft":
-            cure = (
-                "ONNX Runtime's optimizer wrote this file: start from the file it was made from, or save it "
-                "with graph_optimization_level = ORT_ENABLE_BASIC"
+            hint = (
+                "give the file from before ONNX Runtime's optimizer, or save it with "
+                "graph_optimization_level = ORT_ENABLE_BASIC"
             )
         raise ModelError(
             f"operator {node.op_type} of {node.domain} (node '{node.name}') is no standard ONNX operator",
-            hint=cure,
+            hint=hint,
         )
 
 
 def to_float32(model: ir.Model) -> str | None:
-    """Have a float16, bfloat16 or float64 graph compute in float32, inputs and outputs included.
+    """Convert a float16, bfloat16 or float64 graph to float32, inputs and outputs included.
 
     Returns:
-        A note of what was converted; None: nothing.
+        A note on the conversion; None if nothing was converted.
     """
     converted: set[ir.DataType] = set()
 
@@ -128,8 +129,8 @@ def to_float32(model: ir.Model) -> str | None:
     return f"converted from {' and '.join(sorted(FLOATS[kind] for kind in converted))} to float32"
 
 
-def drop_casts(model: ir.Model) -> None:
-    """Remove every Cast of a float32 tensor to float32: what is left of FP16."""
+def remove_float_casts(model: ir.Model) -> None:
+    """Remove every Cast from float32 to float32, left over from the conversion of FP16."""
     graph = model.graph
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Cast" else None
@@ -150,17 +151,17 @@ def drop_casts(model: ir.Model) -> None:
             graph.remove(node, safe=True)
 
 
-def write_scalars(model: ir.Model) -> None:
-    """Make bounds of a Clip and the filling of a Pad scalars, where a file has them with shape [1].
+def reshape_scalars(model: ir.Model) -> None:
+    """Reshape the bounds of a Clip and the fill value of a Pad from [1] to scalars.
 
     Raises:
-        ModelError: One holds several numbers.
+        ModelError: A bound or fill value has several elements.
     """
     names = Names(model.graph)
     for node in model.graph:
-        places = {"Clip": (1, 2), "Pad": (2,)}.get(node.op_type, ())
-        for place in places:
-            value = node.inputs[place] if len(node.inputs) > place else None
+        positions = {"Clip": (1, 2), "Pad": (2,)}.get(node.op_type, ())
+        for position in positions:
+            value = node.inputs[position] if len(node.inputs) > position else None
             array = _array(value)
             if value is None or array is None or array.ndim == 0:
                 continue
@@ -168,17 +169,17 @@ def write_scalars(model: ir.Model) -> None:
                 raise ModelError(
                     f"{node.op_type} '{node.name}' has '{value.name}' of shape {list(array.shape)}, not a "
                     "scalar",
-                    hint="export it again with one number there",
+                    hint="export it again with a scalar",
                 )
             scalar = add_constant(model.graph, f"{value.name}/scalar", array.reshape(()), names)
-            node.replace_input_with(place, scalar)
+            node.replace_input_with(position, scalar)
 
 
 def check_layers(model: ir.Model) -> None:
-    """Check what inference does not: sizes of weights, biases and groups that runtimes assume to fit.
+    """Check sizes of weights, biases and groups, which shape inference does not.
 
     Raises:
-        ModelError: A layer contradicts itself.
+        ModelError: The parameters of a layer do not fit together.
     """
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         check = _CHECKS.get(node.op_type)
@@ -204,19 +205,19 @@ def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
     data, weight = sizes[0], sizes[1]
     assert data and weight, "checked by the caller"
     if group < 1:
-        return f"{group} groups"
+        return f"{group} groups; at least 1 is expected"
     kernel = node.attributes.get("kernel_shape")
     if kernel is not None and list(kernel.as_ints()) != weight[2:] and None not in weight:
         return f"a kernel of {list(kernel.as_ints())} for weights {weight}"
-    given, taken = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
-    if given is None or taken is None:
-        return f"weights of shape {weight} are not of a fixed size: the network mixes images"
+    rows, columns = (weight[0], weight[1]) if node.op_type == "Conv" else (weight[1], weight[0])
+    if rows is None or columns is None:
+        return f"weights of shape {weight} have a dynamic size; the graph mixes images"
     if len(data) < 2:
         return None
-    outputs, inputs = (given, taken * group) if node.op_type == "Conv" else (given * group, taken)
+    outputs, inputs = (rows, columns * group) if node.op_type == "Conv" else (rows * group, columns)
     if data[1] not in {None, inputs} or weight[0] is None or weight[0] % group:
         return f"weights {weight} in {group} groups for {data[1]} channels"
-    return _unlike(sizes[2:3], outputs)
+    return _mismatch(sizes[2:3], outputs)
 
 
 def _check_gemm(node: ir.Node, sizes: Sizes) -> str | None:
@@ -224,25 +225,25 @@ def _check_gemm(node: ir.Node, sizes: Sizes) -> str | None:
     if not data or not weight or len(data) != 2 or len(weight) != 2:
         return None
     inner = data[0 if node.attributes.get_int("transA", 0) else 1]
-    taken, given = weight[::-1] if node.attributes.get_int("transB", 0) else weight
-    if None not in {inner, taken} and inner != taken:
+    inputs, outputs = weight[::-1] if node.attributes.get_int("transB", 0) else weight
+    if None not in {inner, inputs} and inner != inputs:
         return f"weights {weight} for {inner} values"
     bias = sizes[2] if len(sizes) > 2 else None
-    if bias and (bias[-1] not in {None, 1, given} or (len(bias) > 1 and bias[0] not in {1, data[0]})):
-        return f"a bias of shape {bias} for {given} outputs"
+    if bias and (bias[-1] not in {None, 1, outputs} or (len(bias) > 1 and bias[0] not in {1, data[0]})):
+        return f"a bias of shape {bias} for {outputs} outputs"
     return None
 
 
 def _check_normalization(node: ir.Node, sizes: Sizes) -> str | None:
     del node
     data = sizes[0]
-    return _unlike(sizes[1:], data[1]) if data and len(data) > 1 and data[1] else None
+    return _mismatch(sizes[1:], data[1]) if data and len(data) > 1 and data[1] else None
 
 
-def _unlike(parameters: Sizes, channels: int) -> str | None:
-    """Describe the first of some parameters that is not one number a channel; None without one."""
-    wrong = [shape for shape in parameters if shape is not None and shape not in ([channels], [None])]
-    return f"parameters of shape {wrong[0]} for {channels} channels" if wrong else None
+def _mismatch(parameters: Sizes, channels: int) -> str | None:
+    """Describe the first parameter without one value per channel; None if all fit."""
+    mismatched = [shape for shape in parameters if shape is not None and shape not in ([channels], [None])]
+    return f"parameters of shape {mismatched[0]} for {channels} channels" if mismatched else None
 
 
 _CHECKS: dict[str, Callable[[ir.Node, Sizes], str | None]] = {
@@ -263,7 +264,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def _float32(tensor: ir.TensorProtocol | None, name: str) -> ir.TensorProtocol:
     assert tensor is not None, "an initializer"
-    with np.errstate(over="ignore"):  # what becomes infinite is refused later, by its name
+    with np.errstate(over="ignore"):  # `read_classifier` rejects infinite weights
         return ir.tensor(tensor.numpy().astype(np.float32), name=name)
 
 
@@ -278,7 +279,7 @@ def _array(value: ir.Value | None) -> npt.NDArray[Any] | None:
 
 
 def _of_inputs(graph: ir.Graph) -> set[ir.Value]:
-    """Return the tensors that depend on the images; nodes must be in order."""
+    """Return the tensors that depend on the images; nodes must be sorted."""
     computed = {value for value in graph.inputs if value.name not in graph.initializers}
     for node in graph:
         inner = (

@@ -1,4 +1,4 @@
-"""Transposes of feature maps moved towards the output, where pairs of them cancel."""
+"""Propagation of Transposes of feature maps towards the output, where pairs of them cancel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.toolkit.graph.edit import Names
+from edgeship.toolkit.graph.edit import Names, add_constant
 
-UNARY = frozenset(  # one output value for each input value; more inputs are single numbers
+UNARY = frozenset(  # elementwise in the first input; other inputs are scalars
     {
         *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Clip", "Sigmoid", "HardSigmoid"),
         *("HardSwish", "Softplus", "Softsign", "Tanh", "Mish", "Gelu", "Erf", "Abs", "Neg", "Exp", "Log"),
@@ -27,37 +27,36 @@ Array = np.ndarray[Any, Any]
 
 
 def push_transposes(graph: ir.Graph) -> bool:
-    """Move every Transpose of a feature map (N, ...) behind the operator that reads it, where it can be.
+    """Move every Transpose of a feature map (N, ...) after its consumer, where the operator allows it.
 
-    An operator moves in front of the transposes of its inputs if all of these are the same, and constants
-    are turned the other way. Two transposes in a row become one or none; one whose maps are 1 x 1 in front
-    of a reshape is dropped. What computes along other axes (MatMul, a Reshape of whole maps) stops them.
+    An operator moves before the transposes of its inputs if all have the same permutation; constants are
+    permuted inversely. Two transposes in a row become one or none; one of 1 x 1 maps before a reshape is
+    dropped. Operators along other axes (MatMul, a Reshape of whole maps) block the propagation.
 
     Args:
-        graph: A graph with inferred shapes and constants as initializers; it is changed, and computes the
-            same.
+        graph: A graph with inferred shapes and constants as initializers; changed to an equivalent one.
 
     Returns:
-        Whether anything was changed.
+        True if the graph was changed.
 
     Source:
         ONNX operators, Transpose: output dimension i is input dimension perm[i].
     """
     changed, names = False, Names(graph)
-    for node in list(graph):  # in order: a transpose is pushed on to each operator after the one before
+    for node in list(graph):  # in topological order: a transpose moves past several operators
         if node.graph is None:
             continue
         if node.op_type == "Transpose":
-            changed |= _merge(graph, node)
+            changed |= _merge_pair(graph, node)
         else:
-            permutation = _common(graph, node, names)
+            permutation = _common_permutation(graph, node, names)
             if permutation is not None:
                 changed |= _push(graph, node, permutation, names)
     return changed
 
 
 def permutation_of(value: ir.Value | None) -> Permutation | None:
-    """Return the permutation of a Transpose that makes a value (N, three axes); None if none does."""
+    """Return the permutation of the Transpose that produces a value (N, three axes); None without one."""
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "Transpose" or node.inputs[0] is None:
         return None
@@ -65,50 +64,50 @@ def permutation_of(value: ir.Value | None) -> Permutation | None:
     return tuple(perm) if perm is not None and len(perm) == RANK and perm[0] == 0 else None
 
 
-def _common(graph: ir.Graph, node: ir.Node, names: Names) -> Permutation | None:
-    """The permutation of all inputs of a node that are no constants.
+def _common_permutation(graph: ir.Graph, node: ir.Node, names: Names) -> Permutation | None:
+    """Return the common permutation of all non-constant inputs of a node; None without one.
 
-    The other way is cheap for a vector (N, 1, 1, C), e.g. of squeeze-and-excitation: it is transposed.
+    For a vector (N, 1, 1, C), e.g. of squeeze-and-excitation, an inverse pair of Transposes is inserted.
     """
     values = [value for value in node.inputs if value is not None and value.const_value is None]
-    found = {permutation_of(value) for value in values}
-    if node.op_type in BROADCAST and len(found) == 2 and None in found:
+    permutations = {permutation_of(value) for value in values}
+    if node.op_type in BROADCAST and len(permutations) == 2 and None in permutations:
         vectors = [value for value in values if permutation_of(value) is None]
-        perm = next(each for each in found if each is not None)
+        perm = next(each for each in permutations if each is not None)
         if all(map(_is_vector, vectors)):
             for value in vectors:
-                _transposed_twice(graph, node, value, perm, names)
+                _insert_inverse_pair(graph, node, value, perm, names)
             return perm
-    return found.pop() if len(found) == 1 else None
+    return permutations.pop() if len(permutations) == 1 else None
 
 
 def _is_vector(value: ir.Value) -> bool:
-    """Whether a value (N, three axes) has one axis at most that is longer than 1."""
+    """Return True if at most one axis of a value (N, three axes) is longer than 1."""
     shape = value.shape
     return shape is not None and len(shape) == RANK and sum(dim != 1 for dim in list(shape)[1:]) <= 1
 
 
-def _transposed_twice(
+def _insert_inverse_pair(
     graph: ir.Graph, node: ir.Node, value: ir.Value, perm: Permutation, names: Names
 ) -> None:
-    """Have a node read a value through two transposes that cancel, the second one by `perm`."""
+    """Insert two transposes that cancel, the second with `perm`, before a node's input."""
     for permutation in (np.argsort(perm).tolist(), list(perm)):
-        turned = ir.node(
+        transpose = ir.node(
             "Transpose", [value], {"perm": permutation}, name=names.new(f"{value.name}/transpose")
         )
-        turned.outputs[0].name = turned.name
-        turned.outputs[0].type = value.type
+        transpose.outputs[0].name = transpose.name
+        transpose.outputs[0].type = value.type
         if value.shape is not None:
-            turned.outputs[0].shape = ir.Shape([value.shape[axis] for axis in permutation])
-        graph.insert_before(node, turned)
-        for place, read in enumerate(node.inputs):
-            if read is value:
-                node.replace_input_with(place, turned.outputs[0])
-        value = turned.outputs[0]
+            transpose.outputs[0].shape = ir.Shape([value.shape[axis] for axis in permutation])
+        graph.insert_before(node, transpose)
+        for position, input_value in enumerate(node.inputs):
+            if input_value is value:
+                node.replace_input_with(position, transpose.outputs[0])
+        value = transpose.outputs[0]
 
 
-def _merge(graph: ir.Graph, node: ir.Node) -> bool:
-    """Make one Transpose, or none, of two in a row."""
+def _merge_pair(graph: ir.Graph, node: ir.Node) -> bool:
+    """Merge two Transposes in a row into one or none."""
     first, second = permutation_of(node.inputs[0]), permutation_of(node.outputs[0])
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     if first is None or second is None or source is None or source.inputs[0] is None:
@@ -128,65 +127,69 @@ def _merge(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _push(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
-    """Move a node in front of the transposes of its inputs, if it can be."""
-    if node.op_type in UNARY and _numbers(node.inputs[1:]):
-        return _swap(graph, node, perm, names)
+    """Move a node before the transposes of its inputs; return False if the operator does not allow it."""
+    if node.op_type in UNARY and _are_scalars(node.inputs[1:]):
+        return _swap_with_transpose(graph, node, perm, names)
     if node.op_type in BROADCAST:
-        return _broadcast(graph, node, perm, names)
+        return _push_broadcast(graph, node, perm, names)
     if node.op_type in {"Concat", "Split", "Softmax", "LogSoftmax", "Gather"}:
-        return _along(graph, node, perm, names)
+        return _push_along_axis(graph, node, perm, names)
     if node.op_type == "Slice":
-        return _slice(graph, node, perm, names)
+        return _push_slice(graph, node, perm, names)
     if node.op_type == "Pad":
-        return _pad(graph, node, perm, names)
+        return _push_pad(graph, node, perm, names)
     if node.op_type in REDUCE or node.op_type == "Squeeze":
-        return _reduce(graph, node, perm, names)
+        return _push_reduction(graph, node, perm, names)
     if node.op_type in {"Reshape", "Flatten"}:
-        return _flatten(node, perm)
+        return _drop_before_reshape(node, perm)
     return False
 
 
-def _numbers(values: Sequence[ir.Value | None]) -> bool:
+def _are_scalars(values: Sequence[ir.Value | None]) -> bool:
     return all(
         value is None or (value.const_value is not None and value.const_value.size == 1) for value in values
     )
 
 
-def _swap(
+def _swap_with_transpose(
     graph: ir.Graph,
     node: ir.Node,
     perm: Permutation,
     names: Names,
     constants: Callable[[Array], Array] | None = None,
-    after: Permutation | None = None,
+    output_perm: Permutation | None = None,
 ) -> bool:
-    """Have a node read what its inputs are transposes of, and transpose its outputs instead.
+    """Bypass the transposes of a node's inputs, and transpose its outputs instead.
 
-    `constants` turns its constant inputs; `after` is the permutation of the outputs if it is another.
+    `constants` permutes its constant inputs; `output_perm` is the permutation of the outputs if different.
     """
-    for place, value in enumerate(node.inputs):
+    for position, value in enumerate(node.inputs):
         if value is None:
             continue
         if value.const_value is None:
             source = value.producer()
             assert source is not None
-            node.replace_input_with(place, source.inputs[0])
+            node.replace_input_with(position, source.inputs[0])
         elif constants is not None and value.const_value.size > 1:
             array = constants(np.asarray(value.const_value.numpy()))
-            node.replace_input_with(place, _constant(graph, names, f"{value.name}/turned", array))
-    after = perm if after is None else after
-    if after == tuple(range(len(after))):
+            node.replace_input_with(position, add_constant(graph, f"{value.name}/turned", array, names))
+    output_perm = perm if output_perm is None else output_perm
+    if output_perm == tuple(range(len(output_perm))):
         return True
     for output in node.outputs:
         uses, is_output, name = list(output.uses()), output.is_graph_output(), str(output.name)
         if not uses and not is_output:
             continue
-        turned = ir.node("Transpose", [output], {"perm": list(after)}, name=names.new(f"{name}/transpose"))
-        result = turned.outputs[0]
+        transpose = ir.node(
+            "Transpose", [output], {"perm": list(output_perm)}, name=names.new(f"{name}/transpose")
+        )
+        result = transpose.outputs[0]
         result.shape, result.type = output.shape, output.type
         if output.shape is not None:
-            output.shape = ir.Shape([output.shape[after.index(axis)] for axis in range(len(after))])
-        graph.insert_after(node, turned)
+            output.shape = ir.Shape(
+                [output.shape[output_perm.index(axis)] for axis in range(len(output_perm))]
+            )
+        graph.insert_after(node, transpose)
         if is_output:
             graph.outputs[graph.outputs.index(output)] = result
         for use in uses:
@@ -196,20 +199,20 @@ def _swap(
     return True
 
 
-def _broadcast(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
+def _push_broadcast(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
     constants = [value for value in node.inputs if value is not None and value.const_value is not None]
     if any(len(value.const_value.shape) > RANK for value in constants):  # type: ignore[union-attr]
         return False
 
-    def turned(array: Array) -> Array:
+    def permuted(array: Array) -> Array:
         full = array.reshape((1,) * (RANK - array.ndim) + array.shape)
         return np.ascontiguousarray(full.transpose(np.argsort(perm)))
 
-    return _swap(graph, node, perm, names, turned)
+    return _swap_with_transpose(graph, node, perm, names, permuted)
 
 
-def _along(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
-    """Operators with one axis: Concat, Split, Softmax, and Gather of a list."""
+def _push_along_axis(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
+    """Push through operators with one axis: Concat, Split, Softmax, and Gather of a list."""
     if node.op_type == "Gather":
         index = node.inputs[1]
         if index is None or index.const_value is None or len(index.const_value.shape) != 1:
@@ -221,58 +224,61 @@ def _along(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> b
     default = 0 if node.op_type in {"Split", "Gather"} else -1
     axis = node.attributes.get_int("axis", default)
     node.attributes["axis"] = ir.AttrInt64("axis", perm[axis % RANK])
-    return _swap(graph, node, perm, names)
+    return _swap_with_transpose(graph, node, perm, names)
 
 
-def _slice(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
+def _push_slice(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
     starts, axes = _integers(node.inputs[1]), [*node.inputs, None, None][3]
-    given = list(range(len(starts))) if starts is not None and axes is None else _integers(axes)
-    if given is None:
+    sliced_axes = list(range(len(starts))) if starts is not None and axes is None else _integers(axes)
+    if sliced_axes is None:
         return False
-    turned = np.array([perm[axis % RANK] for axis in given], np.int64)
+    permuted = np.array([perm[axis % RANK] for axis in sliced_axes], np.int64)
     node.resize_inputs(max(len(node.inputs), 4))
-    node.replace_input_with(3, _constant(graph, names, f"{node.name}/axes", turned))
-    return _swap(graph, node, perm, names)
+    node.replace_input_with(3, add_constant(graph, f"{node.name}/axes", permuted, names))
+    return _swap_with_transpose(graph, node, perm, names)
 
 
-def _pad(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
+def _push_pad(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
     inputs = [*node.inputs, None, None, None][:4]
     pads, axes = inputs[1], inputs[3]
-    if pads is None or pads.const_value is None or not _numbers([inputs[2]]):
+    if pads is None or pads.const_value is None or not _are_scalars([inputs[2]]):
         return False
-    given = range(RANK) if axes is None else _integers(axes)
-    if given is None:
+    padded_axes = range(RANK) if axes is None else _integers(axes)
+    if padded_axes is None:
         return False
     amounts = np.asarray(pads.const_value.numpy()).reshape(2, -1)
     full = np.zeros((2, RANK), np.int64)
-    for column, axis in enumerate(given):
+    for column, axis in enumerate(padded_axes):
         full[:, perm[axis % RANK]] = amounts[:, column]
-    node.replace_input_with(1, _constant(graph, names, f"{pads.name}/turned", full.reshape(-1)))
+    node.replace_input_with(1, add_constant(graph, f"{pads.name}/turned", full.reshape(-1), names))
     if axes is not None:
         node.resize_inputs(3)
-    return _swap(graph, node, perm, names)
+    return _swap_with_transpose(graph, node, perm, names)
 
 
-def _reduce(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
-    """Reductions and Squeeze: what is left of the axes may be in order already."""
-    written = node.attributes.get_ints("axes", None)
-    second = node.inputs[1] if len(node.inputs) > 1 else None
-    given = written if second is None else _integers(second)
-    if given is None:
+def _push_reduction(graph: ir.Graph, node: ir.Node, perm: Permutation, names: Names) -> bool:
+    """Push through reductions and Squeeze; no Transpose remains if the remaining axes are in order."""
+    attribute = node.attributes.get_ints("axes", None)
+    axes_input = node.inputs[1] if len(node.inputs) > 1 else None
+    reduced_axes = attribute if axes_input is None else _integers(axes_input)
+    if reduced_axes is None:
         return False
-    axes = sorted(perm[axis % RANK] for axis in given)
-    if second is None:
+    axes = sorted(perm[axis % RANK] for axis in reduced_axes)
+    if axes_input is None:
         node.attributes["axes"] = ir.AttrInt64s("axes", axes)
     else:
-        node.replace_input_with(1, _constant(graph, names, f"{second.name}/turned", np.array(axes, np.int64)))
+        node.replace_input_with(
+            1, add_constant(graph, f"{axes_input.name}/turned", np.array(axes, np.int64), names)
+        )
     if node.op_type != "Squeeze" and node.attributes.get_int("keepdims", 1) != 0:
-        return _swap(graph, node, perm, names)
-    left = [axis for axis in perm if axis not in axes]
-    return _swap(graph, node, perm, names, after=tuple(sorted(left).index(axis) for axis in left))
+        return _swap_with_transpose(graph, node, perm, names)
+    remaining = [axis for axis in perm if axis not in axes]
+    output_perm = tuple(sorted(remaining).index(axis) for axis in remaining)
+    return _swap_with_transpose(graph, node, perm, names, output_perm=output_perm)
 
 
-def _flatten(node: ir.Node, perm: Permutation) -> bool:
-    """A reshape gives the same values in the same order where only axes of length 1 were moved."""
+def _drop_before_reshape(node: ir.Node, perm: Permutation) -> bool:
+    """Drop a Transpose before a reshape if it moves only axes of length 1."""
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
     data = source.inputs[0] if source is not None else None
     shape = data.shape if data is not None else None
@@ -296,12 +302,3 @@ def _integers(value: ir.Value | None) -> list[int] | None:
     if value is None or value.const_value is None:
         return None
     return [int(number) for number in value.const_value.numpy().reshape(-1)]
-
-
-def _constant(graph: ir.Graph, names: Names, name: str, array: Array) -> ir.Value:
-    tensor = ir.tensor(array, name=names.new(name))
-    value = ir.Value(
-        name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value

@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm layers: untouched, or re-estimated from images."""
+"""Running statistics of BatchNorm layers: detection of initial values, and re-estimation from images."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.models.resnet import ResNet
 
-BATCH = 50  # images whose statistics are one sample of the running mean
+BATCH = 50  # images per batch of the running average
 
 
 def untouched(model: ResNet) -> list[str]:
-    """Return the BatchNorm layers whose running statistics are those of a new network."""
+    """Return the names of BatchNorm layers whose running statistics have their initial values."""
     return [
         name
         for name, module in model.named_modules()
@@ -28,25 +28,25 @@ def untouched(model: ResNet) -> list[str]:
 
 
 def reestimated(model: ResNet, images: FloatArray) -> ResNet:
-    """Return a copy whose running statistics are the averages over batches of (N, C, H, W) images.
+    """Return a copy with running statistics averaged over batches of images (N, C, H, W).
 
     Source:
-        Izmailov et al. 2018, arXiv:1803.05407, sec. 3.2 (a pass over the data after weights have changed).
+        Izmailov et al. 2018, arXiv:1803.05407, sec. 3.2 (a pass over the data after a weight update).
     """
-    own = copy.deepcopy(model)
-    for module in own.modules():
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # a plain average
+            module.momentum = None  # cumulative average
             module.train()
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
-            own(torch.from_numpy(images[start : start + BATCH]))
-    return own.eval()
+            copied(torch.from_numpy(images[start : start + BATCH]))
+    return copied.eval()
 
 
 def logits(model: ResNet, images: FloatArray) -> FloatArray:
-    """Return (N, classes) logits of (N, C, H, W) images."""
+    """Return the logits (N, classes) of images (N, C, H, W)."""
     with torch.inference_mode():
         parts = [
             model(torch.from_numpy(images[start : start + BATCH])).numpy()

@@ -1,4 +1,4 @@
-"""ResNet to ONNX: built node by node from the modules, BatchNorm folded, names from the state dict."""
+"""ONNX export of a ResNet: nodes built from the modules, BatchNorm folded, names from the state dict."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
 @dataclass(slots=True)
 class _Op:
-    """One node: its name is also the name of its output."""
+    """An ONNX node; its name is also the name of its output."""
 
     kind: str
     name: str
@@ -50,19 +50,19 @@ def export(
     preprocess: Preprocess | None = None,
     source: PreprocessSource = "stated",
 ) -> None:
-    """Write a network as an ONNX file.
+    """Export a network to an ONNX file.
 
-    Every BatchNorm that follows a convolution and nothing else reads is folded into it, in float64;
-    what remains (before the units of a pre-activation network) stays a BatchNormalization node.
-    The graph's input is `images` (N, C, height, width), its output `logits` (N, classes), both float32.
+    A BatchNorm that is the only consumer of a convolution is folded into it, in float64; others (in
+    pre-activation networks) stay BatchNormalization nodes. The input is `images` (N, C, height, width),
+    the output `logits` (N, classes), both float32.
 
     Args:
         model: The network; its training mode is not changed.
-        out: The file to write; it appears complete or not at all.
+        out: The file to write, atomically.
         size: Height and width of the input, in pixels.
-        batch: Images an inference; None leaves the dimension dynamic, named `batch`.
-        preprocess: Kept in the file's metadata as JSON, key `preprocess`.
-        source: Origin of its mean and std, key `preprocess_source`.
+        batch: Images per inference; None makes the dimension dynamic, named `batch`.
+        preprocess: Stored in the file's metadata as JSON, key `preprocess`.
+        source: Origin of mean and std, key `preprocess_source`.
 
     Raises:
         ModelError: The input is too small for the network.
@@ -71,8 +71,9 @@ def export(
     smallest = 2 ** (len(arch.widths.streams) - 1) if arch.stem == "cifar" else 1
     if min(sides(size)) < smallest or (batch is not None and batch < 1):
         raise ModelError(
-            f"cannot export {arch.name} for batch {batch} at {size_text(size)} pixels",
-            hint=f"the batch must be at least 1 and the size at least {smallest}",
+            f"cannot export {arch.name} for batch {batch} at {size_text(size)} pixels; "
+            f"a batch of at least 1 and sides of at least {smallest} are expected",
+            hint="set a larger batch or size",
         )
     ops = _fold(_ops(model))
     float32 = ir.TensorType(ir.DataType.FLOAT)
@@ -112,13 +113,13 @@ def export(
 
 
 def parity(model: ResNet, path: Path, *, size: Size, seed: int = 0) -> float:
-    """Largest difference between torch's logits and the file's, relative to the largest logit.
+    """Return the largest difference of PyTorch's and the file's logits, relative to the largest logit.
 
     Args:
         model: The network the file was exported from.
         path: The ONNX file.
         size: Height and width of the input, in pixels.
-        seed: Of the random images.
+        seed: Seed of the random images.
     """
     import onnxruntime
 
@@ -132,47 +133,49 @@ def parity(model: ResNet, path: Path, *, size: Size, seed: int = 0) -> float:
     with torch.inference_mode():
         expected = model.eval()(torch.from_numpy(images)).numpy()
     model.train(training)
-    (got,) = session.run(None, {INPUT: images})
-    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    (logits,) = session.run(None, {INPUT: images})
+    return float(np.abs(logits - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
 def _ops(model: ResNet) -> list[_Op]:
-    """The network as a list of nodes in order, BatchNorms still apart."""
+    """Return the nodes of the network in order, with unfolded BatchNorms."""
     ops = [_conv("conv1", model.conv1, INPUT)]
     arch = model.architecture
 
-    def then(kind: str, name: str, *inputs: str, **attributes: Any) -> str:
+    def add_op(kind: str, name: str, *inputs: str, **attributes: Any) -> str:
         ops.append(_Op(kind, name, list(inputs), attributes))
         return name
 
-    def append(op: _Op) -> str:
+    def add(op: _Op) -> str:
         ops.append(op)
         return op.name
 
     x = "conv1"
     if not arch.preactivation:
-        x = then("Relu", "relu", append(_batchnorm("bn1", model.bn1, x)))
+        x = add_op("Relu", "relu", add(_batchnorm("bn1", model.bn1, x)))
     if arch.stem == "imagenet":
-        x = then("MaxPool", "maxpool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        x = add_op("MaxPool", "maxpool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     for name, _, _, block in model.blocks():
         shortcut = out = x
         for i in range(1, block.depth + 1):
             conv, bn, relu = f"{name}.conv{i}", f"{name}.bn{i}", f"{name}.relu{i}"
             if block.preactivation:
-                out = then("Relu", relu, append(_batchnorm(bn, block.bn(i), out)))
+                out = add_op("Relu", relu, add(_batchnorm(bn, block.bn(i), out)))
                 if i == 1 and block.projection is not None:
                     shortcut = out
-                out = append(_conv(conv, block.conv(i), out))
+                out = add(_conv(conv, block.conv(i), out))
             else:
-                out = append(_batchnorm(bn, block.bn(i), append(_conv(conv, block.conv(i), out))))
-                out = then("Relu", relu, out) if i < block.depth else out
+                out = add(_batchnorm(bn, block.bn(i), add(_conv(conv, block.conv(i), out))))
+                out = add_op("Relu", relu, out) if i < block.depth else out
         if not block.plain:
             ops.extend(_shortcut(f"{name}.downsample", block, shortcut))
-            out = then("Add", f"{name}.add", out, ops[-1].name if block.downsample is not None else shortcut)
-        x = out if block.preactivation else then("Relu", f"{name}.relu", out)
+            out = add_op(
+                "Add", f"{name}.add", out, ops[-1].name if block.downsample is not None else shortcut
+            )
+        x = out if block.preactivation else add_op("Relu", f"{name}.relu", out)
     if arch.preactivation:
-        x = then("Relu", "relu", append(_batchnorm("bn", model.bn, x)))
-    x = then("Flatten", "flatten", then("GlobalAveragePool", "avgpool", x), axis=1)
+        x = add_op("Relu", "relu", add(_batchnorm("bn", model.bn, x)))
+    x = add_op("Flatten", "flatten", add_op("GlobalAveragePool", "avgpool", x), axis=1)
     weights = {"fc.weight": _array(model.fc.weight), "fc.bias": _array(model.fc.bias)}
     ops.append(_Op("Gemm", OUTPUT, [x], {"transB": 1}, weights))
     return ops
@@ -181,9 +184,9 @@ def _ops(model: ResNet) -> list[_Op]:
 def _shortcut(name: str, block: Block, x: str) -> list[_Op]:
     if isinstance(block.downsample, PadShortcut):
         pad, ops = block.downsample, []
-        if pad.stride > 1:  # a pool of one pixel: what every runtime also runs in INT8
-            step = [pad.stride, pad.stride]
-            ops.append(_Op("MaxPool", f"{name}.pool", [x], {"kernel_shape": [1, 1], "strides": step}))
+        if pad.stride > 1:  # a 1x1 max pool: every runtime supports it in INT8
+            strides = [pad.stride, pad.stride]
+            ops.append(_Op("MaxPool", f"{name}.pool", [x], {"kernel_shape": [1, 1], "strides": strides}))
             x = ops[-1].name
         pads = np.array([0, pad.front, 0, 0, 0, pad.back, 0, 0], np.int64)
         return [*ops, _Op("Pad", f"{name}.pad", [x], {"mode": "constant"}, {f"{name}.pads": pads})]
@@ -214,26 +217,33 @@ def _batchnorm(name: str, module: nn.Module, x: str) -> _Op:
 
 
 def _fold(ops: list[_Op]) -> list[_Op]:
-    """Fold every BatchNorm into the convolution before it, where that output has no other reader."""
+    """Fold every BatchNorm that is the only reader of a convolution into it."""
     readers = Counter(name for op in ops for name in op.inputs)
     by_name = {op.name: op for op in ops}
     renamed: dict[str, str] = {}
-    kept = []
+    remaining = []
     for op in ops:
         op.inputs = [renamed.get(name, name) for name in op.inputs]
-        before = by_name.get(op.inputs[0])
-        if op.kind == "BatchNormalization" and before and before.kind == "Conv" and readers[before.name] == 1:
+        previous = by_name.get(op.inputs[0])
+        if (
+            op.kind == "BatchNormalization"
+            and previous
+            and previous.kind == "Conv"
+            and readers[previous.name] == 1
+        ):
             gamma, beta, mean, var = (a.astype(np.float64) for a in op.weights.values())
             gain = gamma / np.sqrt(var + op.attributes["epsilon"])
-            weight = before.weights[f"{before.name}.weight"].astype(np.float64) * gain[:, None, None, None]
-            before.weights = {
-                f"{before.name}.weight": weight.astype(np.float32),
-                f"{before.name}.bias": (beta - mean * gain).astype(np.float32),
+            weight = (
+                previous.weights[f"{previous.name}.weight"].astype(np.float64) * gain[:, None, None, None]
+            )
+            previous.weights = {
+                f"{previous.name}.weight": weight.astype(np.float32),
+                f"{previous.name}.bias": (beta - mean * gain).astype(np.float32),
             }
-            renamed[op.name] = before.name
+            renamed[op.name] = previous.name
         else:
-            kept.append(op)
-    return kept
+            remaining.append(op)
+    return remaining
 
 
 def _array(tensor: torch.Tensor) -> npt.NDArray[np.float32]:

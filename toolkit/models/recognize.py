@@ -1,4 +1,4 @@
-"""From the tensors of a checkpoint to the network they belong to."""
+"""Recognition of the architecture from the tensor names and shapes of a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,92 +24,94 @@ from edgeship.toolkit.models.resnet import (
 
 Tensors = dict[str, Tensor]
 NESTS = ("state_dict", "model_state_dict", "model", "ema", "model_ema", "state_dict_ema", "net", "module")
-IGNORED = ("total_ops", "total_params", "num_batches_tracked")  # left by profilers, or of no effect
-LISTED = 6  # names shown of each kind in an error
-_DEEPEST = 64  # dictionaries looked into for a state dict
-_LONGEST = 100  # characters of a name in an error
+IGNORED = ("total_ops", "total_params", "num_batches_tracked")  # from profilers, or without effect
+MAX_LISTED = 6  # names of each kind listed in an error
+_MAX_DEPTH = 64  # dictionaries searched for a state dict
+_MAX_NAME = 100  # characters of a name in an error
 
 
 def unnest(content: object, visited: set[int] | None = None) -> Tensors:
-    """The state dict inside whatever a checkpoint holds; empty where there is none.
+    """Return the state dict nested in a checkpoint; empty without one.
 
     Args:
-        content: What the checkpoint holds.
-        visited: Identities of what it is inside of; a checkpoint may hold itself.
+        content: Content of the checkpoint.
+        visited: Ids of the enclosing dictionaries; a checkpoint may contain itself.
     """
     visited = set() if visited is None else visited
-    if not isinstance(content, Mapping) or id(content) in visited or len(visited) > _DEEPEST:
+    if not isinstance(content, Mapping) or id(content) in visited or len(visited) > _MAX_DEPTH:
         return {}
     visited.add(id(content))
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if any(key.endswith("conv1.weight") for key in tensors):
         return tensors
-    inner = (unnest(content[key], visited) for key in NESTS if key in content)
-    return next((found for found in inner if found), tensors)
+    candidates = (unnest(content[key], visited) for key in NESTS if key in content)
+    return next((tensors_of for tensors_of in candidates if tensors_of), tensors)
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors under torchvision's names: prefixes stripped, `shortcut` and `linear` renamed."""
+    """Rename tensors as in torchvision: strip prefixes, rename `shortcut` and `linear`."""
     stems = (key.removesuffix("conv1.weight") for key in tensors if key.endswith("conv1.weight"))
     prefix = min((p for p in stems if f"{p}layer1.0.conv1.weight" in tensors), key=len, default="")
-    found = {
+    renamed = {
         key.removeprefix(prefix).replace(".shortcut.", ".downsample."): value
         for key, value in tensors.items()
         if not key.endswith(IGNORED)
     }
-    matrices = [key.removesuffix(".weight") for key, value in found.items() if value.ndim == 2]
-    if len(matrices) == 1:  # the classifier, whatever its name: linear, head.fc, classifier.1
-        last = matrices[0]
-        found = {re.sub(rf"^{re.escape(last)}\.(weight|bias)$", r"fc.\1", k): v for k, v in found.items()}
-    return found
+    classifiers = [key.removesuffix(".weight") for key, value in renamed.items() if value.ndim == 2]
+    if len(classifiers) == 1:  # the classifier, e.g. linear, head.fc, classifier.1
+        classifier = classifiers[0]
+        renamed = {
+            re.sub(rf"^{re.escape(classifier)}\.(weight|bias)$", r"fc.\1", k): v for k, v in renamed.items()
+        }
+    return renamed
 
 
 def recognize(tensors: Tensors, model: str, where: str) -> Architecture:
-    """The network that canonical tensors belong to.
+    """Infer the architecture of canonical tensors.
 
     Args:
-        tensors: State dict under canonical names.
-        model: auto, or the member of the family it must be.
-        where: What the tensors were read from, for the error.
+        tensors: State dict with canonical names.
+        model: auto, or the expected member of the family.
+        where: File name for error messages.
 
     Raises:
-        DataError: They fit no member, or not the one that was asked for.
-        RecipeError: No member is called `model`.
+        DataError: The tensors fit no member, or not the expected one.
+        RecipeError: No member has the name `model`.
     """
     if model != "auto":
-        wanted = architecture(model)
-        found = _describe(tensors, plain=wanted.shortcut == "none")
-        if found is None or found.name != model:
-            if found is not None:  # a difference of classes or widths alone is none
-                wanted = architecture(model, classes=found.classes, width=found.widths.stem)
-            kind = f"a {found.name}" if found else "no ResNet"
+        expected = architecture(model)
+        arch = _infer(tensors, plain=expected.shortcut == "none")
+        if arch is None or arch.name != model:
+            if arch is not None:  # other classes or widths are allowed
+                expected = architecture(model, classes=arch.classes, width=arch.widths.stem)
+            kind = f"a {arch.name}" if arch else "no ResNet"
             raise DataError(
-                f"{where} is {kind}, not {model}: {_difference(tensors, wanted)}",
-                hint=f"set load.model={found.name if found else 'auto'}, or give weights of {model}",
+                f"{where} is {kind}, not {model}: {_difference(tensors, expected)}",
+                hint=f"set load.model={arch.name if arch else 'auto'}, or give weights of {model}",
             )
     else:
-        found = _describe(tensors, plain=False)
-    if found is None or _differences(tensors, found) != ([], []):
-        nearest = found or architecture(_nearest(tensors))
+        arch = _infer(tensors, plain=False)
+    if arch is None or _differences(tensors, arch) != ([], []):
+        closest = arch or architecture(_nearest(tensors))
         raise DataError(
-            f"{where} does not fit a ResNet of this family; against the nearest, {nearest.name}: "
-            f"{_difference(tensors, nearest)}",
-            hint=f"known: {', '.join(names()[:5])} ...; grouped, deep-stem and attention variants are not",
+            f"{where} does not fit a ResNet of this family; against the nearest, {closest.name}: "
+            f"{_difference(tensors, closest)}",
+            hint=f"use one of {', '.join(names()[:5])} ...; no grouped, deep-stem or attention variants",
         )
-    return found
+    return arch
 
 
-def _describe(tensors: Tensors, *, plain: bool) -> Architecture | None:
-    """What the names and shapes say; None where they are not of a ResNet."""
+def _infer(tensors: Tensors, *, plain: bool) -> Architecture | None:
+    """Infer the architecture from names and shapes; None if they are not of a ResNet."""
     try:
-        inner = _inner(tensors)
+        inner = _inner_widths(tensors)
         stem, head = tensors["conv1.weight"], tensors["fc.weight"]
         unit: Unit = "bottleneck" if "layer1.0.conv3.weight" in tensors else "basic"
         last = 3 if unit == "bottleneck" else 2
         streams = tuple(len(tensors[f"layer{s + 1}.0.conv{last}.weight"]) for s in range(len(inner)))
         kernel = stem.shape[2]
         classes, channels = len(head), stem.shape[1]
-    except (KeyError, IndexError, TypeError):  # a name or an axis is missing, or all axes
+    except (KeyError, IndexError, TypeError):  # a name or an axis is missing
         return None
     if kernel not in (3, 7) or not inner:
         return None
@@ -123,11 +125,11 @@ def _describe(tensors: Tensors, *, plain: bool) -> Architecture | None:
         channels=channels,
         widths=Widths(len(stem), streams, inner),
     )
-    return replace(arch, name=_name(arch))
+    return replace(arch, name=_member_name(arch))
 
 
-def _inner(tensors: Tensors) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """Inner widths of every block; () where a number is missing, because the block was dropped."""
+def _inner_widths(tensors: Tensors) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the inner widths of every block; () for a missing (dropped) block."""
     blocks: dict[int, dict[int, tuple[int, ...]]] = {}
     for key in tensors:
         if match := re.fullmatch(r"layer(\d{1,2})\.(\d{1,3})\.conv1\.weight", key):
@@ -149,8 +151,8 @@ def _shortcut(tensors: Tensors, inner: tuple[tuple[tuple[int, ...], ...], ...]) 
     return "C" if projected == everywhere and not everywhere <= first else "B"
 
 
-def _name(arch: Architecture) -> str:
-    """The name by depth: the convolutions of the units, the first convolution and the last layer."""
+def _member_name(arch: Architecture) -> str:
+    """Return the name by depth: convolutions of the units, the first convolution and the last layer."""
     prefix = "plain_" if arch.shortcut == "none" else "preact_" if arch.preactivation else ""
     convs = 2 if arch.unit == "basic" else 3
     depth = 2 + convs * sum(len(stage) for stage in arch.widths.inner)
@@ -158,35 +160,35 @@ def _name(arch: Architecture) -> str:
 
 
 def _differences(tensors: Tensors, arch: Architecture) -> tuple[list[str], list[str]]:
-    """What is missing and what is unexpected; a tensor of another shape is both."""
+    """Return missing and unexpected tensors; a tensor of another shape is in both."""
     try:
-        needed = _shapes(arch)
+        expected = _shapes(arch)
     except ModelError as error:
         return [str(error)], []
-    have = {key: tuple(value.shape) for key, value in tensors.items()}
-    missing = [f"{k} {s}" for k, s in needed.items() if have.get(k) != s]
-    return missing, [f"{k} {s}" for k, s in have.items() if needed.get(k) != s]
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    missing = [f"{k} {s}" for k, s in expected.items() if shapes.get(k) != s]
+    return missing, [f"{k} {s}" for k, s in shapes.items() if expected.get(k) != s]
 
 
 def _difference(tensors: Tensors, arch: Architecture) -> str:
     missing, unexpected = _differences(tensors, arch)
-    return f"missing {_some(missing)}; unexpected {_some(unexpected)}"
+    return f"missing {_listing(missing)}; unexpected {_listing(unexpected)}"
 
 
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
-    return (", ".join(printable(item, _LONGEST) for item in items[:LISTED]) or "nothing") + more
+def _listing(items: list[str]) -> str:
+    suffix = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return (", ".join(printable(item, _MAX_NAME) for item in items[:MAX_LISTED]) or "nothing") + suffix
 
 
 def _nearest(tensors: Tensors) -> str:
-    """The known member that shares most tensor names."""
-    have = set(tensors)
+    """Return the named member that shares most tensor names."""
+    keys_found = set(tensors)
 
     def likeness(name: str) -> float:
         keys = set(_shapes(architecture(name)))
-        return len(have & keys) / len(have | keys)
+        return len(keys_found & keys) / len(keys_found | keys)
 
-    prefix = "resnet" if "bn1.weight" in have else "preact_"  # plain nets have the names of option A
+    prefix = "resnet" if "bn1.weight" in keys_found else "preact_"  # plain nets have the names of option A
     return max((name for name in names() if name.startswith(prefix)), key=likeness)
 
 

@@ -1,4 +1,4 @@
-"""Every ResNet from one description: depth, unit, shortcut, activation order, stem and widths."""
+"""The ResNet family, described by depth, unit, shortcut, activation order, stem and widths."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Widths:
 
     Attributes:
         stem: Output channels of the first convolution.
-        streams: Output channels of each stage: what its residual additions carry.
+        streams: Output channels of each stage (of its residual additions).
         inner: Stage -> block -> channels inside the block: (w,) in a basic unit, (w1, w2) in a
             bottleneck, () where the block was dropped.
     """
@@ -48,14 +48,14 @@ class Widths:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a ResNet is, apart from its weights.
+    """Architecture of a ResNet, without weights.
 
     Attributes:
-        name: Name of the family member it is, or was pruned from.
+        name: Name of the (unpruned) family member.
         unit: Two 3x3 convolutions, or 1x1, 3x3, 1x1.
         shortcut: A: strided, zero-padded identity; B: projection where the shape changes; C: projection
             everywhere; none: a plain net.
-        preactivation: BatchNorm and ReLU before the convolutions of a unit (v2), not after (v1).
+        preactivation: Whether BatchNorm and ReLU precede the convolutions of a unit (v2) or follow them (v1).
         stem: imagenet: 7x7 stride 2 and a max pool; cifar: 3x3 stride 1.
         classes: Outputs.
         channels: Colour channels of the input.
@@ -63,7 +63,7 @@ class Architecture:
 
     Source:
         He et al. 2015, arXiv:1512.03385, sec. 3.3 and 4.2; He et al. 2016, arXiv:1603.05027, fig. 4e.
-        Stride 2 of a bottleneck lies in its 3x3 convolution, as in torchvision.
+        Stride 2 of a bottleneck is in its 3x3 convolution, as in torchvision.
     """
 
     name: str
@@ -76,29 +76,29 @@ class Architecture:
     widths: Widths
 
     def stride(self, stage: int, block: int) -> int:
-        """Stride of a block: the first one of every later stage halves height and width."""
+        """Return the stride of a block: 2 for the first block of every later stage."""
         return 2 if stage > 0 and block == 0 else 1
 
     def width_in(self, stage: int, block: int) -> int:
-        """Channels that enter a block."""
+        """Return the input channels of a block."""
         if block > 0:
             return self.widths.streams[stage]
         return self.widths.streams[stage - 1] if stage > 0 else self.widths.stem
 
     def projects(self, stage: int, block: int) -> bool:
-        """Whether the block's shortcut is a convolution."""
+        """Return True if the block's shortcut is a convolution."""
         changes = block == 0 and (stage > 0 or self.unit == "bottleneck")
         return self.shortcut == "C" or (self.shortcut == "B" and changes)
 
     def keeps_shape(self, stage: int, block: int) -> bool:
-        """Whether the block's shortcut is the plain identity, so that the block may be dropped."""
+        """Return True if the block's shortcut is the identity, so that the block can be dropped."""
         if self.shortcut == "none" or self.projects(stage, block):
             return False
         return self.stride(stage, block) == 1 and self.width_in(stage, block) == self.widths.streams[stage]
 
 
 def names() -> tuple[str, ...]:
-    """Every named member of the family."""
+    """Return the names of all family members."""
     depths = (*IMAGENET_BLOCKS, *CIFAR_DEPTHS)
     return tuple(f"{prefix}resnet{depth}" for prefix in PREFIXES for depth in depths)
 
@@ -112,15 +112,15 @@ def architecture(
     stem: Stem | None = None,
     width: int | None = None,
 ) -> Architecture:
-    """The description of a named member, unpruned.
+    """Return the architecture of a named member, unpruned.
 
     Args:
         name: One of `names()`.
-        classes: Outputs; 1000 or, of the CIFAR depths, 10.
+        classes: Outputs. Default: 1000; 10 for CIFAR depths.
         channels: Colour channels of the input.
-        shortcut: Instead of the usual one: B, A of the CIFAR depths, none of the plain nets.
-        stem: Instead of the usual one, e.g. the CIFAR stem on ResNet-18 for small images.
-        width: Inner channels of the first stage, doubled by each later one; 64, of the CIFAR depths 16.
+        shortcut: Default: B; A for CIFAR depths; none for plain nets.
+        stem: Default: by depth; e.g. the CIFAR stem on ResNet-18 for small images.
+        width: Inner channels of the first stage, doubled by each later one. Default: 64; 16 for CIFAR depths.
 
     Raises:
         RecipeError: No member has that name.
@@ -150,7 +150,7 @@ def architecture(
 
 
 class PadShortcut(nn.Module):
-    """Option A: every second row and column, and zero channels split between front and back."""
+    """Option A shortcut: strided subsampling, and zero channels split between front and back."""
 
     def __init__(self, width_in: int, width_out: int, stride: int) -> None:
         super().__init__()
@@ -159,12 +159,12 @@ class PadShortcut(nn.Module):
         self.back = width_out - width_in - self.front
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
+        """Subsample and pad x: (N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.front, self.back))
 
 
 class Block(nn.Module):
-    """One unit: two or three convolutions and a shortcut around them."""
+    """Residual unit: two or three convolutions and a shortcut."""
 
     downsample: nn.Module | None
 
@@ -194,26 +194,26 @@ class Block(nn.Module):
             self.downsample = PadShortcut(width_in, width_out, stride)
 
     def conv(self, index: int) -> nn.Conv2d:
-        """Convolution number `index`, from 1."""
+        """Return convolution `index` (from 1)."""
         return cast("nn.Conv2d", getattr(self, f"conv{index}"))
 
     def bn(self, index: int) -> nn.BatchNorm2d:
-        """BatchNorm number `index`, from 1."""
+        """Return BatchNorm `index` (from 1)."""
         return cast("nn.BatchNorm2d", getattr(self, f"bn{index}"))
 
     @property
     def projection(self) -> nn.Sequential | None:
-        """The shortcut, where it is a convolution."""
+        """Return the shortcut if it is a convolution, else None."""
         return self.downsample if isinstance(self.downsample, nn.Sequential) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        """Run the unit on x: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
         out = x
         for i in range(1, self.depth + 1):
             if self.preactivation:
                 out = F.relu(self.bn(i)(out))
                 if i == 1 and self.projection is not None:
-                    x = out  # a projection sees what the first convolution sees
+                    x = out  # a projection has the input of the first convolution
                 out = self.conv(i)(out)
             else:
                 out = self.bn(i)(self.conv(i)(out))
@@ -225,10 +225,10 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A network built from its description; parameter names are torchvision's.
+    """A network built from its architecture, with torchvision's parameter names.
 
-    The one name torchvision has not: `bn`, the last BatchNorm of a pre-activation network. A dropped
-    block leaves a hole in the numbering, so that names still say which block they belong to.
+    One name is not torchvision's: `bn`, the last BatchNorm of a pre-activation network. Blocks keep their
+    numbers when others are dropped.
 
     Raises:
         ModelError: The widths do not fit together.
@@ -257,40 +257,40 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def blocks(self) -> Iterator[tuple[str, int, int, Block]]:
-        """(name, stage, block, module) of every block that was not dropped, in order."""
+        """Yield (name, stage, block, module) of every block that is not dropped, in order."""
         for stage in range(len(self.architecture.widths.streams)):
             for block, module in enumerate(cast("nn.Sequential", getattr(self, f"layer{stage + 1}"))):
                 if isinstance(module, Block):
                     yield f"layer{stage + 1}.{block}", stage, block, module
 
-    def enter(self, images: Tensor) -> Tensor:
-        """The stem: images (N, C, H, W) -> input of the first block."""
+    def forward_stem(self, images: Tensor) -> Tensor:
+        """Run the stem: images (N, C, H, W) -> input of the first block."""
         out = self.conv1(images)
         if not self.architecture.preactivation:
             out = F.relu(self.bn1(out))
         return F.max_pool2d(out, 3, 2, 1) if self.architecture.stem == "imagenet" else out
 
-    def leave(self, stream: Tensor) -> Tensor:
-        """The head: output of the last block -> logits (N, classes)."""
+    def forward_head(self, stream: Tensor) -> Tensor:
+        """Run the head: output of the last block -> logits (N, classes)."""
         logits: Tensor = self.fc(self.pool(stream))
         return logits
 
     def pool(self, stream: Tensor) -> Tensor:
-        """Output of the last block -> what the last layer sees (N, channels)."""
+        """Pool the output of the last block -> input of the last layer (N, channels)."""
         if self.architecture.preactivation:
             stream = F.relu(self.bn(stream))
         return stream.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), preprocessed -> logits (N, classes)."""
-        out = self.enter(images)
+        """Classify preprocessed images (N, C, H, W) -> logits (N, classes)."""
+        out = self.forward_stem(images)
         for _, _, _, block in self.blocks():
             out = block(out)
-        return self.leave(out)
+        return self.forward_head(out)
 
 
 def build(arch: Architecture, *, seed: int | None = None) -> ResNet:
-    """A freshly initialized network; the same seed gives the same weights."""
+    """Build an initialized network; deterministic for a seed."""
     if seed is None:
         return ResNet(arch)
     with torch.random.fork_rng(devices=[]):
@@ -299,12 +299,12 @@ def build(arch: Architecture, *, seed: int | None = None) -> ResNet:
 
 
 def resize(arch: Architecture, widths: Widths) -> Architecture:
-    """The same network with other widths."""
+    """Return the architecture with other widths."""
     return replace(arch, widths=widths)
 
 
 def macs(arch: Architecture, size: Size) -> int:
-    """Multiply-accumulates of one image of a size in pixels: convolutions and the last layer."""
+    """Count multiply-accumulates of convolutions and the last layer, for one image of a size in pixels."""
     area = sides(size)
     area = strided(area, 2) if arch.stem == "imagenet" else area
     kernel = 49 if arch.stem == "imagenet" else 9
@@ -319,13 +319,13 @@ def macs(arch: Architecture, size: Size) -> int:
 
 
 def strided(size: Size, stride: int) -> tuple[int, int]:
-    """Return height and width of the output of a padded layer: the input's by the stride, rounded up."""
+    """Return height and width of a padded layer's output: the input's divided by the stride, rounded up."""
     height, width = sides(size)
     return -(-height // stride), -(-width // stride)
 
 
 def block_macs(arch: Architecture, stage: int, block: int, size: Size) -> int:
-    """Multiply-accumulates of one block whose input has a size in pixels."""
+    """Count multiply-accumulates of one block with an input of a size in pixels."""
     stride, width_in = arch.stride(stage, block), arch.width_in(stage, block)
     inner, width_out = arch.widths.inner[stage][block], arch.widths.streams[stage]
     out, area = math.prod(strided(size, stride)), math.prod(sides(size))
@@ -341,7 +341,10 @@ def _check(arch: Architecture) -> None:
     widths = arch.widths
     counts = (widths.stem, *widths.streams, *(w for stage in widths.inner for inner in stage for w in inner))
     if min(counts) < 1 or len(widths.streams) != len(widths.inner):
-        raise ModelError(f"widths do not fit together: {widths}", hint="every count must be at least 1")
+        raise ModelError(
+            f"widths do not fit together: {widths}; counts of at least 1 are expected",
+            hint="build the model again from its checkpoint",
+        )
     per_block = 1 if arch.unit == "basic" else 2
     for stage, blocks in enumerate(widths.inner):
         for block, inner in enumerate(blocks):
@@ -349,12 +352,12 @@ def _check(arch: Architecture) -> None:
             if not inner and not arch.keeps_shape(stage, block):
                 raise ModelError(
                     f"{where} cannot be dropped: its shortcut is not the identity",
-                    hint="only blocks that keep the shape, in networks with shortcuts, can be dropped",
+                    hint="drop only blocks with an identity shortcut",
                 )
             if inner and len(inner) != per_block:
                 raise ModelError(
-                    f"{where} has {len(inner)} inner widths, a {arch.unit} unit has {per_block}",
-                    hint="the widths belong to a network of the other unit",
+                    f"{where} has {len(inner)} inner widths; {per_block} are expected for a {arch.unit} unit",
+                    hint="give the widths of a network with the same unit",
                 )
             grows = widths.streams[stage] >= arch.width_in(stage, block)
             pads = arch.shortcut in ("A", "B") and not arch.projects(stage, block)
@@ -363,5 +366,5 @@ def _check(arch: Architecture) -> None:
                 raise ModelError(
                     f"{where}: {arch.width_in(stage, block)} channels cannot be added to "
                     f"{widths.streams[stage]} through its shortcut",
-                    hint="the stem and the stage it feeds directly must keep the same channels",
+                    hint="prune the stem and the first stage to the same channels",
                 )

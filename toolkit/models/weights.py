@@ -1,4 +1,4 @@
-"""Checkpoints in and out: every usual file form, never running code that lies in one."""
+"""Loading and saving of checkpoints in the usual file formats, without execution of pickled code."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TENSORS, WIDTHS = "model.safetensors", "widths.json"
 METADATA = "edgeship"  # key of the description inside a safetensors file
 SUFFIXES = (".pth", ".pt", ".th", ".pth.tar", ".bin", ".ckpt", ".safetensors")
 TORCHVISION = "https://download.pytorch.org/models/"
-# (model, weights) -> file; the name holds the first 8 digits of its SHA-256
+# (model, weights) -> file; its name has the first 8 digits of its SHA-256
 PUBLISHED = {
     ("resnet18", "IMAGENET1K_V1"): "resnet18-f37072fd.pth",
     ("resnet34", "IMAGENET1K_V1"): "resnet34-b627a593.pth",
@@ -53,7 +53,7 @@ TIMEOUT_S = 30.0
 _MOST_WIDTH = 1 << 20  # channels or classes in a description
 _MOST_BLOCKS = 1000
 _MOST_SIDE = 1 << 16  # pixels
-_ADVICE = re.compile(r"weights.only|torch\.load|safe_globals|\btrust|use case", re.IGNORECASE)
+_UNSAFE_ADVICE = re.compile(r"weights.only|torch\.load|safe_globals|\btrust|use case", re.IGNORECASE)
 _OBJECTS = re.compile(r"global|instantiate|reduce|build|class", re.IGNORECASE)
 
 
@@ -63,9 +63,9 @@ class Loaded:
 
     Attributes:
         model: The network, float32.
-        preprocess: How its images are prepared; None where the checkpoint does not say.
-        sha256: Of the file the weights came from.
-        preprocess_source: Origin of `preprocess`, where that is stored.
+        preprocess: Image preprocessing; None if the checkpoint has none.
+        sha256: Digest of the weights file.
+        preprocess_source: Origin of `preprocess`, if stored.
     """
 
     model: ResNet
@@ -77,35 +77,35 @@ class Loaded:
 def load(source: Path, model: str = "auto") -> Loaded:
     """Read a checkpoint, or a folder written by `save`.
 
-    Depth, unit, shortcut, stem, classes and widths are recognized from the tensors. Option A and plain
-    nets have the same tensors: without a description inside the file, `auto` takes option A.
+    Depth, unit, shortcut, stem, classes and widths are inferred from the tensors. Option A and plain
+    nets have the same tensors: without a description in the file, `auto` selects option A.
 
     Args:
         source: A .pth (.pt, .th, .pth.tar, .bin, .ckpt) or .safetensors file, or a folder.
-        model: auto, or the member of the family it must be.
+        model: auto, or the expected member of the family.
 
     Raises:
-        DataError: The file cannot be read, holds code, NaN or infinite weights, or fits no member.
-        RecipeError: No member is called `model`.
+        DataError: The file cannot be read, contains code, NaN or infinite weights, or fits no member.
+        RecipeError: No member has the name `model`.
     """
     try:
         file = source / TENSORS if source.is_dir() else source
-        found = file.is_file()
+        exists = file.is_file()
     except OSError as error:
         raise DataError(f"cannot open {source}: {error.strerror}", hint="check the path") from error
-    if not found:
-        raise DataError(f"no checkpoint at {file}", hint="give a file, or a folder that edgeship wrote")
+    if not exists:
+        raise DataError(f"no checkpoint at {file}", hint="give a file, or a folder written by edgeship")
     tensors, description = _read_safetensors(file) if _is_safetensors(file) else (_read_pickle(file), None)
     if source.is_dir():
         description = read_json(source / WIDTHS)
-    usable = canonical(tensors)
-    _check_kinds(usable, file)
+    renamed = canonical(tensors)
+    _check_dense_floats(renamed, file)
     state = {
-        key: value.to(torch.float32) if value.is_floating_point() else value for key, value in usable.items()
+        key: value.to(torch.float32) if value.is_floating_point() else value for key, value in renamed.items()
     }
     _check_finite(state, file)
     if description is not None:
-        arch, preprocess = _described(description, file)
+        arch, preprocess = _from_description(description, file)
         if model not in ("auto", arch.name):
             raise DataError(f"{source} is a {arch.name}, not {model}", hint=f"set load.model={arch.name}")
     else:
@@ -120,7 +120,7 @@ def load(source: Path, model: str = "auto") -> Loaded:
     except RuntimeError as error:
         raise DataError(
             f"{file} does not fit its description: {printable(' '.join(str(error).split()), 500)}",
-            hint="the two files belong to different models",
+            hint="give both files of one model",
         ) from error
     for parameter in net.parameters():
         parameter.requires_grad_(True)
@@ -135,16 +135,16 @@ def save(
     *,
     source: PreprocessSource | None = None,
 ) -> Path:
-    """Write model.safetensors and widths.json, each complete or not at all.
+    """Write model.safetensors and widths.json, each atomically.
 
     Args:
         model: The network; weights are stored as float32.
-        folder: Where; made if absent.
-        preprocess: How its images are prepared.
-        source: Origin of mean and std, so that what was assumed stays assumed.
+        folder: Output folder; created if absent.
+        preprocess: Image preprocessing.
+        source: Origin of mean and std (stated or assumed).
 
     Returns:
-        The safetensors file; it holds the description too, so that it loads alone.
+        The safetensors file; it includes the description, so that it can be loaded alone.
     """
     description = {
         "schema": 1,
@@ -159,7 +159,7 @@ def save(
 
 
 def download(spec: str, model: str) -> Path:
-    """Fetch published weights into the user's cache, their hash checked; a second time is immediate.
+    """Download published weights into the user's cache and check their hash; reuse a cached file.
 
     Args:
         spec: torchvision:IMAGENET1K_V1 or torchvision:IMAGENET1K_V2.
@@ -167,14 +167,14 @@ def download(spec: str, model: str) -> Path:
 
     Raises:
         RecipeError: No such weights are published.
-        DataError: No connection, or the file does not have the published hash.
+        DataError: The download failed, or the file does not have the published hash.
     """
     name = spec.removeprefix("torchvision:")
     file = PUBLISHED.get((model, name))
     if not spec.startswith("torchvision:") or file is None:
-        known = [f"torchvision:{weights} for {net}" for net, weights in PUBLISHED]
+        published = [f"torchvision:{weights} for {net}" for net, weights in PUBLISHED]
         raise RecipeError(
-            f"no published weights '{spec}' for {model}", hint=nearest(f"{spec} for {model}", known)
+            f"no published weights '{spec}' for {model}", hint=nearest(f"{spec} for {model}", published)
         )
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeship" / "weights" / file
     digits = file.rsplit("-", 1)[1].removesuffix(".pth")
@@ -189,14 +189,17 @@ def download(spec: str, model: str) -> Path:
                     out.write(block)
             if not sha256_file(temporary).startswith(digits):
                 raise DataError(f"{url} does not have its published hash {digits}...", hint=hint)
-    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors, a garbled reply is not
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors, an invalid reply is not
         raise DataError(f"cannot download {url}: {error}", hint=hint) from error
     return cache
 
 
 def _is_safetensors(file: Path) -> bool:
     if not file.name.lower().endswith(SUFFIXES):
-        raise DataError(f"{file} is no checkpoint we know", hint=f"known: {', '.join(SUFFIXES)}")
+        raise DataError(
+            f"{file} is no checkpoint: its suffix is none of {', '.join(SUFFIXES)}", hint="rename the file"
+        )
+
     return file.suffix.lower() == ".safetensors"
 
 
@@ -214,32 +217,35 @@ def _read_safetensors(file: Path) -> tuple[Tensors, Any]:
 
 
 def _read_pickle(file: Path) -> Tensors:
-    """Tensors of a torch file; `weights_only` refuses everything that is not data."""
+    """Read the tensors of a torch file; `weights_only` rejects code."""
     try:
         _check_archive(file)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old forms of storage; what matters is an error
+            warnings.simplefilter("ignore")  # deprecated storage types
             tensors = unnest(torch.load(file, map_location="cpu", weights_only=True))
     except DataError:
         raise
     except pickle.UnpicklingError as error:
-        reason = _reason(error)
+        reason = _short_reason(error)
         if not _OBJECTS.search(reason):
-            raise _damaged(file, reason) from error
+            raise _damaged_file(file, reason) from error
         name = re.search(r"GLOBAL (\S+)", reason)
         raise DataError(
-            f"{file} holds Python objects{f' ({name[1]})' if name else ''}, which could run code: refused",
+            f"{file} contains Python objects{f' ({name[1]})' if name else ''}, which could run code; "
+            "tensors are expected",
             hint="if you trust it, save its state dict alone: torch.save(model.state_dict(), 'weights.pth')",
         ) from error
-    except Exception as error:  # the unpickler raises nearly anything for damaged files
-        raise _damaged(file, _reason(error)) from error
+    except Exception as error:  # the unpickler raises any type for damaged files
+        raise _damaged_file(file, _short_reason(error)) from error
     if not tensors:
-        raise DataError(f"{file} holds no tensors", hint="give a state dict, bare or under 'state_dict'")
+        raise DataError(
+            f"{file} has no tensors; a state dict is expected", hint="save model.state_dict() with torch.save"
+        )
     return tensors
 
 
 def _check_archive(file: Path) -> None:
-    """Refuse a zip that PyTorch would not have written, before it is unpacked into memory."""
+    """Raise for a zip file that PyTorch did not write, before it is unpacked into memory."""
     if not zipfile.is_zipfile(file):
         return
     with zipfile.ZipFile(file) as archive:
@@ -254,29 +260,31 @@ def _check_archive(file: Path) -> None:
         raise ValueError(f"its {size:,} bytes unpack to {total:,}; PyTorch stores tensors unpacked")
 
 
-def _reason(error: Exception) -> str:
-    """What PyTorch found, without its advice to load what it refused all the same."""
+def _short_reason(error: Exception) -> str:
+    """Return the first line of PyTorch's error, without its advice to disable the safe mode."""
     lines = str(error).replace("WeightsUnpickler error:", "\n").replace(". Please use", "\n").splitlines()
-    facts = [line.strip() for line in lines if line.strip() and not _ADVICE.search(line)]
+    reasons = [line.strip() for line in lines if line.strip() and not _UNSAFE_ADVICE.search(line)]
     return (
-        printable(re.split(r"\. | was not an allowed", facts[0])[0], 200) if facts else type(error).__name__
+        printable(re.split(r"\. | was not an allowed", reasons[0])[0], 200)
+        if reasons
+        else type(error).__name__
     )
 
 
-def _damaged(file: Path, reason: str) -> DataError:
+def _damaged_file(file: Path, reason: str) -> DataError:
     return DataError(
         f"cannot read {file}: {reason}",
         hint="the file is damaged, cut off, or no state dict; copy or save it again",
     )
 
 
-def _check_kinds(tensors: Tensors, file: Path) -> None:
-    """Refuse tensors that are no plain floating-point values, or fewer values than their shape states."""
+def _check_dense_floats(tensors: Tensors, file: Path) -> None:
+    """Raise for tensors that are not dense floating-point CPU tensors, or have too small a storage."""
     for key, value in tensors.items():
-        plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+        is_dense = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
         problem = ""
-        if not plain or not value.is_floating_point():
-            kind = value.dtype if plain else f"{value.dtype}, {value.layout}, {value.device.type}"
+        if not is_dense or not value.is_floating_point():
+            kind = value.dtype if is_dense else f"{value.dtype}, {value.layout}, {value.device.type}"
             problem = f"is {kind}; expected plain floating-point values"
         elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
             problem = (
@@ -295,13 +303,16 @@ def _check_finite(state: Tensors, file: Path) -> None:
             bad = int((~torch.isfinite(value)).sum())
             raise DataError(
                 f"{file}: {bad} of {value.numel()} values of {key} are NaN or infinite",
-                hint="the training diverged, or float16 overflowed; take an earlier checkpoint",
+                hint="give an earlier checkpoint: the training diverged, or float16 overflowed",
             )
         if key.endswith("running_var") and bool((value < 0).any()):
-            raise DataError(f"{file}: {key} is negative", hint="take an earlier checkpoint")
+            raise DataError(
+                f"{file}: {key} is negative ({value.min():g}); variances >= 0 are expected",
+                hint="give an earlier checkpoint",
+            )
 
 
-def _described(description: Any, file: Path) -> tuple[Architecture, Preprocess | None]:
+def _from_description(description: Any, file: Path) -> tuple[Architecture, Preprocess | None]:
     try:
         arch = _architecture(description["architecture"])
         preprocess = _preprocess(description["preprocess"])
@@ -310,13 +321,13 @@ def _described(description: Any, file: Path) -> tuple[Architecture, Preprocess |
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
         raise DataError(
             f"the description of {file} cannot be used: {printable(str(error), 200)}",
-            hint="it was edited, or is of another version",
+            hint="save the checkpoint again with this version",
         ) from error
     return arch, preprocess
 
 
 def _architecture(stored: Any) -> Architecture:
-    """Read an architecture; what it allocates is bounded before anything is built."""
+    """Read and validate an architecture; its sizes are bounded before a network is built."""
     fields = dict(stored)
     widths = fields.pop("widths")
     inner = tuple(tuple(tuple(block) for block in stage) for stage in widths["inner"])
@@ -326,15 +337,15 @@ def _architecture(stored: Any) -> Architecture:
     numbers += [width for block in blocks for width in block]
     if len(blocks) > _MOST_BLOCKS or len(inner) != len(arch.widths.streams):
         raise ValueError(f"{len(blocks)} blocks in {len(inner)} stages of {len(arch.widths.streams)} widths")
-    if wrong := [number for number in numbers if type(number) is not int or not 1 <= number <= _MOST_WIDTH]:
-        raise ValueError(f"{wrong[0]!r} is no number of channels or classes")
-    known = {
+    if invalid := [number for number in numbers if type(number) is not int or not 1 <= number <= _MOST_WIDTH]:
+        raise ValueError(f"{invalid[0]!r} is no number of channels or classes")
+    allowed = {
         "unit": get_args(Unit),
         "shortcut": get_args(Shortcut),
         "stem": get_args(Stem),
         "preactivation": (True, False),
     }
-    for field, values in known.items():
+    for field, values in allowed.items():
         if getattr(arch, field) not in values:
             raise ValueError(f"{field} is {getattr(arch, field)!r}; expected one of {values}")
     if not isinstance(arch.name, str) or any(len(block) > 2 for block in blocks):

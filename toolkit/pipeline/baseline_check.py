@@ -1,4 +1,4 @@
-"""Checks of what the user brought: preprocessing, class order and the FP32 baseline."""
+"""Check the user's input: preprocessing, class order and the FP32 baseline."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from edgeship.calibration.preprocess_forms import Form, Infer, Search
     from edgeship.calibration.preprocessing_check import Stem
 
-SAMPLE = 200  # images that forms of preprocessing are tried on, at most
+SAMPLE = 200  # most images for trials of preprocessing forms
 PIXELS_BYTES = 512 << 20  # of memory for them
 BATCH = 32
-LOST = 0.10  # accuracy that the baseline loses to a wrong preprocessing above which no verdict is given
+LOST = 0.10  # accuracy lost to a wrong preprocessing, above which there is no verdict
 SHOWN = 12  # classes that a message lists
-AGAINST_T = -1.0  # Student's t of the labels below which they contradict the first layer
+AGAINST_T = -1.0  # Student's t below which labels contradict the first layer
 SURE_T = 3.5  # see edgeship.calibration.preprocess_forms
 LEAST_GAIN = 0.05  # accuracy that other BatchNorm statistics must gain
 WEAK_NATS = 0.2  # mutual information that another form must gain to be named without labels
@@ -42,17 +42,17 @@ RELATED = {"preprocess-better": "preprocessing", "class-order": "class order"}
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
-    """A float network, and the images that it was evaluated on.
+class EvaluatedNetwork:
+    """A float network and its evaluation.
 
     Attributes:
         graph: ONNX file of the unpruned float network.
         folder: Result of the load stage.
         dataset: The evaluation images.
-        indices: N positions of those that were evaluated.
+        indices: N positions of the evaluated images.
         logits: (N, classes) of the float network.
         labels: N class indices; -1 is unknown.
-        preprocess: How the images are prepared.
+        preprocess: Preprocessing of the images.
         source: Origin of its mean and std.
     """
 
@@ -67,56 +67,55 @@ class Brought:
 
     @property
     def labelled(self) -> bool:
-        """Whether every image has a label."""
+        """Return True if every image has a label."""
         return bool((self.labels >= 0).all())
 
 
-def examine(brought: Brought) -> list[InputCheck]:
+def examine(evaluated: EvaluatedNetwork) -> list[InputCheck]:
     """Check preprocessing, class order and baseline.
 
     Returns:
-        The checks that limit verdicts or that a reader needs, most severe first; one of `preprocess-assumed`
-        wherever nothing states mean and std.
+        The checks, most severe first; with `preprocess-assumed` if mean and std are not stated.
     """
     from edgeship.calibration import preprocess_forms
 
-    places = _sample(len(brought.indices), brought.preprocess)
-    stem = load_and_export.first_layer(brought.folder).stem if _has_checkpoint(brought.folder) else None
-    pixels = _pixels(brought, places)
-    labels = brought.labels[places]
+    places = _sample(len(evaluated.indices), evaluated.preprocess)
+    stem = load_and_export.first_layer(evaluated.folder).stem if _has_checkpoint(evaluated.folder) else None
+    pixels = _pixels(evaluated, places)
+    labels = evaluated.labels[places]
     checks: list[InputCheck] = []
     search: Search | None = None
-    with _float_network(brought.graph) as infer:
-        if brought.labelled:
-            order = baseline.find_class_order(brought.logits, brought.labels, brought.dataset.classes)
-            search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
+    with _float_network(evaluated.graph) as infer:
+        if evaluated.labelled:
+            order = baseline.find_class_order(evaluated.logits, evaluated.labels, evaluated.dataset.classes)
+            search = preprocess_forms.search(evaluated.preprocess, pixels, labels, infer)
             if order is not None and not (search and search.better and search.accuracy >= order.accuracy):
-                checks.append(_class_order(order, brought.dataset.classes))
+                checks.append(_class_order(order, evaluated.dataset.classes))
                 labels = np.array(order.outputs, np.int64)[labels]
-                search = preprocess_forms.search(brought.preprocess, pixels, labels, infer)
-            checks += _better_form(brought, search)
-            checks += _class_count(brought)
-            checks += _baseline(brought, checks, _first(pixels), labels)
+                search = preprocess_forms.search(evaluated.preprocess, pixels, labels, infer)
+            checks += _better_form(evaluated, search)
+            checks += _class_count(evaluated)
+            checks += _baseline(evaluated, checks, _first(pixels), labels)
         else:
-            checks += _unlabelled(brought, _first(pixels), infer) if stem is None else []
+            checks += _unlabelled(evaluated, _first(pixels), infer) if stem is None else []
         if stem is not None:
-            checks += _untrained_statistics(brought.folder)
+            checks += _untrained_statistics(evaluated.folder)
         if stem is not None and not any(check.code in EXPLAINED for check in checks):
-            checks += _first_layer(brought, stem, _first(pixels), labels, infer)
-    if brought.source == "assumed":
-        checks.append(_assumed(brought, search))
+            checks += _first_layer(evaluated, stem, _first(pixels), labels, infer)
+    if evaluated.source == "assumed":
+        checks.append(_assumed(evaluated, search))
     severity = ("no_verdict", "no_pass", "note")
     return sorted(checks, key=lambda check: severity.index(check.effect))
 
 
-def of_run(
+def check_run(
     inputs: Mapping[str, Path], dataset: Dataset, indices: IntArray, logits: FloatArray
 ) -> list[InputCheck]:
-    """Check what a run was given, after its evaluation."""
+    """Check the input of a run, after its evaluation."""
     described = _described(inputs)
     notes = [InputCheck("input-form", "note", text) for text in described.get("notes", ())]
     return notes + examine(
-        Brought(
+        EvaluatedNetwork(
             inputs["export"] / "float.onnx",
             inputs["load"],
             dataset,
@@ -137,28 +136,28 @@ def _described(inputs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _sample(count: int, preprocess: Preprocess) -> IntArray:
-    """Return places of at most `SAMPLE` images, spread over all, in a fixed random order."""
+    """Return positions of at most `SAMPLE` images, spread over all, in a fixed random order."""
     most = max(1, PIXELS_BYTES // (5 * 3 * math.prod(preprocess.sides)))  # five geometries, three channels
     places = np.linspace(0, count - 1, min(count, SAMPLE, most)).round().astype(np.int64)
     return np.random.default_rng(0).permutation(places)
 
 
-def _pixels(brought: Brought, places: IntArray) -> dict[Preprocess, PixelArray]:
-    """Return the pixels of sampled images in every geometry that is tried."""
+def _pixels(evaluated: EvaluatedNetwork, places: IntArray) -> dict[Preprocess, PixelArray]:
+    """Return the pixels of sampled images in every tried geometry."""
     from PIL import Image
 
     from edgeship.calibration.loader import decode_each
     from edgeship.calibration.preprocess import pixels
     from edgeship.calibration.preprocess_forms import geometries
 
-    wanted = geometries(brought.preprocess)
+    tried = geometries(evaluated.preprocess)
 
     def view(image: Image.Image, name: str) -> list[PixelArray]:
-        return [pixels(image, each, name) for each in wanted]
+        return [pixels(image, each, name) for each in tried]
 
-    decoded = decode_each(brought.dataset, brought.indices[places].tolist(), view)
+    decoded = decode_each(evaluated.dataset, evaluated.indices[places].tolist(), view)
     rows = [row for _, row in decoded if row is not None]
-    return {each: np.stack([row[place] for row in rows]) for place, each in enumerate(wanted)}
+    return {each: np.stack([row[place] for row in rows]) for place, each in enumerate(tried)}
 
 
 def _first(pixels: Mapping[Preprocess, PixelArray]) -> PixelArray:
@@ -179,28 +178,28 @@ def _float_network(graph: Path) -> Iterator[Infer]:
         yield infer
 
 
-def _better_form(brought: Brought, search: Search | None) -> list[InputCheck]:
+def _better_form(evaluated: EvaluatedNetwork, search: Search | None) -> list[InputCheck]:
     if search is None or not search.better:
         return []
     _, lowest, _ = statistics.wilson(round(search.accuracy * search.images), search.images)
-    if lowest <= 1 / brought.logits.shape[1]:
+    if lowest <= 1 / evaluated.logits.shape[1]:
         return []  # a network at chance is at chance with every form
     lost = search.accuracy - search.accuracy_stated
-    what = "the assumed preprocessing" if brought.source == "assumed" else "the stated preprocessing"
+    what = "the assumed preprocessing" if evaluated.source == "assumed" else "the stated preprocessing"
     return [
         InputCheck(
             "preprocess-better",
             "no_verdict" if lost > LOST else "no_pass",
-            f"preprocessing: with {_name(search.best, brought)} the float network has "
+            f"preprocessing: with {_name(search.best, evaluated)} the float network has "
             f"{_percent(search.accuracy)} top-1 on {search.images} images, "
             f"with {what} {_percent(search.accuracy_stated)}",
-            _form_hint(search.best, brought.preprocess),
+            _form_hint(search.best, evaluated.preprocess),
         )
     ]
 
 
-def _assumed(brought: Brought, search: Search | None) -> InputCheck:
-    message, hint = assumed_note(brought.preprocess)
+def _assumed(evaluated: EvaluatedNetwork, search: Search | None) -> InputCheck:
+    message, hint = assumed_note(evaluated.preprocess)
     if search is not None and not search.better:
         message += (
             f"; none of {search.tried - 1} other usual forms is better on {search.images} images "
@@ -225,12 +224,12 @@ def _class_order(order: baseline.ClassOrder, names: Sequence[str]) -> InputCheck
     )
 
 
-def _class_count(brought: Brought) -> list[InputCheck]:
-    """Note predictions of outputs that no label names."""
-    outputs, labels = brought.logits.shape[1], len(brought.dataset.classes)
+def _class_count(evaluated: EvaluatedNetwork) -> list[InputCheck]:
+    """Check for predictions of outputs without a label."""
+    outputs, labels = evaluated.logits.shape[1], len(evaluated.dataset.classes)
     if outputs <= labels:
         return []
-    outside = float((brought.logits.argmax(1) >= labels).mean())
+    outside = float((evaluated.logits.argmax(1) >= labels).mean())
     if outside < 1 / 3:
         return []
     return [
@@ -245,18 +244,18 @@ def _class_count(brought: Brought) -> list[InputCheck]:
 
 
 def _baseline(
-    brought: Brought, before: Sequence[InputCheck], pixels: PixelArray, labels: IntArray
+    evaluated: EvaluatedNetwork, before: Sequence[InputCheck], pixels: PixelArray, labels: IntArray
 ) -> list[InputCheck]:
     """Compare the accuracy with chance and confidence; name the likely cause."""
-    found = baseline.baseline(brought.logits, brought.labels)
+    result = baseline.baseline(evaluated.logits, evaluated.labels)
     causes = [RELATED[check.code] for check in before if check.code in RELATED]
     checks = []
-    if not causes and found.accuracy < found.confidence and _has_checkpoint(brought.folder):
-        checks = _batchnorm(brought, pixels, labels)
+    if not causes and result.accuracy < result.confidence and _has_checkpoint(evaluated.folder):
+        checks = _batchnorm(evaluated, pixels, labels)
         causes = ["BatchNorm statistics"] if checks else []
-    if not found.at_chance and not found.overconfident:
+    if not result.at_chance and not result.overconfident:
         return checks
-    accuracy = f"{_percent(found.accuracy)} [{_percent(found.interval[0])}, {_percent(found.interval[1])}]"
+    accuracy = f"{_percent(result.accuracy)} [{_percent(result.interval[0])}, {_percent(result.interval[1])}]"
     likely = (
         f"likely cause: {', '.join(causes)}"
         if causes
@@ -265,24 +264,24 @@ def _baseline(
             "of its training, and export it in evaluation mode"
         )
     )
-    if found.at_chance:
-        code, against = "baseline-at-chance", f"chance is {_percent(found.chance)}"
+    if result.at_chance:
+        code, against = "baseline-at-chance", f"chance is {_percent(result.chance)}"
     else:
-        code, against = "baseline-overconfident", f"its mean confidence is {_percent(found.confidence)}"
-    message = f"FP32 top-1 is {accuracy} on {found.images} images, and {against}; {likely}"
+        code, against = "baseline-overconfident", f"its mean confidence is {_percent(result.confidence)}"
+    message = f"FP32 top-1 is {accuracy} on {result.images} images, and {against}; {likely}"
     hint = "compare the table of class indices in the report with the network's outputs"
     return [*checks, InputCheck(code, "no_verdict", message, hint)]
 
 
-def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[InputCheck]:
+def _batchnorm(evaluated: EvaluatedNetwork, pixels: PixelArray, labels: IntArray) -> list[InputCheck]:
     """Compare the stored BatchNorm statistics with those of the images themselves."""
     from edgeship.calibration.preprocess import normalize
     from edgeship.toolkit.models import batchnorm, weights
 
     if len(labels) < SAMPLE // 4:
         return []
-    model = weights.load(brought.folder).model
-    images = normalize(pixels, brought.preprocess)
+    model = weights.load(evaluated.folder).model
+    images = normalize(pixels, evaluated.preprocess)
     stored, own = (
         batchnorm.logits(model, images),
         batchnorm.logits(batchnorm.reestimated(model, images), images),
@@ -304,7 +303,7 @@ def _batchnorm(brought: Brought, pixels: PixelArray, labels: IntArray) -> list[I
 
 
 def _untrained_statistics(folder: Path) -> list[InputCheck]:
-    """Refuse running statistics that no training has touched."""
+    """Check for BatchNorm layers with initial running statistics."""
     from edgeship.toolkit.models import batchnorm, weights
 
     untouched = batchnorm.untouched(weights.load(folder).model)
@@ -322,18 +321,18 @@ def _untrained_statistics(folder: Path) -> list[InputCheck]:
 
 
 def _first_layer(
-    brought: Brought, stem: Stem, pixels: PixelArray, labels: IntArray, infer: Infer
+    evaluated: EvaluatedNetwork, stem: Stem, pixels: PixelArray, labels: IntArray, infer: Infer
 ) -> list[InputCheck]:
-    """Compare the first layer's statistics with those of training, unless labels speak against it."""
+    """Compare the first layer's statistics with those of training, unless labels contradict."""
     from edgeship.calibration import preprocess_forms
     from edgeship.calibration.preprocessing_check import NOISE_PAIRED, likelier, stem_divergences
 
-    divergences = stem_divergences(stem, pixels, brought.preprocess)
+    divergences = stem_divergences(stem, pixels, evaluated.preprocess)
     form = likelier(divergences, NOISE_PAIRED) if len(pixels) == SAMPLE else likelier(divergences)
     if form is None:
         return []
-    if brought.labelled and len(labels) >= preprocess_forms.FEWEST_IMAGES:
-        compared = preprocess_forms.compare(brought.preprocess, form, pixels, labels, infer)
+    if evaluated.labelled and len(labels) >= preprocess_forms.FEWEST_IMAGES:
+        compared = preprocess_forms.compare(evaluated.preprocess, form, pixels, labels, infer)
         if compared.t < AGAINST_T:
             return []
     stated = next(iter(divergences.values()))
@@ -342,34 +341,34 @@ def _first_layer(
             "preprocess-first-layer",
             "no_pass",
             f"preprocessing: the first layer's statistics are {divergences[form]:.3g} nats from those of "
-            f"training with {_name(form, brought)}, {stated:.3g} as the images are prepared",
-            _form_hint(form, brought.preprocess),
+            f"training with {_name(form, evaluated)}, {stated:.3g} as the images are prepared",
+            _form_hint(form, evaluated.preprocess),
         )
     ]
 
 
-def _unlabelled(brought: Brought, pixels: PixelArray, infer: Infer) -> list[InputCheck]:
-    """Hint at another form by how sure and how varied the predictions are; without labels that is weak."""
+def _unlabelled(evaluated: EvaluatedNetwork, pixels: PixelArray, infer: Infer) -> list[InputCheck]:
+    """Hint at another form by the mutual information of predictions, a weak sign without labels."""
     from edgeship.calibration.preprocess_forms import FEWEST_IMAGES, surest
 
     if len(pixels) < FEWEST_IMAGES:
         return []
-    form, best, stated = surest(brought.preprocess, pixels, infer)
+    form, best, stated = surest(evaluated.preprocess, pixels, infer)
     if best - stated < WEAK_NATS:
         return []
     return [
         InputCheck(
             "preprocess-confidence",
             "no_pass",
-            f"preprocessing, a weak hint without labels: with {_name(form, brought)} predictions are surer "
+            f"preprocessing, a weak hint without labels: with {_name(form, evaluated)} predictions are surer "
             f"and more varied ({best:.2f} nats of mutual information, {stated:.2f} as images are prepared)",
-            f"evaluate on labelled images, or {_form_hint(form, brought.preprocess)}",
+            f"evaluate on labelled images, or {_form_hint(form, evaluated.preprocess)}",
         )
     ]
 
 
 def _form_hint(form: Form, stated: Preprocess) -> str:
-    """Return the setting, or the change of files, that applies a form."""
+    """Return the setting or the change of files that applies a form."""
     if form.exchange == "network":
         return (
             "reverse the input channels of the first convolution, weight[:, ::-1], and export again: images "
@@ -386,9 +385,9 @@ def _form_hint(form: Form, stated: Preprocess) -> str:
     return " ".join(settings)
 
 
-def _name(form: Form, brought: Brought) -> str:
-    """Return the name of a form; what is called stated was perhaps assumed."""
-    return form.name.replace("the stated", "the assumed") if brought.source == "assumed" else form.name
+def _name(form: Form, evaluated: EvaluatedNetwork) -> str:
+    """Return the name of a form, with "assumed" for an assumed preprocessing."""
+    return form.name.replace("the stated", "the assumed") if evaluated.source == "assumed" else form.name
 
 
 def _has_checkpoint(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Import closure of a stage function: every source file whose change may change the stage's result.
+"""Compute the import closure of a stage function: all source files that its result depends on.
 
 Imports are read from the syntax trees, those inside functions too, and nothing is imported. Of the stage
 function's own module only what its body uses counts; a module below it counts with all its imports. Imports
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
 
-PACKAGES = ("edgeship",)  # the product's own
+PACKAGE = "edgeship"  # the product's own
 EVERY = "*"  # in place of an imported name: every public module of the package
 PLUGIN_CALLS = ("plugins.names", "plugins.get")  # their first argument is a package of plug-ins
 DATA_CALLS = ("jinja2.PackageLoader",)  # their arguments are a package and a folder in it
@@ -45,7 +45,7 @@ class Sources:
         return self._closure(self._module_of(function).used_by(function.__qualname__)[1])
 
     def _closure(self, imports: Iterable[Import]) -> dict[str, Path]:
-        found: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         done: set[str] = set()
         pending = [name for each in imports for name in self._names(each)]
         while pending:
@@ -56,10 +56,10 @@ class Sources:
             parts = name.split(".")
             for parent in (self._module(".".join(parts[:count])) for count in range(1, len(parts) + 1)):
                 if parent is not None:
-                    found[parent.name] = parent.file
-            found.update(self._data_files(module))
+                    files[parent.name] = parent.file
+            files.update(self._data_files(module))
             pending += [name for each in module.imports for name in self._names(each)]
-        return found
+        return files
 
     def _names(self, item: Import) -> list[str]:
         """Return the modules that an import takes in."""
@@ -116,21 +116,21 @@ class _Module:
 
     @cached_property
     def imports(self) -> list[Import]:
-        """Every import and plug-in look-up in it."""
+        """Return every import and plug-in look-up of the module."""
         return self._imports_in(_parsed(self._text))
 
     @cached_property
     def data_folders(self) -> list[tuple[str, str]]:
-        """(package, folder in it) of the files that it reads."""
-        found = [(self.name, ".")] if self._is_package and "__file__" in self._text else []
+        """Return (package, folder in it) of the data files of the module."""
+        folders = [(self.name, ".")] if self._is_package and "__file__" in self._text else []
         if "PackageLoader" in self._text:
             calls = [_texts(call) for call in _calls(_parsed(self._text), DATA_CALLS)]
-            found += [(package, folder) for package, folder in calls]
-        return found
+            folders += [(package, folder) for package, folder in calls]
+        return folders
 
     @cached_property
     def _top(self) -> tuple[dict[str, Import], dict[str, ast.stmt]]:
-        """Name -> import, and name -> definition, of the statements at the top."""
+        """Return name -> import, and name -> definition, of the top-level statements."""
         bound: dict[str, Import] = {}
         defined: dict[str, ast.stmt] = {}
         for statement in _parsed(self._text):
@@ -167,15 +167,15 @@ class _Module:
         return canonical_json(texts), sorted(imports)
 
     def _imports_in(self, body: list[ast.stmt]) -> list[Import]:
-        found = []
+        imports = []
         for statement in _statements(body):
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
-                found += self._imported(statement)
+                imports += self._imported(statement)
         if "plugins" in self._text:
-            found += [(_texts(call)[0], EVERY) for call in _calls(body, PLUGIN_CALLS) if _texts(call)]
+            imports += [(_texts(call)[0], EVERY) for call in _calls(body, PLUGIN_CALLS) if _texts(call)]
         if "__package__" in self._text:  # relative imports by computed names
-            found += [(self.name.rpartition(".")[0], EVERY)]
-        return found
+            imports += [(self.name.rpartition(".")[0], EVERY)]
+        return imports
 
     def _imported(self, statement: ast.Import | ast.ImportFrom) -> list[Import]:
         if isinstance(statement, ast.Import):
@@ -255,10 +255,7 @@ def _names_used(statement: ast.stmt) -> list[str]:
 @cache
 def installed() -> Sources:
     """Return the sources of the product as installed here, found without importing them."""
-    roots = {}
-    for package in PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(package)
-        roots[package] = Path(spec.submodule_search_locations[0])
-    return Sources(roots)
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(PACKAGE)
+    return Sources({PACKAGE: Path(spec.submodule_search_locations[0])})

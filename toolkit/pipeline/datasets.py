@@ -1,4 +1,4 @@
-"""The images of a run: for calibration, for evaluation, and small ones for the report."""
+"""Open the images of a run: calibration, evaluation, and thumbnails of the report."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def aliases(described: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
 
 
 def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
-    """Open images for evaluation; without labels they only tell how well variants agree.
+    """Open evaluation images; without labels only the agreement of variants is measured.
 
     A class folder without images counts as a class, unless the network has as many outputs as the others.
 
     Args:
         source: As in the recipe.
         classes: Outputs of the network.
-        use: Which set is taken of a source that holds several.
+        use: Split of a source with several.
         names: All names of each output, by which labels are matched; empty: labels are matched in order.
 
     Raises:
-        DataError: One class only, or labels that the network's outputs cannot mean.
+        DataError: There is one class only, or the labels do not match the outputs.
     """
     from edgeship.calibration.class_order import match
     from edgeship.calibration.datasets import open_dataset
@@ -57,13 +57,13 @@ def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Ali
         without = f" ({len(empty)} without images: {some(empty)})" if empty and not numbered else ""
         raise DataError(
             f"{source} has {len(dataset.classes)} classes{without}, the network {classes} outputs",
-            hint=_cure(dataset, classes),
+            hint=_label_hint(dataset, classes),
         )
     return dataset
 
 
-def _cure(dataset: Dataset, classes: int) -> str:
-    """Return what to do about labels that the outputs of a network cannot mean."""
+def _label_hint(dataset: Dataset, classes: int) -> str:
+    """Return the hint for labels that do not match the outputs of a network."""
     counted = len(dataset.classes)
     if dataset.classes == tuple(str(number) for number in range(counted)) and 0 not in dataset.labels:
         return "the labels start at 1: number them from 0"
@@ -78,8 +78,8 @@ def _cure(dataset: Dataset, classes: int) -> str:
     )
 
 
-def open_judges(source: str, classes: int | None, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
-    """Open images for evaluation; without a number of classes their labels do not matter."""
+def open_validation(source: str, classes: int | None, use: Use = "evaluate", names: Aliases = ()) -> Dataset:
+    """Open validation images; without a number of classes labels are unused."""
     from edgeship.calibration.datasets import open_dataset
 
     return open_dataset(source, use=use) if classes is None else open_evaluation(source, classes, use, names)
@@ -88,12 +88,12 @@ def open_judges(source: str, classes: int | None, use: Use = "evaluate", names: 
 def unevaluated(
     source: str, count: int | Literal["all"], seed: int, exclude: str, names: Aliases = ()
 ) -> tuple[Dataset, list[int]]:
-    """Images to prune or train with, in a random order: their data set and positions in it.
+    """Select images for pruning or training, in random order; return data set and positions.
 
     Args:
         source: As in the recipe.
-        count: How many; a smaller source gives all it has.
-        seed: Of the choice.
+        count: Number of images; all of a smaller source.
+        seed: Seed of the selection.
         exclude: Source of the evaluation images; empty excludes nothing.
         names: All names of each output, by which labels are matched, if there are any.
 
@@ -113,10 +113,10 @@ def unevaluated(
 
 
 def check_readable(dataset: Dataset, indices: list[int]) -> None:
-    """Decode images once.
+    """Check that images can be decoded.
 
     Raises:
-        DataError: One cannot be; it is named.
+        DataError: An image cannot be decoded.
     """
     from edgeship.calibration.loader import decode_each
 
@@ -125,34 +125,34 @@ def check_readable(dataset: Dataset, indices: list[int]) -> None:
 
 
 def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[Finding]:
-    """Which images would have been chosen if they could be decoded."""
+    """Return a finding on unreadable images that the selection skipped."""
     from edgeship.calibration import manifest
 
-    if not options.skip_bad:
+    if not options.skip_unreadable:
         return []
-    wanted = manifest.select(dataset, options.images, options.seed)
-    bad = {entry.file for entry in wanted.entries} - {entry.file for entry in chosen.entries}
+    intended = manifest.select(dataset, options.images, options.seed)
+    bad = {entry.file for entry in intended.entries} - {entry.file for entry in chosen.entries}
     return unreadable(dataset, sorted(bad))
 
 
 def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
-    """What to say of images that were left out since they cannot be decoded."""
+    """Return a warning on images that were left out because they cannot be decoded."""
     from edgeship.calibration.findings import Finding
     from edgeship.calibration.text import some
 
-    what = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {some(names)}"
-    return [Finding("warning", what, "replace or remove them")] if names else []
+    message = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {some(names)}"
+    return [Finding("warning", message, "replace or remove them")] if names else []
 
 
 def opened(dataset: Dataset) -> list[Finding]:
-    """What was decided in opening a source of images, for the report."""
+    """Return the notes on an opened source of images, for the report."""
     from edgeship.calibration.findings import Finding
 
     return [Finding("info", note) for note in dataset.notes]
 
 
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
-    """The images that were selected: their data set and positions in it."""
+    """Return data set and positions of the selected calibration images."""
     from edgeship.calibration import manifest
     from edgeship.calibration.datasets import open_dataset
 
@@ -163,7 +163,7 @@ def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
 def stream(
     dataset: Dataset, indices: list[int], preprocess: Preprocess, batch: int, label: str
 ) -> Iterator[FloatArray]:
-    """Preprocessed images (N, C, H, W), batch by batch."""
+    """Yield batches of preprocessed images (N, C, H, W)."""
     from edgeship.calibration.loader import batches
 
     for part in batches(dataset, indices, preprocess, batch=batch, label=label):
@@ -171,7 +171,7 @@ def stream(
 
 
 def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
-    """Positions of the images to evaluate: all, or some, balanced by class and always the same."""
+    """Return the positions of the evaluation images: all, or a fixed subset balanced by class."""
     from edgeship.calibration import manifest
 
     if images == "all":
@@ -180,7 +180,7 @@ def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
 
 
 def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
-    """Which images were evaluated: names, and one digest over names and contents."""
+    """Return the names of the evaluated images, and one digest over names and contents."""
     from edgeship.toolkit.core.threads import ordered_map
 
     names = [dataset.items[index].name for index in indices]
@@ -190,7 +190,7 @@ def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
 
 
 def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
-    """The file of an evaluated image by its place in the logits; None if the images are gone."""
+    """Return a reader of evaluated image files by row of the logits; None if the source is missing."""
     from edgeship.calibration.datasets import open_dataset
 
     try:

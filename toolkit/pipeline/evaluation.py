@@ -1,4 +1,4 @@
-"""Engines over many images: by batches that threads, processes or a cluster share."""
+"""Run engines over many images, in batches on threads, processes or a cluster."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from edgeship.calibration.sets import Use
     from edgeship.toolkit.pipeline.stage import Inputs
 
-MOST_WORKERS = 8  # each loads every engine
+MOST_WORKERS = 8  # each opens every engine
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A file that gives logits.
+    """An engine file, or a graph to simulate.
 
     Attributes:
-        file: An engine, or the graph that is simulated.
-        target: Whose engine it is; None: simulated by ONNX Runtime, exactly as written.
+        file: An engine, or a graph.
+        target: Target of the engine; None: the graph is simulated by ONNX Runtime, without fusions.
     """
 
     file: Path
@@ -43,18 +43,18 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a worker must know, wherever it is: files are read there.
+    """Parameters of a worker, which opens the files itself.
 
     Attributes:
-        engines: Name -> engine; equal ones run once.
+        engines: Name -> engine; equal engines run once.
         source: The images, as in a recipe.
         listing: Digest of their names, labels and lengths.
-        classes: Outputs of the network, which the labels must fit; None: labels do not matter.
-        preprocess: How an image becomes an input.
-        batch: Images decoded and run at once.
-        skip_bad: Whether images that cannot be decoded are left out.
+        classes: Outputs of the network, which the labels must match; None: labels are unused.
+        preprocess: Preprocessing of an image.
+        batch: Images per batch.
+        skip_bad: Leave out images that cannot be decoded.
         names: All names of each output, by which labels are matched; empty: in order.
-        use: Which set is taken of a source that holds several.
+        use: Split of a source with several.
     """
 
     engines: tuple[tuple[str, Engine], ...]
@@ -70,7 +70,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the engines said of some images, and the names of those that cannot be decoded."""
+    """Logits of the engines on one batch, and the names of images that cannot be decoded."""
 
     logits: dict[str, FloatArray]
     labels: IntArray
@@ -81,8 +81,8 @@ class Part:
 def engines(
     records: Mapping[variants.Variant, Mapping[str, Any]], inputs: Inputs
 ) -> tuple[tuple[str, Engine], ...]:
-    """The engine of every variant; a float graph that is only simulated shares that of ONNX Runtime."""
-    found: dict[str, Engine] = {}
+    """Return the engine of every variant; a simulated float graph shares that of ONNX Runtime."""
+    result: dict[str, Engine] = {}
     floats: dict[str, Engine] = {}
     for variant, record in records.items():
         target = variant.target if record["runs_here"] else None
@@ -91,27 +91,27 @@ def engines(
         engine = Engine(file, target)
         if variant.precision == "fp32" and target in {None, variants.REFERENCE_TARGET}:
             engine = floats.setdefault(sha256_file(graph), engine)
-        found[variant.name] = engine
-    return tuple(found.items())
+        result[variant.name] = engine
+    return tuple(result.items())
 
 
 def run(
     work: Work, indices: Sequence[int], *, workers: int | None, backend: Backend, label: str
 ) -> tuple[variants.Outcome, list[str]]:
-    """Feed images to every engine.
+    """Run images through every engine.
 
-    Every worker has its own sessions, each on one thread, and takes one batch after the other: so the result
-    is the same, bit for bit, whoever works and however many they are.
+    Every worker has its own sessions, each on one thread, so the result is bit-identical for any number of
+    workers and any backend.
 
     Args:
         work: Engines and images.
-        indices: Which images.
-        workers: Batches at a time; None: one for each core, at most 8.
-        backend: Where the workers are.
-        label: What is done, told as progress.
+        indices: Positions of the images.
+        workers: Batches in parallel; None: one per core, at most 8.
+        backend: Executor of the workers.
+        label: Label of the progress.
 
     Returns:
-        The outcome, and the names of images that were left out.
+        The outcome, and the names of skipped images.
 
     Raises:
         DataError: An image cannot be decoded, or with `skip_bad` none can.
@@ -119,7 +119,7 @@ def run(
     from edgeship.calibration.loader import none_readable
     from edgeship.toolkit.core.threads import granted_cores
 
-    pool = _pool(work)  # before any thread asks for it
+    pool = _pool(work)  # before the threads start
     batches = [tuple(indices[start : start + work.batch]) for start in range(0, len(indices), work.batch)]
     count = workers or min(granted_cores(), MOST_WORKERS)
     try:
@@ -127,16 +127,18 @@ def run(
     finally:
         pool.close()
         _pool.cache_clear()
-    kept = [each for each in parts if len(each.indices)]
-    if not kept:
+    decoded = [each for each in parts if len(each.indices)]
+    if not decoded:
         raise none_readable(pool.dataset, len(indices))
-    logits = {name: np.concatenate([each.logits[name] for each in kept]) for name, _ in work.engines}
-    labels, found = (np.concatenate([getattr(each, what) for each in kept]) for what in ("labels", "indices"))
-    return variants.Outcome(logits, labels, found), [name for each in parts for name in each.skipped]
+    logits = {name: np.concatenate([each.logits[name] for each in decoded]) for name, _ in work.engines}
+    labels, places = (
+        np.concatenate([getattr(each, name) for each in decoded]) for name in ("labels", "indices")
+    )
+    return variants.Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
 
 
 def part(work: Work, indices: Sequence[int]) -> Part:
-    """One batch, with sessions that stay open for the next."""
+    """Run one batch, in sessions that stay open for the next."""
     from edgeship.calibration.loader import batches
 
     pool = _pool(work)
@@ -149,37 +151,37 @@ def part(work: Work, indices: Sequence[int]) -> Part:
         skip_bad=work.skip_bad,
         part=True,
     )
-    found = list(stream)
-    if not found:
-        nothing = np.zeros(0, np.int64)
-        return Part({}, nothing, nothing, tuple(stream.skipped))
-    (batch,) = found
+    parts = list(stream)
+    if not parts:
+        empty = np.zeros(0, np.int64)
+        return Part({}, empty, empty, tuple(stream.skipped))
+    (batch,) = parts
     sessions = pool.take()
     try:
-        said = {
+        outputs = {
             engine: session.infer(batch.pixels if session.takes_pixels else batch.images)
             for engine, session in sessions.items()
         }
     finally:
         pool.give_back(sessions)
-    logits = {name: said[engine] for name, engine in work.engines}
+    logits = {name: outputs[engine] for name, engine in work.engines}
     return Part(logits, batch.labels, batch.indices, tuple(stream.skipped))
 
 
 class _Pool:
-    """The images and the sessions of one process: a set for every batch that runs at a time."""
+    """Images and sessions of one process: a set of sessions per concurrent batch."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = datasets.open_judges(work.source, work.classes, work.use, work.names)
+        self.dataset: Dataset = datasets.open_validation(work.source, work.classes, work.use, work.names)
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []
 
     def take(self) -> dict[Engine, targets.Session]:
-        """A set of sessions that nobody else uses."""
+        """Return a set of sessions for exclusive use."""
         from edgeship.targets.onnxruntime import simulate
 
-        with self._lock:  # loading too: it needs all cores by itself
+        with self._lock:  # loading uses all cores
             if self._free:
                 return self._free.pop()
             return {
@@ -192,7 +194,7 @@ class _Pool:
             }
 
     def give_back(self, sessions: dict[Engine, targets.Session]) -> None:
-        """Let others use a set."""
+        """Return a set to the pool."""
         with self._lock:
             self._free.append(sessions)
 
@@ -205,5 +207,5 @@ class _Pool:
 
 @lru_cache(maxsize=1)
 def _pool(work: Work) -> _Pool:
-    """The pool of this process; another work's is forgotten, and with it its sessions."""
+    """Return the pool of this process; a pool of other work is dropped with its sessions."""
     return _Pool(work)

@@ -1,4 +1,4 @@
-"""Pruned networks beside the dense one: accuracy and latency in FP32 and INT8, and the knee."""
+"""Compare pruned networks with the dense one: accuracy and latency in FP32 and INT8, and the knee."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.recipe import Recipe
 
 DENSE = "dense"
-UNFINISHED = ".edgeship-unfinished"  # folder of what an interrupted command left; nobody else's
-BATCH = 8  # images calibrated and judged at once
+UNFINISHED = ".edgeship-unfinished"  # folder with the state of an interrupted command
+BATCH = 8  # images per batch of calibration and evaluation
 
 
 def check(parts: Sequence[float]) -> None:
-    """Refuse parts that leave nothing, or everything.
+    """Check the keep ratios.
 
     Raises:
-        RecipeError: One is not between 0 and 1, or they are not different.
+        RecipeError: A ratio is not between 0 and 1, or is given twice.
     """
     for part in parts:
         if not 0 < part < 1:
             raise RecipeError(
                 f"a width of {part:g} is not between 0 and 1",
-                hint="name parts of the channels that stay, e.g. 0.9,0.75,0.6; the dense one is always shown",
+                hint="give ratios of channels to keep, e.g. 0.9,0.75,0.6; the dense network is included",
             )
     if len(set(parts)) < len(parts):
         raise RecipeError("a width is given twice", hint="name each once")
 
 
 def folders(parts: Sequence[float], out: Path) -> dict[str, Path]:
-    """Where networks of these widths go, widest first; without any, the one of a goal."""
+    """Return the folders of networks of these widths, widest first; without widths, that of the goal."""
     return {f"keep-{part:g}": out / f"keep-{part:g}" for part in sorted(parts, reverse=True)} or {
         "pruned": out
     }
@@ -53,20 +53,20 @@ def folders(parts: Sequence[float], out: Path) -> dict[str, Path]:
 def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dict[str, Path]:
     """Prune the network of a folder for the recipe's goal, or to several widths in one pass.
 
-    Each of several widths keeps channels of the wider ones. What was interrupted goes on: `done` forgets
-    the state.
+    The channels of each width are a subset of the wider ones. An interrupted pass resumes; `done` removes its
+    state.
 
     Args:
-        recipe: Resolved; its prune section says how.
-        parts: Of the channels inside blocks that stay; without any, the recipe's goal.
-        dense: What the load stage wrote.
-        out: Gets the network and plan.json; for several widths, a folder for each.
+        recipe: A resolved recipe.
+        parts: Ratios of the channels inside blocks to keep; empty: the recipe's goal.
+        dense: Folder of the load stage.
+        out: Folder for the network and plan.json; with widths, one folder each.
 
     Returns:
         Name -> folder, widest first.
 
     Raises:
-        ModelError: There is only a graph, or nothing to prune.
+        ModelError: The network is an ONNX graph, or has nothing to prune.
     """
     check(parts)
     places = folders(parts, out)
@@ -83,7 +83,7 @@ def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dic
 
 
 def done(out: Path) -> None:
-    """Forget the state of interrupted work: everything is finished."""
+    """Remove the state of an interrupted pass."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
 
 
@@ -96,19 +96,19 @@ def _prune_family(
     model, preprocess = pruning.network_of(dense)
     source = read_json(dense / "model.json")["preprocess_source"]
     pictures = pruning.stream(recipe.prune, preprocess)
-    how = pruning.options_of(replace(recipe.prune, keep=min(parts)))
-    made = pruner.family(model, pictures, parts, how, checkpoint=state)
-    for folder, (smaller, plan) in zip(folders.values(), made, strict=True):
+    how = pruning.options_of(replace(recipe.prune, keep_ratio=min(parts)))
+    networks = pruner.family(model, pictures, parts, how, checkpoint=state)
+    for folder, (smaller, plan) in zip(folders.values(), networks, strict=True):
         weights.save(smaller, folder, preprocess, source=source)
         write_json(folder / "plan.json", plan)
 
 
 def _identity(recipe: Recipe, parts: Sequence[float], dense: Path) -> dict[str, Any]:
-    """What a pruning depends on, with the contents of the weights and images."""
+    """Return a digest of everything that the pruning depends on, with weights and images."""
     how = recipe.prune
     dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
-    seen = datasets.identity(dataset, np.asarray(indices))["digest"]
-    work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": seen}
+    digest = datasets.identity(dataset, np.asarray(indices))["digest"]
+    work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": digest}
     return {"work": sha256_bytes(canonical_json(work).encode())}
 
 
@@ -117,16 +117,16 @@ def _complete(folders: Iterable[Path]) -> bool:
 
 
 def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str, Any]:
-    """Quantize, judge and time the dense network and pruned ones, all alike and in turns.
+    """Quantize, evaluate and time the dense and the pruned networks, interleaved.
 
     Args:
-        recipe: Resolved. Without `evaluate.source` the images that pruning held out judge, and the
+        recipe: A resolved recipe. Without `evaluate.source` the images held out by pruning are used, and the
             drop is estimated without labels.
-        dense: What the load stage wrote.
+        dense: Folder of the load stage.
         pruned: Name -> folder with a network.
 
     Returns:
-        What family.json holds: `frontier`, the INT8 rows with the dense one as competitor, and `float`.
+        Content of family.json: `frontier`, the INT8 rows with the dense one as competitor, and `float`.
 
     Raises:
         ModelError: The target does not run on this machine.
@@ -138,12 +138,12 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     target = recipe.compile.targets[0]
     how = recipe.prune
     dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
-    judges, judged = dataset, indices[-finetuning.held_out(len(indices)) :]
+    evaluated, places = dataset, indices[-finetuning.validation_count(len(indices)) :]
     if recipe.evaluate.source:
-        judges = datasets.open_evaluation(
+        evaluated = datasets.open_evaluation(
             recipe.evaluate.source, described["classes"], names=datasets.aliases(described)
         )
-        judged = datasets.subset(judges, recipe.evaluate.images)
+        places = datasets.subset(evaluated, recipe.evaluate.images)
     chosen = indices[: recipe.select.images]
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -170,14 +170,14 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
             for label, (_, engine) in engines.items()
         }
         outcome = variants.infer(
-            opened, batches(judges, judged, preprocess, batch=BATCH, label="judging images")
+            opened, batches(evaluated, places, preprocess, batch=BATCH, label="evaluating")
         )
     labelled = bool(recipe.evaluate.source) and bool((outcome.labels >= 0).all())
     for label, row in rows.items():
         measured = timed["variants"][label]
         row["latency_ms"] = statistics.percentile(measured["samples_ms"], 50)
         row["noise"] = measured["warning"]
-        row.update(_judged(outcome, label, labelled=labelled))
+        row.update(_accuracy(outcome, label, labelled=labelled))
     frontier = sorted(
         (row for row in rows.values() if row["precision"] == "int8"), key=lambda row: row["latency_ms"]
     )
@@ -192,8 +192,8 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
         "included": timed["included"],
         "device": variants.device(),
         "judged": {
-            "source": judges.name,
-            "images": len(judged),
+            "source": evaluated.name,
+            "images": len(places),
             "labelled": labelled,
         },
         "pruning_images": len(indices),
@@ -224,8 +224,8 @@ def _compile(graph: Path, target: str, precision: Precision) -> Path:
     return folder / built.file
 
 
-def _judged(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
-    """How right one is, against the dense network in FP32 on the same images."""
+def _accuracy(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
+    """Return the accuracy of a network, paired with the dense network in FP32."""
     from edgeship.toolkit.prune import expected_drop_pp
 
     reference: FloatArray = outcome.logits[f"{DENSE}-fp32"]
@@ -247,7 +247,7 @@ def _judged(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[st
 
 
 def _mark_knee(frontier: Sequence[dict[str, Any]]) -> None:
-    """Tell which row is the knee; there is none where every step costs as much as the last."""
+    """Mark the row at the knee; a straight frontier has none."""
     from edgeship.toolkit.report.quantization_charts import knee_of
 
     gained = [-row["expected_drop_pp"] if row["top1"] is None else row["top1"] for row in frontier]

@@ -1,4 +1,4 @@
-"""Work of the finetune stage: distillation of the dense network into the pruned one."""
+"""Distill the dense network into the pruned one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from edgeship.toolkit.pipeline.preprocessing import from_json
 if TYPE_CHECKING:
     from edgeship.toolkit.pipeline.recipe import FinetuneOptions
 
-BATCH = 32  # images decoded at once
-HELD_OUT = 0.08  # part of the images that judge a fine-tuning
+BATCH = 32  # images per batch
+HELD_OUT = 0.08  # part of the images for validation
 MOST_HELD_OUT = 256
 
 
-def held_out(count: int) -> int:
-    """How many of so many images judge, instead of being learned from."""
+def validation_count(count: int) -> int:
+    """Return the number of validation images among a number of images."""
     return max(1, min(int(count * HELD_OUT), MOST_HELD_OUT))
 
 
 def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
-    """Train the pruned network towards the dense one; write it and history.json."""
+    """Distill the dense network into the pruned one; write it and history.json."""
     from edgeship.calibration.loader import batches
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune.finetune import DistillOptions, distill
@@ -38,23 +38,23 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
     dataset, indices = datasets.unevaluated(
         options.source, options.images, options.seed, options.exclude, datasets.aliases(described)
     )
-    count = held_out(len(indices))
-    learned, judges = indices[:-count], indices[-count:]  # pruning held out the last ones, too
+    count = validation_count(len(indices))
+    train, validation = indices[:-count], indices[-count:]  # pruning holds out the last ones, too
 
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
-        order = np.random.default_rng((options.seed, epoch)).permutation(learned).tolist()
+        order = np.random.default_rng((options.seed, epoch)).permutation(train).tolist()
         for batch in batches(dataset, order, preprocess, batch=options.batch):
             yield batch.images, batch.labels
 
-    wanted = {each.name: getattr(options, each.name) for each in fields(DistillOptions)}
+    values = {each.name: getattr(options, each.name) for each in fields(DistillOptions)}
     distill(
         weights.load(pruned).model,
         weights.load(dense).model,
         epoch_batches,
-        DistillOptions(**wanted),
+        DistillOptions(**values),
         out,
-        images=len(learned),
-        held_out=[batch.images for batch in batches(dataset, judges, preprocess, batch=BATCH)],
+        images=len(train),
+        held_out=[batch.images for batch in batches(dataset, validation, preprocess, batch=BATCH)],
         kept=read_json(pruned / "plan.json")["kept"],
         preprocess=preprocess,
         source=described["preprocess_source"],

@@ -1,4 +1,4 @@
-"""Outside files that a stage's result depends on: the same content has the same digest, wherever it lies."""
+"""Digests of the outside files that a stage's result depends on, independent of their paths."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_byt
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.progress import track
 
-FOLDER_LIMIT_BYTES = 16 << 30  # a larger folder is known by names, sizes and times: reading it takes minutes
+FOLDER_LIMIT_BYTES = 16 << 30  # of a larger folder, names, sizes and times are hashed: reading takes minutes
 SETTLED_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock
-MOST_NAMES = 1000  # looked at for a hint
+MOST_NAMES = 1000  # candidates for a hint
 WORDS = ("auto", "train", "none")  # values of path options that are never paths
 PREFIXES = ("digits", "torchvision:")
 
@@ -25,31 +25,31 @@ def outside_files(options: Any) -> tuple[Any, dict[str, Path]]:
     """Find the files and folders that options name.
 
     Args:
-        options: The options of a stage; those marked `path` are looked at, nested ones too.
+        options: Options of a stage; those marked `path` count, nested ones too.
 
     Returns:
-        The options without the names of these and without those marked `not_in_key`, and dotted option
-        name -> existing path.
+        The options without these paths and without those marked `not_in_key`; dotted option name -> existing
+        path.
     """
     blank: dict[str, Any] = {}
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for each in fields(options):
         value = getattr(options, each.name)
         if each.metadata.get("not_in_key"):
             blank[each.name] = each.default
         elif is_dataclass(value):
             blank[each.name], inner = outside_files(value)
-            found |= {f"{each.name}.{name}": path for name, path in inner.items()}
+            paths |= {f"{each.name}.{name}": path for name, path in inner.items()}
         elif names_path(each.metadata, value) and (place := existing(value)):
-            found[each.name], blank[each.name] = place
-    return replace(options, **blank), found
+            paths[each.name], blank[each.name] = place
+    return replace(options, **blank), paths
 
 
 def check_exist(options: Any, section: str) -> None:
-    """Check that the files and folders that options name are there, before any work is done.
+    """Check that the files and folders that options name exist.
 
     Raises:
-        DataError: One is not; the hint gives the nearest name beside it.
+        DataError: One is missing; the hint is the nearest name in its folder.
     """
     for each in fields(options):
         value = getattr(options, each.name)
@@ -57,22 +57,22 @@ def check_exist(options: Any, section: str) -> None:
             check_exist(value, f"{section}.{each.name}")
         elif names_path(each.metadata, value) and not existing(value):
             folder = Path(value).expanduser().parent
-            beside = [item.name for item in islice(folder.iterdir(), MOST_NAMES)] if folder.is_dir() else []
+            siblings = [item.name for item in islice(folder.iterdir(), MOST_NAMES)] if folder.is_dir() else []
             raise DataError(
                 f"{section}.{each.name}: no such file or folder: {value}",
-                hint=nearest(Path(value).name, beside) if beside else "check the path",
+                hint=nearest(Path(value).name, siblings) if siblings else "check the path",
             )
 
 
 def names_path(rules: Mapping[str, Any], value: Any) -> bool:
-    """Whether the value of an option with these rules may be a path (see `recipe.option`)."""
+    """Return True if the value of an option with these rules may be a path (see `recipe.option`)."""
     if not rules.get("path") or not isinstance(value, str) or value in WORDS or value.startswith(PREFIXES):
         return False
     return bool(value) and (rules["path"] is True or value.endswith(rules["path"]))
 
 
 def existing(value: str) -> tuple[Path, str] | None:
-    """The file or folder that a text names, and what it names inside an archive; None if nothing is there."""
+    """Return the file or folder of a path, and the path inside an archive; None if there is none."""
     path = Path(value).expanduser()
     for outer in (path, *path.parents):
         if outer.is_file() or (outer == path and outer.is_dir()):
@@ -81,38 +81,38 @@ def existing(value: str) -> tuple[Path, str] | None:
 
 
 def fingerprint(path: Path, memory: Path) -> str:
-    """Digest of what a file or a folder holds; its own name does not matter.
+    """Return the digest of the content of a file or a folder, independent of its name.
 
-    Of a list of images the files it names count too, of an ONNX file those with weights beside it. Contents
-    are read once; afterwards a file counts as unchanged while its size, times and inode are.
+    The files of a list of images count too, as do external data files of an ONNX file. Contents are read
+    once; afterwards a file counts as unchanged while its size, times and inode are.
 
     Args:
         path: An existing file or folder.
-        memory: Folder that remembers digests.
+        memory: Folder of cached digests.
 
     Raises:
         DataError: A file cannot be read.
     """
     try:
-        found = dict(_files(path))
+        status = dict(_files(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
-    if path.is_dir() and sum(stat.st_size for stat in found.values()) > FOLDER_LIMIT_BYTES:
-        listing = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+    if path.is_dir() and sum(stat.st_size for stat in status.values()) > FOLDER_LIMIT_BYTES:
+        listing = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in status.items()}
         return sha256_bytes(canonical_json(listing).encode())
-    return sha256_bytes(canonical_json(_digests(path, found, memory)).encode())
+    return sha256_bytes(canonical_json(_digests(path, status, memory)).encode())
 
 
-def _digests(path: Path, found: dict[str, os.stat_result], memory: Path) -> dict[str, str]:
-    """Relative name -> digest, reading only files that changed since the last time."""
-    remembered = memory / f"{sha256_bytes(os.fsencode(path.absolute()))}.json"
+def _digests(path: Path, status: dict[str, os.stat_result], memory: Path) -> dict[str, str]:
+    """Return relative name -> digest; only changed files are read."""
+    stored = memory / f"{sha256_bytes(os.fsencode(path.absolute()))}.json"
     try:
-        known: dict[str, list[Any]] = read_json(remembered)
+        cached: dict[str, list[Any]] = read_json(stored)
     except DataError:
-        known = {}
-    marks = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in found.items()}
-    digests = {name: known[name][-1] for name, mark in marks.items() if known.get(name, [])[:-1] == mark}
-    unread = [name for name in found if name not in digests]
+        cached = {}
+    marks = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in status.items()}
+    digests = {name: cached[name][-1] for name, mark in marks.items() if cached.get(name, [])[:-1] == mark}
+    unread = [name for name in status if name not in digests]
     if not unread:
         return digests
     folder = path if path.is_dir() else path.parent
@@ -123,13 +123,13 @@ def _digests(path: Path, found: dict[str, os.stat_result], memory: Path) -> dict
         raise DataError(f"cannot read {error.filename}: {error.strerror}", hint="check the file") from error
     settled = time.time() - SETTLED_SECONDS
     write_json(
-        remembered, {name: [*marks[name], digests[name]] for name in found if found[name].st_mtime < settled}
+        stored, {name: [*marks[name], digests[name]] for name in status if status[name].st_mtime < settled}
     )
     return digests
 
 
 def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Name and status of every file that counts; the file that was named has the empty name."""
+    """Yield name and status of every file that counts; a single file has the empty name."""
     from edgeship.calibration import csv_list
 
     if path.is_dir():
@@ -139,8 +139,8 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     if path.suffix.lower() == ".onnx":
         from edgeship.toolkit.graph.load import external_files
 
-        beside = {each for each in path.parent.glob(f"{path.name}*") if each != path}
-        for each in sorted(beside.union(external_files(path))):
+        companions = {each for each in path.parent.glob(f"{path.name}*") if each != path}
+        for each in sorted(companions.union(external_files(path))):
             if each.is_file():
                 yield each.relative_to(path.parent).as_posix(), each.stat()
     if path.suffix.lower() in csv_list.SUFFIXES:
@@ -149,7 +149,7 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _files_below(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    folders, seen = [""], {(root.stat().st_dev, root.stat().st_ino)}
+    folders, visited = [""], {(root.stat().st_dev, root.stat().st_ino)}
     while folders:
         folder = folders.pop()
         with os.scandir(root / folder) as items:
@@ -157,8 +157,8 @@ def _files_below(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 name = f"{folder}/{item.name}" if folder else item.name
                 if item.is_dir():
                     place = (item.stat().st_dev, item.stat().st_ino)
-                    if place not in seen:  # a link may lead back up
-                        seen.add(place)
+                    if place not in visited:  # a link may lead back up
+                        visited.add(place)
                         folders.append(name)
                 elif item.is_file():
                     yield name, item.stat()

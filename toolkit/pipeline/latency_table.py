@@ -1,4 +1,4 @@
-"""A stopwatch for networks that do not exist yet: INT8 latency of an architecture on this machine."""
+"""Measure the INT8 latency of candidate architectures on this machine."""
 
 from __future__ import annotations
 
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
 
 SECONDS = 0.2  # of timed inferences, for each network in each round
 MOST_ROUNDS = 6
-AGREE = 0.03  # two rounds this near to each other are enough
-QUICK = 25.0  # percentile that is compared: other work on the machine only ever slows an inference down
+AGREE = 0.03  # relative difference of two rounds that ends the measurement
+QUICK = 25.0  # percentile that is compared: other processes only slow inferences down
 
 
-class Stopwatch:
-    """Tells the INT8 latency of an architecture, in milliseconds; a context manager.
+class LatencyTable:
+    """Measure the INT8 latency of an architecture, in milliseconds; a context manager.
 
-    Weights do not matter for it, so random ones are exported, quantized with the least effort and
-    compiled. The first architecture that is asked for stays loaded and is timed in turns with every
-    later one: what counts is the ratio, so that clocks, heat and neighbours cannot bend a table that
-    takes minutes to fill.
+    Random weights are exported, quantized with the least effort and compiled. The first architecture stays
+    loaded and is timed interleaved with every later one; the ratio cancels drift of clocks and load.
     """
 
     def __init__(self, names: tuple[str, ...], size: Size, threads: int, table: Path) -> None:
@@ -43,36 +41,36 @@ class Stopwatch:
             names: Targets; the first that runs here is used.
             size: Input height and width in pixels.
             threads: CPU threads.
-            table: JSON file of what was measured; an interrupted pass goes on from it.
+            table: JSON file of the latencies, from which an interrupted pass resumes.
         """
         from edgeship.targets._device import this_device
 
         self._names, self._threads, self._table = names, threads, table
         self._images = np.random.default_rng(0).normal(size=(4, 3, *sides(size))).astype(np.float32)
         self._setting = plain([this_device().name, names, size, threads])
-        found = read_json(table) if table.is_file() else {}
-        self._ms: dict[str, float] = found["ms"] if found.get("setting") == self._setting else {}
-        self._kept = dict(self._ms)  # of an interrupted pass: each is believed once
+        stored = read_json(table) if table.is_file() else {}
+        self._ms: dict[str, float] = stored["ms"] if stored.get("setting") == self._setting else {}
+        self._resumed = dict(self._ms)  # of an interrupted pass: each is used once
         self._first: tuple[str, targets.Session] | None = None
         self._stack = ExitStack()
 
-    def __enter__(self) -> Stopwatch:
-        """Nothing is built yet."""
+    def __enter__(self) -> LatencyTable:
+        """Return the table."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the first engine go."""
+        """Close the first engine."""
         self._stack.close()
 
     def __call__(self, arch: Architecture) -> float:
-        """Milliseconds of one image; asked again, it is measured again."""
+        """Measure the latency of one image, in milliseconds; repeated calls measure again."""
         key = canonical_json(plain(arch.widths))
         if self._first is None:
             session = self._stack.enter_context(self._opened(arch))
-            if key not in self._kept:
+            if key not in self._resumed:
                 self._ms[key] = percentile(self._timed({"it": session})["it"], 50)
             self._first = key, session
-        elif key != self._first[0] and self._kept.pop(key, None) is None:
+        elif key != self._first[0] and self._resumed.pop(key, None) is None:
             base, first = self._first
             with self._opened(arch) as session:
                 self._ms[key] = self._ms[base] * self._ratio(session, first)
@@ -80,15 +78,15 @@ class Stopwatch:
         return self._ms[key]
 
     def _ratio(self, session: targets.Session, first: targets.Session) -> float:
-        """How much longer one takes than the first: rounds until two agree, and the median of all."""
-        found: list[float] = []
-        while len(found) < MOST_ROUNDS:
+        """Return the latency ratio to the first: the median of rounds, until two agree."""
+        ratios: list[float] = []
+        while len(ratios) < MOST_ROUNDS:
             samples = self._timed({"first": first, "it": session})
             quick, base = (percentile(samples[name], QUICK) for name in ("it", "first"))
-            found.append(quick / base)
-            if len(found) > 1 and abs(found[-1] / found[-2] - 1) < AGREE:
+            ratios.append(quick / base)
+            if len(ratios) > 1 and abs(ratios[-1] / ratios[-2] - 1) < AGREE:
                 break
-        return statistics.median(found)
+        return statistics.median(ratios)
 
     def _timed(self, sessions: Mapping[str, targets.Session]) -> dict[str, tuple[float, ...]]:
         from edgeship.targets._timing import interleave
@@ -98,7 +96,7 @@ class Stopwatch:
 
     @contextmanager
     def _opened(self, arch: Architecture) -> Iterator[targets.Session]:
-        """The INT8 engine of an architecture, loaded; its files go with it."""
+        """Yield a session of the INT8 engine of an architecture; its files are removed afterwards."""
         with tempfile.TemporaryDirectory() as folder:
             target, engine = self._built(arch, Path(folder))
             with target.open(engine, threads=self._threads) as session:
@@ -121,6 +119,6 @@ class Stopwatch:
             if built.runs_here:
                 return target, folder / name / built.file
         raise ModelError(
-            f"prune.target_latency: none of {', '.join(self._names)} runs on this machine",
-            hint="set prune.macs, or run on the device",
+            f"prune.latency_ratio: none of {', '.join(self._names)} runs on this machine",
+            hint="set prune.macs_ratio, or run on the device",
         )

@@ -1,4 +1,4 @@
-"""Work of the load and export stages: read or train a network, and write it as ONNX."""
+"""Load or train a network, and export it as ONNX."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MAX_PARITY = 1e-4  # relative to the largest logit
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An ONNX graph and what it costs.
+    """An exported ONNX graph and its cost.
 
     Attributes:
-        file: Where it is.
+        file: Its path.
         macs: Multiply-accumulates of one image.
         parameters: Number of weights.
         parity: Largest difference of its logits from the network's, relative to the largest logit.
@@ -46,10 +46,10 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class FirstLayer:
-    """What a checkpoint remembers of the images it was trained on.
+    """Statistics of the training images in a checkpoint.
 
     Attributes:
-        preprocess: How they were prepared, if that is stored.
+        preprocess: Their preprocessing, if stored.
         stem: The first convolution and the statistics of its output, if these follow it directly.
         classes: Outputs of the network.
     """
@@ -60,14 +60,14 @@ class FirstLayer:
 
 
 def loader(options: LoadOptions) -> Callable[[LoadOptions, Path, Path], None]:
-    """Return the function that brings in the network of these options."""
+    """Return the function that loads or trains the network of these options."""
     if options.model.endswith(".onnx"):
         return take_onnx
     return train if options.weights == "train" else load_checkpoint
 
 
 def load_checkpoint(options: LoadOptions, out: Path, _work_dir: Path) -> None:
-    """Read a checkpoint file, a folder, or published weights, and write it as one of ours."""
+    """Convert a checkpoint file, a folder, or published weights to our checkpoint format."""
     from edgeship.toolkit.models import weights
 
     if not options.weights:
@@ -92,9 +92,9 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
     """Train the named network on `load.train`.
 
     Args:
-        options: The network, its preprocessing and how to train.
-        out: Gets the network, model.json and history.json.
-        work_dir: Gets the state after each epoch; training goes on from it if it is there.
+        options: Network, preprocessing and training.
+        out: Folder for the network, model.json and history.json.
+        work_dir: Folder for a checkpoint per epoch, from which training resumes.
     """
     import numpy as np
     import torch
@@ -119,14 +119,14 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
         order = np.random.default_rng((how.seed, epoch)).permutation(len(dataset)).tolist()
         for batch in batches(dataset, order, prepared, batch=how.batch):
-            if len(batch.images) > 1:  # BatchNorm cannot learn from one
+            if len(batch.images) > 1:  # BatchNorm needs two images
                 yield batch.images, batch.labels
 
-    chosen = {each.name: getattr(how, each.name) for each in fields(trainer.TrainOptions)}
+    values = {each.name: getattr(how, each.name) for each in fields(trainer.TrainOptions)}
     trainer.train(
         model,
         epoch_batches,
-        trainer.TrainOptions(**chosen),
+        trainer.TrainOptions(**values),
         out,
         images=len(dataset),
         preprocess=prepared,
@@ -136,13 +136,13 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
 
 
 def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
-    """Take in a float ONNX classifier as it is; its input shape decides the size of the images.
+    """Import a float ONNX classifier; its input shape sets the size of the images.
 
-    A file that takes (N, H, W, C) or uint8 becomes one of float32 (N, C, H, W); its model.json has "input",
-    the form that the file takes, and "normalization", what it does to raw pixels itself.
+    A file with (N, H, W, C) or uint8 input is converted to float32 (N, C, H, W); its model.json has "input",
+    the original form, and "normalization", that inside the graph.
 
     Raises:
-        ModelError: It is not one, is quantized already, or holds NaN.
+        ModelError: The graph is no classifier, is quantized, or has NaN.
         RecipeError: The recipe asks for another input size than the file has.
     """
     from edgeship.toolkit.graph import io
@@ -173,10 +173,10 @@ def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
 
 
 def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], file: Path) -> Exported:
-    """Write the network of a folder as ONNX and say what it costs.
+    """Export the network of a folder as ONNX, with its cost.
 
     Raises:
-        ModelError: The ONNX file does not compute what the network does.
+        ModelError: Logits of graph and network differ.
     """
     from edgeship.toolkit.graph.cost import cost
 
@@ -202,14 +202,14 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
         if not parity <= MAX_PARITY:
             raise ModelError(
                 f"the exported graph differs from the network by {parity:.1e} of the largest logit",
-                hint=f"at most {MAX_PARITY:.0e} is rounding; please report the checkpoint",
+                hint=f"expected at most {MAX_PARITY:.0e}; report the checkpoint as a bug",
             )
-    found = cost(file)
-    return Exported(file, found.macs, found.parameters, parity, batch, described["classes"])
+    counted = cost(file)
+    return Exported(file, counted.macs, counted.parameters, parity, batch, described["classes"])
 
 
 def first_layer(source: Path) -> FirstLayer:
-    """Read what a checkpoint, or a folder of ours, remembers of its training images."""
+    """Read preprocessing and first-layer statistics of a checkpoint."""
     from edgeship.calibration.preprocessing_check import Stem
     from edgeship.toolkit.models import weights
 
@@ -227,13 +227,13 @@ def first_layer(source: Path) -> FirstLayer:
 
 
 def _reshape(source: Path, file: Path, batch: int | None, size: Size, metadata: Mapping[str, str]) -> float:
-    """Copy an ONNX file, its input set to a batch (None: dynamic) and a size in pixels; add metadata.
+    """Copy an ONNX file with another batch (None: dynamic) and size in pixels; add metadata.
 
     Returns:
-        Largest difference of its logits where the batch is another, relative to the largest logit.
+        Largest difference of the logits at another batch, relative to the largest logit.
 
     Raises:
-        ModelError: The graph cannot run that batch.
+        ModelError: The graph does not support the batch.
     """
     import numpy as np
     import onnx_ir as ir
@@ -242,21 +242,21 @@ def _reshape(source: Path, file: Path, batch: int | None, size: Size, metadata: 
     from edgeship.toolkit.graph.batch import check, release
     from edgeship.toolkit.graph.shapes import infer
 
-    found = io.read(source)
-    graph = found.model.graph
-    changed = found.batch is not None and batch != found.batch
-    if found.batch is not None and changed:
-        release(found.model, found.batch)
+    classifier = io.read(source)
+    graph = classifier.model.graph
+    changed = classifier.batch is not None and batch != classifier.batch
+    if classifier.batch is not None and changed:
+        release(classifier.model, classifier.batch)
     dim = "batch" if batch is None else batch
-    graph.inputs[0].shape = ir.Shape([dim, found.channels, *sides(size)])
-    graph.outputs[0].shape = ir.Shape([dim, found.classes])
-    infer(found.model)
-    found.model.metadata_props.update(metadata)
-    io.save(found.model, file)
-    if found.batch is None or not changed:
+    graph.inputs[0].shape = ir.Shape([dim, classifier.channels, *sides(size)])
+    graph.outputs[0].shape = ir.Shape([dim, classifier.classes])
+    infer(classifier.model)
+    classifier.model.metadata_props.update(metadata)
+    io.save(classifier.model, file)
+    if classifier.batch is None or not changed:
         return 0.0
-    batches = (found.batch, batch or 2)
-    shape = (math.lcm(*batches), found.channels, *sides(size))
+    batches = (classifier.batch, batch or 2)
+    shape = (math.lcm(*batches), classifier.channels, *sides(size))
     return check(source, file, np.random.default_rng(0).normal(size=shape).astype(np.float32), batches)
 
 
@@ -274,7 +274,7 @@ def _class_names(labels: str, classes: int) -> tuple[tuple[str, ...], ...]:
     if len(names) != classes:
         raise DataError(
             f"{labels} has {len(names)} class names, the network {classes} outputs",
-            hint="write one name a line, in the order of the outputs",
+            hint="write one name per line, in the order of the outputs",
         )
     return names
 

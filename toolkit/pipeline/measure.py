@@ -1,4 +1,4 @@
-"""What the bench stage measures beside latency: throughput, memory, energy, and from the decoded image on."""
+"""Measure latency, throughput, memory, energy and end-to-end time from decoded images."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from edgeship.toolkit.pipeline.recipe import BenchOptions
 
-BATCHES = (1, 2, 4, 8, 16)  # of a graph that takes any
-PICTURES = 8  # decoded images that the end-to-end runs take in turn
+BATCHES = (1, 2, 4, 8, 16)  # of a graph with a dynamic batch
+PICTURES = 8  # decoded images that end-to-end runs cycle through
 HOW_END_TO_END = (
     "resize, crop and normalization of decoded images on one core, one after the other (normalization only "
     "where the engine does not do it), then the inference"
@@ -41,16 +41,16 @@ def measure(
     pictures: Sequence[Image.Image],
     preprocess: Preprocess,
 ) -> dict[str, Any]:
-    """Measure every engine; what cannot be measured here is left out, and named with its reason.
+    """Measure every engine; quantities that cannot be measured here are listed with the reason.
 
     Args:
-        options: How.
+        options: The bench section.
         files: Name -> target and engine file.
         images: One batch (N, C, H, W) of noise.
-        ready: Name -> target and file of the same without pixels as input, to tell what that saves.
-        dynamic: Whether the engines take any batch.
+        ready: Name -> target and file of the same engine with float input, for comparison.
+        dynamic: True if the engines have a dynamic batch.
         pictures: Decoded images.
-        preprocess: How one becomes an input.
+        preprocess: Preprocessing of an image.
 
     Returns:
         The content of latency.json.
@@ -62,7 +62,7 @@ def measure(
             floats = variants.loaded(options, ready, stack)
             _end_to_end(measured, sessions, floats, len(images), pictures, preprocess, options.throughput_s)
             _energy(measured, options, sessions, images)
-        shaped = {name: variants.suited(session, images) for name, session in sessions.items()}
+        shaped = {name: variants.session_input(session, images) for name, session in sessions.items()}
     if options.throughput_s:
         _memory(measured, options, files, shaped)
         _throughput(measured, options, files, shaped, dynamic=dynamic)
@@ -72,7 +72,7 @@ def measure(
 def end_to_end(
     session: targets.Session, batch: int, pictures: Sequence[Image.Image], preprocess: Preprocess
 ) -> Callable[[], FloatArray]:
-    """One run from decoded images to logits, each time with the next `batch` of the pictures."""
+    """Return a function that runs the next `batch` of decoded images to logits."""
     from edgeship.calibration.preprocess import normalize, pixels
 
     endless = itertools.cycle(pictures)
@@ -114,7 +114,7 @@ def _energy(
     sessions: Mapping[str, targets.Session],
     images: FloatArray,
 ) -> None:
-    from edgeship.targets._energy import HOW, per_call_mj
+    from edgeship.targets._energy import how, per_call_mj
 
     for name, session in sessions.items():
         try:
@@ -123,7 +123,7 @@ def _energy(
             measured["not_measured"]["energy_mj"] = str(error)
             return
         measured["variants"][name]["energy_mj"] = call_mj / len(images)
-    measured["how"]["energy_mj"] = HOW
+    measured["how"]["energy_mj"] = how()
 
 
 def _memory(
@@ -137,12 +137,12 @@ def _memory(
     for name in track(list(files), "measuring memory"):
         target, engine = files[name]
         try:
-            found = measure(target, engine, shaped[name], options.threads)
+            memory = measure(target, engine, shaped[name], options.threads)
         except TargetError as error:
             measured["not_measured"]["memory_bytes"] = str(error)
             return
-        measured["variants"][name]["memory_bytes"] = found["peak_bytes"]
-        measured["variants"][name]["resident_bytes"] = found["resident_bytes"]
+        measured["variants"][name]["memory_bytes"] = memory["peak_bytes"]
+        measured["variants"][name]["resident_bytes"] = memory["resident_bytes"]
     measured["how"]["memory_bytes"] = HOW
 
 
@@ -154,7 +154,7 @@ def _throughput(
     *,
     dynamic: bool,
 ) -> None:
-    """Images a second at each batch; the engines take turns, so that a slow minute falls on all of them."""
+    """Measure images per second at each batch, engines interleaved against drift of the clock."""
     own = measured["batch"]
     batches = sorted({*BATCHES, own}) if dynamic else [own]
     rows = measured["variants"]

@@ -1,4 +1,4 @@
-"""What mixed precision needs of the target: what a graph reaches there, and what a layer costs in float."""
+"""Quantize under an accuracy limit: validation of trial graphs and float cost of layers on the target."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.pipeline.recipe import QuantizeOptions
 
-LEAST_PART = 0.01  # of a layer's mean time: what a layer costs in float at least, for clocks are coarse
+LEAST_PART = 0.01  # least cost of a float layer, as a part of the mean layer time: clocks are coarse
 TIMED_S = 0.5  # seconds of every graph, at the end
 UNTIMED = "of the network (multiply-accumulates and bytes, not timed)"
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Images that limits are judged on: neither calibrated with nor evaluated on.
+    """Validation images of an accuracy limit: no calibration and no evaluation images.
 
     Attributes:
-        source: Where they are, as in a recipe.
-        dataset: The same, open.
-        classes: Outputs of the network, if labels matter.
-        indices: Which of them.
-        preprocess: How an image becomes an input.
-        batch: Images at once.
-        apart: Whether they are others than those that calibrate: there may be no others.
-        workers: Batches at a time; None: one for each core.
-        backend: Where the workers are.
+        source: Source of the images, as in a recipe.
+        dataset: The opened source.
+        classes: Outputs of the network, if labels are used.
+        indices: Positions of the images in it.
+        preprocess: Preprocessing of an image.
+        batch: Images per inference.
+        disjoint: False if the source has no other images than the calibration images.
+        workers: Batches in parallel; None: one per core.
+        backend: Executor of the workers.
         names: All names of each output, by which labels are matched; empty: in order.
     """
 
@@ -62,20 +62,20 @@ class HeldOut:
     indices: list[int]
     preprocess: Preprocess
     batch: int
-    apart: bool
+    disjoint: bool
     workers: int | None
     backend: Backend
     names: Aliases = ()
 
     @property
     def labels(self) -> IntArray:
-        """N class indices."""
+        """Return N class indices."""
         return np.array([self.dataset.items[index].label for index in self.indices], np.int64)
 
     def logits(self, engine: evaluation.Engine, label: str) -> FloatArray:
-        """What an engine says of them, (N, classes)."""
+        """Return the logits of an engine, (N, classes)."""
         listing = self.dataset.listing_digest()
-        engines = (("judged", engine),)
+        engines = (("engine", engine),)
         work = evaluation.Work(
             engines,
             self.source,
@@ -89,24 +89,24 @@ class HeldOut:
         outcome, _ = evaluation.run(
             work, self.indices, workers=self.workers, backend=self.backend, label=label
         )
-        return outcome.logits["judged"]
+        return outcome.logits["engine"]
 
 
 def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
-    """What the targets want: it may depend on the processor."""
+    """Return the scheme of every target; it may depend on the CPU."""
     return {name: scheme(options, name) for name in options.targets}
 
 
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
-    """What a target wants on the processor that the graph is for."""
-    found = targets.get(target).scheme
-    if options.int8_sums == "auto":
-        return found
-    return replace(found, pair_sums=options.int8_sums == "pairs")
+    """Return the scheme of a target for the CPU of `overflow_fix`."""
+    native = targets.get(target).scheme
+    if options.overflow_fix == "auto":
+        return native
+    return replace(native, pair_sums=options.overflow_fix == "pairs")
 
 
-def facts(options: QuantizeOptions) -> dict[str, Any]:
-    """Return what quantized graphs depend on, options aside: schemes, and the runtimes that check them."""
+def cache_key_parts(options: QuantizeOptions) -> dict[str, Any]:
+    """Return the cache-key parts of quantized graphs: schemes, and the runtimes that check them."""
     runtimes = {name: targets.get(name).versions() for name in options.targets if _runs_graphs(name)}
     cpu = sorted(this_device().instruction_sets) if runtimes else []
     return {"schemes": schemes(options), "runtimes": runtimes, "instruction_sets": cpu}
@@ -125,11 +125,11 @@ def _runs_graphs(target: str) -> bool:
 
 @contextmanager
 def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
-    """Give what runs a Q/DQ graph as the target's engines will; None where it does not run here.
+    """Yield the runtime that executes a Q/DQ graph as the target does; None if it does not run here.
 
     Args:
         target: Its name.
-        pixels: The preprocessing of engines that take decoded pixels; None: they take ready images.
+        pixels: Preprocessing of engines with pixel input; None: engines have float input.
     """
     from edgeship.quantization.runtime_check import Runtime
     from edgeship.targets.onnxruntime import simulate
@@ -155,27 +155,27 @@ def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
 
 
 def decoded(images: FloatArray, preprocess: Preprocess) -> PixelArray:
-    """Return the pixels (N, H, W, C) that normalized images (N, C, H, W) were made of."""
+    """Return the pixels (N, H, W, C) of normalized images (N, C, H, W)."""
     mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
     levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
 def float_types(_options: object) -> list[str]:
-    """Instructions by which the calibration pass may compute in bfloat16: the processor decides."""
+    """Return the bfloat16 instruction sets of the CPU, which calibration may use."""
     return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
 
 
 def limited(options: QuantizeOptions) -> bool:
-    """Whether INT8 has a limit to keep.
+    """Return True if INT8 has an accuracy limit.
 
     Raises:
-        RecipeError: It has two.
+        RecipeError: Two limits are set.
     """
-    if options.max_drop_pp is not None and options.min_agreement is not None:
+    if options.max_validation_drop_pp is not None and options.min_agreement is not None:
         raise RecipeError(
-            "quantize.max_drop_pp and quantize.min_agreement are both set",
-            hint="keep max_drop_pp where the calibration images have labels, else min_agreement",
+            "quantize.max_validation_drop_pp and quantize.min_agreement are both set",
+            hint="set max_validation_drop_pp for labelled calibration images, else min_agreement",
         )
     return options.limited
 
@@ -185,21 +185,20 @@ def quantize(
     graph: Classifier,
     statistics: Statistics,
     target: str,
-    judges: HeldOut | None,
+    validation: HeldOut | None,
     out: Path,
     pixels: Preprocess | None = None,
 ) -> dict[str, Any]:
-    """Quantize a float graph for a target, with layers in float where a limit needs it.
+    """Quantize a float graph for a target; layers stay in float where the accuracy limit requires it.
 
     Args:
-        options: How.
+        options: The quantize section.
         graph: The float graph.
-        statistics: Of its activations.
-        target: Its name.
-        judges: Images that judge the limit; None where there is none.
-        out: The Q/DQ graph.
-        pixels: The preprocessing of an engine that takes decoded pixels, which is checked then; None: it
-            takes ready images.
+        statistics: Statistics of its activations.
+        target: Name of the target.
+        validation: Validation images of the limit; None: no limit.
+        out: File for the Q/DQ graph.
+        pixels: Preprocessing of an engine with pixel input, which is then checked; None: float input.
 
     Returns:
         The summary of `quantize.quantize`.
@@ -209,6 +208,7 @@ def quantize(
     how = quantization.QuantizeOptions(
         options.observer,
         options.effort,
+        options.weight_rounding,
         options.bias_correction,
         options.sensitivity,
         options.float_layers,
@@ -216,15 +216,15 @@ def quantize(
         backend=options.backend,
     )
     with runtime(target, pixels) as runs, tempfile.TemporaryDirectory() as folder:
-        wants = scheme(options, target)
-        if judges is None:
-            return quantization.quantize(graph, statistics, wants, how, out, runtime=runs)
-        float_graph = Path(folder) / "float.onnx"  # the logits of `graph`, which its file may not give
+        target_scheme = scheme(options, target)
+        if validation is None:
+            return quantization.quantize(graph, statistics, target_scheme, how, out, runtime=runs)
+        float_graph = Path(folder) / "float.onnx"  # ends in the logits, unlike some input files
         save(graph.model, float_graph)
-        trials = Trials(target, float_graph, judges, Path(folder))
+        trials = Trials(target, float_graph, validation, Path(folder))
         goal = trials.goal(options)
-        summary = quantization.quantize(graph, statistics, wants, how, out, goal, runs)
-        summary["mixed"], warnings = given_up(summary["mixed"], trials, out)
+        summary = quantization.quantize(graph, statistics, target_scheme, how, out, goal, runs)
+        summary["mixed"], warnings = _summarize(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary
 
@@ -236,31 +236,31 @@ def held_out(
     preprocess: Preprocess,
     names: Aliases = (),
 ) -> HeldOut:
-    """The images of the calibration source that come after those that calibrate.
+    """Select validation images from the calibration source, after the calibration images.
 
     Args:
-        options: Where they are, how many judge, and by what.
-        used: Those that calibrate.
+        options: Source, number of images, limit.
+        used: The calibration images.
         classes: Outputs of the network.
-        preprocess: How an image becomes an input.
+        preprocess: Preprocessing of an image.
         names: All names of each output, by which labels are matched; empty: in order.
 
     Raises:
-        RecipeError: Accuracy is limited, and there are no labels.
-        DataError: Evaluation images are among them.
+        RecipeError: The limit requires labels, and there are none.
+        DataError: Evaluation images are among the validation images.
     """
     from edgeship.calibration import manifest
 
-    labels = None if options.max_drop_pp is None else classes
-    dataset = datasets.open_judges(options.source, labels, "train", names)
-    if options.max_drop_pp is not None and not dataset.labelled:
+    labels = None if options.max_validation_drop_pp is None else classes
+    dataset = datasets.open_validation(options.source, labels, "train", names)
+    if options.max_validation_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
-            f"quantize.max_drop_pp needs labels, and {dataset.name} has none",
+            f"quantize.max_validation_drop_pp needs labels, and {dataset.name} has none",
             hint="set quantize.min_agreement instead, or give labelled images as select.source",
         )
     before = len(used.entries)
-    most = before + options.judge_images
-    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_bad, at_most=True)
+    most = before + options.validation_images
+    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_unreadable, at_most=True)
     files = {entry.file for entry in used.entries}
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
@@ -283,13 +283,13 @@ def held_out(
 
 @dataclass(slots=True)
 class Trials:
-    """A target that tries graphs made of one float graph.
+    """Trial engines of a target, all from one float graph.
 
     Attributes:
-        target: Its name.
+        target: Name of the target.
         model: The float graph.
-        held_out: What limits are judged on.
-        folder: For engines; the caller removes it.
+        held_out: Validation images.
+        folder: Folder for engines; the caller removes it.
     """
 
     target: str
@@ -298,25 +298,29 @@ class Trials:
     folder: Path
     _reference: FloatArray | None = field(default=None, init=False)
     _absent: bool = field(default=False, init=False)
-    _judged: int = field(default=0, init=False)
+    _trials: int = field(default=0, init=False)
 
     def goal(self, options: QuantizeOptions) -> AccuracyConstraint:
-        """The limit of a recipe, as the quantizer takes it."""
+        """Return the accuracy constraint of a recipe."""
         from edgeship.quantization.mixed_precision import AccuracyConstraint
 
-        name = "max_drop_pp" if options.max_drop_pp is not None else "min_agreement"
-        limit = options.max_drop_pp if options.max_drop_pp is not None else options.min_agreement
+        name = "max_validation_drop_pp" if options.max_validation_drop_pp is not None else "min_agreement"
+        limit = (
+            options.max_validation_drop_pp
+            if options.max_validation_drop_pp is not None
+            else options.min_agreement
+        )
         assert limit is not None
         timed = self._built(self.model, "fp32", "fp32") is not None
         unit = "ms" if timed else UNTIMED
         return AccuracyConstraint(
-            name, limit, unit, self.costs, lambda graph: self._judge(graph, name, limit)
+            name, limit, unit, self.costs, lambda graph: self._validate(graph, name, limit)
         )
 
     def costs(self, graph: Path) -> dict[str, float]:
-        """What each layer of an INT8 graph costs more in float: milliseconds, by the runtime's own profile.
+        """Return the added time of each layer of an INT8 graph in float, in ms, from the runtime's profile.
 
-        Where it cannot be timed, the layer's share of the network stands for it (`graph.cost.shares`).
+        Without a profile: the layer's share of the network (`graph.cost.shares`).
         """
         layers = shares(self.model)
         exact, coarse = self._built(self.model, "fp32", "fp32"), self._built(graph, "int8", "int8")
@@ -338,9 +342,9 @@ class Trials:
         }
 
     def latency_ms(self, graph: Path) -> dict[str, float] | None:
-        """Median latency on one thread, one image: in float, in INT8, and of this graph.
+        """Return the median latency in float, in INT8 and of this graph: one thread, one image.
 
-        `costs` was asked before. None where the target does not run here.
+        Call `costs` first. None if the target does not run here.
         """
         built = self._built(graph, "int8", "mixed")
         if built is None:
@@ -358,13 +362,13 @@ class Trials:
             samples = interleave(runs, warmup_s=TIMED_S / 4, duration_s=TIMED_S)
         return {name: float(np.median(taken)) for name, taken in samples.items()}
 
-    def _judge(self, graph: Path, name: str, limit: float) -> Verdict:
+    def _validate(self, graph: Path, name: str, limit: float) -> Verdict:
         from edgeship.quantization.mixed_precision import Verdict
 
         if self._reference is None:
             exact = evaluation.Engine(self.model, None)
             self._reference = self.held_out.logits(exact, "running the float network")
-        logits = self.held_out.logits(self._engine(graph), "judging a graph")
+        logits = self.held_out.logits(self._engine(graph), "validating a graph")
         if name == "min_agreement":
             value = agreement(self._reference, logits)
             return Verdict(value, value >= limit)
@@ -373,15 +377,15 @@ class Trials:
         return Verdict(drop, drop <= limit)
 
     def _engine(self, graph: Path) -> evaluation.Engine:
-        """The engine of a graph, or the graph itself, to be simulated, where none runs here."""
-        self._judged += 1  # a worker that remembers a file must not find another one in its place
-        name = f"judged-{self._judged}"
+        """Return the engine of a graph, or the graph for simulation if no engine runs here."""
+        self._trials += 1  # workers cache files by name: each trial has a new one
+        name = f"trial-{self._trials}"
         if built := self._built(graph, "int8", name):
             return evaluation.Engine(self.folder / name / built.file, self.target)
         return evaluation.Engine(shutil.copyfile(graph, self.folder / f"{name}.onnx"), None)
 
     def _built(self, graph: Path, precision: Precision, name: str) -> targets.Compiled | None:
-        """The engine of a graph in a folder of that name; None where it cannot run here."""
+        """Compile a graph into a folder of that name; None if the engine does not run here."""
         if self._absent:
             return None
         out = self.folder / name
@@ -389,20 +393,20 @@ class Trials:
         try:
             built = targets.get(self.target).compile(graph, out, precision)
         except TargetError:
-            self._absent = True  # whatever the reason: the compile stage says it
+            self._absent = True  # the compile stage reports the reason
             return None
         self._absent = not built.runs_here
         return built if built.runs_here else None
 
 
-def given_up(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the report is told of a graph in mixed precision, beside what the search knows; and warnings."""
+def _summarize(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the search result with latency, share of float layers and validation data; and warnings."""
     latency_ms = trials.latency_ms(graph) if reached["layers"] else None
-    layers, apart = shares(trials.model), trials.held_out.apart
+    layers, disjoint = shares(trials.model), trials.held_out.disjoint
     warnings = []
-    if not apart:
+    if not disjoint:
         warnings.append(
-            f"{reached['limit']} was judged on the calibration images themselves: the source has no others"
+            f"{reached['limit']} was measured on the calibration images: the source has no others"
         )
     if latency_ms is not None and latency_ms["mixed"] >= latency_ms["fp32"]:
         warnings.append(
@@ -414,6 +418,6 @@ def given_up(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict
         "latency_ms": latency_ms,
         "part": sum(layers[layer["name"]] for layer in reached["layers"]),
         "images": len(trials.held_out.indices),
-        "held_out": apart,
+        "held_out": disjoint,
         "measured_on": "this machine" if reached["unit"] == "ms" else "simulation (ONNX Runtime)",
     }, warnings

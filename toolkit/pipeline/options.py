@@ -1,13 +1,15 @@
-"""Values of a recipe: from TOML or a command line to typed options, naming what is wrong."""
+"""Convert values of a recipe from TOML or a command line to typed options."""
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,7 +25,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        RecipeError: It cannot be read, or is not TOML; the message has line and column.
+        RecipeError: The file cannot be read, or is not TOML; the message has line and column.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -31,14 +33,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(
-            f"{path} is not TOML: {error}", hint="quote texts, one `key = value` a line"
+            f"{path} is not TOML: {error}", hint="write one `key = value` per line, with texts in quotes"
         ) from error
 
 
-def parse_override(table: dict[str, Any], text: str, options: type) -> None:
-    """Lay one `section.key=value` over a table.
+def parse_override(text: str, options: type) -> tuple[str, Any]:
+    """Split `section.key=value` into the dotted name and the value.
 
-    Texts need no quotes and lists may be separated by commas; anything TOML is understood too.
+    Texts need no quotes and lists may be separated by commas; any TOML value is accepted too.
 
     Raises:
         RecipeError: There is no `=`.
@@ -46,7 +48,46 @@ def parse_override(table: dict[str, Any], text: str, options: type) -> None:
     name, separator, value = text.partition("=")
     if not separator or "." not in name:
         raise RecipeError(f"cannot read '{text}'", hint="write section.key=value, e.g. select.images=100")
-    merge(table, name.strip(), _from_text(value.strip(), _annotation(options, name.strip())))
+    name = name.strip()
+    return name, _from_text(value.strip(), _annotation(options, current_name(name, options)))
+
+
+def current_name(name: str, options: Any) -> str:
+    """Return the current dotted name of an option that may be given by its former name."""
+    section, _, rest = name.partition(".")
+    if not is_dataclass(options):
+        return name
+    section = next(
+        (each.name for each in fields(options) if each.metadata.get("renamed_from") == section), section
+    )
+    return f"{section}.{current_name(rest, get_type_hints(options).get(section))}" if rest else section
+
+
+def with_current_names(table: Mapping[str, Any], options: Any, where: str = "") -> dict[str, Any]:
+    """Return a table with every renamed key under its current name, and log a warning for each.
+
+    Raises:
+        RecipeError: A key is given under both names.
+    """
+    result: dict[str, Any] = {}
+    hints = get_type_hints(options)
+    for key, value in table.items():
+        name = current_name(key, options)
+        if name != key:
+            warn_renamed(f"option {where}{key}", f"{where}{name}")
+            if name in table:
+                raise RecipeError(
+                    f"{where}{key} and {where}{name} are both set", hint=f"delete {key}: {name} replaces it"
+                )
+        section = isinstance(value, Mapping) and is_dataclass(hints.get(name))
+        result[name] = with_current_names(value, hints[name], f"{where}{name}.") if section else value
+    return result
+
+
+@cache  # once per name
+def warn_renamed(former: str, current: str) -> None:
+    """Log that an option or a value has another name now."""
+    logging.getLogger("edgeship").warning("%s is called %s now", former, current)
 
 
 def merge(table: dict[str, Any], name: str, value: Any) -> None:
@@ -65,16 +106,16 @@ def convert(
     """Check a value against a type and its rules.
 
     Args:
-        value: What TOML gave.
+        value: Value from TOML.
         annotation: int, float, bool, str, a Literal, a tuple, a union of these, or an options class.
         where: Dotted name, for messages.
         rules: Bounds and known names, see `recipe.option`.
 
     Returns:
-        The value as the type says: lists become tuples, tables become options.
+        The value in that type: lists become tuples, tables become options.
 
     Raises:
-        RecipeError: It does not fit.
+        RecipeError: The value has another type or is out of bounds.
     """
     if is_dataclass(annotation):
         return _options(value, annotation, where)
@@ -90,6 +131,9 @@ def convert(
     if origin in (Union, types.UnionType):
         return _union(value, annotation, where, rules)
     if origin is Literal:
+        if isinstance(value, str) and value in (renamed := rules.get("renamed_values", {})):
+            warn_renamed(f"{where} = {value}", renamed[value])
+            value = renamed[value]
         if value not in choices:
             raise RecipeError(
                 f"{where} cannot be {_shown(value)}", hint=nearest(str(value), map(str, choices))
@@ -101,10 +145,10 @@ def convert(
             parts = (parts,)
         if not isinstance(parts, (list, tuple)):
             raise _wrong(value, annotation, where)
-        given = [_from_text(part.strip(), choices[0]) if isinstance(part, str) else part for part in parts]
-        if any(_misfit(part, choices[0]) for part in given):
+        items = [_from_text(part.strip(), choices[0]) if isinstance(part, str) else part for part in parts]
+        if any(_misfit(part, choices[0]) for part in items):
             raise _wrong(value, annotation, where)
-        return tuple(convert(part, choices[0], where, rules) for part in given)
+        return tuple(convert(part, choices[0], where, rules) for part in items)
     if _misfit(value, annotation):
         raise _wrong(value, annotation, where)
     if annotation is float:
@@ -114,7 +158,7 @@ def convert(
 
 
 def _misfit(value: Any, annotation: Any) -> bool:
-    """Whether a value is not of a plain type; whole numbers are numbers, true and false are neither."""
+    """Return True if a value does not have a plain type; an int is a float, a bool is neither."""
     kinds = (int, float) if annotation is float else annotation
     return not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)
 
@@ -123,14 +167,17 @@ def _options(value: Any, kind: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise RecipeError(f"{where} must be a section", hint=f"write [{where}] and its keys below")
     hints = get_type_hints(kind)
-    known = {each.name: each for each in fields(kind) if not each.metadata.get("derived")}
-    unknown = [key for key in value if key not in known]
+    options = {each.name: each for each in fields(kind) if not each.metadata.get("derived")}
+    unknown = [key for key in value if key not in options]
     if unknown:
         what = f"'{where}.{unknown[0]}'" if where else f"section '{unknown[0]}'"
-        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], known))
+        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], options))
     dot = f"{where}." if where else ""
     return kind(
-        **{key: convert(item, hints[key], f"{dot}{key}", known[key].metadata) for key, item in value.items()}
+        **{
+            key: convert(item, hints[key], f"{dot}{key}", options[key].metadata)
+            for key, item in value.items()
+        }
     )
 
 
@@ -151,11 +198,11 @@ def _union(value: Any, annotation: Any, where: str, rules: Mapping[str, Any]) ->
 def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
     if isinstance(value, float) and math.isnan(value):
         raise RecipeError(f"{where} is not a number", hint="write a number")
-    for rule, kept in (("above", operator.gt), ("least", operator.ge), ("most", operator.le)):
+    for rule, holds in (("above", operator.gt), ("least", operator.ge), ("most", operator.le)):
         if rule not in rules:
             continue
         bound = rules[rule]() if callable(rules[rule]) else rules[rule]
-        if not kept(value, bound):
+        if not holds(value, bound):
             words = {"above": "above", "least": "at least", "most": "at most"}[rule]
             raise RecipeError(f"{where} = {value} must be {words} {bound}", hint=str(rules["help"]))
     if "known" in rules and value not in rules["known"]():
@@ -163,14 +210,14 @@ def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
 
 
 def _annotation(options: Any, name: str) -> Any:
-    """Type of a dotted name; None where there is no such option (found out by `convert`)."""
+    """Return the type of a dotted name; None for an unknown option, which `convert` reports."""
     for part in name.split("."):
         options = get_type_hints(options).get(part) if is_dataclass(options) else None
     return options
 
 
 def _from_text(text: str, annotation: Any) -> Any:
-    """A value from a command line: TOML where it is TOML, unless a text is what is wanted."""
+    """Parse a value of a command line: as TOML where possible, else as text; a str option is text."""
     if annotation is str and not text.startswith(('"', "'")):
         return text
     try:
@@ -196,7 +243,7 @@ def _shown(value: Any) -> str:
 
 
 def _words(annotation: Any) -> str:
-    """A type as a person would say it."""
+    """Describe a type in words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if annotation in names:
         return names[annotation]

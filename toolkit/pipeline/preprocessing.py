@@ -1,4 +1,4 @@
-"""Which preprocessing a run uses: the recipe's, the checkpoint's own, or what its input size suggests."""
+"""Resolve the preprocessing of a run from recipe, checkpoint, graph and input size."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
 EXAMPLES = {1: ("0.5", "0.25"), 3: ("0.485,0.456,0.406", "0.229,0.224,0.225")}  # channels -> mean, std
-SMALL = 128  # networks with a smaller input are trained on whole pictures, without a margin to crop
+SMALL = 128  # networks with a smaller input are trained on whole images, without a crop margin
 
 
 def input_size(graph: Classifier, asked: Size | None) -> Size | None:
-    """Return the input size of a file, its dynamic sides filled in as asked; None if all is open.
+    """Return the input size of a file, with dynamic sides from the option; None if both stay dynamic.
 
     Args:
         graph: The file.
-        asked: `export.size` or `--size`; None leaves it open.
+        asked: `export.size` or `--size`; None: not set.
 
     Raises:
         RecipeError: The file has another fixed side.
     """
-    wanted = sides(asked) if asked else (None, None)
+    requested = sides(asked) if asked else (None, None)
     own = (graph.height, graph.width)
-    if any(a and b and a != b for a, b in zip(own, wanted, strict=True)):
+    if any(a and b and a != b for a, b in zip(own, requested, strict=True)):
         takes = " x ".join("any" if side is None else str(side) for side in own)
         raise RecipeError(
             f"export.size = {size_text(asked or 0)}, but {graph.path.name} takes {takes} pixels",
-            hint="leave export.size (--size) out: an ONNX file has its own size",
+            hint="remove export.size (--size): the ONNX file has a fixed size",
         )
-    height, width = (a or b for a, b in zip(own, wanted, strict=True))
+    height, width = (a or b for a, b in zip(own, requested, strict=True))
     if height is None and width is None:
         return None
     return as_size(height or width or 0, width or height or 0)
@@ -56,26 +56,25 @@ def resolve(
     size: Size | None,
     normalization: InputNormalization | None = None,
 ) -> Preprocess:
-    """Settle how images are prepared.
+    """Resolve the preprocessing of images.
 
-    Where nothing says how images are resized: a small or a non-square input takes the whole image, resized
-    to the input (a non-square one changes the aspect ratio, as torchvision's Resize((H, W)) does); any
-    other input keeps ImageNet's margin around the crop.
+    Default resize: the whole image to a small or a non-square input (the latter with another aspect ratio, as
+    torchvision's Resize((H, W))); else with ImageNet's margin around the crop.
 
     Args:
-        options: What the recipe says; it wins, key by key.
-        own: What is stored with the checkpoint, if anything.
-        size: Input in pixels that the recipe or the graph asks for; None: what the rest gives.
-        normalization: What the graph does to raw pixels itself; it is then given raw pixels.
+        options: The recipe's preprocessing; overrides the rest, key by key.
+        own: Preprocessing stored with the checkpoint, if any.
+        size: Input size in pixels of recipe or graph; None: not set.
+        normalization: Normalization inside the graph, whose input is then raw pixels.
 
     Raises:
-        RecipeError: `size` contradicts the recipe's own crop.
+        RecipeError: `size` contradicts the recipe's crop.
     """
     if options.crop and size and options.crop != size:
         raise RecipeError(
             f"load.preprocess.crop = {size_text(options.crop)} contradicts the input size of "
             f"{size_text(size)} pixels",
-            hint="leave one of load.preprocess.crop and export.size out; an ONNX file has its own size",
+            hint="remove load.preprocess.crop or export.size; an ONNX file has a fixed size",
         )
     crop = options.crop or size or (own or Preprocess()).crop
     base = own or (normalization.raw if normalization else Preprocess())
@@ -85,14 +84,14 @@ def resolve(
         resize = _same_margin(base, crop)
     if options.resize is not None:
         resize = options.resize or None
-    given = {
+    stated = {
         key: value for key in ("mean", "std", "interpolation") if (value := getattr(options, key)) is not None
     }
-    return replace(base, crop=crop, resize=resize, **given)
+    return replace(base, crop=crop, resize=resize, **stated)
 
 
 def _same_margin(base: Preprocess, crop: Size) -> Size | None:
-    """Resize with the margin around the crop that another crop has."""
+    """Scale the resize of another crop to this crop."""
     resize = base.resize
     if resize is None or crop == base.crop:
         return resize
@@ -109,20 +108,20 @@ def notes(
     prepared: Preprocess,
     written: InputForm | None = None,
 ) -> list[str]:
-    """Return what the user has to know of the input: another layout or type, normalization in the graph.
+    """Return notes on the input: another layout or type, normalization in the graph.
 
     Args:
-        form: How the file takes images.
-        normalization: What it does to raw pixels itself.
-        prepared: How images are prepared.
-        written: How the graph takes them that is written; None leaves that open.
+        form: Input form of the file.
+        normalization: Normalization inside the graph.
+        prepared: Preprocessing of images.
+        written: Input form of the written graph; None: unknown.
     """
-    found = []
+    lines = []
     if form not in (InputForm(), written):
-        what = f"it is read as {InputForm()}" if written is None else f"what is written takes {written}"
-        found.append(f"the file takes images as {form}; {what}")
+        change = f"it is read as {InputForm()}" if written is None else f"what is written takes {written}"
+        lines.append(f"the file takes images as {form}; {change}")
     if normalization is None:
-        return found
+        return lines
     if normalization.nodes:
         mean, std = (", ".join(f"{x:.4g}" for x in each) for each in (normalization.mean, normalization.std))
         inside = f"normalization inside the graph (mean {mean}; std {std}, of pixels in 0..1)"
@@ -130,22 +129,22 @@ def notes(
         inside = "the input is uint8"
     raw = normalization.raw
     if (prepared.mean, prepared.std) == (raw.mean, raw.std):
-        found.append(f"{inside}: images are raw pixels, 0..{normalization.scale}")
+        lines.append(f"{inside}: images are raw pixels, 0..{normalization.scale}")
     elif normalization.nodes:
-        found.append(f"{inside}, and the mean and std that are stated normalize twice")
-    return found
+        lines.append(f"{inside}, and the mean and std that are stated normalize twice")
+    return lines
 
 
 def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set load.preprocess.") -> None:
-    """See that images get the channels the network takes.
+    """Check that preprocessing and network have the same channels.
 
     Args:
-        prepared: How they are prepared.
-        channels: What the network takes.
-        option: How mean and std are set, for the hint.
+        prepared: Preprocessing of images.
+        channels: Input channels of the network.
+        option: Option prefix of mean and std, for the hint.
 
     Raises:
-        ModelError: Neither grey nor colour images are taken.
+        ModelError: The network has neither 1 nor 3 input channels.
         RecipeError: mean or std has another number of values.
     """
     if channels not in EXAMPLES:
@@ -153,12 +152,12 @@ def check_channels(prepared: Preprocess, channels: int, *, option: str = "--set 
             f"the network takes images of {channels} channels",
             hint="images are read as RGB (3 channels) or grey (1 channel)",
         )
-    given = (len(prepared.mean), len(prepared.std))
-    if given != (channels, channels):
+    counts = (len(prepared.mean), len(prepared.std))
+    if counts != (channels, channels):
         mean, std = EXAMPLES[channels]
         raise RecipeError(
             f"the network takes images of {channels} channel{'s' * (channels > 1)}, but the preprocessing "
-            f"has {given[0]} in its mean and {given[1]} in its std",
+            f"has {counts[0]} in its mean and {counts[1]} in its std",
             hint=f"state what it was trained with, e.g. {option}mean={mean} {option}std={std}",
         )
 
@@ -172,10 +171,10 @@ def source_of(
     """Return the origin of mean and standard deviation.
 
     Args:
-        options: What the recipe says.
-        own: What is stored with the checkpoint or graph, if anything.
-        own_source: Its origin, where that is stored too: what was assumed once stays assumed.
-        normalization: What the graph does to raw pixels itself.
+        options: The recipe's preprocessing.
+        own: Preprocessing stored with the checkpoint or graph, if any.
+        own_source: Its stored origin, if any; "assumed" stays assumed.
+        normalization: Normalization inside the graph.
     """
     if options.mean is not None and options.std is not None:
         return "stated"
@@ -187,32 +186,32 @@ def source_of(
 def check_known(
     input_type: InputType, source: PreprocessSource, *, option: str = "--set load.preprocess."
 ) -> None:
-    """See that engines which normalize pixels themselves do it as in training.
+    """Check that the normalization inside engines with pixel input is known.
 
     Args:
-        input_type: What the engines take.
+        input_type: Input type of the engines.
         source: Origin of mean and standard deviation.
-        option: How mean and std are set, for the hint.
+        option: Option prefix of mean and std, for the hint.
 
     Raises:
-        ModelError: Pixels, and the mean and standard deviation would be assumed.
+        ModelError: The input is pixels, and mean and standard deviation are assumed.
     """
     if input_type == "uint8" and source == "assumed":
         mean, std = EXAMPLES[3]
         raise ModelError(
-            "an engine with uint8 input normalizes pixels itself, and nothing says how this network wants it",
+            "an engine with uint8 input normalizes pixels itself, and mean and std of training are unknown",
             hint=f"state what it was trained with, e.g. {option}mean={mean} "
             f"{option}std={std}; or leave the input float32",
         )
 
 
 def from_json(stored: dict[str, Any]) -> Preprocess:
-    """A preprocessing that was written as JSON."""
+    """Read a preprocessing from JSON."""
     return Preprocess.from_json(stored)
 
 
 def assumed_note(preprocess: Preprocess, option: str = "--set load.preprocess.") -> tuple[str, str]:
-    """Return the message and the hint for a preprocessing that nothing states."""
+    """Return message and hint for an assumed preprocessing."""
     mean, std = (",".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     name = "ImageNet" if preprocess.mean == Preprocess().mean and preprocess.std == Preprocess().std else ""
     return (

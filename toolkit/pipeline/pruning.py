@@ -1,4 +1,4 @@
-"""Work of the prune stage: images to prune with, latencies where a goal needs them, and plan.json."""
+"""Prune a network: images, measured latencies for a latency goal, and plan.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeship.toolkit.core.artifact import read_json, write_json
 from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.pipeline import datasets
-from edgeship.toolkit.pipeline.latency_table import Stopwatch
+from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.preprocessing import from_json
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from edgeship.toolkit.models.resnet import ResNet
     from edgeship.toolkit.pipeline.recipe import PruneOptions
 
-GOALS = ("keep", "macs", "target_latency", "max_drop_pp")
-BATCH = 32  # images decoded at once
+GOALS = ("keep_ratio", "macs_ratio", "latency_ratio", "max_expected_drop_pp")
+BATCH = 32  # images per batch
 
 
 def check(options: PruneOptions) -> None:
-    """Refuse a goal without a method: it would be passed over in silence.
+    """Raise if a pruning goal is set but `prune.method` is "none".
 
     Raises:
-        RecipeError: So it is.
+        RecipeError: It is.
     """
     goals = [name for name in GOALS if getattr(options, name) is not None]
     if goals and options.method == "none":
@@ -40,13 +40,13 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
     """Prune the network of a folder; write it and plan.json.
 
     Args:
-        options: The goal, and how.
-        folder: What the load stage wrote.
-        out: Gets the network and plan.json.
-        checkpoint: Folder for the state of an interrupted pass; what was timed lies beside it.
+        options: Goal and method.
+        folder: Folder of the load stage.
+        out: Folder for the network and plan.json.
+        checkpoint: Folder for the state of an interrupted pass; latencies are written to its parent.
 
     Raises:
-        ModelError: There is only a graph, or the goal cannot be met.
+        ModelError: The network is an ONNX graph, or the goal cannot be met.
     """
     from edgeship.toolkit import prune as pruner
     from edgeship.toolkit.models import weights
@@ -55,19 +55,21 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
     pictures = stream(options, preprocess)
     with ExitStack() as stack:
         measure = None
-        if options.target_latency is not None:
+        if options.latency_ratio is not None:
             table = checkpoint.with_name("latencies.json")
-            measure = stack.enter_context(Stopwatch(options.targets, preprocess.crop, options.threads, table))
+            measure = stack.enter_context(
+                LatencyTable(options.targets, preprocess.crop, options.threads, table)
+            )
         smaller, plan = pruner.prune(model, pictures, options_of(options), measure, checkpoint=checkpoint)
     weights.save(smaller, out, preprocess, source=read_json(folder / "model.json")["preprocess_source"])
     write_json(out / "plan.json", plan)
 
 
 def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
-    """The network that the load stage wrote, and how its images are prepared.
+    """Read the network of the load stage and its preprocessing.
 
     Raises:
-        ModelError: There is only a graph.
+        ModelError: The network is an ONNX graph.
     """
     from edgeship.toolkit.models import weights
 
@@ -80,13 +82,13 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
 
 
 def stream(options: PruneOptions, preprocess: Preprocess) -> Iterator[FloatArray]:
-    """The images to prune with, in batches."""
+    """Yield batches of the images for pruning."""
     dataset, indices = datasets.unevaluated(options.source, options.images, options.seed, options.exclude)
     return datasets.stream(dataset, indices, preprocess, BATCH, "reading images to prune with")
 
 
 def options_of(options: PruneOptions) -> pruner.PruneOptions:
-    """What the recipe says, as the pruner wants it."""
+    """Convert the prune section to options of the pruner."""
     from edgeship.toolkit import prune as pruner
 
     return pruner.PruneOptions(

@@ -1,11 +1,11 @@
-"""What a run leaves for people: the folder of `--out`, and run.json that says where everything is.
+"""Publish the results of a run in the folder of `--out`, with run.json as index.
 
 report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
-report.json                         the same, with the stages as in this run: seconds, and whether cached
-engines/<target>/<variant>/         engines, and the Q/DQ graph each was built from
+report.json                         the report, with seconds and cache state of the stages of this run
+engines/<target>/<variant>/         engines, and the Q/DQ graph of each
 run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}],
-                                    files: what runs put there; nothing else is ever overwritten or removed
+                                    files: those of runs; no other file is ever overwritten or removed
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ENGINES = Path("engines")
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """One stage of a run: where its files are, and what it cost.
+    """Result of one stage of a run.
 
     Attributes:
         name: Name of the stage.
-        folder: Its files in the store; never to be written to.
+        folder: Its files in the store; read only.
         digest: Content digest of the folder.
-        seconds: How long the work took when it was done.
-        cached: Whether it had been done before this run.
+        seconds: Duration of the computation.
+        cached: True if the result is from an earlier run.
     """
 
     name: str
@@ -48,7 +48,7 @@ class StageResult:
 
 
 def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> dict[str, Any]:
-    """The content of run.json."""
+    """Return the content of run.json."""
     return {
         "schema": SCHEMA,
         "recipe": plain(recipe.resolved()),
@@ -58,7 +58,7 @@ def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> dict[str, Any]:
 
 
 def command(recipe: Recipe) -> str | None:
-    """The command line that runs a recipe again; None of a recipe that was made in Python."""
+    """Return the command line that runs a recipe again; None for a recipe built in Python."""
     if not recipe.name:
         return None
     changed = _differences(recipe, Recipe.read(recipe.name))
@@ -68,59 +68,59 @@ def command(recipe: Recipe) -> str | None:
 
 
 def _differences(options: Any, default: Any, section: str = "") -> list[str]:
-    """`section.key=value` of every option that is not as the default has it."""
-    found = []
+    """Return `section.key=value` of every option that differs from the default."""
+    changes = []
     for each in fields(options):
         value, usual = getattr(options, each.name), getattr(default, each.name)
         if is_dataclass(value):
-            found += _differences(value, usual, f"{section}{each.name}.")
+            changes += _differences(value, usual, f"{section}{each.name}.")
         elif value != usual:
             text = value if isinstance(value, str) else "none" if value is None else canonical_json(value)
-            found.append(f"{section}{each.name}={text}")
-    return found
+            changes.append(f"{section}{each.name}={text}")
+    return changes
 
 
-def check_free(recipe: Recipe, stages: Collection[str], out: Path) -> None:
-    """Refuse a folder where a run of these stages would overwrite what no run of ours has put there.
+def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
+    """Raise if a run of these stages would overwrite files that no run has written.
 
     Raises:
-        RecipeError: It would; files that are in nobody's way may stay.
+        RecipeError: A file with the name of an output exists; other files may stay.
     """
     from edgeship.toolkit.pipeline.variants import REFERENCE_TARGET
 
     owned = _owned(out)
     claimed = [RUN, *(PAGES if "report" in stages else ())]
-    if "compile" in stages and not owned:  # else the names of our engines are known, and of new ones soon
+    if "compile" in stages and not owned:  # else run.json lists the engines
         for target in (*recipe.compile.targets, REFERENCE_TARGET):
-            found = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
-            claimed += [file.relative_to(out) for file in found]
+            files = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
+            claimed += [file.relative_to(out) for file in files]
         claimed += [ENGINES] if (out / ENGINES).is_file() else []
     _refuse_foreign(claimed, owned, out)
 
 
 def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
-    """Put what people want of a run into a folder: all of it or, on failure, nothing; stale engines go.
+    """Copy reports and engines into a folder, all or, on failure, none; remove engines of earlier runs.
 
     Raises:
-        RecipeError: A file is in the way that no run has put there.
+        RecipeError: An output would overwrite a file that no run has written.
         ToolkitError: The folder cannot be written to.
     """
     folders = {stage.name: stage.folder for stage in stages}
-    wanted = _wanted(folders)
+    outputs = _outputs(folders)
     written = {Path(REPORT): read_report(folders["report"], stages)} if "report" in folders else {}
     new, owned = not out.exists(), _owned(out)
-    _refuse_foreign((RUN, *wanted, *written), owned, out)
-    stale = {place for place in owned - {*wanted} if ENGINES in place.parents}
-    files = sorted({RUN, *wanted, *written, *(owned - stale)})
+    _refuse_foreign((RUN, *outputs, *written), owned, out)
+    stale = {place for place in owned - {*outputs} if ENGINES in place.parents}
+    files = sorted({RUN, *outputs, *written, *(owned - stale)})
     written = {RUN: {**describe(recipe, stages), "files": files}, **written}
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
             incoming = Path(name)
-            changed = [place for place, file in wanted.items() if not _same(file, out / place)]
+            changed = [place for place, file in outputs.items() if not _same(file, out / place)]
             for place in changed:
                 (incoming / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(wanted[place], incoming / place)
+                shutil.copy2(outputs[place], incoming / place)
             for place, content in written.items():
                 write_json(incoming / place, content)
             for place in stale:
@@ -139,36 +139,36 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
 
 
 def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]:
-    """The content of report.json, with the stages as in this run: a report that was kept tells of its own."""
+    """Return the content of report.json, with seconds and cache state of the stages of this run."""
     report: dict[str, Any] = read_json(folder / REPORT)
-    told = [{"name": each.name, "seconds": each.seconds, "cached": each.cached} for each in stages]
-    return {**report, "stages": told}
+    summaries = [{"name": each.name, "seconds": each.seconds, "cached": each.cached} for each in stages]
+    return {**report, "stages": summaries}
 
 
-def _wanted(folders: Mapping[str, Path]) -> dict[Path, Path]:
-    """Place in the folder -> file in the store."""
+def _outputs(folders: Mapping[str, Path]) -> dict[Path, Path]:
+    """Return path in the `--out` folder -> file in the store."""
     from edgeship.toolkit.pipeline.variants import built_of, runnable
 
-    found: dict[Path, Path] = {}
+    outputs: dict[Path, Path] = {}
     if report := folders.get("report"):
         pages = [file for file in report.rglob("*") if file.is_file() and file.name != REPORT]
-        found |= {file.relative_to(report): file for file in pages}
+        outputs |= {file.relative_to(report): file for file in pages}
     if compiled := folders.get("compile"):
         for variant, record in runnable(folders).items():
             place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
             files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
             if not any(file.suffix == ".onnx" for file in files):
                 files[place / "graph.onnx"] = built_of(variant, record, folders)
-            found |= files
-    return found
+            outputs |= files
+    return outputs
 
 
 def _owned(out: Path) -> frozenset[Path]:
-    """The files that an earlier run has put into a folder, as its run.json lists them."""
+    """Return the files of an earlier run in a folder, as listed in its run.json."""
     try:
-        found = read_run(out)
-        places = [Path(name) for name in found["files"]]
-    except (DataError, AttributeError, KeyError, TypeError):  # none, or somebody else's of the same name
+        index = read_run(out)
+        places = [Path(name) for name in index["files"]]
+    except (DataError, AttributeError, KeyError, TypeError):  # no run.json, or a foreign file of that name
         return frozenset()
     inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
     return frozenset(place for place in inside if (out / place).is_file())
@@ -179,12 +179,12 @@ def _refuse_foreign(places: Iterable[Path], owned: Collection[Path], out: Path) 
         if place not in owned and ((out / place).exists() or (out / place).is_symlink()):
             raise RecipeError(
                 f"{out / place} would be overwritten, and no run of edgeship is known to have written it",
-                hint="name another folder with --out, or move it away",
+                hint="name another folder with --out, or move the file away",
             )
 
 
 def _remove(place: Path, out: Path) -> None:
-    """Remove a file, and the folders that it leaves empty."""
+    """Remove a file and its parent folders that become empty."""
     (out / place).unlink()
     for folder in place.parents:
         if folder != Path() and (out / folder).is_dir() and not any((out / folder).iterdir()):
@@ -192,22 +192,22 @@ def _remove(place: Path, out: Path) -> None:
 
 
 def _same(source: Path, target: Path) -> bool:
-    """Whether a file was copied here before: size and time are those of its source."""
+    """Return True if a copy has the size and time of its source."""
     if not target.is_file():
         return False
-    there, here = target.stat(), source.stat()
-    return (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns)
+    copy, original = target.stat(), source.stat()
+    return (copy.st_size, copy.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
 
 
 def read_run(out: Path) -> dict[str, Any]:
     """Read the run.json of an `--out` folder.
 
     Raises:
-        DataError: There is none, or it is of another version.
+        DataError: The file is missing, or has another schema.
     """
-    found: dict[str, Any] = read_json(out / "run.json")
-    if found.get("schema") != SCHEMA:
+    index: dict[str, Any] = read_json(out / "run.json")
+    if index.get("schema") != SCHEMA:
         raise DataError(
-            f"{out / 'run.json'} has schema {found.get('schema')}, not {SCHEMA}", hint="run the recipe again"
+            f"{out / 'run.json'} has schema {index.get('schema')}, not {SCHEMA}", hint="run the recipe again"
         )
-    return found
+    return index

@@ -14,29 +14,38 @@ from edgeship.toolkit.core.errors import RecipeError, nearest
 from edgeship.toolkit.core.parallel import Backend
 from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
 from edgeship.toolkit.pipeline.fingerprints import existing, names_path
-from edgeship.toolkit.pipeline.options import convert, merge, parse_override, read_toml
+from edgeship.toolkit.pipeline.options import (
+    convert,
+    current_name,
+    merge,
+    parse_override,
+    read_toml,
+    warn_renamed,
+    with_current_names,
+)
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def option(default: T, explanation: str, **rules: Any) -> T:
-    """A field with its default, a line of help and the rules its value obeys.
+    """Declare an option: default, one line of help, and rules for its value.
 
     Args:
-        default: The value if a recipe says nothing.
-        explanation: What it is, with its unit.
-        **rules: `path`: names a file or folder that the result depends on (a text: only with this ending);
-            `required`: may not stay empty; `above`, `least`, `most`: bounds, or what gives them; `known`:
-            gives the names it may have; `derived`: filled from another section, so that a recipe does not
-            set it; `not_in_key`: the result does not depend on it; `read`: reads the value, or raises
-            ValueError.
+        default: The value where a recipe does not set it.
+        explanation: Meaning, with the unit.
+        **rules: `path`: a file or folder that the result depends on (a text: only with this suffix);
+            `required`: must not be empty; `above`, `least`, `most`: bounds, or functions that return them;
+            `known`: function that returns the allowed names; `derived`: filled from another section, not set
+            by a recipe; `not_in_key`: not part of the cache key; `read`: parses the value, or raises
+            ValueError; `renamed_from`: former name of the key, accepted with a warning; `renamed_values`:
+            former value -> current value.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
 
 def _observers() -> tuple[str, ...]:
-    return plugins.names("edgeship.quantization.observers")
+    return ("logits", *plugins.names("edgeship.quantization.observers"))
 
 
 def _methods() -> tuple[str, ...]:
@@ -57,7 +66,7 @@ def _cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class PreprocessOptions:
-    """How a decoded image becomes the network's input; what is not given is the checkpoint's own."""
+    """Preprocessing of a decoded image; options that are not set come from the checkpoint."""
 
     resize: Size | None = option(  # noqa: RUF009
         None,
@@ -89,7 +98,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Where the network comes from."""
+    """Source of the network."""
 
     model: str = option("auto", "auto (from the tensors), resnet18, ..., or a file.onnx.", path=".onnx")
     weights: str = option("", "A checkpoint file, torchvision:IMAGENET1K_V1, or train.", path=True)
@@ -102,22 +111,38 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """What to remove from the network before quantization; one of keep, macs, target_latency, max_drop_pp."""
+    """Structured pruning before quantization; one goal: a ratio, or max_expected_drop_pp."""
 
     method: str = option("none", "none, or how channels are chosen: obs, magnitude, ...", known=_methods)
-    keep: float | None = option(None, "Part of the channels inside blocks to keep.", above=0.0, most=1.0)
-    macs: float | None = option(None, "Part of the multiply-accumulates to keep.", above=0.0, most=1.0)
-    target_latency: float | None = option(
-        None, "Latency to reach, as a part of the unpruned INT8 model's.", above=0.0, most=1.0
+    keep_ratio: float | None = option(
+        None, "Ratio of the channels inside blocks to keep.", above=0.0, most=1.0, renamed_from="keep"
     )
-    max_drop_pp: float | None = option(None, "Largest expected loss of top-1, in points.", least=0.0)
-    step: int = option(16, "Channel counts are multiples of it.", least=1)
-    scope: Literal["inner", "stream", "both"] = option("inner", "Channels inside blocks, between, or both.")
-    drop_blocks: bool = option(False, "Whether whole blocks may go.")
-    mirror: bool = option(True, "Count mirrored images too.")
+    macs_ratio: float | None = option(
+        None, "Ratio of the multiply-accumulates to keep.", above=0.0, most=1.0, renamed_from="macs"
+    )
+    latency_ratio: float | None = option(
+        None,
+        "Latency to reach, as a ratio to the unpruned INT8 model's.",
+        above=0.0,
+        most=1.0,
+        renamed_from="target_latency",
+    )
+    max_expected_drop_pp: float | None = option(
+        None, "Largest expected drop of top-1, in percentage points.", least=0.0, renamed_from="max_drop_pp"
+    )
+    channel_multiple: int = option(
+        16, "Channel counts are multiples of this number.", least=1, renamed_from="step"
+    )
+    scope: Literal["block", "residual", "both"] = option(
+        "block",
+        "Channels to prune: block (inside blocks), residual (residual stream), or both.",
+        renamed_values={"inner": "block", "stream": "residual"},
+    )
+    drop_blocks: bool = option(False, "Also remove whole blocks.")
+    flip_augment: bool = option(True, "Also use the mirrored images.", renamed_from="mirror")
     source: str = option("", "Unlabelled images; default: select.source.", path=True)
-    images: int = option(1000, "How many of them.", least=2)
-    seed: int = option(0, "Seed of their choice.", least=0)
+    images: int = option(1000, "Number of images.", least=2)
+    seed: int = option(0, "Seed of the selection.", least=0)
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
     targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
     threads: int = option(1, "Same as bench.threads.", derived=True)
@@ -125,19 +150,27 @@ class PruneOptions:
 
 @dataclass(frozen=True, slots=True)
 class FinetuneOptions:
-    """Training of the pruned network to follow the unpruned one; needs no labels."""
+    """Distillation of the unpruned network into the pruned one; needs no labels."""
 
     epochs: int = option(0, "Passes over the images; 0 = none.", least=0)
     source: str = option("", "Images; default: select.source.", path=True)
-    images: int | Literal["all"] = option("all", "How many of them, or all.", least=2)
+    images: int | Literal["all"] = option("all", "Number of images, or all.", least=2)
     batch: int = option(32, "Images a step.", least=2)
     learning_rate: float = option(0.01, "Highest rate of the one-cycle schedule.", above=0.0)
     weight_decay: float = option(1e-4, "Decay of the weights.", least=0.0)
     flip: bool = option(True, "Mirror half of the images.")
     crop_px: int = option(4, "Random shift, in pixels.", least=0)
-    feature_weight: float = option(1.0, "Weight of the stages' outputs beside the logits.", least=0.0)
+    feature_weight: float = option(
+        1.0, "Weight of the loss on stage outputs, relative to that on logits.", least=0.0
+    )
     label_weight: float = option(0.0, "Weight of the labels; 0 needs none.", least=0.0)
-    int8_part: float = option(0.25, "Part of the epochs, at the end, in fake INT8.", least=0.0, most=1.0)
+    qat_fraction: float = option(
+        0.25,
+        "Fraction of the epochs, at the end, with fake INT8 quantization.",
+        least=0.0,
+        most=1.0,
+        renamed_from="int8_part",
+    )
     seed: int = option(0, "Seed of the order.", least=0)
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
 
@@ -160,10 +193,14 @@ class SelectOptions:
     """The calibration images."""
 
     source: str = option("", "Folder, archive, CSV or digits:train.", path=True, required=True)
-    images: int = option(300, "How many calibration images.", least=1)
-    seed: int = option(0, "Seed of the choice.", least=0)
-    skip_bad: bool = option(False, "Leave unreadable images out and count them.")
-    exclude: str = option("", "Same as evaluate.source: its images never calibrate.", path=True, derived=True)
+    images: int = option(300, "Number of calibration images.", least=1)
+    seed: int = option(0, "Seed of the selection.", least=0)
+    skip_unreadable: bool = option(
+        False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
+    )
+    exclude: str = option(
+        "", "Same as evaluate.source: its images are never calibration images.", path=True, derived=True
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,34 +213,52 @@ class CalibrateOptions:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """From ranges to graphs with Q/DQ nodes."""
+    """Post-training quantization: from activation statistics to Q/DQ graphs."""
 
-    observer: str = option("mse", "mse, minmax, percentile or entropy.", known=_observers)
+    observer: str = option(
+        "logits",
+        "Activation ranges: logits (least error of the logits; effort fast: mse), mse, minmax, percentile or "
+        "entropy.",
+        known=_observers,
+    )
     effort: Literal["fast", "balanced", "max"] = option(
         "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
     )
-    bias_correction: bool = option(
-        True, "Let biases absorb the mean error of their layer; without, fitted weights do."
+    weight_rounding: Literal["gptq", "nearest"] = option(
+        "gptq", "gptq (second moments of the inputs; nearest with effort fast) or nearest."
     )
-    sensitivity: bool = option(False, "Measure what each layer costs; seconds to minutes more.")
-    int8_sums: Literal["auto", "exact", "pairs"] = option(
+    bias_correction: bool = option(
+        True, "Correct biases by the mean error of their layer; without, GPTQ weights include it."
+    )
+    sensitivity: bool = option(
+        False, "Measure the quantization error of each layer; seconds to minutes more."
+    )
+    overflow_fix: Literal["auto", "exact", "pairs"] = option(
         "auto",
-        "How the CPU it is for adds products: exact (VNNI), in pairs that can saturate, auto: as here.",
+        "INT8 accumulation of the target CPU: exact (VNNI), pairs (int16, may overflow), auto "
+        "(this machine).",
+        renamed_from="int8_sums",
     )
     float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
-    max_drop_pp: float | None = option(
-        None, "Most top-1 INT8 may lose, in points; layers go to float until it holds.", least=0.0
+    max_validation_drop_pp: float | None = option(
+        None,
+        "Largest top-1 drop of INT8 on the validation images, in percentage points; met by layers in float.",
+        least=0.0,
+        renamed_from="max_drop_pp",
     )
     min_agreement: float | None = option(
-        None, "The same without labels: least part of images with FP32's class.", least=0.0, most=1.0
+        None, "Minimum top-1 agreement with FP32 (no labels needed).", least=0.0, most=1.0
     )
-    judge_images: int = option(
-        1000, "Images of select.source that judge this, none that calibrates.", least=1
+    validation_images: int = option(
+        1000,
+        "Images of select.source, none of them for calibration, that check this limit.",
+        least=1,
+        renamed_from="judge_images",
     )
     targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
     source: str = option("", "Same as select.source.", path=True, derived=True)
     exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
-    skip_bad: bool = option(False, "Same as select.skip_bad.", derived=True)
+    skip_unreadable: bool = option(False, "Same as select.skip_unreadable.", derived=True)
     batch: int = option(8, "Same as evaluate.batch.", derived=True)
     workers: int | None = option(None, "Same as evaluate.workers.", derived=True, not_in_key=True)
     backend: Backend = option(  # noqa: RUF009
@@ -212,13 +267,13 @@ class QuantizeOptions:
 
     @property
     def limited(self) -> bool:
-        """Whether INT8 has a limit to keep."""
-        return self.max_drop_pp is not None or self.min_agreement is not None
+        """Return True if INT8 has an accuracy limit."""
+        return self.max_validation_drop_pp is not None or self.min_agreement is not None
 
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """What is built."""
+    """Engines to build."""
 
     targets: tuple[str, ...] = option(
         ("openvino", "onnxruntime", "tensorrt"), "Runtimes to build for.", known=_targets, required=True
@@ -228,40 +283,42 @@ class CompileOptions:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateOptions:
-    """The images accuracy is measured on."""
+    """Evaluation images."""
 
     source: str = option("", "Folder, archive, CSV or digits:test.", path=True, required=True)
-    images: int | Literal["all"] = option("all", "How many, or all.", least=1)
+    images: int | Literal["all"] = option("all", "Number of images, or all.", least=1)
     batch: int = option(32, "Images decoded and run at once.", least=1)
-    skip_bad: bool = option(False, "Leave unreadable images out and count them.")
+    skip_unreadable: bool = option(
+        False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
+    )
     workers: int | None = option(
-        None, "Batches at a time; default: one for each core, at most 8.", least=1, not_in_key=True
+        None, "Batches in parallel; default: one per core, at most 8.", least=1, not_in_key=True
     )
     backend: Backend = option(  # noqa: RUF009
-        "threading", "Where: threading, loky (processes), ray or dask (a cluster).", not_in_key=True
+        "threading", "Executor: threading, loky (processes), ray or dask (a cluster).", not_in_key=True
     )
 
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """How latency is measured."""
+    """Latency measurement."""
 
     batch: int | None = option(None, "Images of one inference; default: the graph's, else 1.", least=1)
     threads: int = option(1, "CPU threads of one session; not more than cores.", least=1, most=_cores)
     duration_s: float = option(2.0, "Seconds of timed inferences for each variant.", above=0.0)
     runs: int | None = option(None, "Timed inferences of each variant, instead of a duration.", least=1)
-    warmup_s: float = option(0.5, "Seconds of inferences before, for each variant.", least=0.0)
+    warmup_s: float = option(0.5, "Seconds of warm-up inferences for each variant.", least=0.0)
     throughput_s: float = option(
-        1.0, "Seconds each for throughput, end to end and energy; 0 leaves them and memory out.", least=0.0
+        1.0, "Seconds each for throughput, end to end and energy; 0 skips them and memory.", least=0.0
     )
     source: str = option("", "Same as select.source.", path=True, derived=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
-    """The limits a run must keep (exit code 3 if it misses one); None: no limit."""
+    """Limits of a run (exit code 3 if one is missed); None: no limit."""
 
-    max_drop_pp: float | None = option(None, "Largest loss of top-1, in percentage points.")
+    max_drop_pp: float | None = option(None, "Largest drop of top-1, in percentage points.")
     min_speedup: float | None = option(None, "Smallest speed-up over FP32 on the same target.", above=0.0)
     max_latency_ms: float | None = option(None, "Largest median latency, in milliseconds.", above=0.0)
     judge_by: Literal["interval", "point"] = option(
@@ -272,9 +329,9 @@ class ReportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a run; a section is a stage."""
+    """All options of a run, one section per stage."""
 
-    name: str = option("", "What the recipe was read from.", derived=True)
+    name: str = option("", "Name or path of the recipe file.", derived=True)
     load: LoadOptions = LoadOptions()
     prune: PruneOptions = PruneOptions()
     finetune: FinetuneOptions = FinetuneOptions()
@@ -299,12 +356,12 @@ class Recipe:
             RecipeError: The file, a key or a value cannot be used; the hint gives the nearest name.
         """
         path = find(recipe)
-        table = _with_paths_beside(path, read_toml(path))
+        table = _with_absolute_paths(path, read_toml(path))
         return replace(cls.build(table, overrides), name=path.stem if path.parent == RECIPES else str(path))
 
     @classmethod
     def build(cls, table: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
-        """Make a recipe of a table of sections.
+        """Build a recipe from a table of sections.
 
         Args:
             table: Section -> key -> value.
@@ -313,24 +370,35 @@ class Recipe:
         Raises:
             RecipeError: A key or value cannot be used.
         """
-        changed = dict(table)
-        if isinstance(overrides, Mapping):
-            for name, value in overrides.items():
-                merge(changed, name, value)
-        else:
-            for text in overrides:
-                parse_override(changed, text, cls)
-        return cast("Recipe", convert(changed, cls, ""))
+        changed = with_current_names(table, cls)
+        pairs = (
+            overrides.items()
+            if isinstance(overrides, Mapping)
+            else [parse_override(t, cls) for t in overrides]
+        )
+        used_names: dict[str, str] = {}
+        for name, value in pairs:
+            current = current_name(name, cls)
+            if name != current:
+                warn_renamed(f"option {name}", current)
+            if used_names.setdefault(current, name) != name:
+                raise RecipeError(
+                    f"{used_names[current]} and {name} are both set", hint=f"set only {current}"
+                )
+            merge(changed, current, value)
+        return cast("Recipe", convert(with_current_names(changed, cls), cls, ""))
 
     def resolved(self) -> Recipe:
-        """The recipe with everything filled in that follows from another section."""
-        measured = self.prune.target_latency is not None  # else targets and threads do not matter to it
-        judges: dict[str, Any] = {}  # images that only a limit needs
+        """Return the recipe with all options filled in that follow from another section."""
+        measured = (
+            self.prune.latency_ratio is not None
+        )  # else the result does not depend on targets and threads
+        validation: dict[str, Any] = {}  # options that only a limit needs
         if self.quantize.limited:
-            judges = {
+            validation = {
                 "source": self.select.source,
                 "exclude": self.evaluate.source,
-                "skip_bad": self.select.skip_bad,
+                "skip_unreadable": self.select.skip_unreadable,
                 "batch": self.evaluate.batch,
             }
         return replace(
@@ -355,7 +423,7 @@ class Recipe:
                 targets=self.compile.targets,
                 workers=self.evaluate.workers,
                 backend=self.evaluate.backend,
-                **judges,
+                **validation,
             ),
             compile=replace(self.compile, input=self.export.input),
             bench=replace(self.bench, source=self.select.source),
@@ -363,12 +431,12 @@ class Recipe:
 
 
 def names() -> tuple[str, ...]:
-    """The recipes that come with the toolkit."""
+    """Return the names of the bundled recipes."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
 
 
 def find(recipe: str | Path) -> Path:
-    """The file of a recipe, given by path or by name.
+    """Return the file of a recipe given by path or by name.
 
     Raises:
         RecipeError: There is none; the hint gives the nearest name.
@@ -386,7 +454,7 @@ def find(recipe: str | Path) -> Path:
 
 
 def explained(options: Any = None, section: str = "") -> Iterator[tuple[str, str, str]]:
-    """Every option a recipe may set: dotted name, default as TOML, and its line of help."""
+    """Yield every option that a recipe may set: dotted name, default as TOML, and line of help."""
     for each in fields(Recipe() if options is None else options):
         if each.metadata.get("derived"):
             continue
@@ -398,7 +466,7 @@ def explained(options: Any = None, section: str = "") -> Iterator[tuple[str, str
 
 
 def check_required(recipe: Recipe, stages: Iterable[str]) -> None:
-    """Check that every option these stages cannot do without is set.
+    """Check that the required options of these stages are set.
 
     Raises:
         RecipeError: One is not; the hint shows how to set it.
@@ -413,19 +481,19 @@ def check_required(recipe: Recipe, stages: Iterable[str]) -> None:
                 )
 
 
-def _with_paths_beside(recipe: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """Relative paths of a recipe file are relative to the file."""
+def _with_absolute_paths(recipe: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """Resolve the relative paths of a recipe file against its folder."""
 
     def visit(values: dict[str, Any], options: Any) -> dict[str, Any]:
-        known = {each.name: each for each in fields(options)}
+        options_by_key = {each.name: each for each in fields(options)}
         result = dict(values)
         for key, value in values.items():
-            each = known.get(key)
+            each = options_by_key.get(key)
             if each is None:
                 continue
             if names_path(each.metadata, value):
-                beside = str(recipe.absolute().parent / value)
-                result[key] = beside if existing(beside) else value
+                absolute = str(recipe.absolute().parent / value)
+                result[key] = absolute if existing(absolute) else value
             elif isinstance(value, dict) and each.default is not MISSING:
                 result[key] = visit(value, each.default)
         return result

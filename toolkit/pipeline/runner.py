@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe in order, doing only what is not in the store."""
+"""Run the stages of a recipe in order; stages with a stored result are skipped."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, Literal, TypeAlias
 from edgeship.toolkit.core.artifact import plain, write_json
 from edgeship.toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
 from edgeship.toolkit.pipeline.fingerprints import check_exist, fingerprint, outside_files
-from edgeship.toolkit.pipeline.publish import StageResult, check_free, describe, publish, read_report
+from edgeship.toolkit.pipeline.publish import StageResult, check_overwrite, describe, publish, read_report
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required
 from edgeship.toolkit.pipeline.stage import Stage
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.pipeline.store import Store, key_of
 
 State: TypeAlias = Literal["started", "waiting", "done", "cached"]
-Watcher: TypeAlias = Callable[[str, State, float], None]  # stage, state, seconds it took
+Watcher: TypeAlias = Callable[[str, State, float], None]  # stage, state, seconds
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ROOM_WORDS = ("no space left", "os error 28", "disk quota", "file too large", "os error 27")
@@ -31,27 +31,27 @@ class Run:
     """A finished run.
 
     Attributes:
-        recipe: What was run.
-        stages: Its stages, in order.
+        recipe: The recipe.
+        stages: Results of the stages, in order.
     """
 
     recipe: Recipe
     stages: tuple[StageResult, ...]
 
     def folder(self, stage: str) -> Path:
-        """Where a stage left its files."""
+        """Return the folder of a stage's files."""
         return next(each.folder for each in self.stages if each.name == stage)
 
     @property
     def report(self) -> dict[str, Any]:
-        """The content of report.json."""
+        """Return the content of report.json."""
         return read_report(self.folder("report"), self.stages)
 
     def check_gates(self) -> None:
-        """Compare with the limits of the recipe's report section.
+        """Raise if a limit of the recipe's report section is missed.
 
         Raises:
-            GateError: A limit was missed.
+            GateError: A limit is missed.
         """
         missed = [gate for gate in self.report["gates"] if gate["passed"] is False]
         if missed:
@@ -77,31 +77,31 @@ def run(
     """Run a recipe.
 
     Args:
-        recipe: What to do.
-        out: Folder that gets the report, the engines and `run.json`; None leaves all in the store.
+        recipe: The recipe.
+        out: Folder for the report, the engines and `run.json`; None: results stay in the store only.
         until: Last stage to run; None runs all.
-        redo: Stages to work through again even if the store has their result.
-        store: Where results are kept; None is the user's store.
-        watch: Told as each stage starts, waits for another run, or is done.
-        stages: The main path.
+        redo: Stages to run again even if the store has their result.
+        store: Cache of stage results; None: the user's store.
+        watch: Called when a stage starts, waits for another run, or is done.
+        stages: Stages in order.
 
     Returns:
-        The stages and their folders. Gates are not judged: see `Run.check_gates`.
+        The stages and their folders; limits are checked by `Run.check_gates`.
 
     Raises:
         RecipeError: An option or a stage name cannot be used, or `out` holds files that it would overwrite.
-        ToolkitError: A stage failed; what was finished before it is kept.
+        ToolkitError: A stage failed; results of earlier stages stay in the store.
     """
     chosen = _chosen(stages, until, redo)
     check_required(recipe, [stage.name for stage in chosen])
     for stage in chosen:
         check_exist(getattr(recipe, stage.name), stage.name)
     if out is not None:
-        check_free(recipe, [stage.name for stage in chosen], Path(out))
+        check_overwrite(recipe, [stage.name for stage in chosen], Path(out))
     store = store or Store()
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with _no_room_explained(store.root):
-            held.enter_context(store.in_use())
+            stack.enter_context(store.in_use())
             done: dict[str, StageResult] = {}
             for stage in chosen:
                 again = stage.name in redo
@@ -114,11 +114,11 @@ def run(
 
 
 def _chosen(stages: Sequence[Stage], until: str | None, redo: Collection[str]) -> list[Stage]:
-    known = [stage.name for stage in stages]
+    names = [stage.name for stage in stages]
     for name in (*redo, *([until] if until else [])):
-        if name not in known:
-            raise RecipeError(f"no stage named '{name}'", hint=nearest(name, known))
-    return list(stages[: known.index(until) + 1 if until else None])
+        if name not in names:
+            raise RecipeError(f"no stage named '{name}'", hint=nearest(name, names))
+    return list(stages[: names.index(until) + 1 if until else None])
 
 
 def _run_stage(
@@ -144,7 +144,7 @@ def _run_stage(
             stage.work(options, {**inputs, "run": Path(folder)}, out, work_dir)
 
     try:
-        entry, made = store.make(
+        entry, computed = store.make(
             stage.name,
             key,
             work,
@@ -153,12 +153,12 @@ def _run_stage(
         )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"interrupted in stage '{stage.name}'") from interrupt
-    watch(stage.name, "done" if made else "cached", entry.seconds)
-    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not made)
+    watch(stage.name, "done" if computed else "cached", entry.seconds)
+    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not computed)
 
 
 def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult], store: Store) -> str:
-    """What the result of a stage depends on; paths count by what lies there, not by name."""
+    """Return the cache key of a stage; outside files count by content, not by name."""
     values, outside = outside_files(options)
     return key_of(
         stage=stage.name,
@@ -173,7 +173,7 @@ def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult
 
 
 def _this_device() -> Any:
-    """This machine, without what changes from minute to minute."""
+    """Describe this machine without its current clock."""
     from edgeship.targets._device import this_device
 
     return plain(replace(this_device(), clocks_mhz=None))
@@ -181,7 +181,7 @@ def _this_device() -> Any:
 
 @contextmanager
 def _no_room_explained(folder: Path) -> Iterator[None]:
-    """Translate the many ways libraries say that a disk is full."""
+    """Translate the disk-full errors of libraries into one ToolkitError."""
     try:
         yield
     except ToolkitError as error:
@@ -209,6 +209,5 @@ def _is_no_room(error: BaseException | None) -> bool:
 def _no_room(folder: Path) -> ToolkitError:
     return ToolkitError(
         f"no room left to write below {folder}",
-        hint="free some space (`edgeship store gc`), or name another disk with --store; "
-        "finished stages are kept, so the same command goes on from there",
+        hint="free space with `edgeship store gc`, or set --store; finished stages stay stored",
     )

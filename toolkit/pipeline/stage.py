@@ -1,4 +1,4 @@
-"""Define a stage: a function from options and folders to files, and what its result depends on."""
+"""Define a stage: a function from options and folders to files, and its dependencies."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Stage:
     """One step of the main path.
 
     Attributes:
-        name: Name of the recipe section, the store folder and the argument of `--until` and `--redo`.
-        work: Takes the options, the folders of the stages it needs, the empty folder for its files, and a
-            folder for the state of unfinished work, which outlives a failure and is removed on success.
-        needs: Stages whose folders it reads.
-        implementation: Returns the function that `work` calls with these options: only its code counts then;
-            None: the code of `work` itself.
-        on_device: Returns whether the result with these options depends on this machine; None: never.
-        extra_key: Returns what else the result depends on, from the options; None: nothing.
-        needs_run_info: Gets the input `run`, a folder with run.json (`output.describe`).
+        name: Name of the recipe section, the store folder and the argument of `--until` and `--rerun`.
+        work: Function of the options, the folders of the stages in `needs`, the empty folder for its files,
+            and a folder for checkpoints, which outlives a failure and is removed on success.
+        needs: Stages whose folders are inputs.
+        implementation: Returns the function that `work` calls with these options, whose code is hashed; None:
+            the code of `work`.
+        on_device: Returns True if the result with these options depends on this machine; None: never.
+        extra_key: Returns further parts of the cache key, from the options; None: there are none.
+        needs_run_info: Add the input `run`, a folder with run.json (`publish.describe`).
     """
 
     name: str
@@ -37,11 +37,11 @@ class Stage:
     needs_run_info: bool = False
 
     def code_digest(self, options: Any, sources: Sources | None = None) -> str:
-        """Return the digest of the code that decides the result with these options.
+        """Return the digest of all code that the result with these options depends on.
 
         Args:
             options: The stage's section of the recipe.
-            sources: Where the product's source is; None: as installed.
+            sources: Source files of the product; None: as installed.
         """
         function = self.implementation(options) if self.implementation else self.work
         return (sources or installed()).digest(function)

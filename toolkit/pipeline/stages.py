@@ -1,7 +1,7 @@
-"""The main path of the product: what happens in which order, read from top to bottom.
+"""The stages of a run, in order.
 
 Every stage is a function of its options and the folders of the stages before it; it writes files into the
-empty folder `out`, may keep the state of unfinished work in `work_dir`, and returns nothing.
+empty folder `out` and may write checkpoints into `work_dir`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from edgeship.toolkit.pipeline.stage import Inputs, Stage
 
 
 def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> None:
-    """Bring in the network: from a checkpoint, by training it, or as an ONNX file.
+    """Load the network from a checkpoint or an ONNX file, or train it.
 
     Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
     parameters, classes, class_names, preprocess, preprocess_source}.
@@ -56,28 +56,28 @@ def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> No
 
 
 def prune(options: PruneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
-    """Make the network smaller, or pass it on. Writes the network and plan.json {method, ...}."""
+    """Prune the network, or copy it unchanged. Writes the network and plan.json {method, ...}."""
     pruning.check(options)
     if options.method == "none":
-        _pass_on(inputs["load"], out)
+        _link_network(inputs["load"], out)
         write_json(out / "plan.json", {"method": "none"})
     else:
         pruning.prune(options, inputs["load"], out, checkpoint=work_dir / "states")
 
 
 def finetune(options: FinetuneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
-    """Train the pruned network to follow the unpruned one, or pass it on. Writes it and history.json."""
+    """Distill the unpruned network into the pruned one, or copy it. Writes the network and history.json."""
     unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
     if options.epochs == 0 or unpruned:
-        _pass_on(inputs["prune"], out)
+        _link_network(inputs["prune"], out)
         write_json(out / "history.json", {})
     else:
         state = work_dir / "checkpoint.pt"
         finetuning.finetune(options, inputs["load"], inputs["prune"], out, checkpoint=state)
 
 
-def _pass_on(folder: Path, out: Path) -> None:
-    """Link a network into the next stage's folder: nothing in the store is ever written to."""
+def _link_network(folder: Path, out: Path) -> None:
+    """Link the files of a network into the next stage's folder; stored files are never modified."""
     for name in ("model.safetensors", "widths.json", "float.onnx"):
         if (folder / name).is_file():
             try:
@@ -87,26 +87,28 @@ def _pass_on(folder: Path, out: Path) -> None:
 
 
 def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Write the ONNX graphs: float.onnx, and pruned.onnx if there is something pruned.
+    """Export the ONNX graphs: float.onnx, and pruned.onnx of a pruned network.
 
     Also graphs.json {float, pruned: {file, macs, parameters}, parity, size, batch, classes, class_names,
     preprocess}; a batch of null is dynamic.
     """
     described = read_json(inputs["load"] / "model.json")
     check_known(options.input, described["preprocess_source"])
-    found = {"float": load_and_export.export(options, inputs["load"], described, out / "float.onnx")}
+    exported = {"float": load_and_export.export(options, inputs["load"], described, out / "float.onnx")}
     if read_json(inputs["prune"] / "plan.json")["method"] != "none":
-        found["pruned"] = load_and_export.export(options, inputs["finetune"], described, out / "pruned.onnx")
+        exported["pruned"] = load_and_export.export(
+            options, inputs["finetune"], described, out / "pruned.onnx"
+        )
     graphs = {
         name: {"file": graph.file.name, "macs": graph.macs, "parameters": graph.parameters}
-        for name, graph in found.items()
+        for name, graph in exported.items()
     }
-    first = found["float"]
+    first = exported["float"]
     write_json(
         out / "graphs.json",
         {
             **graphs,
-            "parity": max(graph.parity for graph in found.values()),
+            "parity": max(graph.parity for graph in exported.values()),
             "size": described["preprocess"]["crop"],
             "batch": first.batch,
             "classes": first.classes,
@@ -117,7 +119,7 @@ def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -
 
 
 def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Choose the calibration images, of which none is evaluated on. Writes manifest.json, findings.json."""
+    """Select calibration images, disjoint from the evaluation images. Writes manifest.json, findings.json."""
     from edgeship.calibration import doctor, manifest
     from edgeship.calibration.datasets import open_dataset
 
@@ -129,12 +131,12 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
             options.exclude, graphs["classes"], names=datasets.aliases(graphs)
         )
     chosen = manifest.select(
-        dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_bad
+        dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_unreadable
     )
     manifest.write(out / "manifest.json", chosen)
     indices = manifest.locate(chosen, dataset)
     findings = datasets.opened(dataset) + datasets.left_out(dataset, options, chosen)
-    if not options.skip_bad:
+    if not options.skip_unreadable:
         datasets.check_readable(dataset, indices)
     findings += doctor.examine(
         dataset,
@@ -149,9 +151,10 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
 
 
 def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Run the calibration images through the float graphs; write the statistics of every activation.
+    """Run the calibration images through the float graphs and write the statistics of every activation.
 
-    Also scales.json {graph: {images, scale, enough}}, how the scales grow with the images, and findings.json.
+    Also writes scales.json {graph: {images, scale, enough}}, the scales against the number of images, and
+    findings.json.
     """
     from edgeship.calibration import sample_size
     from edgeship.quantization.calibrate import collect
@@ -170,7 +173,7 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
 
 
 def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Write a graph with Q/DQ nodes per target, each by the target's own scheme, from one calibration.
+    """Write a Q/DQ graph per target, by the target's scheme, from one calibration.
 
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
@@ -179,11 +182,11 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
     from edgeship.toolkit.graph import io
 
     graphs = read_json(inputs["export"] / "graphs.json")
-    judges = None
+    validation = None
     if mixed_precision.limited(options):
-        used = manifest.read(inputs["select"] / "manifest.json")
-        judges = mixed_precision.held_out(
-            options, used, graphs["classes"], from_json(graphs["preprocess"]), datasets.aliases(graphs)
+        calibration = manifest.read(inputs["select"] / "manifest.json")
+        validation = mixed_precision.held_out(
+            options, calibration, graphs["classes"], from_json(graphs["preprocess"]), datasets.aliases(graphs)
         )
     summaries = {}
     for graph in graph_names(graphs):
@@ -192,7 +195,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
         for target in track(options.targets, f"quantizing {graph}"):
             name = quantized_name(target, pruned=graph == "pruned")
             summaries[name] = mixed_precision.quantize(
-                options, model, statistics, target, judges, out / f"{name}.onnx"
+                options, model, statistics, target, validation, out / f"{name}.onnx"
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
@@ -200,11 +203,11 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
 
 
 def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Build every variant, and ask the runtime what really runs in INT8.
+    """Compile every variant, with an audit of the layer precisions that the runtime executes.
 
-    Writes one folder a variant, and compiled.json {variant: {target, precision, pruned, folder, file,
+    Writes one folder per variant, and compiled.json {variant: {target, precision, pruned, folder, file,
     runs_here, note, audit, warnings, instead, size_bytes, input, graph, float_input, error, hint}}; see
-    `variants.build`. A target that is absent or refuses is recorded with its error, and the others go on.
+    `variants.build`. A target that is missing or rejects the graph is recorded with its error.
     """
     graphs = read_json(inputs["export"] / "graphs.json")
     preprocess = from_json(graphs["preprocess"]) if options.input == "uint8" else None
@@ -222,7 +225,7 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path)
 
 
 def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Run the evaluation images through every variant; compare each with the float reference, in pairs.
+    """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
     Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json, findings.json and
     input_checks.json [`InputCheck`].
@@ -238,7 +241,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
         graphs["classes"],
         from_json(graphs["preprocess"]),
         options.batch,
-        options.skip_bad,
+        options.skip_unreadable,
         names,
     )
     outcome, skipped = evaluation.run(
@@ -255,7 +258,9 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     write_json(out / "images.json", datasets.identity(dataset, outcome.indices))
     write_json(out / "findings.json", datasets.opened(dataset) + datasets.unreadable(dataset, skipped))
     reference = outcome.logits[variants.REFERENCE]
-    write_json(out / "input_checks.json", baseline_check.of_run(inputs, dataset, outcome.indices, reference))
+    write_json(
+        out / "input_checks.json", baseline_check.check_run(inputs, dataset, outcome.indices, reference)
+    )
     write_json(
         out / "accuracy.json",
         {
@@ -266,9 +271,9 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
 
 
 def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Time every variant that runs here, in turns in one process; throughput, memory and energy apart.
+    """Time every variant that runs here, interleaved in one process; then throughput, memory and energy.
 
-    Writes latency.json and device.json: the machine, and what else it did meanwhile.
+    Writes latency.json and device.json: the machine and its CPU load during the measurement.
     """
     from edgeship.targets._cpu_load import Watch
 
@@ -291,7 +296,7 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
 
 
 def report(options: ReportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
-    """Gather what the stages left into report.json, report.md and report.html, and judge the limits."""
+    """Gather the results of all stages into report.json, report.md and report.html, and check the limits."""
     from edgeship.toolkit.report import gather, render
 
     run = read_json(inputs["run"] / "run.json")
@@ -314,7 +319,7 @@ def _always(_options: object) -> bool:
 
 
 def _times_candidates(options: PruneOptions) -> bool:
-    return options.target_latency is not None
+    return options.latency_ratio is not None
 
 
 def _times_layers(options: QuantizeOptions) -> bool:
@@ -333,7 +338,7 @@ STAGES = (
         quantize,
         needs=("export", "select", "calibrate"),
         on_device=_times_layers,
-        extra_key=mixed_precision.facts,
+        extra_key=mixed_precision.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),

@@ -1,12 +1,12 @@
-"""The store: what a stage made, found again by what it was made from.
+"""The store: a content-addressed cache of stage results.
 
-    objects/<stage>-<digest>/      the files a stage wrote, named by their content; never changed
-    keys/<stage>-<key>.json        which object the inputs of a stage lead to, and how long it took
-    tmp/<key>/, partial/<key>/     work in progress; the state with which interrupted work goes on
-    digests/, locks/               digests of outside files; one lock a key
+    objects/<stage>-<digest>/      files of a stage, named by their content; never modified
+    keys/<stage>-<key>.json        cache key -> object, with the duration of the stage
+    tmp/<key>/, partial/<key>/     unfinished result; checkpoints of an interrupted stage
+    digests/, locks/               digests of outside files; one lock per key
 
-An object appears by rename and a key by replacement, so both are complete or absent. Whoever holds the lock
-of a key owns `tmp/<key>`; whoever runs holds the store's own lock shared, and cleaning takes it alone.
+An object appears by rename and a key by replacement, so both are complete or absent. The process with the
+lock of a key owns `tmp/<key>`; runs take the lock of the store shared, `gc` and `clear` exclusively.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Entry:
 
     Attributes:
         stage: Name of the stage.
-        key: What it was made from.
+        key: Cache key.
         digest: Content digest of the folder.
-        seconds: How long it took to make.
-        made_at: When it was made, seconds since 1970.
+        seconds: Duration of the stage.
+        made_at: End of the stage, in seconds since 1970.
         files: Relative file name -> size in bytes.
-        folder: Where the files are; never to be written to.
+        folder: Folder of the files; read only.
     """
 
     stage: str
@@ -51,12 +51,12 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        """Size of all files."""
+        """Return the size of all files."""
         return sum(self.files.values())
 
 
 def default_root() -> Path:
-    """`$EDGESHIP_STORE`, else `edgeship/store` in the user's cache folder."""
+    """Return `$EDGESHIP_STORE`, else `edgeship/store` in the user's cache folder."""
     if own := os.environ.get("EDGESHIP_STORE"):
         return Path(own).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -64,14 +64,14 @@ def default_root() -> Path:
 
 
 class Store:
-    """A folder of finished stages that any number of runs may share."""
+    """A folder of stage results that concurrent runs may share."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_root()).absolute()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Hold the store for a run: nothing in it is cleared meanwhile, and left-overs are removed.
+        """Lock the store against clearing during a run, after removal of abandoned temporary folders.
 
         Raises:
             ToolkitError: The folder cannot be written to.
@@ -79,22 +79,22 @@ class Store:
         try:
             for name in ("objects", "keys", "digests", "locks", "partial", "tmp"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            tag = self.root / "CACHEDIR.TAG"  # back-up programs leave such folders out
+            tag = self.root / "CACHEDIR.TAG"  # back-up programs skip such folders
             if not tag.exists():
                 tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n", encoding="ascii")
-            whole = (self.root / "locks" / "store").open("a")
+            lock = (self.root / "locks" / "store").open("a")
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise ToolkitError(
                 f"cannot keep results in {self.root}: {error.strerror}",
                 hint="name another folder with --store or EDGESHIP_STORE",
             ) from error
-        with whole:
-            fcntl.flock(whole, fcntl.LOCK_SH)
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
             self._remove_left_overs()
             yield
 
     def find(self, stage: str, key: str) -> Entry | None:
-        """The finished stage of that key; None if there is none, or its files are no longer whole."""
+        """Return the result of a stage; None if the key is unknown or the files are damaged."""
         try:
             record = read_json(self._record(stage, key))
             entry = Entry(**record, folder=self._object(stage, record["digest"]))
@@ -111,26 +111,26 @@ class Store:
         redo: bool = False,
         waiting: Callable[[], None] = lambda: None,
     ) -> tuple[Entry, bool]:
-        """Find a stage, or do its work in a temporary folder and keep the result.
+        """Return the stored result of a stage, or compute it in a temporary folder and store it.
 
         Args:
             stage: Name of the stage.
-            key: What its result depends on.
-            work: Takes an empty folder for the result, and a folder for the state of unfinished work, which
-                outlives a failure and is removed on success.
-            redo: Work even where there is a result already.
-            waiting: Called once if another run is at the same work; its result is then used.
+            key: Cache key.
+            work: Function of an empty folder for the result and a folder for checkpoints, which outlives a
+                failure and is removed on success.
+            redo: Compute it even if there is a result.
+            waiting: Called once if another process computes the same key; its result is then used.
 
         Returns:
-            The entry, and whether it was made now.
+            The entry, and True if it was computed now.
         """
-        if not redo and (found := self.find(stage, key)):
-            return found, False
+        if not redo and (entry := self.find(stage, key)):
+            return entry, False
         with self._locked(key, waiting):
-            if not redo and (found := self.find(stage, key)):
-                return found, False
+            if not redo and (entry := self.find(stage, key)):
+                return entry, False
             temporary, partial = self.root / "tmp" / key, self.root / "partial" / key
-            _remove(temporary)  # of a run that was killed: we hold its lock
+            _remove(temporary)  # of a killed run: the lock is ours
             temporary.mkdir()
             partial.mkdir(exist_ok=True)
             try:
@@ -141,23 +141,23 @@ class Store:
                 return entry, True
             finally:
                 _remove(temporary)
-                with suppress(OSError):  # absent, or it holds state
+                with suppress(OSError):  # absent, or it has checkpoints
                     partial.rmdir()
 
     def entries(self) -> list[Entry]:
-        """Every finished stage, newest first."""
-        found = []
+        """Return all stage results, newest first."""
+        entries = []
         for path in (self.root / "keys").glob("*.json"):
             stage, _, key = path.stem.rpartition("-")
             if entry := self.find(stage, key):
-                found.append(entry)
-        return sorted(found, key=lambda entry: -entry.made_at)
+                entries.append(entry)
+        return sorted(entries, key=lambda entry: -entry.made_at)
 
     def gc(self, *, older_than_days: float | None = None) -> int:
-        """Remove what nothing leads to any more, and stages older than that.
+        """Remove unreferenced objects and results older than a number of days.
 
         Returns:
-            Bytes that were freed.
+            Freed bytes.
 
         Raises:
             ToolkitError: A run is using the store.
@@ -165,13 +165,13 @@ class Store:
         oldest = time.time() - older_than_days * 86_400 if older_than_days is not None else 0.0
         with self._alone():
             before = self.size_bytes()
-            kept = [entry for entry in self.entries() if entry.made_at >= oldest]
-            named = {entry.folder for entry in kept} | {
-                self._record(entry.stage, entry.key) for entry in kept
+            recent = [entry for entry in self.entries() if entry.made_at >= oldest]
+            referenced = {entry.folder for entry in recent} | {
+                self._record(entry.stage, entry.key) for entry in recent
             }
             for folder in ("keys", "objects", "partial", "tmp"):
                 for path in (self.root / folder).iterdir():
-                    if path not in named:
+                    if path not in referenced:
                         _remove(path)
             return before - self.size_bytes()
 
@@ -179,7 +179,7 @@ class Store:
         """Remove everything.
 
         Returns:
-            Bytes that were freed.
+            Freed bytes.
 
         Raises:
             ToolkitError: A run is using the store, or the folder is not a store.
@@ -192,7 +192,7 @@ class Store:
         return freed
 
     def size_bytes(self) -> int:
-        """Size of everything in the store."""
+        """Return the size of all files in the store."""
         return sum(_sizes(self.root).values()) if self.root.is_dir() else 0
 
     def _keep(self, stage: str, key: str, temporary: Path, seconds: float) -> Entry:
@@ -204,7 +204,7 @@ class Store:
             try:
                 temporary.rename(folder)
             except OSError:
-                if _sizes(folder) != files:  # another key just led to the same content
+                if _sizes(folder) != files:  # another key has just stored the same content
                     raise
         record = {
             "stage": stage,
@@ -232,7 +232,7 @@ class Store:
             yield
 
     def _remove_left_overs(self) -> None:
-        """Remove temporary folders whose run is gone: nobody holds their key."""
+        """Remove temporary folders of ended runs, whose keys are not locked."""
         for path in (self.root / "tmp").iterdir():
             with (self.root / "locks" / path.name).open("a") as stream:
                 if _try_lock(stream):
@@ -251,12 +251,12 @@ class Store:
 
 
 def key_of(**parts: object) -> str:
-    """A short digest of what a stage's result depends on."""
+    """Return the cache key: a short digest of everything that a result depends on."""
     return sha256_bytes(canonical_json(parts).encode())[:DIGEST_LENGTH]
 
 
 def as_dict(entry: Entry) -> dict[str, object]:
-    """An entry as plain values, with its size."""
+    """Convert an entry to plain values, with its size."""
     return {**asdict(entry), "folder": str(entry.folder), "size_bytes": entry.size_bytes}
 
 

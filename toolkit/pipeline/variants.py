@@ -1,4 +1,4 @@
-"""The rows of the report: which there are, how each is run, compared and timed."""
+"""Plan, compile, evaluate and time the variants."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 REFERENCE = "onnxruntime-fp32"
 REFERENCE_TARGET = "onnxruntime"
 TOP = 5
-PIXEL_IMAGES = 2  # of noise, that engines of both inputs are compared on
+PIXEL_IMAGES = 2  # random images to compare the engines of both input types
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Variant:
     pruned: bool
 
     def graph(self, inputs: Inputs) -> Path:
-        """The ONNX file it is built from."""
+        """Return the ONNX file that the variant is compiled from."""
         if self.precision == "int8":
             return inputs["quantize"] / f"{quantized_name(self.target, pruned=self.pruned)}.onnx"
         return inputs["export"] / ("pruned.onnx" if self.pruned else "float.onnx")
@@ -52,7 +52,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the variants said of N images.
+    """Logits of the variants on N images.
 
     Attributes:
         logits: Variant -> (N, classes).
@@ -66,33 +66,33 @@ class Outcome:
 
 
 def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, ...]:
-    """Every variant of these targets: unpruned and pruned, FP32 and INT8; the reference always."""
-    found = [Variant(REFERENCE, REFERENCE_TARGET, "fp32", pruned=False)]
+    """Return all variants of these targets, unpruned and pruned, FP32 and INT8; the reference first."""
+    variants = [Variant(REFERENCE, REFERENCE_TARGET, "fp32", pruned=False)]
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     for target in names:
         for precision in precisions:
             for graph in graph_names(graphs):
                 name = quantized_name(f"{target}-{precision}", pruned=graph == "pruned")
-                found.append(Variant(name, target, precision, graph == "pruned"))
-    return tuple(dict.fromkeys(found))
+                variants.append(Variant(name, target, precision, graph == "pruned"))
+    return tuple(dict.fromkeys(variants))
 
 
 def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> dict[str, Any]:
     """Compile a variant.
 
     Args:
-        variant: Which.
+        variant: The variant.
         inputs: Folders of the stages before.
-        out: Gets a folder named like the variant; with `preprocess` also the graph that takes pixels and,
-            where the engine runs here, an engine without that, to tell what it saves.
-        preprocess: What engines that take decoded pixels do with them; None: they take ready images.
+        out: Parent of the folder of the variant; with `preprocess` also of the graph with pixel input and, if
+            the engine runs here, of an engine with float input for comparison.
+        preprocess: Normalization in engines with pixel input; None: engines have float input.
 
     Returns:
-        What compiled.json says of it; `graph` and `float_input` are files below `out`, or None.
+        Its record in compiled.json; `graph` and `float_input` are files below `out`, or None.
 
     Raises:
-        TargetError: The SDK is absent or refuses the graph.
-        ModelError: The graph cannot take pixels.
+        TargetError: The SDK is missing or rejects the graph.
+        ModelError: The graph does not support pixel input.
     """
     from edgeship.toolkit.graph.pixels import take_pixels
 
@@ -123,13 +123,13 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
 def check_pixels(
     target: targets.Target, takes_pixels: Path, takes_floats: Path, preprocess: Preprocess
 ) -> list[str]:
-    """Compare an engine that normalizes pixels itself with the same that takes ready images.
+    """Compare an engine with pixel input, which normalizes them, with the same with float input.
 
     Args:
-        target: What runs both.
+        target: Runtime of both.
         takes_pixels: Engine of uint8 images.
         takes_floats: Engine of float32 images.
-        preprocess: What the first does with pixels.
+        preprocess: Normalization in the first engine.
 
     Returns:
         A warning if their logits differ by more than one 8-bit rounding of all of them.
@@ -141,35 +141,35 @@ def check_pixels(
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     with target.open(takes_floats) as floats, target.open(takes_pixels) as decoded:
         reference = floats.infer(normalize(pixels, preprocess))
-        apart = statistics.sqnr_db(reference, decoded.infer(pixels))
-    if apart >= CLOSE_DB:
+        sqnr_db = statistics.sqnr_db(reference, decoded.infer(pixels))
+    if sqnr_db >= CLOSE_DB:
         return []
-    return [f"logits of uint8 images differ from those of float32 images: {apart:.1f} dB for {CLOSE_DB:g}"]
+    return [f"logits of uint8 images differ from those of float32 images: {sqnr_db:.1f} dB for {CLOSE_DB:g}"]
 
 
 def built_of(variant: Variant, record: Mapping[str, Any], inputs: Inputs) -> Path:
-    """The ONNX file that an engine was built of; `record` is from compiled.json."""
+    """Return the ONNX file of an engine; `record` is from compiled.json."""
     return inputs["compile"] / record["graph"] if record["graph"] else variant.graph(inputs)
 
 
 def size_bytes(folder: Path, instead: Sequence[str]) -> int:
-    """Size of the files of an engine, or of the graph that it is built of, without its other forms."""
+    """Return the size of the files of an engine, or of its graph, without the `instead` files."""
     others = {folder / name for name in instead}
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file not in others)
 
 
 def check_room(folder: Path, graph: Path, error: Exception) -> None:
-    """Tell a full disk from a target that refuses a graph: vendors do not always say which it was.
+    """Raise if the disk is full, which some runtimes report as a rejected graph.
 
     Raises:
-        OSError: There is no room for an engine as large as the graph.
+        OSError: The free space is smaller than the graph.
     """
     if shutil.disk_usage(folder).free < graph.stat().st_size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def runnable(inputs: Inputs) -> dict[Variant, dict[str, Any]]:
-    """The variants that were built and their records in compiled.json, the reference first."""
+    """Return the compiled variants and their records in compiled.json, the reference first."""
     compiled: dict[str, dict[str, Any]] = read_json(inputs["compile"] / "compiled.json")
     return {
         Variant(name, record["target"], record["precision"], record["pruned"]): record
@@ -179,7 +179,7 @@ def runnable(inputs: Inputs) -> dict[Variant, dict[str, Any]]:
 
 
 def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
-    """Feed every decoded batch to every session."""
+    """Run every batch through every session."""
     logits: dict[str, list[FloatArray]] = {name: [] for name in opened}
     labels, indices = [], []
     for batch in stream:
@@ -192,12 +192,12 @@ def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
 
 
 def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Accuracy of every variant, and how it differs from the reference on the same images."""
+    """Return the accuracy of every variant, and the paired drop against the reference."""
     from edgeship.targets._device import this_device
 
     here = f"this machine ({this_device().name})"
     reference = outcome.logits[REFERENCE]
-    known = bool((outcome.labels >= 0).all())
+    labelled = bool((outcome.labels >= 0).all())
     rows: dict[str, dict[str, Any]] = {}
     for variant, record in records.items():
         logits = outcome.logits[variant.name]
@@ -211,7 +211,7 @@ def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -
             "agreement": statistics.agreement(reference, logits),
             "sqnr_db": _finite(statistics.sqnr_db(reference, logits)),
         }
-        if known:
+        if labelled:
             right = logits.argmax(1) == outcome.labels
             row["top1"] = float(right.mean())
             row["top5"] = _top5(logits, outcome.labels)
@@ -222,7 +222,7 @@ def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -
 
 
 def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
-    """Images of one timed inference.
+    """Return the batch size of one timed inference.
 
     Raises:
         RecipeError: The graph has a fixed batch of another size.
@@ -236,7 +236,7 @@ def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
 
 
 def float_engines(compiled: Path) -> dict[str, tuple[str, Path]]:
-    """As `engines`, of variants that take pixels: the same that take ready images."""
+    """Return the float-input engines of variants with pixel input, as `engines`."""
     return {
         variant.name: (variant.target, compiled / record["float_input"])
         for variant, record in runnable({"compile": compiled}).items()
@@ -245,7 +245,7 @@ def float_engines(compiled: Path) -> dict[str, tuple[str, Path]]:
 
 
 def engines(compiled: Path) -> dict[str, tuple[str, Path]]:
-    """Variant -> target and engine file, of those that run here; `compiled` is the stage's folder."""
+    """Return variant -> target and engine file of all that run here; `compiled` is the stage's folder."""
     return {
         variant.name: (variant.target, compiled / record["folder"] / record["file"])
         for variant, record in runnable({"compile": compiled}).items()
@@ -256,10 +256,10 @@ def engines(compiled: Path) -> dict[str, tuple[str, Path]]:
 def time_all(
     options: BenchOptions, files: Mapping[str, tuple[str, Path]], images: FloatArray
 ) -> dict[str, Any]:
-    """Time engines against each other; nothing is claimed of those that do not run here.
+    """Time engines, interleaved.
 
     Args:
-        options: How.
+        options: Duration, threads.
         files: Name -> target and engine file.
         images: One batch (N, C, H, W).
     """
@@ -270,7 +270,7 @@ def time_all(
 def loaded(
     options: BenchOptions, files: Mapping[str, tuple[str, Path]], stack: ExitStack
 ) -> dict[str, targets.Session]:
-    """Load every engine, until the stack is closed."""
+    """Open a session per engine; the stack closes them."""
     return {
         name: stack.enter_context(targets.get(target).open(engine, threads=options.threads))
         for name, (target, engine) in files.items()
@@ -280,7 +280,7 @@ def loaded(
 def latencies(
     options: BenchOptions, sessions: Mapping[str, targets.Session], images: FloatArray
 ) -> dict[str, Any]:
-    """Time sessions in turns on one batch (N, C, H, W)."""
+    """Time sessions, interleaved, on one batch (N, C, H, W)."""
     from edgeship.targets._timing import interleave, noise_warning
 
     samples = interleave(
@@ -300,13 +300,13 @@ def latencies(
 
 
 def inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:
-    """One run on one batch (N, C, H, W), in the form the session takes."""
-    given = suited(session, images)
-    return lambda: session.infer(given)
+    """Return a function that runs one batch (N, C, H, W), in the input type of the session."""
+    batch = session_input(session, images)
+    return lambda: session.infer(batch)
 
 
-def suited(session: targets.Session, images: FloatArray) -> FloatArray | PixelArray:
-    """The images (N, C, H, W), or random pixels (N, H, W, C) for a session that takes these."""
+def session_input(session: targets.Session, images: FloatArray) -> FloatArray | PixelArray:
+    """Return the images (N, C, H, W), or random pixels (N, H, W, C) for a session with pixel input."""
     if not session.takes_pixels:
         return images
     count, channels, height, width = images.shape
@@ -314,7 +314,7 @@ def suited(session: targets.Session, images: FloatArray) -> FloatArray | PixelAr
 
 
 def device() -> dict[str, Any]:
-    """This machine, and how busy it was."""
+    """Describe this machine and its load."""
     from edgeship.targets._device import int8_sums, this_device
 
     here = this_device()
@@ -325,7 +325,7 @@ def device() -> dict[str, Any]:
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:
-    """None where there are no more than five classes: it would say nothing."""
+    """Return the top-5 accuracy; None for five classes or fewer, where it is always 1."""
     if logits.shape[1] <= TOP:
         return None
     best = np.argpartition(logits, -TOP, axis=1)[:, -TOP:]

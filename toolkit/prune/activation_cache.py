@@ -1,4 +1,4 @@
-"""Activations of many images between two blocks: in memory while they fit, else in a temporary file."""
+"""Cache of activations between two blocks: in memory up to a budget, the rest in a temporary file."""
 
 from __future__ import annotations
 
@@ -15,44 +15,39 @@ from torch import Tensor
 BUDGET_BYTES = 1 << 28
 
 
-class Stash:
-    """A list of tensors, one a batch; what is beyond the budget lies in a file without a name.
+class ActivationCache:
+    """List of tensors, one per batch; those beyond the memory budget are in an unlinked temporary file.
 
-    The system takes such a file away with the process, however that ends.
+    The operating system frees such a file when the process ends, also after a crash.
     """
 
     def __init__(self, budget_bytes: int = BUDGET_BYTES) -> None:
         self._budget = self._left = budget_bytes
-        self._held: list[Tensor | int] = []  # an integer: where the tensor begins in the file
+        self._entries: list[Tensor | int] = []  # an integer is a file offset in bytes
         self._file: IO[bytes] | None = None
 
-    @property
-    def bytes_on_disk(self) -> int:
-        """Size of the file."""
-        return 0 if self._file is None else os.fstat(self._file.fileno()).st_size
-
     def append(self, value: Tensor) -> None:
-        """Add one batch."""
+        """Append the tensor of one batch."""
         size = value.numel() * value.element_size()
         if size <= self._left:
             self._left -= size
-            self._held.append(value)
+            self._entries.append(value)
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="edgeship-", buffering=0)  # noqa: SIM115 (lives on)
             weakref.finalize(self, self._file.close)
-        self._held.append(self._file.seek(0, os.SEEK_END))
+        self._entries.append(self._file.seek(0, os.SEEK_END))
         np.save(self._file, value.numpy())
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Stash:
-        """A new stash of the function's results."""
-        result = Stash(self._budget)
+    def map(self, function: Callable[[Tensor], Tensor]) -> ActivationCache:
+        """Return a new cache of the function's results."""
+        result = ActivationCache(self._budget)
         for value in self:
             result.append(function(value))
         return result
 
     def first(self, images: int) -> Iterator[Tensor]:
-        """As many batches from the start as hold that many images."""
+        """Yield batches from the start until they hold that many images."""
         for value in self:
             yield value
             images -= len(value)
@@ -60,13 +55,13 @@ class Stash:
                 return
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for held in self._held:
-            yield self._read(held) if isinstance(held, int) else held
+        for entry in self._entries:
+            yield self._read(entry) if isinstance(entry, int) else entry
 
     def _read(self, start: int) -> Tensor:
-        assert self._file is not None, "only what is on disk has a place there"
+        assert self._file is not None, "an offset exists only with the file"
         self._file.seek(start)
         return torch.from_numpy(np.load(self._file))

@@ -1,4 +1,4 @@
-"""Taking channels and blocks out of a network: the result is another ResNet, with other widths."""
+"""Removal of channels and blocks from a network; the result is a ResNet with smaller widths."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from edgeship.toolkit.prune.groups import STEM
 
 
 def shrink(model: ResNet, kept: Mapping[str, Tensor], dropped: Collection[tuple[int, int]] = ()) -> ResNet:
-    """A copy of the network with only the kept channels and blocks; weights are not adapted.
+    """Return a copy of the network with only the kept channels and blocks; weights are not adapted.
 
     Args:
-        model: Left as it is.
-        kept: Place -> sorted indices; a place that is not named keeps everything.
+        model: The network; not changed.
+        kept: Place -> sorted channel indices; a place that is not named keeps all its channels.
         dropped: (stage, block) of blocks to leave out; their shortcut must be the identity.
 
     Raises:
-        ModelError: What is left does not fit together, or such a block is not droppable.
+        ModelError: The remaining widths do not fit together, or a block cannot be dropped.
     """
     small = copy.deepcopy(model)
     arch = model.architecture
@@ -45,7 +45,7 @@ def shrink(model: ResNet, kept: Mapping[str, Tensor], dropped: Collection[tuple[
 
 
 def shrink_block(block: Block, name: str, kept: Mapping[str, Tensor], before: str, after: str) -> None:
-    """Take channels out of one block, in place."""
+    """Remove channels from one block, in place."""
     for i in range(1, block.depth + 1):
         source = before if i == 1 else f"{name}.conv{i - 1}"
         target = after if i == block.depth else f"{name}.conv{i}"
@@ -66,7 +66,7 @@ def shrink_block(block: Block, name: str, kept: Mapping[str, Tensor], before: st
 
 
 def widths_of(model: ResNet) -> Widths:
-    """The widths that the modules have now."""
+    """Return the current widths of the modules."""
     arch = model.architecture
     inner: list[list[tuple[int, ...]]] = [[() for _ in stage] for stage in arch.widths.inner]
     streams = list(arch.widths.streams)
@@ -77,29 +77,29 @@ def widths_of(model: ResNet) -> Widths:
 
 
 def conform(model: ResNet) -> ResNet:
-    """A proper network of the widths that the modules have now, with their weights."""
+    """Rebuild the network with the current widths and weights of its modules."""
     arch: Architecture = resize(model.architecture, widths_of(model))
-    proper = ResNet(arch)
-    proper.load_state_dict(model.state_dict())
-    return proper.train(model.training)
+    rebuilt = ResNet(arch)
+    rebuilt.load_state_dict(model.state_dict())
+    return rebuilt.train(model.training)
 
 
-def take_outputs(conv: nn.Conv2d, kept: Tensor) -> None:
-    """Keep some outputs of a convolution."""
-    conv.weight.data = conv.weight.data[kept].clone()
-    conv.out_channels = len(kept)
+def take_outputs(conv: nn.Conv2d, indices: Tensor) -> None:
+    """Keep some output channels of a convolution, in place."""
+    conv.weight.data = conv.weight.data[indices].clone()
+    conv.out_channels = len(indices)
 
 
-def take_inputs(conv: nn.Conv2d, kept: Tensor) -> None:
-    """Keep some inputs of a convolution."""
-    conv.weight.data = conv.weight.data[:, kept].clone()
-    conv.in_channels = len(kept)
+def take_inputs(conv: nn.Conv2d, indices: Tensor) -> None:
+    """Keep some input channels of a convolution, in place."""
+    conv.weight.data = conv.weight.data[:, indices].clone()
+    conv.in_channels = len(indices)
 
 
-def take_bn(bn: nn.BatchNorm2d, kept: Tensor) -> None:
-    """Keep some channels of a BatchNorm."""
+def take_bn(bn: nn.BatchNorm2d, indices: Tensor) -> None:
+    """Keep some channels of a BatchNorm, in place."""
     for parameter in (bn.weight, bn.bias):
-        parameter.data = parameter.data[kept].clone()
-    bn.running_mean = cast("Tensor", bn.running_mean)[kept].clone()
-    bn.running_var = cast("Tensor", bn.running_var)[kept].clone()
-    bn.num_features = len(kept)
+        parameter.data = parameter.data[indices].clone()
+    bn.running_mean = cast("Tensor", bn.running_mean)[indices].clone()
+    bn.running_var = cast("Tensor", bn.running_var)[indices].clone()
+    bn.num_features = len(indices)

@@ -1,4 +1,4 @@
-"""From a goal to decisions: which channels of the streams stay, and how wide the blocks become."""
+"""Selection of stream channels and block widths for a pruning goal."""
 
 from __future__ import annotations
 
@@ -19,170 +19,185 @@ from edgeship.toolkit.prune.groups import STEM, kept_places, stream_groups
 from edgeship.toolkit.prune.importances import Ranking
 from edgeship.toolkit.prune.plan import Measure, PruneOptions
 from edgeship.toolkit.prune.probe_images import Images, logits
-from edgeship.toolkit.prune.ranking import Surveyed, survey_streams
+from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_streams
 
 STREAM_PARTS = (1.0, 0.875, 0.75, 0.625, 0.5)  # tried together with channels inside blocks
-STREAM_STEPS = 16  # how finely streams alone are narrowed
+STREAM_STEPS = 16  # number of ratios tried for streams alone
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What the goals are decided on.
+class PruneContext:
+    """Inputs of the channel selection.
 
     Attributes:
         dense: The dense network.
-        seen: The images.
-        surveyed: Rankings and losses of the inner groups.
-        options: The goal, and how.
-        measure: Milliseconds of a network in INT8 on the device; needed for `target_latency`.
+        probes: The images.
+        sensitivities: Rankings and losses of the inner groups.
+        options: The goal, method and scope.
+        measure: Network -> INT8 latency on the device in ms; required for `target_latency`.
     """
 
     dense: ResNet
-    seen: Images
-    surveyed: Mapping[str, Surveyed]
+    probes: Images
+    sensitivities: Mapping[str, GroupSensitivity]
     options: PruneOptions
     measure: Measure | None
 
     @property
     def arch(self) -> Architecture:
-        """The dense network's description."""
+        """Return the architecture of the dense network."""
         return self.dense.architecture
 
 
-def decisions(known: Known) -> Iterator[Decision]:
-    """Decisions that meet the goal; of several, the repair shows which is best.
+def decisions(context: PruneContext) -> Iterator[Decision]:
+    """Yield decisions that meet the goal, for the caller to refit and compare.
 
-    With streams and inner groups together there are several: the widest streams with the narrowest
-    blocks first.
+    Scope "both" yields several, from the widest streams with the narrowest blocks on.
 
     Raises:
-        ModelError: The goal cannot be met, or brings less than 3 %.
+        ModelError: The goal cannot be met, or gains less than 3 %.
     """
-    options = known.options
-    if options.target_latency is not None and known.measure is None:
+    options = context.options
+    if options.latency_ratio is not None and context.measure is None:
         raise ModelError(
-            "prune.target_latency needs a device to measure on", hint="set prune.macs, or name a target"
+            "prune.latency_ratio needs a device to measure on; no target is set", hint="set prune.macs_ratio"
         )
-    if options.scope == "inner":
-        yield from _inner(known, {})
+    if options.scope == "block":
+        yield from _inner_decisions(context, {})
         return
-    rankings = survey_streams(known.dense, known.seen.fit, importances.get(options.method), seed=options.seed)
-    if options.scope == "stream":
-        yield _streams_alone(known, rankings)
+    rankings = rank_streams(
+        context.dense, context.probes.fit, importances.get(options.method), seed=options.seed
+    )
+    if options.scope == "residual":
+        yield _stream_decision(context, rankings)
         return
-    parts = STREAM_PARTS if options.keep is None else (options.keep,)
-    yield from _inner(known, *(_streams(known, rankings, part) for part in parts))
+    parts = STREAM_PARTS if options.keep_ratio is None else (options.keep_ratio,)
+    yield from _inner_decisions(context, *(_stream_channels(context, rankings, part) for part in parts))
 
 
-def drop_losses(known: Known) -> dict[tuple[int, int], float]:
-    """KL divergence in nats of leaving out each block that can be left out; empty where none may go."""
+def block_drop_losses(context: PruneContext) -> dict[tuple[int, int], float]:
+    """Return the KL divergence in nats of dropping each droppable block; empty without `drop_blocks`."""
     losses: dict[tuple[int, int], float] = {}
-    if not known.options.drop_blocks:
+    if not context.options.drop_blocks:
         return losses
     with torch.no_grad():
-        for _, stage, block, _ in known.dense.blocks():
-            if known.arch.keeps_shape(stage, block) and block > 0:
-                without = shrink(known.dense, {}, {(stage, block)})
-                losses[stage, block] = kl_divergence(known.seen.reference, logits(without, known.seen.check))
+        for _, stage, block, _ in context.dense.blocks():
+            if context.arch.keeps_shape(stage, block) and block > 0:
+                without = shrink(context.dense, {}, {(stage, block)})
+                losses[stage, block] = kl_divergence(
+                    context.probes.reference, logits(without, context.probes.check)
+                )
     return losses
 
 
-def _inner(known: Known, *streams: dict[str, Tensor]) -> Iterator[Decision]:
-    """Inner widths for the goal, on each of several choices of streams that allows it."""
-    options, size = known.options, known.seen.size
-    drops = drop_losses(known)
-    goal, last, met = None, None, False
-    if options.target_latency is not None and known.measure is not None:
-        dense_ms = known.measure(known.arch)
-        table = width_search.time_blocks(known.arch, dense_ms, options.step, known.measure, drops)
-        goal = width_search.LatencyGoal(options.target_latency, dense_ms, table)
-    for kept in streams:
-        arch = shrink(known.dense, kept).architecture
-        try:
-            if goal is not None and known.measure is not None:
-                found = width_search.for_latency(
-                    arch,
-                    known.surveyed,
-                    drops,
-                    replace(goal, narrowed=arch != known.arch),
-                    step=options.step,
-                    measure=known.measure,
-                )
-                latency = _latency(found)
-            else:
-                found, latency = _by_count(known, arch, drops, size), {}
-        except ModelError as error:
-            last = error
-            continue
-        met = True
-        yield Decision(kept, known.surveyed, found.arch, latency)
-    if not met:
-        raise last or ModelError("nothing to prune", hint="set prune.keep")
-
-
-def _by_count(
-    known: Known, arch: Architecture, drops: Mapping[tuple[int, int], float], size: Size
-) -> width_search.Allocated:
-    """Inner widths for a part of the channels or of the multiply-accumulates."""
-    options, dense = known.options, float(macs(known.arch, size))
-    start = float(macs(arch, size))
-    if options.keep is not None:
-        return width_search.Allocated(
-            width_search.uniform(arch, options.keep, options.step), start, start, dense
+def _inner_decisions(context: PruneContext, *streams: dict[str, Tensor]) -> Iterator[Decision]:
+    """Yield inner widths that meet the goal, for each choice of streams with which it can be met."""
+    options, size = context.options, context.probes.size
+    drops = block_drop_losses(context)
+    goal, last_error, reachable = None, None, False
+    if options.latency_ratio is not None and context.measure is not None:
+        dense_ms = context.measure(context.arch)
+        table = width_search.time_blocks(
+            context.arch, dense_ms, options.channel_multiple, context.measure, drops
         )
-    assert options.macs is not None
-    if options.macs * dense >= start:
-        return width_search.Allocated(arch, start, start, dense)
+        goal = width_search.LatencyGoal(options.latency_ratio, dense_ms, table)
+    for channels in streams:
+        arch = shrink(context.dense, channels).architecture
+        try:
+            if goal is not None and context.measure is not None:
+                allocation = width_search.for_latency(
+                    arch,
+                    context.sensitivities,
+                    drops,
+                    replace(goal, narrowed=arch != context.arch),
+                    step=options.channel_multiple,
+                    measure=context.measure,
+                )
+                latency = _latency(allocation)
+            else:
+                allocation, latency = _inner_widths(context, arch, drops, size), {}
+        except ModelError as error:
+            last_error = error
+            continue
+        reachable = True
+        yield Decision(channels, context.sensitivities, allocation.arch, latency)
+    if not reachable:
+        raise last_error or ModelError("no layer can be pruned", hint="set prune.keep_ratio")
+
+
+def _inner_widths(
+    context: PruneContext, arch: Architecture, drops: Mapping[tuple[int, int], float], size: Size
+) -> width_search.Allocation:
+    """Return inner widths for a ratio of the channels or of the multiply-accumulates."""
+    options, dense = context.options, float(macs(context.arch, size))
+    start = float(macs(arch, size))
+    if options.keep_ratio is not None:
+        return width_search.Allocation(
+            width_search.uniform(arch, options.keep_ratio, options.channel_multiple), start, start, dense
+        )
+    assert options.macs_ratio is not None
+    if options.macs_ratio * dense >= start:
+        return width_search.Allocation(arch, start, start, dense)
     return width_search.for_macs(
-        arch, known.surveyed, drops, options.macs, size=size, step=options.step, of=known.arch
+        arch,
+        context.sensitivities,
+        drops,
+        options.macs_ratio,
+        size=size,
+        step=options.channel_multiple,
+        of=context.arch,
     )
 
 
-def _streams_alone(known: Known, rankings: Mapping[str, Ranking]) -> Decision:
-    """The widest streams that meet the goal without touching the blocks."""
-    options, size = known.options, known.seen.size
-    if options.keep is not None:
-        kept = _streams(known, rankings, options.keep)
-        return Decision(kept, {}, shrink(known.dense, kept).architecture)
+def _stream_decision(context: PruneContext, rankings: Mapping[str, Ranking]) -> Decision:
+    """Return the widest streams that meet the goal with unchanged inner widths."""
+    options, size = context.options, context.probes.size
+    if options.keep_ratio is not None:
+        channels = _stream_channels(context, rankings, options.keep_ratio)
+        return Decision(channels, {}, shrink(context.dense, channels).architecture)
     choices: dict[Architecture, dict[str, Tensor]] = {}
-    for sixteenths in range(STREAM_STEPS - 1, 1, -1):
-        kept = _streams(known, rankings, sixteenths / STREAM_STEPS)
-        choices.setdefault(shrink(known.dense, kept).architecture, kept)
-    archs = [arch for arch in choices if arch != known.arch]
+    for step in range(STREAM_STEPS - 1, 1, -1):
+        channels = _stream_channels(context, rankings, step / STREAM_STEPS)
+        choices.setdefault(shrink(context.dense, channels).architecture, channels)
+    archs = [arch for arch in choices if arch != context.arch]
     if not archs:
-        raise ModelError("prune: there is no stream that could be narrower", hint="set prune.scope=inner")
-    if options.target_latency is not None and known.measure is not None:
-        dense_ms = known.measure(known.arch)
-        at, measured = width_search.streams_for(archs, known.measure, options.target_latency, dense_ms)
-        found = width_search.Allocated(archs[at], measured, measured, dense_ms)
-        width_search.check_gain(found)
-        latency = _latency(found)
-        del latency["latency_predicted_ms"]  # nothing was predicted: every candidate was measured
+        raise ModelError("prune: no residual stream can be narrowed", hint="set prune.scope=block")
+    if options.latency_ratio is not None and context.measure is not None:
+        dense_ms = context.measure(context.arch)
+        index, measured = width_search.widest_within(archs, context.measure, options.latency_ratio, dense_ms)
+        allocation = width_search.Allocation(archs[index], measured, measured, dense_ms)
+        width_search.check_gain(allocation)
+        latency = _latency(allocation)
+        del latency["latency_predicted_ms"]  # every candidate was measured
     else:
-        assert options.macs is not None
-        cost = float(macs(known.arch, size))
-        at, _ = width_search.streams_for(archs, lambda arch: float(macs(arch, size)), options.macs, cost)
+        assert options.macs_ratio is not None
+        cost = float(macs(context.arch, size))
+        index, _ = width_search.widest_within(
+            archs, lambda arch: float(macs(arch, size)), options.macs_ratio, cost
+        )
         latency = {}
-    return Decision(choices[archs[at]], {}, archs[at], latency)
+    return Decision(choices[archs[index]], {}, archs[index], latency)
 
 
-def _streams(known: Known, rankings: Mapping[str, Ranking], part: float) -> dict[str, Tensor]:
-    """Place -> what the residual streams keep of it at a part of their widths."""
-    groups, whole = stream_groups(known.arch), known.arch.widths
+def _stream_channels(
+    context: PruneContext, rankings: Mapping[str, Ranking], part: float
+) -> dict[str, Tensor]:
+    """Return place -> kept channel indices of the residual streams at a ratio of their widths."""
+    groups, whole = stream_groups(context.arch), context.arch.widths
     before = {STEM: whole.stem} | {f"stream{i}": width for i, width in enumerate(whole.streams, 1)}
-    kept = {
+    keep = {
         group.name: rankings[group.name].order[
-            group.width - width_search.nearest(group.width, part, known.options.step) :
+            group.width - width_search.nearest_width(group.width, part, context.options.channel_multiple) :
         ]
         for group in groups
     }
-    places = kept_places(known.arch, groups, kept)
+    places = kept_places(context.arch, groups, keep)
     return {place: places[place] for place, width in before.items() if len(places[place]) < width}
 
 
-def _latency(found: width_search.Allocated) -> dict[str, float]:
+def _latency(allocation: width_search.Allocation) -> dict[str, float]:
     return {
-        "latency_before_ms": found.dense,
-        "latency_after_ms": found.measured,
-        "latency_predicted_ms": found.predicted,
+        "latency_before_ms": allocation.dense,
+        "latency_after_ms": allocation.measured,
+        "latency_predicted_ms": allocation.predicted,
     }

@@ -1,4 +1,4 @@
-"""States of long work in files: an interrupted pass goes on from the last one."""
+"""Checkpoint files of long passes, to resume an interrupted pass."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from edgeship.toolkit.core.artifact import canonical_json, replacing, sha256_bytes
 
 
-class States:
-    """A folder of states, each found again only by the same work on the same network and images."""
+class Checkpoints:
+    """Folder of checkpoints, keyed by the digest of the network and the images."""
 
     def __init__(self, folder: Path | None, model: nn.Module, images: Tensor) -> None:
-        """Name the work.
+        """Compute the key.
 
         Args:
-            folder: Where states lie; None: nowhere, and nothing is ever found.
-            model: That is worked on.
-            images: That it is worked on with.
+            folder: The folder; None disables checkpoints.
+            model: The network that is pruned.
+            images: The images used for pruning (N, C, H, W).
         """
         self._folder = folder
         self._work = ""
@@ -29,15 +29,15 @@ class States:
             weights = [value.contiguous().numpy() for value in model.state_dict().values()]
             self._work = _digest(*weights, images.numpy())
 
-    def of(self, kind: str, *what: Any) -> State:
-        """The state of one part of the work: its kind, and what tells it from others of that kind."""
+    def of(self, kind: str, *parameters: Any) -> Checkpoint:
+        """Return the checkpoint of one pass, by its kind and its parameters."""
         if self._folder is None:
-            return State(None)
-        key = canonical_json([self._work, *what])
-        return State(self._folder / f"{kind}-{sha256_bytes(key.encode())[:16]}.pt")
+            return Checkpoint(None)
+        key = canonical_json([self._work, *parameters])
+        return Checkpoint(self._folder / f"{kind}-{sha256_bytes(key.encode())[:16]}.pt")
 
     def clear(self) -> None:
-        """Forget everything: the work is done."""
+        """Delete all checkpoints."""
         if self._folder is None or not self._folder.is_dir():
             return
         for path in self._folder.glob("*.pt"):
@@ -46,28 +46,28 @@ class States:
             self._folder.rmdir()
 
 
-class State:
-    """One file of tensors and plain values, replaced as a whole."""
+class Checkpoint:
+    """A file of tensors and plain values, replaced atomically."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
 
     def load(self) -> dict[str, Any] | None:
-        """What an interrupted pass left; None where there is nothing."""
+        """Return the content saved by an interrupted pass; None without a file."""
         if self._path is None or not self._path.is_file():
             return None
-        found: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
-        return found
+        content: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
+        return content
 
     def save(self, content: dict[str, Any]) -> None:
-        """Keep this, instead of what was kept."""
+        """Replace the content of the file."""
         if self._path is not None:
             with replacing(self._path) as temporary:
                 torch.save(content, temporary)
 
 
 def _digest(*arrays: Any) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for array in arrays:
-        whole.update(array.tobytes())
-    return whole.hexdigest()
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Carrying a decision out: channels go, what stays is repaired, recalibrated where it helps, and judged."""
+"""Application of a pruning decision: remove channels, refit weights, recalibrate BatchNorm, evaluate."""
 
 from __future__ import annotations
 
@@ -17,50 +17,52 @@ from edgeship.toolkit.core.statistics import agreement, kl_divergence
 from edgeship.toolkit.models.resnet import Architecture, ResNet, macs
 from edgeship.toolkit.prune import importances
 from edgeship.toolkit.prune.apply import shrink
-from edgeship.toolkit.prune.checkpoints import State, States
+from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
 from edgeship.toolkit.prune.plan import PruneOptions, PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, logits
-from edgeship.toolkit.prune.ranking import Surveyed
+from edgeship.toolkit.prune.ranking import GroupSensitivity
 from edgeship.toolkit.prune.reconstruction import Choice, Repair
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is decided before the repair.
+    """Widths and channels chosen before the refit.
 
     Attributes:
         streams: Place -> kept channels of the residual streams.
-        surveyed: Rankings of the inner groups; where one is missing, the repair ranks.
-        arch: The network to reach.
-        latency: Fields of the plan that were measured on the way.
+        sensitivities: Rankings of the inner groups; a missing one is computed during the refit.
+        arch: Target architecture.
+        latency: Latency fields of the plan measured so far.
     """
 
     streams: Mapping[str, Tensor]
-    surveyed: Mapping[str, Surveyed]
+    sensitivities: Mapping[str, GroupSensitivity]
     arch: Architecture
     latency: Mapping[str, float] = field(default_factory=dict)
 
 
-def carry_out(
-    dense: ResNet, seen: Images, options: PruneOptions, decision: Decision, states: States
+def apply_decision(
+    dense: ResNet, probes: Images, options: PruneOptions, decision: Decision, states: Checkpoints
 ) -> tuple[ResNet, PrunePlan]:
-    """Prune to the decided widths, repair, recalibrate where it helps, and judge.
+    """Prune to the decided widths, refit, recalibrate if that lowers the divergence, and evaluate.
 
     Args:
         dense: The dense network, in evaluation mode.
-        seen: The images.
-        options: How.
-        decision: What goes.
-        states: Where the state after every block is kept, and that of the finished network.
+        probes: The images.
+        options: Method and seed.
+        decision: Target widths and kept channels.
+        states: Checkpoints after every block and of the finished network.
 
     Raises:
-        ModelError: The goal asks for less than the network has, but steps are too large for that.
+        ModelError: The step is too large to make the network smaller.
     """
     before, after = dense.architecture, decision.arch
-    if after.widths == before.widths and any(g not in (None, 1.0) for g in (options.keep, options.macs)):
+    if after.widths == before.widths and any(
+        g not in (None, 1.0) for g in (options.keep_ratio, options.macs_ratio)
+    ):
         raise ModelError(
-            f"{before.name} is as narrow as steps of {options.step} channels allow",
-            hint="set a smaller prune.step or a lower goal",
+            f"{before.name} is as narrow as steps of {options.channel_multiple} channels allow",
+            hint="set a smaller prune.channel_multiple or a lower goal",
         )
     dropped = {
         (s, b)
@@ -69,23 +71,23 @@ def carry_out(
         if not inner and before.widths.inner[s][b]
     }
     student = shrink(dense, decision.streams, dropped)
-    small, repair = _repaired(dense, student, decision, seen, options, states)
-    given = logits(small, seen.check)
+    small, repair = _refitted(dense, student, decision, probes, options, states)
+    pruned_logits = logits(small, probes.check)
     plan = PrunePlan(
         method=options.method,
         widths_before=before.widths,
         widths_after=small.architecture.widths,
-        macs_before=macs(before, seen.size),
-        macs_after=macs(small.architecture, seen.size),
+        macs_before=macs(before, probes.size),
+        macs_after=macs(small.architecture, probes.size),
         kept={
             name: tuple(indices.tolist()) for name, indices in {**decision.streams, **repair.chosen}.items()
         },
         dropped=tuple(f"layer{stage + 1}.{block}" for stage, block in sorted(dropped)),
-        kl=kl_divergence(seen.reference, given),
-        agreement=agreement(seen.reference, given),
-        expected_drop_pp=expected_drop_pp(seen.reference, given),
+        kl=kl_divergence(probes.reference, pruned_logits),
+        agreement=agreement(probes.reference, pruned_logits),
+        expected_drop_pp=expected_drop_pp(probes.reference, pruned_logits),
         errors=repair.errors,
-        warnings=seen.warnings,
+        warnings=probes.warnings,
         latency_before_ms=decision.latency.get("latency_before_ms"),
         latency_after_ms=decision.latency.get("latency_after_ms"),
         latency_predicted_ms=decision.latency.get("latency_predicted_ms"),
@@ -94,14 +96,14 @@ def carry_out(
 
 
 def expected_drop_pp(reference: FloatArray, other: FloatArray) -> float:
-    """Estimated drop of accuracy in percentage points, without labels.
+    """Estimate the accuracy drop in percentage points, without labels.
 
-    The reference puts a probability on every class: the one of its own first class is the accuracy it
-    expects of itself, the one of the other's first class what it expects of the other.
+    It is the mean difference of the reference's probabilities of its own top-1 class (its expected
+    accuracy) and of the other network's top-1 class (the other's expected accuracy).
 
     Args:
         reference: Logits of the dense network (N, classes).
-        other: Logits of the other (N, classes).
+        other: Logits of the other network (N, classes).
     """
     shifted = np.exp(reference.astype(np.float64) - reference.max(1, keepdims=True))
     probability = shifted / shifted.sum(1, keepdims=True)
@@ -110,73 +112,73 @@ def expected_drop_pp(reference: FloatArray, other: FloatArray) -> float:
     return float(100 * lost.mean())
 
 
-def _repaired(
+def _refitted(
     dense: ResNet,
     student: ResNet,
     decision: Decision,
-    seen: Images,
+    probes: Images,
     options: PruneOptions,
-    states: States,
+    states: Checkpoints,
 ) -> tuple[ResNet, Repair]:
-    """The student narrowed, repaired and recalibrated; the state after every block is kept."""
-    wanted = _wanted(dense, decision)
-    state = states.of("repair", options, wanted, dict(decision.streams))
-    found = state.load()
-    if found is not None:  # as an interrupted pass left it
-        student = shrink(student, found["kept"])
-        student.load_state_dict(found["model"])
+    """Narrow, refit and recalibrate the student; save a checkpoint after every block."""
+    choice = _inner_choice(dense, decision)
+    state = states.of("repair", options, choice, dict(decision.streams))
+    checkpoint = state.load()
+    if checkpoint is not None:  # of an interrupted pass
+        student = shrink(student, checkpoint["kept"])
+        student.load_state_dict(checkpoint["model"])
         student.eval()
     repair = Repair(
         dense,
         student,
         kept=decision.streams,
-        choice=wanted,
+        choice=choice,
         importance=importances.get(options.method),
         seed=options.seed,
     )
     done = 0
-    if found is not None:
-        repair.chosen, repair.errors, done = found["kept"], found["errors"], found["done"]
-    if found is not None and found["finished"]:
+    if checkpoint is not None:
+        repair.chosen, repair.errors, done = checkpoint["kept"], checkpoint["errors"], checkpoint["done"]
+    if checkpoint is not None and checkpoint["finished"]:
         return student, repair
-    small = repair.run(seen.fit, lambda done: _keep(state, repair, student, done), done=done).eval()
-    small = _recalibrated(small, seen)
-    _keep(state, repair, small, done, finished=True)
+    small = repair.run(probes.fit, lambda done: _save(state, repair, student, done), done=done).eval()
+    small = _recalibrated(small, probes)
+    _save(state, repair, small, done, finished=True)
     return small, repair
 
 
-def _keep(state: State, repair: Repair, model: ResNet, done: int, *, finished: bool = False) -> None:
+def _save(state: Checkpoint, repair: Repair, model: ResNet, done: int, *, finished: bool = False) -> None:
     content: dict[str, Any] = {"kept": repair.chosen, "errors": repair.errors, "model": model.state_dict()}
     state.save({**content, "done": done, "finished": finished})
 
 
-def _wanted(dense: ResNet, decision: Decision) -> Choice:
-    """What every inner group that is to be narrowed keeps: the surveyed channels, or how many."""
+def _inner_choice(dense: ResNet, decision: Decision) -> Choice:
+    """Return the channels, or their number, that every narrowed inner group keeps."""
     before, after = dense.architecture.widths, decision.arch.widths
-    wanted: dict[str, Tensor | int] = {}
+    choice: dict[str, Tensor | int] = {}
     for name, stage, block, _ in dense.blocks():
         pairs = zip(before.inner[stage][block], after.inner[stage][block], strict=False)  # or dropped
         for i, (old, new) in enumerate(pairs, 1):
             group = f"{name}.conv{i}"
             if new < old:
-                ranked = decision.surveyed.get(group)
-                wanted[group] = new if ranked is None else ranked.keep(new)
-    return wanted
+                sensitivity = decision.sensitivities.get(group)
+                choice[group] = new if sensitivity is None else sensitivity.keep(new)
+    return choice
 
 
 @torch.no_grad()
-def _recalibrated(model: ResNet, seen: Images) -> ResNet:
-    """With BatchNorm statistics of the images, if that brings the logits nearer to the dense ones."""
-    other = copy.deepcopy(model)
-    norms = [module for module in other.modules() if isinstance(module, nn.BatchNorm2d)]
+def _recalibrated(model: ResNet, probes: Images) -> ResNet:
+    """Re-estimate BatchNorm statistics on the images if that lowers the KL divergence."""
+    candidate = copy.deepcopy(model)
+    norms = [module for module in candidate.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in norms:
         module.reset_running_stats()
-        module.momentum = None  # the mean over all batches
+        module.momentum = None  # cumulative average over all batches
         module.train()
-    for batch in seen.fit:
-        other(batch)
+    for batch in probes.fit:
+        candidate(batch)
     for module in norms:
         module.momentum = 0.1
-    other.eval()
-    nearer = kl_divergence(seen.reference, logits(other, seen.check))
-    return other if nearer < kl_divergence(seen.reference, logits(model, seen.check)) else model
+    candidate.eval()
+    divergence = kl_divergence(probes.reference, logits(candidate, probes.check))
+    return candidate if divergence < kl_divergence(probes.reference, logits(model, probes.check)) else model

@@ -1,4 +1,4 @@
-"""Label-free distillation: a pruned network learns what the dense one says, the last part in INT8."""
+"""Label-free distillation of the dense network into a pruned one; the last epochs are quantization-aware."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ TEMPERATURE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class DistillOptions:
-    """How to fine-tune.
+    """Fine-tuning options.
 
     Attributes:
         epochs: Passes over the images.
-        batch: Images a step.
+        batch: Images per step.
         learning_rate: Highest rate of the cycle.
-        weight_decay: Of matrices.
+        weight_decay: Weight decay of matrices.
         flip: Whether to mirror half of the images.
-        crop_px: Random shift, in pixels.
-        feature_weight: Of the stage outputs' normalized squared error, beside the logits' divergence.
-        label_weight: Of the labels' cross-entropy; 0 needs no labels.
-        int8_part: Part of the epochs, at the end, in which convolutions and their inputs are rounded
-            as in INT8; 0 for none.
-        seed: Of augmentation.
+        crop_px: Largest random shift in pixels.
+        feature_weight: Weight of the stage outputs' normalized squared error; the logits' KL has weight 1.
+        label_weight: Weight of the labels' cross-entropy; 0 needs no labels.
+        qat_fraction: Ratio of the epochs, at the end, with fake-quantized convolutions; 0 for none.
+        seed: Seed of the augmentation.
     """
 
     epochs: int = 2
@@ -50,13 +49,13 @@ class DistillOptions:
     crop_px: int = 4
     feature_weight: float = 1.0
     label_weight: float = 0.0
-    int8_part: float = 0.25
+    qat_fraction: float = 0.25
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.int8_part <= 1 or min(self.feature_weight, self.label_weight) < 0:
+        if not 0 <= self.qat_fraction <= 1 or min(self.feature_weight, self.label_weight) < 0:
             raise RecipeError(
-                f"unusable fine-tuning options: {self}", hint="weights at least 0, int8_part in [0, 1]"
+                f"unusable fine-tuning options: {self}", hint="set weights >= 0 and qat_fraction in [0, 1]"
             )
 
 
@@ -74,66 +73,69 @@ def distill(
     source: PreprocessSource | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[ResNet, History]:
-    """Fine-tune a pruned network towards the dense one; the best state by held-out KL is returned.
+    """Fine-tune a pruned network towards the dense one; return the best weights by held-out KL.
 
-    The student as it was counts as a state too, so the result is never worse than what came in.
+    The initial weights are a candidate too, so the result is never worse than the input.
 
     Args:
-        student: The pruned network; left as it is.
+        student: The pruned network; not changed.
         teacher: The dense network.
         epoch_batches: Epoch -> batches of images (N, C, H, W) and labels (any, without label loss).
-        options: How.
+        options: Fine-tuning options.
         out: Folder for model.safetensors, widths.json and history.json.
-        images: Images an epoch.
-        held_out: Batches that judge; none of them should be trained on.
+        images: Images per epoch.
+        held_out: Validation batches (N, C, H, W); not part of the training images.
         kept: Stream place (`stream1`...) -> channels of the teacher that the student kept; of streams
             that are not named, all (`PrunePlan.kept`).
-        preprocess: Kept with the weights.
+        preprocess: Preprocessing, stored with the weights.
         source: Origin of its mean and std.
-        checkpoint: Where the state between epochs lies. Default: out/checkpoint.pt.
+        checkpoint: File for the state between epochs. Default: out/checkpoint.pt.
 
     Raises:
-        DataError: The loss is no longer a number, labels are missing, or nothing is held out.
+        DataError: The loss is NaN or infinite, labels are missing, or no image is held out.
     """
     checkpoint = checkpoint or out / "checkpoint.pt"
     small, dense = copy.deepcopy(student), copy.deepcopy(teacher).eval()
-    judges = [torch.from_numpy(batch) for batch in held_out]
-    if not judges:
-        raise DataError("fine-tuning: no image is held out", hint="give more images")
+    validation = [torch.from_numpy(batch) for batch in held_out]
+    if not validation:
+        raise DataError("fine-tuning: 0 held-out images; at least 1 is expected", hint="give more images")
     indices = {place: torch.tensor(list(channels)) for place, channels in (kept or {}).items()}
     norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
     steps_per_epoch, done = -(-images // options.batch), 0
-    rounding_from = (1 - options.int8_part) * steps_per_epoch * options.epochs
+    rounding_from = (1 - options.qat_fraction) * steps_per_epoch * options.epochs
 
     def loss(model: ResNet, x: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         nonlocal done
         done += 1
-        rounded = done > rounding_from
-        for norm in norms:  # its statistics stay: the repair fitted the weights to them
+        quantized = done > rounding_from
+        for norm in norms:  # the refit used the current statistics
             norm.eval()
         with torch.no_grad():
-            wanted, target = _stages(dense, x)
-        with int8(model) if rounded else nullcontext():
-            given, logits = _stages(model, x)
+            references, target = _stages(dense, x)
+        with int8(model) if quantized else nullcontext():
+            outputs, logits = _stages(model, x)
         value = divergence(target, logits)
-        for stage, (big, little) in enumerate(zip(wanted, given, strict=True), 1):
+        for stage, (reference, output) in enumerate(zip(references, outputs, strict=True), 1):
             channels = indices.get(f"stream{stage}")
-            same = big if channels is None else big[:, channels]
-            value = value + options.feature_weight * normalized_error(same, little) / len(wanted)
+            matched = reference if channels is None else reference[:, channels]
+            value = value + options.feature_weight * normalized_error(matched, output) / len(references)
         if options.label_weight:
             if int(labels.min()) < 0:
-                raise DataError("fine-tuning: an image has no label", hint="set finetune.label_weight=0")
+                raise DataError(
+                    "fine-tuning: an image has no label; all need one if label_weight > 0",
+                    hint="set finetune.label_weight=0",
+                )
             value = value + options.label_weight * F.cross_entropy(logits, labels)
         return value, int((logits.argmax(1) == target.argmax(1)).sum())
 
     @torch.no_grad()
     def score() -> float:
-        parts = [(len(x), float(divergence(dense(x), small(x), temperature=1.0))) for x in judges]
+        parts = [(len(x), float(divergence(dense(x), small(x), temperature=1.0))) for x in validation]
         return sum(n * value for n, value in parts) / sum(n for n, _ in parts)
 
     def batches(epoch: int) -> Iterable[tuple[FloatArray, IntArray]]:
         nonlocal done
-        done = epoch * steps_per_epoch  # also where an interrupted run goes on
+        done = epoch * steps_per_epoch  # also in a resumed run
         return epoch_batches(epoch)
 
     plan = TrainOptions(
@@ -154,60 +156,60 @@ def distill(
     return small, history
 
 
-def divergence(target: Tensor, given: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
-    """Mean KL(softmax(target / T) || softmax(given / T)) T^2 over a batch of logits (N, classes).
+def divergence(target: Tensor, output: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
+    """Return the mean KL(softmax(target / T) || softmax(output / T)) T^2 over a batch (N, classes).
 
     Source:
-        Hinton et al. 2015, arXiv:1503.02531, sec. 2: T^2 keeps the gradients' size.
+        Hinton et al. 2015, arXiv:1503.02531, sec. 2: T^2 keeps the gradients' scale.
     """
-    log_p, log_q = (F.log_softmax(logits / temperature, 1) for logits in (target, given))
+    log_p, log_q = (F.log_softmax(logits / temperature, 1) for logits in (target, output))
     return (log_p.exp() * (log_p - log_q)).sum(1).mean() * temperature**2
 
 
-def normalized_error(target: Tensor, given: Tensor) -> Tensor:
-    """Squared error of activations as part of the target's power."""
-    return (given - target).square().sum() / target.square().sum().clamp_min(1e-12)
+def normalized_error(target: Tensor, output: Tensor) -> Tensor:
+    """Return the squared error of activations relative to the power of the target."""
+    return (output - target).square().sum() / target.square().sum().clamp_min(1e-12)
 
 
 @contextmanager
 def int8(model: ResNet) -> Iterator[None]:
-    """Inside the block, every convolution rounds its weights and inputs as INT8 would.
+    """Fake-quantize weights and inputs of every convolution to INT8 inside the block.
 
     Weights are symmetric per output channel, inputs per tensor over the batch's range; gradients pass
-    through the rounding.
+    straight through the rounding.
 
     Source:
         Jacob et al. 2018, arXiv:1712.05877, sec. 3; straight-through, Bengio et al. 2013, arXiv:1308.3432.
     """
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     for conv in convs:
-        conv.forward = partial(_rounded_convolution, conv)  # type: ignore[method-assign]
+        conv.forward = partial(_fake_quantized_conv, conv)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for conv in convs:
-            del conv.forward  # the class's own again
+            del conv.forward  # restores the class's method
 
 
-def _rounded_convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
+def _fake_quantized_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     low, high = (float(bound) for bound in torch.aminmax(x.detach()))
     levels = 255 if low >= 0 else 127
-    rounded = _rounded(x, torch.tensor(max(-low, high, 1e-12) / levels))
+    rounded = _fake_quantized(x, torch.tensor(max(-low, high, 1e-12) / levels))
     scale = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
     stride, pad = conv.stride, conv.kernel_size[0] // 2
-    return F.conv2d(rounded, _rounded(conv.weight, scale), None, stride, pad)
+    return F.conv2d(rounded, _fake_quantized(conv.weight, scale), None, stride, pad)
 
 
-def _rounded(x: Tensor, scale: Tensor) -> Tensor:
-    """The nearest multiple of the scale; the gradient is that of x."""
+def _fake_quantized(x: Tensor, scale: Tensor) -> Tensor:
+    """Round x to multiples of the scale; the gradient is that of x."""
     return x + (torch.round(x.detach() / scale) * scale - x.detach())
 
 
 def _stages(model: ResNet, images: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The output of every stage, and the logits."""
-    x = model.enter(images)
-    found = []
+    """Return the output of every stage, and the logits."""
+    x = model.forward_stem(images)
+    outputs = []
     for stage in range(len(model.architecture.widths.streams)):
         x = getattr(model, f"layer{stage + 1}")(x)
-        found.append(x)
-    return found, model.leave(x)
+        outputs.append(x)
+    return outputs, model.forward_head(x)

@@ -1,4 +1,4 @@
-"""How wide each block should be: a knapsack over measured costs and label-free errors."""
+"""Allocation of block widths: a multiple-choice knapsack over measured costs and label-free errors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FREE = 0.01  # a wider option within this part of the cost of a narrower one is free: take it
+FREE = 0.01  # a wider option replaces a narrower one whose cost is less by at most this ratio
 BUCKETS = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One way to make a block.
+    """Candidate widths of one block.
 
     Attributes:
         inner: Inner widths; () drops the block.
         cost: Milliseconds or multiply-accumulates.
-        error: What it costs in accuracy, in nats of KL divergence.
+        error: KL divergence from the dense network in nats.
     """
 
     inner: tuple[int, ...]
@@ -27,29 +27,29 @@ class Option:
     error: float
 
 
-def right_edges(options: Sequence[Option]) -> tuple[Option, ...]:
-    """The options that pay: none that another one beats or, for at most 1 % more cost, has less error.
+def pareto_options(options: Sequence[Option]) -> tuple[Option, ...]:
+    """Return the Pareto-optimal options, without those that have a better one for at most 1 % more cost.
 
-    Latency is a staircase over the width: of each stair only the widest option is left.
+    Latency is a step function of the width: only the widest option of each step remains.
     """
-    kept: list[Option] = []
+    frontier: list[Option] = []
     for option in sorted(options, key=lambda o: (o.cost, o.error)):
-        if kept and option.error >= kept[-1].error:
-            continue  # no better, and no cheaper
-        while kept and option.cost <= kept[-1].cost * (1 + FREE):
-            kept.pop()
-        kept.append(option)
-    return tuple(kept)
+        if frontier and option.error >= frontier[-1].error:
+            continue  # dominated
+        while frontier and option.cost <= frontier[-1].cost * (1 + FREE):
+            frontier.pop()
+        frontier.append(option)
+    return tuple(frontier)
 
 
 def allocate(blocks: Sequence[Sequence[Option]], budget: float) -> tuple[int, ...] | None:
-    """Choose one option a block so that the costs stay within the budget and the error is least.
+    """Choose one option per block: the least total error within the budget.
 
-    Costs are rounded up to a bucket, so the budget is never passed; None where it cannot be met.
+    Costs are rounded up to a bucket, so the budget is never exceeded; None if it cannot be met.
 
     Args:
         blocks: The options of each block.
-        budget: In the unit of the costs.
+        budget: Largest total cost, in the unit of the costs.
 
     Source:
         Multiple-choice knapsack by dynamic programming, as Frantar and Alistarh 2022 (SPDY),
@@ -77,9 +77,9 @@ def allocate(blocks: Sequence[Sequence[Option]], budget: float) -> tuple[int, ..
     at = int(np.argmin(best))
     if not np.isfinite(best[at]):
         return None
-    found = []
+    selected = []
     for choice, weights in reversed(choices):
         number = int(choice[at])
-        found.append(number)
+        selected.append(number)
         at -= weights[number]
-    return tuple(reversed(found))
+    return tuple(reversed(selected))

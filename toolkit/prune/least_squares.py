@@ -1,4 +1,4 @@
-"""Least squares towards the dense outputs, with a ridge to the weights that were."""
+"""Ridge regression of convolution weights to the dense outputs, with the old weights as prior."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Refit:
 
     Attributes:
         weight: (columns, outputs), float64.
-        intercept: What the outputs lack after it (outputs).
-        ridge: That was chosen, in units of the mean diagonal.
-        error: Mean squared error over the outputs, as part of their power, on the held-out rows.
+        intercept: Mean residual of each output (outputs).
+        ridge: Chosen ridge, in units of the mean diagonal.
+        error: Mean squared error on the held-out rows, relative to the power of the outputs.
     """
 
     weight: Tensor
@@ -35,10 +35,10 @@ def solve(system: System, prior: Tensor, ridge: float, factors: dict[float, Tens
     """Minimize |x W - t|^2 + ridge * mean diagonal * |W - prior|^2 -> (columns, outputs).
 
     Args:
-        system: The equations.
-        prior: Weights that were (columns, outputs).
+        system: Normal equations.
+        prior: Old weights (columns, outputs).
         ridge: In units of the mean diagonal.
-        factors: Ridge -> Cholesky factor of this Gram matrix, kept for the next outputs.
+        factors: Cache: ridge -> Cholesky factor of this Gram matrix.
     """
     amount = ridge * system.gram.diagonal().mean().clamp_min(1e-12)
     factors = {} if factors is None else factors
@@ -49,7 +49,7 @@ def solve(system: System, prior: Tensor, ridge: float, factors: dict[float, Tens
 
 
 def factor(gram: Tensor, ridge: Tensor) -> Tensor:
-    """Cholesky factor of gram + ridge; a ridge too small for the rounding of the Gram matrix grows."""
+    """Return the Cholesky factor of gram + ridge; the ridge grows tenfold until that is positive definite."""
     while True:
         regular = gram.clone()
         regular.diagonal().add_(ridge)
@@ -63,26 +63,26 @@ def factor(gram: Tensor, ridge: Tensor) -> Tensor:
 def choose_ridge(
     fit: Moments, check: Moments, prior: Tensor, gain: Tensor, *, intercept: bool
 ) -> tuple[float, float]:
-    """The ridge whose weights err least on the rows held out, and that error as part of the power.
+    """Choose the ridge with the least error on held-out rows; return it and its error relative to the power.
 
-    The ridges are tried from the smallest on, until one does no better.
+    The ridges are tried in ascending order until the error stops falling.
 
     Args:
-        fit: Moments of the rows to fit.
-        check: Moments of the rows held out.
-        prior: Weights that were (columns, outputs).
-        gain: How much each output counts (outputs).
-        intercept: Whether a following BatchNorm can hold one.
+        fit: Moments of the fitted rows.
+        check: Moments of the held-out rows.
+        prior: Old weights (columns, outputs).
+        gain: Weight of each output in the error (outputs).
+        intercept: Whether the BatchNorm after the layer can hold an intercept.
     """
-    training, held = (m.system(intercept=intercept) for m in (fit, check))
+    training, validation = (m.system(intercept=intercept) for m in (fit, check))
     squared = gain.square()
     best, least = RIDGES[0], float("inf")
     for ridge in RIDGES:
-        error = float(held.error(solve(training, prior, ridge)) @ squared)
+        error = float(validation.error(solve(training, prior, ridge)) @ squared)
         if error >= least:
             break
         best, least = ridge, error
-    power = float(held.power @ squared)
+    power = float(validation.power @ squared)
     return best, least / power if power > 0 else 0.0
 
 
@@ -94,18 +94,18 @@ def refit(
     error: float,
     factors: dict[float, Tensor] | None = None,
 ) -> Refit:
-    """Solve for new weights; where an output's grow too much, its ridge rises tenfold until they do not.
+    """Solve for new weights; the ridge of an output rises tenfold while its weights grow too much.
 
-    What counts is the largest weight after folding: it may grow `GROWTH` times, or to that many times
-    the layer's median, whichever is more. Beyond, an output's INT8 scale would suffer.
+    The largest folded weight of an output may grow to `GROWTH` times its old value or the layer's median,
+    whichever is more: larger weights would coarsen the INT8 scale.
 
     Args:
-        system: The equations.
-        prior: Weights that were (columns, outputs).
-        gain: How much each output counts (outputs).
+        system: Normal equations.
+        prior: Old weights (columns, outputs).
+        gain: Weight of each output in the error (outputs).
         ridge: In units of the mean diagonal.
-        error: What `choose_ridge` found.
-        factors: As of `solve`.
+        error: Held-out error from `choose_ridge`.
+        factors: As in `solve`.
     """
     factors = {} if factors is None else factors
     folded = prior.abs().amax(0) * gain
@@ -121,13 +121,13 @@ def refit(
 
 
 def store(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, result: Refit, mean: Tensor) -> None:
-    """Write a refit into a convolution; its intercept goes into the running mean of the BatchNorm after it.
+    """Write a refit into a convolution, and its intercept into the running mean of the BatchNorm after it.
 
     Args:
         conv: The convolution.
         bn: The BatchNorm after it, if it can hold the intercept.
         result: The refit.
-        mean: The running mean that the targets were made with.
+        mean: The running mean used for the targets.
     """
     shape = (conv.out_channels, -1, *conv.kernel_size)
     conv.weight.data = result.weight.T.reshape(shape).to(torch.float32).contiguous()
@@ -136,10 +136,10 @@ def store(conv: nn.Conv2d, bn: nn.BatchNorm2d | None, result: Refit, mean: Tenso
 
 
 def as_columns(conv: nn.Conv2d) -> Tensor:
-    """A convolution's weights as (columns, outputs), float64."""
+    """Return the weights of a convolution as (columns, outputs), float64."""
     return conv.weight.detach().flatten(1).T.double()
 
 
 def columns_of(channels: Tensor, taps: int) -> Tensor:
-    """The columns of some input channels, `taps` each."""
+    """Return the columns of some input channels, `taps` each."""
     return (channels[:, None] * taps + torch.arange(taps)).flatten()

@@ -1,4 +1,4 @@
-"""What to prune for, and what a pruning did."""
+"""Pruning options and the plan that reports a pruning."""
 
 from __future__ import annotations
 
@@ -14,69 +14,71 @@ Measure: TypeAlias = Callable[[Architecture], float]  # milliseconds of one infe
 
 @dataclass(frozen=True, slots=True)
 class PruneOptions:
-    """How far to prune, and how. At most one of keep, macs, target_latency and max_drop_pp.
+    """Pruning goal, method and scope; at most one ratio or max_expected_drop_pp is set.
 
     Attributes:
-        method: none, or the importance that chooses channels (a file of toolkit/prune/importances).
-        keep: Part of the channels that every group keeps, in (0, 1].
-        macs: Part of the multiply-accumulates that stays, in (0, 1]; widths follow sensitivity.
-        target_latency: Part of the dense INT8 model's latency on the device, in (0, 1].
-        max_drop_pp: Expected drop in percentage points that must not be passed, estimated without
-            labels.
-        step: Channel counts are multiples of it (of a quarter of the width in narrow groups).
-        scope: inner: channels inside blocks; stream: what the residual additions carry; both.
-        drop_blocks: Whether whole blocks may go where the shortcut is the identity.
-        mirror: Whether mirrored images count too: twice the rows from the same images.
-        seed: Of the sampled positions.
+        method: none, or the channel importance (a file of toolkit/prune/importances).
+        keep_ratio: Ratio of channels that every group keeps, in (0, 1].
+        macs_ratio: Ratio of multiply-accumulates to keep, in (0, 1]; widths follow sensitivity.
+        latency_ratio: Target as a ratio of the dense INT8 model's latency on the device, in (0, 1].
+        max_expected_drop_pp: Largest expected accuracy drop in percentage points, estimated without labels.
+        channel_multiple: Channel counts are multiples of it (of a quarter of the width in narrow groups).
+        scope: block: channels inside blocks; residual: channels of the residual streams; both.
+        drop_blocks: Whether blocks with an identity shortcut may be dropped.
+        flip_augment: Whether to add mirrored images: twice the rows from the same images.
+        seed: Seed of the sampled positions.
     """
 
     method: str = "obs"
-    keep: float | None = None
-    macs: float | None = None
-    target_latency: float | None = None
-    max_drop_pp: float | None = None
-    step: int = 16
-    scope: Literal["inner", "stream", "both"] = "inner"
+    keep_ratio: float | None = None
+    macs_ratio: float | None = None
+    latency_ratio: float | None = None
+    max_expected_drop_pp: float | None = None
+    channel_multiple: int = 16
+    scope: Literal["block", "residual", "both"] = "block"
     drop_blocks: bool = False
-    mirror: bool = True
+    flip_augment: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         goals = {
             name: getattr(self, name)
-            for name in ("keep", "macs", "target_latency", "max_drop_pp")
+            for name in ("keep_ratio", "macs_ratio", "latency_ratio", "max_expected_drop_pp")
             if getattr(self, name) is not None
         }
         if len(goals) > 1:
             raise RecipeError(
-                f"prune: {' and '.join(goals)} are given", hint="one goal at a time; delete the others"
+                f"prune: {' and '.join(goals)} are given; one goal is expected", hint="delete the others"
             )
         for name, value in goals.items():
-            if name != "max_drop_pp" and not 0 < value <= 1:
+            if name != "max_expected_drop_pp" and not 0 < value <= 1:
                 raise RecipeError(
                     f"prune.{name}={value} is not in (0, 1]",
-                    hint=f"it is the part that stays: prune.{name}=0.5",
+                    hint=f"set the ratio to keep: prune.{name}=0.5",
                 )
-            if name == "max_drop_pp" and value < 0:
-                raise RecipeError(f"prune.max_drop_pp={value} is negative", hint="prune.max_drop_pp=1.0")
-        if self.step < 1:
-            raise RecipeError(f"prune.step={self.step} is below 1", hint="16 suits CPUs, 32 TensorRT")
+            if name == "max_expected_drop_pp" and value < 0:
+                raise RecipeError(f"prune.{name}={value} is negative", hint=f"set prune.{name}=1.0")
+        if self.channel_multiple < 1:
+            raise RecipeError(
+                f"prune.channel_multiple={self.channel_multiple} is below 1",
+                hint="set prune.channel_multiple=16 for CPUs, 32 for TensorRT",
+            )
         if self.method != "none" and not goals:
             raise RecipeError(
-                "prune: no goal is given",
-                hint="set prune.keep, prune.macs, prune.target_latency or prune.max_drop_pp",
+                "prune: no goal is given; one is expected",
+                hint="set prune.keep_ratio, macs_ratio, latency_ratio or max_expected_drop_pp",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A network that was pruned on the way to the goal, or the dense one.
+    """A candidate network of the search, or the dense one.
 
     Attributes:
         macs: Multiply-accumulates of an image.
-        expected_drop_pp: As of `PrunePlan`.
-        latency_ms: In INT8 on the device, measured; None where not asked for.
-        chosen: Whether it is the one that is handed on.
+        expected_drop_pp: As in `PrunePlan`.
+        latency_ms: Measured INT8 latency on the device; None if not measured.
+        chosen: Whether this candidate is the result.
     """
 
     macs: int
@@ -87,26 +89,26 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What was taken out, and what it brought.
+    """Removed channels, and their effect on cost and accuracy.
 
     Attributes:
-        method: none, or the importance that chose.
+        method: none, or the channel importance.
         widths_before: Channel counts of the dense network.
-        widths_after: Channel counts that are left.
-        kept: Group -> indices of the channels that it kept.
-        dropped: Names of dropped blocks.
+        widths_after: Channel counts of the pruned network.
         macs_before: Multiply-accumulates of an image, dense.
-        macs_after: And pruned.
-        latency_before_ms: Of the dense INT8 model on the device; None where not asked for.
-        latency_after_ms: Of the pruned one, measured.
-        latency_predicted_ms: What the table said of the pruned one.
-        kl: Mean KL divergence from the dense logits, on images held out, in nats.
-        agreement: Part of these images on which both put the same class first.
-        expected_drop_pp: Estimated without labels: confidence of the dense model in its own first
-            class less that in the pruned model's.
-        errors: Layer -> held-out error of its refit, as part of the power of its outputs.
-        warnings: What the user should know.
-        frontier: Every network that was tried on the way, and the dense one; empty where only one was.
+        macs_after: Multiply-accumulates of an image, pruned.
+        kept: Group -> indices of the kept channels.
+        dropped: Names of dropped blocks.
+        latency_before_ms: Latency of the dense INT8 model on the device; None if not measured.
+        latency_after_ms: Measured latency of the pruned INT8 model.
+        latency_predicted_ms: Latency of the pruned INT8 model predicted from the block table.
+        kl: Mean KL divergence from the dense logits on held-out images, in nats.
+        agreement: Top-1 agreement with the dense network on held-out images, in [0, 1].
+        expected_drop_pp: Estimated without labels: the dense model's mean probability of its own
+            top-1 class minus that of the pruned model's.
+        errors: Layer -> held-out error of its refit, relative to the power of its outputs.
+        warnings: Warnings for the user.
+        frontier: The dense network and every candidate; empty for a single candidate.
     """
 
     method: str

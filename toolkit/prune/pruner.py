@@ -1,4 +1,4 @@
-"""Pruning from unlabelled images: survey, decide, carry out, and keep the best."""
+"""Pruning from unlabelled images: rank channels, choose widths, prune, refit, and select the best result."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.models.resnet import ResNet, macs
 from edgeship.toolkit.prune import channel_selection, importances, width_search
-from edgeship.toolkit.prune.checkpoints import States
-from edgeship.toolkit.prune.execute import Decision, carry_out
+from edgeship.toolkit.prune.checkpoints import Checkpoints
+from edgeship.toolkit.prune.execute import Decision, apply_decision
 from edgeship.toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, split
-from edgeship.toolkit.prune.ranking import Surveyed, survey_inner
+from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_inner_groups
 
 SEARCH_ROUNDS = 5
-SEARCHED = (0.2, 1.0)  # parts of the multiply-accumulates between which a drop is searched
+SEARCHED = (0.2, 1.0)  # bounds of the bisection, as ratios of the multiply-accumulates
 
 Result = tuple[ResNet, PrunePlan]
 
@@ -32,36 +32,39 @@ def prune(
     *,
     checkpoint: Path | None = None,
 ) -> Result:
-    """Prune a network for a goal, from unlabelled images and without training.
+    """Prune a network to a goal, from unlabelled images and without training.
 
     Args:
-        model: The dense network; left as it is.
+        model: The dense network; not changed.
         images: Batches (N, C, H, W), preprocessed; 500 to 2,000 images are usual.
-        options: The goal, and how.
-        measure: Milliseconds of a network in INT8 on the device; needed for `target_latency`.
-        checkpoint: Folder in which an interrupted pass leaves its state; the same call goes on from
-            its last block.
+        options: The goal, method and scope.
+        measure: Network -> INT8 latency on the device in ms; required for `target_latency`.
+        checkpoint: Folder for the state of an interrupted pass; the same call resumes after its last block.
 
     Returns:
-        The pruned network, in evaluation mode, and what was done.
+        The pruned network, in evaluation mode, and its plan.
 
     Raises:
-        ModelError: The goal cannot be met, brings less than 3 %, or nothing is left to prune.
+        ModelError: The goal cannot be met, gains less than 3 %, or nothing is left to prune.
         DataError: There are no images.
     """
     if options.method == "none":
         return model, unpruned(model)
     dense = copy.deepcopy(model).eval()
-    seen = split(dense, images, mirror=options.mirror)
-    states = States(checkpoint, dense, seen.fit.images)
-    if options.keep is not None and options.scope == "inner":
-        narrow = width_search.uniform(dense.architecture, options.keep, options.step)
-        result = carry_out(dense, seen, options, Decision({}, {}, narrow), states)
+    probes = split(dense, images, mirror=options.flip_augment)
+    states = Checkpoints(checkpoint, dense, probes.fit.images)
+    if options.keep_ratio is not None and options.scope == "block":
+        narrow = width_search.uniform(dense.architecture, options.keep_ratio, options.channel_multiple)
+        result = apply_decision(dense, probes, options, Decision({}, {}, narrow), states)
     else:
-        whole = options.scope == "stream"  # blocks stay as they are: nothing to know about them
-        surveyed = {} if whole else _survey(dense, seen, options, states, probe=options.keep is None)
-        known = channel_selection.Known(dense, seen, surveyed, options, measure)
-        result = (_searched if options.max_drop_pp is not None else _tried)(known, states)
+        whole = options.scope == "residual"  # blocks are not narrowed: no ranking needed
+        sensitivities = (
+            {} if whole else _sensitivities(dense, probes, options, states, probe=options.keep_ratio is None)
+        )
+        context = channel_selection.PruneContext(dense, probes, sensitivities, options, measure)
+        result = (_search_drop if options.max_expected_drop_pp is not None else _best_decision)(
+            context, states
+        )
     states.clear()
     return result
 
@@ -74,75 +77,80 @@ def family(
     *,
     checkpoint: Path | None = None,
 ) -> list[Result]:
-    """Nested networks from one survey: each keeps a subset of the channels of the wider ones.
+    """Prune to several widths from one ranking: each network keeps a subset of the wider one's channels.
 
     Args:
-        model: The dense network; left as it is.
+        model: The dense network; not changed.
         images: Batches (N, C, H, W), preprocessed.
-        parts: Of the inner channels that stay, e.g. (0.9, 0.75, 0.6, 0.5, 0.4).
+        parts: Ratios of inner channels to keep, e.g. (0.9, 0.75, 0.6, 0.5, 0.4).
         options: Method, step and seed; its goal is not used.
-        checkpoint: As of `prune`; finished widths are not made again.
+        checkpoint: As in `prune`; finished widths are not computed again.
 
     Raises:
         DataError: There are no images.
     """
     dense = copy.deepcopy(model).eval()
-    seen = split(dense, images, mirror=options.mirror)
-    states = States(checkpoint, dense, seen.fit.images)
-    surveyed = _survey(dense, seen, options, states, probe=False)
-    found = []
+    probes = split(dense, images, mirror=options.flip_augment)
+    states = Checkpoints(checkpoint, dense, probes.fit.images)
+    sensitivities = _sensitivities(dense, probes, options, states, probe=False)
+    results = []
     for part in track(sorted(parts, reverse=True), "pruning a family"):
-        narrow = width_search.uniform(dense.architecture, part, options.step)
-        found.append(carry_out(dense, seen, options, Decision({}, surveyed, narrow), states))
+        narrow = width_search.uniform(dense.architecture, part, options.channel_multiple)
+        results.append(apply_decision(dense, probes, options, Decision({}, sensitivities, narrow), states))
     states.clear()
-    return found
+    return results
 
 
 def unpruned(model: ResNet) -> PrunePlan:
-    """The plan of a network that is passed on as it is."""
+    """Return the plan of a network that is not pruned."""
     arch = model.architecture
     count = macs(arch, 224)
     return PrunePlan("none", arch.widths, arch.widths, count, count)
 
 
-def _survey(
-    dense: ResNet, seen: Images, options: PruneOptions, states: States, *, probe: bool
-) -> Mapping[str, Surveyed]:
+def _sensitivities(
+    dense: ResNet, probes: Images, options: PruneOptions, states: Checkpoints, *, probe: bool
+) -> Mapping[str, GroupSensitivity]:
     importance = importances.get(options.method)
-    # the goal does not matter: where one cannot be met, the next begins with what is known
-    state = states.of("survey", probe, options.method, options.mirror, options.seed)
-    return survey_inner(dense, seen.fit, importance, probe=probe, state=state, seed=options.seed)
+    # the key leaves out the goal, so that a run with another goal reuses the ranking
+    state = states.of("survey", probe, options.method, options.flip_augment, options.seed)
+    return rank_inner_groups(dense, probes.fit, importance, probe=probe, state=state, seed=options.seed)
 
 
-def _tried(known: channel_selection.Known, states: States) -> Result:
-    """The decisions carried out in turn, until one is farther from the dense network than the last."""
+def _best_decision(context: channel_selection.PruneContext, states: Checkpoints) -> Result:
+    """Apply the decisions in turn until the divergence from the dense network grows; return the best."""
     results: list[Result] = []
-    for decision in channel_selection.decisions(known):
-        results.append(carry_out(known.dense, known.seen, known.options, decision, states))
-        if len(results) > 1 and _distance(results[-1]) >= _distance(results[-2]):
+    for decision in channel_selection.decisions(context):
+        results.append(apply_decision(context.dense, context.probes, context.options, decision, states))
+        if len(results) > 1 and _divergence(results[-1]) >= _divergence(results[-2]):
             break
-    return _chosen(min(results, key=_distance), results)
+    return _with_frontier(min(results, key=_divergence), results)
 
 
-def _searched(known: channel_selection.Known, states: States) -> Result:
-    """The fewest multiply-accumulates whose expected drop stays within the limit, by bisection."""
-    options = known.options
-    limit, arch = options.max_drop_pp or 0.0, known.arch
+def _search_drop(context: channel_selection.PruneContext, states: Checkpoints) -> Result:
+    """Find the fewest multiply-accumulates whose expected drop is within the limit, by bisection."""
+    options = context.options
+    limit, arch = options.max_expected_drop_pp or 0.0, context.arch
     low, high = SEARCHED
     results: list[Result] = []
     best: Result | None = None
-    drops = channel_selection.drop_losses(known)
+    drops = channel_selection.block_drop_losses(context)
     for _ in range(SEARCH_ROUNDS):
         part = (low + high) / 2
         try:
-            found = width_search.for_macs(
-                arch, known.surveyed, drops, part, size=known.seen.size, step=options.step
+            allocation = width_search.for_macs(
+                arch,
+                context.sensitivities,
+                drops,
+                part,
+                size=context.probes.size,
+                step=options.channel_multiple,
             )
         except ModelError:
             low = part
             continue
-        decision = Decision({}, known.surveyed, found.arch)
-        results.append(carry_out(known.dense, known.seen, options, decision, states))
+        decision = Decision({}, context.sensitivities, allocation.arch)
+        results.append(apply_decision(context.dense, context.probes, options, decision, states))
         if (results[-1][1].expected_drop_pp or 0.0) <= limit:
             best, high = results[-1], part
         else:
@@ -150,17 +158,17 @@ def _searched(known: channel_selection.Known, states: States) -> Result:
     if best is None:
         raise ModelError(
             f"no pruning of {arch.name} has an expected drop within {limit} pp",
-            hint="raise prune.max_drop_pp, give more images, or fine-tune afterwards",
+            hint="raise prune.max_expected_drop_pp",
         )
-    return _chosen(best, results)
+    return _with_frontier(best, results)
 
 
-def _distance(result: Result) -> float:
+def _divergence(result: Result) -> float:
     return result[1].kl or 0.0
 
 
-def _chosen(best: Result, results: Sequence[Result]) -> Result:
-    """The best one, its plan telling of the others and of the dense network: the frontier."""
+def _with_frontier(best: Result, results: Sequence[Result]) -> Result:
+    """Add the frontier (the dense network and every candidate) to the plan of the best result."""
     model, plan = best
     if len(results) == 1:
         return best

@@ -1,4 +1,4 @@
-"""The pass that repairs: dense and pruned network side by side, one block after the other."""
+"""Layer-wise reconstruction of a pruned network towards the dense one, block by block."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch.nn import functional as F
 
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.models.resnet import Block, ResNet
-from edgeship.toolkit.prune.activation_cache import Stash
+from edgeship.toolkit.prune.activation_cache import ActivationCache
 from edgeship.toolkit.prune.apply import conform, take_bn, take_inputs, take_outputs
 from edgeship.toolkit.prune.groups import STEM
 from edgeship.toolkit.prune.importances import Evidence, Importance
-from edgeship.toolkit.prune.layer_refit import Affine, Site, split_moments
+from edgeship.toolkit.prune.layer_refit import Affine, LayerRefit, split_moments
 from edgeship.toolkit.prune.least_squares import choose_ridge, columns_of, refit
-from edgeship.toolkit.prune.second_moments import Sites, at, choose_sites
+from edgeship.toolkit.prune.second_moments import Positions, rows_at, sample_positions
 
-POSITIONS = 16  # sampled of each map; all where it is smaller
+POSITIONS = 16  # sampled output positions of each map; all if it is smaller
 
-# what an inner group keeps: these channels, or as many as the importance finds best
+# inner group -> its kept channels, or their number (the importance selects them)
 Choice: TypeAlias = "Mapping[str, Tensor | int]"
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What a block gives: raw outputs of its convolutions, and the sum before the last ReLU."""
+    """Inputs and raw outputs of a block's convolutions, and the sum before the last ReLU."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -37,7 +37,7 @@ class Trace:
 
 
 def trace(block: Block, x: Tensor) -> Trace:
-    """Run a block on x (N, C, H, W) and keep what its convolutions see and give."""
+    """Run a block on x (N, C, H, W) and record the inputs and outputs of its convolutions."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     u = x
@@ -57,29 +57,29 @@ def trace(block: Block, x: Tensor) -> Trace:
 
 
 def shortcut(block: Block, x: Tensor, first: Tensor) -> Tensor:
-    """What is added to the last convolution; `first` is what the first convolution sees."""
+    """Return the shortcut output for block input `x`; `first` is the input of the first convolution."""
     if block.downsample is None:
         return x
     result: Tensor = block.downsample(x if block.projection is None else first)
     return result
 
 
-def following(block: Block, index: int) -> nn.BatchNorm2d | None:
-    """The BatchNorm after convolution `index`, from 1; None after the last of a pre-activation unit."""
+def batchnorm_after(block: Block, index: int) -> nn.BatchNorm2d | None:
+    """Return the BatchNorm after convolution `index` (from 1); None at the end of a pre-activation unit."""
     if not block.preactivation:
         return block.bn(index)
     return block.bn(index + 1) if index < block.depth else None
 
 
 class Repair:
-    """Walks a student and its dense teacher, refitting every convolution of the student in order.
+    """Refit every convolution of a pruned student in order, towards the dense network.
 
-    The student's stream and blocks may be pruned already; the channels inside its blocks are pruned
-    on the way, each group just before the convolution that reads it is refitted.
+    The student's streams and blocks may be pruned already; channels inside its blocks are pruned during
+    the pass, each group just before its consumer is refitted.
 
     Attributes:
-        chosen: Inner group -> the channels that were kept.
-        errors: Convolution -> held-out error as part of its power.
+        chosen: Inner group -> kept channels.
+        errors: Convolution -> held-out error relative to its power.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class Repair:
         importance: Importance,
         seed: int = 0,
     ) -> None:
-        """Start.
+        """Store the networks and the choice.
 
         Args:
-            dense: The teacher, in evaluation mode.
-            student: What `shrink` left of it, repaired in place.
-            kept: Stream place -> what the student kept of it.
-            choice: What inner groups keep; a group that is not named keeps everything.
-            importance: Ranks where only a number is given.
-            seed: Of the sampled positions.
+            dense: The dense network, in evaluation mode.
+            student: Output of `shrink`; refitted in place.
+            kept: Stream place -> channels that the student kept.
+            choice: Kept channels of inner groups, or their number; other groups keep all channels.
+            importance: Channel importance for groups with a number.
+            seed: Seed of the sampled positions.
         """
         self.dense, self.student = dense, student
         self.kept, self.choice, self.importance = kept, choice, importance
@@ -112,127 +112,142 @@ class Repair:
     def run(
         self, images: Iterable[Tensor], after_block: Callable[[int], None] | None = None, done: int = 0
     ) -> ResNet:
-        """Repair everything; returns the student with its new widths.
+        """Refit all layers; return the student with its new widths.
 
         Args:
             images: Batches (N, C, H, W).
-            after_block: Called with the number of blocks repaired so far.
-            done: Blocks that an earlier, interrupted pass repaired already.
+            after_block: Called with the number of refitted blocks.
+            done: Number of blocks refitted by an earlier, interrupted pass.
         """
-        teacher = entered(self.dense, images)
-        pupil = entered(self.student, images) if STEM in self.kept else teacher  # else they begin alike
+        dense_stream = stem_outputs(self.dense, images)
+        student_stream = (
+            stem_outputs(self.student, images) if STEM in self.kept else dense_stream
+        )  # same stem: same input
         students = {name: block for name, _, _, block in self.student.blocks()}
         for number, (name, stage, _, block) in enumerate(track(list(self.dense.blocks()), "pruning"), 1):
             small = students.get(name)
             if number <= done:
-                teacher = teacher.map(block)
-                pupil = pupil if small is None else pupil.map(small)
+                dense_stream = dense_stream.map(block)
+                student_stream = student_stream if small is None else student_stream.map(small)
                 continue
-            targets = Targets(block, self.kept.get(f"stream{stage + 1}"), sampling(self._seed, number))
-            teacher = teacher.map(targets.see)
+            targets = Targets(
+                block, self.kept.get(f"stream{stage + 1}"), position_generator(self._seed, number)
+            )
+            dense_stream = dense_stream.map(targets.sample)
             if small is not None:
-                pupil = self._block(name, small, targets, pupil)
+                student_stream = self._block(name, small, targets, student_stream)
             if after_block is not None:
                 after_block(number)
-        self._head(teacher, pupil)
+        self._refit_classifier(dense_stream, student_stream)
         return conform(self.student)
 
-    def _block(self, name: str, small: Block, targets: Targets, pupil: Stash) -> Stash:
-        """Repair one block; returns what it hands on."""
-        first = pupil.map(lambda x: F.relu(small.bn(1)(x))) if small.preactivation else pupil
+    def _block(
+        self, name: str, small: Block, targets: Targets, student_stream: ActivationCache
+    ) -> ActivationCache:
+        """Refit one block; return its output."""
+        first = (
+            student_stream.map(lambda x: F.relu(small.bn(1)(x))) if small.preactivation else student_stream
+        )
         if small.projection is not None:
             conv, bn = cast("nn.Conv2d", small.projection[0]), None
             if len(small.projection) > 1:
                 bn = cast("nn.BatchNorm2d", small.projection[1])
-            site = Site(conv, bn, targets.projection, targets.projected, targets.places[-1], relu=False)
-            self._fit(f"{name}.downsample.0", site, first)
+            layer = LayerRefit(
+                conv, bn, targets.projection, targets.shortcut_rows, targets.positions[-1], relu=False
+            )
+            self._refit(f"{name}.downsample.0", layer, first)
         inputs = first
         for i in range(1, small.depth + 1):
             group, source, last = f"{name}.conv{i}", f"{name}.conv{i - 1}", i == small.depth
-            known = None if last else self.choice.get(group)
-            if isinstance(known, Tensor):  # what leaves need not be fitted
-                self.chosen[group] = known
-                narrow(small, i, known)
-                targets.take(i, known)
-            conv, bn = small.conv(i), following(small, i)
+            indices = None if last else self.choice.get(group)
+            if isinstance(indices, Tensor):  # removed before the fit, to save time
+                self.chosen[group] = indices
+                prune_inner(small, i, indices)
+                targets.take(i, indices)
+            conv, bn = small.conv(i), batchnorm_after(small, i)
             relu = not (last and small.preactivation)
-            site = Site(conv, bn, targets.affines[i - 1], targets.wanted[i - 1], targets.places[i - 1], relu)
+            layer = LayerRefit(
+                conv, bn, targets.affines[i - 1], targets.targets[i - 1], targets.positions[i - 1], relu
+            )
             if last and not small.plain:
-                rows = zip(pupil, first, targets.places[-1], strict=True)
-                site.added = [at(shortcut(small, x, u), place) for x, u, place in rows]
+                rows = zip(student_stream, first, targets.positions[-1], strict=True)
+                layer.shortcut = [rows_at(shortcut(small, x, u), place) for x, u, place in rows]
             count = self.choice.get(source) if i > 1 else None
             if isinstance(count, int):
-                inputs = self._select(site, inputs, small, i, group=source, count=count)
+                inputs = self._prune_and_refit(layer, inputs, small, i, group=source, count=count)
             else:
-                self._fit(group, site, inputs)
+                self._refit(group, layer, inputs)
             if not last:
                 inputs = inputs.map(lambda u, conv=conv, bn=bn: F.relu(bn(conv(u))))  # type: ignore[misc]
-        result = Stash()
-        for x, u, f in zip(pupil, inputs, first, strict=True):
+        result = ActivationCache()
+        for x, u, f in zip(student_stream, inputs, first, strict=True):
             total = small.conv(small.depth)(u)
             total = total if small.preactivation else small.bn(small.depth)(total)
             total = total if small.plain else total + shortcut(small, x, f)
             result.append(total if small.preactivation else F.relu(total))
         return result
 
-    def _fit(self, name: str, site: Site, inputs: Stash) -> None:
-        self.errors[name] = site.solve(inputs, *site.moments(inputs))
+    def _refit(self, name: str, layer: LayerRefit, inputs: ActivationCache) -> None:
+        self.errors[name] = layer.solve(inputs, *layer.moments(inputs))
 
-    def _select(
-        self, site: Site, inputs: Stash, small: Block, index: int, *, group: str, count: int
-    ) -> Stash:
-        """Rank what convolution `index` reads, keep the best and refit; returns its inputs, fewer now."""
-        moments = site.moments(inputs)
-        reader = site.reader(moments)
-        made = small.conv(index - 1).weight.detach().double().flatten(1).square().sum(1)
-        scale = cast("nn.BatchNorm2d", following(small, index - 1)).weight.detach().double().abs()
-        ranking = self.importance(Evidence(made, scale, (reader,)))
-        kept = ranking.order[len(ranking.order) - count :].sort().values
-        columns = columns_of(kept, reader.taps)
+    def _prune_and_refit(
+        self, layer: LayerRefit, inputs: ActivationCache, small: Block, index: int, *, group: str, count: int
+    ) -> ActivationCache:
+        """Rank the inputs of convolution `index`, keep the best and refit it; return its remaining inputs."""
+        moments = layer.moments(inputs)
+        reader = layer.reader(moments)
+        weight_norm = small.conv(index - 1).weight.detach().double().flatten(1).square().sum(1)
+        scale = cast("nn.BatchNorm2d", batchnorm_after(small, index - 1)).weight.detach().double().abs()
+        ranking = self.importance(Evidence(weight_norm, scale, (reader,)))
+        keep = ranking.order[len(ranking.order) - count :].sort().values
+        columns = columns_of(keep, reader.taps)
         fit, check = (each.keep(columns) for each in moments)
-        del reader, moments  # of all columns: large
-        self.chosen[group] = kept
-        narrow(small, index - 1, kept)
-        fewer = inputs.map(lambda u: u[:, kept])
-        self.errors[f"{group[:-1]}{index}"] = site.solve(fewer, fit, check)
-        return fewer
+        del reader, moments  # free the memory of all columns
+        self.chosen[group] = keep
+        prune_inner(small, index - 1, keep)
+        narrowed = inputs.map(lambda u: u[:, keep])
+        self.errors[f"{group[:-1]}{index}"] = layer.solve(narrowed, fit, check)
+        return narrowed
 
-    def _head(self, teacher: Stash, pupil: Stash) -> None:
-        """Refit the last layer towards the teacher's logits."""
+    def _refit_classifier(self, dense_stream: ActivationCache, student_stream: ActivationCache) -> None:
+        """Refit the last layer towards the dense network's logits."""
         fc = self.student.fc
-        fit, check = split_moments(map(self.student.pool, pupil), map(self.dense.leave, teacher))
+        fit, check = split_moments(
+            map(self.student.pool, student_stream), map(self.dense.forward_head, dense_stream)
+        )
         prior, gain = fc.weight.detach().T.double(), torch.ones(fc.out_features, dtype=torch.float64)
         ridge, error = choose_ridge(fit, check, prior, gain, intercept=True)
-        found = refit((fit + check).system(intercept=True), prior, gain, ridge, error)
-        fc.weight.data = found.weight.T.float().contiguous()
-        fc.bias.data = found.intercept.float()
+        result = refit((fit + check).system(intercept=True), prior, gain, ridge, error)
+        fc.weight.data = result.weight.T.float().contiguous()
+        fc.bias.data = result.intercept.float()
         self.errors["fc"] = error
 
 
-def entered(model: ResNet, images: Iterable[Tensor]) -> Stash:
-    """What the first block sees of every batch."""
-    stream = Stash()
+def stem_outputs(model: ResNet, images: Iterable[Tensor]) -> ActivationCache:
+    """Return the input of the first block for every batch."""
+    stream = ActivationCache()
     for batch in images:
-        stream.append(model.enter(batch))
+        stream.append(model.forward_stem(batch))
     return stream
 
 
-def sampling(seed: int, number: int) -> torch.Generator:
-    """What chooses the positions of block `number`: the same wherever a pass begins."""
+def position_generator(seed: int, number: int) -> torch.Generator:
+    """Return the generator of the positions of block `number`; the same in a resumed pass."""
     return torch.Generator().manual_seed((seed << 16) + number)
 
 
 class Targets:
-    """What the teacher's block gives at the sampled positions of every batch."""
+    """Outputs of a dense block at the sampled positions of every batch."""
 
     def __init__(self, block: Block, out: Tensor | None, generator: torch.Generator) -> None:
         self._block, self._generator = block, generator
         self._out = torch.arange(block.conv(block.depth).out_channels) if out is None else out
-        self.places: list[list[Sites]] = [[] for _ in range(block.depth)]
-        self.wanted: list[list[Tensor]] = [[] for _ in range(block.depth)]
-        self.projected: list[Tensor] = []
+        self.positions: list[list[Positions]] = [[] for _ in range(block.depth)]
+        self.targets: list[list[Tensor]] = [[] for _ in range(block.depth)]
+        self.shortcut_rows: list[Tensor] = []
         self.affines = [
-            Affine.of(following(block, i), block.conv(i).out_channels) for i in range(1, block.depth + 1)
+            Affine.of(batchnorm_after(block, i), block.conv(i).out_channels)
+            for i in range(1, block.depth + 1)
         ]
         self.affines[-1] = self.affines[-1].take(self._out)
         bn = block.projection[1] if block.projection is not None and len(block.projection) > 1 else None
@@ -240,28 +255,30 @@ class Targets:
         if bn is not None:
             self.projection = Affine.of(cast("nn.BatchNorm2d", bn), 0).take(self._out)
 
-    def see(self, x: Tensor) -> Tensor:
-        """Sample one batch; returns what the block hands on."""
-        seen = trace(self._block, x)
-        for i, output in enumerate(seen.outputs):
-            place = choose_sites(output.shape[2], output.shape[3], POSITIONS, self._generator)
-            self.places[i].append(place)
-            if i < len(seen.outputs) - 1:
-                self.wanted[i].append(self.affines[i](at(output, place)))
+    def sample(self, x: Tensor) -> Tensor:
+        """Sample one batch; return the output of the block."""
+        traced = trace(self._block, x)
+        for i, output in enumerate(traced.outputs):
+            positions = sample_positions(output.shape[2], output.shape[3], POSITIONS, self._generator)
+            self.positions[i].append(positions)
+            if i < len(traced.outputs) - 1:
+                self.targets[i].append(self.affines[i](rows_at(output, positions)))
             else:
-                self.wanted[i].append(at(seen.total, place)[:, self._out])
-        if seen.projection is not None:
-            self.projected.append(self.projection(at(seen.projection, self.places[-1][-1])[:, self._out]))
-        return seen.total if self._block.preactivation else F.relu(seen.total)
+                self.targets[i].append(rows_at(traced.total, positions)[:, self._out])
+        if traced.projection is not None:
+            self.shortcut_rows.append(
+                self.projection(rows_at(traced.projection, self.positions[-1][-1])[:, self._out])
+            )
+        return traced.total if self._block.preactivation else F.relu(traced.total)
 
-    def take(self, index: int, kept: Tensor) -> None:
-        """Keep some outputs of convolution `index`, from 1."""
-        self.affines[index - 1] = self.affines[index - 1].take(kept)
-        self.wanted[index - 1] = [rows[:, kept] for rows in self.wanted[index - 1]]
+    def take(self, index: int, indices: Tensor) -> None:
+        """Keep some outputs of convolution `index` (from 1)."""
+        self.affines[index - 1] = self.affines[index - 1].take(indices)
+        self.targets[index - 1] = [rows[:, indices] for rows in self.targets[index - 1]]
 
 
-def narrow(block: Block, index: int, kept: Tensor) -> None:
-    """Take channels between convolutions `index` and `index` + 1 out of a block."""
-    take_outputs(block.conv(index), kept)
-    take_bn(cast("nn.BatchNorm2d", following(block, index)), kept)
-    take_inputs(block.conv(index + 1), kept)
+def prune_inner(block: Block, index: int, indices: Tensor) -> None:
+    """Remove channels between convolutions `index` and `index` + 1 of a block, in place."""
+    take_outputs(block.conv(index), indices)
+    take_bn(cast("nn.BatchNorm2d", batchnorm_after(block, index)), indices)
+    take_inputs(block.conv(index + 1), indices)

@@ -1,4 +1,4 @@
-"""Second moments of what a convolution sees and should give: all that least squares needs."""
+"""Second moments of a convolution's inputs and targets, and its normal equations."""
 
 from __future__ import annotations
 
@@ -10,78 +10,77 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 GRAM_ROWS = 2048  # rows multiplied at once
-GRAM_COLUMNS = 768  # and columns: below the diagonal nothing is multiplied
+GRAM_COLUMNS = 768  # columns multiplied at once; only blocks on and above the diagonal
 
 
 @dataclass(frozen=True, slots=True)
-class Sites:
-    """Which output positions of a convolution are sampled, the same for every image of a batch."""
+class Positions:
+    """Sampled output positions of a convolution, the same for every image of a batch."""
 
     rows: Tensor
     columns: Tensor
 
 
-def choose_sites(height: int, width: int, count: int, generator: torch.Generator) -> Sites:
-    """At most `count` different positions of a height x width map; all of them if it is smaller."""
+def sample_positions(height: int, width: int, count: int, generator: torch.Generator) -> Positions:
+    """Sample at most `count` distinct positions of a height x width map; all if it is smaller."""
     chosen = torch.randperm(height * width, generator=generator)[:count]
-    return Sites(chosen // width, chosen % width)
+    return Positions(chosen // width, chosen % width)
 
 
-def at(values: Tensor, sites: Sites) -> Tensor:
-    """Values (N, C, H, W) at the sampled positions, as rows (N * positions, C)."""
+def rows_at(values: Tensor, sites: Positions) -> Tensor:
+    """Return values (N, C, H, W) at the sampled positions, as rows (N * positions, C)."""
     return values[:, :, sites.rows, sites.columns].transpose(1, 2).flatten(0, 1)
 
 
-def patches(inputs: Tensor, conv: nn.Conv2d, sites: Sites) -> Tensor:
-    """What `conv` sees at the sampled outputs: rows (N * positions, C * kh * kw), channel by channel."""
+def patches(inputs: Tensor, conv: nn.Conv2d, sites: Positions) -> Tensor:
+    """Return the im2col rows of `conv` at sampled sites (N * positions, C * kh * kw), channel by channel."""
     (kernel, _), (stride, _), pad = conv.kernel_size, conv.stride, conv.kernel_size[0] // 2
-    windows = F.pad(inputs, (pad, pad, pad, pad)).unfold(2, kernel, stride).unfold(3, kernel, stride)
-    return windows[:, :, sites.rows, sites.columns].permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)
+    unfolded = F.pad(inputs, (pad, pad, pad, pad)).unfold(2, kernel, stride).unfold(3, kernel, stride)
+    return unfolded[:, :, sites.rows, sites.columns].permute(0, 2, 1, 3, 4).flatten(2).flatten(0, 1)
 
 
 class Moments:
-    """Sums over rows: n, sum x, sum t, x'x, x't, sum t^2; products in float32, added up in float64.
+    """Sums over rows: n, sum x, sum t, x'x, x't, sum t^2; products in float32, sums in float64.
 
-    All of them are of rows less an offset near their mean: without it, products in float32 would lose
-    what is left after the means are taken out.
+    An offset near the mean is subtracted from the rows: float32 products would lose the variance otherwise.
     """
 
     def __init__(self, x_offset: Tensor, t_offset: Tensor) -> None:
-        """Start.
+        """Create empty sums.
 
         Args:
-            x_offset: Near the mean of the rows (columns).
-            t_offset: Near the mean of the targets (outputs).
+            x_offset: Approximate mean of the rows (columns).
+            t_offset: Approximate mean of the targets (outputs).
         """
         columns, outputs = len(x_offset), len(t_offset)
         self.x_offset, self.t_offset = x_offset, t_offset
         self.rows = 0
         self.x, self.xx = _zeros(columns), _zeros(columns, columns)
         self.t, self.xt, self.tt = _zeros(outputs), _zeros(columns, outputs), _zeros(outputs)
-        self._waiting: list[Tensor] = []
+        self._pending: list[Tensor] = []
 
     def update(self, x: Tensor, t: Tensor) -> None:
         """Add rows (n, columns) and their targets (n, outputs)."""
         self.rows += len(x)
         shifted = x - self.x_offset
         self.x += shifted.sum(0, dtype=torch.float64)
-        self._waiting.append(shifted)
-        if sum(len(rows) for rows in self._waiting) >= GRAM_ROWS:
+        self._pending.append(shifted)
+        if sum(len(rows) for rows in self._pending) >= GRAM_ROWS:
             self.flush()
         self._add(shifted, t)
 
     def flush(self) -> None:
-        """Add the rows that wait to x'x: many at once, since its size is what costs."""
-        if self._waiting:
-            rows, self._waiting = torch.cat(self._waiting), []
-            for start in range(0, len(self.x), GRAM_COLUMNS):  # the other half is its mirror image
+        """Add the pending rows to x'x, many at once for fewer passes over its memory."""
+        if self._pending:
+            rows, self._pending = torch.cat(self._pending), []
+            for start in range(0, len(self.x), GRAM_COLUMNS):  # x'x is symmetric
                 block = slice(start, start + GRAM_COLUMNS)
                 product = rows[:, block].T @ rows[:, start:]
                 self.xx[block, start:] += product
                 self.xx[start + GRAM_COLUMNS :, block] += product[:, GRAM_COLUMNS:].T
 
     def add_targets(self, x: Tensor, t: Tensor) -> None:
-        """Add the targets of rows that are counted already."""
+        """Add the targets of rows that are already included."""
         self._add(x - self.x_offset, t)
 
     def _add(self, x: Tensor, t: Tensor) -> None:
@@ -91,7 +90,7 @@ class Moments:
         self.tt += shifted.double().square().sum(0)
 
     def without_targets(self) -> Moments:
-        """The same rows, their targets still to be added."""
+        """Return moments of the same rows without targets."""
         return self._with(
             rows=self.rows,
             x=self.x,
@@ -100,7 +99,7 @@ class Moments:
         )
 
     def keep(self, columns: Tensor) -> Moments:
-        """Without the columns that are not kept."""
+        """Return the moments of some columns."""
         if len(columns) == len(self.x):
             return self
         return self._with(
@@ -128,7 +127,7 @@ class Moments:
         return self
 
     def system(self, *, intercept: bool) -> System:
-        """Divided by the number of rows; the means taken out where an intercept can hold them."""
+        """Return the normal equations per row; with an intercept, of centred rows and targets."""
         n = max(self.rows, 1)
         x, t = self.x / n, self.t / n
         gram, cross = (self.xx / n).addr_(x, x, alpha=-1), (self.xt / n).addr_(x, t, alpha=-1)
@@ -136,12 +135,12 @@ class Moments:
         x, t = x + self.x_offset, t + self.t_offset
         if intercept:
             return System(gram, cross, power, x, t)
-        nothing = torch.zeros_like(x), torch.zeros_like(t)
-        return System(gram.addr_(x, x), cross.addr_(x, t), power + t**2, *nothing)
+        zeros = torch.zeros_like(x), torch.zeros_like(t)
+        return System(gram.addr_(x, x), cross.addr_(x, t), power + t**2, *zeros)
 
     def _with(self, **sums: Any) -> Moments:
         new = Moments.__new__(Moments)
-        vars(new).update({"x_offset": self.x_offset, "t_offset": self.t_offset, "_waiting": []} | sums)
+        vars(new).update({"x_offset": self.x_offset, "t_offset": self.t_offset, "_pending": []} | sums)
         return new
 
 
@@ -153,8 +152,8 @@ class System:
         gram: x'x per row (columns, columns).
         cross: x't per row (columns, outputs).
         power: t^2 per row (outputs).
-        mean_x: Taken out of the columns; zeros without an intercept.
-        mean_t: Taken out of the outputs.
+        mean_x: Mean subtracted from the columns; zeros without an intercept.
+        mean_t: Mean subtracted from the outputs; zeros without an intercept.
     """
 
     gram: Tensor
@@ -164,17 +163,17 @@ class System:
     mean_t: Tensor
 
     def error(self, weight: Tensor) -> Tensor:
-        """Mean squared error of each output under a weight (columns, outputs)."""
+        """Return the mean squared error of each output for weights (columns, outputs)."""
         return self.power + ((self.gram @ weight - 2 * self.cross) * weight).sum(0)
 
     def of(self, outputs: Tensor) -> System:
-        """The equations of some outputs."""
+        """Return the equations of some outputs."""
         return System(
             self.gram, self.cross[:, outputs], self.power[outputs], self.mean_x, self.mean_t[outputs]
         )
 
     def take(self, columns: Tensor) -> System:
-        """The equations of some columns, in that order."""
+        """Return the equations of some columns, in that order."""
         return System(
             self.gram[columns][:, columns], self.cross[columns], self.power, self.mean_x[columns], self.mean_t
         )

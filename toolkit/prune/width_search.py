@@ -1,4 +1,4 @@
-"""From a goal to channel counts."""
+"""Search of block widths that meet a multiply-accumulate or latency goal."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.tensors import Size, sides
 from edgeship.toolkit.models.resnet import Architecture, Widths, block_macs, macs, resize, strided
-from edgeship.toolkit.prune.knapsack import Option, allocate, right_edges
+from edgeship.toolkit.prune.knapsack import Option, allocate, pareto_options
 from edgeship.toolkit.prune.plan import Measure
-from edgeship.toolkit.prune.ranking import Surveyed
+from edgeship.toolkit.prune.ranking import GroupSensitivity
 
-LEAST = 0.125  # part of a group that always stays
-CLOSE = 0.02  # a measured latency this near to the goal is good enough
+MIN_WIDTH = 0.125  # least ratio of channels that a group keeps
+LATENCY_TOLERANCE = 0.02  # accepted distance of the measured latency from the goal
 ROUNDS = 4  # build, measure, rescale
-TABLE = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # parts of the channels at which blocks are timed
+TIMED_RATIOS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # width ratios at which blocks are timed
 
-LEAST_GAIN = 0.03  # of the latency: less is not worth another network
+MIN_GAIN = 0.03  # least latency reduction that is worth another network
 
 Shape: TypeAlias = "tuple[int, bool, tuple[int, ...]]"  # stage, whether first of it, dense inner widths
 Table: TypeAlias = "dict[Shape, dict[tuple[int, ...], float]]"  # milliseconds saved at inner widths
 
 
 @dataclass(frozen=True, slots=True)
-class Allocated:
+class Allocation:
     """Widths that meet a goal.
 
     Attributes:
         arch: The network with these widths.
-        predicted: Its cost by the table, in the unit of the goal.
-        measured: Its cost, measured; of multiply-accumulates the same.
+        predicted: Cost predicted from the table, in the unit of the goal.
+        measured: Measured cost; for multiply-accumulates the predicted one.
         dense: Cost of the dense network.
     """
 
@@ -45,13 +45,13 @@ class Allocated:
 
 @dataclass(frozen=True, slots=True)
 class LatencyGoal:
-    """A latency to reach, and what is known of the device.
+    """Target latency, and latencies measured on the device.
 
     Attributes:
-        part: Of the dense network's latency.
-        dense_ms: That latency.
-        saved: What blocks of each shape save, in the dense network.
-        narrowed: Whether streams are narrower already than when that was measured.
+        part: Target as a ratio of the dense network's latency.
+        dense_ms: Latency of the dense network.
+        saved: Milliseconds saved by blocks of each shape, in the dense network.
+        narrowed: Whether streams are narrower than in that measurement.
     """
 
     part: float
@@ -61,48 +61,49 @@ class LatencyGoal:
 
 
 def align(width: int, step: int) -> int:
-    """The step that a group can follow: a quarter of its width at most."""
+    """Return the channel multiple of a group: the step, but at most a quarter of the width."""
     return max(1, min(step, width // 4))
 
 
-def nearest(width: int, part: float, step: int) -> int:
-    """The multiple of the group's step nearest to a part of its width, at least one step."""
+def nearest_width(width: int, part: float, step: int) -> int:
+    """Return the multiple of the group's step nearest to a ratio of its width, at least one step."""
     unit = align(width, step)
     return min(width, max(unit, round(width * part / unit) * unit))
 
 
-def counts(width: int, step: int) -> tuple[int, ...]:
-    """Every count that a group may keep, ascending."""
+def allowed_widths(width: int, step: int) -> tuple[int, ...]:
+    """Return every width that a group may have, ascending."""
     unit = align(width, step)
-    least = max(unit, int(width * LEAST))
+    least = max(unit, int(width * MIN_WIDTH))
     return (*(w for w in range(unit, width, unit) if w >= least), width)
 
 
 def uniform(arch: Architecture, part: float, step: int) -> Architecture:
-    """Every inner group at the same part of its width."""
+    """Scale every inner group by the same ratio."""
     inner = tuple(
-        tuple(tuple(nearest(w, part, step) for w in block) for block in stage) for stage in arch.widths.inner
+        tuple(tuple(nearest_width(w, part, step) for w in block) for block in stage)
+        for stage in arch.widths.inner
     )
     return resize(arch, replace(arch.widths, inner=inner))
 
 
 def options(
     arch: Architecture,
-    surveyed: Mapping[str, Surveyed],
+    sensitivities: Mapping[str, GroupSensitivity],
     drops: Mapping[tuple[int, int], float],
     cost: Callable[[int, int, tuple[int, ...]], float],
     allowed: Callable[[int], tuple[int, ...]],
 ) -> list[tuple[tuple[int, int], tuple[Option, ...]]]:
-    """The options of every block that is left: (stage, block) -> right edges of cost and error.
+    """Return the Pareto-optimal options of every remaining block: ((stage, block), options).
 
     Args:
         arch: The dense network.
-        surveyed: Group -> loss by count.
-        drops: (stage, block) -> loss of dropping it, where that is allowed.
+        sensitivities: Group -> loss by number of removed channels.
+        drops: (stage, block) -> loss of dropping it, for droppable blocks.
         cost: Stage, block, inner widths (() for dropped) -> cost.
-        allowed: Width of a group -> counts it may keep.
+        allowed: Width of a group -> widths it may have.
     """
-    found = []
+    candidates = []
     for stage, blocks in enumerate(arch.widths.inner):
         for block, dense in enumerate(blocks):
             if not dense:
@@ -111,82 +112,82 @@ def options(
             choices = []
             for inner in itertools.product(*(allowed(w) for w in dense)):
                 losses = (
-                    float(surveyed[f"{name}.conv{i + 1}"].loss[w - n])
+                    float(sensitivities[f"{name}.conv{i + 1}"].loss[w - n])
                     for i, (w, n) in enumerate(zip(dense, inner, strict=True))
                 )
                 choices.append(Option(inner, cost(stage, block, inner), sum(losses)))
             if (stage, block) in drops:
                 choices.append(Option((), cost(stage, block, ()), drops[stage, block]))
-            found.append(((stage, block), right_edges(choices)))
-    return found
+            candidates.append(((stage, block), pareto_options(choices)))
+    return candidates
 
 
 def for_macs(
     arch: Architecture,
-    surveyed: Mapping[str, Surveyed],
+    sensitivities: Mapping[str, GroupSensitivity],
     drops: Mapping[tuple[int, int], float],
     part: float,
     *,
     size: Size,
     step: int,
     of: Architecture | None = None,
-) -> Allocated:
-    """The least loss within a part of the multiply-accumulates.
+) -> Allocation:
+    """Find the widths of least loss within a ratio of the multiply-accumulates.
 
     Args:
-        arch: The network, its inner groups still whole.
-        surveyed: Group -> loss by count.
+        arch: The network with unpruned inner groups.
+        sensitivities: Group -> loss by number of removed channels.
         drops: (stage, block) -> loss of dropping it.
-        part: Of the multiply-accumulates.
+        part: Ratio of the multiply-accumulates.
         size: Height and width of an image in pixels.
         step: Channel counts are multiples of it.
-        of: The network whose part is meant, where streams are narrower already; default: `arch`.
+        of: Reference network of the ratio, if the streams of `arch` are narrowed; default: `arch`.
 
     Raises:
-        ModelError: Block-internal channels cannot save so much; the message says what they can.
+        ModelError: Inner channels cannot save so much; the message has the least possible ratio.
     """
     areas = block_sides(arch, size)
 
     def cost(stage: int, block: int, inner: tuple[int, ...]) -> float:
         if not inner:
             return 0.0
-        narrowed = resize(arch, _with(arch.widths, {(stage, block): inner}))
+        narrowed = resize(arch, _with_inner(arch.widths, {(stage, block): inner}))
         return float(block_macs(narrowed, stage, block, areas[stage, block]))
 
     dense = macs(of or arch, size)
-    found = options(arch, surveyed, drops, cost, lambda w: counts(w, step))
-    fixed = macs(arch, size) - sum(cost(s, b, arch.widths.inner[s][b]) for (s, b), _ in found)
-    chosen = allocate([choices for _, choices in found], part * dense - fixed)
-    if chosen is None:
-        least = (fixed + sum(choices[0].cost for _, choices in found)) / dense
+    candidates = options(arch, sensitivities, drops, cost, lambda w: allowed_widths(w, step))
+    fixed = macs(arch, size) - sum(cost(s, b, arch.widths.inner[s][b]) for (s, b), _ in candidates)
+    selected = allocate([choices for _, choices in candidates], part * dense - fixed)
+    if selected is None:
+        least = (fixed + sum(choices[0].cost for _, choices in candidates)) / dense
         raise ModelError(
             f"prune: {part:.2f} of the multiply-accumulates cannot be met; {least:.2f} can",
-            hint="raise the goal, allow a smaller prune.step, prune.scope=both or prune.drop_blocks=true",
+            hint="raise the goal, lower prune.channel_multiple, or set prune.scope=both or drop_blocks=true",
         )
-    widths = {where: choices[n].inner for (where, choices), n in zip(found, chosen, strict=True)}
-    narrow = resize(arch, _with(arch.widths, widths))
+    widths = {at: choices[n].inner for (at, choices), n in zip(candidates, selected, strict=True)}
+    narrow = resize(arch, _with_inner(arch.widths, widths))
     reached = float(macs(narrow, size))
-    return Allocated(narrow, reached, reached, float(dense))
+    return Allocation(narrow, reached, reached, float(dense))
 
 
 def for_latency(
     arch: Architecture,
-    surveyed: Mapping[str, Surveyed],
+    sensitivities: Mapping[str, GroupSensitivity],
     drops: Mapping[tuple[int, int], float],
     goal: LatencyGoal,
     *,
     step: int,
     measure: Measure,
-) -> Allocated:
-    """The least loss within a latency: build, measure, rescale the table, repeat.
+) -> Allocation:
+    """Find the widths of least loss within a latency: build, measure, rescale the table, repeat.
 
     Args:
-        arch: The network, its inner groups still whole.
-        surveyed: Group -> loss by count.
+        arch: The network with unpruned inner groups.
+        sensitivities: Group -> loss by number of removed channels.
         drops: (stage, block) -> loss of dropping it.
-        goal: What to reach, and what is known of the device.
+        goal: Target and measured latencies.
         step: Channel counts are multiples of it.
-        measure: Milliseconds of a network in INT8 on the device.
+        measure: Network -> INT8 latency on the device in ms.
 
     Raises:
         ModelError: The goal cannot be met, or pruning gains less than 3 %.
@@ -194,34 +195,34 @@ def for_latency(
     dense_ms, part = goal.dense_ms, goal.part
     start_ms = measure(arch) if goal.narrowed else dense_ms
     most = {shape: max(ms.values()) for shape, ms in goal.saved.items()}
-    scale, best = start_ms / dense_ms, None  # a narrower stream saves less
+    scale, best = start_ms / dense_ms, None  # narrower streams save less
     for _ in range(ROUNDS):
 
         def cost(stage: int, block: int, inner: tuple[int, ...]) -> float:
-            shape = _shape(arch, stage, block)
+            shape = _block_shape(arch, stage, block)
             return most[shape] - goal.saved[shape].get(inner, 0.0)
 
-        found = options(arch, surveyed, drops, cost, lambda w: _timed(w, step))
-        reachable = start_ms - scale * sum(most[_shape(arch, *where)] for where, _ in found)
+        candidates = options(arch, sensitivities, drops, cost, lambda w: _timed_widths(w, step))
+        reachable = start_ms - scale * sum(most[_block_shape(arch, *at)] for at, _ in candidates)
         budget = (part * dense_ms - reachable) / scale
-        chosen = allocate([choices for _, choices in found], budget)
-        if chosen is None:
+        selected = allocate([choices for _, choices in candidates], budget)
+        if selected is None:
             if best is not None:
                 break
             raise ModelError(
                 f"prune: {part:.2f} of {dense_ms:.3f} ms cannot be met; "
                 f"{reachable / dense_ms:.2f} can, by the table",
-                hint="raise prune.target_latency, or allow prune.scope=both or prune.drop_blocks=true",
+                hint="raise prune.latency_ratio, or set prune.scope=both or prune.drop_blocks=true",
             )
-        widths = {where: choices[n].inner for (where, choices), n in zip(found, chosen, strict=True)}
-        candidate = resize(arch, _with(arch.widths, widths))
-        total = sum(choices[n].cost for (_, choices), n in zip(found, chosen, strict=True))
+        widths = {at: choices[n].inner for (at, choices), n in zip(candidates, selected, strict=True)}
+        candidate = resize(arch, _with_inner(arch.widths, widths))
+        total = sum(choices[n].cost for (_, choices), n in zip(candidates, selected, strict=True))
         predicted = reachable + scale * total
         measured = measure(candidate)
-        result = Allocated(candidate, predicted, measured, dense_ms)
-        if best is None or _distance(result, part) < _distance(best, part):
+        result = Allocation(candidate, predicted, measured, dense_ms)
+        if best is None or _goal_error(result, part) < _goal_error(best, part):
             best = result
-        if abs(measured - part * dense_ms) <= CLOSE * dense_ms or start_ms <= predicted:
+        if abs(measured - part * dense_ms) <= LATENCY_TOLERANCE * dense_ms or start_ms <= predicted:
             break
         scale *= max(0.25, min(4.0, (start_ms - measured) / (start_ms - predicted)))
     assert best is not None
@@ -229,22 +230,21 @@ def for_latency(
     return best
 
 
-def streams_for(
+def widest_within(
     candidates: Sequence[Architecture], cost: Callable[[Architecture], float], part: float, dense: float
 ) -> tuple[int, float]:
-    """Which of the candidates, widest first, is the widest within a part of the dense cost, and its cost.
+    """Return index and cost of the widest candidate within a ratio of the dense cost, by bisection.
 
-    Source:
-        Bisection: a narrower stream never costs more.
+    Candidates are ordered from the widest to the narrowest; a narrower one never costs more.
 
     Raises:
-        ModelError: Not even the last one is.
+        ModelError: The last candidate costs more.
     """
     low, high, within = 0, len(candidates) - 1, cost(candidates[-1])
     if within > part * dense:
         raise ModelError(
-            f"prune: the streams alone cannot save so much: {part:.2f} is asked for, {within / dense:.2f} "
-            "can be met",
+            f"prune: the streams alone cannot meet {part:.2f} of the dense cost; {within / dense:.2f} can "
+            "be met",
             hint="raise the goal, or set prune.scope=both",
         )
     while low < high:
@@ -257,32 +257,32 @@ def streams_for(
     return high, within
 
 
-def check_gain(found: Allocated) -> None:
-    """Refuse, with the figures, what is smaller but hardly faster.
+def check_gain(allocation: Allocation) -> None:
+    """Raise if the measured gain is below 3 %.
 
     Raises:
         ModelError: The measured gain is below 3 %.
     """
-    if found.measured > (1 - LEAST_GAIN) * found.dense:
+    if allocation.measured > (1 - MIN_GAIN) * allocation.dense:
         raise ModelError(
-            f"pruning does not pay here: {found.dense:.3f} ms dense, {found.measured:.3f} ms at widths "
-            f"{found.arch.widths.inner}, less than {LEAST_GAIN:.0%} gained",
-            hint="keep the dense INT8 model, or set a lower prune.target_latency",
+            f"pruning does not pay here: {allocation.dense:.3f} ms dense, {allocation.measured:.3f} ms at "
+            f"widths {allocation.arch.widths.inner}, less than {MIN_GAIN:.0%} gained",
+            hint="keep the dense INT8 model, or set a lower prune.latency_ratio",
         )
 
 
 def block_sides(arch: Architecture, size: Size) -> dict[tuple[int, int], tuple[int, int]]:
-    """(stage, block) -> height and width of the block's input, for images of a size in pixels."""
+    """Return (stage, block) -> height and width of the block's input, for an image size in pixels."""
     area = strided(size, 4) if arch.stem == "imagenet" else sides(size)
-    found = {}
+    block_areas = {}
     for stage, blocks in enumerate(arch.widths.inner):
         for block in range(len(blocks)):
-            found[stage, block] = area
+            block_areas[stage, block] = area
             area = strided(area, arch.stride(stage, block))
-    return found
+    return block_areas
 
 
-def _with(widths: Widths, inner: Mapping[tuple[int, int], tuple[int, ...]]) -> Widths:
+def _with_inner(widths: Widths, inner: Mapping[tuple[int, int], tuple[int, ...]]) -> Widths:
     return replace(
         widths,
         inner=tuple(
@@ -292,48 +292,48 @@ def _with(widths: Widths, inner: Mapping[tuple[int, int], tuple[int, ...]]) -> W
     )
 
 
-def _timed(width: int, step: int) -> tuple[int, ...]:
-    """The counts at which blocks are timed."""
-    return tuple(sorted({nearest(width, part, step) for part in TABLE} | {width}))
+def _timed_widths(width: int, step: int) -> tuple[int, ...]:
+    """Return the widths at which blocks are timed."""
+    return tuple(sorted({nearest_width(width, part, step) for part in TIMED_RATIOS} | {width}))
 
 
 def time_blocks(
     arch: Architecture, dense_ms: float, step: int, measure: Measure, drops: Mapping[tuple[int, int], float]
 ) -> Table:
-    """Milliseconds that one block of a shape saves at each of its timed widths.
+    """Measure the milliseconds that one block of each shape saves at each timed width.
 
-    Blocks of one shape are narrowed together in the whole network, as it will be fused and deployed,
-    and share what that saves; a narrower block never saves less than a wider one.
+    All blocks of a shape are narrowed together in the whole network, with the fusions of deployment, and
+    the saving is divided by their number; a narrower block never saves less than a wider one.
 
     Args:
         arch: The dense network.
-        dense_ms: Its latency.
+        dense_ms: Latency of the dense network.
         step: Channel counts are multiples of it.
-        measure: Milliseconds of a network in INT8 on the device.
-        drops: (stage, block) of blocks that may go.
+        measure: Network -> INT8 latency on the device in ms.
+        drops: (stage, block) of droppable blocks.
     """
     shapes: dict[Shape, list[tuple[int, int]]] = {}
     for stage, blocks in enumerate(arch.widths.inner):
         for block, inner in enumerate(blocks):
             if inner:
-                shapes.setdefault(_shape(arch, stage, block), []).append((stage, block))
-    work: list[tuple[Shape, list[tuple[int, int]], tuple[int, ...]]] = []
+                shapes.setdefault(_block_shape(arch, stage, block), []).append((stage, block))
+    jobs: list[tuple[Shape, list[tuple[int, int]], tuple[int, ...]]] = []
     for shape, members in shapes.items():
         dense = shape[2]
-        narrower = {tuple(nearest(w, part, step) for w in dense) for part in TABLE} - {dense}
-        work.extend((shape, members, inner) for inner in sorted(narrower, key=sum, reverse=True))
+        narrower = {tuple(nearest_width(w, part, step) for w in dense) for part in TIMED_RATIOS} - {dense}
+        jobs.extend((shape, members, inner) for inner in sorted(narrower, key=sum, reverse=True))
         if droppable := [member for member in members if member in drops]:
-            work.append((shape, droppable, ()))
+            jobs.append((shape, droppable, ()))
     saved: Table = {shape: {shape[2]: 0.0} for shape in shapes}
-    for shape, members, inner in track(work, "timing blocks"):
-        ms = measure(resize(arch, _with(arch.widths, dict.fromkeys(members, inner))))
+    for shape, members, inner in track(jobs, "timing blocks"):
+        ms = measure(resize(arch, _with_inner(arch.widths, dict.fromkeys(members, inner))))
         saved[shape][inner] = max(*saved[shape].values(), (dense_ms - ms) / len(members))
     return saved
 
 
-def _shape(arch: Architecture, stage: int, block: int) -> Shape:
+def _block_shape(arch: Architecture, stage: int, block: int) -> Shape:
     return stage, block == 0, arch.widths.inner[stage][block]
 
 
-def _distance(result: Allocated, part: float) -> float:
+def _goal_error(result: Allocation, part: float) -> float:
     return abs(result.measured / result.dense - part)

@@ -1,1 +1,1 @@
-"""The report that people read."""
+"""Report of a run: gates, verdicts, charts, and renderers."""

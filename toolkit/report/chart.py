@@ -1,4 +1,4 @@
-"""What a chart is: a Plotly figure in plain JSON; colours are names that the page's theme resolves."""
+"""Chart: a Plotly figure in plain JSON; the page's theme resolves the colour names."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COLOURS = {"openvino": "@blue", "tensorrt": "@green", "onnxruntime": "@grey"}
-WORST = 20  # rows of a chart of the worst classes or layers
+WORST = 20  # maximum of rows in a chart of the worst classes or layers
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture.
+    """A figure of the page.
 
     Attributes:
-        title: What it shows.
-        alt: What a reader who does not see it should know.
+        title: Caption.
+        alt: Text alternative.
         data: Plotly traces.
-        layout: Plotly layout, on top of the page's own.
-        choices: Label -> traces, where the reader chooses what to see; the first is shown.
+        layout: Plotly layout, merged into the page's.
+        choices: Label -> traces of a selection box; the first is shown.
     """
 
     title: str
@@ -31,12 +31,12 @@ class Chart:
 
 
 def text(value: str) -> str:
-    """A name as Plotly shows it unchanged: its labels read a little HTML."""
+    """Escape a name for Plotly labels, which are a subset of HTML."""
     return html.escape(value, quote=False)
 
 
 def log_axis(title: str, low: float, high: float) -> dict[str, Any]:
-    """A logarithmic axis whose every label can be read alone: 0.2, 0.5, 1, 2, 5."""
+    """Return a logarithmic axis with ticks at 1, 2 and 5 of every decade."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     ticks = [step * 10.0**power for power in range(first, last + 1) for step in (1, 2, 5)]
     return {"title": title, "type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}

@@ -13,8 +13,8 @@ SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
 
 
 def charts(report: RunReport) -> dict[str, Chart]:
-    """Every chart there are figures for, by its place in the page."""
-    found: dict[str, Chart | None] = {
+    """Return the charts that have data, by their key in the page."""
+    drawn: dict[str, Chart | None] = {
         "tradeoff": _tradeoff(report),
         "drop": _drop(report),
         "latency": _latency(report.variants),
@@ -29,18 +29,18 @@ def charts(report: RunReport) -> dict[str, Chart]:
         "frontier": quantization_charts.frontier(report.details.get("pruning")),
     }
     for variant in report.variants:
-        found[f"classes-{variant.name}"] = _classes(variant, report.data.get("classes") or [])
+        drawn[f"classes-{variant.name}"] = _classes(variant, report.data.get("classes") or [])
     for target in dict.fromkeys(v.target for v in report.variants):
-        found[f"layers-{target}"] = _layers([v for v in report.variants if v.target == target], target)
-    return {name: chart for name, chart in found.items() if chart is not None}
+        drawn[f"layers-{target}"] = _layers([v for v in report.variants if v.target == target], target)
+    return {name: chart for name, chart in drawn.items() if chart is not None}
 
 
 def _colour(variant: Variant) -> str:
     return COLOURS.get(variant.target, "@orange")
 
 
-def _open(variant: Variant) -> str:
-    """Marker symbol: hollow where the accuracy is not a measurement."""
+def _symbol(variant: Variant) -> str:
+    """Return the marker symbol: hollow if the accuracy was not measured."""
     symbol = SYMBOLS.get(variant.precision, "circle") + ("-cross" if variant.pruned else "")
     return symbol if variant.kind == "measured" else f"{symbol}-open"
 
@@ -51,10 +51,10 @@ def _tradeoff(report: RunReport) -> Chart | None:
         return None
     data = []
     timed = [v.latency_ms for v in shown if v.latency_ms]
-    widest = min(1.4 * max(ms.p99 for ms in timed), 2.5 * max(ms.p50 for ms in timed))  # a long tail is cut
+    widest = min(1.4 * max(ms.p99 for ms in timed), 2.5 * max(ms.p50 for ms in timed))  # cut long tails
     shown.sort(key=lambda v: v.latency_ms.p50 if v.latency_ms else 0.0)
     labelled = _labels_fit(shown, widest)
-    for rank, v in enumerate(shown):  # labels alternate above and below, so that neighbours stay readable
+    for rank, v in enumerate(shown):  # labels alternate above and below the markers
         latency, top1 = v.latency_ms, v.top1
         if latency is None or top1 is None:
             continue
@@ -67,7 +67,7 @@ def _tradeoff(report: RunReport) -> Chart | None:
             "text": [text(formatting.title(v))],
             "textposition": "bottom right" if rank % 2 else "top right",
             "cliponaxis": False,
-            "marker": {"size": 12, "color": _colour(v), "symbol": _open(v)},
+            "marker": {"size": 12, "color": _colour(v), "symbol": _symbol(v)},
             "error_x": {
                 "type": "data",
                 "symmetric": False,
@@ -101,9 +101,9 @@ def _tradeoff(report: RunReport) -> Chart | None:
         ),
         data,
         {
-            "xaxis": {"title": "median latency, ms (to p99)", "range": [0, widest]},
+            "xaxis": {"title": "median latency, ms (whisker to p99)", "range": [0, widest]},
             "showlegend": not labelled,
-            "yaxis": {"title": "top-1, % (95 % of the drop)", "range": _top1_range(shown)},
+            "yaxis": {"title": "top-1, % (whiskers: 95 % of the drop)", "range": _top1_range(shown)},
             "height": 340,
         },
     )
@@ -117,14 +117,14 @@ def _top1_interval(v: Variant) -> tuple[float, float]:
 
 
 def _top1_range(shown: Sequence[Variant]) -> list[float]:
-    """Return an axis that holds every top-1 and its whiskers, with room for markers."""
+    """Return the range of the top-1 axis: all whiskers, with a margin for markers."""
     ends = [end for v in shown for end in (*_top1_interval(v), 100 * (v.top1 or 0.0))]
     room = max(0.08 * (max(ends) - min(ends)), 0.1)
     return [min(ends) - room, max(ends) + room]
 
 
 def _labels_fit(shown: Sequence[Variant], widest: float) -> bool:
-    """Whether the labels beside the points (480 by 250 pixels, 7 by 16 a letter) keep clear of each other."""
+    """Return True if no two labels overlap in a plot of 480 x 250 pixels, with letters of 7 x 16."""
     lowest, highest = _top1_range(shown)
     height = highest - lowest
     boxes: list[tuple[float, float, float]] = []
@@ -154,7 +154,7 @@ def _drop(report: RunReport) -> Chart | None:
                 "yref": "paper",
                 "yanchor": "bottom",
                 "showarrow": False,
-                "text": "allowed",
+                "text": "limit",
                 "font": {"color": "@red"},
             }
         ]
@@ -166,7 +166,7 @@ def _drop(report: RunReport) -> Chart | None:
             "name": text(formatting.title(v)),
             "x": [v.drop_pp],
             "y": [text(formatting.title(v))],
-            "marker": {"size": 10, "color": _colour(v), "symbol": _open(v)},
+            "marker": {"size": 10, "color": _colour(v), "symbol": _symbol(v)},
             "error_x": {
                 "type": "data",
                 "symmetric": False,
@@ -182,11 +182,11 @@ def _drop(report: RunReport) -> Chart | None:
         if v.drop_ci95_pp and v.drop_pp is not None
     ]
     return Chart(
-        "Drop of top-1 against the reference",
+        "Top-1 drop against the reference",
         "; ".join(f"{formatting.title(v)} {formatting.points(v.drop_pp, v.drop_ci95_pp)}" for v in shown),
         data,
         {
-            "xaxis": {"title": "drop, pp, paired 95 % interval"},
+            "xaxis": {"title": "drop, pp (whiskers: paired 95 % interval)"},
             "yaxis": {"autorange": "reversed"},
             "shapes": shapes,
             "annotations": notes,
@@ -215,9 +215,9 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
         return None
     labels = [text(formatting.label(names, c.label)) for c in by_drop]
     drops = [100 * (c.top1_reference - c.top1) for c in by_drop]
-    # An older report has no intervals: its bars have no whiskers.
+    # Older reports have no intervals per class.
     ends = [c.drop_ci95_pp or (drop, drop) for c, drop in zip(by_drop, drops, strict=True)]
-    which = f"the {WORST} classes that lose most" if len(variant.paired.classes) > WORST else "every class"
+    which = f"the {WORST} largest" if len(variant.paired.classes) > WORST else "all classes"
     return Chart(
         f"Drop per class: {which}",
         f"Worst: {formatting.label(names, by_drop[0].label)}, "
@@ -228,7 +228,7 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
                 "orientation": "h",
                 "x": drops,
                 "y": labels,
-                "marker": {  # grey where the interval holds zero: chance
+                "marker": {  # grey: the interval contains zero
                     "color": ["@red" if low > 0 else "@green" if high < 0 else "@grey" for low, high in ends]
                 },
                 "error_x": {
@@ -248,7 +248,7 @@ def _classes(variant: Variant, names: Sequence[str]) -> Chart | None:
             }
         ],
         {
-            "xaxis": {"title": "drop, pp (whiskers: 95 % of each class)"},
+            "xaxis": {"title": "drop, pp (whiskers: 95 %; grey: not significant)"},
             "yaxis": {"autorange": "reversed", "type": "category"},
             "height": 90 + 20 * len(by_drop),
         },
@@ -297,10 +297,9 @@ def _throughput(variants: Iterable[Variant]) -> Chart | None:
         return None
     points = {v.name: sorted((int(b), ips) for b, ips in v.batch_throughput.items()) for v in shown}
     return Chart(
-        "Throughput against batch",
+        "Throughput against batch size",
         "; ".join(
-            f"{formatting.title(v)}: best {formatting.whole(max(v.batch_throughput.values()))} "
-            "images a second"
+            f"{formatting.title(v)}: best {formatting.whole(max(v.batch_throughput.values()))} images/s"
             for v in shown
         ),
         [
@@ -310,14 +309,14 @@ def _throughput(variants: Iterable[Variant]) -> Chart | None:
                 "name": text(formatting.title(v)),
                 "x": [b for b, _ in points[v.name]],
                 "y": [ips for _, ips in points[v.name]],
-                "marker": {"color": _colour(v), "symbol": _open(v), "size": 8},
+                "marker": {"color": _colour(v), "symbol": _symbol(v), "size": 8},
                 "line": {"color": _colour(v), "dash": "dot" if v.precision == "fp32" else "solid"},
             }
             for v in shown
         ],
         {
-            "xaxis": {"title": "batch", "type": "category"},
-            "yaxis": {"title": "images a second", "rangemode": "tozero"},
+            "xaxis": {"title": "batch size", "type": "category"},
+            "yaxis": {"title": "images/s", "rangemode": "tozero"},
             "showlegend": True,
             "height": 340,
         },
@@ -325,7 +324,7 @@ def _throughput(variants: Iterable[Variant]) -> Chart | None:
 
 
 def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
-    """Time per layer: one trace per variant; in the INT8 ones a layer that runs in float stands out."""
+    """Chart the time per layer: a trace per variant, float layers of INT8 variants in orange."""
     timed = [v for v in variants if any(layer.time_ms is not None for layer in v.audit)]
     if not timed:
         return None
@@ -337,7 +336,7 @@ def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
     data = []
     for v in timed:
         layers = [layer for layer in v.audit if layer.time_ms is not None]
-        whole = "@pale" if v.precision == "fp32" else "@blue" if not v.pruned else "@purple"
+        colour = "@pale" if v.precision == "fp32" else "@blue" if not v.pruned else "@purple"
         data.append(
             {
                 "type": "bar",
@@ -348,7 +347,7 @@ def _layers(variants: Sequence[Variant], target: str) -> Chart | None:
                 "customdata": [layer.precision for layer in layers],
                 "marker": {
                     "color": [
-                        "@orange" if v.precision == "int8" and layer.precision != "int8" else whole
+                        "@orange" if v.precision == "int8" and layer.precision != "int8" else colour
                         for layer in layers
                     ]
                 },

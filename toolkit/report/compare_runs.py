@@ -1,4 +1,4 @@
-"""Two or more runs side by side: what differs from the first, and whether it can be chance."""
+"""Comparison of runs with the first run, with significance of the differences."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import LatencySummary, RunReport, Variant
 from edgeship.toolkit.core.tensors import read_size, size_text
 from edgeship.toolkit.report import formatting
-from edgeship.toolkit.report.paired_analysis import Kept, kept
+from edgeship.toolkit.report.paired_analysis import StoredPredictions, load_predictions
 from edgeship.toolkit.report.timing import disturbances
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One variant of one run against the same variant of the first run.
+    """Difference between a variant of a run and the same variant of the first run.
 
     Attributes:
         run: Name of the run.
         variant: Name of the variant.
-        drop_pp: Top-1 of the first run minus this one's, in percentage points: positive is a loss; None where
-            either is absent.
-        drop_ci95_pp: Its 95 % interval.
-        paired: Whether both runs saw the same images and are compared image by image.
-        p: McNemar's exact p-value where paired.
-        drop_significant: Whether the interval leaves out zero.
-        latency_ratio: Median latency of the first run over this one's: above 1 is faster.
-        latency_significant: Whether the 95 % intervals of the medians lie apart; None where the two were
-            not measured alike.
-        size_ratio: Size over the first run's.
-        remarks: What keeps the two from being compared fairly.
+        drop_pp: Top-1 of the first run minus that of this run, in percentage points; positive is a loss. None
+            if one of the two is absent.
+        drop_ci95_pp: 95 % interval of the drop.
+        paired: True if both runs were evaluated on the same images and are compared image by image.
+        p: McNemar's exact p-value, if paired.
+        drop_significant: True if the interval excludes zero.
+        latency_ratio: Median latency of the first run over that of this run; above 1 is faster.
+        latency_significant: True if the 95 % intervals of the medians do not overlap; None if the conditions
+            of the two measurements differ.
+        size_ratio: Size over the size in the first run.
+        remarks: Reasons why the two are not fully comparable.
     """
 
     run: str
@@ -53,22 +53,22 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run to compare: its name, its report, and the predictions that were kept beside it."""
+    """A run to compare: name, report and stored predictions."""
 
     name: str
     report: RunReport
-    kept: Kept | None
+    predictions: StoredPredictions | None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """Read a run's folder.
+        """Read the folder of a run.
 
         Raises:
-            DataError: It holds no report of this schema.
+            DataError: The folder has no report of this schema.
         """
         from edgeship.toolkit.report.render import find, load
 
-        return cls(str(folder), load(folder), kept(find(folder).parent))
+        return cls(str(folder), load(folder), load_predictions(find(folder).parent))
 
 
 def compare(runs: Sequence[Run]) -> tuple[Difference, ...]:
@@ -103,22 +103,26 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
                 round(base.top1 * base.images), base.images, round(other.top1 * other.images), other.images
             )
             same = first.report.data.get("eval_digest") == run.report.data.get("eval_digest")
-            remarks.append("predictions were not kept, so the interval is wider" if same else "other images")
+            remarks.append(
+                "predictions were not kept: unpaired, wider interval"
+                if same
+                else "different images: unpaired"
+            )
     if base.kind != other.kind:
-        remarks.append(f"accuracy {base.kind} against {other.kind}")
-    unlike = _unlike(base.latency_ms, other.latency_ms) or _disturbed(first.report, run.report)
+        remarks.append(f"accuracy {base.kind} vs {other.kind}")
+    obstacle = _obstacle(base.latency_ms, other.latency_ms) or _disturbed(first.report, run.report)
     sizes = [each.report.model.get("input_px") for each in (first, run)]
     if None not in sizes and sizes[0] != sizes[1]:
         first_px, px = (size_text(read_size(size)) for size in sizes)
-        remarks.append(f"input of {first_px} against {px} px")
-    ratio = apart = None
+        remarks.append(f"input {first_px} vs {px} px")
+    ratio = distinct = None
     if base.latency_ms and other.latency_ms:
         ratio = base.latency_ms.p50 / other.latency_ms.p50
         a, b = base.latency_ms.p50_ci95, other.latency_ms.p50_ci95
-        if unlike:
-            remarks.append(unlike)
+        if obstacle:
+            remarks.append(obstacle)
         elif a and b:
-            apart = a[1] < b[0] or b[1] < a[0]
+            distinct = a[1] < b[0] or b[1] < a[0]
     return Difference(
         run=run.name,
         variant=other.name,
@@ -128,7 +132,7 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
         p=p,
         drop_significant=None if interval is None else not interval[0] <= 0 <= interval[1],
         latency_ratio=ratio,
-        latency_significant=apart,
+        latency_significant=distinct,
         size_ratio=other.size_bytes / base.size_bytes
         if base.size_bytes
         and other.size_bytes
@@ -141,31 +145,36 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
 def _outcomes(
     first: Run, base: Variant, run: Run, other: Variant
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
-    """Which images each variant gets right, where both runs saw the same ones."""
+    """Return per-image correctness of both variants; None if the images are not the same."""
     digest = first.report.data.get("eval_digest")
-    if not digest or digest != run.report.data.get("eval_digest") or first.kept is None or run.kept is None:
+    if (
+        not digest
+        or digest != run.report.data.get("eval_digest")
+        or first.predictions is None
+        or run.predictions is None
+    ):
         return None
-    labels: IntArray = first.kept.labels
-    was, now = first.kept.first.get(base.name), run.kept.first.get(other.name)
+    labels: IntArray = first.predictions.labels
+    was, now = first.predictions.first.get(base.name), run.predictions.first.get(other.name)
     if was is None or now is None or not len(labels) == len(was) == len(now):
         return None
-    known = labels >= 0
-    return ((was == labels)[known], (now == labels)[known]) if known.any() else None
+    labelled = labels >= 0
+    return ((was == labels)[labelled], (now == labels)[labelled]) if labelled.any() else None
 
 
-def _unlike(a: LatencySummary | None, b: LatencySummary | None) -> str:
-    """Why two latencies may not be compared; empty when they may."""
+def _obstacle(a: LatencySummary | None, b: LatencySummary | None) -> str:
+    """Return why two latencies are not comparable; empty if they are."""
     if a is None or b is None:
         return ""
     if a.measured_on != b.measured_on or a.measured_on is None:
-        return f"latency on {a.measured_on or 'unknown'} against {b.measured_on or 'unknown'}"
+        return f"latency on {a.measured_on or 'unknown device'} vs {b.measured_on or 'unknown device'}"
     if (a.batch, a.threads) != (b.batch, b.threads):
-        return "latency of other batch or threads"
+        return "latency with different batch or threads"
     return ""
 
 
 def _disturbed(a: RunReport, b: RunReport) -> str:
-    """Say that other work made latencies of either run longer; empty when it did not."""
+    """Return a remark if other work disturbed the timing of either run; else empty."""
     return "timed on a busy machine" if any(disturbances(each.environment) for each in (a, b)) else ""
 
 
@@ -181,16 +190,16 @@ COLUMNS = (
     "size",
     "remarks",
 )
-# Columns to leave out of a narrow table, in order.
+# Columns to drop from a table that is too wide, in order.
 EXPENDABLE = ("size", "p50", "accuracy", "speed-up", "speed", "top-1")
 
 
 def table(runs: Sequence[Run], differences: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """The comparison as rows of text, under COLUMNS: variant by variant, the first run's row first."""
-    found = {(d.run, d.variant): d for d in differences}
+    """Return the table rows, with columns COLUMNS: by variant, the first run first."""
+    by_variant = {(d.run, d.variant): d for d in differences}
     names = dict.fromkeys(v.name for run in runs for v in run.report.variants)
     return [
-        _row(run, v, found.get((run.name, v.name)) if run is not runs[0] else None)
+        _row(run, v, by_variant.get((run.name, v.name)) if run is not runs[0] else None)
         for name in names
         for run in runs
         for v in run.report.variants
@@ -202,7 +211,7 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
     drop = accuracy = ratio = speed = ""
     if d is not None and d.drop_pp is not None and d.drop_ci95_pp is not None:
         drop = formatting.points(d.drop_pp, d.drop_ci95_pp)
-        accuracy = "significant" if d.drop_significant else "may be chance"
+        accuracy = "significant" if d.drop_significant else "not significant"
     if d is not None and d.latency_ratio is not None:
         ratio = formatting.times(d.latency_ratio)
         speed = {True: "significant", False: "within noise", None: "not comparable"}[d.latency_significant]
@@ -221,7 +230,7 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
 
 
 def markdown(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
-    """The comparison as a Markdown table."""
+    """Return the comparison as a Markdown table."""
     rows = [COLUMNS, ("---",) * len(COLUMNS), *table(runs, differences)]
     lines = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return f"{lines}\n\nDrops and speed-ups are against {runs[0].name}: a positive drop is a loss.\n"
+    return f"{lines}\n\nDrops and speed-ups are relative to {runs[0].name}; a positive drop is a loss.\n"

@@ -1,4 +1,4 @@
-"""A family of pruned networks as a page: accuracy against latency, the knee, and every figure."""
+"""Page and table of a family of pruned networks: accuracy against latency, with the knee."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from edgeship.toolkit.report.chart import Chart, text
 from edgeship.toolkit.report.quantization_charts import EXPECTED_DROP
 from edgeship.toolkit.report.render import print_table, templates
 
-COMPETITOR = "dense"
+DENSE = "dense"
 
 
 def page(family: Mapping[str, Any]) -> str:
-    """The page of a family.json (`edgeship.toolkit.pipeline.family.compare`)."""
+    """Render the HTML page of a family.json (`edgeship.toolkit.pipeline.family.compare`)."""
     import plotly
 
     shown = chart(family)
@@ -27,7 +27,7 @@ def page(family: Mapping[str, Any]) -> str:
             family=family,
             rows=[*family["frontier"], *family["float"]],
             figure=partial(_figures, labelled=family["judged"]["labelled"]),
-            competitor=competitor(family),
+            dense_int8=dense_int8(family),
             words=formatting,
             charts={"family": shown},
             figures={"family": {"data": shown.data, "layout": shown.layout, "choices": {}}},
@@ -37,10 +37,10 @@ def page(family: Mapping[str, Any]) -> str:
 
 
 def terminal(family: Mapping[str, Any]) -> None:
-    """Print one line a network, widest first."""
+    """Print one line per network, widest first."""
     labelled = family["judged"]["labelled"]
     floats = {row["name"]: row for row in family["float"]}
-    dense = competitor(family)
+    dense = dense_int8(family)
     rows = []
     for row in reversed(family["frontier"]):
         plain, marks = floats[row["name"]], ["noisy"] if row["noise"] else []
@@ -51,30 +51,30 @@ def terminal(family: Mapping[str, Any]) -> None:
                 *(_figures(each, labelled=labelled) for each in (plain, row)),
                 formatting.milliseconds(row["latency_ms"]),
                 formatting.times(dense["latency_ms"] / row["latency_ms"]),
-                formatting.times(floats[COMPETITOR]["latency_ms"] / row["latency_ms"]),
+                formatting.times(floats[DENSE]["latency_ms"] / row["latency_ms"]),
                 ", ".join(["knee", *marks] if row["knee"] else marks),
             )
         )
     drop = "drop, FP32", "drop, INT8"
-    print_table(("variant", "MACs", *drop, "INT8", "of dense INT8", "of FP32", "remarks"), rows)
+    print_table(("variant", "MACs", *drop, "INT8", "vs dense INT8", "vs FP32", "remarks"), rows)
 
 
-def competitor(family: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row that pruning has to beat: the dense network in INT8."""
-    row: Mapping[str, Any] = next(row for row in family["frontier"] if row["name"] == COMPETITOR)
+def dense_int8(family: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row of the dense network in INT8, the baseline of pruning."""
+    row: Mapping[str, Any] = next(row for row in family["frontier"] if row["name"] == DENSE)
     return row
 
 
 def chart(family: Mapping[str, Any]) -> Chart:
-    """Accuracy against latency in INT8: the pruned ones, the dense one as competitor, and the knee."""
+    """Chart accuracy against latency in INT8: pruned networks, dense network, and the knee."""
     rows, labelled = family["frontier"], family["judged"]["labelled"]
-    dense = next(row for row in family["float"] if row["name"] == COMPETITOR)
-    pruned = [row for row in rows if row["name"] != COMPETITOR]
+    dense = next(row for row in family["float"] if row["name"] == DENSE)
+    pruned = [row for row in rows if row["name"] != DENSE]
     data = [
         _points("pruned, INT8", pruned, labelled, "lines+markers+text", {"color": "@purple", "size": 9}),
         _points(
             "dense, INT8",
-            [competitor(family)],
+            [dense_int8(family)],
             labelled,
             "markers",
             {"color": "@blue", "size": 13, "symbol": "diamond"},

@@ -1,10 +1,10 @@
-"""Limits that decide whether a run passes.
+"""Gates: limits of drop, speed-up and latency that decide whether a run passes.
 
-Every INT8 variant is judged (every variant but the FP32 ones; where there is no INT8, all but the
-reference). By the interval, a limit is kept where the whole 95 % interval keeps it and missed where the
-whole interval lies beyond it; between the two, or with a time that other work disturbed, it is undecided.
-By the point, the figure alone decides. A variant that does not run on this machine is not judged on what
-could not be measured; one that should have run, or a gate that finds nothing to judge, is missed.
+Gates apply to every variant that is not FP32 (if all are FP32, to all but the reference). By the interval, a
+variant passes if its whole 95 % interval is within the limit, and fails if the whole interval is beyond it;
+otherwise, or if other work disturbed the timing, the gate is undecided. By the point, the value alone
+decides. A time of a variant that does not run on this machine is not judged. A missing value of a variant
+that runs here fails, and so does a gate that applies to no variant.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """A limit: its name, its value, and how a variant's figure and its interval are read.
+    """A limit: name, value, and accessors of a variant's value and interval.
 
     Attributes:
-        timed: Whether it limits a time, which other work on the machine disturbs.
+        timed: True for a limit of a time, which other work on the machine disturbs.
     """
 
     name: str
@@ -47,15 +47,15 @@ def judge(
     environment: Mapping[str, Any] = MappingProxyType({}),
     checks: Sequence[InputCheck] = (),
 ) -> tuple[Gate, ...]:
-    """Judge every variant by every gate that is set.
+    """Apply every gate that is set to every variant.
 
     Args:
         variants: All rows of the report.
         max_drop_pp: Largest allowed top-1 drop in percentage points; None: no such gate.
         min_speedup: Smallest allowed speed-up over FP32.
         max_latency_ms: Largest allowed median latency.
-        by: What is held against a limit: the figure or its 95 % interval.
-        environment: Of the report: what disturbed the timing.
+        by: Compare the value ("point") or its 95 % interval ("interval") with the limit.
+        environment: Environment of the report, with the background load of the timing.
         checks: Checks of the input: with effect "no_pass" or "no_verdict" no gate passes; with the latter no
             accuracy is judged.
     """
@@ -70,13 +70,13 @@ def judge(
         limits.append(_Limit("max_latency_ms", max_latency_ms, _median, _median_interval))
     judged = [v for v in variants if v.precision != "fp32"] or list(variants[1:])
     working = frozenset(v.target for v in variants if v.runs_here and not v.error)
-    bench = _Bench(by, environment, checks, working)
-    return tuple(gate for limit in limits for gate in bench.gates(limit, judged))
+    evaluator = _Evaluator(by, environment, checks, working)
+    return tuple(gate for limit in limits for gate in evaluator.gates(limit, judged))
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
-    """Judge limits; attributes as of `judge`, and the targets that run here."""
+class _Evaluator:
+    """Arguments of `judge`, and the targets that run on this machine."""
 
     by: JudgeBy
     environment: Mapping[str, Any]
@@ -86,8 +86,8 @@ class _Bench:
     def gates(self, rule: _Limit, judged: Sequence[Variant]) -> list[Gate]:
         gates = [self._judged(rule, variant) for variant in judged]
         if all(gate.outcome == "not_judged" for gate in gates):
-            nothing = "nothing could be judged"
-            gates.append(Gate(rule.name, rule.limit, None, passed=False, reason=nothing, judged_by=self.by))
+            reason = "nothing could be judged"
+            gates.append(Gate(rule.name, rule.limit, None, passed=False, reason=reason, judged_by=self.by))
         return gates
 
     def _judged(self, rule: _Limit, variant: Variant) -> Gate:
@@ -102,26 +102,30 @@ class _Bench:
             return replace(bare, value=value, interval=interval, passed=passed, reason=reason)
         if variant.error:
             passed = False if variant.target in self.working else None
-            return replace(bare, passed=passed, reason=f"it was not run: {variant.error}")
+            return replace(bare, passed=passed, reason=f"not run: {variant.error}")
         if not variant.runs_here and rule.timed:
-            return replace(bare, reason="it does not run on this machine")
-        labels = "the images have no labels" if variant.images else "it was not evaluated"
-        return replace(bare, passed=False, reason="it was not timed" if rule.timed else labels)
+            return replace(bare, reason="does not run on this machine")
+        labels = "the images have no labels" if variant.images else "not evaluated"
+        return replace(bare, passed=False, reason="not timed" if rule.timed else labels)
 
     def _outcome(
         self, rule: _Limit, variant: Variant, value: float, interval: Interval
     ) -> tuple[bool | None, str]:
-        """Return whether a limit is kept, and why that is undecided."""
-        passes: bool | None = _keeps(rule, value)
+        """Return True or False if the limit is met or missed, else None; and the reason for None."""
+        passes: bool | None = _meets(rule, value)
         doubt = ""
         if self.by == "interval":
             disturbed = disturbances(self.environment) if rule.timed else []
             if disturbed:
                 passes, doubt = None, "timed on a busy machine"
             elif interval is None:
-                passes, doubt = None, "too few runs for an interval" if rule.timed else "it has no interval"
-            elif _keeps(rule, interval[0]) != _keeps(rule, interval[1]):
-                doubt = "its 95 % interval holds the limit" if rule.timed else unproven(variant, rule.limit)
+                passes, doubt = None, "too few runs for an interval" if rule.timed else "no interval"
+            elif _meets(rule, interval[0]) != _meets(rule, interval[1]):
+                doubt = (
+                    "the 95 % interval contains the limit"
+                    if rule.timed
+                    else undecided_reason(variant, rule.limit)
+                )
                 passes = None
         caution = next((check for check in self.checks if check.effect != "note"), None)
         if passes and caution is not None:
@@ -129,17 +133,17 @@ class _Bench:
         return passes, doubt
 
 
-def unproven(variant: Variant, limit_pp: float) -> str:
-    """Say that the images do not decide a limit on the drop, and how many would."""
-    count = "too few images" if variant.images is None else formatting.images(variant.images)
+def undecided_reason(variant: Variant, limit_pp: float) -> str:
+    """Return text that the images do not decide a limit of the drop, and how many would."""
+    count = "the images" if variant.images is None else formatting.images(variant.images)
     paired, enough = variant.paired, None
     if paired is not None and paired.lost is not None and paired.won is not None and variant.images:
         enough = images_to_decide(paired.lost, paired.won, variant.images, limit_pp)
-    would = f" (at this drop, about {formatting.whole(enough)} would)" if enough else ""
-    return f"{count} cannot prove it at 95 %{would}"
+    needed = f" (at this drop, about {formatting.whole(enough)} are enough)" if enough else ""
+    return f"{count} are too few to decide it at 95 % confidence{needed}"
 
 
-def _keeps(rule: _Limit, figure: float) -> bool:
+def _meets(rule: _Limit, figure: float) -> bool:
     return figure >= rule.limit if rule.name.startswith("min_") else figure <= rule.limit
 
 

@@ -1,29 +1,29 @@
-"""One report out of the folders that the stages leave; what is absent stays absent, and is named.
+"""Assembly of the report from stage folders; absent values stay None and are listed in `missing`.
 
-Beside the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...) these
-are read where they exist, so that a stage may leave more and the report shows more:
+In addition to the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...),
+these optional files are read:
 
-load, select, evaluate: input_checks.json  `InputCheck`s of what the user brought
-calibrate/findings.json whether the images are enough, as select/findings.json
-evaluate/findings.json  what was left out of the evaluation, as select/findings.json
+load, select, evaluate: input_checks.json  `InputCheck`s of model and data sets
+calibrate/findings.json findings on the number of images, form as select/findings.json
+evaluate/findings.json  findings on skipped images, form as select/findings.json
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
                         (peak), "resident_bytes", "energy_mj" (an image), "end_to_end_ms" [samples],
-                        "float_end_to_end_ms" [samples] of one that takes no pixels, "measured_on", "threads",
-                        "batch", "marks": why its time is not to be trusted; beside the variants "how" and
-                        "not_measured": {key of a variant: in words}
+                        "float_end_to_end_ms" [samples] with float32 input, "measured_on", "threads",
+                        "batch", "marks": warnings about its time; at the top level, "how" and "not_measured":
+                        {key of a variant: text}
 bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool, "other_share" and
-                        "stolen_share": part of all processors that other processes and guests took meanwhile,
-                        "int8_sums": "exact", or "pairs" that can saturate, "timed": UTC, ISO 8601
+                        "stolen_share": fraction of all processors used by other processes and guests,
+                        "int8_sums": "exact", or "pairs" (may overflow), "timed": UTC, ISO 8601
 quantize/quantize.json  {target or target-pruned: {..., "warnings",
                          "activations": {name: {"dtype", "scale", "zero_point", "low", "high", "counts"}},
                          "weights": {name: {"channels", "smallest_scale", "median_scale", "largest_scale"}}}}
-                        low, high: what was observed; counts: histogram in equal bins between the two
+                        low, high: observed range; counts: histogram in equal bins over that range
 quantize/sensitivity.json   {target or target-pruned: {"layers": [{"name", "kind", "sqnr_db", "drop_db",
                          "reverted", "why"}]}}
-                         "images": N calibration images that it was measured on; sqnr_db: of the layer's
-                        output when all is quantized; alone_sqnr_db: of the logits when it alone is; drop_db:
-                        SQNR that the logits gain when it alone is left in float; reverted: left in float, why
+                        "images": number of calibration images; sqnr_db: of the layer's output with all layers
+                        quantized; alone_sqnr_db: of the logits with this layer alone quantized; drop_db: SQNR
+                        gain of the logits with this layer alone in float; reverted: left in float, why
 prune/plan.json         `PrunePlan`, and "frontier": [{"macs" or "latency_ms",
                          "top1" or "expected_drop_pp", "chosen": bool}]
 finetune/history.json   `History`
@@ -73,17 +73,17 @@ def gather(
     judge_by: JudgeBy = "interval",
     command: str | None = None,
 ) -> RunReport:
-    """Read what the stages left and judge the gates.
+    """Read the stage folders, apply the gates and return the report.
 
     Args:
-        folders: Stage name -> its folder; a stage that was not run is absent.
-        recipe: The recipe as it was run, or its name.
-        stages: name, seconds, cached of every stage, in order.
+        folders: Stage name -> folder; without the stages that were not run.
+        recipe: Recipe with all options, or its name.
+        stages: name, seconds and cached of every stage, in order.
         max_drop_pp: Largest allowed top-1 drop, in percentage points; None: no such gate.
         min_speedup: Smallest allowed ratio of FP32 latency to the variant's.
         max_latency_ms: Largest allowed median latency.
-        judge_by: What is held against a limit: the figure or its 95 % interval.
-        command: What reproduces the run.
+        judge_by: Compare the value ("point") or its 95 % interval ("interval") with a limit.
+        command: Command that reproduces the run.
     """
     run = _Run(folders)
     variants, environment, checks = run.variants(), run.environment(), run.input_checks()
@@ -116,7 +116,7 @@ def gather(
 
 
 class _Run:
-    """The folders of a run, and the list of what was looked for in vain."""
+    """Reader of the stage folders; `missing` lists absent files and values."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = folders
@@ -131,7 +131,7 @@ class _Run:
         self.images: dict[str, Any] = self.read("evaluate", "images.json", {}, expected=False)
 
     def read(self, stage: str, name: str, default: Any, *, expected: bool = True) -> Any:
-        """A stage's JSON file; `default`, and a line in `missing`, where there is none."""
+        """Read a JSON file of a stage; if absent, add a line to `missing` and return `default`."""
         folder = self.folders.get(stage)
         if folder is not None and (folder / name).is_file():
             try:
@@ -140,7 +140,7 @@ class _Run:
                 self.missing.append(f"{stage}: {error}")
                 return default
         if expected:
-            self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: left no {name}")
+            self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: no {name}")
         return default
 
     def model(self) -> dict[str, Any]:
@@ -175,9 +175,9 @@ class _Run:
 
     def findings(self) -> tuple[dict[str, str], ...]:
         return tuple(
-            {key: str(found.get(key) or "") for key in ("severity", "what", "hint")}
+            {key: str(finding.get(key) or "") for key in ("severity", "what", "hint")}
             for stage in ("select", "calibrate", "evaluate")
-            for found in self.read(stage, "findings.json", [], expected=stage == "select") or ()
+            for finding in self.read(stage, "findings.json", [], expected=stage == "select") or ()
         )
 
     def input_checks(self) -> tuple[InputCheck, ...]:
@@ -203,7 +203,7 @@ class _Run:
 
     def details(self) -> dict[str, Any]:
         plan = self.read("prune", "plan.json", {}, expected=False)
-        found = {
+        details = {
             "export": {key: self.graphs[key] for key in ("parity", "size", "batch") if key in self.graphs},
             "pruning": plan if plan.get("method", "none") != "none" else None,
             "training": self.read("finetune", "history.json", None, expected=False),
@@ -211,7 +211,7 @@ class _Run:
             "sensitivity": self.read("quantize", "sensitivity.json", None, expected=False),
             "bench": {key: self.latency[key] for key in ("how", "not_measured") if self.latency.get(key)},
         }
-        return {key: _finite(value) or None for key, value in found.items()}
+        return {key: _finite(value) or None for key, value in details.items()}
 
     def variants(self) -> tuple[Variant, ...]:
         accuracy, latency = self.accuracy.get("variants") or {}, self.latency.get("variants") or {}
@@ -246,7 +246,7 @@ class _Run:
         )
         base, own = summaries.get(over) if over else None, summaries[name]
         if kind != "not run" and own is None and self.latency:
-            why = "" if compiled.get("runs_here", True) else ": it does not run on this machine"
+            why = "" if compiled.get("runs_here", True) else ": does not run on this machine"
             self.missing.append(f"latency of {name}{why}")
         if kind == "not run":
             self.missing.append(
@@ -307,7 +307,7 @@ class _Run:
         if timing is None or not samples:
             return None
         mean = math.fsum(samples) / len(samples)
-        # Chosen at random: runs that alternate between fast and slow would look steady by a stride.
+        # Random sample: a fixed stride would hide runs that alternate between fast and slow.
         few = min(len(samples), KEPT_SAMPLES)
         shown = np.sort(np.random.default_rng(0).choice(len(samples), few, replace=False)).tolist()
         return LatencySummary(
@@ -334,7 +334,7 @@ class _Run:
         if (folder / "labels.npy").is_file():
             labels = np.load(folder / "labels.npy", allow_pickle=False).astype(np.int64)
         if labels is None or len(labels) != len(reference.first):
-            self.missing.append("evaluate: left no labels.npy that fits the logits")
+            self.missing.append("evaluate: no labels.npy of the length of the logits")
             labels = None
         files = self.images.get("names")
         files = files if files and len(files) == len(reference.first) else None
@@ -358,7 +358,7 @@ class _Run:
 
 
 def _parts(name: str) -> tuple[str, str, bool]:
-    """Target, precision and whether pruned, of a variant's name."""
+    """Split a variant's name into target, precision, and True if pruned."""
     bare = name.removesuffix("-pruned")
     target, _, precision = bare.rpartition("-")
     return target, precision, bare != name
@@ -386,7 +386,7 @@ def _layer(layer: Mapping[str, Any]) -> LayerAudit:
 
 
 def _quotient(base: LatencySummary | None, own: LatencySummary | None) -> tuple[float, float] | None:
-    """Return the interval of a speed-up: it holds also where both medians are off, each its own way."""
+    """Return a conservative interval of the speed-up: the extreme ratios of the two median intervals."""
     if base is None or own is None or base.p50_ci95 is None or own.p50_ci95 is None:
         return None
     (base_low, base_high), (own_low, own_high) = base.p50_ci95, own.p50_ci95
@@ -398,7 +398,7 @@ def _median(samples: Any) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same JSON with infinities and NaN as None: they have no place in JSON, nor in a report."""
+    """Replace infinities and NaN by None, because JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

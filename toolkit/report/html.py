@@ -1,4 +1,4 @@
-"""One HTML page that holds everything it needs: style, script, charts and pictures."""
+"""Self-contained HTML page: style, script, charts and pictures in one file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.charts import charts
 
-SIDE = 96  # of a thumbnail, in pixels
-TINY = 24  # below it a picture is enlarged
+SIDE = 96  # side of a thumbnail, in pixels
+TINY = 24  # side in pixels below which a picture is enlarged
 
 
 def page(
@@ -29,16 +29,16 @@ def page(
 
     Args:
         report: The report.
-        environment: Where the templates are, with escaping on.
-        context: What every template gets.
-        thumbnails: The encoded image file of an evaluation image, by its index.
+        environment: Jinja environment of the templates, with escaping on.
+        context: Variables of every template.
+        thumbnails: Function from the index of an evaluation image to its encoded file.
     """
     import plotly
 
     pictures: dict[int, str] = {}
     if thumbnails is not None:
-        wanted = {flip.image for v in report.variants if v.paired for flip in v.paired.flips}
-        pictures = {i: uri for i in sorted(wanted) if (uri := _thumbnail(thumbnails, i))}
+        indices = {flip.image for v in report.variants if v.paired for flip in v.paired.flips}
+        pictures = {i: uri for i in sorted(indices) if (uri := _thumbnail(thumbnails, i))}
     shown = charts(report)
     return environment.get_template("report.html.j2").render(
         **context,
@@ -47,13 +47,13 @@ def page(
             name: {"data": c.data, "layout": c.layout, "choices": c.choices} for name, c in shown.items()
         },
         pictures=pictures,
-        options=list(formatting.flat(report.recipe)),
+        options=list(formatting.flat_options(report.recipe)),
         plotly=(pkgutil.get_data(plotly.__name__, "package_data/plotly.min.js") or b"").decode(),
     )
 
 
 def _thumbnail(read: Callable[[int], bytes], index: int) -> str | None:
-    """A small copy of an image as a data address; None where the image cannot be read any more."""
+    """Return a small copy of an image as a data URI; None if the image cannot be read."""
     from PIL import Image
 
     try:
@@ -61,7 +61,7 @@ def _thumbnail(read: Callable[[int], bytes], index: int) -> str | None:
             small = image.convert("RGB")
     except (OSError, ValueError, ToolkitError):
         return None
-    if max(small.size) < TINY:  # digits of 8 pixels: enlarged to sharp squares, not to a blur
+    if max(small.size) < TINY:  # e.g. digits of 8 pixels: keep the pixels sharp
         factor = SIDE // max(small.size)
         small = small.resize((factor * small.width, factor * small.height), Image.Resampling.NEAREST)
     tiny = max(small.size) <= SIDE // 2

@@ -1,4 +1,4 @@
-"""What changed, image by image, between the reference and a variant."""
+"""Paired comparison of predictions: reference against variant, image by image."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.results import ClassAccuracy, Confusion, Flip, Paired
 
 CHUNK = 4096  # images at a time: 1,000 classes of logits stay under 40 MB
-FLIPS = 48  # images kept for the gallery
+FLIPS = 48  # maximum of images in the gallery
 CONFUSIONS = 20
 PREDICTIONS = "predictions.npz"
 
 
 class Predictions(NamedTuple):
-    """First class of N images and its softmax probability."""
+    """Top-1 class of N images and its softmax probability."""
 
     first: IntArray
     confidence: npt.NDArray[np.float64]
 
 
 def predictions(path: Path) -> Predictions:
-    """Read (N, classes) logits piece by piece and keep the first class and its confidence.
+    """Read (N, classes) logits in chunks and return the top-1 class and its confidence.
 
     Raises:
-        ValueError: The file is no array of logits.
-        OSError: It cannot be read.
+        ValueError: The file is not an array of logits.
+        OSError: The file cannot be read.
     """
     logits: FloatArray = np.load(path, mmap_mode="r", allow_pickle=False)
     if logits.ndim != 2 or 0 in logits.shape:
@@ -49,19 +49,19 @@ def predictions(path: Path) -> Predictions:
     return Predictions(first, confidence)
 
 
-class Kept(NamedTuple):
-    """What `keep` wrote: N labels (-1 unknown) and the N first classes of every variant."""
+class StoredPredictions(NamedTuple):
+    """Content of predictions.npz: N labels (-1: unknown) and the N top-1 classes of every variant."""
 
     labels: IntArray
     first: dict[str, IntArray]
 
 
-def keep(evaluated: Path, out: Path) -> None:
-    """Write labels and first classes beside the report, so that two runs can be compared image by image.
+def store_predictions(evaluated: Path, out: Path) -> None:
+    """Write labels and top-1 classes to the report folder, for paired comparisons of runs.
 
     Args:
         evaluated: Folder of the evaluate stage.
-        out: Folder of the report; gets predictions.npz, about two bytes an image and variant.
+        out: Folder of the report; predictions.npz has about two bytes per image and variant.
     """
     if not (evaluated / "labels.npy").is_file():
         return
@@ -71,15 +71,15 @@ def keep(evaluated: Path, out: Path) -> None:
         np.savez_compressed(stream, allow_pickle=False, **{k: v.astype(np.int16) for k, v in arrays.items()})
 
 
-def kept(folder: Path) -> Kept | None:
-    """Read what `keep` wrote; None where there is nothing that can be read."""
+def load_predictions(folder: Path) -> StoredPredictions | None:
+    """Read predictions.npz; None if it is absent or damaged."""
     try:
         with np.load(folder / PREDICTIONS, allow_pickle=False) as stored:
             arrays = {name: stored[name].astype(np.int64) for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile):
         return None
     labels = arrays.pop("labels", None)
-    return None if labels is None else Kept(labels, arrays)
+    return None if labels is None else StoredPredictions(labels, arrays)
 
 
 def compare(
@@ -95,19 +95,19 @@ def compare(
         reference_name: Name of the reference variant.
         reference: Its N predictions.
         other: N predictions of the variant.
-        labels: N class indices; -1 is unknown. None: no labels at all.
-        names: N file names, where known.
+        labels: N class indices, -1 for an unknown one; None without labels.
+        names: N file names; None if unknown.
     """
-    known = None if labels is None or not (labels >= 0).any() else labels >= 0
+    labelled = None if labels is None or not (labels >= 0).any() else labels >= 0
     lost = won = ece = ece_reference = p_value = None
     classes: tuple[ClassAccuracy, ...] = ()
-    if labels is not None and known is not None:
-        was_right, now_right = (reference.first == labels)[known], (other.first == labels)[known]
+    if labels is not None and labelled is not None:
+        was_right, now_right = (reference.first == labels)[labelled], (other.first == labels)[labelled]
         lost, won = int((was_right & ~now_right).sum()), int((~was_right & now_right).sum())
         p_value = statistics.mcnemar(lost, won)
-        ece_reference = statistics.expected_calibration_error(reference.confidence[known], was_right)
-        ece = statistics.expected_calibration_error(other.confidence[known], now_right)
-        classes = _per_class(labels[known], was_right, now_right)
+        ece_reference = statistics.expected_calibration_error(reference.confidence[labelled], was_right)
+        ece = statistics.expected_calibration_error(other.confidence[labelled], now_right)
+        classes = _per_class(labels[labelled], was_right, now_right)
     changed = np.flatnonzero(reference.first != other.first)
     surest = changed[np.argsort(-reference.confidence[changed], kind="stable")][:FLIPS]
     return Paired(

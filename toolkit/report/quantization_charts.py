@@ -1,4 +1,4 @@
-"""Charts of what happened inside: quantization and pruning."""
+"""Charts of quantization and pruning."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, log_axis, text
 
-BINS = 64  # of a histogram
+BINS = 64  # maximum of histogram bins
 ACTIVATION = ("dtype", "scale", "zero_point", "low", "high")
 EXPECTED_DROP = {
     "title": "expected drop, pp (no labels)",
     "autorange": "reversed",
-}  # better is up, as of top-1
+}  # reversed: better is up, as in charts of top-1
 INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
@@ -23,7 +23,7 @@ def sqnr(sensitivity: Any) -> Chart | None:
     if not shown:
         return None
     return Chart(
-        "SQNR of every layer's output, on calibration images",
+        "SQNR of layer outputs, on calibration images",
         "; ".join(
             f"{formatting.target(target)}: lowest {formatting.decibel(min(row['sqnr_db'] for row in rows))} "
             f"at {min(rows, key=lambda row: row['sqnr_db'])['name']}"
@@ -51,7 +51,7 @@ def sqnr(sensitivity: Any) -> Chart | None:
 
 
 def sensitivity(sensitivity: Any) -> Chart | None:
-    """Chart the layers that cost: dB of SQNR that the logits gain when one alone is left in float."""
+    """Chart the most sensitive layers: SQNR gain of the logits with one layer in float."""
     shown = {
         target: costly
         for target, rows in _per_target(sensitivity, "drop_db").items()
@@ -74,7 +74,7 @@ def sensitivity(sensitivity: Any) -> Chart | None:
         ]
     count = max(len(traces[0]["y"]) for traces in choices.values())
     return Chart(
-        "The layers that cost most",
+        "Most sensitive layers",
         "; ".join(
             f"{formatting.target(target)}: {max(rows, key=lambda row: row['drop_db'])['name']}, "
             f"{len(rows)} in all"
@@ -82,7 +82,7 @@ def sensitivity(sensitivity: Any) -> Chart | None:
         ),
         next(iter(choices.values())),
         {
-            "xaxis": {"title": "dB that the logits gain if it alone stays in float (orange: it does)"},
+            "xaxis": {"title": "SQNR gain of the logits with the layer in float, dB (orange: is in float)"},
             "yaxis": {"autorange": "reversed", "type": "category"},
             "height": 100 + 20 * count,
         },
@@ -96,7 +96,7 @@ def _per_target(sensitivity: Any, key: str) -> dict[str, list[dict[str, Any]]]:
         for target, content in (sensitivity or {}).items()
         if isinstance(content, Mapping)
     }
-    return {target: found for target, found in rows.items() if found}
+    return {target: layers for target, layers in rows.items() if layers}
 
 
 def _colour(target: str) -> str:
@@ -104,8 +104,8 @@ def _colour(target: str) -> str:
 
 
 def _tensors(quantized: Any, kind: str, needed: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Target -> tensor -> what is known of its quantization; tensors that lack a needed key are left out."""
-    found = {
+    """Return target -> tensor -> quantization data, without tensors that lack a needed key."""
+    by_target = {
         target: {
             name: dict(tensor)
             for name, tensor in (summary.get(kind) or {}).items()
@@ -114,18 +114,18 @@ def _tensors(quantized: Any, kind: str, needed: Sequence[str]) -> dict[str, dict
         for target, summary in (quantized or {}).items()
         if isinstance(summary, Mapping)
     }
-    return {target: tensors for target, tensors in found.items() if tensors}
+    return {target: tensors for target, tensors in by_target.items() if tensors}
 
 
 def clip_points(tensor: Mapping[str, Any]) -> tuple[float, float]:
-    """Lowest and highest value that an activation's scale and zero point can stand for."""
+    """Return the lowest and highest value that an activation's integers represent."""
     lowest, highest = INTEGERS[tensor["dtype"]]
     scale, zero = tensor["scale"], tensor["zero_point"]
     return (lowest - zero) * scale, (highest - zero) * scale
 
 
 def clipping(quantized: Any) -> Chart | None:
-    """Part of each activation's observed range that its integers reach."""
+    """Chart the part of each activation's observed range that its integers represent."""
     shown = _tensors(quantized, "activations", ACTIVATION)
     if not shown:
         return None
@@ -133,21 +133,21 @@ def clipping(quantized: Any) -> Chart | None:
     longest = sorted(shown.values(), key=len, reverse=True)
     order = list(dict.fromkeys(text(name) for tensors in longest for name in tensors))
     for target, tensors in shown.items():
-        kept = {}
+        shares = {}
         for name, tensor in tensors.items():
             low, high = clip_points(tensor)
             width = tensor["high"] - tensor["low"]
             reached = min(high, tensor["high"]) - max(low, tensor["low"])
-            kept[name] = 100 * min(max(reached / width, 0.0), 1.0) if width > 0 else 100.0
-        lowest = min(kept, key=kept.__getitem__)
-        least.append(f"{formatting.target(target)} keeps least of {lowest}: {kept[lowest]:.0f} %")
+            shares[name] = 100 * min(max(reached / width, 0.0), 1.0) if width > 0 else 100.0
+        lowest = min(shares, key=shares.__getitem__)
+        least.append(f"{formatting.target(target)}: lowest {shares[lowest]:.0f} % at {lowest}")
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": text(formatting.target(target)),
-                "x": [text(name) for name in kept],
-                "y": list(kept.values()),
+                "x": [text(name) for name in shares],
+                "y": list(shares.values()),
                 "marker": {
                     "size": 7,
                     "color": _colour(target),
@@ -156,11 +156,11 @@ def clipping(quantized: Any) -> Chart | None:
             }
         )
     return Chart(
-        "Part of each activation's range that is kept",
+        "Range coverage of activations",
         "; ".join(least),
         data,
         {
-            "yaxis": {"title": "% of observed range", "range": [0, 104]},
+            "yaxis": {"title": "% of the observed range that is not clipped", "range": [0, 104]},
             "xaxis": {
                 "type": "category",
                 "tickangle": -60,
@@ -174,7 +174,7 @@ def clipping(quantized: Any) -> Chart | None:
 
 
 def activations(quantized: Any) -> Chart | None:
-    """Histogram of each activation with every target's clip points."""
+    """Chart a histogram of each activation, with the clip points of every target."""
     shown = _tensors(quantized, "activations", ACTIVATION)
     choices: dict[str, list[dict[str, Any]]] = {}
     for target, tensors in shown.items():
@@ -185,8 +185,8 @@ def activations(quantized: Any) -> Chart | None:
     if not choices:
         return None
     return Chart(
-        "Activations and where they are clipped",
-        f"A histogram of each of {len(choices)} activations; the lines are the clip points",
+        "Activations and clip points",
+        f"Histograms of {len(choices)} activations; the lines are the clip points",
         next(iter(choices.values())),
         {
             "xaxis": {"title": "value"},
@@ -224,13 +224,13 @@ def _clip(x: float, top: float, target: str) -> dict[str, Any]:
 
 
 def _rebin(counts: Sequence[float]) -> list[float]:
-    """At most BINS bins: neighbours added up."""
+    """Merge neighbouring bins until there are at most BINS."""
     step = -(-len(counts) // BINS)
     return [sum(counts[i : i + step]) for i in range(0, len(counts), step)] if step > 1 else list(counts)
 
 
 def weights(quantized: Any) -> Chart | None:
-    """Spread of the weight ranges over the channels of each layer."""
+    """Chart the spread of weight scales over the channels of each layer."""
     shown = _tensors(quantized, "weights", ("largest_scale",))
     if not shown:
         return None
@@ -263,7 +263,7 @@ def weights(quantized: Any) -> Chart | None:
             },
         }
     return Chart(
-        f"Weight scales over the channels of each layer, {formatting.target(target)}",
+        f"Weight scales per channel, {formatting.target(target)}",
         f"Largest scale {max(largest):.3g} at {list(tensors)[largest.index(max(largest))]}",
         [trace],
         {
@@ -275,17 +275,17 @@ def weights(quantized: Any) -> Chart | None:
 
 
 def channels(widths: Mapping[str, Any]) -> dict[str, int]:
-    """Every channel count of a network by its place; a dropped block has none."""
-    found = {"stem": int(widths["stem"])}
+    """Return the channel counts of a network by position; a dropped block has none."""
+    counts = {"stem": int(widths["stem"])}
     for stage, stream in enumerate(widths["streams"], 1):
-        found[f"stream{stage}"] = int(stream)
+        counts[f"stream{stage}"] = int(stream)
         for block, inner in enumerate(widths["inner"][stage - 1]):
-            found |= {f"layer{stage}.{block}.inner{i}": int(count) for i, count in enumerate(inner, 1)}
-    return found
+            counts |= {f"layer{stage}.{block}.inner{i}": int(count) for i, count in enumerate(inner, 1)}
+    return counts
 
 
 def widths(plan: Any) -> Chart | None:
-    """Channels of each group before and after pruning."""
+    """Chart the channels of each group before and after pruning."""
     pair = [(plan or {}).get(key) or {} for key in ("widths_before", "widths_after")]
     if not all(each.get(key) for each in pair for key in ("stem", "streams", "inner")):
         return None
@@ -315,7 +315,7 @@ def widths(plan: Any) -> Chart | None:
 
 
 def refit(plan: Any) -> Chart | None:
-    """Error that each refitted layer makes on images held out."""
+    """Chart the relative error of each refitted layer on held-out images."""
     errors = {name: error for name, error in ((plan or {}).get("errors") or {}).items() if error is not None}
     if not errors:
         return None
@@ -332,7 +332,7 @@ def refit(plan: Any) -> Chart | None:
             }
         ],
         {
-            "yaxis": {"title": "% of the output's power, held out"},
+            "yaxis": {"title": "% of the output power, held-out images"},
             "xaxis": {"type": "category", "tickangle": -60},
             "height": 360,
         },
@@ -340,7 +340,7 @@ def refit(plan: Any) -> Chart | None:
 
 
 def frontier(plan: Any) -> Chart | None:
-    """Accuracy of every pruned candidate against its cost, and the knee between them."""
+    """Chart accuracy against cost of the pruning candidates, with the knee."""
     rows = (plan or {}).get("frontier") or []
     cost = next((key for key in ("latency_ms", "macs") if rows and all(row.get(key) for row in rows)), None)
     measured = all(row.get("top1") is not None for row in rows)
@@ -381,7 +381,7 @@ def frontier(plan: Any) -> Chart | None:
     reading = formatting.milliseconds if cost == "latency_ms" else formatting.count
     height = f"{y[knee]:.2f} % top-1" if measured else f"an expected drop of {formatting.points(y[knee])}"
     return Chart(
-        "Frontier of pruning and its knee",
+        "Pruning candidates and knee",
         f"{len(rows)} candidates; the knee is at {reading(x[knee])}, {height}",
         data if chosen else data[:2],
         {
@@ -394,7 +394,7 @@ def frontier(plan: Any) -> Chart | None:
 
 
 def knee_of(x: Sequence[float], y: Sequence[float]) -> int:
-    """The point farthest above the straight line between the ends, on axes scaled to [0, 1].
+    """Return the index of the point farthest above the line between the ends, on axes scaled to [0, 1].
 
     Source:
         Satopää et al. 2011, "Finding a kneedle in a haystack", sec. III.

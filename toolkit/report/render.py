@@ -1,4 +1,4 @@
-"""The report as JSON, Markdown, HTML, JUnit XML and a terminal table."""
+"""Renderers of the report: JSON, Markdown, HTML, JUnit XML and terminal table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CLASSES_SHOWN = 100  # in report.md
-WIDE = 160  # columns in a file or pipe, which has no width of its own
+WIDE = 160  # columns of text in a file or pipe
 VERDICTS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_measured": ("○", "cyan")}
 DOUBTFUL = ("!", "yellow")  # every other verdict
 GATES = {  # outcome -> mark, word, colour
@@ -36,10 +36,11 @@ GATES = {  # outcome -> mark, word, colour
     "not_judged": ("○", "not judged", "cyan"),
 }
 JUDGED_BY = {
-    "interval": "Judged by the 95 % interval: passed where all of it keeps a limit, missed where none does.",
-    "point": 'Judged by the figure alone (`report.judge_by = "point"`), whatever its interval.',
+    "interval": "Gates use the 95 % interval: passed if all of it is within the limit, MISSED if none is, "
+    "else undecided.",
+    "point": 'Gates use the value alone (`report.judge_by = "point"`), not its interval.',
 }
-FOLDS, FOLDED = ("run", "remarks"), 12  # columns whose text is folded, and the least width they need
+FOLDS, FOLDED = ("run", "remarks"), 12  # columns with wrapped text, and their minimum width
 CHECKS = {  # effect of an input check -> mark and colour
     "no_verdict": ("no verdict", "red"),
     "no_pass": ("no pass", "yellow"),
@@ -54,73 +55,74 @@ def write(
     """Write report.json, report.md, report.html and junit.xml into a folder.
 
     Args:
-        report: What `gather` returned.
-        out: The folder; made where absent.
-        thumbnails: The encoded image file of an evaluation image, by its index; None: no gallery pictures.
-        evaluated: Folder of the evaluate stage; its predictions are kept beside the report.
+        report: Result of `gather`.
+        out: The folder; created if absent.
+        thumbnails: Function from the index of an evaluation image to its encoded file; None: no pictures.
+        evaluated: Folder of the evaluate stage, whose predictions are stored with the report.
     """
     write_json(out / "report.json", report)
     write_text(out / "report.md", markdown(report))
     write_text(out / "report.html", html(report, thumbnails=thumbnails))
     write_text(out / "junit.xml", junit(report))
     if evaluated is not None:
-        paired_analysis.keep(evaluated, out)
+        paired_analysis.store_predictions(evaluated, out)
 
 
 def find(run: Path) -> Path:
-    """The report.json of a run: the file itself, or in the run's folder.
+    """Return the path of a run's report.json: the file itself, or the one in the run's folder.
 
     Raises:
-        DataError: There is none.
+        DataError: There is no such file.
     """
     for path in (run / "report.json", run / "report" / "report.json") if run.is_dir() else (run,):
         if path.is_file():
             return path
-    raise DataError(f"no report.json in {run}", hint="give the folder that `edgeship run --out` wrote")
+    raise DataError(f"no report.json in {run}", hint="name a folder written by `edgeship run --out`")
 
 
 def load(run: Path) -> RunReport:
     """Read the report of a run's folder.
 
     Raises:
-        DataError: There is none, it is cut off, or it has another schema version.
+        DataError: The report is absent, truncated, or of another schema version.
     """
     path = find(run)
     content = read_json(path)
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != gather.SCHEMA:
         raise DataError(
-            f"{path} has schema {schema}, this edgeship reads schema {gather.SCHEMA}",
+            f"{path} has schema {schema}, expected schema {gather.SCHEMA}",
             hint="read it with the edgeship version that wrote it, or run the recipe again with this one",
         )
     try:
         return typing.cast("RunReport", _build(RunReport, content))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is not a report: {error!r}", hint="it was edited or cut off; run the recipe again"
+            f"{path} is not a valid report: {error!r}",
+            hint="run the recipe again; the file was edited or truncated",
         ) from error
 
 
 def markdown(report: RunReport) -> str:
-    """The report for a pull request."""
+    """Render the report as Markdown for a pull request."""
     text: str = templates().get_template("report.md.j2").render(_context(report))
     return text
 
 
 def html(report: RunReport, *, thumbnails: Thumbnails | None = None) -> str:
-    """The report as one page that needs no other file and no network."""
+    """Render the report as one HTML page that loads no other file."""
     from edgeship.toolkit.report.html import page
 
     return page(report, templates(), _context(report), thumbnails)
 
 
 def text_json(report: RunReport) -> str:
-    """The report as JSON text."""
+    """Render the report as JSON."""
     return json.dumps(plain(report), indent=1, allow_nan=False) + "\n"
 
 
 def junit(report: RunReport) -> str:
-    """The gates as JUnit XML: a missed gate is a failure, one that was not judged is skipped."""
+    """Render the gates as JUnit XML: missed is a failure, undecided and not judged are skipped."""
     text: str = templates().get_template("junit.xml.j2").render(_context(report))
     return text
 
@@ -161,11 +163,13 @@ def terminal(report: RunReport) -> None:
     )
     console = _console()
     for kind, where in formatting.sources(report.variants):
-        console.print(Text(f"{kind}: {where}", style="dim"))
+        console.print(Text(f"accuracy {kind}: {where}", style="dim"))
     for where in formatting.latency_sources(report.variants):
         console.print(Text(f"latency: {where}", style="dim"))
     if any(formatting.ships_graph(v) for v in report.variants):
         console.print(Text(f"graph: {formatting.GRAPH}", style="dim"))
+    if baselines := formatting.speedup_baselines(report.variants):
+        console.print(Text(f"speed-up: {baselines}", style="dim"))
     console.print()
     for verdict in report.verdicts or verdicts(report):
         mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
@@ -191,26 +195,26 @@ def terminal(report: RunReport) -> None:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, expendable: Sequence[str] = ()
 ) -> None:
-    """Print a table to stdout: names left, figures right, a dash where there is no figure.
+    """Print a table to stdout: names left, figures right, a dash for an absent figure.
 
     Args:
-        columns: Their headings.
-        rows: Cells as text, as many as columns.
-        expendable: Columns to leave out of a narrow terminal, in this order; a line names them.
+        columns: Headings.
+        rows: Cells as text, one per column.
+        expendable: Columns to drop if the terminal is too narrow, in this order; a line lists them.
     """
     from rich import box
     from rich.table import Table
 
     console = _console()
     cells = [["–" if cell in (formatting.NONE, formatting.UNKNOWN) else cell for cell in row] for row in rows]
-    left_out: list[str] = []
+    dropped: list[str] = []
     for column in expendable:
         if _width(columns, cells) <= console.width:
             break
         place = list(columns).index(column)
         columns = [*columns[:place], *columns[place + 1 :]]
         cells = [[*row[:place], *row[place + 1 :]] for row in cells]
-        left_out.append(column)
+        dropped.append(column)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         wordy = column in ("run", "variant", "remarks", "accuracy", "speed")
@@ -219,17 +223,17 @@ def print_table(
             column,
             justify="left" if wordy else "right",
             no_wrap=not folds,
-            overflow="fold",  # a figure that is cut off would be a wrong one
+            overflow="fold",  # a truncated figure would be wrong
         )
     for row in cells:
         table.add_row(*row)
     console.print(table)
-    if left_out:
-        console.print(f"left out at this width: {', '.join(left_out)}", style="dim")
+    if dropped:
+        console.print(f"columns not shown at this width: {', '.join(dropped)}", style="dim")
 
 
 def _width(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
-    """Return the columns of text that a table takes: cells, two spaces between, one at either side."""
+    """Return the width of a table in characters: cells, two spaces between them, one at either end."""
     from rich.cells import cell_len
 
     widest = [max(cell_len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
@@ -256,7 +260,7 @@ def _context(report: RunReport) -> dict[str, Any]:
     return {
         "report": report,
         "words": formatting,
-        "verdicts": report.verdicts or verdicts(report),  # an older report holds none
+        "verdicts": report.verdicts or verdicts(report),  # older reports have none
         "stamps": STAMPS,
         "gate_marks": GATES,
         "judged_by": _judged_by(report),
@@ -273,9 +277,9 @@ def _context(report: RunReport) -> dict[str, Any]:
     }
 
 
-@functools.cache  # compiling the templates takes longer than filling them
+@functools.cache  # compiling the templates takes longer than rendering them
 def templates() -> jinja2.Environment:
-    """The templates of this package, with escaping on."""
+    """Return the Jinja environment of this package's templates, with escaping on."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -295,7 +299,7 @@ def templates() -> jinja2.Environment:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence whose commands stand between backticks."""
+    """Convert a sentence with commands in backticks to HTML."""
     from markupsafe import Markup
 
     parts = re.split("`([^`]+)`", text)
@@ -304,7 +308,7 @@ def _prose(text: str) -> Markup:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """JSON as the dataclass, tuple or plain value that a type hint asks for; unknown keys are ignored."""
+    """Convert JSON to the dataclass, tuple or plain value of a type hint; ignore unknown keys."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (UnionType, typing.Union):
         if value is None:

@@ -1,4 +1,4 @@
-"""A run logged to MLflow, where a team's other runs are."""
+"""Logging of runs to MLflow."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.report import formatting
 
-LONGEST = 500  # characters of a parameter that every MLflow server takes
+LONGEST = 500  # characters of a parameter: the limit of the oldest MLflow servers
 
 
 def log(report: RunReport, folder: Path) -> str:
-    """Log parameters, figures and the report's files; where to is MLflow's own setting.
+    """Log recipe options, metrics and report files to the server of MLFLOW_TRACKING_URI.
 
     Args:
         report: The report.
-        folder: Where its files are.
+        folder: Folder of the report files.
 
     Returns:
-        The identity of the MLflow run.
+        Identifier of the MLflow run.
 
     Raises:
         ToolkitError: MLflow is not installed, or its server cannot be reached.
@@ -34,7 +34,7 @@ def log(report: RunReport, folder: Path) -> str:
         with mlflow.start_run(
             run_name=f"{report.model.get('name')} {formatting.recipe_name(report.recipe)}"
         ) as run:
-            mlflow.log_params({key: value[:LONGEST] for key, value in formatting.flat(report.recipe)})
+            mlflow.log_params({key: value[:LONGEST] for key, value in formatting.flat_options(report.recipe)})
             mlflow.log_metrics(metrics(report))
             mlflow.set_tags({"edgeship.command": report.command or "", "edgeship.schema": str(report.schema)})
             for name in ("report.html", "report.json", "report.md", "junit.xml"):
@@ -44,13 +44,13 @@ def log(report: RunReport, folder: Path) -> str:
             return identity
     except mlflow.exceptions.MlflowException as error:
         raise ToolkitError(
-            f"MLflow refused the run: {error}", hint="set MLFLOW_TRACKING_URI to a server that answers"
+            f"MLflow did not log the run: {error}", hint="set MLFLOW_TRACKING_URI to a reachable server"
         ) from error
 
 
 def metrics(report: RunReport) -> dict[str, float]:
-    """Every figure that exists, by `variant/figure`, and one of 1 or 0 per gate that was judged."""
-    found: dict[str, float] = {}
+    """Return measured figures as `variant/figure`, and 1 or 0 per decided gate as `gate/name/variant`."""
+    values: dict[str, float] = {}
     for v in report.variants:
         figures = {
             "top1": v.top1,
@@ -68,8 +68,8 @@ def metrics(report: RunReport) -> dict[str, float]:
             "resident_bytes": v.resident_bytes,
             "size_bytes": v.size_bytes,
         }
-        found |= {f"{v.name}/{name}": float(value) for name, value in figures.items() if value is not None}
+        values |= {f"{v.name}/{name}": float(value) for name, value in figures.items() if value is not None}
     for gate in report.gates:
         if gate.passed is not None:
-            found[f"gate/{gate.name}/{gate.variant or 'run'}"] = float(gate.passed)
-    return found
+            values[f"gate/{gate.name}/{gate.variant or 'run'}"] = float(gate.passed)
+    return values

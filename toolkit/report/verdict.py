@@ -1,4 +1,4 @@
-"""The verdict on each target, in words that a decision can rest on."""
+"""Verdict per target: level, sentence and next steps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 from edgeship.toolkit.core.results import Gate, LatencySummary, Level, RunReport, Variant, Verdict
 from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.report import formatting
-from edgeship.toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few
+from edgeship.toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few_runs
 
-FASTEST = "The fastest of the {} that may be shipped."
+FASTEST = "Fastest of the {} targets that pass."
 SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
 
-STAMPS: dict[Level, str] = {  # in the order in which one of several variants speaks for a target
+STAMPS: dict[Level, str] = {  # in order of preference among the variants of a target
     "pass": "PASS",
     "no_limit": "NO LIMIT SET",
     "needs_data": "NEEDS MORE DATA",
@@ -26,10 +26,10 @@ ORDER = tuple(STAMPS)
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
-    """Return one verdict per target that an INT8 variant was asked of, the one to ship first.
+    """Return one verdict per target with an INT8 variant, best first.
 
-    Each is on the target's best variant, with a line on the others. Of several that may be shipped, the
-    fastest says so. An input check with effect "no_verdict" leaves every target without one.
+    A verdict is about the target's best variant and has a line on each other one. The fastest of several that
+    pass is marked. With an input check of effect "no_verdict", every target has that level.
     """
     targets = dict.fromkeys(v.target for v in report.variants if v.precision == "int8")
     refusal = next((check for check in report.input_checks if check.effect == "no_verdict"), None)
@@ -54,106 +54,106 @@ def _rank(verdict: Verdict, best: Variant | None) -> tuple[int, float]:
 
 
 def warnings(report: RunReport) -> tuple[str, ...]:
-    """List what a reader must know before trusting a figure."""
-    found = []
+    """List warnings about the validity of the measurements."""
+    lines = []
     noisy = [
         f"{v.name} {formatting.percent(v.latency_ms.cv, 1)}"
         for v in report.variants
         if v.latency_ms and v.latency_ms.cv is not None and v.latency_ms.cv > NOISY
     ]
     if noisy:
-        found.append(
+        lines.append(
             f"Noisy latency: the coefficient of variation is above {100 * NOISY:.0f} % ({', '.join(noisy)}). "
-            f"Other work ran, or the clock changed: trust the median, and {AGAIN}."
+            f"Other work ran or the clock frequency changed. Use the median, and {AGAIN}."
         )
-    short = [f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and few(v.latency_ms)]
+    short = [
+        f"{v.name} {v.latency_ms.runs}" for v in report.variants if v.latency_ms and few_runs(v.latency_ms)
+    ]
     if short:
-        found.append(
-            f"Few timed runs: neither their spread nor their p99 says much ({', '.join(short)}): {MORE_RUNS}."
-        )
+        lines.append(f"Few timed runs ({', '.join(short)}): spread and p99 are unreliable; {MORE_RUNS}.")
     if any(v.latency_ms for v in report.variants):
-        found += disturbances(report.environment)
-    found += [f"{v.name}: {warning}" for v in report.variants for warning in v.warnings]
-    return tuple(found)
+        lines += disturbances(report.environment)
+    lines += [f"{v.name}: {warning}" for v in report.variants for warning in v.warnings]
+    return tuple(lines)
 
 
 def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
-    """Return the verdict on a target, and the variant that speaks for it."""
+    """Return the verdict on a target, and the variant that it is about."""
     rows = [v for v in report.variants if v.target == target and v.precision == "int8"]
     ran = [v for v in rows if v.kind != "not run"]
     if not ran:
-        error = next((v.error for v in rows if v.error), "no engine was made").rstrip(".")
+        error = next((v.error for v in rows if v.error), "no engine was built").rstrip(".")
         hint = next((v.hint for v in rows if v.hint), None)
         sentence = f"{formatting.target(target)} was not run: {error}."
         return Verdict(target, "not_measured", sentence, (hint,) if hint else ()), None
-    judged = sorted(((*_judge(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
-    level, sentence, best = judged[0]
+    ranked = sorted(((*_level(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
+    level, sentence, best = ranked[0]
     dense = next((v for v in ran if best.pruned and not v.pruned and not _doubt(best, report)), None)
     pairs = report.environment.get("int8_sums") == "pairs"
-    others = tuple(f"Also: {other}" for _, other, _ in judged[1:])
+    others = tuple(f"Also: {other}" for _, other, _ in ranked[1:])
     return Verdict(
-        target, level, sentence, (*_beside(best, dense), *_steps(best, level, pairs=pairs), *others)
+        target, level, sentence, (*_pruning_gain(best, dense), *_steps(best, level, pairs=pairs), *others)
     ), best
 
 
 def _merit(level: Level, v: Variant) -> tuple[int, float, float, float]:
-    """Order variants: by level; where the drop is not proven to keep a limit, by it; by latency and top-1."""
+    """Return a sort key: level; drop, if undecided or without a limit; latency; top-1."""
     drop = v.drop_pp if level in ("no_limit", "needs_data") and v.drop_pp is not None else 0.0
     return ORDER.index(level), drop, v.latency_ms.p50 if v.latency_ms else math.inf, -(v.top1 or 0.0)
 
 
-def _judge(v: Variant, report: RunReport) -> tuple[Level, str]:
-    """Return the level of one variant, and the sentence that gives its reason."""
+def _level(v: Variant, report: RunReport) -> tuple[Level, str]:
+    """Return the level of a variant and its sentence."""
     doubt = _doubt(v, report)
     facts = _facts(v, doubtful=bool(doubt))
     gates = [gate for gate in report.gates if gate.variant == v.name]
     missed = [gate for gate in gates if gate.outcome == "fail"]
     if missed:
-        return "fail", f"{facts}: do not ship it, it misses {_limits(missed)}."
+        return "fail", f"{facts}: do not deploy it, it misses {_limits(missed)}."
     if v.drop_pp is None:
         unknown = [gate for gate in gates if gate.outcome == "not_measured"]
-        against = f", so {_limits(unknown)} cannot be judged" if unknown else ""
-        return "not_measured", f"{facts}: its accuracy is unknown{against}, evaluate it on labelled images."
+        against = f", so {_limits(unknown)} cannot be decided" if unknown else ""
+        return "not_measured", f"{facts}: its accuracy is unknown{against}; evaluate it on labelled images."
     undecided = "; ".join(
         _undecided(gate)
         for gate in gates
         if gate.outcome == "needs_data" and (gate.name == "max_drop_pp" or not doubt)
     )
     if v.speedup is None and v.latency_ms is not None:
-        return "not_measured", f"{facts}: its speed-up is unknown, no FP32 variant was timed."
+        return "not_measured", f"{facts}: its speed-up is unknown, because no FP32 variant was timed."
     if v.speedup is None:
         where = " in simulation" if v.kind == "simulated" else ""
         rest = f"; {undecided}" if undecided else ""
-        cure = "run the stage bench" if v.runs_here else "measure it on the device"
-        return "not_measured", f"{facts}{where}; its speed was not measured, {cure}{rest}."
+        step = "run the stage bench" if v.runs_here else "measure it on the device"
+        return "not_measured", f"{facts}{where}; its speed was not measured: {step}{rest}."
     if doubt or undecided:
         return "needs_data", f"{facts}, but {'; '.join(part for part in (doubt, undecided) if part)}."
     rival = _rival(v, report)
     if rival or v.speedup <= 1.0:
-        return "no_gain", f"{facts}: it is not worth it on this machine{f', {rival}' if rival else ''}."
+        return "no_gain", f"{facts}: INT8 brings no gain on this machine{f', {rival}' if rival else ''}."
     elsewhere = _rival(v, report, elsewhere=True)
     if elsewhere:
-        return "no_gain", f"{facts}, but on this machine {elsewhere}, without a loss."
+        return "no_gain", f"{facts}, but on this machine {elsewhere}, without a loss of accuracy."
     met = [gate for gate in gates if gate.outcome == "pass"]
     if all(gate.name != "max_drop_pp" for gate in met):
-        also = f"it keeps {_limits(met)}, and " if met else ""
-        return "no_limit", f"{facts}: {also}no limit on the drop was set, {SET_LIMIT}."
+        also = f"it meets {_limits(met)}, but " if met else ""
+        return "no_limit", f"{facts}: {also}no limit of the drop is set; {SET_LIMIT}."
     caution = next((check for check in report.input_checks if check.effect == "no_pass"), None)
     if caution is not None:
         return "needs_data", f"{facts}, but {caution.message.rstrip('.')}{_cure(caution.hint)}."
-    return "pass", f"{facts}: it keeps {_limits(met)}, ship it."
+    return "pass", f"{facts}: it meets {_limits(met)}, deploy it."
 
 
 def _limits(gates: list[Gate]) -> str:
-    """Name limits: max_drop_pp = 1 and min_speedup = 2 (judged by the point)."""
+    """Return the limits as text: max_drop_pp = 1 and min_speedup = 2 (judged by the point)."""
     names = [f"{gate.name} = {gate.limit:g}" for gate in gates]
     by_point = " (judged by the point)" if any(gate.judged_by == "point" for gate in gates) else ""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) + by_point
 
 
 def _undecided(gate: Gate) -> str:
-    """Say which limit is undecided, and why: the gate's reason without its figures."""
-    return f"{gate.name} = {gate.limit:g} is undecided, {gate.reason.partition(': ')[2]}"
+    """Return the undecided limit and the gate's reason, without the figures."""
+    return f"{gate.name} = {gate.limit:g} is undecided: {gate.reason.partition(': ')[2]}"
 
 
 def _cure(hint: str) -> str:
@@ -161,9 +161,12 @@ def _cure(hint: str) -> str:
 
 
 def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | None:
-    """Return the network in another precision that is faster than this INT8 one, in words.
+    """Return text about a faster variant in another precision; None if there is none.
 
-    Either on the same target, or, in float32, on another one of this machine.
+    Args:
+        v: The INT8 variant.
+        report: The report.
+        elsewhere: Look at FP32 variants of the other targets of this machine, not at the same target.
     """
     timed = [
         (each.latency_ms.p50, each)
@@ -177,20 +180,20 @@ def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | N
             else each.target == v.target
         )
     ]
-    quickest_ms, other = min(timed, key=lambda pair: pair[0], default=(math.inf, v))
-    if v.latency_ms is None or quickest_ms >= v.latency_ms.p50:
+    fastest_ms, other = min(timed, key=lambda pair: pair[0], default=(math.inf, v))
+    if v.latency_ms is None or fastest_ms >= v.latency_ms.p50:
         return None
     return (
-        f"{formatting.title(other)} is faster ({formatting.milliseconds(quickest_ms)} "
+        f"{formatting.title(other)} is faster ({formatting.milliseconds(fastest_ms)} "
         f"against {formatting.milliseconds(v.latency_ms.p50)})"
     )
 
 
 def _doubt(v: Variant, report: RunReport) -> str:
-    """Say why a speed-up may not be real: few runs, other work, or medians whose intervals meet."""
+    """Return why a speed-up is doubtful: few runs, other work, or overlapping intervals of the medians."""
     over = next((each.latency_ms for each in report.variants if each.name == v.speedup_over), None)
     timed: list[LatencySummary] = [latency for latency in (v.latency_ms, over) if latency]
-    if any(few(latency) for latency in timed):
+    if any(few_runs(latency) for latency in timed):
         least = min(latency.runs for latency in timed)
         return f"only {least} run{' was' if least == 1 else 's were'} timed: {MORE_RUNS}"
     if disturbances(report.environment):
@@ -202,7 +205,7 @@ def _doubt(v: Variant, report: RunReport) -> str:
 
 
 def _facts(v: Variant, *, doubtful: bool) -> str:
-    """State speed-up and drop with their intervals; a doubtful speed-up is what was timed, not what is."""
+    """Return speed-up and drop with their intervals; a doubtful speed-up is worded as a measurement."""
     parts = []
     if v.speedup is not None:
         verb, slower = "was timed" if doubtful else "is", " (slower)" * (v.speedup < 1)
@@ -215,23 +218,23 @@ def _facts(v: Variant, *, doubtful: bool) -> str:
     return f"{formatting.title(v)} {' and '.join(parts) or 'ran'}"
 
 
-def _beside(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
-    """State what pruning adds to quantization alone."""
+def _pruning_gain(pruned: Variant, dense: Variant | None) -> tuple[str, ...]:
+    """Return the speed-up of pruning over quantization alone, as text."""
     if dense is None or dense.latency_ms is None or pruned.latency_ms is None:
         return ()
     ratio = dense.latency_ms.p50 / pruned.latency_ms.p50
     return (
-        f"It takes {formatting.milliseconds(pruned.latency_ms.p50)}, "
+        f"Median latency {formatting.milliseconds(pruned.latency_ms.p50)}, "
         f"{formatting.title(dense)} without pruning "
-        f"{formatting.milliseconds(dense.latency_ms.p50)}: pruning alone is worth {formatting.times(ratio)}.",
+        f"{formatting.milliseconds(dense.latency_ms.p50)}: a speed-up of {formatting.times(ratio)}.",
     )
 
 
 def _steps(v: Variant, level: Level, *, pairs: bool) -> tuple[str, ...]:
     steps = []
     if level != "pass" and v.drop_ci95_pp and v.drop_ci95_pp[0] > 0:
-        steps.append("Spend more effort on accuracy: --set quantize.effort=max, or more calibration images.")
-    for unknown, said in ((False, "run in float"), (True, "are not listed, so their precision is unknown")):
+        steps.append("To reduce the drop: `--set quantize.effort=max`, or more calibration images.")
+    for unknown, state in ((False, "run in float"), (True, "are not listed, so their precision is unknown")):
         names = [
             layer.name
             for layer in v.audit
@@ -239,10 +242,10 @@ def _steps(v: Variant, level: Level, *, pairs: bool) -> tuple[str, ...]:
         ]
         if names:
             shown = ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
-            steps.append(f"{len(names)} of {v.weighted_layers} layers with weights {said}: {shown}.")
+            steps.append(f"{len(names)} of {v.weighted_layers} layers with weights {state}: {shown}.")
     if v.latency_ms is None and v.kind == "simulated":
-        steps.append("Build and measure it on the device: the accuracy is a simulation of its arithmetic.")
+        steps.append("Build and measure it on the device: the accuracy is simulated.")
     elif v.speedup is not None and v.speedup <= 1:
-        gain = ": a processor that adds INT8 products in pairs (no VNNI) gains little" if pairs else ""
-        steps.append(f"Look at the time per layer below{gain}.")
+        gain = ": without VNNI (INT8 products added in pairs), a processor gains little" if pairs else ""
+        steps.append(f"See the time per layer{gain}.")
     return tuple(steps)

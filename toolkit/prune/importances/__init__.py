@@ -1,4 +1,4 @@
-"""Which channels of a group matter: one file is one importance."""
+"""Channel importances, one per file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgeship.toolkit.prune.second_moments import System
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A convolution or last layer that reads the C channels of a group.
+    """A convolution or last layer whose input includes the C channels of a group.
 
     Attributes:
-        system: Its normal equations; the first C * taps columns are the group's, channel by channel,
-            what follows is read too but stays.
+        system: Its normal equations; the first C * taps columns are the group's, channel by channel;
+            the others are not pruned.
         weight: Its weights (columns, outputs), float64, in the same order.
-        gain: How much each output counts (outputs).
-        taps: Columns a channel.
+        gain: Weight of each output in the error (outputs).
+        taps: Columns per channel.
     """
 
     system: System
@@ -31,18 +31,18 @@ class Reader:
 
     @property
     def power(self) -> float:
-        """What the outputs carry."""
+        """Return the weighted power of the outputs."""
         return max(float((self.system.power * self.gain**2).sum()), 1e-30)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known about a group of C channels.
+    """Statistics of a group of C channels.
 
     Attributes:
-        norm: Squared norm of the weights that make each channel (C).
-        scale: Absolute gain of the BatchNorms between (C).
-        readers: Everything that reads the channels.
+        norm: Squared norm of the producer's weights per channel (C).
+        scale: Absolute gain of the BatchNorms between producer and readers (C).
+        readers: All layers that read the channels.
     """
 
     norm: Tensor
@@ -52,12 +52,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Channels in the order in which they are given up, least important first.
+    """Channels in the order of removal, least important first.
 
     Attributes:
         order: Every channel once.
-        error: Error of the readers once the first i are gone (C + 1 values, 0 first), each as part of
-            its power, summed.
+        error: Sum over readers of the error relative to their power, without the first i channels
+            (C + 1 values, 0 first).
     """
 
     order: Tensor
@@ -65,7 +65,7 @@ class Ranking:
 
 
 class Importance(Protocol):
-    """A way to rank the channels of a group."""
+    """Function that ranks the channels of a group."""
 
     def __call__(self, evidence: Evidence) -> Ranking:
         """Rank the channels."""
@@ -73,30 +73,30 @@ class Importance(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """Every importance, by the name of its file."""
+    """Return the names of all importances (their file names)."""
     return plugins.names("edgeship.toolkit.prune.importances")
 
 
 def get(name: str) -> Importance:
-    """The importance of that name.
+    """Return the importance of that name.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: No importance has that name.
     """
-    found: Importance = plugins.get("edgeship.toolkit.prune.importances", name, "rank")
-    return found
+    importance: Importance = plugins.get("edgeship.toolkit.prune.importances", name, "rank")
+    return importance
 
 
 def by_score(evidence: Evidence, score: Tensor) -> Ranking:
-    """Rank by one score a channel; the error is that of leaving the channels out, without repair."""
+    """Rank by a score per channel; the error is that of removal without refit."""
     order = torch.argsort(score, stable=True)
     error = torch.zeros(len(order) + 1, dtype=torch.float64)
     for reader in evidence.readers:
-        gone = (order[:, None] * reader.taps + torch.arange(reader.taps)).flatten()
-        removed = reader.weight[gone] * reader.gain
-        gram = reader.system.gram[gone][:, gone]
+        removed = (order[:, None] * reader.taps + torch.arange(reader.taps)).flatten()
+        outputs_of = reader.weight[removed] * reader.gain
+        gram = reader.system.gram[removed][:, removed]
         # trace(W' H W) over the first i rows grows by the row's own term and its cross terms before it
-        grown = (torch.tril(gram, -1) @ removed * removed).sum(1) * 2
-        grown += gram.diagonal() * (removed**2).sum(1)
+        grown = (torch.tril(gram, -1) @ outputs_of * outputs_of).sum(1) * 2
+        grown += gram.diagonal() * (outputs_of**2).sum(1)
         error[1:] += grown.reshape(-1, reader.taps).sum(1).cumsum(0) / reader.power
     return Ranking(order, error)

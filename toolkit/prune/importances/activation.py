@@ -1,4 +1,4 @@
-"""What a channel alone adds to the outputs of its readers, measured on the images."""
+"""Activation importance: power that a channel adds to the outputs of its readers on the images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgeship.toolkit.prune.importances import Evidence, Ranking, by_score
 
 
 def rank(evidence: Evidence) -> Ranking:
-    """Least power first: trace(W_j' H_jj W_j), with the gains of the outputs."""
+    """Rank by power, least first: trace(W_j' H_jj W_j), with the gains of the outputs."""
     channels = len(evidence.norm)
     score = torch.zeros(channels, dtype=torch.float64)
     for reader in evidence.readers:

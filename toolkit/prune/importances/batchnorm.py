@@ -1,4 +1,4 @@
-"""The gain of the BatchNorm after a channel."""
+"""BatchNorm importance: absolute gain of the BatchNorm after a channel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from edgeship.toolkit.prune.importances import Evidence, Ranking, by_score
 
 
 def rank(evidence: Evidence) -> Ranking:
-    """Least gain first.
+    """Rank by gain, least first.
 
     Source:
         Liu et al. 2017, arXiv:1708.06519, sec. 3.

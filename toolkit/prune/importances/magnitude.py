@@ -1,4 +1,4 @@
-"""The norm of a channel's weights, in the convolutions that make it and those that read it."""
+"""Magnitude importance: norm of a channel's weights in its producer and its readers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from edgeship.toolkit.prune.importances import Evidence, Ranking, by_score
 
 
 def rank(evidence: Evidence) -> Ranking:
-    """Least norm first.
+    """Rank by norm, least first.
 
     Source:
-        Fang et al. 2023, arXiv:2301.12900, sec. 3.3: the norm over everything that goes with a channel.
+        Fang et al. 2023, arXiv:2301.12900, sec. 3.3: the norm over all weights coupled to a channel.
+
     """
     score = evidence.norm / evidence.norm.mean()
     for reader in evidence.readers:

@@ -1,4 +1,4 @@
-"""Group OBS: what is lost by a channel after everything that is left has been refitted."""
+"""Group OBS importance: error of removing a channel after the remaining weights are refitted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgeship.toolkit.prune.importances import Evidence, Ranking, Reader
 from edgeship.toolkit.prune.least_squares import columns_of, factor
 
 RIDGE = 1e-2  # of the mean diagonal
-STEPS = 64  # channels leave in about as many steps: beyond, the order hardly changes, the time does
+STEPS = 64  # approximate number of elimination steps; more hardly change the order
 
 
 @dataclass(slots=True)
 class _Elimination:
-    """Inverse Gram matrix and refitted weights of one reader, in float32: only an order is wanted."""
+    """Inverse Gram matrix and refitted weights of one reader; float32 suffices for an order."""
 
     inverse: Tensor
     weight: Tensor
@@ -31,19 +31,21 @@ class _Elimination:
         weight = torch.cholesky_solve(reader.system.cross + ridge * reader.weight, lower) * reader.gain
         return cls(torch.cholesky_inverse(lower.float()), weight.float(), reader.taps, reader.power)
 
-    def costs(self, left: Tensor) -> Tensor:
-        """What each of the remaining channels would cost alone; infinite for those that are gone."""
-        columns = len(left) * self.taps
-        blocks = self.inverse[:columns, :columns].reshape(len(left), self.taps, len(left), self.taps)
-        blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[left]
-        rows = self.weight[:columns].reshape(len(left), self.taps, -1)[left]
-        costs = torch.full((len(left),), torch.inf, dtype=torch.float64)
-        costs[left] = (torch.linalg.solve(blocks, rows) * rows).sum((1, 2)).double() / self.power
+    def costs(self, remaining: Tensor) -> Tensor:
+        """Return the cost of removing each remaining channel; infinite for removed ones."""
+        columns = len(remaining) * self.taps
+        blocks = self.inverse[:columns, :columns].reshape(
+            len(remaining), self.taps, len(remaining), self.taps
+        )
+        blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[remaining]
+        rows = self.weight[:columns].reshape(len(remaining), self.taps, -1)[remaining]
+        costs = torch.full((len(remaining),), torch.inf, dtype=torch.float64)
+        costs[remaining] = (torch.linalg.solve(blocks, rows) * rows).sum((1, 2)).double() / self.power
         return costs
 
-    def remove(self, gone: Tensor) -> float:
-        """Give up some channels together; returns what that costs. Their rows become zero."""
-        at = columns_of(gone, self.taps)
+    def remove(self, removed: Tensor) -> float:
+        """Remove some channels together and return the cost; their rows become zero."""
+        at = columns_of(removed, self.taps)
         reach = self.inverse[:, at]
         repair = torch.linalg.solve(reach[at], torch.cat([self.weight[at], self.inverse[at]], 1))
         outputs = self.weight.shape[1]
@@ -54,10 +56,10 @@ class _Elimination:
 
 
 def rank(evidence: Evidence) -> Ranking:
-    """Eliminate channels from the inverse Gram matrices, cheapest first, updating the rest each time.
+    """Eliminate channels from the inverse Gram matrices, cheapest first, with an update after each step.
 
-    With P the inverse of a regularized Gram matrix and W = P G the refitted weights, giving up the
-    columns J costs trace(W_J' inv(P_JJ) W_J), and leaves W - P_J inv(P_JJ) W_J and the like for P.
+    With P the inverse of a regularized Gram matrix and W = P G the refitted weights, removing columns J
+    costs trace(W_J' inv(P_JJ) W_J) and updates W to W - P_J inv(P_JJ) W_J, and P alike.
 
     Source:
         Hassibi and Stork 1993; for groups, Frantar and Alistarh 2022, arXiv:2208.11580, sec. 4.
@@ -65,14 +67,14 @@ def rank(evidence: Evidence) -> Ranking:
     channels = len(evidence.norm)
     readers = [_Elimination.start(reader) for reader in evidence.readers]
     step = max(1, channels // STEPS)
-    left = torch.ones(channels, dtype=torch.bool)
+    remaining = torch.ones(channels, dtype=torch.bool)
     order, error = [], [torch.zeros(1, dtype=torch.float64)]
-    while bool(left.any()):
-        alone = torch.stack([reader.costs(left) for reader in readers]).sum(0)
-        gone = torch.argsort(alone, stable=True)[: min(step, int(left.sum()))]
-        together = sum(reader.remove(gone) for reader in readers)
-        share = alone[gone].clamp_min(1e-30).cumsum(0)
-        error.append(error[-1][-1] + together * share / share[-1])
-        order.append(gone)
-        left[gone] = False
+    while bool(remaining.any()):
+        costs = torch.stack([reader.costs(remaining) for reader in readers]).sum(0)
+        removed = torch.argsort(costs, stable=True)[: min(step, int(remaining.sum()))]
+        total_cost = sum(reader.remove(removed) for reader in readers)
+        cumulative = costs[removed].clamp_min(1e-30).cumsum(0)
+        error.append(error[-1][-1] + total_cost * cumulative / cumulative[-1])
+        order.append(removed)
+        remaining[removed] = False
     return Ranking(torch.cat(order), torch.cat(error))

@@ -8,7 +8,7 @@
   const ink = name => getComputedStyle(root).getPropertyValue("--" + name).trim();
   const still = { displayModeBar: false, responsive: true };
 
-  // Colours are "@name" in the figures, so that one figure serves light, dark and paper.
+  // Figures name colours as "@name", so that they work in light, dark and print themes.
   const tint = value => Array.isArray(value) ? value.map(tint)
     : typeof value === "string" && value.startsWith("@") ? ink(value.slice(1)) : value;
   const themed = (value, key) => key === "color" ? tint(value)
@@ -30,11 +30,11 @@
     const labelled = narrow && traces.some(trace => trace.mode === "markers+text");
     if (labelled) traces.forEach(trace => { trace.mode = "markers"; });
     const legend = layout.showlegend || labelled;
-    const wanted = themed(layout);
+    const styled = themed(layout);
     Plotly.react(plot, traces, {
-      ...wanted,
+      ...styled,
       width, autosize: !width,
-      xaxis: axis(wanted.xaxis, 8), yaxis: axis(wanted.yaxis, 12),
+      xaxis: axis(styled.xaxis, 8), yaxis: axis(styled.yaxis, 12),
       showlegend: Boolean(legend), legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", font: { size: 11 } },
       margin: { l: 10, r: 12, t: legend ? 34 : 20, b: 10 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -45,12 +45,12 @@
     drawn.add(plot);
   }
 
-  const seen = new IntersectionObserver(entries => {
+  const observer = new IntersectionObserver(entries => {
     for (const entry of entries) {
       if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
     }
   }, { rootMargin: "300px" });
-  plots.forEach(plot => seen.observe(plot));
+  plots.forEach(plot => observer.observe(plot));
 
   for (const select of document.querySelectorAll("select[data-for]")) {
     select.addEventListener("change", () => {
