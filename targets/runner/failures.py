@@ -136,7 +136,7 @@ TABLE = (
         "sudo apt install nvidia-jetpack (or set LD_LIBRARY_PATH to CUDA's lib64)"),
     # Graphs that the parser refuses.
     Row("graph-missing-zero-point", r"requires 3 inputs for the (INT8 )?(De)?[Qq]uantize",
-        "TensorRT 8 wants a zero point at every Q and DQ", _REQUANTIZE),
+        "TensorRT 8 requires a zero point at every Q and DQ", _REQUANTIZE),
     Row("graph-asymmetric", r"only supports symmetric quantization|Non-zero zero point|shiftIsAllZeros",
         "the graph has zero points other than 0", _REQUANTIZE),
     Row("graph-unsigned", r"notInvalidType|\bUINT8\b|[Uu]nsigned.*[Qq]uantiz", "the graph has uint8 tensors",
@@ -255,12 +255,12 @@ def translate_exit(status: int) -> Row | None:
     return translate(words[signal]) if signal in words else None
 
 
-def from_error(error: BaseException, said: str = "", doing: str = "") -> Failure:
+def from_error(error: BaseException, logged: str = "", doing: str = "") -> Failure:
     """Return an exception as a failure: translated where it is known, marked unknown where it is not.
 
     Args:
         error: The exception.
-        said: Errors that the SDK logged before; searched as well, and quoted where no cause is known.
+        logged: Errors logged by the SDK before; searched as well, and quoted where no cause is known.
         doing: The action that failed, for the message.
     """
     if isinstance(error, Failure):
@@ -270,9 +270,9 @@ def from_error(error: BaseException, said: str = "", doing: str = "") -> Failure
         message = "No space left on device: " + message
     if isinstance(error, MemoryError):
         message = "out of memory"
-    known = translate(f"{type(error).__name__}: {message}") or translate(said)
-    if known is not None and translate(message) is None and said:
-        message = quote(said)
+    known = translate(f"{type(error).__name__}: {message}") or translate(logged)
+    if known is not None and translate(message) is None and logged:
+        message = quote(logged)
     message = f"{doing}: {message}" if doing else message
     if known is not None:
         return Failure(known.code, message, known.cause, known.cure)
@@ -280,7 +280,7 @@ def from_error(error: BaseException, said: str = "", doing: str = "") -> Failure
         return Failure("file-missing", message, f"there is no file {error.filename}", "check the path")
     if isinstance(error, OSError):
         return Failure("file-unusable", message, "the system refused the file", "check path and permissions")
-    last = last_error(said) or f"{type(error).__name__}: {error}"
+    last = last_error(logged) or f"{type(error).__name__}: {error}"
     cause = f"no known cause; the last error is: {last}"
     return Failure("unknown", message, cause, "read the log on stderr; run `probe` for what the device lacks")
 

@@ -250,7 +250,7 @@ class _TensorRTSession:
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = self._context
         text = inspector.get_engine_information(self._sdk.LayerInformationFormat.JSON)
-        record = json.loads(text)
+        record = json.loads(text, strict=False)  # 8.6 EA writes raw control characters
         found = {
             "layers": record.get("Layers", []),
             "bindings": record.get("Bindings", record.get("I/O Tensors", [])),  # renamed in 11

@@ -267,3 +267,9 @@ def test_long_logs_are_searched_in_bounded_time(word):
     failures.translate(word * 200_000)
     failures.translate(f"[E] {word * 3}\n" * 2000)
     assert time.process_time() - start < 5
+
+
+def test_the_command_line_of_a_log_is_no_error():
+    line = "&&&& FAILED TensorRT.trtexec [TensorRT v8502] # trtexec --onnx=truncated.onnx"
+    assert failures.translate(line) is None
+    assert failures.quote(line) == ""

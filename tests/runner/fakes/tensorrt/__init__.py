@@ -368,9 +368,11 @@ class EngineInspector:
             layers = [
                 {"Name": "fake conv", "LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Int8"}]}
             ]
-        return json.dumps(
-            {"Layers": layers, "I/O Tensors" if _AT >= (11,) else "Bindings": ["images", "logits"]}
-        )
+            layers[0]["Metadata"] = "[ONNX Layer: a]\x1e[ONNX Layer: b]"
+        bindings = "I/O Tensors" if _AT >= (11,) else "Bindings"
+        return json.dumps({"Layers": layers, bindings: ["images", "logits"]}).replace(
+            "\\u001e", "\x1e"
+        )  # as 8.6 EA
 
 
 class IProfiler:
