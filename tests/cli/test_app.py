@@ -13,6 +13,7 @@ import pytest
 
 from edgeship.toolkit.cli import app as cli
 from edgeship.toolkit.core.errors import GateError, ToolkitError
+from edgeship.toolkit.pipeline.options import warn_renamed
 
 HEAVY = (
     "torch",
@@ -301,3 +302,34 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     assert not list(store.glob("tmp/*")) and not list(store.glob("objects/*"))
     again = edgeship(*arguments, *weights)
     assert again.returncode == 0 and Path(again.stdout.strip()).is_dir()
+
+
+RENAMED = [
+    (
+        ("run", "quickstart", "--redo=nostage", "--skip-bad"),
+        {"--redo": "--rerun", "--skip-bad": "--skip-unreadable"},
+    ),
+    (
+        ("quantize", "no.onnx", "digits", "--target", "openvino", "--out", "q.onnx", "--int8-sums", "pairs"),
+        {"--int8-sums": "--overflow-fix"},
+    ),
+    (
+        ("quantize", "no.onnx", "digits", "--target=openvino", "--out=q.onnx", "--max-drop-pp=1"),
+        {"--max-drop-pp": "--max-validation-drop-pp"},
+    ),
+    (
+        ("prune", "no.pth", "digits", "--out", "net", "--macs", "0.5", "--target-latency", "0.5"),
+        {"--macs": "--macs-ratio", "--target-latency": "--latency-ratio"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "names"), RENAMED)
+def test_former_option_names_are_accepted_and_hidden(capsys, caplog, arguments, names):
+    warn_renamed.cache_clear()
+    _, _, err = call(capsys, *arguments)
+    assert "no such option" not in err.lower()
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [f"option {former} is called {current} now" for former, current in names.items()]
+    _, out, _ = call(capsys, arguments[0], "--help")
+    assert all(current in out and f"{former} " not in out for former, current in names.items())
