@@ -46,8 +46,9 @@ def logit_aware_clipping(
     To first order an error e of a tensor changes the logits by J e. For random signs r the gradient
     g = J^T r is one backward pass, and the mean of (g.e)^2 over r is the squared change of the logits.
     Rounding errors are independent and add up as g^2 scale^2 / 12 (an exact zero stays exact); clipping
-    errors have one sign and are summed before squaring. Outliers are rare and the probe is small: the probe
-    gives the clipping error per unit of excess beyond a clip point, the peaks of many images give the excess.
+    errors have one sign and are summed before squaring. Outliers are rare and the probe is small: the
+    clipping error per unit of excess beyond a clip point comes from the probe, the excess from the peaks of
+    many images.
 
     Args:
         network: The float graph.

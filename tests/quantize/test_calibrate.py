@@ -22,8 +22,8 @@ def tensors(path, pixels):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
     parts = [session.run(None, {"images": image[None]}) for image in pixels]
-    found = {n: np.concatenate(v) for n, v in zip(outputs, zip(*parts, strict=True), strict=True)}
-    return {"images": pixels, **{name: found[name] for name in names}}
+    result = {n: np.concatenate(v) for n, v in zip(outputs, zip(*parts, strict=True), strict=True)}
+    return {"images": pixels, **{name: result[name] for name in names}}
 
 
 @pytest.mark.parametrize("graph_batch", ["batch", 1, 4])
@@ -109,9 +109,9 @@ def test_an_activation_that_overflows_is_named(tmp_path):
 def test_the_largest_magnitudes_of_every_image_are_told_in_order(graph_batch, batch, tmp_path):
     path, pixels = residual(graph_batch).save(tmp_path / "m.onnx"), images(7, 16)
     reference = tensors(residual(1).save(tmp_path / "one.onnx"), pixels)
-    told = []
-    got = collect(path, [pixels[i : i + batch] for i in range(0, 7, batch)], told.append, exact=True)
-    rows = np.concatenate(told)
+    magnitudes = []
+    got = collect(path, [pixels[i : i + batch] for i in range(0, 7, batch)], magnitudes.append, exact=True)
+    rows = np.concatenate(magnitudes)
     assert rows.shape == (7, len(got.tensors))
     for index, values in enumerate(reference.values()):
         expected = np.abs(values).reshape(7, -1).max(1)

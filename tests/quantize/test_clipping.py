@@ -33,9 +33,9 @@ def averaged(tmp_path):
 def pictures(count, outliers, seed=0):
     """Images of which every so many-th has a few values far from the rest."""
     random = np.random.default_rng(seed)
-    found = np.abs(random.normal(size=(count, 1, SIDE, SIDE))).astype(np.float32)
-    found[::outliers, 0, 0, :3] = random.uniform(15, 25, (len(found[::outliers]), 3))
-    return found
+    result = np.abs(random.normal(size=(count, 1, SIDE, SIDE))).astype(np.float32)
+    result[::outliers, 0, 0, :3] = random.uniform(15, 25, (len(result[::outliers]), 3))
+    return result
 
 
 def chosen(path, probe, statistics):
@@ -77,8 +77,8 @@ def test_bfloat16_finds_the_same_clip_points(tmp_path):
     path, pixels = averaged(tmp_path), pictures(64, 4)
     seen = collect(path, [pixels], exact=True).tensors
     rough = TorchExecutor(io.read_classifier(path).model, torch.bfloat16)
-    found = logit_aware_clipping(rough, pixels, {POINT: SPEC}, seen)[POINT].scale[0]
-    assert found == pytest.approx(chosen(path, pixels, seen), rel=0.05)
+    result = logit_aware_clipping(rough, pixels, {POINT: SPEC}, seen)[POINT].scale[0]
+    assert result == pytest.approx(chosen(path, pixels, seen), rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

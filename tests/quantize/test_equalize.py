@@ -96,8 +96,8 @@ def test_what_is_not_homogeneous_blocks_its_space():
     first = g.conv(g.unary("Relu", g.conv(smooth, 4)), 4, 1)
     shared = g.nodes[-1].input[1]
     g.head(g.conv(g.unary("Relu", first), 4, 1, shared=shared))
-    found = spaces(ir.from_proto(g.model()))
-    assert not {t for s in found for t in s.tensors} & {"images", "logits", "conv0", smooth, first}
+    result = spaces(ir.from_proto(g.model()))
+    assert not {t for s in result for t in s.tensors} & {"images", "logits", "conv0", smooth, first}
 
 
 @pytest.mark.parametrize(("group", "outputs"), [(2, 8), (4, 12), (8, 8), (8, 16)])
@@ -136,14 +136,14 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
     }
     grid = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
     means = collect_moments(network, [torch.from_numpy(pixels)], [], 1).means
-    found = bias.corrections(network, pixels, activations, grid, means)
+    result = bias.corrections(network, pixels, activations, grid, means)
 
     def errors(corrected):
         changed = TorchExecutor(model)
         changed.constants |= grid
         for node in changed.nodes:
-            if corrected and str(node.name) in found:
-                shift = torch.from_numpy(found[str(node.name)])
+            if corrected and str(node.name) in result:
+                shift = torch.from_numpy(result[str(node.name)])
                 changed.constants[str(node.inputs[2].name)] = (
                     changed.constants[str(node.inputs[2].name)] + shift
                 )
@@ -153,7 +153,7 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
             changed(torch.from_numpy(pixels), lambda n, v: seen.setdefault(n, v) * 0 + quantized(n, v))
             network(torch.from_numpy(pixels), lambda n, v: exact.setdefault(n, v))
         axes = {4: (0, 2, 3), 2: (0,)}
-        names = [str(n.outputs[0].name) for n in network.nodes if str(n.name) in found]
+        names = [str(n.outputs[0].name) for n in network.nodes if str(n.name) in result]
         return {n: float((seen[n] - exact[n]).mean(axes[seen[n].ndim]).abs().max()) for n in names}
 
     before, after = errors(corrected=False), errors(corrected=True)

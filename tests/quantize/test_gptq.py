@@ -89,8 +89,8 @@ def test_blocks_agree_with_rounding_one_input_after_another():
             error = (left[:, i] - expected[block, :, i]) / inverse[i, i]
             left -= error[:, None] * inverse[i]
             inverse = inverse - inverse[:, i : i + 1] * inverse[i] / inverse[i, i]
-    found = rounded_blocks(weight, moments, torch.ones(outputs, dtype=torch.float64), 127)
-    assert torch.equal(found.double(), expected)
+    result = rounded_blocks(weight, moments, torch.ones(outputs, dtype=torch.float64), 127)
+    assert torch.equal(result.double(), expected)
 
 
 @pytest.mark.parametrize(("together", "most"), [(None, 0.35), (18, 0.6), (1, 0.9)])
@@ -106,13 +106,13 @@ def test_a_convolution_loses_less_the_more_of_its_inputs_are_fitted_together(tog
     weight = network.constants[name]
     qparams = weight_qparams(weight.numpy(), COARSE)
 
-    def lost(found):
-        errors = F.conv2d(values, found - weight, padding=1)
+    def lost(result):
+        errors = F.conv2d(values, result - weight, padding=1)
         return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
 
-    found = gptq_weights(network, values.numpy(), {name: qparams}, together).weights[name]
-    assert lost(found) < most * lost(fake_quantize(weight, qparams))
-    torch.testing.assert_close(fake_quantize(found, qparams), found)
+    result = gptq_weights(network, values.numpy(), {name: qparams}, together).weights[name]
+    assert lost(result) < most * lost(fake_quantize(weight, qparams))
+    torch.testing.assert_close(fake_quantize(result, qparams), result)
 
 
 @pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
@@ -128,9 +128,9 @@ def test_what_cannot_be_fitted_goes_to_the_nearest_integers(kind):
         name: weight_qparams(network.constants[name].numpy(), replace(COARSE, axis=axis))
         for name, axis in (("conv0.weight", 0), ("conv1.weight", 0), ("fc.weight", int(kind == "MatMul")))
     }
-    found = gptq_weights(network, images, weights).weights
+    result = gptq_weights(network, images, weights).weights
     nearest = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
-    assert {name for name in weights if torch.equal(found[name], nearest[name])} == {
+    assert {name for name in weights if torch.equal(result[name], nearest[name])} == {
         "conv0.weight",
         "conv1.weight",
     }
@@ -143,7 +143,7 @@ def test_what_cannot_be_fitted_goes_to_the_nearest_integers(kind):
         lost = features @ (error if kind == "MatMul" else error.T)
         return float((lost if kind == "MatMul" else lost - lost.mean(0)).square().sum())
 
-    assert lost(found) < 0.8 * lost(nearest)
+    assert lost(result) < 0.8 * lost(nearest)
 
 
 def test_layers_that_do_not_find_room_together_are_fitted_one_after_another(monkeypatch):
@@ -189,8 +189,8 @@ def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch
     weight = network.constants["conv0.weight"]
     qparams = weight_qparams(weight.numpy(), COARSE)
 
-    def lost(found):
-        errors = F.conv2d(values, found - weight, padding=1)
+    def lost(result):
+        errors = F.conv2d(values, result - weight, padding=1)
         return float((errors - errors.mean((0, 2, 3), keepdim=True)).square().sum())
 
     nearest = lost(fake_quantize(weight, qparams))

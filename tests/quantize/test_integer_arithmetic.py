@@ -1,4 +1,4 @@
-"""Random small graphs: what an INT8 runtime computes equals integer arithmetic written by other hands."""
+"""Random small graphs: what an INT8 runtime computes equals an independent integer reference."""
 
 import tempfile
 from dataclasses import replace
@@ -42,16 +42,16 @@ def graphs(
     """Up to seven random steps between the images and a head; `joint` follows or goes before what joins."""
     g = Graph(seed=draw(st.integers(0, 2**16)))
     at = g.conv("images", draw(st.sampled_from([4, 8])), draw(st.sampled_from([1, 3])))
-    made = [at]
+    tensors = [at]
     for kind in draw(st.lists(st.sampled_from(kinds), min_size=2, max_size=7)):
-        at = step(draw, g, at, made, kind)
+        at = step(draw, g, at, tensors, kind)
         if joint and kind in ("add", "concat"):
             at = g.unary(joint, at)
-        made.append(at)
+        tensors.append(at)
     return g.head(at, kind=draw(st.sampled_from(heads)))
 
 
-def step(draw, g, at, made, kind):
+def step(draw, g, at, tensors, kind):
     channels, side, _ = g.shapes[at]
     bias = draw(st.booleans())
     if kind == "conv":
@@ -63,7 +63,7 @@ def step(draw, g, at, made, kind):
         first = g.conv(at, channels, 1, bias=bias)
         return g.conv(g.unary("Relu", first), channels, 1, bias=bias, shared=g.nodes[-2].input[1])
     if kind in ("add", "concat"):
-        fit = [v for v in made if g.shapes[v] == g.shapes[at] and v != at]
+        fit = [v for v in tensors if g.shapes[v] == g.shapes[at] and v != at]
         other = draw(st.sampled_from(fit)) if fit else g.conv(at, channels, 1)
         return g.add(at, other) if kind == "add" else g.concat(at, other)
     if kind == "norm":
@@ -173,8 +173,8 @@ def fused_kernels_agree(target, graph, size=8):
         with targets.get(target).open(Path(folder) / "engine" / compiled.file, threads=1) as session:
             theirs = session.infer(pixels)
         unrounded = fused_with_add(graph) if target == "openvino" else set()
-        kept = {name: q for name, q in activations.items() if name not in unrounded}
-        reference = ir.to_proto(qdq.insert(model, kept, weights, {}))
+        rounded = {name: q for name, q in activations.items() if name not in unrounded}
+        reference = ir.to_proto(qdq.insert(model, rounded, weights, {}))
         ours, _ = integer_reference.run(reference, pixels)
     np.testing.assert_allclose(theirs, ours, rtol=1e-5, atol=1e-6 * np.abs(ours).max())
 
@@ -183,12 +183,12 @@ def fused_with_add(graph):
     """Convolutions whose sum with a shortcut OpenVINO rounds once: it passes over the Q between."""
     kinds = {node.output[0]: node.op_type for node in graph.nodes}
     used = [name for node in graph.nodes for name in node.input]
-    found = set()
+    result = set()
     for node in graph.nodes:
         alone = [v for v in node.input if kinds.get(v) == "Conv" and used.count(v) == 1]
         if node.op_type == "Add" and len(alone) == 1:
-            found.update(alone)
-    return found
+            result.update(alone)
+    return result
 
 
 def powers_of_two(qparams: QParams) -> QParams:

@@ -40,11 +40,11 @@ def prepared(float_graph, effort, scheme=SCHEME):
     return ptq.prepare(*float_graph, scheme, QuantizeOptions(effort=effort))
 
 
-def error(found, pixels):
+def error(result, pixels):
     """Mean root of the divergence of what is written, weights as they were rounded."""
-    exact = TorchExecutor(found.exact)
-    constants = learned_scales.on_grid(TorchExecutor(found.model), found.weights)
-    rounded = learned_scales._FakeQuantNetwork(exact, found.activations, constants, found.biases)
+    exact = TorchExecutor(result.exact)
+    constants = learned_scales.on_grid(TorchExecutor(result.model), result.weights)
+    rounded = learned_scales._FakeQuantNetwork(exact, result.activations, constants, result.biases)
     return learned_scales._root_kl(exact, pixels, rounded)
 
 
@@ -62,15 +62,15 @@ def test_without_bias_correction_weights_are_fitted_and_biases_stay(float_graph,
     """With weights of five bits, whose rounding is most of the noise."""
     coarse = replace(SCHEME, weight=replace(SCHEME.weight, bits=5))
     options = QuantizeOptions(effort=effort, bias_correction=False)
-    found = ptq.prepare(*float_graph, coarse, options)
-    assert found.biases == {} and found.learned == (effort == "max")
+    result = ptq.prepare(*float_graph, coarse, options)
+    assert result.biases == {} and result.learned == (effort == "max")
     pairs = [
-        (io.constant(found.model.graph.initializers[n]), io.constant(v))
-        for n, v in found.exact.graph.initializers.items()
+        (io.constant(result.model.graph.initializers[n]), io.constant(v))
+        for n, v in result.exact.graph.initializers.items()
     ]
     assert any(not np.array_equal(fitted, exact) for fitted, exact in pairs)
     other = smooth(256, seed=5)
-    assert error(found, other) < 0.8 * error(prepared(float_graph, "fast", coarse), other)
+    assert error(result, other) < 0.8 * error(prepared(float_graph, "fast", coarse), other)
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
@@ -110,8 +110,8 @@ def test_the_weights_lie_on_their_grid_and_are_not_all_the_nearest(float_graph):
 def test_the_same_seed_gives_the_same_result(float_graph, tmp_path):
     one, two = prepared(float_graph, "max"), prepared(float_graph, "max")
     assert one.activations == two.activations
-    for name, found in {"one": one, "two": two}.items():
-        io.save(found.graph(), tmp_path / name)
+    for name, result in {"one": one, "two": two}.items():
+        io.save(result.graph(), tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 

@@ -69,11 +69,11 @@ def tried(graph, folder, least, costs, target="openvino", options=PLAIN, probe=1
     path, pixels = graph.save(folder / "m.onnx"), images(32, 16)
     judge, statistics = Judge(path, least), collect(path, [pixels])
     goal = AccuracyConstraint("min_agreement", least, "ms", lambda graph: costs, judge)
-    found = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme, options)
-    found, summary = search_float_layers(
-        found, goal, pixels[:probe], options, lambda trial: fit_weights(trial, options)
+    result = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme, options)
+    result, summary = search_float_layers(
+        result, goal, pixels[:probe], options, lambda trial: fit_weights(trial, options)
     )
-    return found, summary, judge
+    return result, summary, judge
 
 
 EVEN = dict.fromkeys(("conv0", "conv2", "conv4", "conv6", "fc"), 1.0)
@@ -81,14 +81,14 @@ EVEN = dict.fromkeys(("conv0", "conv2", "conv4", "conv6", "fc"), 1.0)
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
 def test_exactly_the_bad_layer_stays_in_float(target, tmp_path):
-    found, summary, judge = tried(chain(), tmp_path, 0.95, EVEN, target)
+    result, summary, judge = tried(chain(), tmp_path, 0.95, EVEN, target)
     assert [layer["name"] for layer in summary["layers"]] == ["conv4"]
     assert summary["int8"] < 0.9 and summary["reached"] >= 0.95 and summary["met"]
     assert (summary["cost"], summary["unit"], summary["value"]) == (1.0, "ms", 0.95)
     assert judge.calls == summary["judged"] == 3
-    assert "relu3" not in found.activations and "conv4.weight" not in found.weights
-    assert {"relu1", "relu5"} <= set(found.activations)
-    assert any("conv4 left in float for 1 ms" in warning for warning in found.warnings)
+    assert "relu3" not in result.activations and "conv4.weight" not in result.weights
+    assert {"relu1", "relu5"} <= set(result.activations)
+    assert any("conv4 left in float for 1 ms" in warning for warning in result.warnings)
 
 
 def test_nothing_is_given_up_where_the_limit_holds(tmp_path):
@@ -107,30 +107,30 @@ def test_nothing_is_given_up_where_the_limit_holds(tmp_path):
 def test_of_two_ways_the_cheaper_is_taken(tmp_path):
     """The layer that gains most a millisecond comes first: what is dear must gain as much more."""
     path, pixels = residual().save(tmp_path / "m.onnx"), images(32, 16)
-    found = prepare(
+    result = prepare(
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme, PLAIN
     )
-    names = [str(node.name) for node in found.exact.graph if is_weighted(node)]
-    even = list(by_gain(found, dict.fromkeys(names, 1.0), pixels, PLAIN))
+    names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
+    even = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, PLAIN))
     assert sorted(even) == sorted(names)
-    whole, left = divergences(found, names, pixels)
+    whole, left = divergences(result, names, pixels)
     assert even[0] == max(names, key=lambda name: whole - left[name])
     dear = {**dict.fromkeys(names, 1.0), even[0]: 1e6}
-    assert list(by_gain(found, dear, pixels, PLAIN))[-1] == even[0]
+    assert list(by_gain(result, dear, pixels, PLAIN))[-1] == even[0]
 
 
 def test_every_choice_is_the_best_after_those_before_it(tmp_path):
     path, pixels = residual(seed=3).save(tmp_path / "m.onnx"), images(16, 16)
-    found = prepare(
+    result = prepare(
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("tensorrt").scheme, PLAIN
     )
-    names = [str(node.name) for node in found.exact.graph if is_weighted(node)]
-    order = list(by_gain(found, dict.fromkeys(names, 1.0), pixels, PLAIN))
+    names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
+    order = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, PLAIN))
     for name in order:
-        whole, left = divergences(found, set(names) - found.placement.float_layers, pixels)
+        whole, left = divergences(result, set(names) - result.placement.float_layers, pixels)
         gains = {other: max(whole - left[other], LEAST_GAIN) for other in left}
         assert gains[name] == max(gains.values())
-        found = found.with_float_layers({name})
+        result = result.with_float_layers({name})
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "tensorrt"])
@@ -138,22 +138,22 @@ def test_every_choice_is_the_best_after_those_before_it(tmp_path):
 def test_what_the_search_measures_is_what_the_graph_does(seed, target, tmp_path):
     """The divergence with one more layer in float equals that of the graph ONNX Runtime runs."""
     path, pixels = residual(seed=seed).save(tmp_path / "m.onnx"), images(12, 16)
-    found = prepare(
+    result = prepare(
         io.read_classifier(path).model, collect(path, [pixels]), targets.get(target).scheme, PLAIN
     )
-    names = [str(node.name) for node in found.exact.graph if is_weighted(node)]
+    names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
     taken = [names[(seed * 3) % len(names)]]
-    found = found.with_float_layers(taken)
-    whole, left = divergences(found, set(names) - set(taken), pixels)
+    result = result.with_float_layers(taken)
+    whole, left = divergences(result, set(names) - set(taken), pixels)
     exact = run(path, pixels)
 
     def reached(graph):
         return kl_divergence(exact, run(ir.to_proto(graph).SerializeToString(), pixels))
 
-    assert whole == pytest.approx(reached(found.graph()), rel=0.4)
+    assert whole == pytest.approx(reached(result.graph()), rel=0.4)
     for name, divergence in left.items():
         assert divergence == pytest.approx(
-            reached(found.with_float_layers({name}).graph()), rel=0.4, abs=1e-7
+            reached(result.with_float_layers({name}).graph()), rel=0.4, abs=1e-7
         ), name
 
 
@@ -256,11 +256,11 @@ def test_a_limit_that_float_misses_too_is_said_and_costs_nothing(tmp_path):
 
 
 def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
-    """The judge wants two layers; the first that was taken is then not among them."""
+    """The constraint requires two layers; the first choice is then not among them."""
     path, pixels = chain().save(tmp_path / "m.onnx"), images(32, 16)
     statistics = collect(path, [pixels])
-    found = prepare(io.read_classifier(path).model, statistics, targets.get("openvino").scheme, PLAIN)
-    order = list(by_gain(found, EVEN, pixels, PLAIN))
+    result = prepare(io.read_classifier(path).model, statistics, targets.get("openvino").scheme, PLAIN)
+    order = list(by_gain(result, EVEN, pixels, PLAIN))
     needed = set(order[1:3])
 
     def judge(graph):
@@ -269,19 +269,23 @@ def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
         return Verdict(len(left & needed), needed <= left)
 
     _, summary = search_float_layers(
-        found, AccuracyConstraint("x", 2, "ms", lambda graph: EVEN, judge), pixels, PLAIN, lambda trial: trial
+        result,
+        AccuracyConstraint("x", 2, "ms", lambda graph: EVEN, judge),
+        pixels,
+        PLAIN,
+        lambda trial: trial,
     )
     assert {layer["name"] for layer in summary["layers"]} == needed
 
 
 def test_learned_weights_stay_with_the_layers_that_are_quantized(tmp_path):
-    found, _, _ = tried(chain(), tmp_path, 0.95, EVEN)
-    found.model = io.copy(found.exact)
-    learned = found.model.graph.initializers["conv6.weight"]
+    result, _, _ = tried(chain(), tmp_path, 0.95, EVEN)
+    result.model = io.copy(result.exact)
+    learned = result.model.graph.initializers["conv6.weight"]
     io.set_constant(learned, io.constant(learned) + np.float32(1))
-    again = found.with_float_layers({"conv2"})
+    again = result.with_float_layers({"conv2"})
     for name in ("conv2.weight", "conv6.weight"):
-        before = io.constant(found.exact.graph.initializers[name])
+        before = io.constant(result.exact.graph.initializers[name])
         after = io.constant(again.model.graph.initializers[name])
         np.testing.assert_array_equal(after, before + (name == "conv6.weight"))
 
@@ -289,13 +293,13 @@ def test_learned_weights_stay_with_the_layers_that_are_quantized(tmp_path):
 def test_biases_fit_what_is_quantized(tmp_path):
     options = QuantizeOptions()
     path, pixels = residual().save(tmp_path / "m.onnx"), images(16, 16)
-    found = prepare(
+    result = prepare(
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme, options
     )
-    names = {str(node.name) for node in found.exact.graph if is_weighted(node)}
-    again = fit_weights(found.with_float_layers(names), options)
+    names = {str(node.name) for node in result.exact.graph if is_weighted(node)}
+    again = fit_weights(result.with_float_layers(names), options)
     assert all(np.abs(shift).max() < 1e-5 for shift in again.biases.values())
-    assert max(np.abs(shift).max() for shift in found.biases.values()) > 1e-3
+    assert max(np.abs(shift).max() for shift in result.biases.values()) > 1e-3
 
 
 def test_a_layer_that_is_not_there_gets_the_nearest_name(tmp_path):
@@ -307,8 +311,8 @@ def test_a_layer_that_is_not_there_gets_the_nearest_name(tmp_path):
 
 
 def test_rows_of_layers_in_float_show_no_cost(tmp_path):
-    found, _, _ = tried(chain(), tmp_path, 0.95, EVEN)
-    rows = {row.name: row for row in analyse(found, found.exact, images(4, 16), quantizers=False)}
+    result, _, _ = tried(chain(), tmp_path, 0.95, EVEN)
+    rows = {row.name: row for row in analyse(result, result.exact, images(4, 16), quantizers=False)}
     assert rows["conv4"].alone_kl == pytest.approx(0, abs=1e-12)
     assert rows["conv4"].drop_db == pytest.approx(0, abs=1e-6)
     assert rows["conv2"].alone_kl > 0

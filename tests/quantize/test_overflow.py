@@ -91,10 +91,10 @@ def test_a_row_runs_over_the_channels_of_a_position_first():
 @settings(deadline=None, derandomize=True, max_examples=60)
 def test_clipped_integers_fit_and_only_the_larger_of_a_pair_is_changed(order, seed, shape):
     steps = np.random.default_rng(seed).integers(-127, 128, shape)
-    found = clip_pairs(torch.from_numpy(steps).to(torch.int8), order).numpy().astype(int)
-    assert found.shape == shape and not saturating_channels(found, order).any()
-    taken = np.abs(steps) - np.abs(found)
-    assert (taken >= 0).all() and (np.sign(found) * np.sign(steps) >= 0).all()
+    result = clip_pairs(torch.from_numpy(steps).to(torch.int8), order).numpy().astype(int)
+    assert result.shape == shape and not saturating_channels(result, order).any()
+    taken = np.abs(steps) - np.abs(result)
+    assert (taken >= 0).all() and (np.sign(result) * np.sign(steps) >= 0).all()
     changed = (taken > 0).reshape(len(steps), -1).any(1)
     assert (changed == saturating_channels(steps, order)).all(), "what fits stays"
 
@@ -122,9 +122,9 @@ def test_every_layer_can_saturate_but_a_depthwise_one():
     """The first convolution reads signed pixels: 128 is added to them, and they span all of a byte."""
     placed, _, weights = parameters(network(), "openvino")
     assert placed.activations["images"].dtype == "int8"
-    found = saturating(network(), weights, "channels")
-    assert found.keys() >= {"conv0.weight", "conv2.weight", "conv6.weight"}
-    assert "conv4.weight" not in found
+    result = saturating(network(), weights, "channels")
+    assert result.keys() >= {"conv0.weight", "conv2.weight", "conv6.weight"}
+    assert "conv4.weight" not in result
 
 
 def test_grouped_convolutions_pair_along_their_rows():
@@ -135,8 +135,8 @@ def test_grouped_convolutions_pair_along_their_rows():
     model = ir.from_proto(g.head(g.conv(g.conv("images", 8), 16, weight=weight, group=8)).model())
     _, _, weights = parameters(model, "openvino")
     assert saturating(model, weights, "channels")["conv1.weight"] == 16
-    apart = np.roll(weight, 1, axis=3)  # elements 1 and 2 are of two pairs
-    model.graph.initializers["conv1.weight"].const_value = ir.tensor(apart.astype(np.float32))
+    shifted = np.roll(weight, 1, axis=3)  # elements 1 and 2 are of two pairs
+    model.graph.initializers["conv1.weight"].const_value = ir.tensor(shifted.astype(np.float32))
     assert "conv1.weight" not in saturating(model, weights, "channels")
 
 
@@ -188,5 +188,5 @@ def test_a_scheme_whose_sums_saturate_gets_relieved_weights(effort, tmp_path):
     model, statistics = io.read_classifier(tmp_path / "m.onnx").model, collect(tmp_path / "m.onnx", [pixels])
     for pair_sums in (False, True):
         scheme = replace(targets.get("openvino").scheme, pair_sums=pair_sums)
-        found = prepare(model, statistics, scheme, QuantizeOptions(effort=effort))
-        assert bool(saturating(found.model, found.weights, "channels")) != pair_sums
+        result = prepare(model, statistics, scheme, QuantizeOptions(effort=effort))
+        assert bool(saturating(result.model, result.weights, "channels")) != pair_sums

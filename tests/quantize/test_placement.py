@@ -1,4 +1,4 @@
-"""Where Q/DQ pairs stand: a text file per network and scheme shows what a change of placement does.
+"""Snapshots of Q/DQ placement: one text file per network and scheme.
 
 EDGESHIP_UPDATE_SNAPSHOTS=1 rewrites the files.
 """
@@ -147,9 +147,9 @@ def test_only_what_cannot_be_negative_is_unsigned():
     g = Graph()
     for kind in ("Relu", "Sigmoid", "HardSwish"):
         g.head(g.conv(g.unary(kind, g.conv("images", 4)), 4))
-        found = place(ir.from_proto(g.model()), targets.get("openvino").scheme).activations
+        result = place(ir.from_proto(g.model()), targets.get("openvino").scheme).activations
         expected = "int8" if kind == "HardSwish" else "uint8"
-        assert next(spec.dtype for name, spec in found.items() if name.startswith(kind.lower())) == expected
+        assert next(spec.dtype for name, spec in result.items() if name.startswith(kind.lower())) == expected
         g = Graph()
 
 

@@ -92,9 +92,9 @@ def test_openvino_runs_every_convolution_and_add_in_int8(name, resnet18, tmp_pat
     _, int8, _ = quantized(path, tmp_path, images(2, 32), "openvino", effort="fast")
     compiled = targets.get("openvino").compile(int8, tmp_path / "engine", "int8")
     assert compiled.warnings == ()
-    judged = [layer for layer in compiled.audit if layer.kind in ("Convolution", "Add")]
-    assert len(judged) == {"resnet18": 20 + 8, "preact_resnet20": 19 + 9}[name]
-    assert {layer.precision for layer in judged} == {"int8"}
+    layers = [layer for layer in compiled.audit if layer.kind in ("Convolution", "Add")]
+    assert len(layers) == {"resnet18": 20 + 8, "preact_resnet20": 19 + 9}[name]
+    assert {layer.precision for layer in layers} == {"int8"}
 
 
 @pytest.mark.parametrize("effort", EFFORTS)

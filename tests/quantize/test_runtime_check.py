@@ -21,7 +21,7 @@ def exact(graph, batch):
 
 
 def faulty(broken):
-    """A runtime that computes noise where `broken` says so of a graph."""
+    """Return a runtime that adds noise to graphs for which `broken` is true."""
 
     def real(graph, batch):
         logits = exact(graph, batch)
@@ -45,9 +45,9 @@ def checked(runtime, tmp_path):
 
 def test_without_a_fault_nothing_changes(tmp_path):
     summary, graph = checked(faulty(lambda graph: False), tmp_path)
-    found = summary["runtime_check"]
-    assert (found["status"], found["repaired"], found["begins_at"]) == ("equal", [], None)
-    assert found["images"] == 16 and found["exact_db"] == found["real_db"] > 20
+    result = summary["runtime_check"]
+    assert (result["status"], result["repaired"], result["begins_at"]) == ("equal", [], None)
+    assert result["images"] == 16 and result["exact_db"] == result["real_db"] > 20
     assert not [line for line in summary["warnings"] if "openvino" in line]
     assert set(summary["activations"]) == {
         node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"
@@ -57,10 +57,10 @@ def test_without_a_fault_nothing_changes(tmp_path):
 @pytest.mark.parametrize("tensor", ["images", "conv5", "relu7"])
 def test_the_tensor_where_a_fault_begins_is_left_in_float(tensor, tmp_path):
     summary, graph = checked(faulty(lambda graph: quantizes(graph, tensor)), tmp_path)
-    found = summary["runtime_check"]
-    assert found["status"] == "repaired"
-    assert found["repaired"] == [{"tensor": tensor, "layer": tensor}]
-    assert found["before_db"] < 5 < found["real_db"]
+    result = summary["runtime_check"]
+    assert result["status"] == "repaired"
+    assert result["repaired"] == [{"tensor": tensor, "layer": tensor}]
+    assert result["before_db"] < 5 < result["real_db"]
     assert not quantizes(graph, tensor) and tensor not in summary["activations"]
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == len(summary["activations"]) > 5
     (warning,) = [line for line in summary["warnings"] if "openvino" in line]
@@ -95,5 +95,5 @@ def test_a_graph_that_the_runtime_refuses_is_reported(tmp_path):
 
 def test_logits_that_are_not_numbers_differ(tmp_path):
     runtime = Runtime("openvino", lambda graph, batch: exact(graph, batch) * np.float32(np.nan), exact)
-    found = checked(runtime, tmp_path)[0]["runtime_check"]
-    assert (found["status"], found["real_db"]) == ("differs", None)
+    result = checked(runtime, tmp_path)[0]["runtime_check"]
+    assert (result["status"], result["real_db"]) == ("differs", None)

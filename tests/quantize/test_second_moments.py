@@ -1,4 +1,4 @@
-"""What a float pass sees of the layers: means and second moments, against plain sums over all positions."""
+"""Channel means and second moments of layers, against plain sums over all positions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_columns_times_weights_are_the_convolution(kernel, stride, pads, dilatio
     node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
     top, left, bottom, right = pads
     exact = F.conv2d(F.pad(values, (left, right, top, bottom)), weight, stride=stride, dilation=dilation)
-    found = im2col(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
-    np.testing.assert_allclose(found, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
+    result = im2col(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
+    np.testing.assert_allclose(result, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
 
 
 def test_few_positions_are_spread_over_the_map():
@@ -50,8 +50,8 @@ def test_moments_of_parts_are_those_of_the_whole():
     other.add(parts[2])
     one.merge(other)
     rows = torch.cat(parts, 1).double()
-    apart = rows - rows.mean(1, keepdim=True)
-    np.testing.assert_allclose(one.squares, apart.transpose(1, 2) @ apart, rtol=1e-4, atol=1e-2)
+    centred = rows - rows.mean(1, keepdim=True)
+    np.testing.assert_allclose(one.squares, centred.transpose(1, 2) @ centred, rtol=1e-4, atol=1e-2)
     np.testing.assert_allclose(one.mean, rows.mean(1, keepdim=True), rtol=1e-6)
     np.testing.assert_allclose(one.about_zero(), rows.transpose(1, 2) @ rows, rtol=1e-6)
 
@@ -64,7 +64,7 @@ def test_a_float_pass_sees_every_layer(kind):
     network = TorchExecutor(ir.from_proto(graph.model()))
     pixels = torch.from_numpy(images(12))
     conv, *_, last = network.nodes
-    found = collect_moments(
+    result = collect_moments(
         network,
         torch.split(pixels, 5),
         [BlockedLayer(conv, (5, 3, 1, 1), 2), BlockedLayer(last, (4, 5), 5)],
@@ -72,14 +72,14 @@ def test_a_float_pass_sees_every_layer(kind):
     )
     seen = {}
     network(pixels, lambda name, value: seen.setdefault(name, value))
-    np.testing.assert_allclose(found.means["conv0"], seen["conv0"].mean((2, 3)), atol=1e-6)
-    np.testing.assert_allclose(found.means["logits"], seen["logits"], atol=1e-6)
+    np.testing.assert_allclose(result.means["conv0"], seen["conv0"].mean((2, 3)), atol=1e-6)
+    np.testing.assert_allclose(result.means["logits"], seen["logits"], atol=1e-6)
     rows = pixels.permute(0, 2, 3, 1).reshape(-1, 3).double()
     rows = rows - rows.mean(0)
     exact = F.pad(rows.T @ rows, (0, 1, 0, 1))
     for block, first in enumerate((0, 2)):
         expected = exact[first : first + 2, first : first + 2]
-        np.testing.assert_allclose(found.moments[0][block], expected, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(result.moments[0][block], expected, rtol=1e-4, atol=1e-3)
     features = seen[str(last.inputs[0].name)].double()
     features = features if kind == "MatMul" else features - features.mean(0)
-    np.testing.assert_allclose(found.moments[1][0], features.T @ features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.moments[1][0], features.T @ features, rtol=1e-4, atol=1e-5)

@@ -91,10 +91,10 @@ def run(path, pixels):
 
 
 def sqnr(g, folder, effort):
-    found = prepared(g, folder, effort)
-    io.save(found.graph(), folder / "int8.onnx")
+    result = prepared(g, folder, effort)
+    io.save(result.graph(), folder / "int8.onnx")
     pixels = smooth(128, seed=7)
-    return sqnr_db(run(folder / "float.onnx", pixels), run(folder / "int8.onnx", pixels)), found.warnings
+    return sqnr_db(run(folder / "float.onnx", pixels), run(folder / "int8.onnx", pixels)), result.warnings
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +133,13 @@ def test_estimated_gradients_serve_as_well_as_exact_ones(kind, monkeypatch, tmp_
 def test_scales_before_such_an_operator_follow_what_it_reads(monkeypatch, tmp_path):
     monkeypatch.setattr(learned_scales, "STEPS", 8)
     coarse = replace(SCHEME, activation=replace(SCHEME.activation, bits=5), unsigned_activation=None)
-    found = prepared(network("in a block"), tmp_path, "balanced", coarse)
-    exact = TorchExecutor(found.exact, execution=found.execution)
+    result = prepared(network("in a block"), tmp_path, "balanced", coarse)
+    exact = TorchExecutor(result.exact, execution=result.execution)
     rounded = learned_scales._FakeQuantNetwork(
-        exact, found.activations, learned_scales.on_grid(exact, found.weights), {}
+        exact, result.activations, learned_scales.on_grid(exact, result.weights), {}
     )
     learned_scales._learn_scales(torch.from_numpy(smooth(32)), rounded, 0)
-    moved = {name: q.scale[0] / found.activations[name].scale[0] for name, q in rounded.qparams().items()}
+    moved = {name: q.scale[0] / result.activations[name].scale[0] for name, q in rounded.qparams().items()}
     assert abs(moved["images"] - 1) > 1e-3
 
 
@@ -175,7 +175,7 @@ def test_a_node_that_differs_is_run_by_onnx_runtime(monkeypatch, tmp_path):
 def test_a_graph_for_one_image_that_moves_the_batch_is_run_image_by_image(tmp_path):
     """Its Reshape makes of the channels of the one image what looks like a batch."""
     g = Graph(batch=1)
-    x = g.node("Reshape", [g.conv("images", 4), g.constant("apart", [2, 2, 8, 8], np.int64)], (2, 8, 8))
+    x = g.node("Reshape", [g.conv("images", 4), g.constant("split", [2, 2, 8, 8], np.int64)], (2, 8, 8))
     x = g.node("Softmax", [x], (2, 8, 8), axis=0)
     x = g.node("Reshape", [x, g.constant("together", [1, 4, 8, 8], np.int64)], (4, 8, 8))
     path = g.head(x).save(tmp_path / "m.onnx")

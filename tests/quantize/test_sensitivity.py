@@ -136,11 +136,11 @@ def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):
 
 
 def test_json_has_the_shape_of_the_report(analysed):
-    found = json.loads(json.dumps(to_json(analysed[3]), allow_nan=False))
-    assert {"name", "kind", "sqnr_db", "drop_db"} <= set(found["layers"][0])
-    assert len(found["layers"]) == 7
-    assert {row["kind"] for row in found["quantizers"]} == {"activation", "weight"}
-    assert all(np.isfinite(row["drop_db"]) for row in found["layers"])
+    result = json.loads(json.dumps(to_json(analysed[3]), allow_nan=False))
+    assert {"name", "kind", "sqnr_db", "drop_db"} <= set(result["layers"][0])
+    assert len(result["layers"]) == 7
+    assert {row["kind"] for row in result["quantizers"]} == {"activation", "weight"}
+    assert all(np.isfinite(row["drop_db"]) for row in result["layers"])
 
 
 CLUSTERS = [pytest.param(2, backend, marks=pytest.mark.slow) for backend in ("ray", "dask")]

@@ -21,11 +21,11 @@ OPENVINO = targets.get("openvino").scheme
 
 
 def last_is_never_negative(write):
-    """Whether the tensor that `write` makes of images is known not to be negative."""
+    """Return True if `never_negative` holds for the tensor that `write` computes of the images."""
     g = Form()
     name = write(g)
-    made = helper.make_tensor_value_info(name, 1, None)
-    graph = helper.make_graph(g.nodes, "net", [g.infos["images"]], [made], g.initializers)
+    output = helper.make_tensor_value_info(name, 1, None)
+    graph = helper.make_graph(g.nodes, "net", [g.infos["images"]], [output], g.initializers)
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
     return never_negative(model.graph.outputs[0])
 

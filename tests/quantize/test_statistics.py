@@ -1,4 +1,4 @@
-"""What is kept of a stream: bounded, even, and the same whatever the batches."""
+"""Samples of a stream: bounded, even, independent of the batches."""
 
 import numpy as np
 import pytest

@@ -38,7 +38,7 @@ def every_operation():
 
 
 def every_unusual_operation():
-    """What networks with attention, other activations or channels last are made of."""
+    """Build a network with attention, several activations and channels-last blocks."""
     g = Graph()
     x = g.conv("images", 8)
     x = g.node("PRelu", [x, g.constant("slopes", np.full((8, 1, 1), 0.2))], g.shapes[x])
@@ -59,7 +59,7 @@ def every_unusual_operation():
     x = g.node("LayerNormalization", [x, scale, shift], g.shapes[x], axis=-1)
     x = g.node("Softmax", [x], g.shapes[x], axis=2)
     x = g.node("Transpose", [x], (3, 4, width), perm=[0, 3, 1, 2])
-    x = g.node("Reshape", [x, g.constant("apart", [0, 0, 2, -1], np.int64)], (3, 2, 2 * width))
+    x = g.node("Reshape", [x, g.constant("heads", [0, 0, 2, -1], np.int64)], (3, 2, 2 * width))
     ones = g.node("ReduceSum", [x, g.constant("across", [-1], np.int64)], (3, 2, 1))
     x = g.node("GlobalMaxPool", [g.node("Mul", [x, ones], g.shapes[x])], (3, 1, 1))
     x = g.node("Squeeze", [x, g.constant("last", [-1], np.int64)], (3, 1))
@@ -85,17 +85,19 @@ def test_it_agrees_with_onnx_runtime(build, tmp_path):
 
 def test_gradients_of_every_activation_are_those_of_differences(tmp_path):
     network = TorchExecutor(io.read_classifier(residual().save(tmp_path / "m.onnx")).model)
-    kept = {}
+    tensors = {}
 
     def keep(name, value):
         value = value if value.requires_grad else value.detach().requires_grad_()
         value.retain_grad()
-        kept[name] = value
+        tensors[name] = value
         return value
 
     network(torch.from_numpy(images(1, 16)), keep)[0, 0].backward()
     for name in ("conv0", "add6"):
-        index = tuple(int(i) for i in np.unravel_index(int(kept[name].grad.abs().argmax()), kept[name].shape))
+        index = tuple(
+            int(i) for i in np.unravel_index(int(tensors[name].grad.abs().argmax()), tensors[name].shape)
+        )
 
         def shifted(by, name=name, index=index):
             def change(at, value):
@@ -107,7 +109,7 @@ def test_gradients_of_every_activation_are_those_of_differences(tmp_path):
             return float(network(torch.from_numpy(images(1, 16)), change)[0, 0])
 
         slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2
-        assert float(kept[name].grad[index]) == pytest.approx(slope, rel=2e-2)
+        assert float(tensors[name].grad[index]) == pytest.approx(slope, rel=2e-2)
 
 
 def test_an_operator_that_nobody_can_run_is_named():
@@ -140,9 +142,9 @@ def test_a_clip_of_before_opset_11_has_its_bounds_as_attributes(bounds, never):
     g = Graph()
     g.head(g.unary("Clip", "images", **bounds))
     onnx_model = helper.make_model(_graph(g), opset_imports=[helper.make_opsetid("", 10)], ir_version=8)
-    found = {}
-    TorchExecutor(ir.from_proto(onnx_model))(pixels, lambda name, value: found.setdefault(name, value))
-    torch.testing.assert_close(found["clip0"], pixels.clamp(bounds.get("min"), bounds["max"]))
+    result = {}
+    TorchExecutor(ir.from_proto(onnx_model))(pixels, lambda name, value: result.setdefault(name, value))
+    torch.testing.assert_close(result["clip0"], pixels.clamp(bounds.get("min"), bounds["max"]))
 
 
 def _graph(g):
