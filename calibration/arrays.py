@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgeship.calibration.file_sources import Member, check_expansion, open_member
 from edgeship.calibration.sets import Use, choose_set, set_of
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
@@ -167,7 +167,7 @@ def open_arrays(path: Path, use: Use | None) -> Arrays:
     chosen = _named(chosen, _IMAGE_KEYS) or chosen
     if len(chosen) > 1:
         raise DataError(
-            f"{path} holds several arrays of images: {some(sorted(chosen))}",
+            f"{path} holds several arrays of images: {first_names(sorted(chosen))}",
             hint="name the one to use 'images'",
         )
     _check_pixels(path, headers[chosen[0]])
@@ -176,7 +176,7 @@ def open_arrays(path: Path, use: Use | None) -> Arrays:
     labels = _named([key for key in vectors if set_of_key(key) in (part, "")], _LABEL_KEYS)
     if len(labels) > 1:
         raise DataError(
-            f"{path} holds several arrays of labels: {some(sorted(labels))}",
+            f"{path} holds several arrays of labels: {first_names(sorted(labels))}",
             hint="name the one to use 'labels'",
         )
     used = {chosen[0], *labels}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
@@ -80,7 +80,7 @@ def index_labels(labels: Sequence[str], where: str) -> tuple[tuple[str, ...], li
         indices = {label: _class_index(label) for label in set(labels)}
         if wrong := sorted(label for label, index in indices.items() if index < 0):
             raise DataError(
-                f"{where}: label {some(wrong)} is no class; expected 0 to {MAX_CLASSES - 1:,}",
+                f"{where}: label {first_names(wrong)} is no class; expected 0 to {MAX_CLASSES - 1:,}",
                 hint="labels are the network's output indices, from 0, or names",
             )
         return tuple(map(str, range(max(indices.values()) + 1))), [indices[label] for label in labels]

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from edgeship.calibration.datasets import Dataset
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.errors import DataError
 
 Aliases: TypeAlias = Sequence[Sequence[str]]  # all names of each output, the readable one last
 
 
-def match(dataset: Dataset, names: Aliases) -> Dataset:
+def match_classes(dataset: Dataset, names: Aliases) -> Dataset:
     """Return the data set with labels and classes in the order of the network's outputs.
 
     Names are compared exactly, then without regard to case, spaces, "_" and "-". Numeric labels (a list of
@@ -42,14 +42,14 @@ def match(dataset: Dataset, names: Aliases) -> Dataset:
         unused = [name for index, name in enumerate(readable) if index not in outputs.values()]
         raise DataError(
             f"{len(unmatched)} of {len(outputs)} classes of {dataset.name} are not in load.labels: "
-            f"{some(unmatched)}; names without images: {some(unused) or 'none'}",
+            f"{first_names(unmatched)}; names without images: {first_names(unused) or 'none'}",
             hint="use the names of the class folders in load.labels",
         )
     times = Counter(outputs.values())
     repeated = [name for name, output in outputs.items() if times[output] > 1]
     if repeated:
         raise DataError(
-            f"classes of {dataset.name} have the same name in load.labels: {some(repeated)}",
+            f"classes of {dataset.name} have the same name in load.labels: {first_names(repeated)}",
             hint="use a unique name for every class in load.labels",
         )
     items = tuple(

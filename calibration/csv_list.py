@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgeship.calibration.class_names import index_labels, read_text
 from edgeship.calibration.images import SUFFIXES as IMAGES
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[tuple[str, ...], list[tuple[str, int | None]]]:
     files = _existing(path, [file for file, _ in rows])
     unlabelled = [file for file, label in rows if not label]
     if unlabelled and len(unlabelled) < len(rows):
-        raise DataError(f"{path}: no label for {some(unlabelled)}", hint="label every file, or none")
+        raise DataError(f"{path}: no label for {first_names(unlabelled)}", hint="label every file, or none")
     if unlabelled:
         return (), [(file, None) for file in files]
     classes, values = index_labels([label for _, label in rows], str(path))
@@ -150,12 +150,12 @@ def _existing(path: Path, files: Sequence[str]) -> list[str]:
     unknown = [file for file, name in zip(files, names, strict=True) if not name]
     if unknown:
         raise DataError(
-            f"{path} lists {len(unknown)} unknown file(s): {some(unknown)}",
+            f"{path} lists {len(unknown)} unknown file(s): {first_names(unknown)}",
             hint=f"correct the list; files are relative to {path.parent}",
         )
     counts = Counter(map(os.path.normpath, names))
     if repeated := [file for file, times in counts.items() if times > 1]:
-        raise DataError(f"{path} lists {some(repeated)} twice", hint="keep one line a file")
+        raise DataError(f"{path} lists {first_names(repeated)} twice", hint="keep one line a file")
     return names
 
 

@@ -22,7 +22,7 @@ from edgeship.calibration.file_sources import (
     open_archive,
 )
 from edgeship.calibration.sets import Use, are_sets, choose_set, set_of
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import IntArray
@@ -140,7 +140,7 @@ class Dataset:
         if wrong or not self.classes:
             raise DataError(
                 f"classes of {self.name} are not once among the {len(names)} names: "
-                f"{some(wrong) or 'no labels'}",
+                f"{first_names(wrong) or 'no labels'}",
                 hint="use the names of the class folders, or of the labels in the list",
             )
         index = {name: place for place, name in enumerate(names)}
@@ -276,7 +276,7 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
     names, folders, unused = _sorted_members(store, prefix)
     where = f"{path}/{inside}" if inside else str(path)
     if not names:
-        others = f"; it contains {some([each.file for each in unused])}" if unused else ""
+        others = f"; it contains {first_names([each.file for each in unused])}" if unused else ""
         raise DataError(
             f"{where} holds no images{others}",
             hint=f"expected files ending in {', '.join(images.SUFFIXES)}",
@@ -316,7 +316,7 @@ def _arrange(path: Path, store: Store, inside: str, use: Use | None) -> Dataset:
     empty = {folder.split("/")[depth] for folder in folders if _is_within(folder, around)}
     classes = tuple(sorted(parts | empty))
     if empty - parts:
-        notes.append(f"{where} has class folders without images: {some(sorted(empty - parts))}")
+        notes.append(f"{where} has class folders without images: {first_names(sorted(empty - parts))}")
     index = {folder: label for label, folder in enumerate(classes)}
     items = [Item(name, index[_part(name, depth)]) for name in names]
     items.sort(key=lambda item: (classes[item.label or 0], item.name))

@@ -18,7 +18,7 @@ from edgeship.calibration.findings import Finding
 from edgeship.calibration.loader import decode_each
 from edgeship.calibration.preprocess import check, pixels
 from edgeship.calibration.preprocessing_check import SAMPLE, Stem, check_colours, check_stem
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core import progress
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import PixelArray
@@ -140,7 +140,7 @@ def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[Finding]:
     if not decoded.unreadable:
         return []
     names = decoded.unreadable
-    message = f"{len(names)} image(s) of {dataset.name} cannot be decoded: {some(names)}"
+    message = f"{len(names)} image(s) of {dataset.name} cannot be decoded: {first_names(names)}"
     return [Finding("error", message, "replace or remove them, or leave them out with --skip-unreadable")]
 
 
@@ -149,7 +149,9 @@ def _blank(decoded: _Decoded, colours: _Colours) -> list[Finding]:
     blank = [name for name, variance in each if variance.max() < _BLANK]
     if not blank:
         return []
-    return [Finding("warning", f"{len(blank)} image(s) have one colour only: {some(blank)}", "remove them")]
+    return [
+        Finding("warning", f"{len(blank)} image(s) have one colour only: {first_names(blank)}", "remove them")
+    ]
 
 
 def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[Finding]:
@@ -170,7 +172,7 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
         findings.append(
             Finding(
                 "warning",
-                f"{len(missing)} of {len(dataset.classes)} classes have no image: {some(missing)}",
+                f"{len(missing)} of {len(dataset.classes)} classes have no image: {first_names(missing)}",
                 "raise select.images to a multiple of the number of classes",
             )
         )
@@ -199,10 +201,12 @@ def _duplicates(decoded: _Decoded) -> list[Finding]:
     ]
     findings = []
     if exact:
-        message = f"{len(decoded.names) - len(copies)} image(s) are exact copies of others: {some(exact)}"
+        message = (
+            f"{len(decoded.names) - len(copies)} image(s) are exact copies of others: {first_names(exact)}"
+        )
         findings.append(Finding("warning", message, "remove the copies"))
     if near:
-        message = f"{len(near)} pair(s) of images look alike: {some(near)}"
+        message = f"{len(near)} pair(s) of images look alike: {first_names(near)}"
         findings.append(Finding("warning", message, "check the pairs and remove copies"))
     return findings
 
@@ -223,10 +227,10 @@ def _overlap(decoded: _Decoded, other: _Decoded) -> list[Finding]:
     findings = []
     if exact:
         findings.append(
-            Finding("error", f"{len(exact)} image(s) are evaluation images too: {some(exact)}", hint)
+            Finding("error", f"{len(exact)} image(s) are evaluation images too: {first_names(exact)}", hint)
         )
     if near:
-        message = f"{len(near)} pair(s) look like evaluation images: {some(near)}"
+        message = f"{len(near)} pair(s) look like evaluation images: {first_names(near)}"
         findings.append(Finding("warning", message, hint))
     return findings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgeship.calibration.datasets import Dataset
 from edgeship.calibration.loader import decode_each
-from edgeship.calibration.text import some
+from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
@@ -116,7 +116,7 @@ def check_disjoint(manifest: Manifest, evaluation: Dataset) -> None:
     if shared:
         raise DataError(
             f"{len(shared)} of {len(manifest.entries)} calibration images from {manifest.source} are "
-            f"evaluation images of {evaluation.name} too: {some(shared)}",
+            f"evaluation images of {evaluation.name} too: {first_names(shared)}",
             hint="calibrate with images that are not evaluated on: set select.source to the training images",
         )
 
@@ -134,7 +134,7 @@ def locate(manifest: Manifest, dataset: Dataset) -> list[int]:
     missing = [entry.file for entry in manifest.entries if entry.file not in positions]
     if missing:
         raise DataError(
-            f"{dataset.name} lacks {len(missing)} image(s) of the manifest: {some(missing)}",
+            f"{dataset.name} lacks {len(missing)} image(s) of the manifest: {first_names(missing)}",
             hint=f"restore the images of '{manifest.source}', or choose again",
         )
     indices = [positions[entry.file] for entry in manifest.entries]

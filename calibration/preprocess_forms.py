@@ -182,7 +182,7 @@ def geometries(stated: Preprocess) -> tuple[Preprocess, ...]:
     return tuple(dict.fromkeys(geometry(form.preprocess) for form in forms))
 
 
-def surest(stated: Preprocess, pixels: PixelArray, infer: Infer) -> tuple[Form, float, float]:
+def most_informative_form(stated: Preprocess, pixels: PixelArray, infer: Infer) -> tuple[Form, float, float]:
     """Return the form with the largest mutual information of images and predictions (weak evidence).
 
     Returns:

@@ -73,7 +73,7 @@ def stem_divergences(stem: Stem, images: PixelArray, preprocess: Preprocess) -> 
     return {form: stem_divergence(stem, form.inputs(images)) for form in value_forms(preprocess)}
 
 
-def likelier(divergences: dict[Form, float], noise: float = _NOISE) -> Form | None:
+def better_form(divergences: dict[Form, float], noise: float = _NOISE) -> Form | None:
     """Return the form that fits the training statistics far better than the stated one, or None.
 
     Args:
@@ -95,7 +95,7 @@ def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[F
         preprocess: Stated preprocessing.
     """
     divergences = stem_divergences(stem, images, preprocess)
-    stated, best = next(iter(divergences.values())), likelier(divergences)
+    stated, best = next(iter(divergences.values())), better_form(divergences)
     if best is not None:
         return [
             Finding(

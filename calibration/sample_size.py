@@ -65,7 +65,7 @@ def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
     return Curve(tuple(steps), tuple(scale.values()), enough)
 
 
-def judge(curve: Curve, network: str = "") -> Finding:
+def sample_size_finding(curve: Curve, network: str = "") -> Finding:
     """Return a finding: the calibration images are enough (info) or too few (warning)."""
     total = curve.images[-1]
     named = f"the {network} network" if network else ""

@@ -63,12 +63,12 @@ def write(
         quantized, reached = mixed_precision.search_float_layers(
             quantized, goal, probe, options, lambda trial: fit_weights(trial, options)
         )
-    io.save_as_given(quantized.graph(), classifier, out)
+    io.save_with_ending(quantized.graph(), classifier, out)
     if runtime is not None and goal is not None and reached and reached["layers"]:
         repaired, checked = check(quantized, classifier.model, runtime, images)
         if repaired is not quantized:
             quantized = repaired
-            io.save_as_given(quantized.graph(), classifier, out)
+            io.save_with_ending(quantized.graph(), classifier, out)
             verdict = goal.judge(out)
             reached |= {"reached": verdict.value, "met": verdict.met}
     costs = _sensitivity(quantized, options) if options.sensitivity else None

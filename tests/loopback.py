@@ -21,7 +21,7 @@ import pytest
 
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.release import DeployOptions
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -154,7 +154,7 @@ class Park:
         self.servers.append(server)
         return server
 
-    def entry(self, server: Server, name: str = "device", **fields: Any) -> Entry:
+    def entry(self, server: Server, name: str = "device", **fields: Any) -> Device:
         given = {
             "host": "127.0.0.1",
             "target": "openvino",
@@ -164,7 +164,7 @@ class Park:
             "python": str(self.python),
             "ssh_config": str(self.client_config),
         }
-        return Entry(name, **{**given, **fields})
+        return Device(name, **{**given, **fields})
 
 
 def make_key(path: Path) -> None:

@@ -254,14 +254,14 @@ def _lower_opset(graph: Any, opset: int) -> Any:
     import onnx_ir as ir
     from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-    from edgeship.toolkit.graph.opset import lower
+    from edgeship.toolkit.graph.opset import downgrade_opset
     from edgeship.toolkit.graph.shapes import infer
 
     model = ir.from_proto(graph)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     newer = model.graph.opset_imports.get("", opset)
     infer(model)
-    if (refused := lower(model, opset)) is not None:
+    if (refused := downgrade_opset(model, opset)) is not None:
         raise ModelError(
             f"opset {newer} cannot be lowered to {opset}: {refused} has no form there",
             hint=f"export the model again with opset {opset}",

@@ -8,9 +8,9 @@ from edgeship.calibration.preprocess_forms import (
     Form,
     geometries,
     geometry,
+    most_informative_form,
     search,
     size_forms,
-    surest,
     value_forms,
 )
 from edgeship.toolkit.core.tensors import Preprocess
@@ -97,5 +97,5 @@ def test_forms_differ_and_start_with_the_stated_one():
 def test_without_labels_sure_and_varied_predictions_speak():
     trained = next(form for form in value_forms(STATED) if "0..255" in form.name and form.exchange == "none")
     _, pixels = images(120)
-    form, best, stated = surest(STATED, pixels, network(trained))
+    form, best, stated = most_informative_form(STATED, pixels, network(trained))
     assert best >= stated + 0.2 and "0..255" in form.name

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from edgeship.calibration.sample_size import judge, scale_curve
+from edgeship.calibration.sample_size import sample_size_finding, scale_curve
 from edgeship.toolkit.core.errors import DataError
 
 
@@ -34,7 +34,7 @@ def test_enough_is_where_doubling_stops_to_matter():
     curve = scale_curve(1 - np.random.default_rng(0).random((1000, 8)) * 0.5)  # maxima in 0.5..1
     # the mean of n: 1 - 0.5 / (n + 1); doubling adds 2 % or less from n = 16 (1.47 %) on, 8 gives 2.7 %
     assert curve.enough == 16
-    finding = judge(curve)
+    finding = sample_size_finding(curve)
     assert finding.severity == "info" and finding.what.startswith("16 calibration images")
 
 
@@ -43,7 +43,7 @@ def test_one_outlier_is_never_enough():
     maxima[17] = 100.0  # an outlier sets the scale
     curve = scale_curve(maxima)
     assert curve.enough is None
-    finding = judge(curve)
+    finding = sample_size_finding(curve)
     assert finding.severity == "warning"
     assert "300 calibration images are few" in finding.what and "50%" in finding.what
 
@@ -56,7 +56,7 @@ def test_tensors_that_are_always_zero_have_no_say():
 def test_one_image():
     curve = scale_curve([[3.0, 1.0]])
     assert (curve.images, curve.scale, curve.enough) == ((1,), (1.0,), None)
-    assert judge(curve).severity == "warning"
+    assert sample_size_finding(curve).severity == "warning"
 
 
 @pytest.mark.parametrize("maxima", [[], [[np.nan]], [[np.inf]], [[-1.0]]])

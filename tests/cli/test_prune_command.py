@@ -12,7 +12,7 @@ from edgeship.toolkit.models import export, weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import family as comparing
 from edgeship.toolkit.pipeline.options import warn_renamed
-from edgeship.toolkit.prune.reconstruction import Repair
+from edgeship.toolkit.prune.reconstruction import Reconstruction
 from edgeship.toolkit.report.family import chart, page
 
 SIZE = 8
@@ -100,7 +100,7 @@ def test_an_interrupted_family_goes_on_from_its_last_block(prune, tmp_path, monk
     assert prune(*WIDTHS, "--no-compare")[0] == 0
     straight = members(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
-    repaired, whole = [], Repair._block
+    repaired, whole = [], Reconstruction._block
 
     def counted(*args):
         repaired.append(args[1])
@@ -108,7 +108,7 @@ def test_an_interrupted_family_goes_on_from_its_last_block(prune, tmp_path, monk
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(Repair, "_block", counted)
+    monkeypatch.setattr(Reconstruction, "_block", counted)
     assert prune(*WIDTHS, "--no-compare")[0] == 130
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / comparing.UNFINISHED]
     assert prune(*WIDTHS, "--no-compare")[0] == 0
@@ -126,7 +126,7 @@ def test_networks_that_are_finished_are_not_pruned_again_for_an_interrupted_comp
         assert prune(*WIDTHS, *quick)[0] == 130
     written = members(tmp_path / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(Repair, "_block", None)  # nothing is to be repaired
+        patched.setattr(Reconstruction, "_block", None)  # nothing is to be repaired
         assert prune(*WIDTHS, *quick)[0] == 0
     assert members(tmp_path / "out") == written and (tmp_path / "out" / "family.json").is_file()
     assert not (tmp_path / "out" / comparing.UNFINISHED).exists()

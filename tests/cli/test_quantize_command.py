@@ -128,7 +128,7 @@ def test_one_of_several_outputs_behind_a_softmax(network, tmp_path, capfd):
 def test_a_recipe_names_the_output_too(network, tmp_path):
     from edgeship.toolkit.core.errors import ModelError
     from edgeship.toolkit.graph import io
-    from edgeship.toolkit.pipeline.load_and_export import ONNX, take_onnx
+    from edgeship.toolkit.pipeline.load_and_export import ONNX, import_onnx
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     model = onnx.load(network)
@@ -138,8 +138,8 @@ def test_a_recipe_names_the_output_too(network, tmp_path):
     settings = {"load": {"model": str(tmp_path / "two.onnx")}, "select": {"source": "digits:train"}}
     settings["evaluate"] = {"source": "digits:test"}
     with pytest.raises(ModelError, match="2 outputs"):
-        take_onnx(Recipe.build(settings).load, tmp_path, tmp_path)
-    take_onnx(Recipe.build(settings, [f"load.output={logits}"]).load, tmp_path, tmp_path)
+        import_onnx(Recipe.build(settings).load, tmp_path, tmp_path)
+    import_onnx(Recipe.build(settings, [f"load.output={logits}"]).load, tmp_path, tmp_path)
     assert io.read(tmp_path / ONNX).output == logits
 
 

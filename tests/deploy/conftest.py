@@ -12,7 +12,7 @@ import pytest
 from loopback import SSHD, Park, Server, make_key, need, scripted
 
 from edgeship.toolkit.deploy.bundle import Bundle
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def park(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
 
 
 @pytest.fixture
-def device(park: Park) -> tuple[Server, Entry]:
+def device(park: Park) -> tuple[Server, Device]:
     """Return a server and its inventory entry."""
     server = park.server("device")
     return server, park.entry(server)

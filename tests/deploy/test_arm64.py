@@ -26,7 +26,7 @@ from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import release
 from edgeship.toolkit.deploy.bundle import Contents, Graph
 from edgeship.toolkit.deploy.bundle_from_run import choose_golden
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.release import DeployOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.arm64, pytest.mark.timeout(1800)]
@@ -87,7 +87,7 @@ class Emulated(Server):
 
 
 @pytest.fixture
-def board(debian: Path, park: Park, tmp_path: Path) -> Iterator[Callable[..., tuple[Emulated, Entry]]]:
+def board(debian: Path, park: Park, tmp_path: Path) -> Iterator[Callable[..., tuple[Emulated, Device]]]:
     """Starts emulated devices; with `files` laid into their root, which then has no real /proc and /sys."""
     mounted: list[Path] = []
 
@@ -95,7 +95,7 @@ def board(debian: Path, park: Park, tmp_path: Path) -> Iterator[Callable[..., tu
         subprocess.run(["mount", *arguments, str(at)], check=True)
         mounted.append(at)
 
-    def start(name: str, files: dict[str, str] | None = None, **fields: object) -> tuple[Emulated, Entry]:
+    def start(name: str, files: dict[str, str] | None = None, **fields: object) -> tuple[Emulated, Device]:
         folder = tmp_path / name
         for part in ("upper", "work", "root"):
             (folder / part).mkdir(parents=True)

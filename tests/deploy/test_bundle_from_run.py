@@ -88,7 +88,7 @@ def logits_of(run: Path, variant: str) -> np.ndarray:
 
 
 def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: Path) -> None:
-    bundle = bundle_from_run.find(run)
+    bundle = bundle_from_run.bundle_of(run)
     about = bundle.manifest["targets"]
     assert {target: entry["variant"] for target, entry in about.items()} == {
         "openvino": "openvino-int8-pruned", "tensorrt": "tensorrt-int8",
@@ -109,7 +109,7 @@ def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
     compiled.write_text(json.dumps(records))
     (run.parent / "compile/tensorrt-int8").mkdir()
     (run.parent / "compile/tensorrt-int8" / bundle_from_run.TYPED).write_text("typed graph")
-    bundle = bundle_from_run.find(run)
+    bundle = bundle_from_run.bundle_of(run)
     assert bundle.read("graphs/tensorrt-typed.onnx") == b"typed graph"
     paths = {typed: {f.path for f in bundle.files_for("tensorrt", typed=typed)} for typed in (False, True)}
     assert paths[False] ^ paths[True] == {"graphs/tensorrt.onnx", "graphs/tensorrt-typed.onnx"}
@@ -158,27 +158,27 @@ def test_golden_cases_are_clear_in_every_variant() -> None:
 
 
 def test_the_bundle_of_a_run_is_made_once_and_again_when_the_run_changes(run: Path) -> None:
-    first = bundle_from_run.find(run)
+    first = bundle_from_run.bundle_of(run)
     written = first.path.stat().st_mtime_ns
-    assert bundle_from_run.find(run).path.stat().st_mtime_ns == written
-    assert bundle_from_run.find(first.path).id == first.id
+    assert bundle_from_run.bundle_of(run).path.stat().st_mtime_ns == written
+    assert bundle_from_run.bundle_of(first.path).id == first.id
     described = json.loads((run / "run.json").read_text())
     described["stages"][3]["digest"] = "another"
     (run / "run.json").write_text(json.dumps(described))
-    assert bundle_from_run.find(run).id != first.id
+    assert bundle_from_run.bundle_of(run).id != first.id
     assert (
         bundle_from_run.make(run, run / "again.tar").path.read_bytes()
-        == bundle_from_run.find(run).path.read_bytes()
+        == bundle_from_run.bundle_of(run).path.read_bytes()
     )
 
 
 def test_devices_time_with_as_many_threads_as_the_run(run: Path) -> None:
-    bundle = bundle_from_run.find(run)
+    bundle = bundle_from_run.bundle_of(run)
     assert bundle.threads == bundle.manifest["threads"] == 2
     described = json.loads((run / "run.json").read_text())
     described["recipe"]["bench"]["threads"] = 4
     (run / "run.json").write_text(json.dumps(described))
-    assert bundle_from_run.find(run).threads == 4
+    assert bundle_from_run.bundle_of(run).threads == 4
     older = {key: value for key, value in bundle.manifest.items() if key != "threads"}
     assert dataclasses.replace(bundle, manifest=older).threads == 1  # the default of a run
 
@@ -201,12 +201,12 @@ def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:
 
 def test_runs_that_cannot_be_shipped(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot read .*run.json"):
-        bundle_from_run.find(tmp_path)
+        bundle_from_run.bundle_of(tmp_path)
     names = json.loads((run.parent / "evaluate/images.json").read_text())
     write_json(run.parent / "evaluate/images.json", {**names, "names": ["gone.png"] * COUNT})
     with pytest.raises(DataError, match=r"no longer has gone.png"):
-        bundle_from_run.find(run)
+        bundle_from_run.bundle_of(run)
     (run.parent / "quantize").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="no result of the stage 'quantize'") as caught:
-        bundle_from_run.find(run)
+        bundle_from_run.bundle_of(run)
     assert "run the recipe again" in caught.value.hint

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import inventory
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.transport import command_line, explain
 
-FULL = Entry(
+FULL = Device(
     "nano-1", "10.0.0.5", "tensorrt", user="nvidia", port=2222, key="~/.ssh/id", jump="me@gate:22,gate2",
     tags=("lab", "jetson"), root="/data/é \"x\"", health="curl -f localhost",
     python="/usr/bin/python3", ssh_config="cfg",
@@ -24,12 +24,12 @@ FULL = Entry(
 
 def test_what_is_added_is_read_back_and_the_rest_of_the_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "new/devices.toml"
-    inventory.add(path, Entry("a", "local", "openvino"))
+    inventory.add(path, Device("a", "local", "openvino"))
     path.write_text(path.read_text().replace("[devices", "# a comment of mine\n[devices", 1))
     inventory.add(path, FULL)
-    inventory.add(path, Entry("dotted.name", "host", "openvino"))
+    inventory.add(path, Device("dotted.name", "host", "openvino"))
     assert list(inventory.load(path).values()) == [
-        Entry("a", "local", "openvino"), FULL, Entry("dotted.name", "host", "openvino"),
+        Device("a", "local", "openvino"), FULL, Device("dotted.name", "host", "openvino"),
     ]  # fmt: skip
     assert "# a comment of mine" in path.read_text()
     inventory.remove(path, "nano-1")
@@ -37,7 +37,7 @@ def test_what_is_added_is_read_back_and_the_rest_of_the_file_stays(tmp_path: Pat
     with pytest.raises(DeviceError, match="no device named 'nano-1'"):
         inventory.remove(path, "nano-1")
     with pytest.raises(DeviceError, match="has a device 'a' already"):
-        inventory.add(path, Entry("a", "elsewhere", "openvino"))
+        inventory.add(path, Device("a", "elsewhere", "openvino"))
 
 
 def test_defaults_hold_for_every_device(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=2),
     max_leaves=5,
 )
-keys = st.sampled_from([field.name for field in dataclasses.fields(Entry)]) | st.text(max_size=6)
+keys = st.sampled_from([field.name for field in dataclasses.fields(Device)]) | st.text(max_size=6)
 
 
 @given(fields=st.dictionaries(keys, values, max_size=5))
@@ -130,7 +130,7 @@ def test_files_that_are_no_inventory(tmp_path: Path, text: str) -> None:
 
 def test_choosing() -> None:
     entries = {
-        n: Entry(n, "x", "openvino", tags=t) for n, t in (("a", ("lab",)), ("b", ("shop",)), ("c", ("lab",)))
+        n: Device(n, "x", "openvino", tags=t) for n, t in (("a", ("lab",)), ("b", ("shop",)), ("c", ("lab",)))
     }
     assert [e.name for e in inventory.choose(entries, ["b"], ["lab"])] == ["a", "b", "c"]
     assert [e.name for e in inventory.choose(entries, [], ["lab"])] == ["a", "c"]
@@ -159,8 +159,8 @@ def test_the_command_line_checks_host_keys_and_quotes_every_word(tmp_path: Path,
         "cfg",
     ]
     assert line[line.index("-i") + 1] == str(Path("~/.ssh/id").expanduser())
-    assert command_line(Entry("here", "local", "openvino"), hostile) == hostile
-    bare = command_line(Entry("b", "alias", "openvino"), ["true"])
+    assert command_line(Device("here", "local", "openvino"), hostile) == hostile
+    bare = command_line(Device("b", "alias", "openvino"), ["true"])
     assert not {"-p", "-l", "-J", "-F", "-i"} & set(bare)  # ssh's own configuration decides
 
 

@@ -18,7 +18,7 @@ from edgeship.toolkit.cli import report
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import release
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 
 
 def test_a_release_is_uploaded_proved_and_live(device, bundle):
@@ -130,7 +130,9 @@ def test_records_of_the_device_tell_which_is_live(device, bundle):
 def test_the_report_of_a_device_shows_what_it_measured(device, bundle, tmp_path, monkeypatch):
     _, entry = device
     deployed = release.deploy(entry, bundle(version=1, ms=7), QUICK, quiet).release
-    monkeypatch.setattr("edgeship.toolkit.cli._devices.chosen", lambda inventory, names, tags: [entry])
+    monkeypatch.setattr(
+        "edgeship.toolkit.cli._devices.selected_devices", lambda inventory, names, tags: [entry]
+    )
     shown = CliRunner().invoke(report.command, ["--device", entry.name, "--format", "json"])
     assert shown.exit_code == 0, shown.output
     (record,) = json.loads(shown.stdout)
@@ -184,7 +186,7 @@ def test_no_name_or_path_reaches_a_shell(device, bundle, tmp_path, local):
 
 
 def test_a_device_that_was_only_probed_is_unchanged(tmp_path):
-    entry = Entry("here", "local", "openvino", root=str(tmp_path / "root"), python=sys.executable)
+    entry = Device("here", "local", "openvino", root=str(tmp_path / "root"), python=sys.executable)
     probed = release.facts(entry)
     assert probed["facts"]["arch"] and probed["status"]["releases"] == {} and not (tmp_path / "root").exists()
 

@@ -14,11 +14,11 @@ from loopback import QUICK, live
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import fleet_report, release, verification
-from edgeship.toolkit.deploy.inventory import Entry
-from edgeship.toolkit.deploy.release import Outcome
+from edgeship.toolkit.deploy.inventory import Device
+from edgeship.toolkit.deploy.release import DeployOutcome
 from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
-FLEET = [Entry(f"d{n}", "x", "openvino") for n in range(20)]
+FLEET = [Device(f"d{n}", "x", "openvino") for n in range(20)]
 
 
 class Work:
@@ -38,7 +38,7 @@ class Work:
             self.now -= 1
         if entry.name in self.bad:
             raise DeviceError(f"{entry.name}: broken", hint="mend it")
-        return Outcome(entry.name, "live")
+        return DeployOutcome(entry.name, "live")
 
 
 def states(outcomes):
@@ -112,7 +112,7 @@ def record(ms=2.0, top1=0.9, power_mw=None, cpu="x", threads=None):
 
 
 def outcome(name, **figures):
-    return Outcome(name, "live", "r-1", record=record(**figures))
+    return DeployOutcome(name, "live", "r-1", record=record(**figures))
 
 
 def test_outliers_are_found_among_their_kind():
@@ -146,7 +146,7 @@ def test_a_latency_has_batch_and_threads():
 
 
 def test_the_report_of_a_fleet(tmp_path):
-    failed = Outcome("b|c", "failed", error="b: it | broke", hint="mend it")
+    failed = DeployOutcome("b|c", "failed", error="b: it | broke", hint="mend it")
     report = fleet_report.report([outcome("a", power_mw=4321.0), failed], "net-1", parallel=2)
     path = fleet_report.write(report, tmp_path)
     assert json.loads((tmp_path / "fleet.json").read_text()) == report and report["schema"] == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from edgeship.toolkit.deploy.agent_client import RefusedError
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.verification import _check_gates
 
 
@@ -14,7 +14,7 @@ def failed_gate(images, gap_pp, limit_pp, median_ms=1.0, **gates):
         "latency_ms": {"p50": median_ms, "batch": 1},
     }
     try:
-        _check_gates(Entry("nano", "127.0.0.1", "onnxruntime"), record, {"max_gap_pp": limit_pp, **gates})
+        _check_gates(Device("nano", "127.0.0.1", "onnxruntime"), record, {"max_gap_pp": limit_pp, **gates})
     except RefusedError as error:
         return error.code
     return None

@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.graph import io
-from edgeship.toolkit.graph.batch import check, release
+from edgeship.toolkit.graph.batch import check_batch_change, make_batch_dynamic
 from edgeship.toolkit.graph.load import external_files
 from edgeship.toolkit.graph.shapes import infer
 
@@ -427,12 +427,12 @@ def test_a_batch_that_cannot_be_another_is_refused(tmp_path):
     g.nodes.append(helper.make_node("MatMul", [x, weight], ["logits"], name="fc"))
     g.shapes["logits"] = (5,)
     model = io.read(g.save(tmp_path / "m.onnx")).model
-    release(model, 1)
+    make_batch_dynamic(model, 1)
     model.graph.inputs[0].shape = type(model.graph.inputs[0].shape)(["batch", 3, 8, 8])
     infer(model)
     io.save(model, tmp_path / "open.onnx")
     with pytest.raises(ModelError, match="batch of 1 and cannot run one of 2") as caught:
-        check(tmp_path / "m.onnx", tmp_path / "open.onnx", images(2), (1, 2))
+        check_batch_change(tmp_path / "m.onnx", tmp_path / "open.onnx", images(2), (1, 2))
     assert "export.batch=1" in caught.value.hint
 
 

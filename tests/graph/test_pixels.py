@@ -18,7 +18,7 @@ from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph import io
-from edgeship.toolkit.graph.pixels import affine, take_pixels
+from edgeship.toolkit.graph.pixels import add_pixel_input, affine
 
 PREPROCESS = Preprocess(resize=16, crop=16)
 SCHEME = QuantScheme(
@@ -124,7 +124,7 @@ def quantized(tmp_path_factory):
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_logits_are_equal_to_the_last_bit(quantized, count, tmp_path):
-    take_pixels(quantized, PREPROCESS, tmp_path / "pixels.onnx")
+    add_pixel_input(quantized, PREPROCESS, tmp_path / "pixels.onnx")
     onnx.checker.check_model(str(tmp_path / "pixels.onnx"), full_check=True)
     with simulate(quantized, threads=1) as floats, simulate(tmp_path / "pixels.onnx", threads=1) as takes:
         assert takes.takes_pixels and not floats.takes_pixels
@@ -135,14 +135,14 @@ def test_logits_are_equal_to_the_last_bit(quantized, count, tmp_path):
 
 def test_a_float_graph_differs_by_rounding_only(tmp_path):
     path = residual(seed=1, batch=2).save(tmp_path / "float.onnx")
-    take_pixels(path, PREPROCESS, tmp_path / "pixels.onnx")
+    add_pixel_input(path, PREPROCESS, tmp_path / "pixels.onnx")
     with simulate(path, threads=1) as floats, simulate(tmp_path / "pixels.onnx", threads=1) as takes:
         expected = floats.infer(normalize(pixels(5), PREPROCESS))  # five images by twos
         np.testing.assert_allclose(takes.infer(pixels(5)), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_what_it_looks_like_from_outside(quantized, tmp_path):
-    take_pixels(quantized, PREPROCESS, tmp_path / "pixels.onnx")
+    add_pixel_input(quantized, PREPROCESS, tmp_path / "pixels.onnx")
     classifier = io.read(tmp_path / "pixels.onnx")
     assert (classifier.input, classifier.takes_pixels, classifier.quantized) == ("images", True, True)
     assert (classifier.batch, classifier.channels, classifier.size, classifier.classes) == (None, 3, 16, 5)
@@ -155,11 +155,11 @@ def test_what_it_looks_like_from_outside(quantized, tmp_path):
 
 
 def test_pixels_twice_other_channels_and_float16_are_refused(quantized, tmp_path):
-    take_pixels(quantized, PREPROCESS, tmp_path / "pixels.onnx")
+    add_pixel_input(quantized, PREPROCESS, tmp_path / "pixels.onnx")
     with pytest.raises(ModelError, match="takes UINT8, not float32") as caught:
-        take_pixels(tmp_path / "pixels.onnx", PREPROCESS, tmp_path / "twice.onnx")
+        add_pixel_input(tmp_path / "pixels.onnx", PREPROCESS, tmp_path / "twice.onnx")
     assert caught.value.hint
     with pytest.raises(ModelError, match="takes 3 channels, its preprocessing has 1") as caught:
-        take_pixels(quantized, Preprocess(mean=(0.5,), std=(0.5,)), tmp_path / "grey.onnx")
+        add_pixel_input(quantized, Preprocess(mean=(0.5,), std=(0.5,)), tmp_path / "grey.onnx")
     assert "one number for each channel" in caught.value.hint
     assert not (tmp_path / "twice.onnx").exists() and not (tmp_path / "grey.onnx").exists()

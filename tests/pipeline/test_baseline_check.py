@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edgeship.calibration.class_order import match
+from edgeship.calibration.class_order import match_classes
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.preprocess import normalize
 from edgeship.toolkit.core.artifact import read_json, write_json
@@ -219,17 +219,19 @@ def test_class_names_for_fewer_folders_than_outputs(tmp_path, images):
 
 def test_aliases_and_numbers_match(images):
     dataset = open_dataset(images / "test", labelled=True)
-    matched = match(dataset, [(f"n{place}", name) for place, name in reversed(list(enumerate(NAMES)))])
+    matched = match_classes(
+        dataset, [(f"n{place}", name) for place, name in reversed(list(enumerate(NAMES)))]
+    )
     assert matched.classes == NAMES[::-1]
     assert [NAMES[::-1][item.label] for item in matched.items] == [
         item.name.split("/")[0] for item in matched.items
     ]
-    synsets = match(dataset, [(name, f"readable {name}") for name in NAMES])
+    synsets = match_classes(dataset, [(name, f"readable {name}") for name in NAMES])
     assert synsets.labels.tolist() == dataset.labels.tolist() and synsets.classes[0] == "readable amber"
     numbered = replace(dataset, classes=tuple(map(str, range(6))))
-    assert match(numbered, [(name,) for name in NAMES]).labels.tolist() == dataset.labels.tolist()
+    assert match_classes(numbered, [(name,) for name in NAMES]).labels.tolist() == dataset.labels.tolist()
     with pytest.raises(DataError, match=r"2 of 6 classes.*amber, blue"):
-        match(dataset, [(name,) for name in ("amber", "amber", *NAMES[2:])])
+        match_classes(dataset, [(name,) for name in ("amber", "amber", *NAMES[2:])])
 
 
 def test_labels_from_one_are_named(tmp_path, images):
@@ -283,7 +285,7 @@ def fitted(tmp_path_factory, images):
     dataset = open_dataset(images / "test", labelled=True)
     model = resnet.ResNet(resnet.architecture("resnet20", width=4, classes=6)).eval()
     inputs = normalize(np.stack([np.asarray(dataset.image(place)) for place in range(len(dataset))]), USUAL)
-    model = batchnorm.reestimated(model, inputs)
+    model = batchnorm.reestimate_statistics(model, inputs)
     labels = batchnorm.logits(model, inputs).argmax(1)
     items = tuple(replace(item, label=int(label)) for item, label in zip(dataset.items, labels, strict=True))
     return model, replace(dataset, items=items), inputs
@@ -305,13 +307,15 @@ def evaluated(folder, model, dataset, inputs):
 def test_batchnorm_statistics_that_are_none_of_training(tmp_path, fitted):
     model, dataset, inputs = fitted
     assert examine(evaluated(tmp_path / "right", model, dataset, inputs)) == []
-    new = batchnorm.reestimated(model, inputs)
+    new = batchnorm.reestimate_statistics(model, inputs)
     for module in new.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.reset_running_stats()
-    assert len(batchnorm.untouched(new)) == 19 and not batchnorm.untouched(model)
+    assert len(
+        batchnorm.layers_with_initial_statistics(new)
+    ) == 19 and not batchnorm.layers_with_initial_statistics(model)
     codes = [check.code for check in examine(evaluated(tmp_path / "new", new, dataset, inputs))]
     assert "batchnorm-untouched" in codes
-    other = batchnorm.reestimated(model, inputs[dataset.labels == dataset.labels[0]][:2])
+    other = batchnorm.reestimate_statistics(model, inputs[dataset.labels == dataset.labels[0]][:2])
     found = {check.code: check for check in examine(evaluated(tmp_path / "other", other, dataset, inputs))}
     assert found["batchnorm-statistics"].effect == "no_verdict"

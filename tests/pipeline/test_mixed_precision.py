@@ -17,7 +17,7 @@ from edgeship.targets._device import this_device
 from edgeship.targets.onnxruntime import simulate
 from edgeship.toolkit.core.errors import DataError, RecipeError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph.cost import shares
+from edgeship.toolkit.graph.cost import cost_shares
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, mixed_precision, run
 from edgeship.toolkit.pipeline.preprocessing import from_json
@@ -185,7 +185,7 @@ def test_the_result_belongs_to_this_machine_only_if_it_was_timed_here():
 
 def test_shares_are_parts_of_one(recipe, store):
     graph = quantized(recipe, store).folder("export") / "float.onnx"
-    found = shares(graph)
+    found = cost_shares(graph)
     assert sum(found.values()) == pytest.approx(1) and min(found.values()) > 0
     assert "conv1" in found and "fc" in found
 

@@ -117,7 +117,7 @@ def one_batch(dataset):
         few = [index for index, item in enumerate(dataset.items) if item.label == 3][:16]
         prepared = Preprocess(resize=64, crop=64)
         (batch,) = batches(dataset, few, prepared, batch=16)
-        return batchnorm.reestimated(model, batch.images)
+        return batchnorm.reestimate_statistics(model, batch.images)
 
     return edit
 

@@ -16,7 +16,7 @@ from edgeship.toolkit.models.weights import load, save
 from edgeship.toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
 from edgeship.toolkit.prune.apply import shrink
 from edgeship.toolkit.prune.layer_refit import LayerRefit
-from edgeship.toolkit.prune.reconstruction import Repair
+from edgeship.toolkit.prune.reconstruction import Reconstruction
 
 IMAGES = pictures(30)
 HELD = np.concatenate(pictures(30, seed=9))
@@ -62,7 +62,9 @@ def test_nothing_to_repair_changes_nothing():
     dense = lively("resnet18")
     copy = shrink(dense, {})
     batches = [torch.from_numpy(batch) for batch in IMAGES]
-    repaired = Repair(dense, copy, kept={}, choice={}, importance=importances.get("obs")).run(batches).eval()
+    repaired = (
+        Reconstruction(dense, copy, kept={}, choice={}, importance=importances.get("obs")).run(batches).eval()
+    )
     np.testing.assert_allclose(logits(repaired), logits(dense), atol=2e-3)
 
 

@@ -18,7 +18,7 @@ from edgeship.quantization.calibrate import collect
 from edgeship.targets import runner
 from edgeship.targets.onnxruntime import TARGET, simulate
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph.pixels import take_pixels
+from edgeship.toolkit.graph.pixels import add_pixel_input
 
 PREPROCESS = Preprocess(resize=20, crop=16)
 SHAPE, CLASSES = (2, 4, 4, 3), 5  # of the fake TensorRT's graph
@@ -41,7 +41,7 @@ def net(tmp_path_factory):
     weight = replace(TARGET.scheme.weight, bits=7)  # no pair sum saturates, in whatever runtime
     scheme = replace(TARGET.scheme, weight=weight)
     quantize(path, statistics, scheme, QuantizeOptions(effort="fast"), folder / "int8.onnx")
-    take_pixels(folder / "int8.onnx", PREPROCESS, folder / "pixels.onnx")
+    add_pixel_input(folder / "int8.onnx", PREPROCESS, folder / "pixels.onnx")
     with simulate(folder / "int8.onnx", threads=1) as session:
         logits = session.infer(normalize(pixels, PREPROCESS))
     logits.tofile(folder / "logits.f32")

@@ -17,7 +17,7 @@ from edgeship.targets.onnxruntime import simulate
 from edgeship.targets.tensorrt import fp16_graph, jetson_folder, lint, rtx_check, versions
 from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph.pixels import take_pixels
+from edgeship.toolkit.graph.pixels import add_pixel_input
 from edgeship.toolkit.pipeline.variants import check_pixels
 
 PREPROCESS = Preprocess(resize=16, crop=16)
@@ -35,7 +35,7 @@ def graphs(tmp_path_factory):
     for name in NAMES:
         ready, pixels = folder / f"{name}.onnx", folder / f"{name}-pixels.onnx"
         quantize(path, statistics, targets.get(name).scheme, QuantizeOptions(effort="fast"), ready)
-        take_pixels(ready, PREPROCESS, pixels)
+        add_pixel_input(ready, PREPROCESS, pixels)
         found[name] = ready, pixels
     return found
 
@@ -56,7 +56,7 @@ def test_logits_are_those_of_ready_images_to_the_last_bit(name, graphs, tmp_path
 
 def test_a_fixed_batch_is_filled_up(graphs, tmp_path):
     path = residual(seed=1, batch=2).save(tmp_path / "float.onnx")
-    take_pixels(path, PREPROCESS, tmp_path / "pixels.onnx")
+    add_pixel_input(path, PREPROCESS, tmp_path / "pixels.onnx")
     for name in ("openvino", "onnxruntime"):
         target = targets.get(name)
         compiled = target.compile(tmp_path / "pixels.onnx", tmp_path / name, "fp32")
@@ -109,7 +109,7 @@ def test_nvidias_parser_builds_the_fp16_typed_graph(kind, graphs, tmp_path):
     path = graphs["tensorrt"][1]
     if kind == "float":
         path = tmp_path / "pixels.onnx"
-        take_pixels(residual(seed=1).save(tmp_path / "float.onnx"), PREPROCESS, path)
+        add_pixel_input(residual(seed=1).save(tmp_path / "float.onnx"), PREPROCESS, path)
     fp16_graph.to_half(path, tmp_path / "half.onnx")
     with simulate(path, threads=1) as one, simulate(tmp_path / "half.onnx", threads=1) as two:
         wanted = one.infer(PIXELS)
@@ -189,7 +189,7 @@ def test_pixels_that_anything_but_a_cast_reads_are_refused_as_tensorrt_does(grap
 def test_an_engine_that_normalizes_otherwise_is_found(name, graphs, tmp_path):
     target, engines = targets.get(name), []
     wrong = tmp_path / "wrong.onnx"
-    take_pixels(graphs[name][0], replace(PREPROCESS, mean=(0.5, 0.5, 0.5)), wrong)
+    add_pixel_input(graphs[name][0], replace(PREPROCESS, mean=(0.5, 0.5, 0.5)), wrong)
     for graph in (*graphs[name], wrong):
         folder = tmp_path / graph.stem
         engines.append(folder / target.compile(graph, folder, "int8").file)

@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeship.toolkit.deploy.inventory import Entry
-    from edgeship.toolkit.deploy.release import Outcome
+    from edgeship.toolkit.deploy.inventory import Device
+    from edgeship.toolkit.deploy.release import DeployOutcome
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,7 +53,7 @@ def inventory_path(inventory: Path | None) -> Path:
     return inventory or default_path()
 
 
-def chosen(inventory: Path | None, devices: Sequence[str], tags: Sequence[str]) -> list[Entry]:
+def selected_devices(inventory: Path | None, devices: Sequence[str], tags: Sequence[str]) -> list[Device]:
     """Return the inventory entries selected by names and tags."""
     from edgeship.toolkit.deploy.inventory import choose, load
 
@@ -103,7 +103,7 @@ def states(names: Sequence[str]) -> Iterator[States]:
         yield display
 
 
-def raise_failures(outcomes: Sequence[Outcome]) -> None:
+def raise_failures(outcomes: Sequence[DeployOutcome]) -> None:
     """Raise the error that summarizes the outcomes; return if every device succeeded.
 
     Raises:

@@ -9,10 +9,10 @@ import click
 from edgeship.toolkit.cli._devices import (
     DRY_RUN,
     WAIT,
-    chosen,
     device_options,
     print_table,
     raise_failures,
+    selected_devices,
     states,
 )
 from edgeship.toolkit.cli._options import Resumable
@@ -81,8 +81,8 @@ def command(
     from edgeship.toolkit.deploy.release import DeployOptions, deploy
     from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
-    entries = chosen(inventory, devices, tags)
-    bundle = bundle_from_run.find(run)
+    entries = selected_devices(inventory, devices, tags)
+    bundle = bundle_from_run.bundle_of(run)
     options = DeployOptions(wait_s=wait_s, limit_s=limit_s, timing_s=timing_s, dry_run=dry_run)
     with states([entry.name for entry in entries]) as display:
         outcomes = rollout(
@@ -99,7 +99,7 @@ def command(
         fleet = fleet_report.report(outcomes, bundle.id, parallel=parallel)
         print_table(fleet_report.COLUMNS, fleet_report.table(fleet))
         for outlier in fleet["outliers"]:
-            click.echo(fleet_report.sentence(outlier))
+            click.echo(fleet_report.outlier_text(outlier))
         if folder is not None:
             click.echo(fleet_report.write(fleet, folder))
     raise_failures(outcomes)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._devices import INVENTORY, WAIT, chosen, inventory_path, print_table
+from edgeship.toolkit.cli._devices import INVENTORY, WAIT, inventory_path, print_table, selected_devices
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from edgeship.toolkit.deploy.inventory import Entry
+    from edgeship.toolkit.deploy.inventory import Device
 
 
 @click.group(
@@ -66,7 +66,7 @@ def add(
     if not python:
         python = sys.executable if host == inventories.LOCAL else "python3"
     path = inventory_path(inventory)
-    inventories.add(path, inventories.Entry(name, host, tags=tags, python=python, **fields))
+    inventories.add(path, inventories.Device(name, host, tags=tags, python=python, **fields))
     click.echo(f"added {name} to {path}")
 
 
@@ -104,7 +104,7 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
 
     from edgeship.toolkit.deploy.release import facts
 
-    probed = facts(chosen(inventory, [name], ())[0])
+    probed = facts(selected_devices(inventory, [name], ())[0])
     if as_json:
         click.echo(json.dumps(probed, indent=1))
         return
@@ -128,7 +128,7 @@ def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> No
     from edgeship.toolkit.deploy.release import DeployOptions
     from edgeship.toolkit.deploy.release import trust as set_trust
 
-    entry = chosen(inventory, [name], ())[0]
+    entry = selected_devices(inventory, [name], ())[0]
     set_trust(entry, signers.read_text(encoding="utf-8"), DeployOptions(wait_s=wait_s))
     click.echo(f"{name} accepts only bundles signed by {signers}")
 
@@ -148,7 +148,7 @@ def remove(name: str, inventory: Path | None) -> None:
     click.echo(f"removed {name} from {path}")
 
 
-def _address(entry: Entry) -> str:
+def _address(entry: Device) -> str:
     """Return the address as user@host:port, without the parts that are not set."""
     return f"{entry.user}@{entry.host}".lstrip("@") + (f":{entry.port}" if entry.port else "")
 

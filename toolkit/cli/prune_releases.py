@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, chosen, device_options
+from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, device_options, selected_devices
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship prune-releases --tag shop --keep 2 --dry-run")
@@ -36,7 +36,7 @@ def command(
     """
     from edgeship.toolkit.deploy.release import DeployOptions, prune
 
-    for entry in chosen(inventory, devices, tags):
+    for entry in selected_devices(inventory, devices, tags):
         pruned = prune(entry, keep, DeployOptions(wait_s=wait_s, dry_run=dry_run))
         removed = " ".join(pruned["removed"]) or "no release"
         did = "would remove" if dry_run else "removed"

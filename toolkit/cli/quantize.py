@@ -140,7 +140,7 @@ def command(
     from edgeship.toolkit.graph.conversion import check_conversion
     from edgeship.toolkit.graph.input_shape import fix_size
     from edgeship.toolkit.graph.layout import InputForm
-    from edgeship.toolkit.graph.pixels import take_pixels
+    from edgeship.toolkit.graph.pixels import add_pixel_input
     from edgeship.toolkit.pipeline import datasets as pictures
     from edgeship.toolkit.pipeline import mixed_precision, preprocessing
     from edgeship.toolkit.pipeline.recipe import Recipe
@@ -172,7 +172,11 @@ def command(
     dataset = open_dataset(source, use="train")
     with show_progress():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_unreadable)
-        validation = mixed_precision.held_out(how, chosen, graph.classes, prepared) if limited else None
+        validation = (
+            mixed_precision.select_validation_images(how, chosen, graph.classes, prepared)
+            if limited
+            else None
+        )
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
             quantized = out if input_type == "float32" else Path(folder) / out.name
@@ -183,7 +187,7 @@ def command(
             )
             _check_runs(summary["runtime_check"], target_name, quantized)
             if quantized != out:
-                take_pixels(quantized, prepared, out)
+                add_pixel_input(quantized, prepared, out)
     written = InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm()
     summary["input"] = {"file": graph.form, "written": written, "normalization": graph.normalization}
     summary |= {"preprocess": prepared, "preprocess_source": origin}

@@ -49,10 +49,10 @@ COLUMNS = ("release", "state", "variant", "runtime", "top-1", "simulated", "p50 
 def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
     import json
 
-    from edgeship.toolkit.cli._devices import chosen
+    from edgeship.toolkit.cli._devices import selected_devices
     from edgeship.toolkit.deploy.release import records
 
-    (entry,) = chosen(inventory, [name], ())
+    (entry,) = selected_devices(inventory, [name], ())
     measured = records(entry)
     if as_json:
         click.echo(json.dumps(measured, indent=1))

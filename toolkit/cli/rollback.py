@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._devices import WAIT, chosen, device_options, raise_failures, states
+from edgeship.toolkit.cli._devices import WAIT, device_options, raise_failures, selected_devices, states
 
 
 @click.command(
@@ -27,7 +27,7 @@ def command(
     from edgeship.toolkit.deploy.release import DeployOptions, rollback
     from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
-    entries = chosen(inventory, devices, tags)
+    entries = selected_devices(inventory, devices, tags)
     options = DeployOptions(wait_s=wait_s)
     with states([entry.name for entry in entries]) as display:
         outcomes = rollout(

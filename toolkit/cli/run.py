@@ -12,9 +12,9 @@ from edgeship.toolkit.cli._options import JSON, STORE, Resumable
 
 def _list_options(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
     if asked:
-        from edgeship.toolkit.pipeline.recipe import explained
+        from edgeship.toolkit.pipeline.recipe import option_help
 
-        for name, default, explanation in explained():
+        for name, default, explanation in option_help():
             click.echo(f"{name:<34} {default:<22} {explanation}")
         context.exit()
 

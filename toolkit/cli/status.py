@@ -11,7 +11,7 @@ from edgeship.toolkit.cli._devices import device_options, inventory_path, print_
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
-    from edgeship.toolkit.deploy.inventory import Entry
+    from edgeship.toolkit.deploy.inventory import Device
 
 
 @click.command(epilog="\b\nExamples:\n  edgeship status\n  edgeship status --tag shop --json")
@@ -44,7 +44,7 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
         raise DeviceError(failed[0]["error"], hint=failed[0]["hint"])
 
 
-def _query(entry: Entry) -> dict[str, Any]:
+def _query(entry: Device) -> dict[str, Any]:
     from edgeship.toolkit.core.errors import DeviceError
     from edgeship.toolkit.deploy.release import status
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import agent
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.transport import command_line, explain
 
 BLOCK = 1 << 18  # bytes written at once
@@ -39,7 +39,7 @@ class RefusedError(DeviceError):
 class AgentSession:
     """Connection to the agent on a device."""
 
-    def __init__(self, entry: Entry, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    def __init__(self, entry: Device, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self.entry = entry
         self._process, self._log, self._buffer = process, log, b""
         self._in: IO[bytes] = process.stdin  # type: ignore[assignment]
@@ -160,7 +160,7 @@ class AgentSession:
 
 
 @contextmanager
-def connect(entry: Entry) -> Iterator[AgentSession]:
+def connect(entry: Device) -> Iterator[AgentSession]:
     """Open a connection to a device and start the agent there.
 
     Raises:

@@ -25,7 +25,7 @@ TYPED = "typed.onnx"  # graph with FP16 types, for runtimes without precision fl
 _STAGES = ("load", "export", "calibrate", "quantize")  # stages that determine a graph
 
 
-def find(run: Path) -> Bundle:
+def bundle_of(run: Path) -> Bundle:
     """Return the bundle of a run: `run` itself if it is a bundle, an up-to-date earlier one, or a new one.
 
     Args:
@@ -169,13 +169,13 @@ class _Run:
         pack(dataset, indices, self._preprocess(), out)
 
     def _located(self, positions: list[int]) -> tuple[Any, list[int]]:
-        from edgeship.calibration.class_order import match
+        from edgeship.calibration.class_order import match_classes
         from edgeship.calibration.datasets import open_dataset
 
         source = self._run["recipe"]["evaluate"]["source"]
         dataset = open_dataset(source, use="evaluate")
         if (names := self.model.get("class_names")) and dataset.labelled:
-            dataset = match(dataset, names)
+            dataset = match_classes(dataset, names)
         indices = {item.name: index for index, item in enumerate(dataset.items)}
         names = [self.images["names"][position] for position in positions]
         missing = [name for name in names if name not in indices]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.toolkit.core.artifact import plain, write_json, write_text
-from edgeship.toolkit.deploy.release import Outcome
+from edgeship.toolkit.deploy.release import DeployOutcome
 from edgeship.toolkit.deploy.verification import latency
 
 SCHEMA = 1
@@ -24,7 +24,7 @@ _EXPLAINS = ("power-mode", "over-current")  # problems that explain a latency
 _FIGURES = (("latency p50", "ms", 1.0), ("top-1", "%", 100.0), ("power", "mW", 1.0))
 
 
-def report(outcomes: Sequence[Outcome], release: str, *, parallel: int) -> dict[str, Any]:
+def report(outcomes: Sequence[DeployOutcome], release: str, *, parallel: int) -> dict[str, Any]:
     """Build the report of a rollout.
 
     Args:
@@ -51,9 +51,9 @@ def report(outcomes: Sequence[Outcome], release: str, *, parallel: int) -> dict[
     }
 
 
-def outliers(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def outliers(outcomes: Sequence[DeployOutcome]) -> list[dict[str, Any]]:
     """Return devices far from the median of their kind: same target, variant, machine and settings."""
-    kinds: dict[tuple[str, ...], list[Outcome]] = defaultdict(list)
+    kinds: dict[tuple[str, ...], list[DeployOutcome]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.record:
             kinds[_kind(outcome.record)].append(outcome)
@@ -98,7 +98,7 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     if report["outliers"]:
         lines += ["", "## Outliers", ""]
-        lines += [f"- {sentence(outlier)}" for outlier in report["outliers"]]
+        lines += [f"- {outlier_text(outlier)}" for outlier in report["outliers"]]
     failed = [device for device in report["devices"] if device["error"]]
     if failed:
         lines += ["", "## Failed or skipped", ""]
@@ -106,7 +106,7 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def sentence(outlier: dict[str, Any]) -> str:
+def outlier_text(outlier: dict[str, Any]) -> str:
     """Return one outlier as text: value and median of comparable devices."""
     figure = f"{outlier['figure']} {outlier['value']:.3g} {outlier['unit']}"
     return (

@@ -36,7 +36,7 @@ _HEADER = """\
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Device:
     """Device in the inventory.
 
     Attributes:
@@ -79,7 +79,7 @@ def default_path() -> Path:
     return Path(base) / "edgeship" / "devices.toml"
 
 
-def load(path: Path) -> dict[str, Entry]:
+def load(path: Path) -> dict[str, Device]:
     """Read an inventory; a missing file is an empty one.
 
     Raises:
@@ -104,13 +104,13 @@ def load(path: Path) -> dict[str, Entry]:
     return {name: parse(name, {**defaults, **fields}) for name, fields in devices.items()}
 
 
-def parse(name: str, fields: Mapping[str, Any]) -> Entry:
+def parse(name: str, fields: Mapping[str, Any]) -> Device:
     """Validate the fields of one device.
 
     Raises:
         DeviceError: A field is unknown or of the wrong type, or a value is unsafe for a shell.
     """
-    allowed = {f.name: f for f in dataclasses.fields(Entry) if f.name != "name"}
+    allowed = {f.name: f for f in dataclasses.fields(Device) if f.name != "name"}
     for key, value in fields.items():
         if key not in allowed:
             raise DeviceError(f"device {name!r}: no field {key!r}", hint=nearest(key, allowed))
@@ -149,10 +149,10 @@ def parse(name: str, fields: Mapping[str, Any]) -> Entry:
             raise DeviceError(
                 f"device {name!r}: {key} = {fields[key]!r}: {error}", hint="write the whole path"
             ) from error
-    return Entry(name, **{**fields, "tags": tuple(tags)})
+    return Device(name, **{**fields, "tags": tuple(tags)})
 
 
-def choose(entries: Mapping[str, Entry], names: Iterable[str], tags: Iterable[str]) -> list[Entry]:
+def choose(entries: Mapping[str, Device], names: Iterable[str], tags: Iterable[str]) -> list[Device]:
     """Return the devices with one of the names or tags, in inventory order.
 
     Raises:
@@ -179,7 +179,7 @@ def choose(entries: Mapping[str, Entry], names: Iterable[str], tags: Iterable[st
     return chosen
 
 
-def add(path: Path, entry: Entry) -> None:
+def add(path: Path, entry: Device) -> None:
     """Append a device to an inventory without changing the rest.
 
     Raises:
@@ -189,7 +189,7 @@ def add(path: Path, entry: Entry) -> None:
         raise DeviceError(
             f"{path} has a device '{entry.name}' already", hint=f"`edgeship device remove {entry.name}` first"
         )
-    defaults = {f.name: f.default for f in dataclasses.fields(Entry)}
+    defaults = {f.name: f.default for f in dataclasses.fields(Device)}
     fields = {
         key: value
         for key, value in dataclasses.asdict(entry).items()

@@ -13,7 +13,7 @@ from typing import Any
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError, connect
 from edgeship.toolkit.deploy.bundle import MANIFEST, RUNNER, SIGNATURE, Bundle, BundleFile
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.verification import (
     GATES,
     OnState,
@@ -25,7 +25,7 @@ from edgeship.toolkit.deploy.verification import (
     verify,
 )
 
-Connect = Callable[[Entry], AbstractContextManager[AgentSession]]
+Connect = Callable[[Device], AbstractContextManager[AgentSession]]
 
 HEALTH_S = 300.0
 SPARE_BYTES = 32 << 20  # free space needed besides the files: engine, logs
@@ -49,7 +49,7 @@ class DeployOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DeployOutcome:
     """Result for one device.
 
     Attributes:
@@ -78,8 +78,8 @@ class Outcome:
 
 
 def deploy(
-    entry: Entry, bundle: Bundle, options: DeployOptions, on_state: OnState, connect: Connect = connect
-) -> Outcome:
+    entry: Device, bundle: Bundle, options: DeployOptions, on_state: OnState, connect: Connect = connect
+) -> DeployOutcome:
     """Make a bundle's release live on a device; on any failure the live release is unchanged.
 
     Args:
@@ -106,7 +106,9 @@ def deploy(
         before = status["current"]
         if _is_live(status, release):
             seconds = time.monotonic() - started
-            return Outcome(entry.name, "unchanged", release, before, 0, seconds, status["releases"][release])
+            return DeployOutcome(
+                entry.name, "unchanged", release, before, 0, seconds, status["releases"][release]
+            )
 
         installed = _is_installed(status, release)
         files = bundle.files_for(entry.target, typed=typed_only(entry.target, probed))
@@ -115,7 +117,7 @@ def deploy(
         _refuse_full(entry, status, size)
         if options.dry_run:
             steps = _steps(entry, release, before, missing, installed)
-            return Outcome(
+            return DeployOutcome(
                 entry.name, "planned", release, before, size, time.monotonic() - started, steps=steps
             )
         if installed:
@@ -127,12 +129,12 @@ def deploy(
             )
         on_state("switching", "")
         _activate(session, entry, release, record, "deploy")
-    return Outcome(entry.name, "live", release, before, size, time.monotonic() - started, record)
+    return DeployOutcome(entry.name, "live", release, before, size, time.monotonic() - started, record)
 
 
 def rollback(
-    entry: Entry, to: str | None, options: DeployOptions, on_state: OnState, connect: Connect = connect
-) -> Outcome:
+    entry: Device, to: str | None, options: DeployOptions, on_state: OnState, connect: Connect = connect
+) -> DeployOutcome:
     """Make an installed release live again.
 
     Args:
@@ -158,13 +160,15 @@ def rollback(
             )
         before, record = status["current"], status["releases"][release]
         if release == before:
-            return Outcome(entry.name, "unchanged", release, before, 0, time.monotonic() - started, record)
+            return DeployOutcome(
+                entry.name, "unchanged", release, before, 0, time.monotonic() - started, record
+            )
         on_state("switching", "")
         _activate(session, entry, release, record, "rollback")
-    return Outcome(entry.name, "live", release, before, 0, time.monotonic() - started, record)
+    return DeployOutcome(entry.name, "live", release, before, 0, time.monotonic() - started, record)
 
 
-def status(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
+def status(entry: Device, connect: Connect = connect) -> dict[str, Any]:
     """Return installed and live releases of a device (see `agent.commands.Agent.status`).
 
     Raises:
@@ -174,7 +178,7 @@ def status(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
         return session.call("status")
 
 
-def records(entry: Entry, connect: Connect = connect) -> list[dict[str, Any]]:
+def records(entry: Device, connect: Connect = connect) -> list[dict[str, Any]]:
     """Return the records of all releases on a device, the live one first, with keys `live` and `release`.
 
     Raises:
@@ -189,7 +193,7 @@ def records(entry: Entry, connect: Connect = connect) -> list[dict[str, Any]]:
     ]
 
 
-def facts(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
+def facts(entry: Device, connect: Connect = connect) -> dict[str, Any]:
     """Return facts, backends and problems of a device, and its status.
 
     Raises:
@@ -199,7 +203,7 @@ def facts(entry: Entry, connect: Connect = connect) -> dict[str, Any]:
         return {**probe(session), "status": session.call("status")}
 
 
-def prune(entry: Entry, keep: int, options: DeployOptions, connect: Connect = connect) -> dict[str, Any]:
+def prune(entry: Device, keep: int, options: DeployOptions, connect: Connect = connect) -> dict[str, Any]:
     """Remove old releases: all but the last `keep`, the live one, and the rollback target.
 
     Returns:
@@ -213,7 +217,7 @@ def prune(entry: Entry, keep: int, options: DeployOptions, connect: Connect = co
         return session.call("prune", keep=keep, dry_run=options.dry_run)
 
 
-def trust(entry: Entry, signers: str, options: DeployOptions, connect: Connect = connect) -> None:
+def trust(entry: Device, signers: str, options: DeployOptions, connect: Connect = connect) -> None:
     """Make a device accept only bundles signed by one of `signers` (allowed signers, ssh-keygen(1)).
 
     Raises:
@@ -234,7 +238,7 @@ def _is_live(status: Mapping[str, Any], release: str) -> bool:
     return live and _is_installed(status, release)
 
 
-def _named(entry: Entry, status: Mapping[str, Any], to: str) -> str:
+def _named(entry: Device, status: Mapping[str, Any], to: str) -> str:
     matching: list[str] = [
         name for name in status["releases"] if name.startswith(to) and _is_installed(status, name)
     ]
@@ -267,7 +271,7 @@ def _missing(session: AgentSession, files: list[BundleFile]) -> list[tuple[Bundl
     ]
 
 
-def _refuse_full(entry: Entry, status: Mapping[str, Any], size: int) -> None:
+def _refuse_full(entry: Device, status: Mapping[str, Any], size: int) -> None:
     if size and size + SPARE_BYTES > status["free_bytes"]:
         raise RefusedError(
             f"{entry.name}: {status['free_bytes'] >> 20} MiB are free for {status['root']}, "
@@ -278,7 +282,7 @@ def _refuse_full(entry: Entry, status: Mapping[str, Any], size: int) -> None:
 
 
 def _steps(
-    entry: Entry, release: str, before: str | None, missing: list[tuple[BundleFile, int]], installed: bool
+    entry: Device, release: str, before: str | None, missing: list[tuple[BundleFile, int]], installed: bool
 ) -> tuple[str, ...]:
     size = sum(left for _, left in missing)
     bring = (
@@ -319,7 +323,7 @@ def _upload(
 
 def _install(
     session: AgentSession,
-    entry: Entry,
+    entry: Device,
     bundle: Bundle,
     release: str,
     *,
@@ -356,7 +360,9 @@ def _install(
     return record
 
 
-def _activate(session: AgentSession, entry: Entry, release: str, record: Mapping[str, Any], why: str) -> None:
+def _activate(
+    session: AgentSession, entry: Device, release: str, record: Mapping[str, Any], why: str
+) -> None:
     selftest_command = [entry.python, *_selftest_arguments(record["target"])]
     session.call(
         "activate",

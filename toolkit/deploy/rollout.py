@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.deploy.agent_client import AgentSession, connect
-from edgeship.toolkit.deploy.inventory import Entry
-from edgeship.toolkit.deploy.release import Connect, Outcome
+from edgeship.toolkit.deploy.inventory import Device
+from edgeship.toolkit.deploy.release import Connect, DeployOutcome
 
 OnState = Callable[[str, str, str], None]  # device, state, detail
-Work = Callable[[Entry, Callable[[str, str], None], Connect], Outcome]
+Work = Callable[[Device, Callable[[str, str], None], Connect], DeployOutcome]
 
 STOPPED = "not started: the rollout was stopped"
 CUT = "connection closed by the interruption; the live release is unchanged"
@@ -44,7 +44,7 @@ class Connections:
         self._lock = threading.Lock()
 
     @contextmanager
-    def connect(self, entry: Entry) -> Iterator[AgentSession]:
+    def connect(self, entry: Device) -> Iterator[AgentSession]:
         """See `agent_client.connect`."""
         with connect(entry) as session:
             with self._lock:
@@ -66,8 +66,8 @@ class Connections:
 
 
 def rollout(
-    entries: Sequence[Entry], work: Work, options: RolloutOptions, on_state: OnState
-) -> list[Outcome]:
+    entries: Sequence[Device], work: Work, options: RolloutOptions, on_state: OnState
+) -> list[DeployOutcome]:
     """Process every device.
 
     A second run resumes an interrupted one: devices that have the release are "unchanged".
@@ -82,18 +82,18 @@ def rollout(
         One outcome for each device, in order. After Ctrl-C running devices are "interrupted" and the rest is
         "skipped"; their live releases are unchanged.
     """
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, DeployOutcome] = {}
     connections = Connections()
 
-    def one(entry: Entry) -> Outcome:
+    def one(entry: Device) -> DeployOutcome:
         try:
             outcome = work(
                 entry, lambda state, detail: on_state(entry.name, state, detail), connections.connect
             )
         except ToolkitError as error:
-            outcome = Outcome(entry.name, "failed", error=str(error), hint=error.hint)
+            outcome = DeployOutcome(entry.name, "failed", error=str(error), hint=error.hint)
             if connections.closed:
-                outcome = Outcome(entry.name, "interrupted", error=CUT, hint="deploy again")
+                outcome = DeployOutcome(entry.name, "interrupted", error=CUT, hint="deploy again")
         on_state(entry.name, outcome.state, outcome.error)
         return outcome
 
@@ -102,7 +102,7 @@ def rollout(
 
     canaries, rest = entries[: options.canaries], entries[options.canaries :]
     with ThreadPoolExecutor(options.parallel) as pool:
-        running: set[Future[Outcome]] = set()
+        running: set[Future[DeployOutcome]] = set()
         try:
             for group, allowed in ((canaries, 0), (rest, int(options.max_failures * len(entries)))):
                 waiting = list(reversed(group))
@@ -118,6 +118,6 @@ def rollout(
             outcomes |= {outcome.device: outcome for outcome in (each.result() for each in running)}
     for entry in entries:
         if entry.name not in outcomes:
-            outcomes[entry.name] = Outcome(entry.name, "skipped", error=STOPPED, hint="deploy again")
+            outcomes[entry.name] = DeployOutcome(entry.name, "skipped", error=STOPPED, hint="deploy again")
             on_state(entry.name, "skipped", STOPPED)
     return [outcomes[entry.name] for entry in entries]

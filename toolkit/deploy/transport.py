@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeship.toolkit.core.errors import DeviceError
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 
 CONNECT_S = 10
 
@@ -48,7 +48,7 @@ _SSH_ERRORS = (
 )
 
 
-def command_line(entry: Entry, argv: Sequence[str]) -> list[str]:
+def command_line(entry: Device, argv: Sequence[str]) -> list[str]:
     """Return the local command that runs `argv` on a device.
 
     No local shell is involved; for the device's shell every word of `argv` is quoted. Host keys are always
@@ -104,7 +104,7 @@ def control_folder() -> Path:
     return folder
 
 
-def explain(entry: Entry, exit_code: int | None, log: str) -> DeviceError:
+def explain(entry: Device, exit_code: int | None, log: str) -> DeviceError:
     """Convert the exit code and log of ssh to an error."""
     host = entry.host
     for text, message, hint in _SSH_ERRORS:

@@ -24,7 +24,7 @@ from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError
 from edgeship.toolkit.deploy.bundle import Bundle
-from edgeship.toolkit.deploy.inventory import Entry
+from edgeship.toolkit.deploy.inventory import Device
 
 ENGINE = "engine/model"  # in the folder of a release
 NEGATIVE = 3  # exit code of the runner for a failed check
@@ -60,7 +60,7 @@ def typed_only(target: str, probed: Mapping[str, Any]) -> bool:
     return typed
 
 
-def check_compatible(entry: Entry, bundle: Bundle, probed: Mapping[str, Any]) -> None:
+def check_compatible(entry: Device, bundle: Bundle, probed: Mapping[str, Any]) -> None:
     """Raise if a device cannot run a bundle, before anything is sent.
 
     Raises:
@@ -89,7 +89,7 @@ def check_compatible(entry: Entry, bundle: Bundle, probed: Mapping[str, Any]) ->
 
 def verify(
     session: AgentSession,
-    entry: Entry,
+    entry: Device,
     bundle: Bundle,
     folder: str,
     probed: Mapping[str, Any],
@@ -263,7 +263,7 @@ def latency(record: Mapping[str, Any]) -> str:
 
 
 def _accuracy(
-    entry: Entry, evaluated: Mapping[str, Any], simulated: Mapping[str, Any] | None
+    entry: Device, evaluated: Mapping[str, Any], simulated: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     expected = None if simulated is None else simulated["top1"]
     comparable = expected is not None and evaluated["top1"] is not None
@@ -295,7 +295,7 @@ def _latency(timed: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_gates(entry: Entry, record: Mapping[str, Any], gates: Mapping[str, float]) -> None:
+def _check_gates(entry: Device, record: Mapping[str, Any], gates: Mapping[str, float]) -> None:
     accuracy, median_ms = record["accuracy"], record["latency_ms"]["p50"]
     if accuracy and accuracy["gap_pp"] is not None:
         allowed_pp = max(gates["max_gap_pp"], 100 / accuracy["images"])

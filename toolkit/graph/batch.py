@@ -14,7 +14,7 @@ from edgeship.toolkit.graph.edit import add_constant, constant
 MAX_PARITY = 1e-4  # largest rounding error, relative to the largest logit
 
 
-def release(model: ir.Model, batch: int) -> None:
+def make_batch_dynamic(model: ir.Model, batch: int) -> None:
     """Replace the fixed batch in Reshape targets by a copy of the input's batch.
 
     Args:
@@ -32,7 +32,7 @@ def release(model: ir.Model, batch: int) -> None:
             node.replace_input_with(1, add_constant(model.graph, f"{node.name}/shape", sizes))
 
 
-def check(before: Path, after: Path, images: FloatArray, batches: tuple[int, int]) -> float:
+def check_batch_change(before: Path, after: Path, images: FloatArray, batches: tuple[int, int]) -> float:
     """Compare the logits of a graph before and after a change of its batch size.
 
     Args:

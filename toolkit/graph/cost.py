@@ -31,7 +31,7 @@ def cost(path: Path) -> Cost:
     return Cost(sum(_macs(node) for node in graph.model.graph), graph.parameters)
 
 
-def shares(path: Path) -> dict[str, float]:
+def cost_shares(path: Path) -> dict[str, float]:
     """Return node name -> share of the network's cost.
 
     It is the mean of the shares of multiply-accumulates and of memory traffic (weights, input, output),

@@ -32,7 +32,7 @@ __all__ = [
     "read",
     "read_classifier",
     "save",
-    "save_as_given",
+    "save_with_ending",
     "set_constant",
 ]
 PARAMETER_TYPES = frozenset(
@@ -227,7 +227,7 @@ def save(model: ir.Model, path: Path) -> None:
         ir.save(model, temporary)
 
 
-def save_as_given(model: ir.Model, graph: Classifier, path: Path) -> None:
+def save_with_ending(model: ir.Model, graph: Classifier, path: Path) -> None:
     """Write a graph derived from `graph`, with the nodes after the logits restored.
 
     Args:

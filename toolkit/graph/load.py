@@ -17,7 +17,7 @@ from edgeship.toolkit.graph.edit import constant, set_constant
 from edgeship.toolkit.graph.ending import select_output
 from edgeship.toolkit.graph.fused import unfuse
 from edgeship.toolkit.graph.layout import InputForm, convert_input_to_nchw, input_form_of
-from edgeship.toolkit.graph.opset import PORTABLE_OPSET, lower
+from edgeship.toolkit.graph.opset import PORTABLE_OPSET, downgrade_opset
 from edgeship.toolkit.graph.padding import make_padding_explicit
 from edgeship.toolkit.graph.shapes import infer, mark_dynamic_dimensions
 from edgeship.toolkit.graph.simplify import fold_constants, fold_reshape_targets, inline_constant_branches
@@ -135,7 +135,7 @@ def _lower_opset(model: ir.Model) -> str | None:
     opset = model.graph.opset_imports.get("", PORTABLE_OPSET)
     if opset <= PORTABLE_OPSET:
         return None
-    unsupported = lower(model, PORTABLE_OPSET)
+    unsupported = downgrade_opset(model, PORTABLE_OPSET)
     infer(model)
     if unsupported is not None:
         return f"opset {opset} was kept: opset {PORTABLE_OPSET} has no form of {unsupported}"

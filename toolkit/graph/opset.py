@@ -20,7 +20,7 @@ REDUCTIONS = frozenset(
 )
 
 
-def lower(model: ir.Model, opset: int) -> str | None:
+def downgrade_opset(model: ir.Model, opset: int) -> str | None:
     """Convert a graph to an older opset, completely or not at all.
 
     Args:

@@ -21,7 +21,7 @@ LEVELS = np.arange(256)  # values of a pixel
 Doubles = npt.NDArray[np.float64]
 
 
-def take_pixels(source: Path, preprocess: Preprocess, out: Path) -> None:
+def add_pixel_input(source: Path, preprocess: Preprocess, out: Path) -> None:
     """Convert the input of a classifier, float or with Q/DQ nodes, to uint8 (N, H, W, C).
 
     The input keeps its name. The first nodes are Cast, Mul, Sub and Transpose: OpenVINO fuses this order

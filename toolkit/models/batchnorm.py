@@ -14,7 +14,7 @@ from edgeship.toolkit.models.resnet import ResNet
 BATCH = 50  # images per batch of the running average
 
 
-def untouched(model: ResNet) -> list[str]:
+def layers_with_initial_statistics(model: ResNet) -> list[str]:
     """Return the names of BatchNorm layers whose running statistics have their initial values."""
     return [
         name
@@ -27,7 +27,7 @@ def untouched(model: ResNet) -> list[str]:
     ]
 
 
-def reestimated(model: ResNet, images: FloatArray) -> ResNet:
+def reestimate_statistics(model: ResNet, images: FloatArray) -> ResNet:
     """Return a copy with running statistics averaged over batches of images (N, C, H, W).
 
     Source:

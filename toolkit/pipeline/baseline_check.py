@@ -284,7 +284,7 @@ def _batchnorm(evaluated: EvaluatedNetwork, pixels: PixelArray, labels: IntArray
     images = normalize(pixels, evaluated.preprocess)
     stored, own = (
         batchnorm.logits(model, images),
-        batchnorm.logits(batchnorm.reestimated(model, images), images),
+        batchnorm.logits(batchnorm.reestimate_statistics(model, images), images),
     )
     t = baseline.paired_t(baseline.label_losses(stored, labels) - baseline.label_losses(own, labels))
     before, after = (float((each.argmax(1) == labels).mean()) for each in (stored, own))
@@ -306,7 +306,7 @@ def _untrained_statistics(folder: Path) -> list[InputCheck]:
     """Check for BatchNorm layers with initial running statistics."""
     from edgeship.toolkit.models import batchnorm, weights
 
-    untouched = batchnorm.untouched(weights.load(folder).model)
+    untouched = batchnorm.layers_with_initial_statistics(weights.load(folder).model)
     if not untouched:
         return []
     return [
@@ -325,10 +325,10 @@ def _first_layer(
 ) -> list[InputCheck]:
     """Compare the first layer's statistics with those of training, unless labels contradict."""
     from edgeship.calibration import preprocess_forms
-    from edgeship.calibration.preprocessing_check import NOISE_PAIRED, likelier, stem_divergences
+    from edgeship.calibration.preprocessing_check import NOISE_PAIRED, better_form, stem_divergences
 
     divergences = stem_divergences(stem, pixels, evaluated.preprocess)
-    form = likelier(divergences, NOISE_PAIRED) if len(pixels) == SAMPLE else likelier(divergences)
+    form = better_form(divergences, NOISE_PAIRED) if len(pixels) == SAMPLE else better_form(divergences)
     if form is None:
         return []
     if evaluated.labelled and len(labels) >= preprocess_forms.FEWEST_IMAGES:
@@ -349,11 +349,11 @@ def _first_layer(
 
 def _unlabelled(evaluated: EvaluatedNetwork, pixels: PixelArray, infer: Infer) -> list[InputCheck]:
     """Hint at another form by the mutual information of predictions, a weak sign without labels."""
-    from edgeship.calibration.preprocess_forms import FEWEST_IMAGES, surest
+    from edgeship.calibration.preprocess_forms import FEWEST_IMAGES, most_informative_form
 
     if len(pixels) < FEWEST_IMAGES:
         return []
-    form, best, stated = surest(evaluated.preprocess, pixels, infer)
+    form, best, stated = most_informative_form(evaluated.preprocess, pixels, infer)
     if best - stated < WEAK_NATS:
         return []
     return [

@@ -39,22 +39,22 @@ def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Ali
     Raises:
         DataError: There is one class only, or the labels do not match the outputs.
     """
-    from edgeship.calibration.class_order import match
+    from edgeship.calibration.class_order import match_classes
     from edgeship.calibration.datasets import open_dataset
-    from edgeship.calibration.text import some
+    from edgeship.calibration.text import first_names
 
     dataset = open_dataset(source, use=use)
     if not dataset.labelled:
         return dataset
     dataset = open_dataset(source, labelled=True, use=use)
     if names:
-        return match(dataset, names)
+        return match_classes(dataset, names)
     empty = dataset.empty_classes
     numbered = all(name.isdecimal() for name in dataset.classes)  # of a list: labels are output indices
     if empty and not numbered and len(dataset.classes) - len(empty) == classes:
         return dataset.without_empty_classes()
     if len(dataset.classes) > classes or (len(dataset.classes) < classes and not numbered):
-        without = f" ({len(empty)} without images: {some(empty)})" if empty and not numbered else ""
+        without = f" ({len(empty)} without images: {first_names(empty)})" if empty and not numbered else ""
         raise DataError(
             f"{source} has {len(dataset.classes)} classes{without}, the network {classes} outputs",
             hint=_label_hint(dataset, classes),
@@ -85,7 +85,7 @@ def open_validation(source: str, classes: int | None, use: Use = "evaluate", nam
     return open_dataset(source, use=use) if classes is None else open_evaluation(source, classes, use, names)
 
 
-def unevaluated(
+def training_images(
     source: str, count: int | Literal["all"], seed: int, exclude: str, names: Aliases = ()
 ) -> tuple[Dataset, list[int]]:
     """Select images for pruning or training, in random order; return data set and positions.
@@ -101,12 +101,12 @@ def unevaluated(
         DataError: Evaluation images are among them.
     """
     from edgeship.calibration import manifest
-    from edgeship.calibration.class_order import match
+    from edgeship.calibration.class_order import match_classes
     from edgeship.calibration.datasets import open_dataset
 
     dataset = open_dataset(source, use="train")
     if names and dataset.labelled:
-        dataset = match(dataset, names)
+        dataset = match_classes(dataset, names)
     most = len(dataset) if count == "all" else min(count, len(dataset))
     evaluation = open_dataset(exclude, use="evaluate") if exclude else None
     return dataset, manifest.locate(manifest.select(dataset, most, seed, exclude=evaluation), dataset)
@@ -138,9 +138,9 @@ def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list
 def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
     """Return a warning on images that were left out because they cannot be decoded."""
     from edgeship.calibration.findings import Finding
-    from edgeship.calibration.text import some
+    from edgeship.calibration.text import first_names
 
-    message = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {some(names)}"
+    message = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {first_names(names)}"
     return [Finding("warning", message, "replace or remove them")] if names else []
 
 

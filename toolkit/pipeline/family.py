@@ -106,7 +106,7 @@ def _prune_family(
 def _identity(recipe: Recipe, parts: Sequence[float], dense: Path) -> dict[str, Any]:
     """Return a digest of everything that the pruning depends on, with weights and images."""
     how = recipe.prune
-    dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
+    dataset, indices = datasets.training_images(how.source, how.images, how.seed, how.exclude)
     digest = datasets.identity(dataset, np.asarray(indices))["digest"]
     work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": digest}
     return {"work": sha256_bytes(canonical_json(work).encode())}
@@ -137,7 +137,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     preprocess = from_json(described["preprocess"])
     target = recipe.compile.targets[0]
     how = recipe.prune
-    dataset, indices = datasets.unevaluated(how.source, how.images, how.seed, how.exclude)
+    dataset, indices = datasets.training_images(how.source, how.images, how.seed, how.exclude)
     evaluated, places = dataset, indices[-finetuning.validation_count(len(indices)) :]
     if recipe.evaluate.source:
         evaluated = datasets.open_evaluation(

@@ -35,7 +35,7 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
 
     described = read_json(dense / "model.json")
     preprocess = from_json(described["preprocess"])
-    dataset, indices = datasets.unevaluated(
+    dataset, indices = datasets.training_images(
         options.source, options.images, options.seed, options.exclude, datasets.aliases(described)
     )
     count = validation_count(len(indices))

@@ -62,7 +62,7 @@ class FirstLayer:
 def loader(options: LoadOptions) -> Callable[[LoadOptions, Path, Path], None]:
     """Return the function that loads or trains the network of these options."""
     if options.model.endswith(".onnx"):
-        return take_onnx
+        return import_onnx
     return train if options.weights == "train" else load_checkpoint
 
 
@@ -135,7 +135,7 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
     _describe(model, sha256_file(out / "model.safetensors"), prepared, "stated", options.labels, out)
 
 
-def take_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
+def import_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     """Import a float ONNX classifier; its input shape sets the size of the images.
 
     A file with (N, H, W, C) or uint8 input is converted to float32 (N, C, H, W); its model.json has "input",
@@ -239,14 +239,14 @@ def _reshape(source: Path, file: Path, batch: int | None, size: Size, metadata: 
     import onnx_ir as ir
 
     from edgeship.toolkit.graph import io
-    from edgeship.toolkit.graph.batch import check, release
+    from edgeship.toolkit.graph.batch import check_batch_change, make_batch_dynamic
     from edgeship.toolkit.graph.shapes import infer
 
     classifier = io.read(source)
     graph = classifier.model.graph
     changed = classifier.batch is not None and batch != classifier.batch
     if classifier.batch is not None and changed:
-        release(classifier.model, classifier.batch)
+        make_batch_dynamic(classifier.model, classifier.batch)
     dim = "batch" if batch is None else batch
     graph.inputs[0].shape = ir.Shape([dim, classifier.channels, *sides(size)])
     graph.outputs[0].shape = ir.Shape([dim, classifier.classes])
@@ -257,7 +257,9 @@ def _reshape(source: Path, file: Path, batch: int | None, size: Size, metadata: 
         return 0.0
     batches = (classifier.batch, batch or 2)
     shape = (math.lcm(*batches), classifier.channels, *sides(size))
-    return check(source, file, np.random.default_rng(0).normal(size=shape).astype(np.float32), batches)
+    return check_batch_change(
+        source, file, np.random.default_rng(0).normal(size=shape).astype(np.float32), batches
+    )
 
 
 def _class_names(labels: str, classes: int) -> tuple[tuple[str, ...], ...]:

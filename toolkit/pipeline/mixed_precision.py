@@ -21,7 +21,7 @@ from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.statistics import agreement, paired_drop
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import granted_cores
-from edgeship.toolkit.graph.cost import shares
+from edgeship.toolkit.graph.cost import cost_shares
 from edgeship.toolkit.graph.io import Classifier, save
 from edgeship.toolkit.pipeline import datasets, evaluation, variants
 
@@ -133,7 +133,7 @@ def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
     """
     from edgeship.quantization.runtime_check import Runtime
     from edgeship.targets.onnxruntime import simulate
-    from edgeship.toolkit.graph.pixels import take_pixels
+    from edgeship.toolkit.graph.pixels import add_pixel_input
 
     if not _runs_graphs(target):
         yield None
@@ -142,7 +142,7 @@ def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
 
         def real(graph: Path, images: FloatArray) -> FloatArray:
             if pixels is not None:
-                take_pixels(graph, pixels, Path(folder) / "pixels.onnx")
+                add_pixel_input(graph, pixels, Path(folder) / "pixels.onnx")
                 graph = Path(folder) / "pixels.onnx"
             with targets.get(target).open(graph) as session:
                 return session.infer(images if pixels is None else decoded(images, pixels))
@@ -229,7 +229,7 @@ def quantize(
     return summary
 
 
-def held_out(
+def select_validation_images(
     options: QuantizeOptions,
     used: manifest.Manifest,
     classes: int,
@@ -322,7 +322,7 @@ class Trials:
 
         Without a profile: the layer's share of the network (`graph.cost.shares`).
         """
-        layers = shares(self.model)
+        layers = cost_shares(self.model)
         exact, coarse = self._built(self.model, "fp32", "fp32"), self._built(graph, "int8", "int8")
         if exact is None or coarse is None:
             return layers
@@ -402,7 +402,7 @@ class Trials:
 def _summarize(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the search result with latency, share of float layers and validation data; and warnings."""
     latency_ms = trials.latency_ms(graph) if reached["layers"] else None
-    layers, disjoint = shares(trials.model), trials.held_out.disjoint
+    layers, disjoint = cost_shares(trials.model), trials.held_out.disjoint
     warnings = []
     if not disjoint:
         warnings.append(

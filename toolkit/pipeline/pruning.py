@@ -83,7 +83,7 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
 
 def stream(options: PruneOptions, preprocess: Preprocess) -> Iterator[FloatArray]:
     """Yield batches of the images for pruning."""
-    dataset, indices = datasets.unevaluated(options.source, options.images, options.seed, options.exclude)
+    dataset, indices = datasets.training_images(options.source, options.images, options.seed, options.exclude)
     return datasets.stream(dataset, indices, preprocess, BATCH, "reading images to prune with")
 
 

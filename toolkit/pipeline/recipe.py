@@ -453,13 +453,13 @@ def find(recipe: str | Path) -> Path:
     return RECIPES / f"{path.name}.toml"
 
 
-def explained(options: Any = None, section: str = "") -> Iterator[tuple[str, str, str]]:
+def option_help(options: Any = None, section: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield every option that a recipe may set: dotted name, default as TOML, and line of help."""
     for each in fields(Recipe() if options is None else options):
         if each.metadata.get("derived"):
             continue
         if hasattr(each.default, "__dataclass_fields__"):
-            yield from explained(each.default, f"{section}{each.name}.")
+            yield from option_help(each.default, f"{section}{each.name}.")
         else:
             default = "" if each.default is None else canonical_json(each.default)
             yield f"{section}{each.name}", default, str(each.metadata["help"])

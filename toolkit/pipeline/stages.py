@@ -169,7 +169,10 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
         collect(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
-    write_json(out / "findings.json", [sample_size.judge(curve, name) for name, curve in curves.items()])
+    write_json(
+        out / "findings.json",
+        [sample_size.sample_size_finding(curve, name) for name, curve in curves.items()],
+    )
 
 
 def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
@@ -185,7 +188,7 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
     validation = None
     if mixed_precision.limited(options):
         calibration = manifest.read(inputs["select"] / "manifest.json")
-        validation = mixed_precision.held_out(
+        validation = mixed_precision.select_validation_images(
             options, calibration, graphs["classes"], from_json(graphs["preprocess"]), datasets.aliases(graphs)
         )
     summaries = {}

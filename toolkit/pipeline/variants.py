@@ -94,13 +94,13 @@ def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | 
         TargetError: The SDK is missing or rejects the graph.
         ModelError: The graph does not support pixel input.
     """
-    from edgeship.toolkit.graph.pixels import take_pixels
+    from edgeship.toolkit.graph.pixels import add_pixel_input
 
     target, source = targets.get(variant.target), variant.graph(inputs)
     graph, float_input = source, None
     if preprocess is not None:
         graph = out / "graphs" / f"{variant.name}.onnx"
-        take_pixels(source, preprocess, graph)
+        add_pixel_input(source, preprocess, graph)
     built = target.compile(graph, out / variant.name, variant.precision)
     warnings = list(built.warnings)
     if preprocess is not None and built.runs_here:

@@ -21,7 +21,7 @@ from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
 from edgeship.toolkit.prune.plan import PruneOptions, PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, logits
 from edgeship.toolkit.prune.ranking import GroupSensitivity
-from edgeship.toolkit.prune.reconstruction import Choice, Repair
+from edgeship.toolkit.prune.reconstruction import Choice, Reconstruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _refitted(
     probes: Images,
     options: PruneOptions,
     states: Checkpoints,
-) -> tuple[ResNet, Repair]:
+) -> tuple[ResNet, Reconstruction]:
     """Narrow, refit and recalibrate the student; save a checkpoint after every block."""
     choice = _inner_choice(dense, decision)
     state = states.of("repair", options, choice, dict(decision.streams))
@@ -128,7 +128,7 @@ def _refitted(
         student = shrink(student, checkpoint["kept"])
         student.load_state_dict(checkpoint["model"])
         student.eval()
-    repair = Repair(
+    repair = Reconstruction(
         dense,
         student,
         kept=decision.streams,
@@ -147,7 +147,9 @@ def _refitted(
     return small, repair
 
 
-def _save(state: Checkpoint, repair: Repair, model: ResNet, done: int, *, finished: bool = False) -> None:
+def _save(
+    state: Checkpoint, repair: Reconstruction, model: ResNet, done: int, *, finished: bool = False
+) -> None:
     content: dict[str, Any] = {"kept": repair.chosen, "errors": repair.errors, "model": model.state_dict()}
     state.save({**content, "done": done, "finished": finished})
 

@@ -49,7 +49,7 @@ def prune(
         DataError: There are no images.
     """
     if options.method == "none":
-        return model, unpruned(model)
+        return model, identity_plan(model)
     dense = copy.deepcopy(model).eval()
     probes = split(dense, images, mirror=options.flip_augment)
     states = Checkpoints(checkpoint, dense, probes.fit.images)
@@ -101,7 +101,7 @@ def family(
     return results
 
 
-def unpruned(model: ResNet) -> PrunePlan:
+def identity_plan(model: ResNet) -> PrunePlan:
     """Return the plan of a network that is not pruned."""
     arch = model.architecture
     count = macs(arch, 224)

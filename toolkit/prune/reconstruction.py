@@ -71,7 +71,7 @@ def batchnorm_after(block: Block, index: int) -> nn.BatchNorm2d | None:
     return block.bn(index + 1) if index < block.depth else None
 
 
-class Repair:
+class Reconstruction:
     """Refit every convolution of a pruned student in order, towards the dense network.
 
     The student's streams and blocks may be pruned already; channels inside its blocks are pruned during
