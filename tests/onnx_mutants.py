@@ -377,9 +377,10 @@ def outcome(content: bytes, folder: Path) -> str:
             look(path)
     try:
         graph = io.read_classifier(path)
-        if (graph.size or 16) > MOST_SIDE or (graph.batch or 1) > MOST_SIDE or graph.channels > MOST_SIDE:
+        sides = (graph.height or 16, graph.width or 16)
+        if max(*sides, graph.batch or 1, graph.channels) > MOST_SIDE:
             return "valid"
-        shape = (IMAGES, graph.channels, *[graph.size or 16] * 2)
+        shape = (IMAGES, graph.channels, *sides)
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         scheme = targets.get("openvino").scheme
         quantize(graph, collect(graph, [images]), scheme, QuantizeOptions(effort="fast"), out)
