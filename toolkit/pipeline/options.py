@@ -7,7 +7,7 @@ import math
 import operator
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -82,6 +82,35 @@ def with_current_names(table: Mapping[str, Any], options: Any, where: str = "") 
         section = isinstance(value, Mapping) and is_dataclass(hints.get(name))
         result[name] = with_current_names(value, hints[name], f"{where}{name}.") if section else value
     return result
+
+
+def with_overrides(
+    table: Mapping[str, Any], overrides: Iterable[str] | Mapping[str, Any], options: Any
+) -> dict[str, Any]:
+    """Return a table of sections with overrides, all under current names.
+
+    Args:
+        table: Section -> key -> value.
+        overrides: `section.key=value` texts, or a mapping from `section.key` to a value.
+        options: Options class of the table.
+
+    Raises:
+        RecipeError: A text cannot be read, or a key is given under both names.
+    """
+    changed = with_current_names(table, options)
+    if isinstance(overrides, Mapping):
+        pairs = list(overrides.items())
+    else:
+        pairs = [parse_override(text, options) for text in overrides]
+    used_names: dict[str, str] = {}
+    for name, value in pairs:
+        current = current_name(name, options)
+        if name != current:
+            warn_renamed(f"option {name}", current)
+        if used_names.setdefault(current, name) != name:
+            raise RecipeError(f"{used_names[current]} and {name} are both set", hint=f"set only {current}")
+        merge(changed, current, value)
+    return with_current_names(changed, options)
 
 
 @cache  # once per name

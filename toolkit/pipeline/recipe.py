@@ -14,15 +14,7 @@ from edgeship.toolkit.core.errors import RecipeError, nearest
 from edgeship.toolkit.core.parallel import Backend
 from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
 from edgeship.toolkit.pipeline.fingerprints import existing, names_path
-from edgeship.toolkit.pipeline.options import (
-    convert,
-    current_name,
-    merge,
-    parse_override,
-    read_toml,
-    warn_renamed,
-    with_current_names,
-)
+from edgeship.toolkit.pipeline.options import convert, read_toml, with_overrides
 
 T = TypeVar("T")
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -370,23 +362,7 @@ class Recipe:
         Raises:
             RecipeError: A key or value cannot be used.
         """
-        changed = with_current_names(table, cls)
-        pairs = (
-            overrides.items()
-            if isinstance(overrides, Mapping)
-            else [parse_override(t, cls) for t in overrides]
-        )
-        used_names: dict[str, str] = {}
-        for name, value in pairs:
-            current = current_name(name, cls)
-            if name != current:
-                warn_renamed(f"option {name}", current)
-            if used_names.setdefault(current, name) != name:
-                raise RecipeError(
-                    f"{used_names[current]} and {name} are both set", hint=f"set only {current}"
-                )
-            merge(changed, current, value)
-        return cast("Recipe", convert(with_current_names(changed, cls), cls, ""))
+        return cast("Recipe", convert(with_overrides(table, overrides, cls), cls, ""))
 
     def resolved(self) -> Recipe:
         """Return the recipe with all options filled in that follow from another section."""
