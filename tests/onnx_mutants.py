@@ -377,7 +377,7 @@ def outcome(content: bytes, folder: Path) -> str:
             look(path)
     try:
         graph = io.read_classifier(path)
-        sides = (graph.height or 16, graph.width or 16)
+        sides = (graph.height or 8, graph.width or 8)
         if max(*sides, graph.batch or 1, graph.channels) > MOST_SIDE:
             return "valid"
         shape = (IMAGES, graph.channels, *sides)
@@ -389,9 +389,24 @@ def outcome(content: bytes, folder: Path) -> str:
         assert "\n" not in str(error), f"an error of several lines: {error}"
         return f"refused: {type(error).__name__}"
     onnx.checker.check_model(str(out), full_check=True)
+    io.save(graph.model, path)
+    if not _runs(path, images):  # nor does the float network, with images of this size
+        return "refused: TargetError"
     with simulate(out) as session:
         assert len(session.infer(images)) == len(images)
     return "valid"
+
+
+def _runs(path: Path, images: np.ndarray) -> bool:
+    from edgeship.targets.onnxruntime import simulate
+    from edgeship.toolkit.core.errors import ToolkitError
+
+    try:
+        with simulate(path) as session:
+            session.infer(images)
+    except ToolkitError:
+        return False
+    return True
 
 
 def main(first: int, last: int) -> None:

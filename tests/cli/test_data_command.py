@@ -44,7 +44,7 @@ def test_every_file_that_is_not_used_has_its_reason(source, capsys):
     assert (train["classes"], train["empty_classes"]) == (["ant", "cat", "dog"], ["ant"])
     assert {each["file"]: each["reason"] for each in train["unused"]} == {
         "train/cat/._0.jpg": "hidden",
-        "train/cat/gone.jpg": "a link to nothing",
+        "train/cat/gone.jpg": "a broken link",
         **{f"train/dog/{number}.xml": "no image's suffix: .xml" for number in range(5)},
         "val/": "not in train: 8 images",
         "train/dog/empty.jpg": "is empty (0 bytes)",

@@ -454,3 +454,21 @@ def test_a_file_says_its_own_type_and_shape(tmp_path):
     assert [each["input"]["dtype"] for each in outputs] == ["float16", "float32"]
     assert [each["output"]["shape"] for each in outputs] == [[None, 5], [None, 1, 1, 5]]
     assert outputs[0]["parameters"] == outputs[1]["parameters"] > 0
+
+
+def test_a_pool_of_too_few_dimensions_is_refused_by_name(tmp_path):
+    """Shape inference accepts it, and no runtime runs it."""
+    nodes = [
+        helper.make_node("Flatten", ["images"], ["flat"], name="flatten"),
+        helper.make_node("GlobalAveragePool", ["flat"], ["pooled"], name="pool"),
+        helper.make_node("MatMul", ["pooled", "w"], ["logits"], name="fc"),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("images", [1, 3, 4, 4]), ("logits", [1, 5]))
+    ]
+    weight = numpy_helper.from_array(np.ones((48, 5), np.float32), "w")
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="GlobalAveragePool 'pool': an input of 2 dimensions"):
+        io.read_classifier(tmp_path / "m.onnx")

@@ -140,7 +140,7 @@ def test_streams_alone_meet_a_latency_and_no_more():
     cut = shrink(dense, {place: torch.tensor(indices) for place, indices in plan.kept.items()})
     assert kl(dense, small) < 0.75 * kl(dense, cut)
     with pytest.raises(ModelError, match=r"cannot meet 0\.10 .*; 0\.\d\d can"):
-        prune(dense, IMAGES, replace(options, target_latency=0.1), measure)
+        prune(dense, IMAGES, replace(options, latency_ratio=0.1), measure)
     with pytest.raises(ModelError, match=r"does not pay here: 5\.000 ms dense, 4\.900 ms"):
         hardly = replace(options, latency_ratio=0.99)
         prune(dense, IMAGES, hardly, lambda arch: 5.0 if arch == dense.architecture else 4.9)
@@ -234,7 +234,7 @@ def test_a_family_is_nested_and_comes_from_one_survey():
     dense = lively("resnet18")
     labels = []
     with listening(lambda label, done, total: labels.append(label)):
-        members = family(dense, IMAGES, (0.5, 0.75, 0.25), replace(HALF, keep=None, macs=1.0))
+        members = family(dense, IMAGES, (0.5, 0.75, 0.25), replace(HALF, keep_ratio=None, macs_ratio=1.0))
     assert labels.count("surveying") == 8 + 1
     macs_of = [plan.macs_after for _, plan in members]
     assert macs_of == sorted(macs_of, reverse=True)

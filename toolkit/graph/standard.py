@@ -191,7 +191,10 @@ def check_layers(model: ir.Model) -> None:
             else [d if isinstance(d, int) else None for d in value.shape]
             for value in node.inputs
         ]
-        if len(sizes) > 1 and sizes[0] and sizes[1] and (reason := check(node, sizes)) is not None:
+        is_weighted = len(sizes) > 1 and sizes[1]
+        if not sizes or not sizes[0] or not (is_weighted or node.op_type in POOLS):
+            continue
+        if (reason := check(node, sizes)) is not None:
             raise ModelError(
                 f"{node.op_type} '{node.name}': {reason}", hint="the file is damaged; export it again"
             )
@@ -220,6 +223,15 @@ def _check_conv(node: ir.Node, sizes: Sizes) -> str | None:
     return _mismatch(sizes[2:3], outputs)
 
 
+def _check_pool(node: ir.Node, sizes: Sizes) -> str | None:
+    del node
+    data = sizes[0]
+    assert data, "checked by the caller"
+    if len(data) < 3:  # shape inference accepts it, runtimes do not run it
+        return f"an input of {len(data)} dimensions; at least 3 are expected: (N, C, ...)"
+    return None
+
+
 def _check_gemm(node: ir.Node, sizes: Sizes) -> str | None:
     data, weight = sizes[0], sizes[1]
     if not data or not weight or len(data) != 2 or len(weight) != 2:
@@ -246,12 +258,14 @@ def _mismatch(parameters: Sizes, channels: int) -> str | None:
     return f"parameters of shape {mismatched[0]} for {channels} channels" if mismatched else None
 
 
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "LpPool", "MaxPool"})
 _CHECKS: dict[str, Callable[[ir.Node, Sizes], str | None]] = {
     "Conv": _check_conv,
     "ConvTranspose": _check_conv,
     "Gemm": _check_gemm,
     "BatchNormalization": _check_normalization,
     "InstanceNormalization": _check_normalization,
+    **dict.fromkeys(POOLS, _check_pool),
 }
 
 
