@@ -64,10 +64,15 @@ def test_two_limits_are_refused_before_any_work(network, tmp_path, capfd):
     assert not (tmp_path / "q.onnx").exists()
 
 
-def test_a_limit_that_nothing_meets_ends_with_code_3_and_the_file(network, tmp_path, capfd, monkeypatch):
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_limit_that_nothing_meets_ends_with_code_3_and_the_file(
+    more, network, tmp_path, capfd, monkeypatch
+):
     monkeypatch.setattr(mixed_precision, "agreement", lambda *_: 0.5)
-    assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9") == 3
-    assert "min_agreement = 0.9 is missed: 0.5 on 1000 images" in capfd.readouterr().err
+    assert quantize(network, tmp_path / "q.onnx", "--min-agreement", "0.9", *more) == 3
+    out, err = capfd.readouterr()
+    assert "min_agreement = 0.9 is missed: 0.5 on 1000 images" in err
+    assert not more or json.loads(out)["mixed"]["met"] is False
     assert (tmp_path / "q.onnx").is_file()
 
 

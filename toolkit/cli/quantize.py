@@ -199,10 +199,10 @@ def command(
         click.echo(
             json.dumps(plain({**summary, "warnings": [*notes, *summary.get("warnings", ())]}), indent=1)
         )
-        return
-    for warning in (*notes, *summary.get("warnings", ())):
-        click.echo(f"note: {warning}", err=True)
-    click.echo(out)
+    else:
+        for warning in (*notes, *summary.get("warnings", ())):
+            click.echo(f"note: {warning}", err=True)
+        click.echo(out)
     if mixed := summary["mixed"]:
         _check_limit(mixed)
 

@@ -3,9 +3,9 @@
 In addition to the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...),
 these optional files are read:
 
-load, select, evaluate: input_checks.json  `InputCheck`s of model and data sets
 calibrate/findings.json findings on the number of images, form as select/findings.json
 evaluate/findings.json  findings on skipped images, form as select/findings.json
+evaluate/input_checks.json [`InputCheck`]: checks of preprocessing, labels and baseline
 evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
 bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
                         (peak), "resident_bytes", "energy_mj" (an image), "end_to_end_ms" [samples],
@@ -183,8 +183,7 @@ class _Run:
     def input_checks(self) -> tuple[InputCheck, ...]:
         return tuple(
             InputCheck(check["code"], check["effect"], check["message"], check.get("hint") or "")
-            for stage in ("load", "select", "evaluate")
-            for check in self.read(stage, "input_checks.json", [], expected=False)
+            for check in self.read("evaluate", "input_checks.json", [], expected=False)
         )
 
     def environment(self) -> dict[str, Any]:
