@@ -10,7 +10,9 @@ ROOT = Path(__file__).parent.parent
 FOLDERS = ("edgeship", "toolkit", "quantize", "targets", "calibration", "docs", "tests")
 SUFFIXES = {".py", ".md", ".toml", ".j2", ".js", ".css"}
 BANNED = re.compile(
-    r"(?<![a-z])(told|tells|whoever|nobody|wish(?:es|ed)?|hand(?:s|ed) on|apart|beside|in vain|at work|said)(?![a-z])",
+    r"(?<![a-z])"
+    r"(told|tells|whoever|nobody|wish(?:es|ed)?|hand(?:s|ed) on|apart|beside|in vain|at work|said)"
+    r"(?![a-z])",
     re.IGNORECASE,
 )
 OPENING = re.compile(r"(What|Whether|How|Where|Which|Who)\b")

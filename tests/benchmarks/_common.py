@@ -1,4 +1,4 @@
-"""Helpers that the benchmarks share: the machine in words, Markdown tables, fresh processes, intervals of ratios."""
+"""Shared by the benchmarks: the machine in words, Markdown tables, fresh processes, intervals of ratios."""
 
 from __future__ import annotations
 

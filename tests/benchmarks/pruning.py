@@ -1,4 +1,4 @@
-"""Pruning without labels, compared with Torch-Pruning: accuracy, distillation, INT8, latency, prediction, time.
+"""Pruning without labels, against Torch-Pruning: accuracy, distillation, INT8, latency, prediction, time.
 
     python tests/benchmarks/pruning.py --checkpoint net.pth --calibration train.zip --test test.zip --size 64
     python tests/benchmarks/pruning.py --sections latency,predicted,time     those that want a quiet machine

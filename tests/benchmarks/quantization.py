@@ -1,4 +1,4 @@
-"""INT8 quantization compared with its peers: accuracy, INT8 layers, latency, seconds, memory; NVIDIA's parser.
+"""INT8 quantization and its peers: accuracy, INT8 layers, latency, seconds, memory; NVIDIA's parser.
 
     python tests/benchmarks/quantization.py                      the main path, NNCF and ONNX Runtime
     python tests/benchmarks/quantization.py --peers              every peer
@@ -314,7 +314,7 @@ def memory(network: Network, many: Images, runner: Runner) -> list[str]:
 
 
 def gates(runner: Runner) -> list[str]:
-    """Return the results of NVIDIA's parser and ahead-of-time builder; untrained networks, noise for images."""
+    """Return results of NVIDIA's parser and ahead-of-time builder for untrained networks and noise."""
     try:
         rtx_check.sdk()
     except ToolkitError as error:
