@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from edgeship.targets import Compiled, Session, Target
 from edgeship.targets._batching import OTHER_IMAGES, in_batches
@@ -59,6 +62,7 @@ class OpenVINO:
         out.mkdir(parents=True, exist_ok=True)
         try:
             network = core().read_model(str(model))
+            _number_unnamed_nodes(network, model)
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
             layers = audit(_compiled(out / ENGINE, 1, {"PERF_COUNT": True}), model, precision)
         except RuntimeError as error:
@@ -138,6 +142,18 @@ def _compiled(engine: Path, threads: int | None, options: Mapping[str, Any]) -> 
             **options,
         },
     )
+
+
+def _number_unnamed_nodes(network: Any, model: Path) -> None:
+    """Number the nodes that OpenVINO added by their order, so that the same graph gives the same file.
+
+    Their automatic names count the nodes that this process has made so far.
+    """
+    own = {node.name for node in onnx.load(model, load_external_data=False).graph.node}
+    for number, node in enumerate(network.get_ordered_ops()):
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        if name not in own and re.fullmatch(rf"{re.escape(kind)}_\d+", name):
+            node.set_friendly_name(f"{kind}_auto{number}")
 
 
 def _refused(file: Path, error: Exception) -> TargetError:

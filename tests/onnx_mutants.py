@@ -360,7 +360,7 @@ CHANGES = (
 
 
 def outcome(content: bytes, folder: Path) -> str:
-    """What the product makes of a file: "valid", or "refused: CLASS"; anything else is raised."""
+    """Return the outcome of a file in the product: "valid", or "refused: CLASS"; anything else is raised."""
     from edgeship import targets
     from edgeship.quantization import QuantizeOptions, quantize
     from edgeship.quantization.calibrate import collect

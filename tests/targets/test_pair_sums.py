@@ -1,4 +1,4 @@
-"""Which weights share a sum of 16 bits: asked of the runtimes, two large weights at a time.
+"""Pairs of weights that share a sum of 16 bits: measured in the runtimes, two large weights at a time.
 
 On a CPU with exact sums no two of them do; there the tests ask that nothing saturates at all.
 """
@@ -72,7 +72,7 @@ def layer(path, weight, groups, dtype, scale):
 
 
 def answers(runtime, path, images, folder):
-    """What the runtime says, and what the graph means."""
+    """Return the runtime's result and the exact one."""
     target = targets.get(runtime)
     compiled = target.compile(path, folder / runtime, "int8")
     with target.open(folder / runtime / compiled.file, threads=1) as engine, simulate(path) as simulation:

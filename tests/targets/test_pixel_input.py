@@ -82,7 +82,7 @@ def test_tensorrt_reads_and_builds_it_with_the_first_layer_in_int8(graphs):
 
 
 def first_integers(model, path, images):
-    """What the first QuantizeLinear makes of images."""
+    """Return the output of the first QuantizeLinear for images."""
     import onnxruntime
 
     model.graph.output.append(helper.make_tensor_value_info("images/quantized", TensorProto.INT8, None))
