@@ -207,7 +207,7 @@ def _quantize(graph: Path, stream: Iterable[FloatArray], target: str) -> Path:
     from edgeship.quantization.calibrate import collect
 
     out = graph.with_name("int8.onnx")
-    scheme = targets.get(target).scheme
+    scheme = targets.get(target).scheme()
     quantization.quantize(graph, collect(graph, stream), scheme, quantization.QuantizeOptions(), out)
     return out
 
