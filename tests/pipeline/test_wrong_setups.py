@@ -19,7 +19,7 @@ from edgeship.toolkit.models import batchnorm, weights
 from edgeship.toolkit.pipeline import load_and_export
 from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
 from edgeship.toolkit.pipeline.preprocessing import from_json
-from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions
+from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions, Recipe
 
 pytestmark = pytest.mark.slow
 
@@ -57,8 +57,10 @@ class Exchanged(Dataset):
 def check(folder, source, dataset, **preprocess):
     """Load and export a network as a run does, evaluate it and return the checks by code."""
     (folder / "load").mkdir(parents=True)
-    options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess), size=64)
-    load_and_export.load_checkpoint(options, folder / "load", folder)
+    options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess))
+    load_and_export.load_checkpoint(
+        Recipe(load=options, export=ExportOptions(size=64)), folder / "load", folder
+    )
     described = read_json(folder / "load" / "model.json")
     graph = folder / "float.onnx"
     load_and_export.export(ExportOptions(batch="dynamic"), folder / "load", described, graph)
