@@ -11,7 +11,7 @@ import numpy as np
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.pipeline import datasets
-from edgeship.toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
     from edgeship.toolkit.pipeline.recipe import Recipe
@@ -32,14 +32,10 @@ def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: P
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune.finetune import distill
 
-    options, described = recipe.finetune, read_json(dense / "model.json")
-    preprocess = from_json(described["preprocess"])
+    options, info = recipe.finetune, ModelInfo.read(dense)
+    preprocess = info.preprocess
     dataset, indices = datasets.training_images(
-        recipe.finetune_source,
-        options.images,
-        options.seed,
-        recipe.evaluate.source,
-        datasets.aliases(described),
+        recipe.finetune_source, options.images, options.seed, recipe.evaluate.source, info.class_names
     )
     count = validation_count(len(indices))
     train, validation = indices[:-count], indices[-count:]  # pruning holds out the last ones, too
@@ -59,6 +55,6 @@ def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: P
         held_out=[batch.images for batch in batches(dataset, validation, preprocess, batch=BATCH)],
         kept=read_json(pruned / "plan.json")["kept"],
         preprocess=preprocess,
-        source=described["preprocess_source"],
+        source=info.preprocess_source,
         checkpoint=checkpoint,
     )

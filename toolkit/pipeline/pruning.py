@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.pipeline import datasets
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
-from edgeship.toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
@@ -48,7 +48,7 @@ def prune(recipe: Recipe, folder: Path, out: Path, checkpoint: Path) -> None:
                 LatencyTable(recipe.compile.targets, preprocess.crop, recipe.bench.threads, table)
             )
         smaller, plan = pruner.prune(model, pictures, recipe.prune, measure, checkpoint=checkpoint)
-    weights.save(smaller, out, preprocess, source=read_json(folder / "model.json")["preprocess_source"])
+    weights.save(smaller, out, preprocess, source=ModelInfo.read(folder).preprocess_source)
     write_json(out / "plan.json", plan)
 
 
@@ -65,7 +65,7 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
             "an ONNX file cannot be pruned: its channels are not known to belong together",
             hint="give load.weights of a ResNet instead of load.model=file.onnx, or set prune.method=none",
         )
-    return weights.load(folder).model, from_json(read_json(folder / "model.json")["preprocess"])
+    return weights.load(folder).model, ModelInfo.read(folder).preprocess
 
 
 def images(recipe: Recipe) -> tuple[Dataset, list[int]]:
