@@ -6,6 +6,10 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import is_dataclass
+from typing import Any, get_args
+
+from edgeship.toolkit.core.tensors import Size
 
 NOTE = "<!-- Generated from the code by `make docs`: edit the code, not this page. -->\n"
 
@@ -46,3 +50,27 @@ def section(described: object, name: str) -> dict[str, str]:
     body = textwrap.dedent(match[1]) if match else ""
     entries = re.findall(r"^(\w+): ((?:.*\n?)(?:(?:[ ]+.*|\s*)\n?)*)", body, re.M)
     return {key: " ".join(value.split()) for key, value in entries}
+
+
+def type_name(hint: Any) -> str:
+    """Return the name of an annotated type in TOML and JSON; a dataclass is a link to its heading."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    if hint in (Size, Size | None):
+        return "N or HxW"
+    arguments = [each for each in get_args(hint) if each is not Ellipsis]
+    origin = str(getattr(hint, "__origin__", ""))
+    if arguments and all(isinstance(each, str) for each in arguments):
+        return ", ".join(code(each) for each in arguments)
+    if "tuple" in origin and len(arguments) == 1:
+        return f"list of {type_name(arguments[0])}"
+    if "tuple" in origin:
+        return f"[{', '.join(map(type_name, arguments))}]"
+    if "dict" in origin:
+        return f"object of {type_name(arguments[1])}"
+    if arguments:
+        return " or ".join(type_name(each) for each in arguments)
+    if isinstance(hint, str):
+        return code(hint)
+    names = {str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "any"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import Field, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import Field, is_dataclass
+from typing import Any, get_type_hints
 
-from docs.generators import code, page, summary, table
+from docs.generators import code, page, summary, table, type_name
 from edgeship.toolkit.core.artifact import canonical_json
-from edgeship.toolkit.core.tensors import Size
+from edgeship.toolkit.core.options import declared
 from edgeship.toolkit.pipeline import recipe
 from edgeship.toolkit.pipeline.recipe import Recipe
 
@@ -23,12 +22,10 @@ def pages() -> Iterator[tuple[str, str]]:
         "the command line. Every key has a default but those marked *required*."
     ]
     former = []
-    for each in fields(Recipe):
-        options = each.default
-        if not hasattr(options, "__dataclass_fields__"):
-            continue
-        parts += [f"## {each.name}", summary(options), table(HEADER, _rows(each.name, options))]
-        former += list(_former(each.name, options))
+    for name in declared(Recipe()):
+        options = getattr(Recipe(), name)
+        parts += [f"## {name}", summary(options), table(HEADER, _rows(name, options))]
+        former += list(_former(name, options))
     parts += ["## Former names", "Accepted, with a warning:", table(("former", "now"), former)]
     yield "reference/recipe.md", page("Recipe keys", *parts)
     yield "reference/recipes.md", page("Bundled recipes", *_bundled())
@@ -36,35 +33,22 @@ def pages() -> Iterator[tuple[str, str]]:
 
 def _rows(section: str, options: Any) -> Iterator[tuple[str, ...]]:
     hints = get_type_hints(type(options))
-    for each in fields(options):
-        if each.metadata.get("derived"):
+    for name, each in declared(options).items():
+        value = getattr(options, name)
+        if is_dataclass(value):
+            yield from _rows(f"{section}.{name}", value)
             continue
-        if hasattr(each.default, "__dataclass_fields__"):
-            yield from _rows(f"{section}.{each.name}", each.default)
-            continue
-        default = "*required*" if each.metadata.get("required") and not each.default else ""
-        if each.default not in (None, "", ()):
-            default = code(canonical_json(each.default))
+        default = "*required*" if each.metadata.get("required") and not value else ""
+        if value not in (None, "", ()):
+            default = code(canonical_json(value))
         meaning = f"{each.metadata['help']}{_bounds(each)}"
-        yield code(f"{section}.{each.name}"), _type(hints[each.name], each), default, meaning
+        yield code(f"{section}.{name}"), _type(hints[name], each), default, meaning
 
 
 def _type(hint: Any, each: Field[Any]) -> str:
     if known := each.metadata.get("known"):
         return ", ".join(code(name) for name in known())
-    choices = get_args(hint)
-    if choices and all(isinstance(choice, str) for choice in choices):
-        return ", ".join(code(choice) for choice in choices)
-    names = {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}
-    if "path" in each.metadata:
-        return "path"
-    if hint == Size | None:
-        return "N or HxW"
-    text = re.sub(r"typing\.|Literal\[(.*?)\]|Optional", lambda m: m[1] or "", str(hint))
-    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "None").replace("'", "")
-    text = re.sub(r"tuple\[(\w+), \.\.\.\]", r"list of \1", text)
-    words = [word for word in re.split(r" \| |, |Union\[|\]", text) if word and word != "None"]
-    return " or ".join(re.sub(r"\b(str|int|float|bool)\b", lambda m: names[m[1]], word) for word in words)
+    return "path" if "path" in each.metadata else type_name(hint).removesuffix(" or null")
 
 
 def _bounds(each: Field[Any]) -> str:
@@ -78,12 +62,12 @@ def _bounds(each: Field[Any]) -> str:
 
 
 def _former(section: str, options: Any) -> Iterator[tuple[str, str]]:
-    for each in fields(options):
-        key = f"{section}.{each.name}"
-        if hasattr(each.default, "__dataclass_fields__"):
-            yield from _former(key, each.default)
-        if name := each.metadata.get("renamed_from"):
-            yield code(f"{section}.{name}"), code(key)
+    for name, each in declared(options).items():
+        key, value = f"{section}.{name}", getattr(options, name)
+        if is_dataclass(value):
+            yield from _former(key, value)
+        if former := each.metadata.get("renamed_from"):
+            yield code(f"{section}.{former}"), code(key)
         for before, now in each.metadata.get("renamed_values", {}).items():
             yield code(f"{key} = {before}"), code(f"{key} = {now}")
 

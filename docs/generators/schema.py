@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_type_hints
 
-from docs.generators import code, page, section, summary, table
+from docs.generators import code, page, section, summary, table, type_name
 from edgeship.toolkit.core.results import RunReport
 
 OUTSIDE = "# outside schema 1"
@@ -23,7 +23,7 @@ def pages() -> Iterator[tuple[str, str]]:
     ]
     for kind in types(RunReport):
         rows = [
-            (code(name), _type(hint), "stable" if name in stable(kind) else "", text)
+            (code(name), type_name(hint), "stable" if name in stable(kind) else "", text)
             for name, hint, text in keys(kind)
         ]
         parts += [f"## {kind.__name__}", summary(kind), table(("key", "type", "status", "meaning"), rows)]
@@ -56,21 +56,3 @@ def _dataclasses(hint: Any) -> list[type]:
     if is_dataclass(hint) and isinstance(hint, type):
         return [hint]
     return [kind for inner in get_args(hint) for kind in _dataclasses(inner)]
-
-
-def _type(hint: Any) -> str:
-    if is_dataclass(hint) and isinstance(hint, type):
-        return f"[{hint.__name__}](#{hint.__name__.lower()})"
-    arguments = get_args(hint)
-    origin = str(getattr(hint, "__origin__", ""))
-    if arguments and all(isinstance(each, str) for each in arguments):
-        return ", ".join(code(each) for each in arguments)
-    if "tuple" in origin:
-        inner = [each for each in arguments if each is not Ellipsis]
-        return f"list of {_type(inner[0])}" if Ellipsis in arguments else f"[{', '.join(map(_type, inner))}]"
-    if "dict" in origin:
-        return f"object of {_type(arguments[1])}"
-    if arguments:
-        return " or ".join(_type(each) for each in arguments)
-    names = {str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "any"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))

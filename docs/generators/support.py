@@ -9,7 +9,7 @@ from docs.generators import code, page, section, table
 from edgeship import targets
 from edgeship.quantization import placement, torch_ops
 from edgeship.targets.tensorrt import jetson, versions
-from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
+from edgeship.toolkit.core.quant import EXACT_DOT_PRODUCTS, X86, Cpu, QuantScheme, QuantSpec
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.models.recognize import NESTS
 
@@ -156,23 +156,41 @@ def _devices() -> Iterator[str]:
     )
     yield "## Processors"
     yield (
-        "x86-64 and arm64 processors run OpenVINO and ONNX Runtime graphs. INT8 sums are exact with VNNI "
-        "(avx512_vnni, avx_vnni, amx_int8) or dotprod; x86 processors without them add products in pairs "
-        "that may overflow 16 bits, and their graphs have reduced weight ranges exactly where they would "
+        "x86-64 and arm64 processors run OpenVINO and ONNX Runtime graphs. INT8 sums are exact with "
+        f"{', '.join(map(code, sorted(EXACT_DOT_PRODUCTS)))}. x86 processors without them add products in "
+        "pairs that may overflow 16 bits; their graphs have reduced weight ranges exactly where they would "
         "([overflow](../methods/calibration.md#overflow))."
     )
 
 
 def _schemes() -> Iterator[str]:
-    yield "One calibration gives one graph for each target. The graphs differ by these values only."
-    schemes = {name: targets.get(name).scheme for name in targets.names()}
+    yield (
+        "One calibration gives one graph for each target. The graphs differ by these values only; the first "
+        "table is for a processor with exact INT8 sums (VNNI)."
+    )
+    exact = _by_target(X86["exact"])
+    yield _scheme_table(exact, [each.name for each in fields(QuantScheme)])
+    yield "## x86 processors without VNNI"
+    pairs = _by_target(X86["pairs"])
+    differ = [
+        each.name
+        for each in fields(QuantScheme)
+        if any(getattr(exact[name], each.name) != getattr(pairs[name], each.name) for name in exact)
+    ]
+    yield _scheme_table(pairs, differ)
+
+
+def _by_target(cpu: Cpu) -> dict[str, QuantScheme]:
+    return {name: targets.get(name).scheme(cpu) for name in targets.names()}
+
+
+def _scheme_table(schemes: dict[str, QuantScheme], names: list[str]) -> str:
     texts = section(QuantScheme, "Attributes")
-    rows = []
-    for each in fields(QuantScheme):
-        values = [_value(getattr(scheme, each.name)) for scheme in schemes.values()]
-        rows.append((code(each.name), *values, texts.get(each.name, "")))
-    yield table(("value", *schemes, "meaning"), rows)
-    yield "Values that depend on the processor are those of the machine that built this page."
+    rows = [
+        (code(name), *(_value(getattr(scheme, name)) for scheme in schemes.values()), texts.get(name, ""))
+        for name in names
+    ]
+    return table(("value", *schemes, "meaning"), rows)
 
 
 def _value(value: object) -> str:
