@@ -63,7 +63,7 @@ class OnnxRuntime:
 
     def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> OnnxRuntimeSession:
         """Load an optimized graph as it is."""
-        more = {}
+        more: dict[str, Any] = {}
         if profile:
             more = {"enable_profiling": True, "profile_file_prefix": os.path.join(tempfile.mkdtemp(), "profile")}
         try:
