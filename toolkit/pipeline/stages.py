@@ -23,12 +23,13 @@ from edgeship.toolkit.pipeline import (
     evaluation,
     finetuning,
     load_and_export,
-    measure,
     mixed_precision,
     pruning,
     variants,
+    verbs,
 )
 from edgeship.toolkit.pipeline.graphs import graph_names, quantized_name
+from edgeship.toolkit.pipeline.measure import PICTURES
 from edgeship.toolkit.pipeline.preprocessing import check_known, from_json
 from edgeship.toolkit.pipeline.recipe import (
     BenchOptions,
@@ -157,7 +158,6 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
     findings.json.
     """
     from edgeship.calibration import sample_size
-    from edgeship.quantization.calibrate import collect
 
     graphs = read_json(inputs["export"] / "graphs.json")
     preprocess = from_json(graphs["preprocess"])
@@ -166,7 +166,7 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
     for name in graph_names(graphs):
         stream = datasets.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
-        collect(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
+        verbs.calibrate(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
     write_json(
@@ -197,8 +197,8 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
         model = io.read_classifier(inputs["export"] / graphs[graph]["file"])
         for target in track(options.targets, f"quantizing {graph}"):
             name = quantized_name(target, pruned=graph == "pruned")
-            summaries[name] = mixed_precision.quantize(
-                options, model, statistics, target, validation, out / f"{name}.onnx"
+            summaries[name] = verbs.quantize(
+                model, statistics, target, out / f"{name}.onnx", options, validation=validation
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
@@ -218,7 +218,7 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path)
     for variant in variants.planned(options.targets, graphs):
         record = {**asdict(variant), "folder": None, "file": None, "size_bytes": None, "runs_here": False}
         try:
-            record |= variants.build(variant, inputs, out, preprocess)
+            record |= verbs.compile(variant, variant.graph(inputs), out, preprocess)
         except ToolkitError as error:
             variants.check_room(out, variant.graph(inputs), error)
             shutil.rmtree(out / variant.name, ignore_errors=True)
@@ -240,14 +240,13 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     work = evaluation.Work(
         evaluation.engines(planned, inputs),
         options.source,
-        dataset.listing_digest(),
         graphs["classes"],
         from_json(graphs["preprocess"]),
         options.batch,
         options.skip_unreadable,
         names,
     )
-    outcome, skipped = evaluation.run(
+    outcome, skipped = verbs.evaluate(
         work,
         datasets.subset(dataset, options.images),
         workers=options.workers,
@@ -285,13 +284,13 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
     shape = (batch, len(graphs["preprocess"]["mean"]), *from_json(graphs["preprocess"]).sides)
     dataset, indices = datasets.calibration(options.source, inputs["select"])
     with Watch() as watch:
-        measured = measure.measure(
+        measured = verbs.benchmark(
             options,
             variants.engines(inputs["compile"]),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
             ready=variants.float_engines(inputs["compile"]),
             dynamic=graphs["batch"] is None,
-            pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
+            pictures=[dataset.image(index) for index in indices[:PICTURES]],
             preprocess=from_json(graphs["preprocess"]),
         )
     write_json(out / "latency.json", measured)
@@ -335,13 +334,13 @@ STAGES = (
     Stage("finetune", finetune, needs=("load", "prune")),
     Stage("export", export, needs=("load", "prune", "finetune")),
     Stage("select", select, needs=("load", "export")),
-    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=mixed_precision.float_types),
+    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=verbs.float_types),
     Stage(
         "quantize",
         quantize,
         needs=("export", "select", "calibrate"),
         on_device=_times_layers,
-        extra_key=mixed_precision.cache_key_parts,
+        extra_key=verbs.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),

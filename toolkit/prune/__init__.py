@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeship.toolkit.prune.execute import expected_drop_pp
 from edgeship.toolkit.prune.finetune import DistillOptions, distill
 from edgeship.toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
-from edgeship.toolkit.prune.pruner import family, identity_plan, prune
+from edgeship.toolkit.prune.pruner import identity_plan, prune
 
 __all__ = [
     "Candidate",
@@ -15,7 +15,6 @@ __all__ = [
     "PrunePlan",
     "distill",
     "expected_drop_pp",
-    "family",
     "identity_plan",
     "prune",
 ]
