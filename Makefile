@@ -35,13 +35,13 @@ test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debia
 mutants: $(VENV)/.installed-dev ## mutation tests of the numeric and safety-critical modules, about an hour; see tests/mutants/results.md
 	$(BIN)/python -W ignore tests/mutants/run.py $(ARGS)
 
-bench: $(VENV)/.installed-bench ## quantization: the figures, beside NNCF and ONNX Runtime
+bench: $(VENV)/.installed-bench ## quantization: the figures, compared with NNCF and ONNX Runtime
 	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)
 
 bench-peers: $(VENV)/.installed-peers ## quantization against every peer
 	$(BIN)/python tests/benchmarks/quantization.py --peers $(ARGS)
 
-bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, beside Torch-Pruning
+bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, compared with Torch-Pruning
 	$(BIN)/python tests/benchmarks/pruning.py $(ARGS)
 
 $(BIN)/python:

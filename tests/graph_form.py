@@ -1,4 +1,4 @@
-"""What small classifiers of many forms are written with: operations, activations, pools, heads."""
+"""Parts of small classifiers of many forms: operations, activations, pools, heads."""
 
 from __future__ import annotations
 

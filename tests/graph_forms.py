@@ -51,7 +51,7 @@ def _pooled(pool: str, sign: str) -> Build:
     return lambda g: g.head(g.block(POOLS[pool](g, g.start(sign))))
 
 
-def _pooled_beside(pool: str, sign: str) -> Build:
+def _pooled_concat(pool: str, sign: str) -> Build:
     """The pooled tensor is read by a convolution too, and the result meets it."""
 
     def made(g: Form) -> str:
@@ -85,7 +85,7 @@ def _pooled_alone(pool: str, sign: str) -> Build:
 
 for _pool, _sign in product(POOLS, SIGNS[:2]):
     FORMS[f"pool-{_pool}-{_sign}"] = _pooled(_pool, _sign)
-    FORMS[f"pool-concat-{_pool}-{_sign}"] = _pooled_beside(_pool, _sign)
+    FORMS[f"pool-concat-{_pool}-{_sign}"] = _pooled_concat(_pool, _sign)
     FORMS[f"pool-add-{_pool}-{_sign}"] = _pooled_sum(_pool, _sign)
 for _pool, _sign in product(("max", "average"), SIGNS):
     FORMS[f"inception-{_pool}-{_sign}"] = _pooled_alone(_pool, _sign)

@@ -81,7 +81,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port nobody listens at, below those that the system gives to outgoing connections."""
+    """A port without a listener, below those that the system gives to outgoing connections."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as chosen, contextlib.suppress(OSError):
@@ -216,7 +216,7 @@ def live(server: Server) -> str:
 
 
 def quiet(_state: str, _detail: str) -> None:
-    """Nobody listens."""
+    """No server listens."""
 
 
 def processes(word: str) -> list[str]:

@@ -18,7 +18,7 @@ CHANNELS = 32
 
 @dataclass(frozen=True)
 class Placement:
-    """Where Q/DQ stand in `residual_net`, and how they are spelt.
+    """Places and spelling of the Q/DQ pairs in `residual_net`.
 
     Attributes:
         activation: "int8" or "uint8" (uint8 only where a ReLU went before); None leaves the graph float.

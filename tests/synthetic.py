@@ -314,7 +314,7 @@ COMMAND = "edgeship run quickstart --set quantize.effort=max"
 
 
 def thumbnail(index: int) -> bytes:
-    """A synthetic picture whose colour tells its index."""
+    """A synthetic picture whose colour encodes its index."""
     stream = io.BytesIO()
     Image.new("RGB", (64, 64), (index % 256, index // 256, 128)).save(stream, "PNG")
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Rules that are not tested are wishes: file sizes, the README's words, pinned dependencies, public data."""
+"""Rules of the repository: file sizes, the README's words, pinned dependencies, public data."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Foreign ONNX files that once gave a wrong figure: the case files beside the checkout, on every target."""
+"""Foreign ONNX files that once gave a wrong figure: the case files next to the checkout, on every target."""
 
 import json
 import zipfile

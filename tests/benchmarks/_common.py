@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, Markdown tables, fresh processes, intervals of ratios."""
+"""Shared by the benchmarks: the machine in words, Markdown tables, fresh processes, intervals of ratios."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeship.targets._device import this_device
 from edgeship.toolkit.core.statistics import T95_9
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).resolve().parents[3] / "shared"  # beside the repository; may be absent
+SHARED = Path(__file__).resolve().parents[3] / "shared"  # next to the repository; may be absent
 REASON_LENGTH = 160  # characters
 SESSIONS = 10  # separate measurements that an interval is made of
 

@@ -1,4 +1,4 @@
-"""Pruning without labels, beside Torch-Pruning: accuracy, distillation, INT8, latency, prediction, time.
+"""Pruning without labels, against Torch-Pruning: accuracy, distillation, INT8, latency, prediction, time.
 
     python tests/benchmarks/pruning.py --checkpoint net.pth --calibration train.zip --test test.zip --size 64
     python tests/benchmarks/pruning.py --sections latency,predicted,time     those that want a quiet machine
@@ -94,7 +94,7 @@ class Bench:
         write_json(self.work / "rows.json", self.rows)
 
     def judged(self, model: ResNet, folder: str) -> np.ndarray:
-        """Which test images a network gets right."""
+        """Return a mask of the test images that a network gets right."""
         return Judge(self.data).network(model, self.work / folder)
 
     def asked(self, keep: float) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""What the pruning benchmark measures with: images, networks in folders, judges, clocks, Torch-Pruning.
+"""Tools of the pruning benchmark: images, networks in folders, judges, clocks, Torch-Pruning.
 
 Run as a program it prunes once, as a job (`_common.run_fresh`) says: seconds and memory of a fresh process.
 """
@@ -78,7 +78,7 @@ class Data:
 
 
 class Judge:
-    """Which test images a graph gets right, on OpenVINO."""
+    """Return a mask of the test images that a graph gets right on OpenVINO."""
 
     def __init__(self, data: Data) -> None:
         self._data = data
@@ -183,7 +183,7 @@ def quantized(
     folder.mkdir(parents=True, exist_ok=True)
     plain, rounded = folder / "float.onnx", folder / "int8.onnx"
     export(model, plain, size=size, batch=batch)
-    scheme = targets.get(TARGET).scheme
+    scheme = targets.get(TARGET).scheme()
     quantization.quantize(plain, collect(plain, images), scheme, quantization.QuantizeOptions(), rounded)
     return plain, rounded
 

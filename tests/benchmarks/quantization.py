@@ -1,4 +1,4 @@
-"""INT8 quantization beside its peers: accuracy, INT8 layers, latency, seconds, memory; NVIDIA's parser.
+"""INT8 quantization and its peers: accuracy, INT8 layers, latency, seconds, memory; NVIDIA's parser.
 
     python tests/benchmarks/quantization.py                      the main path, NNCF and ONNX Runtime
     python tests/benchmarks/quantization.py --peers              every peer
@@ -130,7 +130,7 @@ def main(
     calibration = calibration or str(SHARED / "data" / "cifar10-jpeg-train.zip")
     evaluation = evaluation or str(SHARED / "data" / "cifar10-jpeg-test.zip")
     parts = [
-        "# INT8 quantization beside its peers" if peers else "# INT8 quantization on the main path",
+        "# INT8 quantization compared with its peers" if peers else "# INT8 quantization on the main path",
         machine(("nncf", "nvidia-modelopt", "aimet-onnx", "tensorrt-rtx-cu12"))
         + f"\n- Command: `python {shlex.join(['tests/benchmarks/quantization.py', *sys.argv[1:]])}`",
     ]
@@ -314,7 +314,7 @@ def memory(network: Network, many: Images, runner: Runner) -> list[str]:
 
 
 def gates(runner: Runner) -> list[str]:
-    """What NVIDIA's parser and ahead-of-time builder say; untrained networks, noise for images."""
+    """Return results of NVIDIA's parser and ahead-of-time builder for untrained networks and noise."""
     try:
         rtx_check.sdk()
     except ToolkitError as error:
@@ -334,9 +334,9 @@ def gates(runner: Runner) -> list[str]:
             continue
         verdict = rtx_check.check(Path(result["graph"]))
         weighted = [layer for layer in verdict.layers if layer.weighted]
-        said = "accepted" if verdict.accepted else f"refused: {verdict.errors[0].splitlines()[0]}"
+        outcome = "accepted" if verdict.accepted else f"refused: {verdict.errors[0].splitlines()[0]}"
         in_int8 = f"{sum(layer.precision == 'int8' for layer in weighted)}/{len(weighted)}"
-        rows.append((name, tool, said, in_int8 if verdict.accepted else None))
+        rows.append((name, tool, outcome, in_int8 if verdict.accepted else None))
     columns = ("network", "quantized by", "TensorRT-RTX parser and builder", "weighted layers in INT8")
     return ["## TensorRT-RTX", table(columns, rows)]
 
@@ -349,7 +349,7 @@ def _quantized(
     control: Mapping[str, Any] | None = None,
     run: str = "",
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Engine], dict[str, dict[str, Any]]]:
-    """What every tool made or said, its OpenVINO engine, and what it made for TensorRT."""
+    """Return each tool's result, its OpenVINO engine, and its graph for TensorRT."""
     results = {tool: runner.run(tool, model, files, control=control, run=run) for tool in names}
     engines = {}
     for tool, result in results.items():

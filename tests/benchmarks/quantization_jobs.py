@@ -1,4 +1,4 @@
-"""What tools are given: images, networks, a process of their own."""
+"""Inputs of the tools: images, networks, a process of their own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Network:
     size: int
 
     def at(self, size: int) -> Preprocess:
-        """How images are prepared for an input of that size."""
+        """Return the preprocessing for an input of a size."""
         return preprocessing.resolve(PreprocessOptions(), self.own, size)
 
     def exported(self, size: int, folder: Path) -> Path:
@@ -82,7 +82,7 @@ class Runner:
         control: Mapping[str, Any] | None = None,
         run: str = "",
     ) -> dict[str, Any]:
-        """What `quantization_tools` writes: graph, seconds, peak_bytes; or the reason of a failure."""
+        """Return what `quantization_tools` writes: graph, seconds, peak_bytes; or the reason of a failure."""
         tell(f"{model.stem}: {tool} {run}")
         folder = self.folder / "-".join([model.stem, target, tool.replace(" ", "-"), run]).strip("-")
         job = {

@@ -1,4 +1,4 @@
-"""What is measured of quantized graphs: accuracy, layers in INT8, latency."""
+"""Measure quantized graphs: accuracy, layers in INT8, latency."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 50
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How a variant's logits compare with those of the float network.
+    """Comparison of a variant's logits with those of the float network.
 
     Attributes:
         top1: Fraction that is right; None without labels.
@@ -60,7 +60,7 @@ def build(graph: Path, named: Path, out: Path) -> Engine:
 
     Args:
         graph: The graph.
-        named: The float ONNX graph it was made of: layers are told by its names.
+        named: The float ONNX graph it was made of: its names identify the layers.
         out: Folder of the engine.
     """
     import openvino as ov

@@ -138,9 +138,9 @@ def test_the_files_of_any_list_are_part_of_its_fingerprint(write, tmp_path):
     path = write("0.jpg 1\nsub\\2.jpg 0\ngone.jpg 0\n").rename(tmp_path / "list.txt")
     assert csv_list.listed_files(path) == ["0.jpg", "sub/2.jpg"]
     assert csv_list.listed_files(write("a\nb\n")) == []
-    before = fingerprint(path, tmp_path / "memory")
+    before = fingerprint(path, tmp_path / "memory").content
     (tmp_path / "sub" / "2.jpg").write_bytes(b"changed")
-    assert fingerprint(path, tmp_path / "memory") != before
+    assert fingerprint(path, tmp_path / "memory").content != before
 
 
 def test_a_label_without_end_does_not_fill_the_terminal(write):

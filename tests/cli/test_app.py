@@ -225,6 +225,11 @@ class TestStore:
         listed = json.loads(call(capsys, "store", "--json")[1])
         assert listed["stages"][0]["size_bytes"] == 3000
         assert call(capsys, "store", "gc", "--store", str(tmp_path / "store"))[1] == "freed 0 B\n"
+        assert call(capsys, "store", "verify")[:2] == (0, "1 stages are intact\n")
+        next((tmp_path / "store" / "objects").glob("load-*/a")).write_bytes(bytes(2999) + b"x")
+        code, _, errors = call(capsys, "store", "verify")
+        assert code == 1 and "1 of 1 stages were damaged" in errors
+        store.make("load", "k", lambda out, work_dir: (out / "a").write_bytes(bytes(3000)))
         assert call(capsys, "store", "clear")[1].startswith("freed 3.")
         assert call(capsys, "store")[1].startswith("0 stages")
 

@@ -38,7 +38,7 @@ def work(tmp_path_factory):
     engines = [("float", evaluation.Engine(float_graph, "onnxruntime"))]
     for target in ("openvino", "tensorrt"):
         graph = folder / f"{target}.onnx"
-        quantize(float_graph, statistics, targets.get(target).scheme, QuantizeOptions(effort="fast"), graph)
+        quantize(float_graph, statistics, targets.get(target).scheme(), QuantizeOptions(effort="fast"), graph)
         if target == "tensorrt":
             engines.append((target, evaluation.Engine(graph, None)))
         else:

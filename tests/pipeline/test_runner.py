@@ -338,3 +338,33 @@ def test_a_run_json_from_elsewhere_cannot_name_files_outside(start, tmp_path):
     )
     start(built("openvino"), BUILDING, out=out)
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", ["stays", "undone", "new file", "replaced"])
+def test_images_that_change_while_a_stage_reads_them_give_no_result(start, tmp_path, change):
+    """A result of changed files would be stored under the key of the unchanged ones."""
+    images = tmp_path / "images"
+    images.mkdir()
+    file = images / "a.png"
+    file.write_bytes(b"before")
+
+    def disturbed(options, inputs, out, work_dir):
+        (out / "manifest.json").write_bytes(file.read_bytes())
+        if change == "new file":
+            (images / "b.png").write_bytes(b"x")
+        elif change == "replaced":
+            other = tmp_path / "other"
+            other.write_bytes(b"before")
+            other.replace(file)
+        else:
+            file.write_bytes(b"after!")
+        if change == "undone":
+            file.write_bytes(b"before")
+
+    stages = (STAGES[0], Stage("select", disturbed, needs=("load",)))
+    recipe = replace(RECIPE, select=SelectOptions(source=str(images)))
+    with pytest.raises(DataError, match=r"source: .*images changed while it was read") as caught:
+        start(recipe, stages=stages)
+    assert "run again" in caught.value.hint
+    calls, _ = start(recipe, stages=STAGES[:2])
+    assert calls == ["select"]  # nothing was stored for it

@@ -1,5 +1,6 @@
 """The store: atomic, shared between processes, content-addressed."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.artifact import read_sealed, write_sealed
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.pipeline import store as store_module
 from edgeship.toolkit.pipeline.fingerprints import existing, fingerprint
@@ -95,6 +96,67 @@ def test_a_damaged_entry_counts_as_absent_and_is_made_again(store, damage):
     again, made = store.make("load", "k", write("whole"))
     assert made and again.folder == entry.folder and (again.folder / "a.txt").read_text() == "whole"
     assert not (again.folder / "b.txt").exists()
+
+
+@pytest.mark.parametrize("position", [0, 2, -1])
+def test_a_flipped_bit_is_noticed_by_the_time_of_the_file(store, position, caplog):
+    entry, _ = store.make("load", "k", write("whole"))
+    content = bytearray(b"whole")
+    content[position] ^= 1
+    (entry.folder / "a.txt").write_bytes(content)
+    assert store.find("load", "k") is None
+    assert "load is damaged" in caplog.text
+    again, made = store.make("load", "k", write("whole"))
+    assert made and again.folder == entry.folder and (again.folder / "a.txt").read_text() == "whole"
+
+
+def _flip_without_a_trace(file, record):
+    """Change a byte and give the record the new times: a disk that loses bits changes no time."""
+    file.write_bytes(b"whale")
+    status = file.stat()
+    stamps = {file.name: [status.st_mtime_ns, status.st_ctime_ns]}
+    write_sealed(record, {**read_sealed(record), "stamps": stamps})
+
+
+def test_content_is_verified_on_request_and_at_an_interval(store):
+    entry, _ = store.make("load", "k", write("whole"))
+    record = store.root / "keys" / "load-k.json"
+    _flip_without_a_trace(entry.folder / "a.txt", record)
+    assert store.find("load", "k") is not None
+    old = time.time() - (store_module.VERIFY_DAYS + 0.1) * 86_400
+    write_sealed(record, {**read_sealed(record), "verified_at": old})
+    assert store.find("load", "k") is None
+    assert not record.exists() and not entry.folder.exists()
+
+    entry, _ = store.make("load", "k", write("whole"))
+    _flip_without_a_trace(entry.folder / "a.txt", record)
+    store.make("load", "other", write("intact"))
+    assert store.verify() == (1, 1)
+    assert [each.key for each in store.entries()] == ["other"]
+
+
+def test_equal_content_replaces_a_damaged_object(store):
+    entry, _ = store.make("load", "k1", write("whole"))
+    (entry.folder / "a.txt").write_text("whale")
+    again, _ = store.make("load", "k2", write("whole"))
+    assert again.folder == entry.folder and (again.folder / "a.txt").read_text() == "whole"
+
+
+def test_a_file_that_was_touched_but_not_changed_stays(store):
+    entry, _ = store.make("load", "k", write("whole"))
+    os.utime(entry.folder / "a.txt", (1, 1))
+    assert store.find("load", "k") == entry
+    assert read_sealed(store.root / "keys" / "load-k.json")["stamps"]["a.txt"][0] == 10**9
+
+
+@pytest.mark.parametrize("field", ["stage", "key", "digest", "seconds", "made_at", "files", "verified_at"])
+def test_a_changed_field_of_a_record_counts_as_absent(store, field):
+    store.make("load", "k", write("x"))
+    record = store.root / "keys" / "load-k.json"
+    content = json.loads(record.read_text())
+    content["content"][field] = 7
+    record.write_text(json.dumps(content))
+    assert store.find("load", "k") is None and store.entries() == []
 
 
 def test_a_garbled_record_counts_as_absent(store):
@@ -227,46 +289,46 @@ class TestFingerprint:
     def test_the_place_does_not_matter_but_names_and_contents_below_do(self, tmp_path):
         first, second = self.tree(tmp_path / "a"), self.tree(tmp_path / "b")
         memory = tmp_path / "memory"
-        print_ = fingerprint(first, memory)
-        assert print_ == fingerprint(second, memory) == fingerprint(first, memory)
+        print_ = fingerprint(first, memory).content
+        assert print_ == fingerprint(second, memory).content == fingerprint(first, memory).content
         (second / "cat" / "1.png").write_bytes(b"eno")
-        assert fingerprint(second, memory) != print_
+        assert fingerprint(second, memory).content != print_
         (first / "2.png").rename(first / "3.png")
-        assert fingerprint(first, memory) != print_
+        assert fingerprint(first, memory).content != print_
 
     def test_an_unchanged_file_is_not_read_again(self, tmp_path, monkeypatch):
         file = tmp_path / "big.zip"
         file.write_bytes(b"content")
         os.utime(file, (1, 1))
-        before = fingerprint(file, tmp_path / "memory")
+        before = fingerprint(file, tmp_path / "memory").content
         monkeypatch.setattr(
             "edgeship.toolkit.pipeline.fingerprints.sha256_file", lambda path: pytest.fail("read again")
         )
-        assert fingerprint(file, tmp_path / "memory") == before
+        assert fingerprint(file, tmp_path / "memory").content == before
 
     def test_a_file_that_changes_within_its_clock_tick_is_noticed(self, tmp_path):
         file = tmp_path / "a.bin"
         file.write_bytes(b"one")
         status = file.stat()
-        before = fingerprint(file, tmp_path / "memory")
+        before = fingerprint(file, tmp_path / "memory").content
         file.write_bytes(b"two")
         os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-        assert fingerprint(file, tmp_path / "memory") != before
+        assert fingerprint(file, tmp_path / "memory").content != before
 
     def test_the_images_a_csv_lists_count(self, tmp_path):
         (tmp_path / "1.png").write_bytes(b"one")
         (tmp_path / "other.png").write_bytes(b"x")
         (tmp_path / "list.csv").write_text("file,label\n1.png,3\n")
-        before = fingerprint(tmp_path / "list.csv", tmp_path / "memory")
+        before = fingerprint(tmp_path / "list.csv", tmp_path / "memory").content
         (tmp_path / "other.png").write_bytes(b"y")
-        assert fingerprint(tmp_path / "list.csv", tmp_path / "memory") == before
+        assert fingerprint(tmp_path / "list.csv", tmp_path / "memory").content == before
         (tmp_path / "1.png").write_bytes(b"two")
-        assert fingerprint(tmp_path / "list.csv", tmp_path / "memory") != before
+        assert fingerprint(tmp_path / "list.csv", tmp_path / "memory").content != before
 
     def test_links_that_lead_back_up_end(self, tmp_path):
         root = self.tree(tmp_path / "a")
         (root / "cat" / "up").symlink_to(root)
-        assert fingerprint(root, tmp_path / "memory")
+        assert fingerprint(root, tmp_path / "memory").content
 
     def test_what_a_text_names(self, tmp_path):
         (tmp_path / "data.zip").write_bytes(b"")
@@ -279,13 +341,13 @@ class TestFingerprint:
 def test_a_result_that_another_run_has_just_kept_is_taken_as_it_is(store, monkeypatch):
     """Between the look and the renaming: the first look sees nothing yet."""
     first, _ = store.make("load", "k1", write("same"))
-    sizes, looks = store_module._sizes, []
+    digest, looks = store_module.sha256_tree, []
 
     def late(folder):
         looks.append(folder)
-        return {} if looks.count(folder) == 1 and folder == first.folder else sizes(folder)
+        return "" if looks.count(folder) == 1 and folder == first.folder else digest(folder)
 
-    monkeypatch.setattr(store_module, "_sizes", late)
+    monkeypatch.setattr(store_module, "sha256_tree", late)
     monkeypatch.setattr(store_module, "_remove", lambda folder: None)
     again, _ = store.make("load", "k2", write("same"))
     assert again.folder == first.folder and (first.folder / "a.txt").read_text() == "same"
@@ -297,7 +359,7 @@ def test_the_age_at_which_a_stage_goes(tmp_path, age_s, kept):
     with store.in_use():
         entry, _ = store.make("bench", "k", write("x"))
     record = tmp_path / "keys" / "bench-k.json"
-    write_json(record, {**read_json(record), "made_at": time.time() - age_s})
+    write_sealed(record, {**read_sealed(record), "made_at": time.time() - age_s})
     store.gc(older_than_days=2)
     assert (store.find("bench", "k") is not None) == entry.folder.exists() == record.exists() == kept
 

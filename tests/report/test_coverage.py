@@ -1,4 +1,4 @@
-"""Counts of INT8 layers in the report: layers of unknown precision are counted apart."""
+"""Counts of INT8 layers in the report: layers of unknown precision are counted separately."""
 
 from types import SimpleNamespace
 

@@ -21,7 +21,7 @@ FAKES = Path(__file__).parent / "fakes"
 
 @dataclass
 class Answer:
-    """What one run of the runner gave."""
+    """Result of one run of the runner."""
 
     exit_code: int
     lines: list[dict[str, Any]]

@@ -189,8 +189,8 @@ def test_an_unknown_error_says_so_and_keeps_its_words():
 
 
 def test_what_the_sdk_logged_explains_an_error_without_words():
-    said = "[builder.cpp] something\nThe engine plan file is generated on an incompatible device, expecting compute 8.7"
-    failure = failures.from_error(RuntimeError("TensorRT gave nothing back"), said, "loading the engine")
+    log = "[builder.cpp] something\nThe engine plan file is generated on an incompatible device, expecting compute 8.7"
+    failure = failures.from_error(RuntimeError("TensorRT gave nothing back"), log, "loading the engine")
     assert failure.code == "engine-other-gpu"
     assert "incompatible device" in str(failure)
 

@@ -173,8 +173,8 @@ def test_strong_typing_is_asked_for_by_flag_where_it_is_a_choice(built):
 )
 def test_what_strong_typing_leaves_in_fp32_is_told(version, arguments, warned, built):
     _, answer = built(version, *arguments)
-    told = [text for text in answer.result["warnings"] if "only if the graph itself is FP16" in text]
-    assert len(told) == warned
+    warnings = [text for text in answer.result["warnings"] if "only if the graph itself is FP16" in text]
+    assert len(warnings) == warned
 
 
 def test_strong_typing_is_refused_where_it_does_not_exist(run_fake, tmp_path):

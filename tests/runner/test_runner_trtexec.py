@@ -1,4 +1,4 @@
-"""The cross-check by trtexec, which is a FAKE here: it writes the times it is told to."""
+"""The cross-check by trtexec, which is a FAKE here: it writes given times."""
 
 import json
 import sys
@@ -14,13 +14,13 @@ from edgeship.targets.tensorrt import builder
 FAKE = """#!{python} -S
 # A FAKE of trtexec: no engine is run.
 import json, os, sys
-told = dict(word.partition("=")[::2] for word in sys.argv[1:])
+options = dict(word.partition("=")[::2] for word in sys.argv[1:])
 open({log!r}, "w").write(json.dumps(sys.argv[1:]))
 if {fails!r}:
     print({fails!r})
     sys.exit(1)
 item = {{"h2dMs": 0.25, "computeMs": {gpu_ms}, "d2hMs": 0.25, "latencyMs": 1.0}}
-open(told["--exportTimes"], "w").write({text!r} or json.dumps([item] * 40))
+open(options["--exportTimes"], "w").write({text!r} or json.dumps([item] * 40))
 """
 
 
@@ -33,7 +33,7 @@ def timed(run_fake, tmp_path):
         graph.write_text(json.dumps({"shape": shape, "classes": 5, "quantized": True}))
         options = ("--backend", "tensorrt", "--precision", "int8", *profile)
         assert run_fake(version, "build", "--graph", graph, "--out", engine, *options).exit_code == 0
-        tool, log = tmp_path / "root" / trtexec.PATH.lstrip("/"), tmp_path / "told.json"
+        tool, log = tmp_path / "root" / trtexec.PATH.lstrip("/"), tmp_path / "arguments.json"
         tool.parent.mkdir(parents=True)
         tool.write_text(
             FAKE.format(python=sys.executable, log=str(log), fails=fails, gpu_ms=gpu_ms, text=text)
@@ -47,7 +47,7 @@ def timed(run_fake, tmp_path):
 
 
 def test_both_figures_and_their_difference_are_told(timed):
-    answer, told = timed(gpu_ms=0.4)
+    answer, arguments = timed(gpu_ms=0.4)
     timing = answer.result["timings"][0]
     assert answer.result["fake"] is True
     checked = timing["trtexec"]
@@ -55,8 +55,10 @@ def test_both_figures_and_their_difference_are_told(timed):
     assert timing["gpu_ms"]["median"] == pytest.approx(0.5)  # the fake TensorRT's clock
     assert checked["difference"] == pytest.approx(0.5 / 0.4 - 1)
     assert any("trtexec's median is 0.4 ms, this runner's is +25%" in mark for mark in timing["marks"])
-    assert {"--useSpinWait", "--duration=1", "--warmUp=0"} <= set(told)
-    assert not [word for word in told if word.startswith(("--shapes", "--useCudaGraph", "--noDataTransfers"))]
+    assert {"--useSpinWait", "--duration=1", "--warmUp=0"} <= set(arguments)
+    assert not [
+        word for word in arguments if word.startswith(("--shapes", "--useCudaGraph", "--noDataTransfers"))
+    ]
 
 
 def test_figures_that_agree_are_not_marked(timed):
@@ -65,8 +67,8 @@ def test_figures_that_agree_are_not_marked(timed):
 
 
 def test_a_dynamic_batch_is_told_its_shape(timed):
-    answer, told = timed("8.6", "--batch", 3, shape=(-1, 3, 4, 4), profile=("--profile", "1:2:4"))
-    assert "--shapes=images:3x3x4x4" in told
+    answer, arguments = timed("8.6", "--batch", 3, shape=(-1, 3, 4, 4), profile=("--profile", "1:2:4"))
+    assert "--shapes=images:3x3x4x4" in arguments
     assert answer.result["timings"][0]["trtexec"]["difference"] == pytest.approx(0.0)
 
 

@@ -16,8 +16,8 @@ def edgeship(capsys):
     def run(*arguments):
         with pytest.raises(SystemExit) as caught:
             main([str(item) for item in arguments])
-        said = capsys.readouterr()
-        return caught.value.code or 0, said.out, said.err
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
 
     return run
 

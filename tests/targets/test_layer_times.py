@@ -32,7 +32,7 @@ def test_the_times_of_the_layers_add_up_to_no_more_than_the_inference(tmp_path, 
 
 
 class Profiled:
-    """A session whose profile says what it is told to."""
+    """A session with a given profile."""
 
     def __init__(self, trace, events, shape):
         self.trace, self.shape, self.runs = trace, shape, 0

@@ -1,4 +1,4 @@
-"""Many places with the same trouble make one line; few are told one by one."""
+"""Many places with the same trouble make one line; few are listed one by one."""
 
 from edgeship.targets._messages import summed_up
 

@@ -34,7 +34,7 @@ def graphs(tmp_path_factory):
     found = {}
     for name in NAMES:
         ready, pixels = folder / f"{name}.onnx", folder / f"{name}-pixels.onnx"
-        quantize(path, statistics, targets.get(name).scheme, QuantizeOptions(effort="fast"), ready)
+        quantize(path, statistics, targets.get(name).scheme(), QuantizeOptions(effort="fast"), ready)
         add_pixel_input(ready, PREPROCESS, pixels)
         found[name] = ready, pixels
     return found
@@ -82,7 +82,7 @@ def test_tensorrt_reads_and_builds_it_with_the_first_layer_in_int8(graphs):
 
 
 def first_integers(model, path, images):
-    """What the first QuantizeLinear makes of images."""
+    """Return the output of the first QuantizeLinear for images."""
     import onnxruntime
 
     model.graph.output.append(helper.make_tensor_value_info("images/quantized", TensorProto.INT8, None))

@@ -50,6 +50,16 @@ def test_float_graphs_agree_across_runtimes(tmp_path):
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4 * np.abs(logits[0]).max())
 
 
+@pytest.mark.parametrize("placement", [FLOAT, OPENVINO])
+def test_the_same_graph_gives_the_same_openvino_files(placement, tmp_path):
+    """Whatever the process has converted before: a resumed run publishes the same bytes."""
+    model = save(residual_net(placement), tmp_path / "net.onnx")
+    for out in ("first", "second"):
+        targets.get("openvino").compile(model, tmp_path / out, "int8" if placement is OPENVINO else "fp32")
+    for name in ("model.xml", "model.bin"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
 def test_openvino_runs_an_openvino_graph_in_int8_and_close_to_the_simulation(tmp_path):
     model = save(residual_net(OPENVINO), tmp_path / "net.onnx")
     compiled = openvino.TARGET.compile(model, tmp_path / "engine", "int8")

@@ -83,8 +83,8 @@ def test_each_row_of_the_tables(what, row):
     for version, there in zip(("8.2", "8.5", "8.6", "10.3", "10.13", "11.4"), row, strict=True):
         made = plan(version, WEAK)
         words = {argument.split("=")[0] for argument in made.trtexec}
-        said = {*words, *made.network_flags, *made.builder_flags, made.workspace, made.io}
-        assert (what in said) is there, version
+        options = {*words, *made.network_flags, *made.builder_flags, made.workspace, made.io}
+        assert (what in options) is there, version
 
 
 @pytest.mark.parametrize(

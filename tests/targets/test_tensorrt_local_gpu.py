@@ -129,7 +129,7 @@ def test_the_folder_for_a_device_is_whole_and_consistent(tmp_path):
 
 
 def test_the_two_commands_are_the_runners_own(tmp_path):
-    """What the README says is typed here, with ONNX Runtime in place of a Jetson's TensorRT."""
+    """The commands of the README are typed here, with ONNX Runtime in place of a Jetson's TensorRT."""
     folder = tmp_path / "out"
     jetson_folder.write(
         save(residual_net(TENSORRT), tmp_path / "net.onnx"), folder, version="10.3", module="Orin Nano"

@@ -18,6 +18,7 @@ UNITS = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB"))
     epilog="""\b
 Examples:
   edgeship store
+  edgeship store verify
   edgeship store gc --older-than 30
   edgeship store clear
 """,
@@ -63,6 +64,28 @@ def gc(context: click.Context, days: float | None, store_root: Path | None) -> N
 
     freed = Store(store_root or context.obj["store"]).gc(older_than_days=days)
     click.echo(f"freed {_size(freed)}")
+
+
+@command.command(epilog="\b\nExample:\n  edgeship store verify")
+@STORE
+@click.pass_context
+def verify(context: click.Context, store_root: Path | None) -> None:
+    """Compare every cached stage with its digest.
+
+    Damaged results are removed: the next run computes them again. Exit code 1: there were some.
+    """
+    from edgeship.toolkit.cli._progress import show_progress
+    from edgeship.toolkit.core.errors import ToolkitError
+    from edgeship.toolkit.pipeline.store import Store
+
+    with show_progress():
+        intact, damaged = Store(store_root or context.obj["store"]).verify()
+    click.echo(f"{intact} stages are intact")
+    if damaged:
+        raise ToolkitError(
+            f"{damaged} of {intact + damaged} stages were damaged and were removed",
+            hint="check the disk; the next run computes them again",
+        )
 
 
 @command.command(epilog="\b\nExample:\n  edgeship store clear")

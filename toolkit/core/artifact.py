@@ -82,6 +82,25 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def write_sealed(path: Path, value: Any) -> None:
+    """Write a value as JSON together with its digest, so that damage is noticed; atomically."""
+    write_json(path, {"sha256": sha256_bytes(canonical_json(value).encode()), "content": value})
+
+
+def read_sealed(path: Path) -> Any:
+    """Read a file of `write_sealed`.
+
+    Raises:
+        DataError: The file is absent, not JSON, or its content does not have its digest.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict) or record.keys() != {"sha256", "content"}:
+        raise DataError(f"{path} has no digest", hint="delete the file: it is written again")
+    if record["sha256"] != sha256_bytes(canonical_json(record["content"]).encode()):
+        raise DataError(f"{path} is damaged: its digest differs", hint="delete the file: it is written again")
+    return record["content"]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text (UTF-8), atomically."""
     with replacing(path) as temporary:
@@ -96,7 +115,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder that replaces `path` if the block succeeds."""
+    """Yield a temporary path in the same folder that replaces `path`, on disk, if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
@@ -104,6 +123,17 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Write a file's content or a folder's names to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeship.toolkit.core.artifact import plain, replacing, write_json
+from edgeship.toolkit.core.artifact import plain, write_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.progress import report_progress
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.models.checkpoints import read_checkpoint, write_checkpoint
 from edgeship.toolkit.models.resnet import ResNet
 from edgeship.toolkit.models.weights import save
 
@@ -182,9 +183,8 @@ def fit(
             state["score"].append(score())
         if score is None or state["score"][-1] <= min(state["score"]):
             state["best"] = _weights(model)
-        with replacing(checkpoint) as temporary:
-            content = {"key": key, "state": state, "model": _weights(model)}
-            torch.save({**content, "optimizer": optimizer.state_dict()}, temporary)
+        content = {"key": key, "state": state, "model": _weights(model)}
+        write_checkpoint(checkpoint, {**content, "optimizer": optimizer.state_dict()})
     model.load_state_dict(state["best"])
     model.eval()
     return History(tuple(state["loss"]), tuple(state["accuracy"]), tuple(state["score"]))
@@ -228,10 +228,12 @@ def _resume(
     checkpoint: Path, key: dict[str, Any], model: ResNet, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
     """Restore the state of an interrupted run; None without one of the same options."""
-    if not checkpoint.is_file():
-        return None
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if content["key"] != plain(key) or content["model"].keys() != model.state_dict().keys():
+    content = read_checkpoint(checkpoint)
+    if (
+        content is None
+        or content["key"] != plain(key)
+        or content["model"].keys() != model.state_dict().keys()
+    ):
         return None
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])

@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from edgeship.toolkit.core.artifact import (
+    canonical_json,
+    read_sealed,
+    sha256_bytes,
+    sha256_file,
+    write_sealed,
+)
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.progress import track
 
@@ -88,8 +94,43 @@ def existing(value: str) -> tuple[Path, str] | None:
     return None
 
 
-def fingerprint(path: Path, memory: Path) -> str:
-    """Return the digest of the content of a file or a folder, independent of its name.
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """State of a file or a folder.
+
+    Attributes:
+        content: Digest of names and contents, independent of the path.
+        stamps: Digest of sizes, times and inodes: it differs after a change that was undone.
+    """
+
+    content: str
+    stamps: str
+
+
+def check_unchanged(outside: Mapping[str, Path], before: Mapping[str, Fingerprint]) -> None:
+    """Check that no outside file changed since its fingerprint was taken.
+
+    Args:
+        outside: Option name -> file or folder.
+        before: Option name -> its fingerprint.
+
+    Raises:
+        DataError: One changed, so that a result cannot be attributed to its content.
+    """
+    for name, path in outside.items():
+        try:
+            after = _stamps(dict(_files(path)))
+        except OSError:
+            after = ""
+        if after != before[name].stamps:
+            raise DataError(
+                f"{name}: {path} changed while it was read; the result was discarded",
+                hint="run again when no program writes to it",
+            )
+
+
+def fingerprint(path: Path, memory: Path) -> Fingerprint:
+    """Return the fingerprint of a file or a folder.
 
     The files of a list of images count too, as do external data files of an ONNX file. Contents are read
     once; afterwards a file counts as unchanged while its size, times and inode are.
@@ -105,20 +146,33 @@ def fingerprint(path: Path, memory: Path) -> str:
         status = dict(_files(path))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    stamps = _stamps(status)
     if path.is_dir() and sum(stat.st_size for stat in status.values()) > FOLDER_LIMIT_BYTES:
         listing = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in status.items()}
-        return sha256_bytes(canonical_json(listing).encode())
-    return sha256_bytes(canonical_json(_digests(path, status, memory)).encode())
+        return Fingerprint(_digest(listing), stamps)
+    return Fingerprint(_digest(_digests(path, status, memory)), stamps)
+
+
+def _stamps(status: Mapping[str, os.stat_result]) -> str:
+    return _digest({name: _mark(each) for name, each in status.items()})
+
+
+def _mark(status: os.stat_result) -> list[int]:
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _digest(value: object) -> str:
+    return sha256_bytes(canonical_json(value).encode())
 
 
 def _digests(path: Path, status: dict[str, os.stat_result], memory: Path) -> dict[str, str]:
     """Return relative name -> digest; only changed files are read."""
     stored = memory / f"{sha256_bytes(os.fsencode(path.absolute()))}.json"
     try:
-        cached: dict[str, list[Any]] = read_json(stored)
+        cached: dict[str, list[Any]] = read_sealed(stored)
     except DataError:
         cached = {}
-    marks = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in status.items()}
+    marks = {name: _mark(each) for name, each in status.items()}
     digests = {name: cached[name][-1] for name, mark in marks.items() if cached.get(name, [])[:-1] == mark}
     unread = [name for name in status if name not in digests]
     if not unread:
@@ -130,7 +184,7 @@ def _digests(path: Path, status: dict[str, os.stat_result], memory: Path) -> dic
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}", hint="check the file") from error
     settled = time.time() - SETTLED_SECONDS
-    write_json(
+    write_sealed(
         stored, {name: [*marks[name], digests[name]] for name in status if status[name].st_mtime < settled}
     )
     return digests

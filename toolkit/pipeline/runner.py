@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,13 @@ from typing import Any, Literal, TypeAlias
 
 from edgeship.toolkit.core.artifact import plain, write_json
 from edgeship.toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
-from edgeship.toolkit.pipeline.fingerprints import check_exist, fingerprint, outside_files
+from edgeship.toolkit.pipeline.fingerprints import (
+    Fingerprint,
+    check_exist,
+    check_unchanged,
+    fingerprint,
+    outside_files,
+)
 from edgeship.toolkit.pipeline.publish import StageResult, check_overwrite, describe, publish, read_report
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required
 from edgeship.toolkit.pipeline.stage import Stage
@@ -131,13 +137,16 @@ def _run_stage(
     watch: Watcher,
 ) -> StageResult:
     options = getattr(recipe.resolved(), stage.name)
-    key = _key(stage, options, recipe, done, store)
+    values, outside = outside_files(options)
+    fingerprints = {name: fingerprint(path, store.root / "digests") for name, path in outside.items()}
+    key = _key(stage, options, values, fingerprints, recipe, done)
     inputs = {name: done[name].folder for name in stage.needs}
 
     def work(out: Path, work_dir: Path) -> None:
         watch(stage.name, "started", 0.0)
         if not stage.needs_run_info:
             stage.work(options, inputs, out, work_dir)
+            check_unchanged(outside, fingerprints)
             return
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder) / "run.json", describe(recipe, tuple(done.values())))
@@ -157,14 +166,20 @@ def _run_stage(
     return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not computed)
 
 
-def _key(stage: Stage, options: Any, recipe: Recipe, done: dict[str, StageResult], store: Store) -> str:
+def _key(
+    stage: Stage,
+    options: Any,
+    values: Any,
+    fingerprints: Mapping[str, Fingerprint],
+    recipe: Recipe,
+    done: dict[str, StageResult],
+) -> str:
     """Return the cache key of a stage; outside files count by content, not by name."""
-    values, outside = outside_files(options)
     return key_of(
         stage=stage.name,
         code=stage.code_digest(options),
         options=plain(values),
-        outside={name: fingerprint(path, store.root / "digests") for name, path in outside.items()},
+        outside={name: each.content for name, each in fingerprints.items()},
         inputs={name: done[name].digest for name in stage.needs},
         device=_this_device() if stage.on_device and stage.on_device(options) else None,
         extra=plain(stage.extra_key(options)) if stage.extra_key else None,

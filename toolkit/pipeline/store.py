@@ -5,26 +5,39 @@
     tmp/<key>/, partial/<key>/     unfinished result; checkpoints of an interrupted stage
     digests/, locks/               digests of outside files; one lock per key
 
-An object appears by rename and a key by replacement, so both are complete or absent. The process with the
-lock of a key owns `tmp/<key>`; runs take the lock of the store shared, `gc` and `clear` exclusively.
+An object appears by rename and a key by replacement, so both are complete or absent. What is read is checked:
+sizes and times at every use, content where these differ and every `VERIFY_DAYS`. The process with the lock of
+a key owns `tmp/<key>`; runs take the lock of the store shared, `gc` and `clear` exclusively.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
-from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_bytes, sha256_tree, write_json
+from edgeship.toolkit.core.artifact import (
+    canonical_json,
+    read_sealed,
+    sha256_bytes,
+    sha256_tree,
+    sync,
+    write_sealed,
+)
 from edgeship.toolkit.core.errors import DataError, ToolkitError
+from edgeship.toolkit.core.progress import track
 
 DIGEST_LENGTH = 24  # hexadecimal digits in a name: 96 bits
+VERIFY_DAYS = 7.0  # a disk can lose bits without a change of size or time
+
+_log = logging.getLogger("edgeship")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +106,29 @@ class Store:
             self._remove_left_overs()
             yield
 
-    def find(self, stage: str, key: str) -> Entry | None:
-        """Return the result of a stage; None if the key is unknown or the files are damaged."""
-        try:
-            record = read_json(self._record(stage, key))
-            entry = Entry(**record, folder=self._object(stage, record["digest"]))
-        except (DataError, TypeError, KeyError):
-            return None  # absent, or written by another version
-        return entry if _sizes(entry.folder) == entry.files else None
+    def find(self, stage: str, key: str, *, read_content: bool = False) -> Entry | None:
+        """Return the verified result of a stage; None if the key is unknown or the files are damaged.
+
+        Args:
+            stage: Name of the stage.
+            key: Cache key.
+            read_content: Compare the content with its digest even if sizes and times are as recorded.
+        """
+        if (record := self._read(stage, key)) is None:
+            return None
+        entry, stamps, verified_at = record
+        current = _stamps(entry.folder)
+        old = time.time() - verified_at > VERIFY_DAYS * 86_400
+        if current == stamps and entry.folder.is_dir() and not old and not read_content:
+            return entry
+        if _sizes(entry.folder) != entry.files or sha256_tree(entry.folder) != entry.digest:
+            _log.warning("the stored result of stage %s is damaged: removed %s", stage, entry.folder)
+            _remove(entry.folder)
+            _remove(self._record(stage, key))
+            return None
+        with suppress(OSError):  # a store that is read only
+            self._write_record(entry)
+        return entry
 
     def make(
         self,
@@ -149,9 +177,31 @@ class Store:
         entries = []
         for path in (self.root / "keys").glob("*.json"):
             stage, _, key = path.stem.rpartition("-")
-            if entry := self.find(stage, key):
-                entries.append(entry)
+            record = self._read(stage, key)
+            if record and _sizes(record[0].folder) == record[0].files:
+                entries.append(record[0])
         return sorted(entries, key=lambda entry: -entry.made_at)
+
+    def verify(self) -> tuple[int, int]:
+        """Compare every result with its digest, and remove damaged ones.
+
+        Returns:
+            Number of results that are intact, and of damaged ones.
+
+        Raises:
+            ToolkitError: The folder is not a store.
+        """
+        if not (self.root / "keys").is_dir():
+            raise self._no_store()
+        damaged = 0
+        records = list((self.root / "keys").glob("*.json"))
+        with self.in_use():
+            for path in track(records, "verifying"):
+                stage, _, key = path.stem.rpartition("-")
+                if self.find(stage, key, read_content=True) is None:
+                    _remove(path)
+                    damaged += 1
+        return len(records) - damaged, damaged
 
     def gc(self, *, older_than_days: float | None = None) -> int:
         """Remove unreferenced objects and results older than a number of days.
@@ -196,26 +246,37 @@ class Store:
         return sum(_sizes(self.root).values()) if self.root.is_dir() else 0
 
     def _keep(self, stage: str, key: str, temporary: Path, seconds: float) -> Entry:
-        files = _sizes(temporary)
         digest = sha256_tree(temporary)
         folder = self._object(stage, digest)
-        if _sizes(folder) != files:  # absent, or damaged since
+        now = round(time.time(), 3)
+        entry = Entry(stage, key, digest, round(seconds, 3), now, _sizes(temporary), folder)
+        for path in (*temporary.rglob("*"), temporary):
+            if not path.is_symlink():
+                sync(path)
+        if not folder.is_dir() or sha256_tree(folder) != digest:  # absent, or damaged since
             _remove(folder)
             try:
                 temporary.rename(folder)
             except OSError:
-                if _sizes(folder) != files:  # another key has just stored the same content
+                if sha256_tree(folder) != digest:  # another key has just stored the same content
                     raise
-        record = {
-            "stage": stage,
-            "key": key,
-            "digest": digest,
-            "seconds": round(seconds, 3),
-            "made_at": round(time.time(), 3),
-            "files": files,
-        }
-        write_json(self._record(stage, key), record)
-        return Entry(**record, folder=folder)  # type: ignore[arg-type]
+            sync(folder.parent)
+        self._write_record(entry)
+        return entry
+
+    def _read(self, stage: str, key: str) -> tuple[Entry, dict[str, list[int]], float] | None:
+        """Return a result, unverified, with the stamps of its files and the time of the last verification."""
+        try:
+            record = read_sealed(self._record(stage, key))
+            stamps, verified_at = record.pop("stamps"), record.pop("verified_at")
+            return Entry(**record, folder=self._object(stage, record["digest"])), stamps, verified_at
+        except (DataError, TypeError, KeyError, AttributeError):
+            return None  # absent, damaged, or written by another version
+
+    def _write_record(self, entry: Entry) -> None:
+        record = {each.name: getattr(entry, each.name) for each in fields(entry) if each.name != "folder"}
+        stamps = {"stamps": _stamps(entry.folder), "verified_at": round(time.time(), 3)}
+        write_sealed(self._record(entry.stage, entry.key), {**record, **stamps})
 
     def _record(self, stage: str, key: str) -> Path:
         return self.root / "keys" / f"{stage}-{key}.json"
@@ -238,12 +299,14 @@ class Store:
                 if _try_lock(stream):
                     _remove(path)
 
+    def _no_store(self) -> ToolkitError:
+        hint = "name the folder with --store or EDGESHIP_STORE"
+        return ToolkitError(f"{self.root} is not a store", hint=hint)
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         if not (self.root / "keys").is_dir():
-            raise ToolkitError(
-                f"{self.root} is not a store", hint="name the folder with --store or EDGESHIP_STORE"
-            )
+            raise self._no_store()
         with (self.root / "locks" / "store").open("a") as stream:
             if not _try_lock(stream):
                 raise ToolkitError(f"a run is using {self.root}", hint="wait until it has finished")
@@ -271,6 +334,15 @@ def _try_lock(stream: IO[str]) -> bool:
 def _sizes(folder: Path) -> dict[str, int]:
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Return relative file name -> times of the last change of content and of status, in ns."""
+    return {
+        path.relative_to(folder).as_posix(): [path.stat().st_mtime_ns, path.stat().st_ctime_ns]
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

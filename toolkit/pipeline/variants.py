@@ -286,13 +286,11 @@ def session_input(session: targets.Session, images: FloatArray) -> FloatArray | 
 
 def device() -> dict[str, Any]:
     """Describe this machine and its load."""
-    from edgeship.targets._device import int8_sums, this_device
+    from edgeship.targets._device import this_cpu, this_device
 
-    here = this_device()
-    described: dict[str, Any] = plain(here)
-    sums = int8_sums(here.arch, here.instruction_sets)
+    described: dict[str, Any] = plain(this_device())
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {**described, "load_average": os.getloadavg(), "int8_sums": sums, "timed": now}
+    return {**described, "load_average": os.getloadavg(), "int8_sums": this_cpu().int8_sums, "timed": now}
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:

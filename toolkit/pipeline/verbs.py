@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from edgeship import targets
 from edgeship.quantization.calibrate import collect as calibrate
 from edgeship.targets._device import this_device
 from edgeship.toolkit.core.errors import TargetError
-from edgeship.toolkit.core.quant import FloatArray, QuantScheme
+from edgeship.toolkit.core.quant import X86, FloatArray, QuantScheme
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import granted_cores
 from edgeship.toolkit.graph.io import Classifier, save
@@ -98,10 +97,7 @@ def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
 
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     """Return the scheme of a target for the CPU of `overflow_fix`."""
-    native = targets.get(target).scheme
-    if options.overflow_fix == "auto":
-        return native
-    return replace(native, pair_sums=options.overflow_fix == "pairs")
+    return targets.get(target).scheme(X86.get(options.overflow_fix))
 
 
 def cache_key_parts(options: QuantizeOptions) -> dict[str, Any]:

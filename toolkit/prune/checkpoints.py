@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from edgeship.toolkit.core.artifact import canonical_json, replacing, sha256_bytes
+from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
+from edgeship.toolkit.models.checkpoints import read_checkpoint, write_checkpoint
 
 
 class Checkpoints:
@@ -54,16 +54,12 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """Return the content saved by an interrupted pass; None without a file."""
-        if self._path is None or not self._path.is_file():
-            return None
-        content: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
-        return content
+        return read_checkpoint(self._path) if self._path is not None else None
 
     def save(self, content: dict[str, Any]) -> None:
         """Replace the content of the file."""
         if self._path is not None:
-            with replacing(self._path) as temporary:
-                torch.save(content, temporary)
+            write_checkpoint(self._path, content)
 
 
 def _digest(*arrays: Any) -> str:

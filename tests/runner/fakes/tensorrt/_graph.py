@@ -1,4 +1,4 @@
-"""What the fake TensorRT parses and runs: a made-up graph in JSON, or an ONNX file run by ONNX Runtime."""
+"""Graphs of the fake TensorRT: a made-up graph in JSON, or an ONNX file run by ONNX Runtime."""
 
 import array
 import json
