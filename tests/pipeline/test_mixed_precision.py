@@ -21,8 +21,8 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph.cost import cost_shares
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, run, verbs
-from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.stages import STAGES
+from edgeship.toolkit.runs.network import ExportedGraphs
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 LIMIT = 0.9
@@ -97,8 +97,8 @@ def test_what_is_said_to_be_reached_is_what_the_graph_reaches(recipe, store):
     line = manifest.select(dataset, 72, 0)
     chosen = manifest.locate(line, dataset)[12:]
     assert not {entry.file for entry in used.entries} & {dataset.items[index].name for index in chosen}
-    graphs = json.loads((result.folder("export") / "graphs.json").read_text())
-    (batch,) = batches(dataset, chosen, from_json(graphs["preprocess"]), batch=60)
+    preprocess = ExportedGraphs.read(result.folder("export")).preprocess
+    (batch,) = batches(dataset, chosen, preprocess, batch=60)
     with (
         simulate(result.folder("export") / "float.onnx") as exact,
         simulate(result.folder("quantize") / "tensorrt.onnx") as coarse,

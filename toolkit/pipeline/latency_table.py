@@ -17,7 +17,7 @@ from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, wri
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.statistics import percentile
 from edgeship.toolkit.core.tensors import Size, as_size, sides
-from edgeship.toolkit.pipeline.variants import Variant
+from edgeship.toolkit.runs.variant_id import VariantId
 
 if TYPE_CHECKING:
     from edgeship.toolkit.models.resnet import Architecture
@@ -116,10 +116,11 @@ class LatencyTable:
         ranges = verbs.calibrate(graph, [self._images])
         how = QuantizeOptions(observer="minmax", effort="fast", bias_correction=False)
         for name in self._names:
+            variant = VariantId(name, "int8", pruned=True)
             verbs.quantize(graph, ranges, name, folder / "int8.onnx", how, check=False)
-            built = verbs.compile(Variant(name, name, "int8", pruned=True), folder / "int8.onnx", folder)
+            built = verbs.compile(variant, folder / "int8.onnx", folder)
             if built["runs_here"]:
-                return targets.get(name), folder / name / built["file"]
+                return targets.get(name), folder / variant.name / built["file"]
         raise ModelError(
             f"prune.latency_ratio: none of {', '.join(self._names)} runs on this machine",
             hint="set prune.macs_ratio, or run on the device",
