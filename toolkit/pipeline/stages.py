@@ -25,6 +25,7 @@ from edgeship.toolkit.pipeline import (
     load_and_export,
     mixed_precision,
     pruning,
+    quantizing,
     variants,
     verbs,
 )
@@ -329,13 +330,13 @@ STAGES = (
     Stage("finetune", finetune, needs=("load", "prune")),
     Stage("export", export, needs=("load", "prune", "finetune")),
     Stage("select", select, needs=("load", "export")),
-    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=verbs.float_types),
+    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=quantizing.float_types),
     Stage(
         "quantize",
         quantize,
         needs=("export", "select", "calibrate"),
         on_device=_times_layers,
-        extra_key=verbs.cache_key_parts,
+        extra_key=quantizing.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),
