@@ -107,9 +107,10 @@ def command(
     """
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.errors import RecipeError
-    from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
+    from edgeship.toolkit.pipeline import Recipe, Store, run
+    from edgeship.toolkit.prune.options import GOALS
 
-    goals = [name for name in pruning.GOALS if how[name] is not None]
+    goals = [name for name in GOALS if how[name] is not None]
     if len(goals) + (widths is not None) != 1:
         raise RecipeError(
             f"{len(goals) + (widths is not None)} pruning goals, expected 1",

@@ -104,10 +104,10 @@ class LatencyTable:
                 yield session
 
     def _built(self, arch: Architecture, folder: Path) -> tuple[targets.Target, Path]:
+        from edgeship.quantization.options import QuantizeOptions
         from edgeship.toolkit.graph.io import read_classifier
         from edgeship.toolkit.models import export, resnet
         from edgeship.toolkit.pipeline import verbs
-        from edgeship.toolkit.pipeline.recipe import QuantizeOptions
 
         export.export(
             resnet.ResNet(arch).eval(), folder / "float.onnx", size=as_size(*self._images.shape[2:])

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
     from edgeship.calibration.datasets import Dataset
     from edgeship.quantization.mixed_precision import AccuracyConstraint, Verdict
-    from edgeship.toolkit.pipeline.recipe import QuantizeOptions
+    from edgeship.quantization.options import QuantizeOptions
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
 LEAST_PART = 0.01  # least cost of a float layer, as a part of the mean layer time: clocks are coarse
 TIMED_S = 0.5  # seconds of every graph, at the end
@@ -97,7 +98,7 @@ def limited(options: QuantizeOptions) -> bool:
 
 
 def select_validation_images(
-    options: QuantizeOptions,
+    recipe: Recipe,
     used: manifest.Manifest,
     classes: int,
     preprocess: Preprocess,
@@ -106,7 +107,7 @@ def select_validation_images(
     """Select validation images from the calibration source, after the calibration images.
 
     Args:
-        options: Source, number of images, limit.
+        recipe: Source, number of images, limit.
         used: The calibration images.
         classes: Outputs of the network.
         preprocess: Preprocessing of an image.
@@ -118,8 +119,9 @@ def select_validation_images(
     """
     from edgeship.calibration import manifest
 
+    options, source = recipe.quantize, recipe.select.source
     labels = None if options.max_validation_drop_pp is None else classes
-    dataset = datasets.open_validation(options.source, labels, "train", names)
+    dataset = datasets.open_validation(source, labels, "train", names)
     if options.max_validation_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_validation_drop_pp needs labels, and {dataset.name} has none",
@@ -127,23 +129,23 @@ def select_validation_images(
         )
     before = len(used.entries)
     most = before + options.validation_images
-    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_unreadable, at_most=True)
+    line = manifest.select(dataset, most, used.seed, skip_bad=recipe.select.skip_unreadable, at_most=True)
     files = {entry.file for entry in used.entries}
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
-    if options.exclude:
-        manifest.check_disjoint(chosen, datasets.open_evaluation(options.exclude, classes, names=names))
+    if excluded := recipe.evaluate.source:
+        manifest.check_disjoint(chosen, datasets.open_evaluation(excluded, classes, names=names))
     indices = manifest.locate(chosen, dataset)
     return HeldOut(
-        options.source,
+        source,
         dataset,
         labels,
         indices,
         preprocess,
-        options.batch,
+        recipe.evaluate.batch,
         bool(others),
-        options.workers,
-        options.backend,
+        recipe.evaluate.workers,
+        recipe.evaluate.backend,
         names,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgeship import targets
 from edgeship.targets._device import this_device
 from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.parallel import ONE, Workers
 from edgeship.toolkit.core.quant import X86, FloatArray, QuantScheme
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import granted_cores
@@ -18,9 +19,10 @@ from edgeship.toolkit.graph.io import Classifier, save
 from edgeship.toolkit.pipeline.mixed_precision import HeldOut, Trials, summarize
 
 if TYPE_CHECKING:
+    from edgeship.quantization.options import QuantizeOptions
     from edgeship.quantization.runtime_check import Runtime
     from edgeship.quantization.statistics import Statistics
-    from edgeship.toolkit.pipeline.recipe import QuantizeOptions
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
 
 def quantize(
@@ -30,6 +32,7 @@ def quantize(
     out: Path,
     options: QuantizeOptions,
     *,
+    workers: Workers = ONE,
     validation: HeldOut | None = None,
     pixels: Preprocess | None = None,
     check: bool = True,
@@ -41,7 +44,8 @@ def quantize(
         statistics: Statistics of its activations, from `calibrate`.
         target: Name of the target.
         out: File for the Q/DQ graph.
-        options: The quantize section of a recipe.
+        options: Method and effort.
+        workers: Parallel batches of the sensitivity analysis.
         validation: Validation images of the limit; None: no limit.
         pixels: Preprocessing of an engine with pixel input, which is then checked; None: float input.
         check: Compare the target's runtime with exact arithmetic, if it runs here.
@@ -54,36 +58,34 @@ def quantize(
     """
     from edgeship import quantization
 
-    how = quantization.QuantizeOptions(
-        options.observer,
-        options.effort,
-        options.weight_rounding,
-        options.bias_correction,
-        options.sensitivity,
-        options.float_layers,
-        workers=options.workers or (1 if options.backend == "threading" else granted_cores()),
-        backend=options.backend,
-    )
     with ExitStack() as stack:
         runs = stack.enter_context(runtime(target, pixels)) if check else None
         target_scheme = scheme(options, target)
         if validation is None:
-            return quantization.quantize(graph, statistics, target_scheme, how, out, runtime=runs)
+            return quantization.quantize(
+                graph, statistics, target_scheme, options, out, runtime=runs, workers=workers
+            )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         float_graph = folder / "float.onnx"  # ends in the logits, unlike some input files
         save(graph.model, float_graph)
         trials = Trials(target, float_graph, validation, folder)
         summary = quantization.quantize(
-            graph, statistics, target_scheme, how, out, trials.goal(options), runs
+            graph, statistics, target_scheme, options, out, trials.goal(options), runs, workers
         )
         summary["mixed"], warnings = summarize(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary
 
 
-def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
+def workers(recipe: Recipe) -> Workers:
+    """Return the workers of the sensitivity analysis: on threads, more than one are no faster."""
+    backend = recipe.evaluate.backend
+    return Workers(recipe.evaluate.workers or (1 if backend == "threading" else granted_cores()), backend)
+
+
+def schemes(recipe: Recipe) -> dict[str, QuantScheme]:
     """Return the scheme of every target; it may depend on the CPU."""
-    return {name: scheme(options, name) for name in options.targets}
+    return {name: scheme(recipe.quantize, name) for name in recipe.compile.targets}
 
 
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
@@ -91,11 +93,11 @@ def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     return targets.get(target).scheme(X86.get(options.overflow_fix))
 
 
-def cache_key_parts(options: QuantizeOptions) -> dict[str, Any]:
+def cache_key_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the cache-key parts of quantized graphs: schemes, and the runtimes that check them."""
-    runtimes = {name: targets.get(name).versions() for name in options.targets if _runs_graphs(name)}
+    runtimes = {name: targets.get(name).versions() for name in recipe.compile.targets if _runs_graphs(name)}
     cpu = sorted(this_device().instruction_sets) if runtimes else []
-    return {"schemes": schemes(options), "runtimes": runtimes, "instruction_sets": cpu}
+    return {"schemes": schemes(recipe), "runtimes": runtimes, "instruction_sets": cpu}
 
 
 def _runs_graphs(target: str) -> bool:
@@ -141,6 +143,6 @@ def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
         yield Runtime(target, real, exact)
 
 
-def float_types(_options: object) -> list[str]:
+def float_types(_recipe: object) -> list[str]:
     """Return the bfloat16 instruction sets of the CPU, which calibration may use."""
     return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
