@@ -114,10 +114,8 @@ def recipe_options(
 
     def add(function: Decorated) -> Decorated:
         for name in reversed(names):
-            _add(
-                function,
-                RecipeOption(name, needed=name in needed, preset=presets.get(name.rpartition(".")[2])),
-            )
+            preset = presets.get(name.rpartition(".")[2])
+            _add(function, RecipeOption(name, needed=name in needed, preset=preset, text=text))
         return function
 
     return add

@@ -44,7 +44,7 @@ def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) 
     are printed in milliseconds; the last column is the ratio to the median of the first row.
     """
     from edgeship.toolkit.cli._progress import show_progress
-    from edgeship.toolkit.pipeline import variants
+    from edgeship.toolkit.pipeline import verbs
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     names = options.get("compile.targets", ())
@@ -58,8 +58,7 @@ def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) 
             )
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
-        images = _noise(how, _common(shapes))
-        measured = variants.time_all(how, engines, images)
+        measured = verbs.benchmark(how, engines, _noise(how, _common(shapes)))
     click.echo(json.dumps(measured, indent=1) if as_json else _table(measured), nl=as_json)
 
 
