@@ -74,7 +74,7 @@ def materials(folder: Path) -> None:
     options = TrainOptions(epochs=5, batch=50, learning_rate=0.1, flip=False, crop_px=1)
     train(model, epoch, options, folder / "trained", images=1200)
     torch.save(model.state_dict(), folder / "resnet.pth")
-    export.export(model, folder / "net", size=16)
+    export.export(model, folder / "net.onnx", size=16)
 
 
 class Workshop:
