@@ -14,7 +14,7 @@ from edgeship.targets.tensorrt import fp16_graph, lint, local_gpu, rtx_check
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
-from edgeship.toolkit.core.results import LayerAudit, Precision
+from edgeship.toolkit.core.results import Finding, LayerAudit, Precision
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
@@ -128,7 +128,7 @@ def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]
     return note, verdict.layers, (*verdict.warnings, *doubts)
 
 
-def _told(model: Path, refused: list[lint.Finding]) -> str:
+def _told(model: Path, refused: list[Finding]) -> str:
     first = refused[0]
     more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
     return f"TensorRT would refuse or misread {model}: {first.node}: {first.message} ({first.rule}{more})"

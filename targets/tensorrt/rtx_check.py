@@ -90,13 +90,13 @@ def check(model: Path, capabilities: tuple[str, ...] = NEAREST_TO_ORIN) -> Verdi
 
 def weighted_nodes(model: Path) -> dict[str, str]:
     """Name of every node that has weights -> its operator."""
-    from edgeship.targets.tensorrt._index import Index, label, load
+    from edgeship.toolkit.graph.load import load_unchanged
+    from edgeship.toolkit.graph.query import is_constant_weight, label
 
-    index = Index(load(model))
     return {
-        label(node): str(node.op_type)
-        for node in index.nodes
-        if node.op_type in KINDS and any(index.weights(name) for name in node.input[:2])
+        label(node): node.op_type
+        for node in load_unchanged(model).graph
+        if node.op_type in KINDS and any(map(is_constant_weight, node.inputs[:2]))
     }
 
 
