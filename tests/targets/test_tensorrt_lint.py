@@ -149,7 +149,7 @@ def of_nothing(model):
 def test_invalid_graphs_are_refused_with_a_reason(change, tmp_path):
     path = save(residual_net(TENSORRT), tmp_path / "net.onnx", change)
     for call in (lambda: lint(path, "8.5"), lambda: repair.fix(path, "8.5", tmp_path / "fixed.onnx")):
-        with pytest.raises(ModelError, match="not a (valid|readable) ONNX"):
+        with pytest.raises(ModelError, match=r"not a (valid|readable) ONNX"):
             call()
     if change is not repeated:  # which onnx-ir cannot hold
         findings_of(onnx.load(path), "8.5")
