@@ -45,7 +45,7 @@ class Reformat:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What makes an engine slower than it need be.
+    """Cause of a slow engine.
 
     Attributes:
         rule: Name of the rule, stable.

@@ -58,7 +58,7 @@ def write(
         out: Folder to make; it must not exist, or be empty.
         version: TensorRT version on the device.
         module: Name of the Jetson module.
-        plain: The float graph, so that FP16 can be built beside INT8 and compared.
+        plain: The float graph, to build and compare FP16 too.
         images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
             the self-test, all for the DLA's scales of tensors without Q/DQ; None tests with noise, and leaves
             layers without a scale in FP16 on the DLA.

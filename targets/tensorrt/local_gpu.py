@@ -22,7 +22,7 @@ from edgeship.toolkit.core.results import LayerAudit, Precision
 
 @cache
 def available() -> bool:
-    """Whether TensorRT is installed and finds a GPU."""
+    """Return True if TensorRT is installed and finds a GPU."""
     try:
         from edgeship.targets.runner.cuda import Cuda
 
@@ -90,7 +90,7 @@ class LiveSession:
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether images are uint8 (N, H, W, C); else float32 (N, C, H, W)."""
+        """Return True if images are uint8 (N, H, W, C); else they are float32 (N, C, H, W)."""
         return bool(self._session.takes_pixels)
 
     def infer(self, images: FloatArray | PixelArray) -> FloatArray:

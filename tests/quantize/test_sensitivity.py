@@ -16,6 +16,7 @@ from edgeship.quantization.fake_quant import fake_quantize
 from edgeship.quantization.ptq import prepare
 from edgeship.quantization.sensitivity import analyse, to_json
 from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.core.parallel import Workers
 from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
 from edgeship.toolkit.graph import edit, io
 
@@ -24,7 +25,7 @@ from edgeship.toolkit.graph import edit, io
 def analysed(tmp_path_factory):
     path, pixels = residual().save(tmp_path_factory.mktemp("m") / "m.onnx"), images(12, 16)
     model, statistics = io.read_classifier(path).model, collect(path, [pixels], exact=True)
-    prepared = prepare(model, statistics, targets.get("openvino").scheme, QuantizeOptions())
+    prepared = prepare(model, statistics, targets.get("openvino").scheme(), QuantizeOptions())
     return prepared, prepared.exact, pixels, analyse(prepared, prepared.exact, pixels)
 
 
@@ -126,7 +127,7 @@ def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):
     path, pixels = residual().save(tmp_path / "m.onnx"), images(12, 16)
     model, statistics = io.read_classifier(path).model, collect(path, [pixels])
     options = QuantizeOptions(effort="fast", observer="minmax")
-    prepared = prepare(model, statistics, targets.get("tensorrt").scheme, options)
+    prepared = prepare(model, statistics, targets.get("tensorrt").scheme(), options)
     everything = sqnr_db(run(model, pixels), run(prepared.graph(), pixels))
     rows = analyse(prepared, model, pixels)
     powers = [10 ** (-row.alone_sqnr_db / 10) for row in rows if row.sqnr_db is None]
@@ -152,5 +153,6 @@ def test_whoever_measures_gets_the_same_rows(workers, backend, analysed, monkeyp
         pytest.importorskip({"ray": "ray", "dask": "distributed"}[backend], reason="an extra")
     monkeypatch.setattr(sensitivity, "BATCH_PIXELS", 3 * 16 * 16)  # 12 images are four batches
     prepared, exact, pixels, _ = analysed
-    options = QuantizeOptions(workers=workers, backend=backend)
-    assert analyse(prepared, exact, pixels, options=options) == analyse(prepared, exact, pixels)
+    assert analyse(prepared, exact, pixels, workers=Workers(workers, backend)) == analyse(
+        prepared, exact, pixels
+    )
