@@ -40,6 +40,11 @@ PAGES = [*sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 REASONS = ("needs a Jetson", "needs a package index", "needs ImageNet", "needs a camera")
 NOT_RUN = ("git clone ", "cd ", "python3 -m venv ", "pip install ", ".venv/bin/pip install ")
 LANGUAGES = ("console", "python", "toml", "text", "json")
+QUICK = {  # command -> options that only shorten its timing
+    "run": "--set bench.duration_s=0.1 --set bench.warmup_s=0.05 --set bench.throughput_s=0",
+    "bench": "--duration 0.1",
+    "deploy": "--time 0.1",
+}
 MARK = re.compile(r"<!-- (slow|device|output|not run: [^>]*?) -->\s*\Z")
 VERDICTS = ("✓", "!", "✗", "○")
 NUMBER = re.compile(r"[−-]?\d+(?:[.,]\d+)*")
@@ -124,6 +129,9 @@ class Workshop:
             return 0, ""
         if line.startswith("make "):
             line = made(line.split()[1])
+        words = line.split()
+        if words[0] == "edgeship" and "quickstart" not in words:
+            line = f"{line} {QUICK.get(words[1], '')}".strip()
         if re.match(r"edgeship\b[^|>&;]*$", line):
             output = io.StringIO()
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
