@@ -1,4 +1,4 @@
-"""This machine: what a latency measured here is bound to."""
+"""Description of this machine, to which measured latencies are bound."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SDKS = ("openvino", "onnxruntime", "onnx", "torch", "numpy", "tensorrt", "tensor
 
 
 def this_device() -> Device:
-    """The machine the process runs on, as far as the system tells without root."""
+    """Return the description of this machine, from files that need no root."""
     cpuinfo = _text("/proc/cpuinfo")
     return Device(
         name=_board() or _cpu_name(cpuinfo),
@@ -50,7 +50,7 @@ def this_cpu() -> Cpu:
 
 
 def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
-    """Those that matter for INT8, from the text of /proc/cpuinfo (x86 "flags", ARM "Features")."""
+    """Return the INT8-relevant instruction sets in /proc/cpuinfo (x86 "flags", ARM "Features")."""
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     flags = set(line.group(1).split()) if line else set()
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
