@@ -21,8 +21,8 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph.cost import cost_shares
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, mixed_precision, run
-from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.stages import STAGES
+from edgeship.toolkit.runs.network import ExportedGraphs
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 LIMIT = 0.9
@@ -97,8 +97,8 @@ def test_what_is_said_to_be_reached_is_what_the_graph_reaches(recipe, store):
     line = manifest.select(dataset, 72, 0)
     chosen = manifest.locate(line, dataset)[12:]
     assert not {entry.file for entry in used.entries} & {dataset.items[index].name for index in chosen}
-    graphs = json.loads((result.folder("export") / "graphs.json").read_text())
-    (batch,) = batches(dataset, chosen, from_json(graphs["preprocess"]), batch=60)
+    preprocess = ExportedGraphs.read(result.folder("export")).preprocess
+    (batch,) = batches(dataset, chosen, preprocess, batch=60)
     with (
         simulate(result.folder("export") / "float.onnx") as exact,
         simulate(result.folder("quantize") / "tensorrt.onnx") as coarse,
@@ -176,9 +176,9 @@ def test_another_processor_with_another_scheme_is_another_result(recipe, store, 
 def test_the_result_belongs_to_this_machine_only_if_it_was_timed_here():
     stage = next(stage for stage in STAGES if stage.name == "quantize")
     recipe = Recipe.build({})
-    assert not stage.on_device(recipe.quantize)
-    assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]).quantize)
-    assert mixed_precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"]).resolved().quantize) == {
+    assert not stage.on_device(recipe)
+    assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]))
+    assert mixed_precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"])) == {
         "tensorrt": targets.get("tensorrt").scheme()
     }
 
@@ -205,7 +205,7 @@ def test_a_graph_may_be_for_another_processor(recipe, store):
     plans = {
         sums: Recipe.build(recipe, [f"quantize.overflow_fix={sums}"]) for sums in ("auto", "exact", "pairs")
     }
-    found = {sums: mixed_precision.schemes(plan.resolved().quantize) for sums, plan in plans.items()}
+    found = {sums: mixed_precision.schemes(plan) for sums, plan in plans.items()}
     assert [found[sums]["openvino"].pair_sums for sums in ("exact", "pairs")] == [False, True]
     assert found["auto"]["openvino"] in (found["exact"]["openvino"], found["pairs"]["openvino"])
     scales = {}

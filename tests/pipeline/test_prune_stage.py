@@ -12,10 +12,10 @@ from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
-from edgeship.toolkit.pipeline.recipe import PruneOptions
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
 from edgeship.toolkit.report import quantization_charts
+from edgeship.toolkit.runs.network import ExportedGraphs
 
 SIZE = 8
 NARROW = {"method": "obs", "keep_ratio": 0.5, "channel_multiple": 1, "images": 30, "flip_augment": False}
@@ -49,10 +49,9 @@ def test_half_the_channels_go_and_the_run_is_cached(start):
     first = start(NARROW, until="export")
     small = weights.load(first.folder("finetune")).model
     assert small.architecture.widths.inner[0][0] == (4,)
-    plan, graphs = (
-        read_json(first.folder(a) / b) for a, b in (("prune", "plan.json"), ("export", "graphs.json"))
-    )
-    assert graphs["pruned"]["macs"] == macs(small.architecture, SIZE) == plan["macs_after"]
+    plan = read_json(first.folder("prune") / "plan.json")
+    graphs = ExportedGraphs.read(first.folder("export")).graphs
+    assert graphs["pruned"].macs == macs(small.architecture, SIZE) == plan["macs_after"]
     again = start(NARROW, bench={"threads": 2}, compile={"targets": ["onnxruntime"]})
     assert again.stages[-1].cached  # neither matters where nothing is timed
 
@@ -81,8 +80,8 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
 
 def test_only_a_latency_binds_it_to_the_machine():
     stage = next(stage for stage in STAGES if stage.name == "prune")
-    assert not stage.on_device(PruneOptions(method="obs", macs_ratio=0.5))
-    assert stage.on_device(PruneOptions(method="obs", latency_ratio=0.5))
+    assert not stage.on_device(Recipe.build({"prune": {"method": "obs", "macs_ratio": 0.5}}))
+    assert stage.on_device(Recipe.build({"prune": {"method": "obs", "latency_ratio": 0.5}}))
 
 
 def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):
