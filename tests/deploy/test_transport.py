@@ -152,7 +152,7 @@ def test_a_login_shell_without_line_breaks_in_words(park):
     shell = park.folder / "csh"
     shell.write_text(SHELL)
     shell.chmod(0o755)
-    server = park.server("csh", f"ForceCommand {shell}")
+    server = park.server("device", f"ForceCommand {shell}")
     assert release.status(park.entry(server))["current"] is None
 
 
