@@ -164,7 +164,7 @@ def test_a_target_of_one_file_runs_reports_and_deploys(plugins, recipe, park, tm
     rows = {row["name"]: row for row in done.report["variants"]}
     assert rows["toy-int8"]["top1"] is not None and rows["toy-int8"]["latency_ms"]["p50"] > 0
     assert rows["toy-int8"]["measured_on"].startswith("this machine")
-    assert "toy" in (tmp_path / "out/report.md").read_text().lower()
+    assert "Toy Runtime INT8" in (tmp_path / "out/report.html").read_text()
 
     doctor = CliRunner().invoke(app, ["doctor", "--json"])
     assert json.loads(doctor.stdout)["targets"]["toy"] == {"versions": {"toy": "1.2.3"}}

@@ -202,6 +202,11 @@ def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:
     return ["selftest", "--engine", f"{folder}/{ENGINE}", "--golden", golden, *limits]
 
 
+def runner_python(entry: Device) -> str:
+    """Return the Python of programs on a device: that of the agent if `python` has arguments."""
+    return entry.python if len(entry.python_words) == 1 else "{python}"
+
+
 def run_runner(
     session: AgentSession,
     arguments: list[str],
@@ -229,7 +234,7 @@ def run_runner(
         on_event=listen,
         answer_s=limit_s + 60.0,
         payload=payload,
-        argv=[session.entry.python, *arguments],
+        argv=[runner_python(session.entry), *arguments],
         limit_s=limit_s,
     )
     exit_code = answer["exit"]

@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -111,14 +112,14 @@ class Agent:
 
     def run(self, argv: list[str], limit_s: float, payload: int = 0) -> dict[str, Any]:
         """Run a program and forward its JSON lines; `payload` bytes become the file "{payload}" of argv."""
-        with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
+        with _scratch() as scratch:
             if payload:
                 file = Path(scratch) / "payload"
                 file.write_bytes(b"".join(self._client.read_exactly(payload)))
                 argv = [str(file) if part == "{payload}" else part for part in argv]
             code, log = run_program(
                 self._client,
-                argv,
+                _with_python(argv),
                 limit_s,
                 cwd=scratch,
                 variables={},
@@ -198,7 +199,7 @@ class Agent:
     def _health(self, argv: list[str], limit_s: float, release: str) -> str | None:
         """Run the health check; return the failure, or None."""
         current = str(self.root / "current")
-        argv = [part.replace("{current}", current) for part in argv]
+        argv = _with_python([part.replace("{current}", current) for part in argv])
         variables = {"EDGESHIP_ROOT": str(self.root), "EDGESHIP_RELEASE": release}
         try:
             code, log = run_program(
@@ -262,6 +263,22 @@ def main() -> int:
     finally:
         if agent is not None:
             agent.close()
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="edgeship-")
+    except FileNotFoundError as error:  # no candidate is writable
+        raise RefusedError(
+            f"no room for temporary files: {error.strerror}",
+            "free space in /tmp on the device: `df -h /tmp /`",
+            "disk",
+        ) from error
+
+
+def _with_python(argv: list[str]) -> list[str]:
+    """Replace "{python}" by the Python of the agent."""
+    return [sys.executable if part == "{python}" else part for part in argv]
 
 
 def _output(command: list[str]) -> str:

@@ -88,7 +88,7 @@ class Client:
 def disk_refusal(error: OSError, when: str, *, fatal: bool = False) -> RefusedError:
     """Convert a file system error to an error answer."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = "`edgeship prune-releases` removes old releases"
+        hint = "`edgeship prune-releases` removes old releases; `df -h` on the device shows the full disk"
         return RefusedError(f"the device's disk is full ({when})", hint, "disk", fatal=fatal)
     where = f": {error.filename}" if error.filename else ""
     message = f"{error.strerror or error} ({when}){where}"
