@@ -204,7 +204,8 @@ def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:
 
 def runner_python(entry: Device) -> str:
     """Return the Python of programs on a device: that of the agent if `python` has arguments."""
-    return entry.python if len(entry.python_words) == 1 else "{python}"
+    first, *arguments = entry.python_words
+    return "{python}" if arguments else first
 
 
 def run_runner(
