@@ -54,8 +54,8 @@ def add(
 
     NAME is the name of the device in other commands; it is not checked that the device can be reached.
     """
-    import shlex
-import sys
+        import shlex
+    import sys
 
     from edgeship import targets
     from edgeship.toolkit.core.errors import RecipeError, nearest
