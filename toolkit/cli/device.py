@@ -54,7 +54,7 @@ def add(
 
     NAME is the name of the device in other commands; it is not checked that the device can be reached.
     """
-        import shlex
+    import shlex
     import sys
 
     from edgeship import targets
