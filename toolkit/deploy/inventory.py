@@ -51,8 +51,8 @@ class Device:
         tags: Tags for choosing devices.
         root: Folder on the device; ~ is the login's home.
         health: Shell command that must succeed in the new release's folder; empty: the self-test.
-        python: Command of a Python 3.8+ on the device that can import its runtime, quoted as for a shell. If it
-            has arguments (`docker exec -i NAME python3`), all programs run in its environment.
+        python: Command of a Python 3.8+ on the device that can import its runtime, quoted as for a shell;
+            with arguments (`docker exec -i NAME python3`) all programs run in its environment.
         ssh_config: Configuration file in place of ~/.ssh/config.
     """
 
