@@ -19,16 +19,6 @@ OPENING = re.compile(r"(What|Whether|How|Where|Which|Who)\b")
 ALLOWED = re.compile(r"\bdef test_\w+|\bapart_db\b")  # names of tests; a key of report.json
 PENDING = {  # file -> violations that are left; only smaller numbers are allowed
     "quantize/runtime_check.py": 4,
-    "targets/tensorrt/__init__.py": 7,
-    "targets/tensorrt/_index.py": 10,
-    "targets/tensorrt/engine_analysis.py": 1,
-    "targets/tensorrt/fp16_graph.py": 1,
-    "targets/tensorrt/jetson_folder.py": 1,
-    "targets/tensorrt/lint.py": 1,
-    "targets/tensorrt/local_gpu.py": 2,
-    "targets/tensorrt/placement.py": 4,
-    "targets/tensorrt/repair.py": 2,
-    "targets/tensorrt/rtx_check.py": 7,
 }
 
 

@@ -1,5 +1,6 @@
 """Logins that are not as expected: each has its own cause and cure."""
 
+import errno
 import shlex
 import sys
 import time
@@ -9,6 +10,7 @@ from loopback import QUICK, free_port, quiet
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import agent_client, release, transport
+from edgeship.toolkit.deploy.agent.protocol import disk_refusal
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
 from edgeship.toolkit.deploy.inventory import Device, parse
 from edgeship.toolkit.deploy.transport import explain, explain_start, printable
@@ -185,3 +187,16 @@ def test_python_may_be_a_command_with_arguments(device, park, bundle):
     for python in ("docker exec 'box", " "):
         with pytest.raises(DeviceError, match="python"):
             parse("nano", {"host": "10.0.0.5", "target": "tensorrt", "python": python})
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full", "df -h"),
+        (FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"), "temporary files", "/tmp"),
+        (PermissionError(13, "Permission denied", "/opt/edgeship"), "/opt/edgeship", "owner"),
+    ],
+)
+def test_a_disk_of_the_device_that_cannot_be_written(error, words, hint):
+    refusal = disk_refusal(error, "during run")
+    assert refusal.code == "disk" and words in str(refusal) and hint in refusal.hint

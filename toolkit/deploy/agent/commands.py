@@ -112,7 +112,7 @@ class Agent:
 
     def run(self, argv: list[str], limit_s: float, payload: int = 0) -> dict[str, Any]:
         """Run a program and forward its JSON lines; `payload` bytes become the file "{payload}" of argv."""
-        with _scratch() as scratch:
+        with tempfile.TemporaryDirectory(prefix="edgeship-") as scratch:
             if payload:
                 file = Path(scratch) / "payload"
                 file.write_bytes(b"".join(self._client.read_exactly(payload)))
@@ -263,17 +263,6 @@ def main() -> int:
     finally:
         if agent is not None:
             agent.close()
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    try:
-        return tempfile.TemporaryDirectory(prefix="edgeship-")
-    except FileNotFoundError as error:  # no candidate is writable
-        raise RefusedError(
-            f"no room for temporary files: {error.strerror}",
-            "free space in /tmp on the device: `df -h /tmp /`",
-            "disk",
-        ) from error
 
 
 def _with_python(argv: list[str]) -> list[str]:
