@@ -80,7 +80,7 @@ class Target(Protocol):
         """Return SDK name -> version.
 
         Raises:
-            TargetError: The SDK is absent; the hint says how to install it.
+            TargetError: The SDK is absent; the hint is its installation.
         """
         ...
 

@@ -116,7 +116,7 @@ def golden(folder: str) -> Golden:
     """Read golden inputs and logits, digests checked.
 
     Raises:
-        Failure: A file is absent, or is not what golden.json says.
+        Failure: A file is absent, or differs from golden.json.
     """
     path = os.path.join(folder, "golden.json")
     try:

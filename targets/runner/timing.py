@@ -136,11 +136,11 @@ def measure(
             output.progress("time", engine=subject.engine, round=number + 1, rounds=rounds)
             subject.run(warm_up_s, duration_s / rounds, -(-iterations // rounds), tree)
     after = sysfs.snapshot(tree)
-    throttled, marks = judge(before, after)
+    throttled, marks = compare_snapshots(before, after)
     return {"before": before, "after": after, "throttled": throttled, "marks": marks}
 
 
-def judge(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool | None, list[str]]:
+def compare_snapshots(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool | None, list[str]]:
     """Compare two snapshots: throttling, and all reasons not to trust the figures.
 
     Returns:

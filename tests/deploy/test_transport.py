@@ -122,15 +122,17 @@ def test_text_without_a_newline_before_the_first_answer(device, park):
     [
         ("printf 'Activate the environment? [y/n] '; sleep 60", "Activate the environment"),
         ("read answer", "reads the standard input"),
+        ("sleep 60", "no answer"),
     ],
 )
 def test_a_login_script_that_asks(login, words, device, park, monkeypatch):
     monkeypatch.setattr(agent_client, "PROMPT_S", 0.5)
+    monkeypatch.setattr(agent_client, "FIRST_ANSWER_S", 1.5)
     server, _ = device
     started = time.monotonic()
     with pytest.raises(DeviceError, match=words) as caught:
         release.status(park.entry(server, python=wrapped(server, login)))
-    assert "[ -t 0 ]" in caught.value.hint and time.monotonic() - started < 10
+    assert ("[ -t 0 ]" in caught.value.hint or words == "no answer") and time.monotonic() - started < 10
 
 
 def test_an_old_python_answers(device, park):

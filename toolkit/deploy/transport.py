@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ _JUMP_ERRORS = (
     (
         r"(?s)(?:open failed: connect failed: ([^\r\n]+).*)?stdio forwarding failed",
         "the jump host cannot reach {0}: {1}",
-        "correct host and port, as the jump host knows them",
+        "correct host and port, as seen from the jump host",
     ),
     (
         r"(Permission denied|Host key verification failed|Too many authentication failures)",
@@ -225,6 +226,11 @@ def explain_start(entry: Device, exit_code: int | None, output: str) -> DeviceEr
         return DeviceError(
             f"{entry.name}: cannot run {entry.python} there",
             hint="install python3 on the device, or set python in the inventory",
+        )
+    if exit_code == -signal.SIGKILL:  # ended by `AgentSession.abort`
+        return DeviceError(
+            f"{entry.name}: no answer from {entry.python}: it hangs, or a login script waits for input",
+            hint=f"`{command} -V` must print a version at once",
         )
     if exit_code in {0, 11} and not printable(
         output.encode()

@@ -92,8 +92,8 @@ class TensorRT:
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if not (self.typed_only or options.strongly_typed):
-            wanted = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[options.precision]
-            for flag in wanted:
+            flags = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[options.precision]
+            for flag in flags:
                 config.set_flag(getattr(trt.BuilderFlag, flag))
         if options.optimization_level is not None and hasattr(trt.IBuilderConfig, "builder_optimization_level"):
             config.builder_optimization_level = options.optimization_level
@@ -176,7 +176,7 @@ class _TensorRTSession:
         self.classes = tuple(self._engine.get_tensor_shape(self._output))[-1]
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
-        """Allocate for this batch, bind, and capture the CUDA graph if one is wanted."""
+        """Allocate for this batch, bind, and capture the CUDA graph if requested."""
         self._release()
         values = batch
         for size in self.image_shape:
