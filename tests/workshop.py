@@ -36,9 +36,9 @@ from edgeship.toolkit.deploy import inventory
 from edgeship.toolkit.pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs" / "pages").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 REASONS = ("needs a Jetson", "needs a package index", "needs ImageNet", "needs a camera")
-NOT_RUN = ("git clone ", "cd ", "python3 -m venv ", "pip install ", ".venv/bin/pip install ")
+NOT_RUN = ("git clone ", "cd ", "make install")  # the reader has it; make install needs a package index
 LANGUAGES = ("console", "python", "toml", "text", "json")
 QUICK = {  # command -> options that only shorten its timing
     "run": "--set bench.duration_s=0.1 --set bench.warmup_s=0.05 --set bench.throughput_s=0",
@@ -129,6 +129,7 @@ class Workshop:
             return 0, ""
         if line.startswith("make "):
             line = made(line.split()[1])
+        line = line.removeprefix(".venv/bin/")
         words = line.split()
         if words[0] == "edgeship" and "quickstart" not in words:
             line = f"{line} {QUICK.get(words[1], '')}".strip()

@@ -168,3 +168,7 @@ def test_pictures_load_nothing_from_elsewhere():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/", "")
         assert "http" not in text, file
         assert "<title>" in text or 'class="rich-terminal"' in text
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    assert benchmarks.summary() in (ROOT / "README.md").read_text(encoding="utf-8")
