@@ -47,6 +47,7 @@ QUICK = {  # command -> options that only shorten its timing
 }
 MARK = re.compile(r"<!-- (slow|device|output|not run: [^>]*?) -->\s*\Z")
 VERDICTS = ("✓", "!", "✗", "○")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
 NUMBER = re.compile(r"[−-]?\d+(?:[.,]\d+)*")
 
 
@@ -202,5 +203,5 @@ def compare(expected: list[str], output: str, line: str) -> None:
 
 
 def plain(line: str) -> str:
-    """Return a line with one space for several, one sign for rules and 0 for every figure."""
-    return re.sub(r"─+", "─", " ".join(NUMBER.sub("0", line).split()))
+    """Return a line without colours, with one space for several, one sign for rules, 0 for every figure."""
+    return re.sub(r"─+", "─", " ".join(NUMBER.sub("0", COLOUR.sub("", line)).split()))

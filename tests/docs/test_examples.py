@@ -47,8 +47,8 @@ def folder(materials, tmp_path, tmp_path_factory, monkeypatch):
         "EDGESHIP_STORE": store,
         "HOME": tmp_path / "home",
         "XDG_CONFIG_HOME": tmp_path / "config",
-        "COLUMNS": 130,
-        "NO_COLOR": 1,
+        "COLUMNS": 80,
+        "FORCE_COLOR": 1,  # a terminal, for rich
         "PYTHONPATH": ROOT,
     }.items():
         monkeypatch.setenv(name, str(value))
