@@ -34,6 +34,8 @@ from edgeship.toolkit.graph.standard import (
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings become our errors
 SMALL_BYTES = 1024  # largest constants used by inference: shapes, axes, bounds
 
+CHECKPOINTS = {".pth", ".pt", ".safetensors", ".ckpt"}
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -75,7 +77,9 @@ def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
     except Exception as error:  # protobuf and onnx-ir raise many types for a damaged file
         raise ModelError(
             f"{path.name} is not a readable ONNX file: {_first_line(error)}",
-            hint="export it again",
+            hint="a checkpoint is a MODEL of `edgeship run` and `edgeship prune`"
+            if path.suffix.lower() in CHECKPOINTS
+            else "export it again",
         ) from error
     try:
         return _normalize(model, path.name, float_only=float_only, output=output)
