@@ -36,7 +36,11 @@ LIMIT_S = 600.0  # a mutant that takes longer is in an endless loop and counts a
 
 TESTS = {  # module -> its test files; the quick ones first
     "quantize/qparams.py": ["quantize/test_qparams.py", "quantize/test_gptq.py"],
-    "quantize/placement.py": ["quantize/test_placement.py", "quantize/test_torch_executor.py"],
+    "quantize/placement.py": [
+        "quantize/test_placement.py",
+        "quantize/test_signs.py",
+        "quantize/test_torch_executor.py",
+    ],
     "quantize/bias.py": ["quantize/test_bias.py", "quantize/test_equalize.py"],
     "quantize/statistics.py": ["quantize/test_statistics.py", "quantize/test_calibrate.py"],
     "quantize/gptq.py": ["quantize/test_gptq.py"],
@@ -69,7 +73,7 @@ TESTS = {  # module -> its test files; the quick ones first
     "calibration/manifest.py": ["calibration/test_manifest.py"],
     "calibration/duplicates.py": ["calibration/test_duplicates.py", "calibration/test_doctor.py"],
     "toolkit/report/gates.py": ["report/test_gates.py"],
-    "toolkit/report/verdict.py": ["report/test_gates.py", "report/test_gather.py"],
+    "toolkit/report/verdict.py": ["report/test_verdict.py", "report/test_gates.py", "report/test_gather.py"],
 }
 
 REVIEW = (  # file, tests, text, replacement: faults that survived an earlier review
