@@ -47,7 +47,11 @@ TESTS = {  # module -> its test files; the quick ones first
     "quantize/equalize.py": ["quantize/test_equalize.py"],
     "toolkit/core/statistics.py": ["core/test_paired_statistics.py"],
     "targets/tensorrt/lint.py": ["targets/test_tensorrt_lint.py", "targets/test_tensorrt_versions.py"],
-    "targets/tensorrt/versions.py": ["targets/test_tensorrt_versions.py", "targets/test_tensorrt_lint.py"],
+    "targets/tensorrt/versions.py": [
+        "targets/test_tensorrt_versions.py",
+        "targets/test_tensorrt_builder.py",
+        "targets/test_tensorrt_lint.py",
+    ],
     "toolkit/pipeline/store.py": ["pipeline/test_store.py", "pipeline/test_runner.py"],
     "toolkit/pipeline/stage.py": ["pipeline/test_code_closure.py", "pipeline/test_runner.py"],
     "toolkit/pipeline/code_closure.py": ["pipeline/test_code_closure.py"],
@@ -129,14 +133,14 @@ class Mutant:
 
     Attributes:
         module: File below the root.
-        line: First line of the change, from 1.
+        place: Start of the change, line:column, from 1.
         change: The fault.
         text: Text of the whole faulty file.
         tests: Test files below tests/ that should fail.
     """
 
     module: str
-    line: int
+    place: str
     change: str
     text: str
     tests: Sequence[str]
@@ -148,16 +152,17 @@ def reviewed() -> Iterator[Mutant]:
         text = (ROOT / module).read_text(encoding="utf-8")
         start = text.index(before)
         faulty = text[:start] + after + text[start + len(before) :]
-        yield Mutant(module, text[:start].count("\n") + 1, f"{before} -> {after}", faulty, tests)
+        place = f"{text[:start].count(chr(10)) + 1}:{start - text.rfind(chr(10), 0, start)}"
+        yield Mutant(module, place, f"{before} -> {after}", faulty, tests)
 
 
 def sample() -> list[Mutant]:
     """Return all mutants in a seeded order that changes only for the mutants of an edited module."""
     every = []
     for module, tests in TESTS.items():
-        for line, change, faulty in mutations.of((ROOT / module).read_text(encoding="utf-8")):
-            place = hashlib.sha256(f"{SEED} {module} {line} {change}".encode()).digest()
-            every.append((place, Mutant(module, line, change, faulty, tests)))
+        for place, change, faulty in mutations.of((ROOT / module).read_text(encoding="utf-8")):
+            order = hashlib.sha256(f"{SEED} {module} {place} {change}".encode()).digest()
+            every.append((order, Mutant(module, place, change, faulty, tests)))
     return [mutant for _, mutant in sorted(every, key=lambda each: each[0])]
 
 
@@ -198,22 +203,24 @@ def run_tests(tree: Path, tests: Sequence[str]) -> tuple[str, float]:
 
 
 def earlier() -> dict[tuple[str, str, str], str]:
-    """Return the results of earlier runs: (module, line, change) -> result."""
+    """Return the results of earlier runs: (module, place, change) -> result."""
     if not RESULTS.is_file():
         return {}
-    rows = re.findall(r"^\| (\S+):(\d+) \| `(.*)` \| (.*) \|$", RESULTS.read_text(encoding="utf-8"), re.M)
-    return {(module, line, change): result for module, line, change, result in rows}
+    rows = re.findall(
+        r"^\| (\S+?):(\d+:\d+) \| `(.*)` \| (.*) \|$", RESULTS.read_text(encoding="utf-8"), re.M
+    )
+    return {(module, place, change): result for module, place, change, result in rows}
 
 
 def key(mutant: Mutant) -> tuple[str, str, str]:
-    """Return the key of a mutant in results.md: module, line and change."""
-    return mutant.module, str(mutant.line), mutant.change.replace("|", "/").replace("`", "'")
+    """Return the key of a mutant in results.md: module, line:column and change."""
+    return mutant.module, mutant.place, mutant.change.replace("|", "/").replace("`", "'")
 
 
 def write(results: dict[tuple[str, str, str], str]) -> None:
     """Write results.md."""
     review = {key(mutant) for mutant in reviewed()}
-    present = review | {key(mutant) for mutant in sample()}  # lines move as modules change
+    present = review | {key(mutant) for mutant in sample()}  # places move as modules change
     results = {each: result for each, result in results.items() if each in present}
     lines = [
         "# Mutation tests",
@@ -224,8 +231,8 @@ def write(results: dict[tuple[str, str, str], str]) -> None:
         alive = sum(results[each].startswith("survived") for each in keys)
         lines += ["", f"## {title}", "", f"{len(keys)} tried, {alive} survived."]
         lines += ["", "| where | change | result |", "|---|---|---|"]
-        for module, line, change in sorted(keys, key=lambda each: (not results[each].startswith("s"), each)):
-            lines.append(f"| {module}:{line} | `{change}` | {results[module, line, change]} |")
+        for module, place, change in sorted(keys, key=lambda each: (not results[each].startswith("s"), each)):
+            lines.append(f"| {module}:{place} | `{change}` | {results[module, place, change]} |")
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -274,7 +281,7 @@ def main() -> None:
             result, seconds = run_tests(tree, tests)
             file.write_text(original, encoding="utf-8")
             results[key(mutant)] = result
-            print(f"{result} ({seconds:.0f} s): {mutant.module}:{mutant.line} {mutant.change}", flush=True)
+            print(f"{result} ({seconds:.0f} s): {mutant.module}:{mutant.place} {mutant.change}", flush=True)
             write(earlier() | results)  # a parallel run may have added results
 
 
