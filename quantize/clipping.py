@@ -31,8 +31,7 @@ TRUST = (
 
 def observer_qparams(tensor: TensorStatistics, spec: QuantSpec, observer: str) -> QParams:
     """Choose the quantization parameters of one tensor by an observer."""
-    low, high = float(tensor.low.min()), float(tensor.high.max())
-    return choose_qparams(observers.get(observer)(tensor.sample.ravel(), low, high, spec), spec)
+    return choose_qparams(observers.get(observer)(tensor, spec), spec)
 
 
 def logit_aware_clipping(
@@ -155,8 +154,7 @@ class _ClipSearch:
         excess = _excess(torch.from_numpy(tensor.peaks), self._cuts) * self._images / len(tensor.peaks)
         error = self._sensitivity() * excess + self._rounding * scales**2 / 12
         cut = float(self._cuts[len(CUTS) - 1 - int(np.argmin(error[::-1]))])
-        low, high = float(tensor.low.min()), float(tensor.high.max())
-        return choose_qparams(observers.clipped(cut, low, high), spec)
+        return choose_qparams(observers.clipped(cut, tensor), spec)
 
     def _sensitivity(self) -> Doubles:
         """Return the clipping error per squared excess at every cut; the prior is that of the lower cut."""

@@ -226,7 +226,7 @@ def _quantized_inputs(
     through |= EXTREMUM_OPS if scheme.reduced_max == "input" else set()
     for value in _quantizable_inputs(node):
         if node.op_type == "BatchNormalization":
-            quantized = scheme.add_inputs == "both"
+            quantized = scheme.batch_norm
         else:
             quantized = not is_residual(node) or _quantizes_add_input(node, value, scheme, largest)
         if quantized:

@@ -85,8 +85,8 @@ def write(
                 "dtype": q.spec.stored,
                 "scale": q.scale[0],
                 "zero_point": q.zero_point[0] + q.spec.offset,
-                "low": float(quantized.statistics.tensors[name].low.min()),
-                "high": float(quantized.statistics.tensors[name].high.max()),
+                "low": quantized.statistics.tensors[name].lowest,
+                "high": quantized.statistics.tensors[name].highest,
                 "counts": _histogram(quantized.statistics.tensors[name]),
             }
             for name, q in quantized.activations.items()
@@ -146,8 +146,7 @@ def _sensitivity(quantized: Quantized, options: QuantizeOptions) -> dict[str, An
 
 def _histogram(tensor: TensorStatistics) -> list[int]:
     """Count the sampled values in 64 bins from the lowest to the highest value."""
-    bounds = (float(tensor.low.min()), float(tensor.high.max()))
-    counts: list[int] = np.histogram(tensor.sample, 64, bounds)[0].tolist()
+    counts: list[int] = np.histogram(tensor.sample, 64, (tensor.lowest, tensor.highest))[0].tolist()
     return counts
 
 

@@ -40,9 +40,19 @@ class TensorStatistics:
     peaks: FloatArray
 
     @property
+    def lowest(self) -> float:
+        """Return the lowest value of all channels."""
+        return float(self.low.min())
+
+    @property
+    def highest(self) -> float:
+        """Return the highest value of all channels."""
+        return float(self.high.max())
+
+    @property
     def largest(self) -> float:
-        """Largest magnitude of all channels."""
-        return float(max(-self.low.min(), self.high.max()))
+        """Return the largest magnitude of all channels."""
+        return max(-self.lowest, self.highest)
 
     def scaled(self, factor: FloatArray) -> TensorStatistics:
         """Divide the statistics by a factor for every channel, (C,) > 0."""
@@ -84,7 +94,7 @@ class Statistics:
     @property
     def lowest(self) -> dict[str, float]:
         """Tensor name -> its lowest value."""
-        return {name: float(tensor.low.min()) for name, tensor in self.tensors.items()}
+        return {name: tensor.lowest for name, tensor in self.tensors.items()}
 
     def save(self, folder: Path) -> None:
         """Write statistics.npz and statistics.json into a folder."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgeship.toolkit.core import plugins
-from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme
+from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme
 from edgeship.toolkit.core.results import LayerAudit, Precision
 
 
@@ -50,8 +50,11 @@ class Session(Protocol):
 class Target(Protocol):
     """A runtime: what it wants of a graph, and how it compiles and runs one."""
 
-    scheme: QuantScheme
-    opens_graphs: bool  # whether `open` takes an ONNX file too, and computes what an engine of it would
+    opens_graphs: bool  # `open` also takes an ONNX file, and computes what an engine of it would
+
+    def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
+        """Return the quantization scheme for a CPU; None: this machine's."""
+        ...
 
     def versions(self) -> Mapping[str, str]:
         """SDK name -> version.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from edgeship.toolkit.core.quant import Cpu
 from edgeship.toolkit.core.results import Device
 from edgeship.toolkit.core.threads import granted_cores
 
@@ -26,7 +26,6 @@ INSTRUCTION_SETS = {
     "i8mm": "i8mm",
     "sve": "sve",
 }
-EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"})
 SDKS = ("openvino", "onnxruntime", "onnx", "torch", "numpy", "tensorrt", "tensorrt-rtx-cu12")
 
 
@@ -45,23 +44,16 @@ def this_device() -> Device:
     )
 
 
+def this_cpu() -> Cpu:
+    """Return the CPU of this machine."""
+    return Cpu(platform.machine(), instruction_sets(_text("/proc/cpuinfo")))
+
+
 def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
     """Those that matter for INT8, from the text of /proc/cpuinfo (x86 "flags", ARM "Features")."""
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
     flags = set(line.group(1).split()) if line else set()
     return tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags)
-
-
-def pair_sums_saturate(device: Device) -> bool:
-    """Whether the CPU adds INT8 products by twos in 16 bits that saturate: x86 without VNNI."""
-    return int8_sums(device.arch, device.instruction_sets) == "pairs"
-
-
-def int8_sums(arch: str, instruction_sets: Iterable[str]) -> str | None:
-    """How a CPU adds INT8 products: "exact", or in "pairs" that can saturate; None: not known."""
-    if EXACT_DOT_PRODUCTS.intersection(instruction_sets):
-        return "exact"
-    return "pairs" if arch in {"x86_64", "AMD64"} else None
 
 
 def _cpu_name(cpuinfo: str) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 from edgeship.targets import Compiled, Session, Target
 from edgeship.targets._batching import OTHER_IMAGES, in_batches
-from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._device import this_cpu
 from edgeship.targets._messages import summed_up
 from edgeship.targets._onnxruntime_profile import profile
 from edgeship.targets._timing import loop_ips
 from edgeship.toolkit.core.errors import TargetError
-from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
+from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
 from edgeship.toolkit.core.results import LayerAudit, Precision
 from edgeship.toolkit.core.threads import granted_cores
 
@@ -42,20 +42,22 @@ SHAPED = frozenset({"Reshape", "Expand", "Tile", "ConstantOfShape"})
 class OnnxRuntime:
     """The scheme its fused integer kernels (QLinearConv, QLinearAdd, QGemm) take."""
 
-    scheme = QuantScheme(
-        name="onnxruntime",
-        weight=QuantSpec("int8", symmetric=True, axis=0),
-        activation=QuantSpec("int8", symmetric=True),
-        unsigned_activation=QuantSpec("uint8", symmetric=True),
-        add_inputs="all",
-        max_pool="input",
-        store_integers=True,
-        integer_bias=True,
-        pairs="rows",
-        pair_sums=pair_sums_saturate(this_device()),
-    )
-
     opens_graphs = True
+
+    def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
+        """Return the quantization scheme."""
+        return QuantScheme(
+            name="onnxruntime",
+            weight=QuantSpec("int8", symmetric=True, axis=0),
+            activation=QuantSpec("int8", symmetric=True),
+            unsigned_activation=QuantSpec("uint8", symmetric=True),
+            add_inputs="all",
+            max_pool="input",
+            store_integers=True,
+            integer_bias=True,
+            pairs="rows",
+            pair_sums=(cpu or this_cpu()).int8_sums == "pairs",
+        )
 
     def versions(self) -> Mapping[str, str]:
         """The installed ONNX Runtime."""

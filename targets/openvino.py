@@ -12,13 +12,13 @@ import onnx
 
 from edgeship.targets import Compiled, Session, Target
 from edgeship.targets._batching import OTHER_IMAGES, in_batches
-from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._device import this_cpu
 from edgeship.targets._messages import summed_up
 from edgeship.targets._openvino_audit import audit
 from edgeship.targets._timing import count_until
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.openvino import core, reason, sdk
-from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
+from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.threads import granted_cores
 
@@ -28,22 +28,25 @@ ENGINE = "model.xml"
 class OpenVINO:
     """Unsigned activations after a ReLU and both inputs of an Add quantized: what its kernels fuse."""
 
-    scheme = QuantScheme(
-        name="openvino",
-        weight=QuantSpec("int8", symmetric=True, axis=0),
-        activation=QuantSpec("int8", symmetric=True),
-        unsigned_activation=QuantSpec("uint8", symmetric=True),
-        add_inputs="both",
-        max_pool="input",
-        store_integers=True,
-        reduced_max="input",  # 2026.4 rounds to integers inside the reduction of floats, and loses most of it
-        padded_average=False,  # 2026.4 pads with the integer 0, which is not the number 0 there
-        concat_offset=128,  # 2026.4 takes signed integers for unsigned there, and convolutions read nonsense
-        pairs="channels",
-        pair_sums=pair_sums_saturate(this_device()),
-    )
-
     opens_graphs = True
+
+    def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
+        """Return the quantization scheme."""
+        return QuantScheme(
+            name="openvino",
+            weight=QuantSpec("int8", symmetric=True, axis=0),
+            activation=QuantSpec("int8", symmetric=True),
+            unsigned_activation=QuantSpec("uint8", symmetric=True),
+            add_inputs="both",
+            batch_norm=True,
+            max_pool="input",
+            store_integers=True,
+            reduced_max="input",  # 2026.4 rounds inside the reduction of floats, and loses most of it
+            padded_average=False,  # 2026.4 pads with the integer 0, which is not the number 0 there
+            concat_offset=128,  # 2026.4 takes signed integers for unsigned there: wrong results
+            pairs="channels",
+            pair_sums=(cpu or this_cpu()).int8_sums == "pairs",
+        )
 
     def versions(self) -> Mapping[str, str]:
         """The installed OpenVINO."""

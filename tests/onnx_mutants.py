@@ -382,7 +382,7 @@ def outcome(content: bytes, folder: Path) -> str:
             return "valid"
         shape = (IMAGES, graph.channels, *sides)
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        scheme = targets.get("openvino").scheme
+        scheme = targets.get("openvino").scheme()
         quantize(graph, collect(graph, [images]), scheme, QuantizeOptions(effort="fast"), out)
     except ToolkitError as error:
         assert str(error).strip() and error.hint.strip(), "an error without a message or a hint"

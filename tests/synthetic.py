@@ -84,6 +84,7 @@ def synthetic_run(
             "parameters": 11_181_642,
             "preprocess": preprocess,
             "classes": count,
+            "preprocess_source": "stated",
         },
     )
     widths = {"stem": 64, "streams": [64, 128, 256, 512], "inner": [[[c], [c]] for c in (64, 128, 256, 512)]}
@@ -119,11 +120,14 @@ def synthetic_run(
     write(
         folders["export"] / "graphs.json",
         {
-            "float": {"file": "float.onnx", "macs": 150_000_000, "parameters": 11_181_642},
-            "pruned": {"file": "pruned.onnx", "macs": 90_000_000, "parameters": 6_000_000},
+            "graphs": {
+                "float": {"file": "float.onnx", "macs": 150_000_000, "parameters": 11_181_642},
+                "pruned": {"file": "pruned.onnx", "macs": 90_000_000, "parameters": 6_000_000},
+            },
             "parity": 3.1e-6,
-            "size": 64,
             "batch": 1,
+            "classes": count,
+            "class_names": [],
             "preprocess": preprocess,
         },
     )

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from edgeship.quantization.statistics import TensorStatistics
 from edgeship.toolkit.core import plugins
 from edgeship.toolkit.core.quant import QuantSpec, Range
 
-Magnitudes = npt.NDArray[np.float32]
-
 
 class Observer(Protocol):
-    """Range selection rule; each module of this package is one observer."""
+    """Range selection rule; each module of this package, or plug-in (see `plugins`), is one observer."""
 
-    def __call__(self, sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:
-        """Choose the range of a tensor.
+    def __call__(self, tensor: TensorStatistics, spec: QuantSpec) -> Range:
+        """Choose the range of a tensor: inside [tensor.lowest, tensor.highest].
 
         Args:
-            sample: Values of the tensor, spread evenly over images, positions and channels.
-            low: Exact lowest value over all images.
-            high: Exact highest value over all images.
+            tensor: Statistics over all calibration images, with the maxima of single images.
             spec: Integer type.
-
-        Returns:
-            A range inside [low, high].
         """
         ...
 
@@ -42,11 +33,10 @@ def get(name: str) -> Observer:
     Raises:
         RecipeError: Unknown name; the hint has the nearest one.
     """
-    plugin: Any = plugins.get("edgeship.quantization.observers", name, "observe")
-    observer: Observer = plugin
+    observer: Observer = plugins.get("edgeship.quantization.observers", name, "observe")
     return observer
 
 
-def clipped(threshold: float, low: float, high: float) -> Range:
-    """Clip the range [low, high] at a magnitude."""
-    return Range((max(low, -threshold),), (min(high, threshold),))
+def clipped(threshold: float, tensor: TensorStatistics) -> Range:
+    """Clip the range of a tensor at a magnitude."""
+    return Range((max(tensor.lowest, -threshold),), (min(tensor.highest, threshold),))

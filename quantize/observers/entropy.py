@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeship.quantization.observers import Magnitudes, clipped
+from edgeship.quantization.observers import clipped
+from edgeship.quantization.statistics import TensorStatistics
 from edgeship.toolkit.core.quant import QuantSpec, Range
 
 BINS = 2048
 
 
-def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:
+def observe(tensor: TensorStatistics, spec: QuantSpec) -> Range:
     """Clip at the magnitude of least KL divergence between the observed and the quantized distribution.
 
     Candidate cuts of the histogram of magnitudes (2048 bins) are every 16th bin, from as many bins as there
@@ -21,15 +22,15 @@ def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Ran
     Source:
         Migacz 2017, "8-bit inference with TensorRT", GTC S7310.
     """
+    sample, largest = tensor.sample.ravel(), tensor.largest
     magnitudes = np.abs(sample[sample != 0])
-    largest = max(-low, high)
     if not len(magnitudes) or largest <= 0:
-        return Range((low,), (high,))
+        return Range((tensor.lowest,), (tensor.highest,))
     histogram, edges = np.histogram(magnitudes, BINS, (0.0, largest))
     levels = spec.quant_max + 1
     cuts = range(levels, BINS + 1, 16)
     best = min(cuts, key=lambda cut: divergence(histogram, cut, levels))
-    return clipped(float(edges[best]), low, high)
+    return clipped(float(edges[best]), tensor)
 
 
 def divergence(histogram: np.ndarray[tuple[int], np.dtype[np.int64]], cut: int, levels: int) -> float:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgeship.quantization.observers import Magnitudes
+from edgeship.quantization.statistics import TensorStatistics
 from edgeship.toolkit.core.quant import QuantSpec, Range
 
 
-def observe(sample: Magnitudes, low: float, high: float, spec: QuantSpec) -> Range:  # noqa: ARG001
+def observe(tensor: TensorStatistics, spec: QuantSpec) -> Range:  # noqa: ARG001
     """Return the exact lowest and highest value."""
-    return Range((low,), (high,))
+    return Range((tensor.lowest,), (tensor.highest,))

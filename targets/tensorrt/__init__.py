@@ -13,7 +13,7 @@ from edgeship.targets._timing import loop_ips
 from edgeship.targets.tensorrt import fp16_graph, lint, local_gpu, rtx_check
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
-from edgeship.toolkit.core.quant import FloatArray, PixelArray, QuantScheme, QuantSpec
+from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
 from edgeship.toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
@@ -25,17 +25,20 @@ PORTABLE = "8.5"  # what this version reads is read by every later one; an engin
 class TensorRT:
     """Symmetric int8 everywhere and only the shortcut of an Add quantized: what its kernels fuse."""
 
-    scheme = QuantScheme(
-        name="tensorrt",
-        weight=QuantSpec("int8", symmetric=True, axis=0),
-        activation=QuantSpec("int8", symmetric=True),
-        unsigned_activation=None,
-        add_inputs="skip",
-        max_pool="output",  # the builder moves the Q through the pool and fuses both with the convolution
-        store_integers=False,
-    )
-
     opens_graphs = False
+
+    def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
+        """Return the quantization scheme."""
+        del cpu  # no part of the computation
+        return QuantScheme(
+            name="tensorrt",
+            weight=QuantSpec("int8", symmetric=True, axis=0),
+            activation=QuantSpec("int8", symmetric=True),
+            unsigned_activation=None,
+            add_inputs="skip",
+            max_pool="output",  # the builder moves the Q through the pool and fuses both with the convolution
+            store_integers=False,
+        )
 
     def versions(self) -> Mapping[str, str]:
         """TensorRT where it can run, and TensorRT-RTX that checks graphs without a GPU."""

@@ -183,7 +183,7 @@ def quantized(
     folder.mkdir(parents=True, exist_ok=True)
     plain, rounded = folder / "float.onnx", folder / "int8.onnx"
     export(model, plain, size=size, batch=batch)
-    scheme = targets.get(TARGET).scheme
+    scheme = targets.get(TARGET).scheme()
     quantization.quantize(plain, collect(plain, images), scheme, quantization.QuantizeOptions(), rounded)
     return plain, rounded
 

@@ -21,7 +21,7 @@ from _common import peak_bytes
 
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.loader import batches
-from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._device import this_cpu
 from edgeship.toolkit.core.tensors import Preprocess
 
 BATCH = 8  # images at once, as `edgeship run` calibrates
@@ -86,7 +86,7 @@ def edgeship(effort: str) -> Tool:
         from edgeship.quantization.calibrate import collect
         from edgeship.toolkit.graph.io import read_classifier
 
-        scheme = targets.get(job.target).scheme
+        scheme = targets.get(job.target).scheme()
 
         def run() -> Path:
             out = job.out / "edgeship.onnx"
@@ -174,7 +174,7 @@ def onnxruntime(method: str = "MinMax", **options: Any) -> Tool:
                 str(out),
                 Reader(),
                 calibrate_method=CalibrationMethod[method],
-                reduce_range=job.target != "tensorrt" and pair_sums_saturate(this_device()),
+                reduce_range=job.target != "tensorrt" and (this_cpu().int8_sums == "pairs"),
                 **{**options, **types},
             )
             return out
@@ -215,7 +215,7 @@ def aimet(scheme: str = "min_max", *, equalize: bool = False, adaround: bool = F
 
         from edgeship import targets
 
-        signed = targets.get(job.target).scheme.unsigned_activation is None
+        signed = targets.get(job.target).scheme().unsigned_activation is None
         config = json.loads(Path(get_path_for_per_channel_config()).read_text(encoding="utf-8"))
         if signed:  # its default, unsigned integers with a zero point, is refused by NVIDIA's parser
             config["defaults"]["ops"]["is_symmetric"] = "True"

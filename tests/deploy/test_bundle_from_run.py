@@ -11,11 +11,12 @@ import pytest
 
 from edgeship.calibration import evalset_format
 from edgeship.calibration.datasets import open_dataset
-from edgeship.toolkit.core.artifact import plain, write_json
+from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import bundle_from_run
+from edgeship.toolkit.runs.network import ModelInfo
 
 COUNT = 40
 PREPROCESS = Preprocess(resize=16, crop=16)
@@ -38,8 +39,7 @@ def run(tmp_path: Path) -> Path:
     }
     for folder in stages.values():
         folder.mkdir()
-    write_json(stages["load"] / "model.json", {"name": "ResNet18", "weights_sha256": "ab" * 32})
-    write_json(stages["export"] / "graphs.json", {"preprocess": plain(PREPROCESS)})
+    ModelInfo("ResNet18", "ab" * 32, 1, 10, PREPROCESS, "stated").write(stages["load"])
     for target in ("openvino", "openvino-pruned", "tensorrt"):
         (stages["quantize"] / f"{target}.onnx").write_text(f"graph {target}")
     made_for = {"openvino": "pairs", "openvino-pruned": "exact", "tensorrt": None}

@@ -14,7 +14,7 @@ from loopback import QUICK, live, quiet
 
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.evalset_format import pack
-from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._device import this_cpu
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import release
@@ -91,7 +91,7 @@ def test_openvino_is_deployed_measured_upgraded_and_rolled_back(intel, tmp_path)
     )
     assert record["facts"]["cpu"]["name"]
     doubts = [problem["code"] for problem in record["problems"] if problem["code"] == "pair-sums"]
-    assert doubts == ["pair-sums"] * pair_sums_saturate(this_device())
+    assert doubts == ["pair-sums"] * (this_cpu().int8_sums == "pairs")
     assert record["latency_ms"]["threads"] == 1 and "1 thread)" in latency(record)
 
     second = bundles.make(

@@ -144,7 +144,7 @@ def test_it_computes_the_same_and_is_quantized_with_full_effort(kind, target, tm
         run(tmp_path / "read.onnx", pixels), expected, atol=1e-5 * np.abs(expected).max()
     )
 
-    statistics, scheme = collect(tmp_path / "m.onnx", [pixels]), targets.get(target).scheme
+    statistics, scheme = collect(tmp_path / "m.onnx", [pixels]), targets.get(target).scheme()
     summary = quantize(tmp_path / "m.onnx", statistics, scheme, QuantizeOptions(), tmp_path / "q.onnx")
     assert not any("fast" in warning for warning in summary["warnings"]), summary["warnings"]
     onnx.checker.check_model(tmp_path / "q.onnx", full_check=True)
@@ -217,7 +217,7 @@ def test_a_pool_may_be_padded_with_infinity_but_not_with_nan(value, allowed, tmp
             io.read_classifier(path)
         return
     pixels = images(8, 8)
-    scheme = targets.get("openvino").scheme
+    scheme = targets.get("openvino").scheme()
     quantize(path, collect(path, [pixels]), scheme, QuantizeOptions(), tmp_path / "q.onnx")
     got, expected = run(tmp_path / "q.onnx", pixels), run(path, pixels)
     assert np.abs(got - expected).max() <= 0.05 * np.abs(expected).max()

@@ -37,7 +37,7 @@ def quantized(path, target, effort, out):
     """SQNR of the logits, what was written, and the warnings."""
     graph = io.read_classifier(path)
     calibration, test = images(16, SIDE), images(16, SIDE, seed=7)
-    scheme = targets.get(target).scheme
+    scheme = targets.get(target).scheme()
     summary = quantize(graph, collect(graph, [calibration]), scheme, QuantizeOptions(effort=effort), out)
     written = io.read(out).model
     truncate_to_logits(written)

@@ -108,7 +108,7 @@ def test_a_shape_is_a_constant_even_if_its_batch_is_dynamic(tmp_path):
 def test_an_exported_graph_is_quantized_with_full_effort(target, tmp_path):
     path, pixels = exported().save(tmp_path / "m.onnx"), images(8, 16)
     summary = quantize(
-        path, collect(path, [pixels]), targets.get(target).scheme, QuantizeOptions(), tmp_path / "q.onnx"
+        path, collect(path, [pixels]), targets.get(target).scheme(), QuantizeOptions(), tmp_path / "q.onnx"
     )
     assert not any("fast" in warning for warning in summary["warnings"]), summary["warnings"]
     exact = run(path, pixels)
@@ -157,7 +157,9 @@ def test_a_view_that_keeps_a_dynamic_batch_is_quantized_with_full_effort(how, tm
             run(tmp_path / "written.onnx", pixels[:count]), run(path, pixels[:count])
         )
     out = tmp_path / "q.onnx"
-    summary = quantize(path, collect(path, [pixels]), targets.get("openvino").scheme, QuantizeOptions(), out)
+    summary = quantize(
+        path, collect(path, [pixels]), targets.get("openvino").scheme(), QuantizeOptions(), out
+    )
     assert not any("fast" in warning for warning in summary["warnings"]), summary["warnings"]
 
 

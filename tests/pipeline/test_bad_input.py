@@ -15,6 +15,7 @@ from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, ToolkitError
 from edgeship.toolkit.models import export, resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, run
+from edgeship.toolkit.runs.network import ExportedGraphs
 
 SIDE = 16  # pixels
 
@@ -188,12 +189,12 @@ class TestOnnx:
         done = start(load={"model": str(tiny / "net.onnx"), "weights": ""})
         described = read_json(done.folder("load") / "model.json")
         assert (described["name"], described["classes"]) == ("net", 2)
-        graphs = read_json(done.folder("export") / "graphs.json")
-        assert graphs["size"] == SIDE and graphs["float"]["macs"] > 0
+        graphs = ExportedGraphs.read(done.folder("export"))
+        assert graphs.preprocess.crop == SIDE and graphs.graphs["float"].macs > 0
 
     def test_another_batch_is_set(self, start, tiny):
         done = start(load={"model": str(tiny / "net.onnx")}, export={"batch": "dynamic"}, until="export")
-        assert read_json(done.folder("export") / "graphs.json")["batch"] is None
+        assert ExportedGraphs.read(done.folder("export")).batch is None
         shape = onnx.load(done.folder("export") / "float.onnx").graph.input[0].type.tensor_type.shape
         assert [dim.dim_param or dim.dim_value for dim in shape.dim] == ["batch", 3, SIDE, SIDE]
 
@@ -266,8 +267,8 @@ class TestPruning:
     def test_a_pruned_network_is_exported_beside_the_whole_one(self, start):
         prune = {"method": "magnitude", "keep_ratio": 0.5, "channel_multiple": 1}
         done = start(prune=prune, finetune={"epochs": 1, "crop_px": 1}, until="export")
-        graphs = read_json(done.folder("export") / "graphs.json")
-        assert 0.4 < graphs["pruned"]["macs"] / graphs["float"]["macs"] < 0.65
+        graphs = ExportedGraphs.read(done.folder("export")).graphs
+        assert 0.4 < graphs["pruned"].macs / graphs["float"].macs < 0.65
         assert read_json(done.folder("prune") / "plan.json")["method"] == "magnitude"
         assert len(read_json(done.folder("finetune") / "history.json")["loss"]) == 1
 

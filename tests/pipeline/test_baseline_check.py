@@ -13,7 +13,7 @@ from PIL import Image
 from edgeship.calibration.class_order import match_classes
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.preprocess import normalize
-from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import DataError, ModelError
 from edgeship.toolkit.core.tensors import Preprocess, preprocess_metadata
 from edgeship.toolkit.models import batchnorm, resnet, weights
@@ -22,6 +22,7 @@ from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
 from edgeship.toolkit.pipeline.preprocessing import source_of
 from edgeship.toolkit.pipeline.recipe import LoadOptions, PreprocessOptions
 from edgeship.toolkit.report import render
+from edgeship.toolkit.runs.network import ModelInfo
 
 SIDE = 8
 NAMES = ("amber", "blue", "cyan", "green", "red", "violet")
@@ -293,10 +294,8 @@ def fitted(tmp_path_factory, images):
 
 def evaluated(folder, model, dataset, inputs):
     weights.save(model, folder / "load", USUAL)
-    described = {"preprocess": USUAL, "preprocess_source": "stated", "classes": 6, "class_names": ()}
-    write_json(folder / "load" / "model.json", described)
-    stored = read_json(folder / "load" / "model.json")
-    load_and_export.export(Recipe().export, folder / "load", stored, folder / "float.onnx")
+    info = ModelInfo("resnet20", "0" * 64, 1, 6, USUAL, "stated")
+    load_and_export.export(Recipe().export, folder / "load", info, folder / "float.onnx")
     logits = batchnorm.logits(model, inputs)
     places = np.arange(len(dataset))
     return EvaluatedNetwork(

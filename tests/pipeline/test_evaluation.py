@@ -15,7 +15,7 @@ from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import Recipe, datasets, evaluation
 from edgeship.toolkit.pipeline.fingerprints import outside_files
-from edgeship.toolkit.pipeline.variants import Variant
+from edgeship.toolkit.runs.variant_id import VariantId
 
 PREPROCESS = Preprocess(8, 8, (0.5,) * 3, (0.25,) * 3)
 
@@ -38,7 +38,7 @@ def work(tmp_path_factory):
     engines = [("float", evaluation.Engine(float_graph, "onnxruntime"))]
     for target in ("openvino", "tensorrt"):
         graph = folder / f"{target}.onnx"
-        quantize(float_graph, statistics, targets.get(target).scheme, QuantizeOptions(effort="fast"), graph)
+        quantize(float_graph, statistics, targets.get(target).scheme(), QuantizeOptions(effort="fast"), graph)
         if target == "tensorrt":
             engines.append((target, evaluation.Engine(graph, None)))
         else:
@@ -138,9 +138,9 @@ def test_a_float_graph_that_is_only_simulated_is_not_run_twice(tmp_path):
     graph = Graph().head("images").save(tmp_path / "float.onnx")
     built = {"folder": "f", "file": "model.onnx", "graph": None}
     records = {
-        Variant("onnxruntime-fp32", "onnxruntime", "fp32", False): {**built, "runs_here": True},
-        Variant("openvino-fp32", "openvino", "fp32", False): {**built, "runs_here": True},
-        Variant("tensorrt-fp32", "tensorrt", "fp32", False): {**built, "runs_here": False},
+        VariantId("onnxruntime", "fp32"): {**built, "runs_here": True},
+        VariantId("openvino", "fp32"): {**built, "runs_here": True},
+        VariantId("tensorrt", "fp32"): {**built, "runs_here": False},
     }
     inputs = {"export": graph.parent, "compile": tmp_path / "compile", "quantize": tmp_path}
     found = dict(evaluation.engines(records, inputs))

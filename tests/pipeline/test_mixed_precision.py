@@ -13,15 +13,16 @@ from edgeship import targets
 from edgeship.calibration import manifest
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.loader import batches
-from edgeship.targets._device import this_device
+from edgeship.targets._device import this_cpu, this_device
 from edgeship.targets.onnxruntime import simulate
 from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.quant import X86
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph.cost import cost_shares
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, mixed_precision, run
-from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.stages import STAGES
+from edgeship.toolkit.runs.network import ExportedGraphs
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 LIMIT = 0.9
@@ -96,8 +97,8 @@ def test_what_is_said_to_be_reached_is_what_the_graph_reaches(recipe, store):
     line = manifest.select(dataset, 72, 0)
     chosen = manifest.locate(line, dataset)[12:]
     assert not {entry.file for entry in used.entries} & {dataset.items[index].name for index in chosen}
-    graphs = json.loads((result.folder("export") / "graphs.json").read_text())
-    (batch,) = batches(dataset, chosen, from_json(graphs["preprocess"]), batch=60)
+    preprocess = ExportedGraphs.read(result.folder("export")).preprocess
+    (batch,) = batches(dataset, chosen, preprocess, batch=60)
     with (
         simulate(result.folder("export") / "float.onnx") as exact,
         simulate(result.folder("quantize") / "tensorrt.onnx") as coarse,
@@ -166,9 +167,8 @@ def test_another_processor_with_another_scheme_is_another_result(recipe, store, 
     again = quantized(recipe, store, "compile.targets=openvino")
     assert first.folder("quantize") == again.folder("quantize")
     assert next(stage for stage in again.stages if stage.name == "quantize").cached
-    target = targets.get("openvino")
-    scheme = replace(target.scheme, pair_sums=not target.scheme.pair_sums)
-    monkeypatch.setattr(type(target), "scheme", scheme)
+    other_cpu = X86["pairs" if this_cpu().int8_sums == "exact" else "exact"]
+    monkeypatch.setattr("edgeship.targets.openvino.this_cpu", lambda: other_cpu)
     other = quantized(recipe, store, "compile.targets=openvino")
     assert not next(stage for stage in other.stages if stage.name == "quantize").cached
 
@@ -179,7 +179,7 @@ def test_the_result_belongs_to_this_machine_only_if_it_was_timed_here():
     assert not stage.on_device(recipe.quantize)
     assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]).quantize)
     assert mixed_precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"]).resolved().quantize) == {
-        "tensorrt": targets.get("tensorrt").scheme
+        "tensorrt": targets.get("tensorrt").scheme()
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.pipeline.preprocessing import check_channels, from_json, resolve
+from edgeship.toolkit.pipeline.preprocessing import check_channels, resolve
 from edgeship.toolkit.pipeline.recipe import PreprocessOptions
 
 OWN = Preprocess(resize=236, crop=224, mean=(0.5,) * 3, std=(0.2,) * 3, interpolation="bicubic")
@@ -53,7 +53,7 @@ def test_two_sizes_that_contradict_are_refused():
 
 
 def test_json_keeps_everything():
-    assert from_json(plain(OWN)) == OWN
+    assert Preprocess.from_json(plain(OWN)) == OWN
 
 
 @pytest.mark.parametrize("mean", [(0.5,), (0.5,) * 3])

@@ -14,6 +14,7 @@ from edgeship.toolkit.cli import app
 from edgeship.toolkit.graph.cost import cost
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, run
+from edgeship.toolkit.runs.network import ExportedGraphs
 
 SIZE = (16, 24)
 
@@ -49,14 +50,13 @@ def finished(tmp_path_factory):
 
 def test_every_graph_has_the_size(finished):
     result, _ = finished
-    graphs = json.loads((result.folder("export") / "graphs.json").read_text())
-    assert graphs["size"] == list(SIZE)
-    assert graphs["preprocess"]["resize"] == graphs["preprocess"]["crop"] == list(SIZE)
+    graphs = ExportedGraphs.read(result.folder("export"))
+    assert graphs.preprocess.resize == graphs.preprocess.crop == SIZE
     for name in ("float", "pruned"):
         file = result.folder("export") / f"{name}.onnx"
         dims = [d.dim_value for d in onnx.load(file).graph.input[0].type.tensor_type.shape.dim]
         assert dims == [1, 3, *SIZE]
-        assert graphs[name]["macs"] == cost(file).macs
+        assert graphs.graphs[name].macs == cost(file).macs
     (compiled,) = result.folder("compile").glob("graphs/onnxruntime-int8-pruned.onnx")
     dims = [d.dim_value for d in onnx.load(compiled).graph.input[0].type.tensor_type.shape.dim]
     assert dims == [1, *SIZE, 3]

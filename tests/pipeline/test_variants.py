@@ -9,17 +9,21 @@ import pytest
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.pipeline import variants
 from edgeship.toolkit.pipeline.recipe import BenchOptions
-from edgeship.toolkit.pipeline.variants import REFERENCE, Outcome, Variant
+from edgeship.toolkit.pipeline.variants import Outcome
+from edgeship.toolkit.runs import variant_id
+from edgeship.toolkit.runs.variant_id import VariantId
+
+REFERENCE = variant_id.REFERENCE.name
 
 
 def test_every_target_has_float_and_int8_and_the_reference_is_there_once():
-    names = [variant.name for variant in variants.planned(("openvino", "onnxruntime"), {"float": {}})]
+    names = [variant.name for variant in variants.planned(("openvino", "onnxruntime"), ("float",))]
     assert names == [REFERENCE, "openvino-fp32", "openvino-int8", "onnxruntime-int8"]
-    assert variants.planned(("openvino",), {"float": {}})[0].name == REFERENCE
+    assert variants.planned(("openvino",), ("float",))[0].name == REFERENCE
 
 
 def test_pruned_ones_stand_beside_the_whole():
-    planned = variants.planned(("openvino",), {"float": {}, "pruned": {}})
+    planned = variants.planned(("openvino",), ("float", "pruned"))
     assert [variant.name for variant in planned[1:]] == [
         "openvino-fp32",
         "openvino-fp32-pruned",
@@ -56,8 +60,8 @@ def outcome(labels):
 
 
 RECORDS = {
-    Variant(REFERENCE, "onnxruntime", "fp32", False): {"runs_here": True},
-    Variant("openvino-int8", "openvino", "int8", False): {"runs_here": False},
+    variant_id.REFERENCE: {"runs_here": True},
+    VariantId("openvino", "int8"): {"runs_here": False},
 }
 
 
@@ -99,12 +103,12 @@ def test_top5_counts_the_five_best():
     ("asked", "graph", "batch"), [(None, None, 1), (None, 4, 4), (8, None, 8), (4, 4, 4)]
 )
 def test_the_batch_that_is_timed(asked, graph, batch):
-    assert variants.bench_batch(BenchOptions(batch=asked), {"batch": graph}) == batch
+    assert variants.bench_batch(BenchOptions(batch=asked), graph) == batch
 
 
 def test_a_batch_the_graph_cannot_take():
     with pytest.raises(RecipeError, match=r"bench\.batch = 8, but the graph takes 1") as caught:
-        variants.bench_batch(BenchOptions(batch=8), {"batch": 1})
+        variants.bench_batch(BenchOptions(batch=8), 1)
     assert "export.batch=8" in caught.value.hint
 
 

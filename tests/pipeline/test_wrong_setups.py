@@ -12,14 +12,13 @@ from edgeship.calibration import manifest
 from edgeship.calibration.datasets import Dataset, open_dataset
 from edgeship.calibration.loader import batches
 from edgeship.targets.onnxruntime import simulate
-from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models import batchnorm, weights
 from edgeship.toolkit.pipeline import load_and_export
 from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
-from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions
+from edgeship.toolkit.runs.network import ModelInfo
 
 pytestmark = pytest.mark.slow
 
@@ -59,15 +58,14 @@ def check(folder, source, dataset, **preprocess):
     (folder / "load").mkdir(parents=True)
     options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess), size=64)
     load_and_export.load_checkpoint(options, folder / "load", folder)
-    described = read_json(folder / "load" / "model.json")
+    info = ModelInfo.read(folder / "load")
     graph = folder / "float.onnx"
-    load_and_export.export(ExportOptions(batch="dynamic"), folder / "load", described, graph)
-    classes = described["classes"]
-    if len(dataset.classes) != classes and not all(name.isdecimal() for name in dataset.classes):
+    load_and_export.export(ExportOptions(batch="dynamic"), folder / "load", info, graph)
+    if len(dataset.classes) != info.classes and not all(name.isdecimal() for name in dataset.classes):
         raise ToolkitError(
-            f"{dataset.name} has {len(dataset.classes)} classes, the network {classes}", hint="classes"
+            f"{dataset.name} has {len(dataset.classes)} classes, the network {info.classes}", hint="classes"
         )
-    prepared = from_json(described["preprocess"])
+    prepared = info.preprocess
     indices = list(range(len(dataset)))
     with simulate(graph) as session:
         stream = batches(dataset, indices, prepared, batch=100)
@@ -80,7 +78,7 @@ def check(folder, source, dataset, **preprocess):
         logits,
         dataset.labels,
         prepared,
-        described["preprocess_source"],
+        info.preprocess_source,
     )
     return {each.code: each for each in examine(evaluated)}
 

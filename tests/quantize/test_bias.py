@@ -17,7 +17,7 @@ from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.graph import io
 
-SCHEME = targets.get("tensorrt").scheme
+SCHEME = targets.get("tensorrt").scheme()
 COUNT = 20
 
 

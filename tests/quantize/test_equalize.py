@@ -19,7 +19,7 @@ from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.quant import QuantSpec
 from edgeship.toolkit.graph import io
 
-SCHEME = targets.get("tensorrt").scheme
+SCHEME = targets.get("tensorrt").scheme()
 
 
 def uneven(seed=0):

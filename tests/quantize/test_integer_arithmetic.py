@@ -101,7 +101,7 @@ def test_every_integer_is_the_one_that_integer_arithmetic_gives(target, graph):
         left = (layers[graph.random.integers(len(layers))],) if graph.random.random() < 0.5 else ()
         effort = QuantizeOptions(effort="balanced" if len(graph.nodes) % 2 else "fast", float_layers=left)
         quantize(
-            path, collect(path, [pixels]), targets.get(target).scheme, effort, Path(folder) / "int8.onnx"
+            path, collect(path, [pixels]), targets.get(target).scheme(), effort, Path(folder) / "int8.onnx"
         )
         model = onnx.load(Path(folder) / "int8.onnx")
     logits, theirs = quantized_integers(model, pixels)
@@ -140,7 +140,7 @@ def test_openvino_gets_no_signed_integers_in_a_concat(graph):
     """2026.4 reads them as unsigned; see `QuantScheme.concat_offset`."""
     with tempfile.TemporaryDirectory() as folder:
         model = io.read_classifier(graph.save(Path(folder) / "float.onnx")).model
-    placed = place(model, targets.get("openvino").scheme).activations
+    placed = place(model, targets.get("openvino").scheme()).activations
     joined = {name for n in graph.nodes if n.op_type == "Concat" for name in (*n.input, *n.output)}
     assert {spec.stored for name, spec in placed.items() if name in joined} <= {"uint8"}
 
@@ -153,7 +153,7 @@ def fused_kernels_agree(target, graph, size=8):
     with tempfile.TemporaryDirectory() as folder:
         path, pixels = graph.save(Path(folder) / "float.onnx"), images(3, size)
         model = io.read_classifier(path).model
-        scheme = targets.get(target).scheme
+        scheme = targets.get(target).scheme()
         placement, statistics = place(model, scheme), collect(path, [pixels])
         activations = {
             name: powers_of_two(observer_qparams(statistics.tensors[name], spec, "minmax"))

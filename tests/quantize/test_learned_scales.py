@@ -14,7 +14,7 @@ from edgeship.quantization.calibrate import collect
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.graph import io
 
-SCHEME = replace(targets.get("openvino").scheme, pair_sums=False)  # on every processor
+SCHEME = replace(targets.get("openvino").scheme(), pair_sums=False)  # on every processor
 
 
 def smooth(count, seed=0):
@@ -75,7 +75,7 @@ def test_without_bias_correction_weights_are_fitted_and_biases_stay(float_graph,
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
 def test_adds_read_what_was_made_and_every_layer_reads_integers(float_graph, target):
-    graph = prepared(float_graph, "max", targets.get(target).scheme).graph().graph
+    graph = prepared(float_graph, "max", targets.get(target).scheme()).graph().graph
     kinds = [node.op_type for node in graph]
     assert "Identity" not in kinds
     assert kinds.count("Add") == [node.op_type for node in float_graph[0].graph].count("Add") > 0

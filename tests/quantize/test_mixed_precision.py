@@ -69,7 +69,7 @@ def tried(graph, folder, least, costs, target="openvino", options=PLAIN, probe=1
     path, pixels = graph.save(folder / "m.onnx"), images(32, 16)
     judge, statistics = Judge(path, least), collect(path, [pixels])
     goal = AccuracyConstraint("min_agreement", least, "ms", lambda graph: costs, judge)
-    result = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme, options)
+    result = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme(), options)
     result, summary = search_float_layers(
         result, goal, pixels[:probe], options, lambda trial: fit_weights(trial, options)
     )
@@ -98,7 +98,7 @@ def test_nothing_is_given_up_where_the_limit_holds(tmp_path):
     path, pixels = chain(1.0).save(tmp_path / "m.onnx"), images(32, 16)
     judge = Judge(path, 0.9)
     goal = AccuracyConstraint("min_agreement", 0.9, "ms", never, judge)
-    scheme = targets.get("tensorrt").scheme
+    scheme = targets.get("tensorrt").scheme()
     summary = quantize(path, collect(path, [pixels]), scheme, PLAIN, tmp_path / "o.onnx", goal)
     assert (summary["mixed"]["layers"], summary["mixed"]["met"], judge.calls) == ([], True, 1)
     assert summary["float_layers"] == [] and summary["warnings"] == []
@@ -108,7 +108,7 @@ def test_of_two_ways_the_cheaper_is_taken(tmp_path):
     """The layer that gains most a millisecond comes first: what is dear must gain as much more."""
     path, pixels = residual().save(tmp_path / "m.onnx"), images(32, 16)
     result = prepare(
-        io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme, PLAIN
+        io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme(), PLAIN
     )
     names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
     even = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, PLAIN))
@@ -122,7 +122,7 @@ def test_of_two_ways_the_cheaper_is_taken(tmp_path):
 def test_every_choice_is_the_best_after_those_before_it(tmp_path):
     path, pixels = residual(seed=3).save(tmp_path / "m.onnx"), images(16, 16)
     result = prepare(
-        io.read_classifier(path).model, collect(path, [pixels]), targets.get("tensorrt").scheme, PLAIN
+        io.read_classifier(path).model, collect(path, [pixels]), targets.get("tensorrt").scheme(), PLAIN
     )
     names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
     order = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, PLAIN))
@@ -139,7 +139,7 @@ def test_what_the_search_measures_is_what_the_graph_does(seed, target, tmp_path)
     """The divergence with one more layer in float equals that of the graph ONNX Runtime runs."""
     path, pixels = residual(seed=seed).save(tmp_path / "m.onnx"), images(12, 16)
     result = prepare(
-        io.read_classifier(path).model, collect(path, [pixels]), targets.get(target).scheme, PLAIN
+        io.read_classifier(path).model, collect(path, [pixels]), targets.get(target).scheme(), PLAIN
     )
     names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
     taken = [names[(seed * 3) % len(names)]]
@@ -162,7 +162,7 @@ def test_with_every_layer_in_float_nothing_is_quantized(target, tmp_path):
     path, pixels = residual().save(tmp_path / "m.onnx"), images(8, 16)
     names = [node.name for node in residual().nodes if node.op_type in ("Conv", "Gemm")]
     options = QuantizeOptions(float_layers=tuple(names))
-    quantize(path, collect(path, [pixels]), targets.get(target).scheme, options, tmp_path / "o.onnx")
+    quantize(path, collect(path, [pixels]), targets.get(target).scheme(), options, tmp_path / "o.onnx")
     kinds = {node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node}
     assert not kinds & {"QuantizeLinear", "DequantizeLinear", "Identity"}
     np.testing.assert_allclose(run(tmp_path / "o.onnx", pixels), run(path, pixels), atol=1e-4)
@@ -178,7 +178,7 @@ def test_a_float_layer_reads_what_others_read_quantized(tmp_path):
     path, pixels = graph.save(tmp_path / "m.onnx"), images(8, 16)
     options = QuantizeOptions(float_layers=(projection.name,))
     for target in ("openvino", "onnxruntime", "tensorrt"):
-        quantize(path, collect(path, [pixels]), targets.get(target).scheme, options, tmp_path / "o.onnx")
+        quantize(path, collect(path, [pixels]), targets.get(target).scheme(), options, tmp_path / "o.onnx")
         nodes = {node.name: node for node in onnx.load(tmp_path / "o.onnx").graph.node}
         assert nodes[projection.name].input[0] == f"{shared}/dequantized"
         assert nodes[projection.name].input[1] == projection.input[1]
@@ -186,7 +186,7 @@ def test_a_float_layer_reads_what_others_read_quantized(tmp_path):
             projection.name,
             next(n.name for n in graph.nodes if shared in n.input and n is not projection),
         }
-        model, scheme = io.read_classifier(path).model, targets.get(target).scheme
+        model, scheme = io.read_classifier(path).model, targets.get(target).scheme()
         assert shared not in place(model, scheme, both).activations
 
 
@@ -195,7 +195,7 @@ def test_an_add_whose_main_branch_is_in_float_is_in_float_too():
     first, second = (node for node in graph.nodes if node.op_type == "Add")
     makers = {node.output[0]: node.name for node in graph.nodes}
     for target in ("openvino", "onnxruntime", "tensorrt"):
-        model, scheme = ir.from_proto(graph.model()), targets.get(target).scheme
+        model, scheme = ir.from_proto(graph.model()), targets.get(target).scheme()
         for add in (first, second):
             placed = place(model, scheme, {makers[add.input[0]]}).activations
             assert add.input[0] not in placed
@@ -211,7 +211,7 @@ def test_shared_weights_stay_whole_for_the_layer_in_float(tmp_path):
     path, pixels = g.head(second).save(tmp_path / "m.onnx"), images(8, 16)
     options = QuantizeOptions(float_layers=("conv2",))
     for target in ("openvino", "tensorrt"):
-        quantize(path, collect(path, [pixels]), targets.get(target).scheme, options, tmp_path / "o.onnx")
+        quantize(path, collect(path, [pixels]), targets.get(target).scheme(), options, tmp_path / "o.onnx")
         model = onnx.load(tmp_path / "o.onnx")
         inputs = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
         arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -226,7 +226,7 @@ def test_tensorrt_reads_every_graph_with_layers_in_float(tmp_path):
     for node in residual().nodes:
         if node.op_type in ("Conv", "Gemm"):
             options = QuantizeOptions(effort="fast", float_layers=(node.name,))
-            quantize(path, statistics, targets.get("tensorrt").scheme, options, tmp_path / "o.onnx")
+            quantize(path, statistics, targets.get("tensorrt").scheme(), options, tmp_path / "o.onnx")
             refused = [f for f in lint.lint(tmp_path / "o.onnx", "8.5") if f.severity == "error"]
             assert refused == []
 
@@ -236,7 +236,9 @@ def test_openvino_runs_all_but_the_float_layer_in_int8(tmp_path):
     convolutions = [node.name for node in residual().nodes if node.op_type == "Conv"]
     for name in convolutions:
         options = QuantizeOptions(effort="fast", float_layers=(name,))
-        quantize(path, collect(path, [pixels]), targets.get("openvino").scheme, options, tmp_path / "o.onnx")
+        quantize(
+            path, collect(path, [pixels]), targets.get("openvino").scheme(), options, tmp_path / "o.onnx"
+        )
         built = targets.get("openvino").compile(tmp_path / "o.onnx", tmp_path / "engine", "int8")
         runs = {layer.name: layer.precision for layer in built.audit if layer.kind == "Convolution"}
         assert runs == {other: "fp32" if other == name else "int8" for other in convolutions}
@@ -247,7 +249,7 @@ def test_a_limit_that_float_misses_too_is_said_and_costs_nothing(tmp_path):
     goal = AccuracyConstraint(
         "min_agreement", 1.0, "ms", lambda graph: EVEN, lambda graph: Verdict(0.5, met=False)
     )
-    scheme = targets.get("openvino").scheme
+    scheme = targets.get("openvino").scheme()
     summary = quantize(path, collect(path, [pixels]), scheme, PLAIN, tmp_path / "o.onnx", goal)
     assert not summary["mixed"]["met"] and summary["mixed"]["layers"] == [] == summary["float_layers"]
     assert any(
@@ -259,7 +261,7 @@ def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
     """The constraint requires two layers; the first choice is then not among them."""
     path, pixels = chain().save(tmp_path / "m.onnx"), images(32, 16)
     statistics = collect(path, [pixels])
-    result = prepare(io.read_classifier(path).model, statistics, targets.get("openvino").scheme, PLAIN)
+    result = prepare(io.read_classifier(path).model, statistics, targets.get("openvino").scheme(), PLAIN)
     order = list(by_gain(result, EVEN, pixels, PLAIN))
     needed = set(order[1:3])
 
@@ -294,7 +296,7 @@ def test_biases_fit_what_is_quantized(tmp_path):
     options = QuantizeOptions()
     path, pixels = residual().save(tmp_path / "m.onnx"), images(16, 16)
     result = prepare(
-        io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme, options
+        io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme(), options
     )
     names = {str(node.name) for node in result.exact.graph if is_weighted(node)}
     again = fit_weights(result.with_float_layers(names), options)
@@ -306,7 +308,9 @@ def test_a_layer_that_is_not_there_gets_the_nearest_name(tmp_path):
     path, pixels = residual().save(tmp_path / "m.onnx"), images(2, 16)
     options = QuantizeOptions(float_layers=("conv00",))
     with pytest.raises(QuantizationError, match="no layer named 'conv00'") as caught:
-        quantize(path, collect(path, [pixels]), targets.get("openvino").scheme, options, tmp_path / "o.onnx")
+        quantize(
+            path, collect(path, [pixels]), targets.get("openvino").scheme(), options, tmp_path / "o.onnx"
+        )
     assert "conv0" in caught.value.hint
 
 

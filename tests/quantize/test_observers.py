@@ -5,6 +5,7 @@ import pytest
 
 from edgeship.quantization import observers
 from edgeship.quantization.observers import entropy, mse, percentile
+from edgeship.quantization.statistics import TensorStatistics
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.quant import QuantSpec
 
@@ -13,7 +14,8 @@ NORMAL = np.random.default_rng(0).normal(size=20_000).astype(np.float32)
 
 
 def collect_moments(name, sample, spec=INT8):
-    got = observers.get(name)(sample, float(sample.min()), float(sample.max()), spec)
+    rows = sample[:, None]
+    got = observers.get(name)(TensorStatistics(rows.min(0), rows.max(0), rows, abs(rows)), spec)
     return got.low[0], got.high[0]
 
 

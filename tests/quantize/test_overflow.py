@@ -113,7 +113,7 @@ def network(seed=0):
 
 
 def parameters(model, scheme):
-    placed = place(model, targets.get(scheme).scheme)
+    placed = place(model, targets.get(scheme).scheme())
     arrays = {name: io.constant(model.graph.initializers[name]) for name in placed.weights}
     return placed, arrays, {n: weight_qparams(arrays[n], s) for n, s in placed.weights.items()}
 
@@ -187,6 +187,6 @@ def test_a_scheme_whose_sums_saturate_gets_relieved_weights(effort, tmp_path):
     io.save(network(), tmp_path / "m.onnx")
     model, statistics = io.read_classifier(tmp_path / "m.onnx").model, collect(tmp_path / "m.onnx", [pixels])
     for pair_sums in (False, True):
-        scheme = replace(targets.get("openvino").scheme, pair_sums=pair_sums)
+        scheme = replace(targets.get("openvino").scheme(), pair_sums=pair_sums)
         result = prepare(model, statistics, scheme, QuantizeOptions(effort=effort))
         assert bool(saturating(result.model, result.weights, "channels")) != pair_sums

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_placement_is_the_one_on_file(name, scheme, folder):
     _, model = network(name, folder)
-    placed = place(model, targets.get(scheme).scheme)
+    placed = place(model, targets.get(scheme).scheme())
     lines = [f"activation {tensor} {spec.dtype}" for tensor, spec in placed.activations.items()]
     lines += [f"weight {tensor} {spec.dtype} axis {spec.axis}" for tensor, spec in placed.weights.items()]
     text, file = "\n".join(lines) + "\n", SNAPSHOTS / f"{name}-{scheme}.txt"
@@ -66,11 +66,11 @@ def test_placement_is_the_one_on_file(name, scheme, folder):
 def test_every_point_of_every_scheme_is_calibrated(name, folder):
     _, model = network(name, folder)
     for scheme in SCHEMES:
-        assert set(place(model, targets.get(scheme).scheme).activations) <= set(quantizable_tensors(model))
+        assert set(place(model, targets.get(scheme).scheme()).activations) <= set(quantizable_tensors(model))
 
 
 def placed(graph, scheme, **changes):
-    scheme = replace(targets.get(scheme).scheme, **changes)
+    scheme = replace(targets.get(scheme).scheme(), **changes)
     return set(place(ir.from_proto(graph.model()), scheme).activations)
 
 
@@ -88,7 +88,7 @@ def test_tensorrt_leaves_the_main_branch_to_the_add_and_openvino_wants_it():
 def test_float_adds_read_what_was_made_and_the_layers_beside_them_read_it_quantized(scheme):
     graph = residual()
     made = ir.from_proto(graph.model())
-    wants = replace(targets.get(scheme).scheme, float_adds=True)
+    wants = replace(targets.get(scheme).scheme(), float_adds=True)
     forked = add_float_bypass(made, wants)
     points = set(place(forked, wants).activations)
     assert set(quantizable_tensors(forked)) >= points
@@ -117,7 +117,7 @@ def _stands(value, points):
 def test_of_two_convolutions_that_meet_openvino_quantizes_the_one_with_the_smaller_range(scheme):
     graph = residual()
     deep, projection = [node.input for node in graph.nodes if node.op_type == "Add"][1]
-    model, wants = ir.from_proto(graph.model()), targets.get(scheme).scheme
+    model, wants = ir.from_proto(graph.model()), targets.get(scheme).scheme()
     for ranges, chosen in (
         ({deep: 1.0, projection: 2.0}, deep if scheme == "openvino" else projection),
         ({deep: 2.0, projection: 1.0}, projection),
@@ -166,7 +166,7 @@ def test_only_what_cannot_be_negative_is_unsigned():
     g = Graph()
     for kind in ("Relu", "Sigmoid", "HardSwish"):
         g.head(g.conv(g.unary(kind, g.conv("images", 4)), 4))
-        result = place(ir.from_proto(g.model()), targets.get("openvino").scheme).activations
+        result = place(ir.from_proto(g.model()), targets.get("openvino").scheme()).activations
         expected = "int8" if kind == "HardSwish" else "uint8"
         assert next(spec.dtype for name, spec in result.items() if name.startswith(kind.lower())) == expected
         g = Graph()
@@ -177,7 +177,7 @@ def test_shared_weights_are_quantized_once():
     first = g.conv("images", 3, bias=False)
     shared = g.nodes[-1].input[1]
     g.head(g.conv(g.unary("Relu", first), 3, shared=shared))
-    assert list(place(ir.from_proto(g.model()), targets.get("tensorrt").scheme).weights) == [
+    assert list(place(ir.from_proto(g.model()), targets.get("tensorrt").scheme()).weights) == [
         shared,
         "fc.weight",
     ]
@@ -204,7 +204,7 @@ def test_a_signed_tensor_that_is_concatenated_is_stored_with_the_offset_of_the_s
         both = [graph.unary("Relu", each) for each in both]
     joined = graph.concat(*both)
     graph.head(graph.conv(graph.unary("Relu", graph.conv(joined, 4)), 4))
-    scheme = replace(targets.get("openvino").scheme, concat_offset=offset)
+    scheme = replace(targets.get("openvino").scheme(), concat_offset=offset)
     placed = place(ir.from_proto(graph.model()), scheme).activations
     assert placed[joined].offset == stored
     assert all(placed[name].offset == stored for name in both if name in placed)
@@ -232,7 +232,7 @@ def test_only_layers_in_float_get_weights_of_their_own():
     third = graph.conv(second, 4, shared=f"{second}.weight")
     graph.head(graph.conv(third, 4, shared=f"{second}.weight"))
     model = ir.from_proto(graph.model())
-    scheme = targets.get("openvino").scheme
+    scheme = targets.get("openvino").scheme()
     placed = place(model, scheme, [third])
     weights = {
         str(node.name): str(node.inputs[1].name)
@@ -252,7 +252,7 @@ def test_a_layer_in_float_reads_floats_and_the_next_one_integers():
     exact = graph.conv(first, 4)
     second = graph.unary("Relu", exact)
     graph.head(graph.unary("Relu", graph.conv(second, 4)))
-    model, scheme = ir.from_proto(graph.model()), targets.get("tensorrt").scheme
+    model, scheme = ir.from_proto(graph.model()), targets.get("tensorrt").scheme()
     everywhere, placed = place(model, scheme), place(model, scheme, [exact])
     assert {"images", first, second} <= everywhere.activations.keys()
     assert everywhere.activations.keys() - placed.activations.keys() == {first}
@@ -272,12 +272,12 @@ def block(shortcut_first):
 @pytest.mark.parametrize("shortcut_first", [True, False])
 def test_tensorrt_gets_the_shorter_way_into_an_add_quantized(shortcut_first):
     model, main, shortcut = block(shortcut_first)
-    placed = place(model, targets.get("tensorrt").scheme).activations
+    placed = place(model, targets.get("tensorrt").scheme()).activations
     assert shortcut in placed and main not in placed
 
 
 def test_an_add_after_a_layer_in_float_reads_floats():
     model, main, shortcut = block(shortcut_first=False)
-    scheme = replace(targets.get("onnxruntime").scheme, add_inputs="all")
+    scheme = replace(targets.get("onnxruntime").scheme(), add_inputs="all")
     assert {main, shortcut} <= place(model, scheme).activations.keys()
     assert not {main, shortcut} & place(model, scheme, [main]).activations.keys()

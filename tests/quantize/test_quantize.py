@@ -25,7 +25,7 @@ def quantized(graph, folder, pixels, target="openvino", **options):
     summary = quantize(
         path,
         collect(path, [pixels]),
-        targets.get(target).scheme,
+        targets.get(target).scheme(),
         QuantizeOptions(**options),
         folder / "int8.onnx",
     )
@@ -226,7 +226,7 @@ class TestBadInput:
             quantize(
                 path,
                 empty,
-                targets.get("openvino").scheme,
+                targets.get("openvino").scheme(),
                 QuantizeOptions(effort=effort),
                 tmp_path / "o.onnx",
             )
@@ -256,7 +256,7 @@ def test_nearest_weights_are_the_nearest_integers(effort, bias_correction, tmp_p
     path = residual().save(tmp_path / "float.onnx")
     statistics = collect(path, [images(32, 16)])
     options = QuantizeOptions(effort=effort, weight_rounding="nearest", bias_correction=bias_correction)
-    found = prepare(io.read_classifier(path).model, statistics, targets.get("tensorrt").scheme, options)
+    found = prepare(io.read_classifier(path).model, statistics, targets.get("tensorrt").scheme(), options)
     assert found.weight_rounding == "nearest" and bool(found.biases) == bias_correction
     model = found.model.graph.initializers
     for name, q in found.weights.items():

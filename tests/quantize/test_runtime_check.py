@@ -37,7 +37,7 @@ def quantizes(graph, tensor):
 
 def checked(runtime, tmp_path):
     path = residual().save(tmp_path / "float.onnx")
-    out, scheme = tmp_path / "int8.onnx", targets.get("openvino").scheme
+    out, scheme = tmp_path / "int8.onnx", targets.get("openvino").scheme()
     options = QuantizeOptions(effort="fast")
     summary = quantize(path, collect(path, [PIXELS]), scheme, options, out, runtime=runtime)
     return summary, onnx.load(out).graph

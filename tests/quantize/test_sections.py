@@ -20,7 +20,7 @@ from edgeship.quantization.torch_ops import OPERATIONS
 from edgeship.toolkit.core.statistics import sqnr_db
 from edgeship.toolkit.graph import io
 
-SCHEME = targets.get("onnxruntime").scheme
+SCHEME = targets.get("onnxruntime").scheme()
 
 
 def loop(g, x, factors=(0.5, 2.0)):

@@ -24,7 +24,7 @@ from edgeship.toolkit.graph import io
 def analysed(tmp_path_factory):
     path, pixels = residual().save(tmp_path_factory.mktemp("m") / "m.onnx"), images(12, 16)
     model, statistics = io.read_classifier(path).model, collect(path, [pixels], exact=True)
-    prepared = prepare(model, statistics, targets.get("openvino").scheme, QuantizeOptions())
+    prepared = prepare(model, statistics, targets.get("openvino").scheme(), QuantizeOptions())
     return prepared, prepared.exact, pixels, analyse(prepared, prepared.exact, pixels)
 
 
@@ -126,7 +126,7 @@ def test_noise_of_quantizers_adds_up_to_that_of_the_network(tmp_path):
     path, pixels = residual().save(tmp_path / "m.onnx"), images(12, 16)
     model, statistics = io.read_classifier(path).model, collect(path, [pixels])
     options = QuantizeOptions(effort="fast", observer="minmax")
-    prepared = prepare(model, statistics, targets.get("tensorrt").scheme, options)
+    prepared = prepare(model, statistics, targets.get("tensorrt").scheme(), options)
     everything = sqnr_db(run(model, pixels), run(prepared.graph(), pixels))
     rows = analyse(prepared, model, pixels)
     powers = [10 ** (-row.alone_sqnr_db / 10) for row in rows if row.sqnr_db is None]

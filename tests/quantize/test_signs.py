@@ -17,7 +17,7 @@ from edgeship.quantization.qparams import choose_qparams, weight_qparams
 from edgeship.toolkit.core.quant import Range
 from edgeship.toolkit.graph import io
 
-OPENVINO = targets.get("openvino").scheme
+OPENVINO = targets.get("openvino").scheme()
 
 
 def last_is_never_negative(write):
@@ -107,7 +107,9 @@ def test_signed_integers_of_a_concat_are_stored_with_an_offset():
     assert {name: offsets[name] for name in names} == dict.fromkeys(names, 128)
     assert offsets["images"] == 0
     assert {placed[name].dtype for name in names} == {"int8"}
-    assert not any(spec.offset for spec in place(model, targets.get("tensorrt").scheme).activations.values())
+    assert not any(
+        spec.offset for spec in place(model, targets.get("tensorrt").scheme()).activations.values()
+    )
 
 
 def test_an_offset_changes_no_value():
@@ -128,7 +130,7 @@ def test_an_offset_changes_no_value():
 @pytest.mark.parametrize("name", ["extreme-zero-filters-huge-bias", "extreme-tiny-filters-huge-bias"])
 def test_scales_leave_room_for_integer_biases(name):
     model = form(name)
-    scheme = targets.get("onnxruntime").scheme
+    scheme = targets.get("onnxruntime").scheme()
     placement = place(model, scheme)
     activations = {n: choose_qparams(Range((-1.0,), (1.0,)), s) for n, s in placement.activations.items()}
     nearest = {

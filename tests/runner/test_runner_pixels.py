@@ -38,8 +38,8 @@ def net(tmp_path_factory):
     pixels = np.asarray(evalset_format.read(folder / "images.set").images)
     path = residual(seed=1).save(folder / "float.onnx")
     statistics = collect(path, [normalize(pixels, PREPROCESS)])
-    weight = replace(TARGET.scheme.weight, bits=7)  # no pair sum saturates, in whatever runtime
-    scheme = replace(TARGET.scheme, weight=weight)
+    weight = replace(TARGET.scheme().weight, bits=7)  # no pair sum saturates, in whatever runtime
+    scheme = replace(TARGET.scheme(), weight=weight)
     quantize(path, statistics, scheme, QuantizeOptions(effort="fast"), folder / "int8.onnx")
     add_pixel_input(folder / "int8.onnx", PREPROCESS, folder / "pixels.onnx")
     with simulate(folder / "int8.onnx", threads=1) as session:

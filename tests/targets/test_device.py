@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeship.targets._device import INSTRUCTION_SETS, instruction_sets, int8_sums, this_device
+from edgeship.targets._device import INSTRUCTION_SETS, instruction_sets, this_device
 from edgeship.targets.runner import facts
+from edgeship.toolkit.core.quant import Cpu
 from edgeship.toolkit.core.threads import cgroup_cores
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 avx2 avx512f avx512_vnni amx_int8\n"
@@ -25,7 +26,7 @@ def test_the_runner_on_a_device_has_the_same_names(cpuinfo, arch):
     """Seen: `asimddp` here, `dotprod` there, so that exact sums on a device were unknown."""
     there = facts.cpu_info(cpuinfo.replace("i8mm", ""))["instruction_sets"]
     assert there == [name for name in instruction_sets(cpuinfo) if name not in ("sse4_2", "i8mm")]
-    assert int8_sums(arch, there) == "exact"
+    assert Cpu(arch, tuple(there)).int8_sums == "exact"
 
 
 @pytest.mark.parametrize(

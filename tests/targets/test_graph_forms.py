@@ -93,7 +93,7 @@ def computes_what_it_says(name, target, folder, *, effort="balanced", takes_pixe
     images, out = normalize(pixels(), PREPROCESS), folder / "int8.onnx"
     statistics = collect(graph, [images[:40]])
     with mixed_precision.runtime(target, PREPROCESS if takes_pixels else None) as runtime:
-        scheme = targets.get(target).scheme
+        scheme = targets.get(target).scheme()
         summary = quantize(graph, statistics, scheme, QuantizeOptions(effort=effort), out, runtime=runtime)
         exact = exact_logits(out, images[40:])
         real = runtime.real(out, images[40:]) if runtime else simulated(out, images[40:])

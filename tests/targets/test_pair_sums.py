@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeship import targets
 from edgeship.quantization.overflow import saturating_channels
-from edgeship.targets._device import pair_sums_saturate, this_device
+from edgeship.targets._device import this_cpu
 from edgeship.targets.onnxruntime import simulate
 
 SIDE = 5
@@ -100,10 +100,10 @@ def test_the_rule_names_the_pairs_that_saturate(runtime, kind, dtype, tmp_path):
         middle = (0, slice(None), *(side // 2 for side in shape[2:]))
         wrong = np.abs(found - exact)[middle] > 4 * largest  # two steps
         saturated += [pair for pair, bad in zip(some, wrong, strict=False) if bad]
-        order = "rows" if groups > 1 else targets.get(runtime).scheme.pairs
+        order = "rows" if groups > 1 else targets.get(runtime).scheme().pairs
         can = saturating_channels(weight, order)
         expected += [pair for pair, bad in zip(some, can, strict=False) if bad]
-    exact_sums = not pair_sums_saturate(this_device())
+    exact_sums = this_cpu().int8_sums != "pairs"
     assert saturated == ([] if depthwise or exact_sums else expected)
     assert depthwise or expected or (kind, order) == ("grey", "channels"), "it has pairs to find"
 
@@ -117,7 +117,7 @@ def test_the_rule_names_the_pairs_that_saturate(runtime, kind, dtype, tmp_path):
 def test_weights_that_cannot_saturate_are_summed_exactly(runtime, shape, groups, dtype, tmp_path):
     """Random ones at the bound, inputs at the ends of their range: the rule misses no pair."""
     random = np.random.default_rng(0)
-    order = "rows" if groups > 1 else targets.get(runtime).scheme.pairs
+    order = "rows" if groups > 1 else targets.get(runtime).scheme().pairs
     weight = random.choice([-127, -90, -64, 64, 90, 127], shape)
     rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1) if order == "rows" else weight
     first, second = rows[:, 0:-1:2], rows[:, 1::2]  # views: an odd last one stays alone

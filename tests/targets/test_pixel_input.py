@@ -34,7 +34,7 @@ def graphs(tmp_path_factory):
     found = {}
     for name in NAMES:
         ready, pixels = folder / f"{name}.onnx", folder / f"{name}-pixels.onnx"
-        quantize(path, statistics, targets.get(name).scheme, QuantizeOptions(effort="fast"), ready)
+        quantize(path, statistics, targets.get(name).scheme(), QuantizeOptions(effort="fast"), ready)
         add_pixel_input(ready, PREPROCESS, pixels)
         found[name] = ready, pixels
     return found

@@ -25,7 +25,7 @@ def graphs(name, folder, *, batch=1, keep=1.0):
     size = 32 if arch.stem == "cifar" else 64
     export(resnet.build(arch, seed=0), folder / "float.onnx", size=size, batch=batch)
     return folder / "float.onnx", quantize_by(
-        tensorrt.TARGET.scheme, folder / "float.onnx", folder / "int8.onnx"
+        tensorrt.TARGET.scheme(), folder / "float.onnx", folder / "int8.onnx"
     )
 
 
@@ -48,7 +48,7 @@ def test_a_small_member_is_accepted_and_every_convolution_reads_int8(tmp_path):
 
 def test_openvino_runs_its_own_placement_in_int8(tmp_path):
     float_path, _ = graphs("resnet20", tmp_path)
-    path = quantize_by(openvino.TARGET.scheme, float_path, tmp_path / "openvino.onnx")
+    path = quantize_by(openvino.TARGET.scheme(), float_path, tmp_path / "openvino.onnx")
     compiled = openvino.TARGET.compile(path, tmp_path / "engine", "int8")
     assert compiled.warnings == ()
     judged = [item for item in compiled.audit if item.kind in ("Convolution", "Add")]

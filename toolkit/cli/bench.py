@@ -105,14 +105,13 @@ def _labels(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _of_run(out: Path) -> tuple[Engines, Shape]:
     """Return the engines of a finished run and their input shape."""
-    from edgeship.toolkit.core.artifact import read_json
-    from edgeship.toolkit.core.tensors import read_size, sides
     from edgeship.toolkit.pipeline import variants
     from edgeship.toolkit.pipeline.publish import read_run
+    from edgeship.toolkit.runs.network import ExportedGraphs
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
-    graphs = read_json(folders["export"] / "graphs.json")
-    shape = (graphs["batch"], len(graphs["preprocess"]["mean"]), *sides(read_size(graphs["size"])))
+    graphs = ExportedGraphs.read(folders["export"])
+    shape = (graphs.batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     return variants.engines(folders["compile"]), shape
 
 
@@ -172,7 +171,7 @@ def _noise(options: Any, shape: Shape) -> FloatArray:
 
     batch, channels, height, width = shape
     area = (height or width or DEFAULT_SIZE, width or height or DEFAULT_SIZE)
-    count = bench_batch(options, {"batch": batch})
+    count = bench_batch(options, batch)
     return np.random.default_rng(0).normal(size=(count, channels, *area)).astype(np.float32)
 
 

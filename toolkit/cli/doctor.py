@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
     Lists the processor with the instruction sets that matter for INT8, the version of each runtime or how to
     install it, and the cache folder. Exit code 0 also if a runtime is missing.
     """
-    from edgeship.targets._device import int8_sums, this_device
+    from edgeship.targets._device import this_cpu, this_device
     from edgeship.toolkit.core.artifact import plain
     from edgeship.toolkit.pipeline.store import default_root
 
@@ -53,7 +53,7 @@ def command(as_json: bool) -> None:
         click.echo(f"power mode {device.power_mode}")
     for name in device.instruction_sets:
         click.echo(f"  {name:<14}{MEANING.get(name, '')}".rstrip())
-    sums = int8_sums(device.arch, device.instruction_sets)
+    sums = this_cpu().int8_sums
     if sums == "pairs":
         click.echo(
             "  INT8 sums: pairs in 16 bits, which can overflow; weights are scaled down where a pair would"

@@ -103,8 +103,8 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.core.artifact import read_json
     from edgeship.toolkit.core.errors import DataError
-    from edgeship.toolkit.pipeline.graphs import quantized_name
     from edgeship.toolkit.pipeline.publish import read_run
+    from edgeship.toolkit.runs.variant_id import VariantId
 
     folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
     if not {"export", "calibrate", "quantize"} <= set(folders):
@@ -112,21 +112,18 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
             f"{out} has no INT8 graphs", hint="run the recipe without --until, or with --until quantize"
         )
     pruned = (folders["export"] / "pruned.onnx").is_file()
-    model = folders["quantize"] / f"{quantized_name('tensorrt', pruned=pruned)}.onnx"
+    int8, fp32 = VariantId("tensorrt", "int8", pruned), VariantId("tensorrt", "fp32", pruned)
+    model = int8.graph(folders)
     if not model.is_file():
         raise DataError(
             f"{out} has no graph for TensorRT", hint="run the recipe with --set compile.targets=tensorrt"
         )
-    name = "pruned" if pruned else "float"
     compiled = {} if ready or "compile" not in folders else read_json(folders["compile"] / "compiled.json")
-    pixels = [
-        compiled.get(quantized_name(f"tensorrt-{precision}", pruned=pruned), {}).get("graph")
-        for precision in ("int8", "fp32")
-    ]
+    pixels = [compiled.get(variant.name, {}).get("graph") for variant in (int8, fp32)]
     if all(pixels):
         return folders["compile"] / pixels[0], folders["compile"] / pixels[1], None
-    probe = Statistics.load(folders["calibrate"] / name).probe
-    return model, folders["export"] / f"{name}.onnx", probe
+    probe = Statistics.load(folders["calibrate"] / fp32.float_graph).probe
+    return model, fp32.graph(folders), probe
 
 
 def _images(path: Path) -> FloatArray | PixelArray:

@@ -12,6 +12,30 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
 PairOrder: TypeAlias = Literal["channels", "rows"]  # see `edgeship.quantization.overflow`
+Accumulation: TypeAlias = Literal["exact", "pairs"]  # of INT8 products; pairs: in int16, may overflow
+
+EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU that a graph is quantized for: architecture and names of `targets._device.INSTRUCTION_SETS`."""
+
+    arch: str
+    instruction_sets: tuple[str, ...] = ()
+
+    @property
+    def int8_sums(self) -> Accumulation | None:
+        """Return the accumulation of INT8 products; None: unknown."""
+        if EXACT_DOT_PRODUCTS.intersection(self.instruction_sets):
+            return "exact"
+        return "pairs" if self.arch in {"x86_64", "AMD64"} else None
+
+
+X86 = {  # an x86 CPU with each accumulation
+    "exact": Cpu("x86_64", ("avx512_vnni",)),
+    "pairs": Cpu("x86_64", ("avx2",)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +92,7 @@ class QuantScheme:
         add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
             convolution fuses with the Add; "both": the main branch too, where the fusion requires it;
             "all": always both, for an integer Add of its own.
+        batch_norm: Quantize the input of a BatchNormalization that fuses with no convolution.
         store_integers: Store weights as integers, a quarter of the size; else in float with a Q node, as
             TensorRT before 10 requires.
         float_adds: Keep both inputs of residual Adds in float: more accurate, four times the memory traffic.
@@ -87,6 +112,7 @@ class QuantScheme:
     add_inputs: Literal["skip", "both", "all"]
     max_pool: Literal["input", "output"]
     store_integers: bool
+    batch_norm: bool = False
     reduced_max: Literal["input", "output"] = "output"
     padded_average: bool = True
     concat_offset: int = 0

@@ -13,9 +13,10 @@ import numpy as np
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
-from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
+from edgeship.toolkit.runs.network import ModelInfo
+from edgeship.toolkit.runs.variant_id import VariantId
 
 GOLDEN = 8  # images of the self-test
 EVALUATION = 500  # images of the packed evaluation set
@@ -77,7 +78,7 @@ def make(
         if evaluation:
             source.pack(packed, evaluation)
         contents = Contents(
-            name=source.model["name"],
+            name=source.model.name,
             graphs=[source.graph(name, positions, packed if evaluation else None) for name in chosen],
             golden_inputs=source.inputs(positions),
             evaluation=evaluation,
@@ -103,7 +104,7 @@ class _Run:
                 )
         self.command = self._run["command"]
         self.threads: int = self._run["recipe"]["bench"]["threads"]
-        self.model: dict[str, Any] = read_json(self._folders["load"] / "model.json")
+        self.model = ModelInfo.read(self._folders["load"])
         self.compiled: dict[str, Any] = read_json(self._folders["compile"] / "compiled.json")
         self.quantized: dict[str, Any] = read_json(self._folders["quantize"] / "quantize.json")
         accuracy = read_json(self._folders["evaluate"] / "accuracy.json")
@@ -120,17 +121,14 @@ class _Run:
         """Return a variant to ship: ONNX file, golden logits and simulated accuracy."""
         record = self.compiled[variant]
         logits = self.logits(variant)
-        pruned = record["pruned"]
-        name = f"{record['target']}{'-pruned' if pruned else ''}"
+        variant_id = VariantId(record["target"], record["precision"], record["pruned"])
         sums = None
         if record["precision"] == "int8":
-            sums = self.quantized[name].get("int8_sums")
+            sums = self.quantized[variant_id.quantized_graph].get("int8_sums")
         if record.get("graph"):  # a graph with pixel input
             file = self._folders["compile"] / record["graph"]
-        elif record["precision"] == "int8":
-            file = self._folders["quantize"] / f"{name}.onnx"
         else:
-            file = self._folders["export"] / ("pruned.onnx" if pruned else "float.onnx")
+            file = variant_id.graph(self._folders)
         reference, simulated = None, None
         if packed is not None:
             reference = logits[packed]
@@ -157,7 +155,7 @@ class _Run:
         from edgeship.calibration.loader import batches
 
         dataset, indices = self._located(positions)
-        stream = batches(dataset, indices, self._preprocess(), batch=len(indices))
+        stream = batches(dataset, indices, self.model.preprocess, batch=len(indices))
         takes_pixels = any(record.get("input") == "uint8" for record in self.compiled.values())
         return np.concatenate([batch.pixels if takes_pixels else batch.images for batch in stream])
 
@@ -166,7 +164,7 @@ class _Run:
         from edgeship.calibration.evalset_format import pack
 
         dataset, indices = self._located(positions)
-        pack(dataset, indices, self._preprocess(), out)
+        pack(dataset, indices, self.model.preprocess, out)
 
     def _located(self, positions: list[int]) -> tuple[Any, list[int]]:
         from edgeship.calibration.class_order import match_classes
@@ -174,20 +172,16 @@ class _Run:
 
         source = self._run["recipe"]["evaluate"]["source"]
         dataset = open_dataset(source, use="evaluate")
-        if (names := self.model.get("class_names")) and dataset.labelled:
+        if (names := self.model.class_names) and dataset.labelled:
             dataset = match_classes(dataset, names)
         indices = {item.name: index for index, item in enumerate(dataset.items)}
-        names = [self.images["names"][position] for position in positions]
-        missing = [name for name in names if name not in indices]
+        chosen = [self.images["names"][position] for position in positions]
+        missing = [name for name in chosen if name not in indices]
         if missing:
             raise DataError(
                 f"{source} no longer has {missing[0]}, which the run evaluated", hint="run the recipe again"
             )
-        return dataset, [indices[name] for name in names]
-
-    def _preprocess(self) -> Preprocess:
-        stored: dict[str, Any] = read_json(self._folders["export"] / "graphs.json")["preprocess"]
-        return Preprocess.from_json(stored)
+        return dataset, [indices[name] for name in chosen]
 
 
 def _choose(
@@ -248,8 +242,8 @@ def _provenance(source: _Run) -> dict[str, Any]:
     return {
         "edgeship": metadata.version("edgeship"),
         "command": source.command,
-        "model": source.model["name"],
-        "weights_sha256": source.model["weights_sha256"],
+        "model": source.model.name,
+        "weights_sha256": source.model.weights_sha256,
         "stages": {stage: source.digests[stage] for stage in _STAGES},
         "evaluation": source.images["digest"],
     }

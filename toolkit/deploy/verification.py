@@ -16,11 +16,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edgeship.targets import runner
-from edgeship.targets._device import int8_sums
 from edgeship.targets.runner.backend import NAMES
 from edgeship.targets.runner.failures import translate_exit
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.core.quant import Cpu
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError
 from edgeship.toolkit.deploy.bundle import Bundle
@@ -170,7 +170,7 @@ def _accuracy_risks(contents: Mapping[str, Any], probed: Mapping[str, Any]) -> l
     """Return possible causes of a lower accuracy on this device."""
     facts = probed["facts"]
     sets = (facts.get("cpu") or {}).get("instruction_sets")  # None: unknown processor
-    sums = int8_sums(facts["arch"], sets) if sets else None
+    sums = Cpu(facts["arch"], tuple(sets)).int8_sums if sets else None
     if contents.get("int8_sums") != "exact" or sums != "pairs":  # bundles of earlier versions lack it
         return []
     return [

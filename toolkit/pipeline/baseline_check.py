@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
 from edgeship.toolkit.core.results import InputCheck
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource
 from edgeship.toolkit.pipeline import load_and_export
-from edgeship.toolkit.pipeline.preprocessing import assumed_note, from_json
+from edgeship.toolkit.pipeline.preprocessing import assumed_note
+from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
@@ -112,8 +113,8 @@ def check_run(
     inputs: Mapping[str, Path], dataset: Dataset, indices: IntArray, logits: FloatArray
 ) -> list[InputCheck]:
     """Check the input of a run, after its evaluation."""
-    described = _described(inputs)
-    notes = [InputCheck("input-form", "note", text) for text in described.get("notes", ())]
+    info = ModelInfo.read(inputs["load"])
+    notes = [InputCheck("input-form", "note", text) for text in info.notes]
     return notes + examine(
         EvaluatedNetwork(
             inputs["export"] / "float.onnx",
@@ -122,17 +123,10 @@ def check_run(
             indices,
             logits,
             dataset.labels[indices],
-            from_json(described["preprocess"]),
-            described["preprocess_source"],
+            info.preprocess,
+            info.preprocess_source,
         )
     )
-
-
-def _described(inputs: Mapping[str, Path]) -> dict[str, Any]:
-    from edgeship.toolkit.core.artifact import read_json
-
-    described: dict[str, Any] = read_json(inputs["load"] / "model.json")
-    return described
 
 
 def _sample(count: int, preprocess: Preprocess) -> IntArray:

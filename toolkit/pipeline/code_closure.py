@@ -15,6 +15,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from edgeship.toolkit.core import plugins
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
 
 PACKAGE = "edgeship"  # the product's own
@@ -68,7 +69,12 @@ class Sources:
             return [f"{module}.{name}" if name and self._module(f"{module}.{name}") else module]
         folder = self._folder(module)
         files = [*folder.glob("*.py"), *(file.parent for file in folder.glob("*/__init__.py"))]
-        return [f"{module}.{file.stem}" for file in files if not file.stem.startswith("_")]
+        names = [f"{module}.{file.stem}" for file in files if not file.stem.startswith("_")]
+        if PACKAGE in self._roots:
+            outside = {f"{module}.{stem}": file for stem, file in plugins.outside(module).items()}
+            self._modules |= {name: _Module(name, outside[name]) for name in outside if name not in names}
+            names += outside
+        return names
 
     def _data_files(self, module: _Module) -> Iterator[tuple[str, Path]]:
         for package, below in module.data_folders:

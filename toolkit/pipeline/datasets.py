@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from edgeship.calibration.manifest import Manifest
     from edgeship.calibration.sets import Use
     from edgeship.toolkit.pipeline.recipe import SelectOptions
-
-
-def aliases(described: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
-    """Return all names of each output, as model.json and graphs.json have them; hashable."""
-    return tuple(tuple(names) for names in described["class_names"])
 
 
 def open_evaluation(source: str, classes: int, use: Use = "evaluate", names: Aliases = ()) -> Dataset:

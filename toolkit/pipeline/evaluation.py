@@ -18,6 +18,7 @@ from edgeship.toolkit.core.parallel import Backend, ordered
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import datasets, variants
+from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
@@ -78,9 +79,7 @@ class Part:
     skipped: tuple[str, ...]
 
 
-def engines(
-    records: Mapping[variants.Variant, Mapping[str, Any]], inputs: Inputs
-) -> tuple[tuple[str, Engine], ...]:
+def engines(records: Mapping[VariantId, Mapping[str, Any]], inputs: Inputs) -> tuple[tuple[str, Engine], ...]:
     """Return the engine of every variant; a simulated float graph shares that of ONNX Runtime."""
     result: dict[str, Engine] = {}
     floats: dict[str, Engine] = {}
@@ -89,7 +88,7 @@ def engines(
         graph = variants.built_of(variant, record, inputs)
         file = inputs["compile"] / record["folder"] / record["file"] if target else graph
         engine = Engine(file, target)
-        if variant.precision == "fp32" and target in {None, variants.REFERENCE_TARGET}:
+        if variant.precision == "fp32" and target in {None, REFERENCE.target}:
             engine = floats.setdefault(sha256_file(graph), engine)
         result[variant.name] = engine
     return tuple(result.items())

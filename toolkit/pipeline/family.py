@@ -19,8 +19,8 @@ from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.pipeline import datasets, finetuning, load_and_export, pruning, variants
-from edgeship.toolkit.pipeline.preprocessing import from_json
 from edgeship.toolkit.pipeline.recipe import Recipe
+from edgeship.toolkit.runs.network import ModelInfo
 
 DENSE = "dense"
 UNFINISHED = ".edgeship-unfinished"  # folder with the state of an interrupted command
@@ -94,7 +94,7 @@ def _prune_family(
     from edgeship.toolkit.models import weights
 
     model, preprocess = pruning.network_of(dense)
-    source = read_json(dense / "model.json")["preprocess_source"]
+    source = ModelInfo.read(dense).preprocess_source
     pictures = pruning.stream(recipe.prune, preprocess)
     how = pruning.options_of(replace(recipe.prune, keep_ratio=min(parts)))
     networks = pruner.family(model, pictures, parts, how, checkpoint=state)
@@ -133,16 +133,14 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     """
     from edgeship.calibration.loader import batches
 
-    described = read_json(dense / "model.json")
-    preprocess = from_json(described["preprocess"])
+    info = ModelInfo.read(dense)
+    preprocess = info.preprocess
     target = recipe.compile.targets[0]
     how = recipe.prune
     dataset, indices = datasets.training_images(how.source, how.images, how.seed, how.exclude)
     evaluated, places = dataset, indices[-finetuning.validation_count(len(indices)) :]
     if recipe.evaluate.source:
-        evaluated = datasets.open_evaluation(
-            recipe.evaluate.source, described["classes"], names=datasets.aliases(described)
-        )
+        evaluated = datasets.open_evaluation(recipe.evaluate.source, info.classes, names=info.class_names)
         places = datasets.subset(evaluated, recipe.evaluate.images)
     chosen = indices[: recipe.select.images]
     rows: dict[str, dict[str, Any]] = {}
@@ -150,10 +148,11 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
         engines: dict[str, tuple[str, Path]] = {}
         for label, folder in {DENSE: dense, **pruned}.items():
             built = Path(name) / label
-            exported = load_and_export.export(recipe.export, folder, described, built / "float.onnx")
+            graph = built / "float.onnx"
+            exported, _ = load_and_export.export(recipe.export, folder, info, graph)
             stream = datasets.stream(dataset, chosen, preprocess, BATCH, f"calibrating {label}")
-            quantized = _quantize(exported.file, stream, target)
-            graphs: dict[Precision, Path] = {"fp32": exported.file, "int8": quantized}
+            quantized = _quantize(graph, stream, target)
+            graphs: dict[Precision, Path] = {"fp32": graph, "int8": quantized}
             for precision, graph in graphs.items():
                 engines[f"{label}-{precision}"] = target, _compile(graph, target, precision)
                 rows[f"{label}-{precision}"] = {
@@ -184,7 +183,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     _mark_knee(frontier)
     return {
         "schema": 1,
-        "model": described["name"],
+        "model": info.name,
         "target": target,
         "size": preprocess.crop,
         "threads": timed["threads"],
@@ -208,7 +207,7 @@ def _quantize(graph: Path, stream: Iterable[FloatArray], target: str) -> Path:
     from edgeship.quantization.calibrate import collect
 
     out = graph.with_name("int8.onnx")
-    scheme = targets.get(target).scheme
+    scheme = targets.get(target).scheme()
     quantization.quantize(graph, collect(graph, stream), scheme, quantization.QuantizeOptions(), out)
     return out
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.pipeline import datasets
-from edgeship.toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
     from edgeship.toolkit.pipeline.recipe import FinetuneOptions
@@ -33,10 +33,10 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune.finetune import DistillOptions, distill
 
-    described = read_json(dense / "model.json")
-    preprocess = from_json(described["preprocess"])
+    info = ModelInfo.read(dense)
+    preprocess = info.preprocess
     dataset, indices = datasets.training_images(
-        options.source, options.images, options.seed, options.exclude, datasets.aliases(described)
+        options.source, options.images, options.seed, options.exclude, info.class_names
     )
     count = validation_count(len(indices))
     train, validation = indices[:-count], indices[-count:]  # pruning holds out the last ones, too
@@ -57,6 +57,6 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
         held_out=[batch.images for batch in batches(dataset, validation, preprocess, batch=BATCH)],
         kept=read_json(pruned / "plan.json")["kept"],
         preprocess=preprocess,
-        source=described["preprocess_source"],
+        source=info.preprocess_source,
         checkpoint=checkpoint,
     )

@@ -114,7 +114,7 @@ class LatencyTable:
         how = QuantizeOptions(observer="minmax", effort="fast", bias_correction=False)
         for name in self._names:
             target = targets.get(name)
-            quantize(folder / "float.onnx", ranges, target.scheme, how, folder / "int8.onnx")
+            quantize(folder / "float.onnx", ranges, target.scheme(), how, folder / "int8.onnx")
             built = target.compile(folder / "int8.onnx", folder / name, "int8")
             if built.runs_here:
                 return target, folder / name / built.file

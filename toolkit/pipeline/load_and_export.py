@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgeship.toolkit.core.artifact import sha256_file, write_json
+from edgeship.toolkit.core.artifact import sha256_file
 from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, preprocess_metadata, sides
 from edgeship.toolkit.pipeline import preprocessing
+from edgeship.toolkit.runs.network import ExportedGraph, ModelInfo
 
 if TYPE_CHECKING:
     from edgeship.calibration.preprocessing_check import Stem
@@ -21,27 +22,6 @@ if TYPE_CHECKING:
 
 ONNX = "float.onnx"
 MAX_PARITY = 1e-4  # relative to the largest logit
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """An exported ONNX graph and its cost.
-
-    Attributes:
-        file: Its path.
-        macs: Multiply-accumulates of one image.
-        parameters: Number of weights.
-        parity: Largest difference of its logits from the network's, relative to the largest logit.
-        batch: Images of one inference; None is dynamic.
-        classes: Outputs.
-    """
-
-    file: Path
-    macs: int
-    parameters: int
-    parity: float
-    batch: int | None
-    classes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +118,8 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
 def import_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     """Import a float ONNX classifier; its input shape sets the size of the images.
 
-    A file with (N, H, W, C) or uint8 input is converted to float32 (N, C, H, W); its model.json has "input",
-    the original form, and "normalization", that inside the graph.
+    A file with (N, H, W, C) or uint8 input is converted to float32 (N, C, H, W); notes in its model.json
+    state the original form, and the normalization inside the graph.
 
     Raises:
         ModelError: The graph is no classifier, is quantized, or has NaN.
@@ -155,49 +135,44 @@ def import_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     preprocessing.check_channels(prepared, graph.channels)
     check_conversion(graph, prepared.crop)
     io.save(graph.model, out / ONNX)
-    content = {
-        "name": source.stem,
-        "weights_sha256": sha256_file(source),
-        "parameters": graph.parameters,
-        "classes": graph.classes,
-        "preprocess": prepared,
-        "preprocess_source": preprocessing.source_of(
-            options.preprocess, graph.preprocess, graph.preprocess_source, graph.normalization
-        ),
-        "class_names": _class_names(options.labels, graph.classes),
-        "input": graph.form,
-        "normalization": graph.normalization,
-        "notes": preprocessing.notes(graph.form, graph.normalization, prepared),
-    }
-    write_json(out / "model.json", content)
+    origin = preprocessing.source_of(
+        options.preprocess, graph.preprocess, graph.preprocess_source, graph.normalization
+    )
+    ModelInfo(
+        source.stem,
+        sha256_file(source),
+        graph.parameters,
+        graph.classes,
+        prepared,
+        origin,
+        _class_names(options.labels, graph.classes),
+        tuple(preprocessing.notes(graph.form, graph.normalization, prepared)),
+    ).write(out)
 
 
-def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], file: Path) -> Exported:
-    """Export the network of a folder as ONNX, with its cost.
+def export(options: ExportOptions, folder: Path, info: ModelInfo, file: Path) -> tuple[ExportedGraph, float]:
+    """Export the network of a folder as ONNX.
+
+    Returns:
+        The graph and its cost, and the largest difference of its logits from the network's, relative to the
+        largest logit.
 
     Raises:
         ModelError: Logits of graph and network differ.
     """
     from edgeship.toolkit.graph.cost import cost
 
-    prepared = preprocessing.from_json(described["preprocess"])
+    prepared, source = info.preprocess, info.preprocess_source
     batch = None if options.batch == "dynamic" else options.batch
     if (folder / ONNX).is_file():
-        metadata = preprocess_metadata(prepared, described["preprocess_source"])
+        metadata = preprocess_metadata(prepared, source)
         parity = _reshape(folder / ONNX, file, batch, prepared.crop, metadata)
     else:
         from edgeship.toolkit.models import export as exporter
         from edgeship.toolkit.models import weights
 
         model = weights.load(folder).model
-        exporter.export(
-            model,
-            file,
-            size=prepared.crop,
-            batch=batch,
-            preprocess=prepared,
-            source=described["preprocess_source"],
-        )
+        exporter.export(model, file, size=prepared.crop, batch=batch, preprocess=prepared, source=source)
         parity = exporter.parity(model, file, size=prepared.crop)
         if not parity <= MAX_PARITY:
             raise ModelError(
@@ -205,7 +180,7 @@ def export(options: ExportOptions, folder: Path, described: Mapping[str, Any], f
                 hint=f"expected at most {MAX_PARITY:.0e}; report the checkpoint as a bug",
             )
     counted = cost(file)
-    return Exported(file, counted.macs, counted.parameters, parity, batch, described["classes"])
+    return ExportedGraph(file.name, counted.macs, counted.parameters), parity
 
 
 def first_layer(source: Path) -> FirstLayer:
@@ -286,13 +261,5 @@ def _describe(
 ) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     arch = model.architecture
-    content = {
-        "name": arch.name,
-        "weights_sha256": digest,
-        "parameters": parameters,
-        "classes": arch.classes,
-        "preprocess": prepared,
-        "preprocess_source": source,
-        "class_names": _class_names(labels, arch.classes),
-    }
-    write_json(out / "model.json", content)
+    names = _class_names(labels, arch.classes)
+    ModelInfo(arch.name, digest, parameters, arch.classes, prepared, source, names).write(out)

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from edgeship import targets
 from edgeship.targets._device import this_device
 from edgeship.toolkit.core.errors import RecipeError, TargetError
 from edgeship.toolkit.core.parallel import Backend
-from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray, QuantScheme
+from edgeship.toolkit.core.quant import X86, FloatArray, IntArray, PixelArray, QuantScheme
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.statistics import agreement, paired_drop
 from edgeship.toolkit.core.tensors import Preprocess
@@ -99,10 +99,7 @@ def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
 
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     """Return the scheme of a target for the CPU of `overflow_fix`."""
-    native = targets.get(target).scheme
-    if options.overflow_fix == "auto":
-        return native
-    return replace(native, pair_sums=options.overflow_fix == "pairs")
+    return targets.get(target).scheme(X86.get(options.overflow_fix))
 
 
 def cache_key_parts(options: QuantizeOptions) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.tensors import (
@@ -203,11 +203,6 @@ def check_known(
             hint=f"state what it was trained with, e.g. {option}mean={mean} "
             f"{option}std={std}; or leave the input float32",
         )
-
-
-def from_json(stored: dict[str, Any]) -> Preprocess:
-    """Read a preprocessing from JSON."""
-    return Preprocess.from_json(stored)
 
 
 def assumed_note(preprocess: Preprocess, option: str = "--set load.preprocess.") -> tuple[str, str]:

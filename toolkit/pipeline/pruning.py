@@ -8,12 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.pipeline import datasets
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
-from edgeship.toolkit.pipeline.preprocessing import from_json
+from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
     from edgeship.toolkit import prune as pruner
@@ -61,7 +61,7 @@ def prune(options: PruneOptions, folder: Path, out: Path, checkpoint: Path) -> N
                 LatencyTable(options.targets, preprocess.crop, options.threads, table)
             )
         smaller, plan = pruner.prune(model, pictures, options_of(options), measure, checkpoint=checkpoint)
-    weights.save(smaller, out, preprocess, source=read_json(folder / "model.json")["preprocess_source"])
+    weights.save(smaller, out, preprocess, source=ModelInfo.read(folder).preprocess_source)
     write_json(out / "plan.json", plan)
 
 
@@ -78,7 +78,7 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
             "an ONNX file cannot be pruned: its channels are not known to belong together",
             hint="give load.weights of a ResNet instead of load.model=file.onnx, or set prune.method=none",
         )
-    return weights.load(folder).model, from_json(read_json(folder / "model.json")["preprocess"])
+    return weights.load(folder).model, ModelInfo.read(folder).preprocess
 
 
 def stream(options: PruneOptions, preprocess: Preprocess) -> Iterator[FloatArray]:

@@ -21,6 +21,7 @@ from typing import Any
 from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.pipeline.recipe import Recipe
+from edgeship.toolkit.runs.variant_id import REFERENCE
 
 SCHEMA = 1
 RUN, REPORT = Path("run.json"), "report.json"
@@ -86,12 +87,10 @@ def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
     Raises:
         RecipeError: A file with the name of an output exists; other files may stay.
     """
-    from edgeship.toolkit.pipeline.variants import REFERENCE_TARGET
-
     owned = _owned(out)
     claimed = [RUN, *(PAGES if "report" in stages else ())]
     if "compile" in stages and not owned:  # else run.json lists the engines
-        for target in (*recipe.compile.targets, REFERENCE_TARGET):
+        for target in (*recipe.compile.targets, REFERENCE.target):
             files = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
             claimed += [file.relative_to(out) for file in files]
         claimed += [ENGINES] if (out / ENGINES).is_file() else []

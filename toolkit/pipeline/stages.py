@@ -28,8 +28,7 @@ from edgeship.toolkit.pipeline import (
     pruning,
     variants,
 )
-from edgeship.toolkit.pipeline.graphs import graph_names, quantized_name
-from edgeship.toolkit.pipeline.preprocessing import check_known, from_json
+from edgeship.toolkit.pipeline.preprocessing import check_known
 from edgeship.toolkit.pipeline.recipe import (
     BenchOptions,
     CalibrateOptions,
@@ -44,13 +43,14 @@ from edgeship.toolkit.pipeline.recipe import (
     SelectOptions,
 )
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
+from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
+from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, quantized_name
 
 
 def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Load the network from a checkpoint or an ONNX file, or train it.
 
-    Writes model.safetensors and widths.json, or float.onnx; and model.json {name, weights_sha256,
-    parameters, classes, class_names, preprocess, preprocess_source}.
+    Writes model.safetensors and widths.json, or float.onnx; and model.json (`ModelInfo`).
     """
     load_and_export.loader(options)(options, out, work_dir)
 
@@ -89,33 +89,25 @@ def _link_network(folder: Path, out: Path) -> None:
 def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Export the ONNX graphs: float.onnx, and pruned.onnx of a pruned network.
 
-    Also graphs.json {float, pruned: {file, macs, parameters}, parity, size, batch, classes, class_names,
-    preprocess}; a batch of null is dynamic.
+    Also graphs.json (`ExportedGraphs`).
     """
-    described = read_json(inputs["load"] / "model.json")
-    check_known(options.input, described["preprocess_source"])
-    exported = {"float": load_and_export.export(options, inputs["load"], described, out / "float.onnx")}
+    info = ModelInfo.read(inputs["load"])
+    check_known(options.input, info.preprocess_source)
+    networks: dict[GraphName, Path] = {"float": inputs["load"]}
     if read_json(inputs["prune"] / "plan.json")["method"] != "none":
-        exported["pruned"] = load_and_export.export(
-            options, inputs["finetune"], described, out / "pruned.onnx"
-        )
-    graphs = {
-        name: {"file": graph.file.name, "macs": graph.macs, "parameters": graph.parameters}
-        for name, graph in exported.items()
+        networks["pruned"] = inputs["finetune"]
+    exported = {
+        name: load_and_export.export(options, folder, info, out / f"{name}.onnx")
+        for name, folder in networks.items()
     }
-    first = exported["float"]
-    write_json(
-        out / "graphs.json",
-        {
-            **graphs,
-            "parity": max(graph.parity for graph in exported.values()),
-            "size": described["preprocess"]["crop"],
-            "batch": first.batch,
-            "classes": first.classes,
-            "class_names": described["class_names"],
-            "preprocess": described["preprocess"],
-        },
-    )
+    ExportedGraphs(
+        graphs={name: graph for name, (graph, _) in exported.items()},
+        parity=max(parity for _, parity in exported.values()),
+        batch=None if options.batch == "dynamic" else options.batch,
+        classes=info.classes,
+        class_names=info.class_names,
+        preprocess=info.preprocess,
+    ).write(out)
 
 
 def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
@@ -123,13 +115,11 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     from edgeship.calibration import doctor, manifest
     from edgeship.calibration.datasets import open_dataset
 
-    graphs = read_json(inputs["export"] / "graphs.json")
+    graphs = ExportedGraphs.read(inputs["export"])
     dataset = open_dataset(options.source, use="train")
     excluded = None
     if options.exclude:
-        excluded = datasets.open_evaluation(
-            options.exclude, graphs["classes"], names=datasets.aliases(graphs)
-        )
+        excluded = datasets.open_evaluation(options.exclude, graphs.classes, names=graphs.class_names)
     chosen = manifest.select(
         dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_unreadable
     )
@@ -141,8 +131,8 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     findings += doctor.examine(
         dataset,
         indices,
-        from_json(graphs["preprocess"]),
-        classes=graphs["classes"],
+        graphs.preprocess,
+        classes=graphs.classes,
         stem=load_and_export.first_layer(inputs["load"]).stem
         if (inputs["load"] / "widths.json").is_file()
         else None,
@@ -159,14 +149,13 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
     from edgeship.calibration import sample_size
     from edgeship.quantization.calibrate import collect
 
-    graphs = read_json(inputs["export"] / "graphs.json")
-    preprocess = from_json(graphs["preprocess"])
+    graphs = ExportedGraphs.read(inputs["export"])
     dataset, indices = datasets.calibration(options.source, inputs["select"])
     curves = {}
-    for name in graph_names(graphs):
-        stream = datasets.stream(dataset, indices, preprocess, options.batch, f"calibrating {name}")
+    for name, graph in graphs.graphs.items():
+        stream = datasets.stream(dataset, indices, graphs.preprocess, options.batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
-        collect(inputs["export"] / graphs[name]["file"], stream, maxima.append).save(out / name)
+        collect(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
     write_json(
@@ -184,19 +173,19 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.graph import io
 
-    graphs = read_json(inputs["export"] / "graphs.json")
+    graphs = ExportedGraphs.read(inputs["export"])
     validation = None
     if mixed_precision.limited(options):
         calibration = manifest.read(inputs["select"] / "manifest.json")
         validation = mixed_precision.select_validation_images(
-            options, calibration, graphs["classes"], from_json(graphs["preprocess"]), datasets.aliases(graphs)
+            options, calibration, graphs.classes, graphs.preprocess, graphs.class_names
         )
     summaries = {}
-    for graph in graph_names(graphs):
-        statistics = Statistics.load(inputs["calibrate"] / graph)
-        model = io.read_classifier(inputs["export"] / graphs[graph]["file"])
-        for target in track(options.targets, f"quantizing {graph}"):
-            name = quantized_name(target, pruned=graph == "pruned")
+    for graph_name, graph in graphs.graphs.items():
+        statistics = Statistics.load(inputs["calibrate"] / graph_name)
+        model = io.read_classifier(inputs["export"] / graph.file)
+        for target in track(options.targets, f"quantizing {graph_name}"):
+            name = quantized_name(target, graph_name)
             summaries[name] = mixed_precision.quantize(
                 options, model, statistics, target, validation, out / f"{name}.onnx"
             )
@@ -212,11 +201,18 @@ def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path)
     runs_here, note, audit, warnings, instead, size_bytes, input, graph, float_input, error, hint}}; see
     `variants.build`. A target that is missing or rejects the graph is recorded with its error.
     """
-    graphs = read_json(inputs["export"] / "graphs.json")
-    preprocess = from_json(graphs["preprocess"]) if options.input == "uint8" else None
+    graphs = ExportedGraphs.read(inputs["export"])
+    preprocess = graphs.preprocess if options.input == "uint8" else None
     compiled = {}
-    for variant in variants.planned(options.targets, graphs):
-        record = {**asdict(variant), "folder": None, "file": None, "size_bytes": None, "runs_here": False}
+    for variant in variants.planned(options.targets, tuple(graphs.graphs)):
+        record = {
+            "name": variant.name,
+            **asdict(variant),
+            "folder": None,
+            "file": None,
+            "size_bytes": None,
+            "runs_here": False,
+        }
         try:
             record |= variants.build(variant, inputs, out, preprocess)
         except ToolkitError as error:
@@ -233,19 +229,18 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json, findings.json and
     input_checks.json [`InputCheck`].
     """
-    graphs = read_json(inputs["export"] / "graphs.json")
-    names = datasets.aliases(graphs)
-    dataset = datasets.open_evaluation(options.source, graphs["classes"], names=names)
+    graphs = ExportedGraphs.read(inputs["export"])
+    dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
     planned = variants.runnable(inputs)
     work = evaluation.Work(
         evaluation.engines(planned, inputs),
         options.source,
         dataset.listing_digest(),
-        graphs["classes"],
-        from_json(graphs["preprocess"]),
+        graphs.classes,
+        graphs.preprocess,
         options.batch,
         options.skip_unreadable,
-        names,
+        graphs.class_names,
     )
     outcome, skipped = evaluation.run(
         work,
@@ -260,7 +255,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
         np.save(out / "logits" / f"{name}.npy", logits)
     write_json(out / "images.json", datasets.identity(dataset, outcome.indices))
     write_json(out / "findings.json", datasets.opened(dataset) + datasets.unreadable(dataset, skipped))
-    reference = outcome.logits[variants.REFERENCE]
+    reference = outcome.logits[REFERENCE.name]
     write_json(
         out / "input_checks.json", baseline_check.check_run(inputs, dataset, outcome.indices, reference)
     )
@@ -280,9 +275,9 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
     """
     from edgeship.targets._cpu_load import Watch
 
-    graphs = read_json(inputs["export"] / "graphs.json")
-    batch = variants.bench_batch(options, graphs)
-    shape = (batch, len(graphs["preprocess"]["mean"]), *from_json(graphs["preprocess"]).sides)
+    graphs = ExportedGraphs.read(inputs["export"])
+    batch = variants.bench_batch(options, graphs.batch)
+    shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     dataset, indices = datasets.calibration(options.source, inputs["select"])
     with Watch() as watch:
         measured = measure.measure(
@@ -290,9 +285,9 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
             variants.engines(inputs["compile"]),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
             ready=variants.float_engines(inputs["compile"]),
-            dynamic=graphs["batch"] is None,
+            dynamic=graphs.batch is None,
             pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
-            preprocess=from_json(graphs["preprocess"]),
+            preprocess=graphs.preprocess,
         )
     write_json(out / "latency.json", measured)
     write_json(out / "device.json", {**variants.device(), **asdict(watch.activity)})

@@ -21,33 +21,15 @@ from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.pipeline.graphs import graph_names, quantized_name
+from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, VariantId
 
 if TYPE_CHECKING:
     from edgeship.calibration.loader import Batches
     from edgeship.toolkit.pipeline.recipe import BenchOptions
     from edgeship.toolkit.pipeline.stage import Inputs
 
-REFERENCE = "onnxruntime-fp32"
-REFERENCE_TARGET = "onnxruntime"
 TOP = 5
 PIXEL_IMAGES = 2  # random images to compare the engines of both input types
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One network in one precision on one target."""
-
-    name: str
-    target: str
-    precision: Precision
-    pruned: bool
-
-    def graph(self, inputs: Inputs) -> Path:
-        """Return the ONNX file that the variant is compiled from."""
-        if self.precision == "int8":
-            return inputs["quantize"] / f"{quantized_name(self.target, pruned=self.pruned)}.onnx"
-        return inputs["export"] / ("pruned.onnx" if self.pruned else "float.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +47,19 @@ class Outcome:
     indices: IntArray
 
 
-def planned(names: Sequence[str], graphs: Mapping[str, Any]) -> tuple[Variant, ...]:
+def planned(names: Sequence[str], graphs: Sequence[GraphName]) -> tuple[VariantId, ...]:
     """Return all variants of these targets, unpruned and pruned, FP32 and INT8; the reference first."""
-    variants = [Variant(REFERENCE, REFERENCE_TARGET, "fp32", pruned=False)]
     precisions: tuple[Precision, ...] = ("fp32", "int8")
-    for target in names:
-        for precision in precisions:
-            for graph in graph_names(graphs):
-                name = quantized_name(f"{target}-{precision}", pruned=graph == "pruned")
-                variants.append(Variant(name, target, precision, graph == "pruned"))
-    return tuple(dict.fromkeys(variants))
+    variants = (
+        VariantId(target, precision, graph == "pruned")
+        for target in names
+        for precision in precisions
+        for graph in graphs
+    )
+    return tuple(dict.fromkeys((REFERENCE, *variants)))
 
 
-def build(variant: Variant, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> dict[str, Any]:
+def build(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> dict[str, Any]:
     """Compile a variant.
 
     Args:
@@ -147,7 +129,7 @@ def check_pixels(
     return [f"logits of uint8 images differ from those of float32 images: {sqnr_db:.1f} dB for {CLOSE_DB:g}"]
 
 
-def built_of(variant: Variant, record: Mapping[str, Any], inputs: Inputs) -> Path:
+def built_of(variant: VariantId, record: Mapping[str, Any], inputs: Inputs) -> Path:
     """Return the ONNX file of an engine; `record` is from compiled.json."""
     return inputs["compile"] / record["graph"] if record["graph"] else variant.graph(inputs)
 
@@ -168,12 +150,12 @@ def check_room(folder: Path, graph: Path, error: Exception) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
-def runnable(inputs: Inputs) -> dict[Variant, dict[str, Any]]:
+def runnable(inputs: Inputs) -> dict[VariantId, dict[str, Any]]:
     """Return the compiled variants and their records in compiled.json, the reference first."""
     compiled: dict[str, dict[str, Any]] = read_json(inputs["compile"] / "compiled.json")
     return {
-        Variant(name, record["target"], record["precision"], record["pruned"]): record
-        for name, record in compiled.items()
+        VariantId(record["target"], record["precision"], record["pruned"]): record
+        for record in compiled.values()
         if record["file"]
     }
 
@@ -191,12 +173,12 @@ def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
     return Outcome(joined, np.concatenate(labels), np.concatenate(indices))
 
 
-def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def accuracies(outcome: Outcome, records: Mapping[VariantId, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the accuracy of every variant, and the paired drop against the reference."""
     from edgeship.targets._device import this_device
 
     here = f"this machine ({this_device().name})"
-    reference = outcome.logits[REFERENCE]
+    reference = outcome.logits[REFERENCE.name]
     labelled = bool((outcome.labels >= 0).all())
     rows: dict[str, dict[str, Any]] = {}
     for variant, record in records.items():
@@ -221,18 +203,22 @@ def accuracies(outcome: Outcome, records: Mapping[Variant, Mapping[str, Any]]) -
     return rows
 
 
-def bench_batch(options: BenchOptions, graphs: Mapping[str, Any]) -> int:
+def bench_batch(options: BenchOptions, fixed: int | None) -> int:
     """Return the batch size of one timed inference.
+
+    Args:
+        options: The bench section.
+        fixed: Batch of the graph; None: dynamic.
 
     Raises:
         RecipeError: The graph has a fixed batch of another size.
     """
-    if options.batch and graphs["batch"] and options.batch != graphs["batch"]:
+    if options.batch and fixed and options.batch != fixed:
         raise RecipeError(
-            f"bench.batch = {options.batch}, but the graph takes {graphs['batch']}",
+            f"bench.batch = {options.batch}, but the graph takes {fixed}",
             hint=f"set export.batch={options.batch}, or export.batch=dynamic",
         )
-    return options.batch or graphs["batch"] or 1
+    return options.batch or fixed or 1
 
 
 def float_engines(compiled: Path) -> dict[str, tuple[str, Path]]:
@@ -315,13 +301,11 @@ def session_input(session: targets.Session, images: FloatArray) -> FloatArray | 
 
 def device() -> dict[str, Any]:
     """Describe this machine and its load."""
-    from edgeship.targets._device import int8_sums, this_device
+    from edgeship.targets._device import this_cpu, this_device
 
-    here = this_device()
-    described: dict[str, Any] = plain(here)
-    sums = int8_sums(here.arch, here.instruction_sets)
+    described: dict[str, Any] = plain(this_device())
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {**described, "load_average": os.getloadavg(), "int8_sums": sums, "timed": now}
+    return {**described, "load_average": os.getloadavg(), "int8_sums": this_cpu().int8_sums, "timed": now}
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:

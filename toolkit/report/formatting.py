@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from edgeship.toolkit.core.results import LatencySummary, LayerAudit, Variant
+from edgeship.toolkit.runs.variant_id import split_pruned
 
 NONE = "not measured"
 UNKNOWN = "not known"
@@ -35,8 +36,8 @@ GATES = {
 
 def target(name: str) -> str:
     """Return the product name of a target, with ", pruned" for the suffix -pruned."""
-    bare = name.removesuffix("-pruned")
-    return TARGETS.get(bare, bare) + (", pruned" if bare != name else "")
+    bare, pruned = split_pruned(name)
+    return TARGETS.get(bare, bare) + ", pruned" * pruned
 
 
 def title(variant: Variant) -> str:

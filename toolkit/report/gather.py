@@ -36,12 +36,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgeship.toolkit.core import statistics
-from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.artifact import plain, read_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import (
@@ -54,12 +54,15 @@ from edgeship.toolkit.core.results import (
     StageRun,
     Variant,
 )
+from edgeship.toolkit.core.typed_json import JsonFile
 from edgeship.toolkit.report import gates, paired_analysis
 from edgeship.toolkit.report.verdict import verdicts
+from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
+from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 SCHEMA = 1
-REFERENCE = "onnxruntime-fp32"
 KEPT_SAMPLES = 1000
+F = TypeVar("F", bound=JsonFile)
 
 
 def gather(
@@ -123,9 +126,9 @@ class _Run:
         self.missing: list[str] = []
         self.accuracy: dict[str, Any] = self.read("evaluate", "accuracy.json", {})
         self.latency: dict[str, Any] = self.read("bench", "latency.json", {})
-        self.graphs: dict[str, Any] = self.read("export", "graphs.json", {})
+        self.graphs = self.load("export", ExportedGraphs)
         self.compiled: dict[str, Any] = self.read("compile", "compiled.json", {})
-        self.loaded: dict[str, Any] = self.read("load", "model.json", {})
+        self.info = self.load("load", ModelInfo)
         self.quantized: dict[str, Any] = self.read("quantize", "quantize.json", {})
         self.device: dict[str, Any] = self.read("bench", "device.json", {})
         self.images: dict[str, Any] = self.read("evaluate", "images.json", {}, expected=False)
@@ -143,17 +146,30 @@ class _Run:
             self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: no {name}")
         return default
 
+    def load(self, stage: str, kind: type[F]) -> F | None:
+        """Read the file of a stage; if it is absent or damaged, add a line to `missing` and return None."""
+        folder = self.folders.get(stage)
+        if folder is None or not (folder / kind.FILE).is_file():
+            self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: no {kind.FILE}")
+            return None
+        try:
+            return kind.read(folder)
+        except DataError as error:
+            self.missing.append(f"{stage}: {error}")
+            return None
+
     def model(self) -> dict[str, Any]:
-        graph = self.graphs.get("float") or {}
-        parameters = self.loaded.get("parameters", graph.get("parameters"))
+        info, graphs = self.info, self.graphs
+        graph = graphs.graphs.get("float") if graphs else None
+        described = info or graphs
         return {
-            "name": self.loaded.get("name"),
-            "weights_sha256": self.loaded.get("weights_sha256"),
-            "parameters": parameters,
-            "macs": graph.get("macs"),
-            "input_px": self.graphs.get("size"),
-            "preprocess": self.loaded.get("preprocess") or self.graphs.get("preprocess"),
-            "preprocess_source": self.loaded.get("preprocess_source"),
+            "name": info.name if info else None,
+            "weights_sha256": info.weights_sha256 if info else None,
+            "parameters": info.parameters if info else graph.parameters if graph else None,
+            "macs": graph.macs if graph else None,
+            "input_px": plain(graphs.preprocess.crop) if graphs else None,
+            "preprocess": plain(described.preprocess) if described else None,
+            "preprocess_source": info.preprocess_source if info else None,
         }
 
     def data(self) -> dict[str, Any]:
@@ -161,7 +177,7 @@ class _Run:
         manifest = self.read("select", "manifest.json", {})
         entries = manifest.get("entries")
         calibrated = self.read("calibrate", "float/statistics.json", {}, expected=False)
-        classes = data.get("classes") or self.loaded.get("classes") or []
+        classes = data.get("classes") or []
         return {
             "name": data.get("name"),
             "eval_images": data.get("images"),
@@ -203,7 +219,7 @@ class _Run:
     def details(self) -> dict[str, Any]:
         plan = self.read("prune", "plan.json", {}, expected=False)
         details = {
-            "export": {key: self.graphs[key] for key in ("parity", "size", "batch") if key in self.graphs},
+            "export": self._export(),
             "pruning": plan if plan.get("method", "none") != "none" else None,
             "training": self.read("finetune", "history.json", None, expected=False),
             "quantize": self.quantized,
@@ -211,6 +227,12 @@ class _Run:
             "bench": {key: self.latency[key] for key in ("how", "not_measured") if self.latency.get(key)},
         }
         return {key: _finite(value) or None for key, value in details.items()}
+
+    def _export(self) -> dict[str, Any]:
+        graphs = self.graphs
+        if graphs is None:
+            return {}
+        return {"parity": graphs.parity, "size": plain(graphs.preprocess.crop), "batch": graphs.batch}
 
     def variants(self) -> tuple[Variant, ...]:
         accuracy, latency = self.accuracy.get("variants") or {}, self.latency.get("variants") or {}
@@ -231,17 +253,21 @@ class _Run:
         paired: Mapping[str, Any],
     ) -> Variant:
         compiled = self.compiled.get(name) or {}
-        target, precision, pruned = _parts(name)
-        target, precision = compiled.get("target") or target, compiled.get("precision") or precision
+        variant = VariantId.parse(name)
         audit = tuple(_layer(layer) for layer in compiled.get("audit") or ())
         weighted = [layer for layer in audit if layer.weighted]
-        graph = self.graphs.get("pruned" if pruned else "float") or {}
+        graph = self.graphs.graphs.get(variant.float_graph) if self.graphs else None
         quantized: dict[str, Any] = {}
-        if precision == "int8":
-            quantized = self.quantized.get(f"{target}-pruned" if pruned else target) or {}
+        if variant.precision == "int8":
+            quantized = self.quantized.get(variant.quantized_graph) or {}
         kind = _kind(accuracy, summaries[name])
         over = next(
-            (n for n in (f"{target}-fp32", REFERENCE) if n != name and summaries.get(n) is not None), None
+            (
+                n
+                for n in (f"{variant.target}-fp32", REFERENCE.name)
+                if n != name and summaries.get(n) is not None
+            ),
+            None,
         )
         base, own = summaries.get(over) if over else None, summaries[name]
         if kind != "not run" and own is None and self.latency:
@@ -255,12 +281,12 @@ class _Run:
             why = " (the images have no labels)" if accuracy.get("images") else ""
             self.missing.append(f"accuracy of {name}{why}")
         interval = accuracy.get("drop_ci95_pp")
-        reference = name == REFERENCE
+        reference = variant == REFERENCE
         return Variant(
             name=name,
-            target=target,
-            precision=precision,
-            pruned=pruned,
+            target=variant.target,
+            precision=variant.precision,
+            pruned=variant.pruned,
             top1=_finite(accuracy.get("top1")),
             top5=_finite(accuracy.get("top5")),
             images=accuracy.get("images"),
@@ -272,8 +298,8 @@ class _Run:
             latency_ms=own,
             throughput_ips=_finite(timing.get("throughput_ips")),
             size_bytes=compiled.get("size_bytes"),
-            macs=graph.get("macs"),
-            parameters=graph.get("parameters"),
+            macs=graph.macs if graph else None,
+            parameters=graph.parameters if graph else None,
             int8_layers=sum(layer.precision == "int8" for layer in weighted) if audit else None,
             weighted_layers=len(weighted) if audit else None,
             audit=audit,
@@ -326,7 +352,7 @@ class _Run:
 
     def _paired(self, names: Iterable[str]) -> dict[str, Any]:
         folder = self.folders.get("evaluate")
-        reference = self._predictions(REFERENCE)
+        reference = self._predictions(REFERENCE.name)
         if folder is None or reference is None:
             return {}
         labels: IntArray | None = None
@@ -339,9 +365,9 @@ class _Run:
         files = files if files and len(files) == len(reference.first) else None
         paired = {}
         for name in names:
-            other = self._predictions(name) if name != REFERENCE else None
+            other = self._predictions(name) if name != REFERENCE.name else None
             if other is not None and len(other.first) == len(reference.first):
-                paired[name] = paired_analysis.compare(REFERENCE, reference, other, labels, files)
+                paired[name] = paired_analysis.compare(REFERENCE.name, reference, other, labels, files)
         return paired
 
     def _predictions(self, name: str) -> paired_analysis.Predictions | None:
@@ -354,13 +380,6 @@ class _Run:
         except (OSError, ValueError) as error:
             self.missing.append(f"evaluate: logits of {name} cannot be read ({error})")
             return None
-
-
-def _parts(name: str) -> tuple[str, str, bool]:
-    """Split a variant's name into target, precision, and True if pruned."""
-    bare = name.removesuffix("-pruned")
-    target, _, precision = bare.rpartition("-")
-    return target, precision, bare != name
 
 
 def _kind(accuracy: Mapping[str, Any], latency: LatencySummary | None) -> Kind:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, log_axis, text
+from edgeship.toolkit.runs.variant_id import split_pruned
 
 BINS = 64  # maximum of histogram bins
 ACTIVATION = ("dtype", "scale", "zero_point", "low", "high")
@@ -100,7 +101,7 @@ def _per_target(sensitivity: Any, key: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _colour(target: str) -> str:
-    return COLOURS.get(target.removesuffix("-pruned"), "@orange")
+    return COLOURS.get(split_pruned(target)[0], "@orange")
 
 
 def _tensors(quantized: Any, kind: str, needed: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -151,7 +152,7 @@ def clipping(quantized: Any) -> Chart | None:
                 "marker": {
                     "size": 7,
                     "color": _colour(target),
-                    "symbol": "star-open" if target.endswith("-pruned") else "diamond-open",
+                    "symbol": "star-open" if split_pruned(target)[1] else "diamond-open",
                 },
             }
         )

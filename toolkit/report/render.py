@@ -18,6 +18,7 @@ from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.report import formatting, gather, paired_analysis
 from edgeship.toolkit.report.verdict import STAMPS, verdicts, warnings
+from edgeship.toolkit.runs.variant_id import REFERENCE
 
 if TYPE_CHECKING:
     import jinja2
@@ -265,7 +266,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "gate_marks": GATES,
         "judged_by": _judged_by(report),
         "warnings": warnings(report),
-        "reference": gather.REFERENCE,
+        "reference": REFERENCE.name,
         "classes_shown": CLASSES_SHOWN,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
         "titles": {v.name: formatting.title(v) for v in report.variants},
