@@ -52,7 +52,7 @@ def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> dict[str, Any]:
     """Return the content of run.json."""
     return {
         "schema": SCHEMA,
-        "recipe": plain(recipe.resolved()),
+        "recipe": plain(recipe),
         "command": command(recipe),
         "stages": [{**plain(stage), "folder": str(stage.folder)} for stage in stages],
     }

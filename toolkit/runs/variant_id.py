@@ -1,4 +1,4 @@
-"""Identity of a variant: target, precision, pruned or not; its name and the graph it is built from."""
+"""Define the identity of a variant: target, precision, pruned or not; its name and its graph."""
 
 from __future__ import annotations
 
