@@ -154,12 +154,11 @@ def test_a_max_pool_shares_the_scale_of_its_input_or_has_its_own():
     ],
 )
 def test_signed_averages_that_count_padding_read_float(activation, attributes, quantized):
-    scheme = replace(targets.get("openvino").scheme, padded_average=False)
     g = Graph()
     x = g.unary(activation, g.conv("images", 4))
     channels, height, width = g.shapes[x]
     g.head(g.node("AveragePool", [x], (channels, height, width), kernel_shape=[3, 3], **attributes))
-    assert (x in place(ir.from_proto(g.model()), scheme).activations) is quantized
+    assert (x in placed(g, "openvino", padded_average=False)) is quantized
 
 
 def test_only_what_cannot_be_negative_is_unsigned():
