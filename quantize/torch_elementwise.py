@@ -66,21 +66,6 @@ def _divide(call: Call) -> Tensor:
     return torch.div(call[0], call[1], rounding_mode="trunc")
 
 
-def _modulo(call: Call) -> Tensor:
-    return (torch.fmod if call.integer("fmod", 0) else torch.remainder)(call[0], call[1])
-
-
-def _is_infinite(call: Call) -> Tensor:
-    up = call[0].isposinf() if call.integer("detect_positive", 1) else torch.zeros_like(call[0]).bool()
-    return up | call[0].isneginf() if call.integer("detect_negative", 1) else up
-
-
-def _shrink(call: Call) -> Tensor:
-    x, limit, bias = call[0], call.number("lambd", 0.5), call.number("bias", 0.0)
-    zero = torch.zeros_like(x)
-    return torch.where(x > limit, x - bias, torch.where(x < -limit, x + bias, zero))
-
-
 def _selu(call: Call) -> Tensor:
     alpha, gamma = call.number("alpha", 1.6732632423543772), call.number("gamma", 1.0507009873554805)
     return gamma * F.elu(call[0], alpha)
@@ -122,13 +107,12 @@ _UNARY = {
     **{"Cosh": torch.cosh, "Tanh": torch.tanh, "Asinh": torch.asinh, "Acosh": torch.acosh},
     **{"Atanh": torch.atanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu, "Softplus": F.softplus},
     **{"Softsign": F.softsign, "Mish": F.mish, "HardSwish": F.hardswish, "IsNaN": torch.isnan},
-    **{"Not": torch.logical_not, "BitwiseNot": torch.bitwise_not},
+    **{"Not": torch.logical_not},
 }
 _BINARY = {
     **{"Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt},
     **{"LessOrEqual": torch.le, "And": torch.logical_and, "Or": torch.logical_or},
-    **{"Xor": torch.logical_xor, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or},
-    **{"BitwiseXor": torch.bitwise_xor},
+    "Xor": torch.logical_xor,
 }
 OPERATIONS: dict[str, Operation] = {
     **{name: _unary(function) for name, function in _UNARY.items()},
@@ -148,11 +132,8 @@ OPERATIONS: dict[str, Operation] = {
     "Selu": _selu,
     "Gelu": _gelu,
     "Swish": _swish,
-    "Shrink": _shrink,
     "ThresholdedRelu": _thresholded_relu,
     "Pow": lambda call: (call[0] ** call[1]).to(call[0].dtype),
-    "Mod": _modulo,
-    "IsInf": _is_infinite,
     "Where": lambda call: torch.where(call[0], call[1], call[2]),
     "Softmax": lambda call: call[0].softmax(call.integer("axis", -1)),
     "LogSoftmax": lambda call: call[0].log_softmax(call.integer("axis", -1)),
