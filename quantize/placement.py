@@ -251,12 +251,12 @@ def _is_quantizable_pool(node: ir.Node) -> bool:
 
 def _is_from_unknown_operator(value: ir.Value | None) -> bool:
     """Return True if, up through pools and reshapes, an operator outside `torch_ops` computes a tensor."""
-    from edgeship.quantization.torch_ops import OPERATIONS, key  # avoids a circular import (`clip_bounds`)
+    from edgeship.quantization.torch_ops import OPERATIONS  # avoids a circular import (`clip_bounds`)
 
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in LAYOUT_OPS | AVERAGE_OPS | {"MaxPool", "GlobalMaxPool"}:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return node is not None and key(node) not in OPERATIONS
+    return node is not None and node.op_type not in OPERATIONS
 
 
 def _is_unfused_batch_norm(node: ir.Node) -> bool:

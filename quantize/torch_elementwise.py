@@ -75,11 +75,6 @@ def _gelu(call: Call) -> Tensor:
     return F.gelu(call[0], approximate=call.text("approximate", "none"))
 
 
-def _fast_gelu(call: Call) -> Tensor:
-    bias = call.get(1)
-    return F.gelu(call[0] if bias is None else call[0] + bias, approximate="tanh")
-
-
 def _thresholded_relu(call: Call) -> Tensor:
     return torch.where(call[0] > call.number("alpha", 1.0), call[0], torch.zeros_like(call[0]))
 
@@ -94,10 +89,6 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
 
 def _swish(call: Call) -> Tensor:
     return call[0] * torch.sigmoid(call.number("alpha", 1.0) * call[0])
-
-
-def _quick_gelu(call: Call) -> Tensor:
-    return call[0] * torch.sigmoid(call.number("alpha", 1.702) * call[0])
 
 
 _UNARY = {
@@ -145,8 +136,4 @@ OPERATIONS: dict[str, Operation] = {
     "Min": lambda call: reduce(torch.minimum, call.all()),
     "Sum": lambda call: reduce(torch.add, call.all()),
     "Mean": lambda call: reduce(torch.add, call.all()) / len(call.all()),
-    "com.microsoft.Gelu": _gelu,
-    "com.microsoft.FastGelu": _fast_gelu,
-    "com.microsoft.BiasGelu": lambda call: F.gelu(call[0] + call[1]),
-    "com.microsoft.QuickGelu": _quick_gelu,
 }

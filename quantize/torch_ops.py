@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -169,8 +168,3 @@ NATIVE = PLAIN | {
     *("Pow", "Softmax", "LogSoftmax", "LayerNormalization", "Max", "Min", "Concat", "ReduceMean"),
     *("ReduceSum", "Transpose", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Pad", "Slice"),
 }
-
-
-def key(node: ir.Node) -> str:
-    """Return the key of a node's operator in `OPERATIONS`: its name, with the domain unless ONNX's own."""
-    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"
