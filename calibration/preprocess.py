@@ -99,6 +99,13 @@ def normalize(images: PixelArray, preprocess: Preprocess) -> FloatArray:
     return result
 
 
+def denormalize(images: FloatArray, preprocess: Preprocess) -> PixelArray:
+    """Return the pixels (N, H, W, C) of network inputs (N, C, H, W): the inverse of `normalize`."""
+    mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
+    levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+
+
 def apply(image: Image.Image, preprocess: Preprocess, name: str = "image") -> FloatArray:
     """Preprocess one decoded RGB image to one network input.
 

@@ -65,7 +65,7 @@ def command(
     are printed in milliseconds; the last column is the ratio to the median of the first row.
     """
     from edgeship.toolkit.cli._progress import show_progress
-    from edgeship.toolkit.pipeline import variants
+    from edgeship.toolkit.pipeline import verbs
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
@@ -80,7 +80,7 @@ def command(
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
         images = _noise(options, _common(shapes))
-        measured = variants.time_all(options, engines, images)
+        measured = verbs.benchmark(options, engines, images)
     click.echo(json.dumps(measured, indent=1) if as_json else _table(measured), nl=as_json)
 
 

@@ -37,11 +37,11 @@ def measure(
     images: FloatArray,
     *,
     ready: Mapping[str, tuple[str, Path]] = MappingProxyType({}),
-    dynamic: bool,
-    pictures: Sequence[Image.Image],
-    preprocess: Preprocess,
+    dynamic: bool = False,
+    pictures: Sequence[Image.Image] = (),
+    preprocess: Preprocess | None = None,
 ) -> dict[str, Any]:
-    """Measure every engine; quantities that cannot be measured here are listed with the reason.
+    """Measure every engine, interleaved; quantities that cannot be measured here are listed with the reason.
 
     Args:
         options: The bench section.
@@ -49,8 +49,8 @@ def measure(
         images: One batch (N, C, H, W) of noise.
         ready: Name -> target and file of the same engine with float input, for comparison.
         dynamic: True if the engines have a dynamic batch.
-        pictures: Decoded images.
-        preprocess: Preprocessing of an image.
+        pictures: Decoded images for end-to-end runs; without, they are left out.
+        preprocess: Preprocessing of an image, with `pictures`.
 
     Returns:
         The content of latency.json.
@@ -60,7 +60,10 @@ def measure(
         measured = {**variants.latencies(options, sessions, images), "how": {}, "not_measured": {}}
         if options.throughput_s:
             floats = variants.loaded(options, ready, stack)
-            _end_to_end(measured, sessions, floats, len(images), pictures, preprocess, options.throughput_s)
+            if preprocess is not None:
+                _end_to_end(
+                    measured, sessions, floats, len(images), pictures, preprocess, options.throughput_s
+                )
             _energy(measured, options, sessions, images)
         shaped = {name: variants.session_input(session, images) for name, session in sessions.items()}
     if options.throughput_s:

@@ -23,11 +23,13 @@ from edgeship.toolkit.pipeline import (
     evaluation,
     finetuning,
     load_and_export,
-    measure,
     mixed_precision,
     pruning,
+    quantizing,
     variants,
+    verbs,
 )
+from edgeship.toolkit.pipeline.measure import PICTURES
 from edgeship.toolkit.pipeline.preprocessing import check_known
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
@@ -134,7 +136,6 @@ def calibrate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> Non
     findings.json.
     """
     from edgeship.calibration import sample_size
-    from edgeship.quantization.calibrate import collect
 
     graphs = ExportedGraphs.read(inputs["export"])
     dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
@@ -143,7 +144,7 @@ def calibrate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> Non
         batch = recipe.calibrate.batch
         stream = datasets.stream(dataset, indices, graphs.preprocess, batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
-        collect(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
+        verbs.calibrate(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
     write_json(
@@ -168,14 +169,20 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
         validation = mixed_precision.select_validation_images(
             recipe, calibration, graphs.classes, graphs.preprocess, graphs.class_names
         )
-    summaries = {}
+    summaries, workers = {}, quantizing.workers(recipe)
     for graph_name, graph in graphs.graphs.items():
         statistics = Statistics.load(inputs["calibrate"] / graph_name)
         model = io.read_classifier(inputs["export"] / graph.file)
         for target in track(recipe.compile.targets, f"quantizing {graph_name}"):
             name = quantized_name(target, graph_name)
-            summaries[name] = mixed_precision.quantize(
-                recipe, model, statistics, target, validation, out / f"{name}.onnx"
+            summaries[name] = verbs.quantize(
+                model,
+                statistics,
+                target,
+                out / f"{name}.onnx",
+                recipe.quantize,
+                workers=workers,
+                validation=validation,
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
@@ -202,7 +209,7 @@ def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
             "runs_here": False,
         }
         try:
-            record |= variants.build(variant, inputs, out, preprocess)
+            record |= verbs.compile(variant, variant.graph(inputs), out, preprocess)
         except ToolkitError as error:
             variants.check_room(out, variant.graph(inputs), error)
             shutil.rmtree(out / variant.name, ignore_errors=True)
@@ -223,14 +230,13 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     work = evaluation.Work(
         evaluation.engines(planned, inputs),
         options.source,
-        dataset.listing_digest(),
         graphs.classes,
         graphs.preprocess,
         options.batch,
         options.skip_unreadable,
         graphs.class_names,
     )
-    outcome, skipped = evaluation.run(
+    outcome, skipped = verbs.evaluate(
         work,
         datasets.subset(dataset, options.images),
         workers=options.workers,
@@ -268,13 +274,13 @@ def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
     with Watch() as watch:
-        measured = measure.measure(
+        measured = verbs.benchmark(
             recipe.bench,
             variants.engines(inputs["compile"]),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
             ready=variants.float_engines(inputs["compile"]),
             dynamic=graphs.batch is None,
-            pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
+            pictures=[dataset.image(index) for index in indices[:PICTURES]],
             preprocess=graphs.preprocess,
         )
     write_json(out / "latency.json", measured)
@@ -343,7 +349,7 @@ STAGES = (
         calibrate,
         needs=("export", "select"),
         reads=("select.source",),
-        extra_key=mixed_precision.float_types,
+        extra_key=quantizing.float_types,
     ),
     Stage(
         "quantize",
@@ -351,7 +357,7 @@ STAGES = (
         needs=("export", "select", "calibrate"),
         reads=_read_by_quantize,
         on_device=_times_layers,
-        extra_key=mixed_precision.cache_key_parts,
+        extra_key=quantizing.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), reads=("export.input",), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),

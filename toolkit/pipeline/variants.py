@@ -24,7 +24,6 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, VariantId
 
 if TYPE_CHECKING:
-    from edgeship.calibration.loader import Batches
     from edgeship.toolkit.pipeline.recipe import BenchOptions
     from edgeship.toolkit.pipeline.stage import Inputs
 
@@ -59,12 +58,14 @@ def planned(names: Sequence[str], graphs: Sequence[GraphName]) -> tuple[VariantI
     return tuple(dict.fromkeys((REFERENCE, *variants)))
 
 
-def build(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> dict[str, Any]:
+def build(
+    variant: VariantId, source: Path, out: Path, preprocess: Preprocess | None = None
+) -> dict[str, Any]:
     """Compile a variant.
 
     Args:
         variant: The variant.
-        inputs: Folders of the stages before.
+        source: Its ONNX file, with float input.
         out: Parent of the folder of the variant; with `preprocess` also of the graph with pixel input and, if
             the engine runs here, of an engine with float input for comparison.
         preprocess: Normalization in engines with pixel input; None: engines have float input.
@@ -78,8 +79,7 @@ def build(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess 
     """
     from edgeship.toolkit.graph.pixels import add_pixel_input
 
-    target, source = targets.get(variant.target), variant.graph(inputs)
-    graph, float_input = source, None
+    target, graph, float_input = targets.get(variant.target), source, None
     if preprocess is not None:
         graph = out / "graphs" / f"{variant.name}.onnx"
         add_pixel_input(source, preprocess, graph)
@@ -160,19 +160,6 @@ def runnable(inputs: Inputs) -> dict[VariantId, dict[str, Any]]:
     }
 
 
-def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
-    """Run every batch through every session."""
-    logits: dict[str, list[FloatArray]] = {name: [] for name in opened}
-    labels, indices = [], []
-    for batch in stream:
-        for name, session in opened.items():
-            logits[name].append(session.infer(batch.pixels if session.takes_pixels else batch.images))
-        labels.append(batch.labels)
-        indices.append(batch.indices)
-    joined = {name: np.concatenate(parts) for name, parts in logits.items()}
-    return Outcome(joined, np.concatenate(labels), np.concatenate(indices))
-
-
 def accuracies(outcome: Outcome, records: Mapping[VariantId, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the accuracy of every variant, and the paired drop against the reference."""
     from edgeship.targets._device import this_device
@@ -237,20 +224,6 @@ def engines(compiled: Path) -> dict[str, tuple[str, Path]]:
         for variant, record in runnable({"compile": compiled}).items()
         if record["runs_here"]
     }
-
-
-def time_all(
-    options: BenchOptions, files: Mapping[str, tuple[str, Path]], images: FloatArray
-) -> dict[str, Any]:
-    """Time engines, interleaved.
-
-    Args:
-        options: Duration, threads.
-        files: Name -> target and engine file.
-        images: One batch (N, C, H, W).
-    """
-    with ExitStack() as stack:
-        return latencies(options, loaded(options, files, stack), images)
 
 
 def loaded(
