@@ -99,6 +99,12 @@ def test_so_many_images_decide_and_a_few_less_do_not(lost, won, images, limit):
     assert needed > images and decided(needed) and not decided(0.88 * needed)
 
 
+def test_more_images_than_anyone_labels_are_not_stated(monkeypatch):
+    assert statistics.images_to_decide(1, 0, 40, 0.5) > 200
+    monkeypatch.setattr(statistics, "MOST_IMAGES", 200)
+    assert statistics.images_to_decide(1, 0, 40, 0.5) is None
+
+
 def test_no_number_of_images_decides_a_drop_at_the_limit():
     assert statistics.images_to_decide(10, 0, 1000, 1.0) is None
     assert statistics.images_to_decide(0, 0, 300, 0.0) is None

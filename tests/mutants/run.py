@@ -104,7 +104,12 @@ REVIEW = (  # file, tests, text, replacement: faults that survived an earlier re
         'max(gates["max_gap_pp"]',
         'min(gates["max_gap_pp"]',
     ),
-    ("toolkit/pipeline/store.py", ["pipeline/test_store.py"], "* 86_400", "* 86_400 - 3600"),
+    (
+        "toolkit/pipeline/store.py",
+        ["pipeline/test_store.py"],
+        "older_than_days * 86_400",
+        "older_than_days * 86_400 - 3600",
+    ),
     ("calibration/duplicates.py", ["calibration/test_duplicates.py"], "_DISTANCE = 8", "_DISTANCE = 4"),
     (
         "targets/tensorrt/versions.py",
