@@ -104,6 +104,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/prune/channel_selection.py
         toolkit/prune/checkpoints.py
         toolkit/prune/execute.py
+        toolkit/prune/importances/batchnorm.py
         toolkit/prune/layer_refit.py
         toolkit/prune/options.py
         toolkit/prune/plan.py
@@ -239,16 +240,19 @@ def imported(path):
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names.update(f"{known}.{node.value.replace('-', '_')}" for known in PLUGINS)
             names.update(re.findall(r"edgeship(?:\.\w+)+", node.value))  # of another process
-    names.update(name for name in NAMES for package in SHIPPED & names if name.startswith(f"{package}."))
+    names.update(name for name in NAMES for package in WHOLE & names if name.startswith(f"{package}."))
     return {NAMES[name] for name in names if name in NAMES}
 
 
-SHIPPED = {"edgeship.toolkit.deploy.agent", "edgeship.targets.runner"}  # copied to devices as a whole
+WHOLE = {  # packages that are copied to devices, or whose plug-ins are all tested by `names()`
+    "edgeship.toolkit.deploy.agent",
+    "edgeship.targets.runner",
+    "edgeship.toolkit.prune.importances",
+    "edgeship.quantization.observers",
+}
 PLUGINS = (  # packages whose modules are imported by name
     "edgeship.targets",
     "edgeship.targets.runner.backends",
-    "edgeship.quantization.observers",
-    "edgeship.toolkit.prune.importances",
     "edgeship.toolkit.cli",
 )
 
