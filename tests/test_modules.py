@@ -130,6 +130,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "quantize/test_sections.py": "quantize/agreement.py quantize/onnx_node.py",
     "quantize/test_sensitivity.py": "toolkit/prune/importances/activation.py",
     "quantize/test_signs.py": "quantize/integer_bias.py",
+    "quantize/test_torch_executor.py": "toolkit/graph/signs.py",
     "quantize/test_torch_ops.py": """
         quantize/node_call.py
         quantize/torch_elementwise.py
@@ -183,11 +184,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "targets/test_tensorrt_engine_fuzz.py": "targets/tensorrt/engine_files.py",
     "targets/test_tensorrt_engine_records.py": "targets/tensorrt/engine_precision.py",
     "targets/test_tensorrt_jetson.py": "targets/tensorrt/__init__.py",
-    "targets/test_tensorrt_lint.py": """
-        targets/tensorrt/_index.py
-        targets/tensorrt/placement.py
-        targets/tensorrt/repair.py
-    """,
+    "targets/test_tensorrt_lint.py": "targets/tensorrt/placement.py",
     "targets/test_tensorrt_local_gpu.py": "targets/tensorrt/jetson_folder.py",
 }
 OTHERS = {module: test for test, modules in COVERED_BY.items() for module in modules.split()}

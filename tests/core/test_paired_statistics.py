@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, multinomial, t
+from scipy.integrate import quad
+from scipy.stats import beta, binomtest, multinomial, t
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -35,6 +36,18 @@ def test_the_interval_is_the_quantile_of_the_melded_distributions(lost, won, n):
     assert drop == pytest.approx(100 * (lost - won) / n)
     assert low == pytest.approx(100 * expected, abs=0.25)
     assert abs(low - 100 * expected) < 0.01 * (drop - low)
+
+
+@pytest.mark.parametrize(("lost", "won", "n"), [(9, 0, 40), (10, 1, 21), (60, 30, 5000)])
+def test_a_positive_bound_has_exactly_its_probability(lost, won, n):
+    _, (low, _) = statistics.paired_drop(*outcomes(n - lost - won, lost, won, 0))
+    assert low > 0
+
+    def below(balance):
+        share = beta.cdf(low / 100 / (2 * balance - 1), lost + won, n - lost - won + 1)
+        return beta.pdf(balance, lost, won + 1) * share
+
+    assert beta.cdf(0.5, lost, won + 1) + quad(below, 0.5, 1)[0] == pytest.approx(0.025, abs=5e-5)
 
 
 @pytest.mark.parametrize("n", [1, 355, 10_000])
