@@ -44,7 +44,6 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "deploy/test_agent_releases.py": "toolkit/deploy/agent/__init__.py",
     "deploy/test_deploy_commands.py": "toolkit/cli/_devices.py toolkit/cli/prune_releases.py",
-    "deploy/test_inventory.py": "toolkit/deploy/transport.py",
     "deploy/test_release.py": """
         toolkit/cli/rollback.py
         toolkit/cli/status.py

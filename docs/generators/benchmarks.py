@@ -76,7 +76,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def summary() -> str:
-    """Return the table of accuracy of edgeship and its peers."""
+    """Return the table of accuracy with the peers."""
     rows = []
     for file, network, target, row, name in SHOWN:
         figures = rows_of(file, network, target)[row]
