@@ -11,12 +11,13 @@ after a switch it loads the new engine in the background and uses it from the ne
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import io
 import json
 import os
 import threading
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -33,7 +34,8 @@ _LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
 _SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
 
 
-class Prediction(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Prediction:
     """A class of an image: its index, its name and its probability."""
 
     index: int
@@ -41,7 +43,8 @@ class Prediction(NamedTuple):
     probability: float
 
 
-class Result(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Result:
     """Classification of one image.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
 import json
 import os
@@ -62,7 +63,7 @@ def classify(
             write(json.dumps(record) if as_json else f"{name}: error: {failure}")
             continue
         if as_json:
-            write(json.dumps({"image": name, "classes": [each._asdict() for each in classes]}))
+            write(json.dumps({"image": name, "classes": [dataclasses.asdict(each) for each in classes]}))
             continue
         width = max(len(each.label) for each in classes)
         write(name)

@@ -4,6 +4,7 @@ report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the report, with seconds and cache state of the stages of this run
 engines/<target>/<variant>/         engines, and the Q/DQ graph of each
+engines/model.json, labels.txt      preprocessing and class names, for applications
 run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}],
                                     files: those of runs; no other file is ever overwritten or removed
 """
@@ -18,9 +19,11 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json
+from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.pipeline.recipe import Recipe
+from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text
+from edgeship.toolkit.runs.network import ModelInfo
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
 SCHEMA = 1
@@ -93,7 +96,7 @@ def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
         for target in (*recipe.compile.targets, REFERENCE.target):
             files = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
             claimed += [file.relative_to(out) for file in files]
-        claimed += [ENGINES] if (out / ENGINES).is_file() else []
+        claimed += [ENGINES] if (out / ENGINES).is_file() else [ENGINES / DESCRIPTION, ENGINES / LABELS]
     _refuse_foreign(claimed, owned, out)
 
 
@@ -106,7 +109,11 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     """
     folders = {stage.name: stage.folder for stage in stages}
     outputs = _outputs(folders)
-    written = {Path(REPORT): read_report(folders["report"], stages)} if "report" in folders else {}
+    written: dict[Path, Any] = {}
+    if "report" in folders:
+        written[Path(REPORT)] = read_report(folders["report"], stages)
+    if "compile" in folders:
+        written |= _description(folders)
     new, owned = not out.exists(), _owned(out)
     _refuse_foreign((RUN, *outputs, *written), owned, out)
     stale = {place for place in owned - {*outputs} if ENGINES in place.parents}
@@ -121,7 +128,8 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
                 (incoming / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(outputs[place], incoming / place)
             for place, content in written.items():
-                write_json(incoming / place, content)
+                write = write_text if isinstance(content, str) else write_json
+                write(incoming / place, content)
             for place in stale:
                 _remove(place, out)
             for place in (*written, *changed):  # run.json first: killed after it, the rest is still ours
@@ -135,6 +143,15 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     finally:
         if new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
+
+
+def _description(folders: Mapping[str, Path]) -> dict[Path, Any]:
+    """Return model.json and labels.txt of the engines, for applications."""
+    described = description(
+        ModelInfo.read(folders["load"]),
+        read_json(folders["evaluate"] / "accuracy.json")["data"]["classes"] if "evaluate" in folders else (),
+    )
+    return {ENGINES / DESCRIPTION: described, ENGINES / LABELS: labels_text(described)}
 
 
 def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]:
