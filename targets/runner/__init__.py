@@ -27,7 +27,7 @@ sys.exit(main())
 
 CLASSIFY_NAME = "classify.py"
 
-# Beside a release's files: a program, and the module that applications import.
+# In the folder of a release: a program, and the module that applications import.
 CLASSIFY = """\
 \"\"\"Classify images with this release: `python3 classify.py photo.jpg`, or `from classify import Classifier`.\"\"\"
 import os
