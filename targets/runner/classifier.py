@@ -116,19 +116,24 @@ class Classifier:
         path: A release (`<root>/current`), a folder with an engine, or an engine file: model.xml of OpenVINO,
             .onnx, .plan of TensorRT. Its model.json is in the same folder or above.
         threads: CPU threads; None: all that the process may use.
+        description: Content of model.json; None: the file, or the metadata of an ONNX file.
         follow: Load the new engine after `path` was switched to another folder; see `reload`.
 
     Raises:
         Failure: The engine, its runtime or its model.json is missing or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, follow: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None,
+        description: dict[str, Any] | None = None, follow: bool = True,
+    ) -> None:  # fmt: skip
         self.path, self._threads, self._follow = os.fspath(path), threads, follow
+        self._description = description
         self._lock, self._reload_lock = threading.Lock(), threading.Lock()
         self._loading: threading.Thread | None = None
         self.reload_error: Exception | None = None
         self._identity = _identity(self.path)
-        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads)
+        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:
         """Classify one image or a list of them.
@@ -149,6 +154,11 @@ class Classifier:
             results = engine.classify(list(images) if several else [images], color)
         return results if several else results[0]
 
+    def classify_inputs(self, inputs: Any) -> list[Result]:
+        """Classify network inputs (N, ...) that are preprocessed already, as `inputs` returns them."""
+        with self._used() as engine:
+            return engine.results(inputs)
+
     def inputs(self, images: Any, *, color: str = "rgb") -> Any:
         """Return the network inputs (N, ...) of a list of images, as the engine receives them."""
         with self._used() as engine:
@@ -158,13 +168,13 @@ class Classifier:
     def labels(self) -> list[str]:
         """Return the class names."""
         with self._used() as engine:
-            return engine.description.labels
+            return engine.labels
 
     def warm_up(self, runs: int = 3) -> None:
         """Run inferences of a black image, so that the first real one takes no longer than others."""
         with self._used() as engine:
             for _ in range(runs):
-                engine.infer(np.zeros((1, *engine.input_shape), engine.dtype))
+                engine.warm_up()
 
     def reload(self, *, wait: bool = True) -> bool:
         """Load the engine anew if `path` leads to another folder or file now.
@@ -215,8 +225,7 @@ class Classifier:
         """Load the engine that `path` leads to, and exchange it for the one in use between two calls."""
         try:
             identity = _identity(self.path)
-            engine = _Engine(os.path.realpath(self.path), self._threads)
-            engine.infer(np.zeros((1, *engine.input_shape), engine.dtype))
+            engine = _Engine(os.path.realpath(self.path), self._threads, self._description)
             with self._lock:
                 old, self._engine, self._identity = self._engine, engine, identity
                 self.reload_error = None
@@ -244,68 +253,91 @@ class Classifier:
 class _Engine:
     """An engine, its preprocessing and its class names."""
 
-    def __init__(self, path: str, threads: int | None) -> None:
+    def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None) -> None:
         file, backend = _find_engine(path)
         session: Any
         if backend is None:
             session, _, _ = engines.open_engine(file, None, threads)
         else:
             session = backends.load(backend).open_file(file, threads)
-        self._inference = Inference(session)
-        self.description = _describe(file, session)
-        self.input_shape = self._input_shape(session)
-        self.dtype = "u1" if self._inference.takes_pixels else "f4"
-        logits = self.infer(np.zeros((1, *self.input_shape), self.dtype))
-        if not self.description.labels:
-            self.description.labels = [str(index) for index in range(logits.shape[1])]
-        if len(self.description.labels) != logits.shape[1]:
-            names = len(self.description.labels)
-            raise _bad_description(file, f"{names} class names for {logits.shape[1]} outputs")
-        self._probabilities = _are_probabilities(logits)
+        self._inference, self._file = Inference(session), file
+        self._how = _describe(file, session) if description is None else Description(description, "description")
+        self.labels = self._how.labels if self._how else []
+        self._channels_first = len(session.image_shape) == 3 and self._shape_agrees(session.image_shape)  # noqa: PLR2004
+        self._shape = self._input_shape(session.image_shape)
+        self._probabilities: bool | None = None  # True: the graph ends in a Softmax
+        self.warm_up()
+
+    def results(self, inputs: Any) -> list[Result]:
+        """Return the results of ready inputs."""
+        logits = self._inference(inputs)
+        if not self.labels:
+            self.labels = [str(index) for index in range(logits.shape[1])]
+        if len(self.labels) != logits.shape[1]:
+            raise _bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
+        if self._probabilities is None:
+            self._probabilities = _are_probabilities(logits)
+        probabilities = logits if self._probabilities else _softmax(logits)
+        return [Result(*row, self.labels) for row in zip(probabilities, logits)]
 
     def classify(self, images: list[Any], color: str) -> list[Result]:
         """Return the result of each image."""
-        if not images:
-            return []
-        logits = self.infer(self.inputs(images, color))
-        probabilities = logits if self._probabilities else _softmax(logits)
-        return [Result(*row, self.description.labels) for row in zip(probabilities, logits)]
+        return self.results(self.inputs(images, color)) if images else []
 
     def inputs(self, images: list[Any], color: str) -> Any:
         """Return the preprocessed images in the form that the engine takes."""
+        how = self._how
+        if how is None:
+            raise Failure(
+                "description-missing", f"no {DESCRIPTION} for {self._file}",
+                "it has the preprocessing and the class names",
+                f"copy {DESCRIPTION} of the run's engines/ folder to the engine, or pass description=",
+            )  # fmt: skip
         if color not in COLORS:
             raise Failure("color-unknown", f"color is {color!r}", f"expected {' or '.join(COLORS)}", "color='bgr'")
-        how = self.description
-        rows = [
-            imaging.pixels(_decoded(image, color), how.resize, how.crop, how.interpolation, len(how.mean))
-            for image in images
-        ]
-        pixels = np.stack(rows)
+        pixels = np.stack([self._pixels(_decoded(image, color), how) for image in images])
         if self._inference.takes_pixels:
             return pixels
         ready = imaging.normalize(pixels, how.mean, how.std)
         return ready if self._channels_first else np.ascontiguousarray(ready.transpose(0, 2, 3, 1))
 
-    def infer(self, inputs: Any) -> Any:
-        """Return the outputs (N, classes) of ready inputs."""
-        return self._inference(inputs)
+    def warm_up(self) -> None:
+        """Run one inference of zeros, if the size of the input is known."""
+        if -1 not in self._shape:
+            self.results(np.zeros((1, *self._shape), "u1" if self._inference.takes_pixels else "f4"))
 
     def close(self) -> None:
         """Free the engine."""
         self._inference.session.close()
 
-    def _input_shape(self, session: Any) -> tuple[int, ...]:
-        channels, crop = len(self.description.mean), self.description.crop
-        first, last = (channels, *crop), (*crop, channels)
-        self._channels_first = not self._inference.takes_pixels and _fits(session.image_shape, first)
-        if self._channels_first:
-            return first
-        if _fits(session.image_shape, last):
-            return last
-        raise Failure(
-            "shape-mismatch", f"the engine takes images of {session.image_shape}, model.json describes {first}",
-            "engine and model.json come from different runs", "use the files of one run or release",
-        )  # fmt: skip
+    @staticmethod
+    def _pixels(image: Any, how: Description) -> Any:
+        try:
+            return imaging.pixels(image, how.resize, how.crop, how.interpolation, len(how.mean))
+        except ValueError as error:
+            raise Failure("image-small", f"the image is {error}", "the resize keeps it below the crop",
+                          "give a larger image") from error  # fmt: skip
+
+    def _shape_agrees(self, shape: tuple[int, ...]) -> bool:
+        """Return True if images are (C, H, W): as described, else with 1 or 3 channels in front."""
+        if self._inference.takes_pixels:
+            return False
+        if self._how is None:
+            return shape[0] in (1, 3)
+        return _fits(shape, (len(self._how.mean), *self._how.crop))
+
+    def _input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one input; -1 where unknown."""
+        if self._how is None:
+            return shape
+        channels, crop = len(self._how.mean), self._how.crop
+        expected = (channels, *crop) if self._channels_first else (*crop, channels)
+        if not _fits(shape, expected):
+            raise Failure(
+                "shape-mismatch", f"the engine takes images of {shape}, {DESCRIPTION} describes {expected}",
+                "engine and description come from different runs", "use the files of one run or release",
+            )  # fmt: skip
+        return expected
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
@@ -332,7 +364,7 @@ def _find_engine(path: str) -> tuple[str, str | None]:
     )  # fmt: skip
 
 
-def _describe(file: str, session: Any) -> Description:
+def _describe(file: str, session: Any) -> Description | None:
     """Return the description of an engine: model.json of its folder or above, else metadata of the file."""
     folder = os.path.dirname(os.path.abspath(file))
     for _ in range(_LEVELS_UP):
@@ -345,16 +377,13 @@ def _describe(file: str, session: Any) -> Description:
                 raise _bad_description(path, str(error)) from error
         folder = os.path.dirname(folder)
     stored = session.metadata() if hasattr(session, "metadata") else {}
-    if "preprocess" in stored:
-        try:
-            values = {key: json.loads(stored[key]) for key in ("preprocess", "labels") if key in stored}
-        except (ValueError, RecursionError) as error:
-            raise _bad_description(file, str(error)) from error
-        return Description({"schema": SCHEMA, "labels": [], **values}, file)
-    raise Failure(
-        "description-missing", f"no {DESCRIPTION} for {file}", "it has the preprocessing and the class names",
-        f"copy {DESCRIPTION} of the run's engines/ folder to the engine",
-    )  # fmt: skip
+    if "preprocess" not in stored:
+        return None
+    try:
+        values = {key: json.loads(stored[key]) for key in ("preprocess", "labels") if key in stored}
+    except (ValueError, RecursionError) as error:
+        raise _bad_description(file, str(error)) from error
+    return Description({"schema": SCHEMA, "labels": [], **values}, file)
 
 
 def _decoded(image: Any, color: str) -> Any:

@@ -161,8 +161,11 @@ def test_a_folder_without_an_engine_and_an_engine_without_a_description(publishe
     with pytest.raises(Failure, match="no engine at"):
         Classifier(tmp_path)
     shutil.copytree(published[0] / "engines/openvino/openvino-int8", tmp_path / "engine")
-    with pytest.raises(Failure, match=r"no model.json"):
-        Classifier(tmp_path / "engine")
+    with Classifier(tmp_path / "engine") as classifier:
+        with pytest.raises(Failure, match=r"no model.json"):
+            classifier(np.zeros((16, 16, 3), np.uint8))
+        (result,) = classifier.classify_inputs(np.zeros((1, 3, 16, 16), np.float32))
+    assert len(result.labels) == 10
 
 
 @pytest.fixture
