@@ -35,6 +35,7 @@ from edgeship.toolkit.graph.pixels import add_pixel_input
 from edgeship.toolkit.pipeline import datasets, evaluation, mixed_precision, preprocessing, verbs
 from edgeship.toolkit.pipeline.mixed_precision import HeldOut, Trials
 from edgeship.toolkit.pipeline.recipe import Recipe
+from edgeship.toolkit.report import formatting
 
 if TYPE_CHECKING:
     import onnx
@@ -112,12 +113,13 @@ class Quantized:
     def summary(self, *, notes: bool = True) -> str:
         """Return the figures, and the warnings as notes, as lines of text."""
         kind = "held-out" if self.held_out else "calibration"
-        sizes = f"{_megabytes(self.float_bytes)} -> {_megabytes(self.int8_bytes)}"
+        ratio = self.float_bytes / self.int8_bytes
+        sizes = f"{formatting.size(self.float_bytes)} -> {formatting.size(self.int8_bytes)}"
         lines = [
             f"agreement   {100 * self.agreement:.2f} % of {self.images} {kind} images have FP32's class",
             f"SQNR        {self.sqnr_db:.1f} dB, {self.measured_on}",
             f"INT8        {self.int8_layers} of {self.layers} layers",
-            f"size        {sizes} ({self.float_bytes / self.int8_bytes:.1f} times)",
+            f"size        {sizes}" + (f", a factor of {ratio:.1f}" if ratio > 1 else ""),
             f"calibrated  on {self.calibration_images} images, in {self.seconds:.0f} s",
         ]
         if self.preprocess is not None:
@@ -398,10 +400,6 @@ def _weighted_layers(file: Path) -> list[bool]:
         elif weight is not None and (source is None or source.op_type == "Constant"):
             quantized.append(False)
     return quantized
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.3g} MB"
 
 
 __all__ = ["Quantized", "quantize"]

@@ -28,7 +28,12 @@ Examples:
 )
 @click.argument("model")
 @data_argument("source")
-@recipe_options("select.source", "compile.targets", needed=("select.source", "compile.targets"))
+@recipe_options("select.source", needed=("select.source",))
+@recipe_options(
+    "compile.targets",
+    needed=("compile.targets",),
+    text="Runtime that OUT is for: openvino, onnxruntime or tensorrt.  [required]",
+)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="ONNX file to write."
 )
@@ -86,7 +91,9 @@ def command(*, model: str, options: dict[str, Any], out: Path, as_json: bool, hi
     else:
         click.echo(result.summary(notes=False))
         click.echo(f"file        {out}")
-        click.echo(f"next        edgeship audit {out} --target {result.target}")
+        timed = result.measured_on == "this machine" and model.endswith(".onnx")
+        command = f"bench {model} {out}" if timed else f"audit {out}"
+        click.echo(f"next        edgeship {command} --target {result.target}")
     if mixed := result.details["mixed"]:
         _check_limit(mixed)
 
