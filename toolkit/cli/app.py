@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -213,13 +214,20 @@ def _note_debug(ctx: click.Context, _parameter: click.Parameter, value: Any) -> 
 def _set_quiet(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
     if value:
         ctx.find_root().obj["quiet"] = True
-        logging.getLogger("edgeship").setLevel(logging.ERROR)
+        _log_from(logging.ERROR, ctx)
 
 
-def _set_verbose(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+def _set_verbose(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
     if value:
         logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
-        logging.getLogger("edgeship").setLevel(logging.DEBUG)
+        _log_from(logging.DEBUG, ctx)
+
+
+def _log_from(level: int, ctx: click.Context) -> None:
+    """Set the level of the product's log until the command ends."""
+    logger = logging.getLogger("edgeship")
+    ctx.call_on_close(partial(logger.setLevel, logger.level))
+    logger.setLevel(level)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
