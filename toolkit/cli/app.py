@@ -27,6 +27,7 @@ TASKS = {  # title of the help -> commands
     "Models and images": ("train", "data", "inspect", "audit"),
     "Compress": ("prune", "quantize"),
     "Measure and report": ("bench", "report", "compare"),
+    "Use": ("predict",),
     "Deploy": ("bundle", "deploy", "device", "status", "rollback", "prune-releases", "export-jetson"),
     "Housekeeping": ("store", "completion"),
 }
