@@ -55,12 +55,15 @@ class OpenVINO:
         """The installed OpenVINO."""
         return {"openvino": str(sdk().__version__).split("-", maxsplit=1)[0]}
 
-    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+    def compile(
+        self, model: Path, out: Path, precision: Precision, *, version: str | None = None
+    ) -> Compiled:
         """Convert to OpenVINO's own format (`model.xml`, `model.bin`) and audit what the CPU executes.
 
         The weights keep their type: `save_model` would otherwise halve float weights to FP16. "fp16" asks
         for just that; the CPU still computes in FP32.
         """
+        del version  # it runs here
         ov = sdk()
         out.mkdir(parents=True, exist_ok=True)
         try:

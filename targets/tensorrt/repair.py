@@ -13,15 +13,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeship.targets.tensorrt import versions
+from edgeship.targets.tensorrt.jetson import PORTABLE
 from edgeship.targets.tensorrt.lint import channel_axis, findings, opset_of, output_channels
 from edgeship.targets.tensorrt.placement import dequantized_copy, is_quantized, main_and_shortcut
 from edgeship.targets.tensorrt.versions import Rules
+from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.results import Finding
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.edit import Names, add_constant
 from edgeship.toolkit.graph.load import load_unchanged
-from edgeship.toolkit.graph.opset import downgrade_opset
+from edgeship.toolkit.graph.opset import PORTABLE_OPSET, downgrade_opset
 from edgeship.toolkit.graph.query import (
     DEQUANTIZE,
     QUANTIZE,
@@ -85,6 +87,43 @@ def fix(model: Path, version: str, out: Path) -> Repair:
     return Repair(tuple(item for item in before if (item.rule, item.node) not in left), tuple(after))
 
 
+def fit_opset(model: Path, version: str | None, out: Path) -> tuple[str, str]:
+    """Write a graph in an opset that a TensorRT version reads.
+
+    Args:
+        model: An ONNX file.
+        version: TensorRT version; None: `jetson.PORTABLE`, or if an operator has no form in its opset the
+            oldest release that reads the graph.
+        out: File to write; may be `model`.
+
+    Returns:
+        The version, and a note on the conversion; "" without one.
+
+    Raises:
+        ModelError: The file is no ONNX model, or an operator has no form in that opset.
+        RecipeError: The version is unknown.
+    """
+    graph, chosen = load_unchanged(model), version or PORTABLE
+    rules = versions.rules(chosen)
+    opset, lowered = opset_of(graph.graph), min(rules.max_opset, PORTABLE_OPSET)
+    newer = next((each.name for each in versions.RELEASES if each.max_opset >= opset), None)
+    note = ""
+    if opset > rules.max_opset:
+        try:
+            _lower_opset(graph, lowered)
+        except ModelError:
+            if version is not None or newer is None:
+                raise
+            chosen = newer
+            note = f"opset {opset} was kept, it has no form in {lowered}: for TensorRT {newer} and later"
+        else:
+            io.save(graph, out)
+            return chosen, f"converted from opset {opset} to {lowered} for TensorRT {rules.name}"
+    if out != model:
+        write_bytes(out, model.read_bytes())
+    return chosen, note
+
+
 def _repair(model: ir.Model, rules: Rules) -> None:
     graph = model.graph
     _float_biases(graph)
@@ -96,7 +135,7 @@ def _repair(model: ir.Model, rules: Rules) -> None:
     RemoveUnusedNodesPass()(model)
     graph.sort()
     if opset_of(graph) > rules.max_opset:
-        _lower_opset(model, min(rules.max_opset, 17))
+        _lower_opset(model, min(rules.max_opset, PORTABLE_OPSET))
 
 
 def _float_biases(graph: ir.Graph) -> None:
@@ -258,7 +297,7 @@ def _lower_opset(model: ir.Model, opset: int) -> None:
     if (refused := downgrade_opset(model, opset)) is not None:
         raise ModelError(
             f"opset {newer} cannot be lowered to {opset}: {refused} has no form there",
-            hint=f"export the model again with opset {opset}",
+            hint=f"export it again with opset {opset}, or state a newer TensorRT (--trt or --jetpack)",
         )
 
 

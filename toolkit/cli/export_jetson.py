@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON, Command, recipe_options
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Examples:
   edgeship export-jetson runs/main --out orin-nano
   edgeship export-jetson runs/main --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
   edgeship export-jetson int8.onnx --float float.onnx --images calibration.npy --out orin-nano
-"""
+""",
 )
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option(
     "--module", default="Orin Nano", show_default=True, help="Jetson module, e.g. 'Orin Nano' or 'AGX Orin'."
 )
-@click.option("--trt", metavar="VERSION", help="TensorRT version of the module.  [default: from --jetpack]")
-@click.option(
-    "--jetpack",
-    metavar="VERSION",
-    help="JetPack or L4T version of the module.  [default: the module's newest]",
-)
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--float",
     "plain",
@@ -58,8 +54,7 @@ def command(
     model: Path,
     out: Path,
     module: str,
-    trt: str | None,
-    jetpack: str | None,
+    options: dict[str, Any],
     plain: Path | None,
     images: Path | None,
     dla_core: int | None,
@@ -74,8 +69,10 @@ def command(
     """
     from edgeship.targets.tensorrt import jetson, jetson_folder
     from edgeship.toolkit.core.artifact import plain as as_plain
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
-    version = jetson.choose(jetson.module(module), jetpack=jetpack, tensorrt=trt)
+    device = Recipe.build({}, options).compile
+    version = jetson.choose(jetson.module(module), jetpack=device.jetpack, tensorrt=device.tensorrt)
     samples = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)

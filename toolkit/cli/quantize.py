@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, Command, SizeType
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, Command, SizeType, recipe_options
 from edgeship.toolkit.cli._outputs import refuse_inputs
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import GateError, TargetError
@@ -99,6 +99,7 @@ Examples:
     "--size", type=SizeType(), help="Fixed input size of OUT in pixels, N or HxW.  [default: as MODEL]"
 )
 @click.option("--skip-unreadable", is_flag=True, help="Skip unreadable images.")
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @PREPROCESS
 @JSON
 def command(
@@ -118,7 +119,7 @@ def command(
     logits: str | None,
     size: Size | None,
     skip_unreadable: bool,
-    settings: tuple[str, ...],
+    options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Quantize a float ONNX classifier to INT8.
@@ -155,7 +156,7 @@ def command(
             **_without_none(limits),
         },
     }
-    recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
+    recipe = Recipe.build(table, options)
     limited = mixed_precision.limited(recipe.quantize)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
@@ -192,10 +193,11 @@ def command(
             _check_runs(summary["runtime_check"], target_name, quantized)
             if quantized != out:
                 add_pixel_input(quantized, prepared, out)
+            fitted = _fit_device(out, target_name, recipe.compile.device_version(target_name))
     written = InputForm("NHWC", "uint8") if input_type == "uint8" else InputForm()
     summary["input"] = {"file": graph.form, "written": written, "normalization": graph.normalization}
     summary |= {"preprocess": prepared, "preprocess_source": origin}
-    notes = preprocessing.notes(graph.form, graph.normalization, prepared, written)
+    notes = (*preprocessing.notes(graph.form, graph.normalization, prepared, written), *fitted)
     if origin == "assumed":
         message, hint = preprocessing.assumed_note(prepared, "--preprocess ")
         click.echo(f"note: {message}; {hint}", err=True)
@@ -223,6 +225,28 @@ def _check_runs(checked: dict[str, Any] | None, target: str, file: Path) -> None
             f"{target} does not run the quantized graph: {checked['reason']}",
             hint="list the operators with `edgeship inspect graph`, or try another --target",
         )
+
+
+def _fit_device(file: Path, target: str, version: str | None) -> tuple[str, ...]:
+    """Convert the file for the TensorRT version of the device; return notes.
+
+    Raises:
+        ModelError: An operator has no form in that version's opset.
+        TargetError: The version refuses the graph.
+    """
+    from edgeship import targets
+
+    if not targets.get(target).checks_rules:
+        return ()
+    from edgeship.targets.tensorrt import lint, repair
+
+    chosen, note = repair.fit_opset(file, version, file)
+    errors = [finding for finding in lint.lint(file, chosen) if finding.severity == "error"]
+    if errors:
+        raise TargetError(
+            f"TensorRT {chosen} refuses {file}: {errors[0].node}: {errors[0].message}", hint=errors[0].fix
+        )
+    return (note,) if note else ()
 
 
 def _check_limit(mixed: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, STORE, Resumable
+from edgeship.toolkit.cli._options import JSON, STORE, Resumable, recipe_options
 
 
 def _list_options(context: click.Context, _parameter: click.Parameter, asked: bool) -> None:
@@ -45,6 +46,7 @@ Examples:
     callback=_list_options,
     help="List all recipe options with defaults, and exit.",
 )
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -64,6 +66,7 @@ def command(
     *,
     recipe: str,
     overrides: tuple[str, ...],
+    options: dict[str, Any],
     out: Path | None,
     until: str | None,
     rerun: tuple[str, ...],
@@ -86,6 +89,7 @@ def command(
 
     if skip_unreadable:
         overrides = (*overrides, "select.skip_unreadable=true", "evaluate.skip_unreadable=true")
+    overrides = (*overrides, *(f"{name}={value}" for name, value in options.items()))
     chosen = Recipe.read(recipe, overrides)
     with show_progress() as progress:
         finished = run(

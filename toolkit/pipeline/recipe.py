@@ -28,6 +28,26 @@ def _targets() -> tuple[str, ...]:
     return targets.names()
 
 
+def _jetpack(value: Any) -> str:
+    from edgeship.targets.tensorrt import jetson
+
+    return jetson.release_name(_text(value))
+
+
+def _tensorrt(value: Any) -> str:
+    from edgeship.targets.tensorrt import versions
+
+    versions.rules(_text(value))
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    """Return a text; a number such as 10.10 has lost a digit."""
+    if not isinstance(value, str):
+        raise ValueError(value)  # noqa: TRY004  (as `read` of `option`)
+    return value
+
+
 def _cores() -> int:
     from edgeship.toolkit.core.threads import granted_cores
 
@@ -141,6 +161,30 @@ class CompileOptions:
         flag="--target",
         metavar="TARGET",
     )
+    jetpack: str | None = option(
+        None,
+        "JetPack or L4T version of the device; default: the newest of its module, if that is known.",
+        read=_jetpack,
+        metavar="VERSION",
+    )
+    tensorrt: str | None = option(
+        None,
+        "TensorRT version of the device, in quotes; default: that of the JetPack, else 8.5.",
+        read=_tensorrt,
+        flag="--trt",
+        metavar="VERSION",
+    )
+
+    def device_version(self, target: str = "tensorrt") -> str | None:
+        """Return the version of a target's SDK on the device; None if no option states it.
+
+        Raises:
+            DeviceError: No JetPack has that TensorRT.
+        """
+        from edgeship.targets.tensorrt import jetson
+
+        is_stated = target == "tensorrt" and (self.jetpack or self.tensorrt)
+        return jetson.choose(jetpack=self.jetpack, tensorrt=self.tensorrt) if is_stated else None
 
 
 @dataclass(frozen=True, slots=True)
