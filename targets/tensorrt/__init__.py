@@ -10,11 +10,11 @@ from pathlib import Path
 from edgeship.targets import Compiled, Session, Target
 from edgeship.targets._messages import summed_up
 from edgeship.targets._timing import loop_ips
-from edgeship.targets.tensorrt import fp16_graph, lint, local_gpu, repair, rtx_check
+from edgeship.targets.tensorrt import fp16_graph, local_gpu, repair, rtx_check
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
-from edgeship.toolkit.core.results import Finding, LayerAudit, Precision
+from edgeship.toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
@@ -59,7 +59,7 @@ class TensorRT:
             model: An ONNX file; an opset too new for `version` is lowered.
             out: Folder of the engine, or of the graph to build on the device.
             precision: "int8" where the graph has Q/DQ.
-            version: TensorRT version on the device; None: as `repair.fit_opset`.
+            version: TensorRT version on the device; None: as `repair.fit`.
 
         Raises:
             ModelError: The opset cannot be lowered.
@@ -67,13 +67,9 @@ class TensorRT:
         """
         with tempfile.TemporaryDirectory() as scratch:
             graph = Path(scratch) / GRAPH
-            version, conversion = repair.fit_opset(model, version, graph)
-            findings = lint.lint(graph, version)
-            refused = [finding for finding in findings if finding.severity == "error"]
-            if refused:
-                raise TargetError(_refusal(model, refused), hint=_audit_hint(model, version))
-            warnings = ((conversion,) if conversion else ()) + summed_up(
-                (found.rule, found.node, found.message) for found in findings
+            fitted = repair.fit(model, version, graph)
+            warnings = ((fitted.note,) if fitted.note else ()) + summed_up(
+                (found.rule, found.node, found.message) for found in fitted.findings
             )
             if local_gpu.available():
                 engine, build_warnings = local_gpu.build(graph, precision)
@@ -82,7 +78,7 @@ class TensorRT:
                     audit = session.audit(graph)
                 file, note = ENGINE, f"built for this GPU by TensorRT {local_gpu.version()}"
             else:
-                note, audit, build_warnings = _checked(graph, model, version)
+                note, audit, build_warnings = _checked(graph, model)
                 write_bytes(out / GRAPH, graph.read_bytes())
                 file = GRAPH
             instead, no_typed = _typed(graph, out, precision)
@@ -125,7 +121,7 @@ def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...
     return (TYPED,), ()
 
 
-def _checked(graph: Path, model: Path, version: str) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
+def _checked(graph: Path, model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
     """Return note, layers and warnings of a graph that is checked here and built on a device."""
     try:
         verdict = rtx_check.check(graph)
@@ -134,23 +130,12 @@ def _checked(graph: Path, model: Path, version: str) -> tuple[str, tuple[LayerAu
         return note, (), (f"{absent}: {absent.hint}",)
     if not verdict.accepted:
         message = f"TensorRT's parser and builder refuse {model}: {verdict.errors[0]}"
-        raise TargetError(message, hint=_audit_hint(model, version))
+        raise TargetError(message, hint=f"`edgeship audit {model}` names node, rule and fix")
     note = f"accepted by TensorRT-RTX {verdict.version} parser and builder, not built for a Jetson"
     doubts = summed_up(
         (layer.warning, layer.name, layer.warning) for layer in verdict.layers if layer.warning
     )
     return note, verdict.layers, (*verdict.warnings, *doubts)
-
-
-def _refusal(model: Path, refused: list[Finding]) -> str:
-    first = refused[0]
-    more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-    return f"TensorRT would refuse or misread {model}: {first.node}: {first.message} ({first.rule}{more})"
-
-
-def _audit_hint(model: Path, version: str) -> str:
-    command = f"edgeship audit {model} --target tensorrt --trt {version}"
-    return f"`{command}` names node, rule and fix; --fix repairs what it can"
 
 
 TARGET: Target = TensorRT()  # annotated, so mypy checks it against the protocol

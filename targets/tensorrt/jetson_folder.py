@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.targets import onnxruntime, runner
-from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, lint, repair, versions
+from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, repair, versions
 from edgeship.targets.tensorrt.builder import BuildOptions
 from edgeship.toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
-from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.graph.load import load_unchanged
@@ -94,9 +94,9 @@ def write(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         for precision, graph in graphs.items():
             graphs[precision] = Path(scratch) / f"{precision}.onnx"
-            _, conversion = repair.fit_opset(graph, version, graphs[precision])
-            warnings += [f"{graph.name}: {conversion}"] if conversion else []
-            warnings += _checked(graphs[precision], graph, version)
+            fitted = repair.fit(graph, version, graphs[precision])
+            warnings += [f"{graph.name}: {fitted.note}"] if fitted.note else []
+            warnings += [f"{finding.node}: {finding.message}" for finding in fitted.findings]
         folder = Path(scratch) / "out"
         folder.mkdir()
         plans = {precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()}
@@ -150,17 +150,6 @@ def _precision(model: Path) -> str:
 
 def _takes_pixels(model: Path) -> bool:
     return load_unchanged(model).graph.inputs[0].dtype == ir.DataType.UINT8
-
-
-def _checked(graph: Path, model: Path, version: str) -> list[str]:
-    findings = lint.lint(graph, version)
-    refused = [finding for finding in findings if finding.severity == "error"]
-    if refused:
-        raise TargetError(
-            f"TensorRT {version} refuses or misreads {model}: {refused[0].node}: {refused[0].message}",
-            hint=f"`edgeship audit {model} --target tensorrt --trt {version} --fix` repairs what it can",
-        )
-    return [f"{finding.node}: {finding.message}" for finding in findings]
 
 
 def _graph(model: Path, folder: Path, precision: str, version: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from edgeship.targets.tensorrt.lint import channel_axis, findings, opset_of, out
 from edgeship.targets.tensorrt.placement import dequantized_copy, is_quantized, main_and_shortcut
 from edgeship.targets.tensorrt.versions import Rules
 from edgeship.toolkit.core.artifact import write_bytes
-from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.results import Finding
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.edit import Names, add_constant
@@ -55,6 +55,21 @@ class Repair:
     left: tuple[Finding, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Result of `fit`.
+
+    Attributes:
+        version: TensorRT version that reads the graph.
+        note: Conversion of the opset, for the user; empty without one.
+        findings: Warnings of the linter.
+    """
+
+    version: str
+    note: str
+    findings: tuple[Finding, ...]
+
+
 def fix(model: Path, version: str, out: Path) -> Repair:
     """Repair the findings that `lint` calls repairable, and write the graph.
 
@@ -87,8 +102,8 @@ def fix(model: Path, version: str, out: Path) -> Repair:
     return Repair(tuple(item for item in before if (item.rule, item.node) not in left), tuple(after))
 
 
-def fit_opset(model: Path, version: str | None, out: Path) -> tuple[str, str]:
-    """Write a graph in an opset that a TensorRT version reads.
+def fit(model: Path, version: str | None, out: Path) -> Fitted:
+    """Write a graph for a TensorRT version: in an opset that it reads, and without errors of the linter.
 
     Args:
         model: An ONNX file.
@@ -96,32 +111,39 @@ def fit_opset(model: Path, version: str | None, out: Path) -> tuple[str, str]:
             oldest release that reads the graph.
         out: File to write; may be `model`.
 
-    Returns:
-        The version, and a note on the conversion; "" without one.
-
     Raises:
         ModelError: The file is no ONNX model, or an operator has no form in that opset.
         RecipeError: The version is unknown.
+        TargetError: TensorRT refuses or misreads the graph.
     """
     graph, chosen = load_unchanged(model), version or PORTABLE
     rules = versions.rules(chosen)
-    opset, lowered = opset_of(graph.graph), min(rules.max_opset, PORTABLE_OPSET)
-    newer = next((each.name for each in versions.RELEASES if each.max_opset >= opset), None)
-    note = ""
+    opset, lowered, note = opset_of(graph.graph), min(rules.max_opset, PORTABLE_OPSET), ""
+    newer = next((each for each in versions.RELEASES if each.max_opset >= opset), None)
     if opset > rules.max_opset:
         try:
             _lower_opset(graph, lowered)
+            note = f"converted from opset {opset} to {lowered} for TensorRT {rules.name}"
         except ModelError:
             if version is not None or newer is None:
                 raise
-            chosen = newer
-            note = f"opset {opset} was kept, it has no form in {lowered}: for TensorRT {newer} and later"
-        else:
-            io.save(graph, out)
-            return chosen, f"converted from opset {opset} to {lowered} for TensorRT {rules.name}"
-    if out != model:
+            rules, chosen = newer, newer.name
+            note = f"opset {opset} was kept, it has no form in {lowered}: for TensorRT {chosen} and later"
+    results = findings(graph, rules)
+    refused = [finding for finding in results if finding.severity == "error"]
+    if refused:
+        first, more = refused[0], f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+        reason = f"{first.node}: {first.message} ({first.rule}{more})"
+        command = f"edgeship audit {model} --target tensorrt --trt {chosen}"
+        raise TargetError(
+            f"TensorRT {chosen} refuses or misreads {model}: {reason}",
+            hint=f"`{command}` names node, rule and fix; --fix repairs what it can",
+        )
+    if opset_of(graph.graph) != opset:
+        io.save(graph, out)
+    elif out != model:
         write_bytes(out, model.read_bytes())
-    return chosen, note
+    return Fitted(chosen, note, tuple(results))
 
 
 def _repair(model: ir.Model, rules: Rules) -> None:

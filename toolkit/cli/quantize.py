@@ -238,14 +238,9 @@ def _fit_device(file: Path, target: str, version: str | None) -> tuple[str, ...]
 
     if not targets.get(target).checks_rules:
         return ()
-    from edgeship.targets.tensorrt import lint, repair
+    from edgeship.targets.tensorrt import repair
 
-    chosen, note = repair.fit_opset(file, version, file)
-    errors = [finding for finding in lint.lint(file, chosen) if finding.severity == "error"]
-    if errors:
-        raise TargetError(
-            f"TensorRT {chosen} refuses {file}: {errors[0].node}: {errors[0].message}", hint=errors[0].fix
-        )
+    note = repair.fit(file, version, file).note
     return (note,) if note else ()
 
 

@@ -175,6 +175,10 @@ class CompileOptions:
         metavar="VERSION",
     )
 
+    def __post_init__(self) -> None:
+        """Refuse a TensorRT that the JetPack does not have."""
+        self.device_version()
+
     def device_version(self, target: str = "tensorrt") -> str | None:
         """Return the version of a target's SDK on the device; None if no option states it.
 
