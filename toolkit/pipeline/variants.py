@@ -99,6 +99,7 @@ def build(
         warnings += check_pixels(target, *engines, preprocess)
     return {
         **plain(built),
+        "title": target.title,
         "warnings": warnings,
         "note": built.note + ("; takes uint8 pixels" if preprocess is not None else ""),
         "folder": variant.name,

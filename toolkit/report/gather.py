@@ -304,6 +304,7 @@ class _Run:
             weighted_layers=len(weighted) if audit else None,
             audit=audit,
             kind=kind,
+            title=compiled.get("title") or "",
             runs_here=bool(compiled.get("runs_here", own is not None)),
             speedup=base.p50 / own.p50 if base and own and own.p50 > 0 else None,
             speedup_ci95=_quotient(base, own),
