@@ -309,6 +309,9 @@ def _mixed_types(node: ir.Node) -> Iterator[Finding]:
     """Yield a finding if data, weight and bias of a layer, or the inputs of an Add, differ in float type."""
     roles = ("first input", "second input") if node.op_type == "Add" else ("data", "weight", "bias")
     types = {role: _float_type(value) for role, value in zip(roles, node.inputs, strict=False)}
+    if node.op_type in WEIGHTED:  # an Add may compute shapes
+        stored = zip(roles, map(dtype, node.inputs), strict=False)
+        types |= {role: kind for role, kind in stored if "int" in kind}
     types = {role: kind for role, kind in types.items() if kind}
     if len(set(types.values())) > 1:
         yield Finding(
