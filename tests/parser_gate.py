@@ -46,6 +46,7 @@ STRICTER = {  # rule -> why the linter refuses what a parser accepts
     "weight-axis": "accepted if the sizes happen to agree; INT8 kernels have scales for output channels only",
     "invalid": "no valid ONNX: a runtime that reads it is lenient",
     "infinite scale": "the parser only checks that scales are above zero",
+    "scale-shape": "TensorRT-RTX up to 1.6 reads scales of rank 2 as those of blocks, 1.7 refuses them",
     "scale-not-constant": "a scale computed from constants, which current parsers fold",
 }
 

@@ -185,10 +185,11 @@ class CompileOptions:
         Raises:
             DeviceError: No JetPack has that TensorRT.
         """
+        if target != "tensorrt" or not (self.jetpack or self.tensorrt):
+            return None
         from edgeship.targets.tensorrt import jetson
 
-        is_stated = target == "tensorrt" and (self.jetpack or self.tensorrt)
-        return jetson.choose(jetpack=self.jetpack, tensorrt=self.tensorrt) if is_stated else None
+        return jetson.choose(jetpack=self.jetpack, tensorrt=self.tensorrt)
 
 
 @dataclass(frozen=True, slots=True)
