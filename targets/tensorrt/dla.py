@@ -395,7 +395,9 @@ def _without_scale(graph: ir.Graph, scales: Mapping[str, float]) -> list[ir.Valu
 
 def _scale(node: ir.Node) -> float:
     scale, zero = array(input_at(node, 1)), array(input_at(node, 2))
-    is_signed = input_at(node, 2) is None or (dtype(input_at(node, 2)) == "int8" and not np.any(zero))
+    is_signed = input_at(node, 2) is None or (
+        dtype(input_at(node, 2)) == "int8" and (zero is None or not zero.any())
+    )
     if scale is None or scale.size != 1 or not is_signed:
         raise ModelError(
             f"{label(node)} is not int8 with zero point 0 and one scale",
