@@ -60,6 +60,8 @@ def lossy(drop, low, high, **others):
         ),
         (replace(INT8, speedup=None, speedup_ci95=None), {}, "not_measured", "its speed-up is unknown"),
         (SIMULATED, {}, "not_measured", "[−0.20, 0.40] in simulation; its speed was not measured"),
+        (SIMULATED, {}, "not_measured", "measure it on the device"),
+        (replace(SIMULATED, runs_here=True), {}, "not_measured", "run the stage bench"),
         (replace(SIMULATED, drop_ci95_pp=(-2.0, 2.0)), {}, "not_measured", "max_drop_pp = 1 is undecided"),
         (replace(SIMULATED, drop_pp=5.0, drop_ci95_pp=(3.0, 6.0)), {}, "fail", "do not deploy it"),
         (
