@@ -250,7 +250,7 @@ def test_only_layers_in_float_get_weights_of_their_own():
 def test_the_layer_before_a_join_is_that_of_the_deepest_branch(shortcut_first):
     graph = Graph(size=8)
     stem = graph.conv("images", 4)
-    deep, shortcut = graph.conv(graph.conv(stem, 4), 4), graph.conv(stem, 4)
+    deep, shortcut = graph.conv(graph.conv(graph.conv(stem, 4), 4), 4), graph.conv(stem, 4)
     added = graph.add(shortcut, deep) if shortcut_first else graph.add(deep, shortcut)
     graph.head(added)
     model = ir.from_proto(graph.model())
