@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON, Command, recipe_options
+from edgeship.toolkit.cli._outputs import OutPath
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 
 @click.command(
+    cls=Command,
+    former={"--images": "--data"},
     epilog="""\b
 Examples:
   edgeship export-jetson runs/main --out orin-nano
   edgeship export-jetson runs/main --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
-  edgeship export-jetson int8.onnx --float float.onnx --images calibration.npy --out orin-nano
-"""
+  edgeship export-jetson int8.onnx --float float.onnx --data calibration.npy --out orin-nano
+""",
 )
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=OutPath(file_okay=False), help="Folder to write.")
 @click.option(
     "--module", default="Orin Nano", show_default=True, help="Jetson module, e.g. 'Orin Nano' or 'AGX Orin'."
 )
-@click.option("--trt", metavar="VERSION", help="TensorRT version of the module.  [default: from --jetpack]")
-@click.option(
-    "--jetpack",
-    metavar="VERSION",
-    help="JetPack or L4T version of the module.  [default: the module's newest]",
-)
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--float",
     "plain",
@@ -40,7 +38,8 @@ Examples:
     help="Float ONNX file, to build an FP16 engine for comparison.  [default: that of the run]",
 )
 @click.option(
-    "--images",
+    "--data",
+    "images",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Preprocessed images for self-test and DLA calibration: .npy, float32 (N, C, H, W), or uint8 "
     "(N, H, W, C) for a graph with pixel input.  [default: calibration images of the run, else noise]",
@@ -58,8 +57,7 @@ def command(
     model: Path,
     out: Path,
     module: str,
-    trt: str | None,
-    jetpack: str | None,
+    options: dict[str, Any],
     plain: Path | None,
     images: Path | None,
     dla_core: int | None,
@@ -74,8 +72,10 @@ def command(
     """
     from edgeship.targets.tensorrt import jetson, jetson_folder
     from edgeship.toolkit.core.artifact import plain as as_plain
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
-    version = jetson.choose(jetson.module(module), jetpack=jetpack, tensorrt=trt)
+    device = Recipe.build({}, options).compile
+    version = jetson.choose(jetson.module(module), jetpack=device.jetpack, tensorrt=device.tensorrt)
     samples = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)
