@@ -15,6 +15,7 @@ from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
+from edgeship.toolkit.runs.description import description
 from edgeship.toolkit.runs.network import ModelInfo
 from edgeship.toolkit.runs.variant_id import VariantId
 
@@ -84,6 +85,7 @@ def make(
             evaluation=evaluation,
             gates=gates or {},
             provenance=_provenance(source),
+            description=description(source.model, source.classes),
             threads=source.threads,
         )
         return bundles.make(contents, out)
@@ -109,6 +111,7 @@ class _Run:
         self.quantized: dict[str, Any] = read_json(self._folders["quantize"] / "quantize.json")
         accuracy = read_json(self._folders["evaluate"] / "accuracy.json")
         self.evaluated: dict[str, Any] = accuracy["variants"]
+        self.classes: list[str] = accuracy["data"]["classes"]
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images: dict[str, Any] = read_json(self._folders["evaluate"] / "images.json")
 
