@@ -103,7 +103,7 @@ def test_long_runs_take_short_turns(clock):
 
 def test_a_duration_is_kept_and_samples_are_milliseconds():
     got = interleave({"sleep": lambda: time.sleep(0.002)}, warmup_s=0, duration_s=0.1)["sleep"]
-    assert 20 <= len(got) <= 60
+    assert 10 <= len(got) <= 60  # a busy machine sleeps longer
     assert all(2 <= sample < 50 for sample in got)
 
 
