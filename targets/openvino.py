@@ -69,7 +69,7 @@ class OpenVINO:
             network = core().read_model(str(model))
             _number_unnamed_nodes(network, model)
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
-            layers = audit(_compiled(out / ENGINE, 1, PERF_COUNT="YES").compiled, model, precision)
+            layers = audit(_compiled(out / ENGINE, 1, PERF_COUNT="YES"), model, precision)
         except RuntimeError as error:
             raise _refused(model, error) from error
         return Compiled(
