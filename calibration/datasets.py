@@ -21,7 +21,7 @@ from edgeship.calibration.file_sources import (
     is_archive,
     open_archive,
 )
-from edgeship.calibration.sets import Use, are_sets, choose_set, set_of, split_part
+from edgeship.calibration.sets import SPLITS, Use, are_sets, choose_set, set_of, split_part
 from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DataError, nearest
@@ -169,8 +169,9 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
             folder a class, or with images only (no labels); a .zip or .tar (.gz, .bz2, .xz) of one, or a
             folder inside it ("data.zip/test"); a list (.csv, .tsv, .txt, .lst) of file and label with files
             relative to it; a .npy or .npz of uint8 images. A single wrapping folder (train/, the archive's
-            root) is entered. A class folder without images counts as a class. With the ending ":train" or
-            ":test" the source is split: a fifth of each class, chosen by a hash of the names, is for testing.
+            root) is entered. A class folder without images counts as a class. With an ending the
+            source is split by class and a hash of the names: ":train" and ":test" (a fifth), or
+            ":calibration" and ":evaluation" (half).
         labelled: Require labels of at least two classes, as accuracy needs.
         use: Use of the images, for sources with train, val and test; see `sets.choose_set`.
 
@@ -207,21 +208,23 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
 
 
 def _split(dataset: Dataset, part: str) -> Dataset:
-    """Return the images for training or for testing, every fifth of each class in the order of a hash.
+    """Return one part of a data set: every n-th image of each class, in the order of a hash, or the others.
 
     Images of equal content are in the same part.
     """
+    period = SPLITS[part]
     turns: Counter[int | None] = Counter()
-    parts: dict[str, str] = {}  # content -> part
+    parts: dict[str, bool] = {}  # content -> in the part to measure on
     contents = _contents(dataset)
     order = [sha256_bytes(item.name.encode(errors="replace")) for item in dataset.items]
     for index in sorted(range(len(dataset)), key=order.__getitem__):
         if contents[index] not in parts:
             label = dataset.items[index].label
-            parts[contents[index]] = "test" if turns[label] % _TEST_EVERY == 1 else "train"
+            parts[contents[index]] = turns[label] % period == 1
             turns[label] += 1
-    items = tuple(item for item, each in zip(dataset.items, contents, strict=True) if parts[each] == part)
-    note = f"{dataset.name} is split by names: {len(items)} of {len(dataset)} images are for {part}ing"
+    measured = part in ("test", "evaluation")
+    items = tuple(item for item, each in zip(dataset.items, contents, strict=True) if parts[each] == measured)
+    note = f"{dataset.name} is split by names: {len(items)} of {len(dataset)} images are for {part}"
     return replace(dataset, name=f"{dataset.name}:{part}", items=items, notes=(*dataset.notes, note))
 
 

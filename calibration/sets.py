@@ -14,12 +14,13 @@ _SETS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+SPLITS = {"train": 5, "test": 5, "calibration": 2, "evaluation": 2}  # every n-th image is measured on
 
 
 def split_part(source: str) -> str:
-    """Return the ending of a source that is to be split, "train" or "test"; empty if it is not."""
+    """Return the ending of a source that is to be split, one of `SPLITS`; empty if it is not."""
     part = source.rpartition(":")[2]
-    if part not in ("train", "test") or source in ("digits:train", "digits:test"):
+    if part not in SPLITS or source in ("digits:train", "digits:test"):
         return ""
     return "" if Path(source).expanduser().exists() else part
 

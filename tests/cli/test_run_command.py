@@ -87,9 +87,9 @@ def test_a_folder_with_sets_is_used_as_it_says_and_one_without_labels_reports_ag
 def test_data_options(place, monkeypatch):
     monkeypatch.chdir(place)
     assert with_data({"select.source": "photos"}) == {
-        "select.source": "photos:train",
-        "evaluate.source": "photos:test",
-        "select.images": len(open_dataset("photos:train")),
+        "select.source": "photos:calibration",
+        "evaluate.source": "photos:evaluation",
+        "select.images": len(open_dataset("photos:calibration")),
     }
     given = with_data({"select.source": "photos", "evaluate.source": "flat", "select.images": 7})
     assert given == {"select.source": "photos", "evaluate.source": "flat", "select.images": 7}
@@ -174,7 +174,10 @@ def test_init_writes_every_option_with_its_help(call, place):
     for name, _, explanation in option_help():
         assert f"{name.rpartition('.')[2]} =" in text and f"# {explanation}" in text
     recipe = Recipe.read(place / "mine.toml")
-    assert recipe.load.weights == str(place / "net") and recipe.evaluate.source == f"{place / 'photos'}:test"
+    assert (
+        recipe.load.weights == str(place / "net")
+        and recipe.evaluate.source == f"{place / 'photos'}:evaluation"
+    )
     assert call("init", "--out", "mine.toml")[0] == 2
     assert call("init", "--out", "mine.toml", "--overwrite")[0] == 0
     assert recipe_of(str(place / "mine.toml")) == named(Recipe(), str(place / "mine.toml"))

@@ -38,7 +38,7 @@ Examples:
 @click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: one run for each.")
 @recipe_options("prune.method", "prune.scope", "prune.drop_blocks", "prune.channel_multiple", method="obs")
 @recipe_options("prune.images", "prune.flip_augment", "prune.seed", "load.model", "export.size")
-@recipe_options("evaluate.source", text="Evaluation images.  [default: a fifth of SOURCE]")
+@recipe_options("evaluate.source", text="Evaluation images.  [default: half of SOURCE]")
 @recipe_options("compile.targets", targets=("openvino",))
 @recipe_options("bench.threads", "bench.duration_s")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Evaluate and time in INT8.")

@@ -102,7 +102,7 @@ def command(
 
     MODEL is a checkpoint (.pth, .safetensors), an ONNX file, or a recipe: a TOML file, the name of a built-in
     one such as quickstart, or the folder of a run. With --data a folder that has train/ and test/ (or val/)
-    is used as it says; one set of images is split, by class, into calibration and evaluation images.
+    is used as it says; one set of images is split in half, by class, into calibration and evaluation images.
 
     All options of the run are written to recipe.toml in --out; `edgeship run OUT/recipe.toml` repeats it.
     Results of finished stages are cached: running again resumes, and a changed option reruns only the stages

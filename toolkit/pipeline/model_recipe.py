@@ -66,8 +66,8 @@ def _check_model(model: str, path: Path) -> None:
 def with_data(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with calibration and evaluation images from one source, `select.source`.
 
-    A source with train and test (or val) is used as it says; another one is split, unless `evaluate.source`
-    is given. A source with fewer images than the default calibrates with all that it has.
+    A source with train and test (or val) is used as it says; another one is split in half, unless
+    `evaluate.source` is given. A source with fewer images than the default calibrates with all that it has.
 
     Raises:
         DataError: The source cannot be opened, or has one image.
@@ -86,7 +86,10 @@ def with_data(options: Mapping[str, Any]) -> dict[str, Any]:
                     f"{source} has {len(dataset)} image, which cannot both calibrate and evaluate",
                     hint="give a folder of some hundred images, or evaluation images as --eval-data",
                 )
-            result |= {"select.source": f"{source}:train", "evaluate.source": f"{source}:test"}
+            result |= {
+                "select.source": f"{source}:calibration",
+                "evaluate.source": f"{source}:evaluation",
+            }
         else:
             result["evaluate.source"] = source
     available = len(open_dataset(result["select.source"], use="train"))
