@@ -14,7 +14,6 @@ from PIL import Image
 
 from edgeship.calibration.datasets import Dataset
 from edgeship.calibration.duplicates import ImageHash, hash_image, similar_pairs
-from edgeship.calibration.findings import Finding
 from edgeship.calibration.loader import decode_each
 from edgeship.calibration.preprocess import check, pixels
 from edgeship.calibration.preprocessing_check import SAMPLE, Stem, check_colours, check_stem
@@ -22,6 +21,7 @@ from edgeship.calibration.text import first_names
 from edgeship.toolkit.core import progress
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import PixelArray
+from edgeship.toolkit.core.results import Finding
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import ordered_map
 

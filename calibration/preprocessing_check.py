@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeship.calibration.findings import Finding
 from edgeship.calibration.preprocess_forms import STATED, Form, value_forms
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.results import Finding
 from edgeship.toolkit.core.tensors import Preprocess
 
 _BETTER = 0.4  # report another preprocessing if its divergence is below this share of the stated one's

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgeship.calibration.findings import Finding
 from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.results import Finding
 
 _TOLERANCE = 0.02  # negligible growth of a scale when the number of images doubles
 

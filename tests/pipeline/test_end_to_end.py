@@ -87,7 +87,7 @@ def test_the_calibration_says_whether_its_images_are_enough(finished):
 
 
 def test_an_absent_target_is_noted_and_the_others_go_on(finished):
-    compiled = read(finished[0], "compile", "compiled.json")
+    compiled = read(finished[0], "compile", "compiled.json")["variants"]
     assert compiled["tensorrt-int8"]["error"] == "tensorrt is not installed"
     assert compiled["tensorrt-int8"]["hint"] == "pip install it"
     assert set(read(finished[0], "evaluate", "accuracy.json")["variants"]) == {

@@ -209,7 +209,7 @@ def test_a_thousand_classes_and_fifty_thousand_images_stay_under_15_mb(run, repo
 
     large = replace(
         report,
-        data={**report.data, "classes": [f"a class of the thousand, number {i}" for i in range(1000)]},
+        data=replace(report.data, classes=tuple(f"a class of the thousand, number {i}" for i in range(1000))),
         variants=tuple(replace(v, paired=paired if v.paired else None) for v in report.variants),
     )
     assert len(paired.classes) == 1000

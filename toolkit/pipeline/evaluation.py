@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from edgeship.toolkit.core.artifact import sha256_file
 from edgeship.toolkit.core.parallel import Backend, ordered
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.pipeline import datasets, variants
+from edgeship.toolkit.pipeline import datasets
+from edgeship.toolkit.runs.compiled import CompiledVariant, engine_file, graph_file
 from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
     from edgeship.calibration.datasets import Dataset
+    from edgeship.calibration.loader import Batches
     from edgeship.calibration.sets import Use
     from edgeship.toolkit.pipeline.stage import Inputs
 
@@ -70,6 +72,21 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """Logits of the variants on N images.
+
+    Attributes:
+        logits: Variant -> (N, classes).
+        labels: N class indices; -1 is unknown.
+        indices: N positions in the data set.
+    """
+
+    logits: dict[str, FloatArray]
+    labels: IntArray
+    indices: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Logits of the engines on one batch, and the names of images that cannot be decoded."""
 
@@ -79,14 +96,14 @@ class Part:
     skipped: tuple[str, ...]
 
 
-def engines(records: Mapping[VariantId, Mapping[str, Any]], inputs: Inputs) -> tuple[tuple[str, Engine], ...]:
+def engines(records: Mapping[VariantId, CompiledVariant], inputs: Inputs) -> tuple[tuple[str, Engine], ...]:
     """Return the engine of every variant; a simulated float graph shares that of ONNX Runtime."""
     result: dict[str, Engine] = {}
     floats: dict[str, Engine] = {}
     for variant, record in records.items():
-        target = variant.target if record["runs_here"] else None
-        graph = variants.built_of(variant, record, inputs)
-        file = inputs["compile"] / record["folder"] / record["file"] if target else graph
+        target = variant.target if record.runs_here else None
+        graph = graph_file(variant, record, inputs)
+        file = engine_file(variant, record, inputs) if target else graph
         engine = Engine(file, target)
         if variant.precision == "fp32" and target in {None, REFERENCE.target}:
             engine = floats.setdefault(sha256_file(graph), engine)
@@ -96,7 +113,7 @@ def engines(records: Mapping[VariantId, Mapping[str, Any]], inputs: Inputs) -> t
 
 def run(
     work: Work, indices: Sequence[int], *, workers: int | None, backend: Backend, label: str
-) -> tuple[variants.Outcome, list[str]]:
+) -> tuple[Outcome, list[str]]:
     """Run images through every engine.
 
     Every worker has its own sessions, each on one thread, so the result is bit-identical for any number of
@@ -133,7 +150,20 @@ def run(
     labels, places = (
         np.concatenate([getattr(each, name) for each in decoded]) for name in ("labels", "indices")
     )
-    return variants.Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
+    return Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
+
+
+def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
+    """Run every batch through every session."""
+    logits: dict[str, list[FloatArray]] = {name: [] for name in opened}
+    labels, indices = [], []
+    for batch in stream:
+        for name, session in opened.items():
+            logits[name].append(session.infer(batch.pixels if session.takes_pixels else batch.images))
+        labels.append(batch.labels)
+        indices.append(batch.indices)
+    joined = {name: np.concatenate(parts) for name, parts in logits.items()}
+    return Outcome(joined, np.concatenate(labels), np.concatenate(indices))
 
 
 def part(work: Work, indices: Sequence[int]) -> Part:

@@ -18,7 +18,7 @@ from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_byt
 from edgeship.toolkit.core.errors import ModelError, RecipeError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.results import Precision
-from edgeship.toolkit.pipeline import datasets, finetuning, load_and_export, pruning, variants
+from edgeship.toolkit.pipeline import datasets, evaluation, finetuning, load_and_export, measure, pruning
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.runs.network import ModelInfo
 
@@ -107,7 +107,7 @@ def _identity(recipe: Recipe, parts: Sequence[float], dense: Path) -> dict[str, 
     """Return a digest of everything that the pruning depends on, with weights and images."""
     how = recipe.prune
     dataset, indices = datasets.training_images(how.source, how.images, how.seed, how.exclude)
-    digest = datasets.identity(dataset, np.asarray(indices))["digest"]
+    digest = datasets.identity(dataset, np.asarray(indices)).digest
     work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": digest}
     return {"work": sha256_bytes(canonical_json(work).encode())}
 
@@ -132,6 +132,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
         ModelError: The target does not run on this machine.
     """
     from edgeship.calibration.loader import batches
+    from edgeship.targets._device import this_device
 
     info = ModelInfo.read(dense)
     preprocess = info.preprocess
@@ -163,19 +164,19 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
                 }
         shape = (1, len(preprocess.mean), *preprocess.sides)
         noise = np.random.default_rng(0).normal(size=shape)
-        timed = variants.time_all(recipe.bench, engines, noise.astype(np.float32))
+        timed = measure.time_all(recipe.bench, engines, noise.astype(np.float32))
         opened = {
             label: stack.enter_context(targets.get(target).open(engine))
             for label, (_, engine) in engines.items()
         }
-        outcome = variants.infer(
+        outcome = evaluation.infer(
             opened, batches(evaluated, places, preprocess, batch=BATCH, label="evaluating")
         )
     labelled = bool(recipe.evaluate.source) and bool((outcome.labels >= 0).all())
     for label, row in rows.items():
-        measured = timed["variants"][label]
-        row["latency_ms"] = statistics.percentile(measured["samples_ms"], 50)
-        row["noise"] = measured["warning"]
+        measured = timed.variants[label]
+        row["latency_ms"] = statistics.percentile(measured.samples_ms, 50)
+        row["noise"] = measured.warning
         row.update(_accuracy(outcome, label, labelled=labelled))
     frontier = sorted(
         (row for row in rows.values() if row["precision"] == "int8"), key=lambda row: row["latency_ms"]
@@ -186,10 +187,10 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
         "model": info.name,
         "target": target,
         "size": preprocess.crop,
-        "threads": timed["threads"],
-        "batch": timed["batch"],
-        "included": timed["included"],
-        "device": variants.device(),
+        "threads": timed.threads,
+        "batch": timed.batch,
+        "included": timed.included,
+        "device": this_device(),
         "judged": {
             "source": evaluated.name,
             "images": len(places),
@@ -223,7 +224,7 @@ def _compile(graph: Path, target: str, precision: Precision) -> Path:
     return folder / built.file
 
 
-def _accuracy(outcome: variants.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
+def _accuracy(outcome: evaluation.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
     """Return the accuracy of a network, paired with the dense network in FP32."""
     from edgeship.toolkit.prune import expected_drop_pp
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from edgeship.toolkit.core.artifact import read_json, write_json
-from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.pipeline import (
+    accuracy,
     baseline_check,
+    compilation,
     datasets,
     evaluation,
     finetuning,
@@ -26,7 +26,6 @@ from edgeship.toolkit.pipeline import (
     measure,
     mixed_precision,
     pruning,
-    variants,
 )
 from edgeship.toolkit.pipeline.preprocessing import check_known
 from edgeship.toolkit.pipeline.recipe import (
@@ -43,6 +42,9 @@ from edgeship.toolkit.pipeline.recipe import (
     SelectOptions,
 )
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
+from edgeship.toolkit.runs.compiled import CompiledVariants, engines, float_engines
+from edgeship.toolkit.runs.index import RunIndex
+from edgeship.toolkit.runs.measured import Accuracies, EvaluationData
 from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, quantized_name
 
@@ -197,43 +199,27 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
 def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Compile every variant, with an audit of the layer precisions that the runtime executes.
 
-    Writes one folder per variant, and compiled.json {variant: {target, precision, pruned, folder, file,
-    runs_here, note, audit, warnings, instead, size_bytes, input, graph, float_input, error, hint}}; see
-    `variants.build`. A target that is missing or rejects the graph is recorded with its error.
+    Writes one folder per variant, and compiled.json (`CompiledVariants`).
     """
     graphs = ExportedGraphs.read(inputs["export"])
     preprocess = graphs.preprocess if options.input == "uint8" else None
-    compiled = {}
-    for variant in variants.planned(options.targets, tuple(graphs.graphs)):
-        record = {
-            "name": variant.name,
-            **asdict(variant),
-            "folder": None,
-            "file": None,
-            "size_bytes": None,
-            "runs_here": False,
-        }
-        try:
-            record |= variants.build(variant, inputs, out, preprocess)
-        except ToolkitError as error:
-            variants.check_room(out, variant.graph(inputs), error)
-            shutil.rmtree(out / variant.name, ignore_errors=True)
-            record |= {"error": str(error), "hint": error.hint}
-        compiled[variant.name] = record
-    write_json(out / "compiled.json", compiled)
+    planned = compilation.planned(options.targets, tuple(graphs.graphs))
+    CompiledVariants(
+        {each.name: compilation.compile_variant(each, inputs, out, preprocess) for each in planned}
+    ).write(out)
 
 
 def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
-    Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json, findings.json and
-    input_checks.json [`InputCheck`].
+    Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
+    findings.json [`Finding`] and input_checks.json [`InputCheck`].
     """
     graphs = ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
-    planned = variants.runnable(inputs)
+    built = CompiledVariants.read(inputs["compile"]).built()
     work = evaluation.Work(
-        evaluation.engines(planned, inputs),
+        evaluation.engines(built, inputs),
         options.source,
         dataset.listing_digest(),
         graphs.classes,
@@ -253,62 +239,57 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
-    write_json(out / "images.json", datasets.identity(dataset, outcome.indices))
+    datasets.identity(dataset, outcome.indices).write(out)
     write_json(out / "findings.json", datasets.opened(dataset) + datasets.unreadable(dataset, skipped))
     reference = outcome.logits[REFERENCE.name]
     write_json(
         out / "input_checks.json", baseline_check.check_run(inputs, dataset, outcome.indices, reference)
     )
-    write_json(
-        out / "accuracy.json",
-        {
-            "data": {"name": dataset.name, "images": len(outcome.labels), "classes": dataset.classes},
-            "variants": variants.accuracies(outcome, planned),
-        },
-    )
+    data = EvaluationData(dataset.name, len(outcome.labels), dataset.classes)
+    Accuracies(data, accuracy.accuracies(outcome, built)).write(out)
 
 
 def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Time every variant that runs here, interleaved in one process; then throughput, memory and energy.
 
-    Writes latency.json and device.json: the machine and its CPU load during the measurement.
+    Writes latency.json (`Latencies`) and device.json (`Environment`).
     """
     from edgeship.targets._cpu_load import Watch
 
     graphs = ExportedGraphs.read(inputs["export"])
-    batch = variants.bench_batch(options, graphs.batch)
+    batch = measure.bench_batch(options, graphs.batch)
     shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     dataset, indices = datasets.calibration(options.source, inputs["select"])
     with Watch() as watch:
         measured = measure.measure(
             options,
-            variants.engines(inputs["compile"]),
+            engines(inputs),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
-            ready=variants.float_engines(inputs["compile"]),
+            ready=float_engines(inputs),
             dynamic=graphs.batch is None,
             pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
             preprocess=graphs.preprocess,
         )
-    write_json(out / "latency.json", measured)
-    write_json(out / "device.json", {**variants.device(), **asdict(watch.activity)})
+    measured.write(out)
+    write_json(out / "device.json", measure.environment(watch.activity))
 
 
 def report(options: ReportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Gather the results of all stages into report.json, report.md and report.html, and check the limits."""
     from edgeship.toolkit.report import gather, render
 
-    run = read_json(inputs["run"] / "run.json")
+    run = RunIndex.read(inputs["run"])
     gathered = gather.gather(
         inputs,
-        recipe=run["recipe"],
-        stages=run["stages"],
-        command=run["command"],
+        recipe=run.recipe,
+        stages=run.stages,
+        command=run.command,
         max_drop_pp=options.max_drop_pp,
         min_speedup=options.min_speedup,
         max_latency_ms=options.max_latency_ms,
         judge_by=options.judge_by,
     )
-    thumbnails = datasets.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
+    thumbnails = datasets.thumbnails(run.recipe["evaluate"]["source"], inputs["evaluate"])
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 

@@ -29,7 +29,7 @@ def charts(report: RunReport) -> dict[str, Chart]:
         "frontier": quantization_charts.frontier(report.details.get("pruning")),
     }
     for variant in report.variants:
-        drawn[f"classes-{variant.name}"] = _classes(variant, report.data.get("classes") or [])
+        drawn[f"classes-{variant.name}"] = _classes(variant, report.data.classes)
     for target in dict.fromkeys(v.target for v in report.variants):
         drawn[f"layers-{target}"] = _layers([v for v in report.variants if v.target == target], target)
     return {name: chart for name, chart in drawn.items() if chart is not None}

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import re
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from edgeship.toolkit.core.artifact import plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.core.statistics import NOISY
+from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.report import formatting, gather, paired_analysis
 from edgeship.toolkit.report.verdict import STAMPS, verdicts, warnings
 from edgeship.toolkit.runs.variant_id import REFERENCE
@@ -95,13 +93,7 @@ def load(run: Path) -> RunReport:
             f"{path} has schema {schema}, expected schema {gather.SCHEMA}",
             hint="read it with the edgeship version that wrote it, or run the recipe again with this one",
         )
-    try:
-        return typing.cast("RunReport", _build(RunReport, content))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a valid report: {error!r}",
-            hint="run the recipe again; the file was edited or truncated",
-        ) from error
+    return from_json(content, RunReport, str(path))
 
 
 def markdown(report: RunReport) -> str:
@@ -269,6 +261,7 @@ def _context(report: RunReport) -> dict[str, Any]:
         "reference": REFERENCE.name,
         "classes_shown": CLASSES_SHOWN,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
+        "preprocess": plain(report.model.preprocess) or {},
         "titles": {v.name: formatting.title(v) for v in report.variants},
         "noisy": NOISY,
         "sources": formatting.sources(report.variants),
@@ -306,24 +299,3 @@ def _prose(text: str) -> Markup:
     parts = re.split("`([^`]+)`", text)
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(part) if place % 2 else part for place, part in enumerate(parts))
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Convert JSON to the dataclass, tuple or plain value of a type hint; ignore unknown keys."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (UnionType, typing.Union):
-        if value is None:
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), value)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return typing.cast(Any, kind)(
-            **{
-                f.name: _build(hints[f.name], value[f.name])
-                for f in dataclasses.fields(kind)
-                if f.name in value
-            }
-        )
-    if origin is tuple:
-        return tuple(_build(arguments[0], item) for item in value)
-    return value

@@ -89,7 +89,7 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
     ranked = sorted(((*_level(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
     level, sentence, best = ranked[0]
     dense = next((v for v in ran if best.pruned and not v.pruned and not _doubt(best, report)), None)
-    pairs = report.environment.get("int8_sums") == "pairs"
+    pairs = report.environment.int8_sums == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in ranked[1:])
     return Verdict(
         target, level, sentence, (*_pruning_gain(best, dense), *_steps(best, level, pairs=pairs), *others)
