@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.quantization.options import QuantizeOptions
+from edgeship.toolkit.core.parallel import ONE, Workers
 
 if TYPE_CHECKING:
     from edgeship.quantization.mixed_precision import AccuracyConstraint
@@ -25,6 +26,7 @@ def quantize(
     out: Path,
     goal: AccuracyConstraint | None = None,
     runtime: Runtime | None = None,
+    workers: Workers = ONE,
 ) -> dict[str, Any]:
     """Quantize a float graph to a Q/DQ graph by a target's scheme.
 
@@ -36,6 +38,7 @@ def quantize(
         out: Path of the Q/DQ graph, written atomically.
         goal: Accuracy constraint, met by leaving layers in float at least cost; None: no constraint.
         runtime: Runtime to compare with exact arithmetic; None: the target does not run here.
+        workers: Workers of the sensitivity analysis; more than one is faster only on other machines.
 
     Returns:
         Summary for the report: {scheme, effort, observer, weight_rounding, bias_correction, int8_sums,
@@ -47,4 +50,4 @@ def quantize(
     """
     from edgeship.quantization.ptq import write
 
-    return write(model, statistics, scheme, options, out, goal, runtime)
+    return write(model, statistics, scheme, options, out, goal, runtime, workers)

@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgeship.quantization.options import QuantizeOptions
 from edgeship.quantization.placement import is_weighted
 from edgeship.quantization.quantized_model import Quantized
 from edgeship.quantization.sensitivity import divergences
 from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.parallel import Workers
 from edgeship.toolkit.core.progress import report_progress
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.graph import io
@@ -64,7 +64,7 @@ def search_float_layers(
     quantized: Quantized,
     goal: AccuracyConstraint,
     probe: FloatArray,
-    options: QuantizeOptions,
+    workers: Workers,
     correct: Callable[[Quantized], Quantized],
 ) -> tuple[Quantized, dict[str, Any]]:
     """Find the cheapest float layers that meet an accuracy constraint.
@@ -73,7 +73,7 @@ def search_float_layers(
         quantized: The quantized graph.
         goal: The constraint.
         probe: Calibration images (N, C, H, W) for the ranking of layers.
-        options: Workers and backend of the sensitivity analysis.
+        workers: Workers of the sensitivity analysis.
         correct: Function that fits weights and biases again after layers became float.
 
     Returns:
@@ -87,7 +87,7 @@ def search_float_layers(
         missed = ""
         if not int8.met:
             try:
-                layers = search.layers(probe, options)
+                layers = search.layers(probe, workers)
                 all_float = search.evaluate(tuple(quantized_layers(quantized)))
                 missed = f"even with every layer in float, which reaches {all_float.value:.6g}"
             except ModelError as error:
@@ -143,13 +143,13 @@ class _Search:
             self.evaluated[key] = self._goal.judge(self._file)
         return self.evaluated[key]
 
-    def layers(self, probe: FloatArray, options: QuantizeOptions) -> tuple[str, ...]:
+    def layers(self, probe: FloatArray, workers: Workers) -> tuple[str, ...]:
         """Return the layers to leave in float; none if all of them miss the limit."""
         if not self.evaluate(tuple(quantized_layers(self._quantized))).met:
             return ()
         io.save(self._quantized.graph(), self._file)
         self.costs = self._goal.costs(self._file)
-        order = by_gain(self._quantized, self.costs, probe, options)
+        order = by_gain(self._quantized, self.costs, probe, workers)
         chosen: list[str] = []
         missed, size = 0, 1  # the largest number that misses the limit, the next to try
         while not chosen or not self.evaluate(tuple(chosen)).met:
@@ -173,7 +173,7 @@ class _Search:
 
 
 def by_gain(
-    quantized: Quantized, costs: Mapping[str, float], probe: FloatArray, options: QuantizeOptions
+    quantized: Quantized, costs: Mapping[str, float], probe: FloatArray, workers: Workers
 ) -> Iterator[str]:
     """Yield layers by descending gain per cost in float.
 
@@ -183,10 +183,10 @@ def by_gain(
         quantized: A quantized graph.
         costs: Layer -> extra cost in float, > 0.
         probe: Images (N, C, H, W).
-        options: Workers and backend of the sensitivity analysis.
+        workers: Workers of the sensitivity analysis.
     """
     while layers := quantized_layers(quantized):
-        whole, left = divergences(quantized, layers, probe, options)
+        whole, left = divergences(quantized, layers, probe, workers)
         best = max(layers, key=lambda name: max(whole - left[name], LEAST_GAIN) / costs[name])
         yield best
         quantized = quantized.with_float_layers({best})

@@ -5,32 +5,65 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeship.toolkit.core.parallel import Backend
+from edgeship.toolkit.core import plugins
+from edgeship.toolkit.core.options import option
+
+
+def _observers() -> tuple[str, ...]:
+    return ("logits", *plugins.names("edgeship.quantization.observers"))
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """Method and effort of post-training quantization.
+    """Post-training quantization: from activation statistics to Q/DQ graphs.
 
-    Attributes:
-        observer: Rule for activation ranges: logits (least error of the logits; mse with effort fast), mse,
-            minmax, percentile or entropy.
-        effort: fast: observer only; balanced: equalization, logit-aware clipping, GPTQ in small blocks, bias
-            correction; max: GPTQ over all inputs and learned scales, in minutes, and float residual Adds,
-            which increase latency (4 % on OpenVINO; not measured on TensorRT; none on ONNX Runtime).
-        weight_rounding: gptq (by second moments of the inputs; nearest with effort fast) or nearest.
-        bias_correction: Biases absorb the mean error of their layer; without, the GPTQ weights do.
-        sensitivity: Measure the sensitivity of each layer: seconds to minutes more.
-        workers: Parallel batches of the sensitivity analysis; more than 1 is faster only on other machines.
-        backend: Backend of the workers, see `edgeship.toolkit.core.parallel`.
-        float_layers: Names of convolutions and fully connected layers to leave in float.
+    Effort fast: the observer only; balanced: equalization, logit-aware clipping, GPTQ in small blocks, bias
+    correction; max: GPTQ over all inputs and learned scales, in minutes, and float residual Adds, which
+    increase latency (4 % on OpenVINO; not measured on TensorRT; none on ONNX Runtime).
     """
 
-    observer: str = "logits"
-    effort: Literal["fast", "balanced", "max"] = "balanced"
-    weight_rounding: Literal["gptq", "nearest"] = "gptq"
-    bias_correction: bool = True
-    sensitivity: bool = False
-    float_layers: tuple[str, ...] = ()
-    workers: int = 1
-    backend: Backend = "threading"
+    observer: str = option(
+        "logits",
+        "Activation ranges: logits (least error of the logits; effort fast: mse), mse, minmax, percentile or "
+        "entropy.",
+        known=_observers,
+    )
+    effort: Literal["fast", "balanced", "max"] = option(
+        "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
+    )
+    weight_rounding: Literal["gptq", "nearest"] = option(
+        "gptq", "gptq (second moments of the inputs; nearest with effort fast) or nearest."
+    )
+    bias_correction: bool = option(
+        True, "Correct biases by the mean error of their layer; without, GPTQ weights include it."
+    )
+    sensitivity: bool = option(
+        False, "Measure the quantization error of each layer; seconds to minutes more."
+    )
+    overflow_fix: Literal["auto", "exact", "pairs"] = option(
+        "auto",
+        "INT8 accumulation of the target CPU: exact (VNNI), pairs (int16, may overflow), auto "
+        "(this machine).",
+        renamed_from="int8_sums",
+    )
+    float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
+    max_validation_drop_pp: float | None = option(
+        None,
+        "Largest top-1 drop of INT8 on the validation images, in percentage points; met by layers in float.",
+        least=0.0,
+        renamed_from="max_drop_pp",
+    )
+    min_agreement: float | None = option(
+        None, "Minimum top-1 agreement with FP32 (no labels needed).", least=0.0, most=1.0
+    )
+    validation_images: int = option(
+        1000,
+        "Number of validation images, none of them for calibration, that check this limit.",
+        least=1,
+        renamed_from="judge_images",
+    )
+
+    @property
+    def limited(self) -> bool:
+        """Return True if INT8 has an accuracy limit."""
+        return self.max_validation_drop_pp is not None or self.min_agreement is not None

@@ -26,6 +26,7 @@ from edgeship.quantization.statistics import Statistics, TensorStatistics
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.errors import ModelError, QuantizationError
 from edgeship.toolkit.core.memory import release_freed_memory
+from edgeship.toolkit.core.parallel import ONE, Workers
 from edgeship.toolkit.core.quant import FloatArray, QParams, QuantScheme
 from edgeship.toolkit.graph import io
 
@@ -50,6 +51,7 @@ def write(
     out: Path,
     goal: mixed_precision.AccuracyConstraint | None = None,
     runtime: Runtime | None = None,
+    workers: Workers = ONE,
 ) -> dict[str, Any]:
     """Quantize a graph and write it; see `quantization.quantize`."""
     classifier = io.read_classifier(model)
@@ -61,7 +63,7 @@ def write(
     if goal is not None:
         probe = spread(statistics.probe, SEARCH_PIXELS)
         quantized, reached = mixed_precision.search_float_layers(
-            quantized, goal, probe, options, lambda trial: fit_weights(trial, options)
+            quantized, goal, probe, workers, lambda trial: fit_weights(trial, options)
         )
     io.save_with_ending(quantized.graph(), classifier, out)
     if runtime is not None and goal is not None and reached and reached["layers"]:
@@ -71,7 +73,7 @@ def write(
             io.save_with_ending(quantized.graph(), classifier, out)
             verdict = goal.judge(out)
             reached |= {"reached": verdict.value, "met": verdict.met}
-    costs = _sensitivity(quantized, options) if options.sensitivity else None
+    costs = _sensitivity(quantized, workers) if options.sensitivity else None
     return {
         "scheme": scheme.name,
         "effort": options.effort,
@@ -133,11 +135,11 @@ def _max_qparams(model: ir.Model, placement: Placement) -> dict[str, QParams]:
     }
 
 
-def _sensitivity(quantized: Quantized, options: QuantizeOptions) -> dict[str, Any] | None:
+def _sensitivity(quantized: Quantized, workers: Workers) -> dict[str, Any] | None:
     """Measure the sensitivity of each layer; None, and a warning, if a node cannot be run."""
     probe = spread(quantized.statistics.probe, SENSITIVITY_PIXELS)
     try:
-        rows = sensitivity.analyse(quantized, quantized.exact, probe, quantizers=False, options=options)
+        rows = sensitivity.analyse(quantized, quantized.exact, probe, quantizers=False, workers=workers)
         return {"images": len(probe), **sensitivity.to_json(rows)}
     except ModelError as error:
         quantized.warnings.append(f"no sensitivity: {error}")

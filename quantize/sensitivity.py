@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 
 from edgeship.quantization.fake_quant import fake_quantize
-from edgeship.quantization.options import QuantizeOptions
 from edgeship.quantization.placement import is_weighted
 from edgeship.quantization.quantized_model import Quantized
 from edgeship.quantization.statistics import Statistics
 from edgeship.quantization.torch_executor import TorchExecutor
-from edgeship.toolkit.core.parallel import ordered
+from edgeship.toolkit.core.parallel import ONE, Workers, ordered
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
 
 BATCH_PIXELS = 2**14  # every tensor is stored three times: 4 images at 64 px, 1 at 224 px
-DEFAULT = QuantizeOptions()
 EXACT_DB = 200.0  # no noise; JSON has no infinity
 KINDS = {"Conv": "Convolution", "Gemm": "FullyConnected", "MatMul": "FullyConnected"}
 
@@ -63,7 +61,7 @@ def analyse(
     probe: FloatArray,
     *,
     quantizers: bool = True,
-    options: QuantizeOptions = DEFAULT,
+    workers: Workers = ONE,
 ) -> list[Row]:
     """Measure the sensitivity of every layer and quantizer.
 
@@ -75,13 +73,13 @@ def analyse(
         exact: The float graph with the same channel scales (equalized).
         probe: Images (N, C, H, W).
         quantizers: Add rows for activations and weights.
-        options: Workers and backend.
+        workers: Workers of the measurement.
 
     Returns:
         Layers in the order of the graph, then activations, then weights.
     """
     subjects = tuple(_subjects(prepared, quantizers=quantizers))
-    parts = _measured(_Measure(prepared, exact, subjects, alone=True), probe, options)
+    parts = _measured(_Measure(prepared, exact, subjects, alone=True), probe, workers)
     float_logits, int8_logits = _joined(part.exact for part in parts), _joined(part.int8 for part in parts)
     return [
         _row(
@@ -97,7 +95,7 @@ def analyse(
 
 
 def divergences(
-    prepared: Quantized, layers: Iterable[str], probe: FloatArray, options: QuantizeOptions = DEFAULT
+    prepared: Quantized, layers: Iterable[str], probe: FloatArray, workers: Workers = ONE
 ) -> tuple[float, dict[str, float]]:
     """Measure the KL divergence with each layer alone left in float.
 
@@ -105,7 +103,7 @@ def divergences(
         prepared: A quantized graph.
         layers: Weighted layers that are quantized.
         probe: Images (N, C, H, W).
-        options: Workers and backend.
+        workers: Workers of the measurement.
 
     Returns:
         KL divergence of the softmax from the float network's, in nats per image: of the quantized network,
@@ -113,7 +111,7 @@ def divergences(
     """
     requested = set(layers)
     subjects = tuple(s for s in _subjects(prepared, quantizers=False) if s.name in requested)
-    parts = _measured(_Measure(prepared, prepared.exact, subjects, alone=False), probe, options)
+    parts = _measured(_Measure(prepared, prepared.exact, subjects, alone=False), probe, workers)
     float_logits = _joined(part.exact for part in parts)
     by_layer = {
         subject.name: kl_divergence(float_logits, _joined(part.without[index] for part in parts))
@@ -239,15 +237,15 @@ class _Measure:
         )
 
 
-def _measured(measure: _Measure, probe: FloatArray, options: QuantizeOptions) -> list[_PartLogits]:
+def _measured(measure: _Measure, probe: FloatArray, workers: Workers) -> list[_PartLogits]:
     """Run a measurement on the probe by workers; return the parts in image order."""
     size = max(BATCH_PIXELS // int(np.prod(probe.shape[2:])), 1)
     batches = [np.ascontiguousarray(probe[start : start + size]) for start in range(0, len(probe), size)]
     # a process has to load the networks, so it runs several batches; a thread runs one at a time
-    each = 1 if options.backend == "threading" else -(-len(batches) // options.workers)
+    each = 1 if workers.backend == "threading" else -(-len(batches) // workers.count)
     parts = [batches[start : start + each] for start in range(0, len(batches), each)]
     results = ordered(
-        measure, parts, workers=options.workers, backend=options.backend, label="measuring sensitivity"
+        measure, parts, workers=workers.count, backend=workers.backend, label="measuring sensitivity"
     )
     return [part for result in results for part in result]
 

@@ -1,13 +1,25 @@
-"""What a target is: a runtime on a kind of device. One file of this package is one target."""
+"""Targets: a runtime on a kind of device; each module of this package, or plug-in, is one target.
+
+A plug-in (see `toolkit.core.plugins`) is one file that runs on this machine and on devices. It has
+
+- `TITLE`, the product name;
+- `scheme(cpu)`, the `QuantScheme` for a `Cpu` (None: this machine's); it runs on this machine only;
+- `load(sdk)`, which returns the `runner.backend.Backend`; it also runs on devices.
+
+Devices get the file with the runner. So it is Python 3.8, imports at its top only the standard library and
+`edgeship.targets.runner`, and the rest inside functions. A target with more abilities defines `TARGET`, a
+`Target`, instead of `TITLE` and `scheme`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edgeship.targets import runner
 from edgeship.toolkit.core import plugins
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme
 from edgeship.toolkit.core.results import LayerAudit, Precision
@@ -48,9 +60,17 @@ class Session(Protocol):
 
 
 class Target(Protocol):
-    """A runtime: what it wants of a graph, and how it compiles and runs one."""
+    """A runtime: its quantization scheme, compiler and sessions.
 
-    opens_graphs: bool  # `open` also takes an ONNX file, and computes what an engine of it would
+    Attributes:
+        title: Product name.
+        opens_graphs: True if `open` also takes an ONNX file, and computes what an engine of it would.
+        checks_rules: True if `edgeship audit` checks graphs against rules instead of compiling them.
+    """
+
+    title: str
+    opens_graphs: bool
+    checks_rules: bool
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme for a CPU; None: this machine's."""
@@ -89,17 +109,27 @@ class Target(Protocol):
 
 
 def names() -> tuple[str, ...]:
-    """Every target, by the name of its file or folder."""
-    return tuple(
-        name for name in plugins.names("edgeship.targets") if name != "runner"
-    )  # runs on devices, not here
+    """Return the names of all targets: of their files or folders."""
+    return tuple(name for name in plugins.names("edgeship.targets") if name != "runner")  # runs on devices
 
 
 def get(name: str) -> Target:
-    """The target of that name.
+    """Return the target of that name.
 
     Raises:
-        RecipeError: There is none; the hint gives the nearest one.
+        RecipeError: No target has that name; the hint gives the nearest one.
     """
-    found: Target = plugins.get("edgeship.targets", name, "TARGET", known=names())
-    return found
+    module = plugins.module("edgeship.targets", name, names())
+    if hasattr(module, "TARGET"):
+        target: Target = module.TARGET
+        return target
+    from edgeship.targets._host import HostTarget
+
+    attributes = (plugins.attribute_of(module, each) for each in ("TITLE", "load", "scheme"))
+    return HostTarget(name, *attributes)
+
+
+def runner_archive(target_names: Iterable[str]) -> bytes:
+    """Return the device runner with the backends of these targets."""
+    files = plugins.outside("edgeship.targets")
+    return runner.source({name: files[name].read_bytes() for name in target_names if name in files})

@@ -1,4 +1,4 @@
-"""What the sessions of every target share: fixed batch sizes."""
+"""Inference with a fixed batch size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
-
-OTHER_IMAGES = "`edgeship inspect graph` tells what images the graph takes, if it was not the memory"
 
 
 def in_batches(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from edgeship.targets import Session
+from edgeship.targets.runner.timing import in_turn
 from edgeship.toolkit.core.progress import report_progress
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.statistics import NOISY, variation
@@ -60,7 +61,7 @@ def interleave(
     began, done, turns = time.perf_counter(), 0, 0
     while (early := time.perf_counter() - began < seconds) or done < least:
         timed = length if early else min(length, least - done)
-        for name in runs if turns % 2 == 0 else reversed(list(runs)):
+        for name in in_turn(list(runs), turns):
             for _ in range(lead[name]):
                 runs[name]()
             samples[name] += _undisturbed_ms(runs[name], timed)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.targets import Compiled, Session, Target
-from edgeship.targets._batching import OTHER_IMAGES, in_batches
 from edgeship.targets._device import this_cpu
+from edgeship.targets._host import HostSession
 from edgeship.targets._messages import summed_up
 from edgeship.targets._onnxruntime_profile import profile
 from edgeship.targets._timing import loop_ips
+from edgeship.targets.runner.backends.onnxruntime import OnnxRuntime as Backend
+from edgeship.targets.runner.backends.onnxruntime import OnnxRuntimeSession
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
 from edgeship.toolkit.core.results import LayerAudit, Precision
@@ -42,7 +44,8 @@ SHAPED = frozenset({"Reshape", "Expand", "Tile", "ConstantOfShape"})
 class OnnxRuntime:
     """The scheme its fused integer kernels (QLinearConv, QLinearAdd, QGemm) take."""
 
-    opens_graphs = True
+    title = "ONNX Runtime"
+    opens_graphs, checks_rules = True, False
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme."""
@@ -65,9 +68,8 @@ class OnnxRuntime:
 
     def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
         """Keep the graph: ONNX Runtime compiles when it loads. The audit is of what it fuses."""
-        ort = _sdk()
         out.mkdir(parents=True, exist_ok=True)
-        layers = _audit(ort, model, out / ".optimized.onnx", precision)
+        layers = _audit(model, out / ".optimized.onnx", precision)
         shutil.copyfile(model, out / ENGINE)
         return Compiled(
             file=ENGINE,
@@ -80,7 +82,7 @@ class OnnxRuntime:
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
         """Load a graph with every optimization."""
-        yield _Session(_session(_sdk(), engine, threads))
+        yield _host_session(engine, threads)
 
     def throughput_ips(
         self,
@@ -102,58 +104,22 @@ def simulate(model: Path, *, threads: int | None = None) -> Iterator[Session]:
     This is the accuracy that a target which cannot run here should reach. A graph of a fixed batch is run
     with as many images as there are, which is faster; each gets the same bits.
     """
-    yield _Session(_session(_sdk(), model, threads, exact=True))
+    yield _host_session(model, threads, exact=True)
 
 
-class _Session:
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        first = session.get_inputs()[0]
-        self._input = first.name
-        self._batch = first.shape[0] if isinstance(first.shape[0], int) else None
-        self.takes_pixels = first.type == "tensor(uint8)"
-
-    def infer(self, images: FloatArray | PixelArray) -> FloatArray:
-        return in_batches(self._run, images, self._batch)
-
-    def _run(self, images: FloatArray | PixelArray) -> FloatArray:
-        try:
-            logits: FloatArray = self._session.run(None, {self._input: images})[0]
-        except Exception as error:  # its exception classes share no base but Exception
-            reason = str(error).strip().splitlines()[0]
-            raise TargetError(
-                f"ONNX Runtime cannot run images of shape {images.shape}: {reason}", hint=OTHER_IMAGES
-            ) from error
-        return logits
+def _host_session(model: Path, threads: int | None, *, exact: bool = False) -> HostSession:
+    threads = threads or granted_cores()
+    return HostSession(OnnxRuntimeSession(_session(model, threads, exact=exact), threads), OnnxRuntime.title)
 
 
-def _session(
-    ort: Any,
-    model: Path,
-    threads: int | None,
-    *,
-    exact: bool = False,
-    save_optimized: Path | None = None,
-    trace: Path | None = None,
-) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or granted_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; they arrive as exceptions too
-    if exact:
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if save_optimized is not None:  # without the last level, which renames every node for its memory layout
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(save_optimized)
-    if trace is not None:
-        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+def _session(model: Path, threads: int, level: str = "all", *, exact: bool = False, **more: Any) -> Any:
     try:
         source = _any_batch(model) if exact else str(model)
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return Backend(_sdk()).session(source, threads, level, exact, **more)
     except Exception as error:  # its exception classes share no base but Exception
         raise TargetError(
             f"ONNX Runtime cannot load {model}: {str(error).strip().splitlines()[0]}",
-            hint="check that the file exists and is complete; `edgeship inspect` tells what is in it",
+            hint="check that the file exists and is complete; `edgeship inspect graph FILE`",
         ) from error
 
 
@@ -170,12 +136,13 @@ def _any_batch(model: Path) -> bytes:
     return serialized
 
 
-def _audit(ort: Any, model: Path, optimized: Path, precision: Precision) -> tuple[LayerAudit, ...]:
+def _audit(model: Path, optimized: Path, precision: Precision) -> tuple[LayerAudit, ...]:
     """The layers of the optimized graph and their time: an integer kernel has an operator of its own."""
     import onnx
 
     try:
-        _session(ort, model, 1, save_optimized=optimized)
+        # without the last level, which renames each node for its memory layout
+        _session(model, 1, "extended", optimized_model_filepath=str(optimized))
         nodes = onnx.load(str(optimized)).graph.node
     finally:
         optimized.unlink(missing_ok=True)
@@ -191,7 +158,8 @@ def _audit(ort: Any, model: Path, optimized: Path, precision: Precision) -> tupl
         )
         name = re.sub(r"_token_\d+$", "", node.name) or node.output[0]  # its fusions number their nodes
         layers.append(LayerAudit(name, kind, runs, kind in WEIGHTED, warning))
-    profiled = _session(ort, model, 1, trace=optimized.with_name(".trace"))
+    trace = str(optimized.with_name(".trace"))
+    profiled = _session(model, 1, enable_profiling=True, profile_file_prefix=trace)
     nodes = onnx.load(str(model), load_external_data=False).graph.node
     took_ms = profile(profiled, nodes, {layer.name for layer in layers})
     return tuple(replace(layer, time_ms=took_ms.get(layer.name)) for layer in layers)

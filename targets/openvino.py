@@ -11,11 +11,13 @@ from typing import Any
 import onnx
 
 from edgeship.targets import Compiled, Session, Target
-from edgeship.targets._batching import OTHER_IMAGES, in_batches
 from edgeship.targets._device import this_cpu
+from edgeship.targets._host import HostSession
 from edgeship.targets._messages import summed_up
 from edgeship.targets._openvino_audit import audit
 from edgeship.targets._timing import count_until
+from edgeship.targets.runner.backends.openvino import OpenVINO as Backend
+from edgeship.targets.runner.backends.openvino import OpenVINOSession
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.openvino import core, reason, sdk
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
@@ -28,7 +30,8 @@ ENGINE = "model.xml"
 class OpenVINO:
     """Unsigned activations after a ReLU and both inputs of an Add quantized: what its kernels fuse."""
 
-    opens_graphs = True
+    title = "OpenVINO"
+    opens_graphs, checks_rules = True, False
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme."""
@@ -64,7 +67,7 @@ class OpenVINO:
             network = core().read_model(str(model))
             _number_unnamed_nodes(network, model)
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
-            layers = audit(_compiled(out / ENGINE, 1, {"PERF_COUNT": True}), model, precision)
+            layers = audit(_compiled(out / ENGINE, 1, PERF_COUNT="YES").compiled, model, precision)
         except RuntimeError as error:
             raise _refused(model, error) from error
         return Compiled(
@@ -78,11 +81,7 @@ class OpenVINO:
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
         """Load an engine for the lowest latency: one stream, `threads` threads."""
-        try:
-            compiled = _compiled(engine, threads, {"PERFORMANCE_HINT": "LATENCY"})
-        except RuntimeError as error:
-            raise _refused(engine, error) from error
-        yield _Session(compiled)
+        yield HostSession(_compiled(engine, threads), self.title, reason)
 
     def throughput_ips(
         self,
@@ -93,12 +92,8 @@ class OpenVINO:
         duration_s: float,
     ) -> float:
         """Images a second with several requests in flight (OpenVINO's THROUGHPUT hint)."""
-        ov = sdk()
-        try:
-            compiled = _compiled(engine, threads, {"PERFORMANCE_HINT": "THROUGHPUT"})
-        except RuntimeError as error:
-            raise _refused(engine, error) from error
-        queue = ov.AsyncInferQueue(compiled)  # as many requests as the plug-in asks for
+        compiled = _compiled(engine, threads, PERFORMANCE_HINT="THROUGHPUT").compiled
+        queue = sdk().AsyncInferQueue(compiled)  # as many requests as the plug-in asks for
         for _ in range(len(queue)):
             queue.start_async([images], share_inputs=True)
         queue.wait_all()
@@ -109,39 +104,18 @@ class OpenVINO:
         return count * len(images) / seconds
 
 
-class _Session:
-    def __init__(self, compiled: Any) -> None:
-        self._request = compiled.create_infer_request()
-        entry = compiled.input(0)
-        first = entry.get_partial_shape()[0]
-        self._batch = None if first.is_dynamic else first.get_length()
-        self.takes_pixels = entry.get_element_type() == sdk().Type.u8
+def _compiled(engine: Path, threads: int | None, **config: str) -> OpenVINOSession:
+    """Return a session of a file.
 
-    def infer(self, images: FloatArray | PixelArray) -> FloatArray:
-        return in_batches(self._run, images, self._batch)
-
-    def _run(self, images: FloatArray | PixelArray) -> FloatArray:
-        try:
-            self._request.infer([images], share_inputs=True)
-        except RuntimeError as error:
-            raise TargetError(
-                f"OpenVINO cannot run images of shape {images.shape}: {reason(error)}", hint=OTHER_IMAGES
-            ) from error
-        logits: FloatArray = self._request.get_output_tensor(0).data.copy()
-        return logits
-
-
-def _compiled(engine: Path, threads: int | None, options: Mapping[str, Any]) -> Any:
-    """A compiled model; floats stay FP32, so that bfloat16 is never used unasked on a CPU that has it."""
-    return core().compile_model(
-        str(engine),
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": threads or granted_cores(),
-            **options,
-        },
-    )
+    Raises:
+        TargetError: OpenVINO cannot read or compile it.
+    """
+    backend = Backend(sdk(), core())
+    try:
+        compiled = backend.compile(str(engine), threads or granted_cores(), **config)
+    except RuntimeError as error:
+        raise _refused(engine, error) from error
+    return OpenVINOSession(sdk(), compiled)
 
 
 def _number_unnamed_nodes(network: Any, model: Path) -> None:
@@ -159,7 +133,7 @@ def _number_unnamed_nodes(network: Any, model: Path) -> None:
 def _refused(file: Path, error: Exception) -> TargetError:
     return TargetError(
         f"OpenVINO cannot use {file}: {reason(error)}",
-        hint="check that the file exists and is complete; `edgeship inspect` tells what is in it",
+        hint="check that the file exists and is complete; `edgeship inspect graph FILE`",
     )
 
 

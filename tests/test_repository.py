@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeship.toolkit.cli.app import app
-from edgeship.toolkit.pipeline.recipe import read_toml
+from edgeship.toolkit.core.options import read_toml
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("toolkit", "quantize", "targets", "calibration")

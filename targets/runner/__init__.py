@@ -1,4 +1,4 @@
-"""The device runner: modules here are joined into the one file that runs on a device."""
+"""The device runner: the modules of this package, as one file that runs on a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 VERSION = "1"
 FILE_NAME = "edgeship_runner.pyz"  # `python3 edgeship_runner.pyz probe`: Python 3.8+, nothing to install
@@ -21,15 +21,23 @@ if sys.version_info < (3, 8):
     print(json.dumps({"event": "result", "ok": False, "error":
           {"code": "python-too-old", "message": cause, "cause": cause, "cure": cure}}))
     sys.exit(1)
-from edgeship_runner.cli import main
+from edgeship.targets.runner.cli import main
 sys.exit(main())
 """
 
 
-def source() -> bytes:
-    """The runner as one file, a zip archive that Python runs; the same bytes on every machine."""
+def source(backends: Mapping[str, bytes] | None = None) -> bytes:
+    """Return the runner as one file, a zip archive that Python runs; the same bytes on every machine.
+
+    Args:
+        backends: Further backends: name -> content of a file that imports from `edgeship` only this package.
+    """
     folder = Path(__file__).parent
-    members = {f"edgeship_runner/{path.name}": path.read_bytes() for path in sorted(folder.glob("*.py"))}
+    inside = "edgeship/targets/runner"
+    members = dict.fromkeys(("edgeship/__init__.py", "edgeship/targets/__init__.py"), b"")
+    for path in sorted(folder.rglob("*.py")):
+        members[f"{inside}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
+    members.update({f"{inside}/backends/{name}.py": data for name, data in (backends or {}).items()})
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # stored: no zlib version in the bytes
         for name, data in {"__main__.py": _MAIN.encode(), **members}.items():

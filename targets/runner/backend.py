@@ -1,16 +1,15 @@
-"""What every backend offers, so that commands need not know which SDK runs below."""
+"""Interface of a backend: one SDK that builds and runs engines."""
 
 from __future__ import annotations
 
-import importlib
+import time
 from typing import Any, NamedTuple, Protocol
 
 from . import sysfs
-from .failures import Failure
 
 
 class BuildOptions(NamedTuple):
-    """What a build may be told; everything here is part of the engine's key."""
+    """Options of a build; all are part of the engine's key."""
 
     precision: str = "fp32"  # int8, fp16, fp32
     profile: tuple[int, int, int] | None = None  # batch: lowest, usual, highest
@@ -20,19 +19,19 @@ class BuildOptions(NamedTuple):
 
 
 def workspace_mib(memory_bytes: int | None) -> int:
-    """TensorRT's scratch memory unless told otherwise: an eighth of a board with 4 GB, which CPU and GPU share.
+    """Return the default of TensorRT's scratch memory: an eighth of the memory that CPU and GPU share, 1 GiB at most.
 
-    Only the whole memory counts, not what is free now: the engine's key must not change from day to day.
+    Total memory counts, not free memory: the engine's key must not change from day to day.
     """
     usual = BuildOptions().workspace_mib
     if memory_bytes is None:
         return usual
-    part = 1 << (memory_bytes // 8 >> 20).bit_length()  # the power of two above: boards have a little less than sold
+    part = 1 << (memory_bytes // 8 >> 20).bit_length()  # the next power of two: a 4 GB board reports a little less
     return max(128, min(usual, part))
 
 
 class Built(NamedTuple):
-    """An engine and what was said while it was built."""
+    """An engine, and the warnings of its build."""
 
     engine: bytes
     warnings: list[str]
@@ -43,12 +42,12 @@ class Session(Protocol):
     """A loaded engine; logits are raw little-endian float32, images too, or uint8.
 
     Attributes:
-        takes_pixels: Whether images are uint8 (H, W, C), resized and cropped; else float32 (C, H, W), ready.
-        image_shape: Of one image.
-        classes: Logits an image.
-        batch: Images an inference when that is fixed; None when it can be chosen.
-        batch_max: The most images an inference takes; None when there is no limit.
-        threads: CPU threads it runs with; None on a GPU, and where the runtime keeps that to itself.
+        takes_pixels: True: images are uint8 (H, W, C), resized and cropped; else float32 (C, H, W), preprocessed.
+        image_shape: Shape of one image; -1 where a side is dynamic.
+        classes: Logits per image; -1 where unknown.
+        batch: Images per inference if fixed, else None.
+        batch_max: Maximum images per inference; None without a limit.
+        threads: CPU threads; None on a GPU, and where the runtime does not report them.
     """
 
     takes_pixels: bool
@@ -59,7 +58,7 @@ class Session(Protocol):
     threads: int | None
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
-        """Make ready for inferences of `batch` images."""
+        """Allocate for inferences of `batch` images."""
         ...
 
     def load(self, images: bytes) -> None:
@@ -67,31 +66,73 @@ class Session(Protocol):
         ...
 
     def step(self) -> dict[str, float]:
-        """One inference, in milliseconds: wall_ms, and on a GPU gpu_ms, h2d_ms, d2h_ms, enqueue_ms."""
+        """Run one inference; return its milliseconds: wall_ms, and on a GPU gpu_ms, h2d_ms, d2h_ms, enqueue_ms."""
         ...
 
     def logits(self) -> bytes:
-        """Logits of the last step."""
+        """Return the logits of the last step."""
         ...
 
     def layers(self, profile: bool) -> dict[str, Any]:
-        """What the runtime tells of the engine: "layers", "bindings"."""
+        """Return the runtime's record of the engine: "layers", "bindings", and with `profile` "times_ms"."""
         ...
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free all resources."""
         ...
 
 
+class ArraySession:
+    """A session of a runtime with NumPy arrays: a subclass sets the attributes of `Session` and has `run`."""
+
+    takes_pixels: bool
+    image_shape: tuple[int, ...]
+    _images: Any = None
+    _logits: Any = None
+
+    def run(self, images: Any) -> Any:
+        """Return the logits (N, classes) of N images."""
+        raise NotImplementedError
+
+    def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
+        """Allocate the input array."""
+        import numpy
+
+        self._images = numpy.zeros((batch, *self.image_shape), "u1" if self.takes_pixels else "f4")
+
+    def load(self, images: bytes) -> None:
+        """Copy the images into the input array."""
+        import numpy
+
+        self._images[...] = numpy.frombuffer(images, self._images.dtype).reshape(self._images.shape)
+
+    def step(self) -> dict[str, float]:
+        """Run one inference."""
+        started_s = time.perf_counter()
+        self._logits = self.run(self._images)
+        return {"wall_ms": (time.perf_counter() - started_s) * 1e3}
+
+    def logits(self) -> bytes:
+        """Return the logits of the last step."""
+        return bytes(self._logits.astype("<f4").tobytes())
+
+    def layers(self, profile: bool) -> dict[str, Any]:
+        """Return no layers: the runtime does not list them."""
+        return {"layers": [], "bindings": [], **({"times_ms": {}} if profile else {})}
+
+    def close(self) -> None:
+        """Free nothing: the garbage collector does."""
+
+
 class Backend(Protocol):
-    """One SDK.
+    """One SDK; each module of `backends` has `load(sdk)`, which returns it.
 
     Attributes:
-        name: tensorrt, openvino or onnxruntime.
-        version: Version of the SDK, in full.
-        fake: Whether the SDK is a fake for tests.
-        suffix: Of engine files.
-        typed_only: Whether precision comes from the types of the graph alone, and from no option.
+        name: Name of the target.
+        version: Full version of the SDK.
+        fake: True for a fake SDK of tests.
+        suffix: Suffix of engine files.
+        typed_only: True if precision comes only from the types in the graph.
     """
 
     name: str
@@ -100,12 +141,16 @@ class Backend(Protocol):
     suffix: str
     typed_only: bool
 
+    def rank(self, tree: sysfs.Tree) -> int:
+        """Return the preference as this device's default backend; 0: only by name."""
+        ...
+
     def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
-        """What an engine is bound to besides the graph and the options."""
+        """Return what an engine is bound to besides the graph and the options."""
         ...
 
     def precisions(self, tree: sysfs.Tree) -> list[str]:
-        """What this machine can run."""
+        """Return the precisions that this machine can run."""
         ...
 
     def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
@@ -115,24 +160,3 @@ class Backend(Protocol):
     def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> Session:
         """Load an engine."""
         ...
-
-
-_MODULES = {"tensorrt": "trt", "openvino": "ov", "onnxruntime": "ort"}
-NAMES = tuple(_MODULES)
-
-
-def load(name: str, sdk: str | None = None) -> Backend:
-    """The backend of that name, its SDK imported.
-
-    Args:
-        name: One of NAMES.
-        sdk: Module to import in place of `tensorrt`.
-
-    Raises:
-        ImportError, Failure: The SDK is absent or too old.
-    """
-    if name not in _MODULES:
-        raise Failure("backend-unknown", f"no backend named {name}", "the name is misspelt", ", ".join(NAMES))
-    module: Any = importlib.import_module(f".{_MODULES[name]}", __package__)
-    backend: Backend = module.load(sdk or name) if name == "tensorrt" else module.load()
-    return backend

@@ -65,7 +65,7 @@ import threading
 import time
 from typing import Any, Callable, NoReturn
 
-from . import VERSION, backend, engines, failures, evalset, sysfs, timing, trtexec
+from . import VERSION, backend, backends, engines, failures, evalset, sysfs, timing, trtexec
 from .failures import Failure
 from .output import Output, log
 from .probe import probe
@@ -113,13 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _probe(options: Any, output: Output) -> dict[str, Any]:
-    names = (options.backend,) if options.backend else backend.NAMES
+    names = (options.backend,) if options.backend else backends.NAMES
     return probe(sysfs.Tree(options.root), options.disk, options.sdk, output, names)
 
 
 def _build(options: Any, output: Output) -> dict[str, Any]:
     name = options.backend or _probe_best(options, output)
-    sdk = backend.load(name, options.sdk)
+    sdk = backends.load(name, options.sdk)
     tree = sysfs.Tree(options.root)
     workspace_mib = options.workspace_mib or backend.workspace_mib(sysfs.memory(tree)["total_bytes"])
     settings = backend.BuildOptions(
@@ -202,7 +202,7 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
             session.prepare(batch, not options.no_transfers, options.cuda_graph)
             session.load(evalset.noise(session, batch))
             subjects.append(timing.Subject(engine, session, opened[-1].record, batch))
-        around = timing.interleave(
+        around = timing.measure(
             subjects, options.rounds, options.warmup_ms / 1e3, options.duration_s, options.iterations, tree, output
         )
     finally:
@@ -357,12 +357,12 @@ def _parser() -> argparse.ArgumentParser:
 
     probed = command("probe", _probe, engine=False)
     probed.add_argument("--disk", default=".")
-    probed.add_argument("--backend", choices=backend.NAMES)
+    probed.add_argument("--backend", choices=backends.NAMES)
 
     build = command("build", _build, engine=False)
     build.add_argument("--graph", required=True)
     build.add_argument("--out", required=True)
-    build.add_argument("--backend", choices=backend.NAMES)
+    build.add_argument("--backend", choices=backends.NAMES)
     build.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
     build.add_argument("--cache")
     build.add_argument("--profile", type=_batches)

@@ -13,9 +13,8 @@ import tempfile
 import time
 from typing import Any, Iterator
 
-from . import backend as backends
-from . import facts, sysfs
-from .backend import Backend, BuildOptions
+from . import backends, facts, sysfs
+from .backend import Backend, BuildOptions, Session
 from .failures import Failure
 from .output import Output, watched
 
@@ -149,7 +148,7 @@ def _build(
 
 def open_engine(
     engine: str, sdk: str | None, threads: int | None, profile: bool = False
-) -> tuple[backends.Session, Backend, dict[str, Any]]:
+) -> tuple[Session, Backend, dict[str, Any]]:
     """Load an engine by its sidecar.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Callable, Dict
 
-from . import backend, facts, failures, sysfs
+from . import backends, facts, failures, sysfs
 from .isolated_probe import apart
 from .failures import Failure
 from .output import Output
@@ -17,7 +17,7 @@ _BUILD_MEMORY = 2**30
 
 
 def probe(
-    tree: sysfs.Tree, disk: str, sdk: str | None, output: Output, names: tuple[str, ...] = backend.NAMES
+    tree: sysfs.Tree, disk: str, sdk: str | None, output: Output, names: tuple[str, ...] = backends.NAMES
 ) -> dict[str, Any]:
     """Return facts, backends, the best of them, and problems: the fields of the command's result.
 
@@ -30,25 +30,27 @@ def probe(
     """
     output.progress("probe")
     work: Dict[str, Callable[[], Any]] = {name: _probe_of(name, sdk, tree) for name in names}
-    if names == backend.NAMES:
+    if names == backends.NAMES:
         work["numpy"] = _numpy
     answers = apart(work, _LIMIT_S)
     gathered = sysfs.gather(tree, disk)
     numbers = [answer.pop("numpy") for answer in answers.values() if not isinstance(answer, Failure)]
     gathered["python"]["numpy"] = next((number for number in numbers if number), None)
+    ranks = {name: answers[name].pop("rank") for name in names if not isinstance(answers[name], Failure)}
     offers = {name: _offer(answers[name]) for name in names}
     fake = any(offer["fake"] for offer in offers.values())
     failed = {name: answer for name, answer in answers.items() if isinstance(answer, Failure)}
     broken = {name: failure for name, failure in failed.items() if failure.code in _BROKEN}
-    return {"facts": gathered, "backends": offers, "best": _best(offers, gathered),
+    return {"facts": gathered, "backends": offers, "best": max(filter(ranks.get, ranks), key=ranks.__getitem__, default=None),
             "problems": _problems(gathered, offers, broken), **({"fake": True} if fake else {})}  # fmt: skip
 
 
 def _probe_of(name: str, sdk: str | None, tree: sysfs.Tree) -> Callable[[], Any]:
     def report() -> dict[str, Any]:
-        loaded = backend.load(name, sdk)
+        loaded = backends.load(name, sdk)
         return {"version": loaded.version, "precisions": loaded.precisions(tree),
                 "identity": loaded.identity(tree), "typed_only": loaded.typed_only, "fake": loaded.fake,
+                "rank": loaded.rank(tree),
                 **_imported_numpy()}  # fmt: skip
 
     return report
@@ -72,14 +74,6 @@ def _offer(answer: Any) -> dict[str, Any]:
                 "fake": False,
                 "code": answer.code, "cause": answer.cause, "cure": answer.cure}  # fmt: skip
     return {"available": True, **answer, "cause": None, "cure": None}
-
-
-def _best(offers: dict[str, Any], gathered: dict[str, Any]) -> str | None:
-    """Return TensorRT where a GPU can run it, OpenVINO on x86, else ONNX Runtime."""
-    order = ["tensorrt"] if (offers.get("tensorrt", {}).get("identity") or {}).get("sm") else []
-    order += ["openvino"] if gathered["arch"] in ("x86_64", "AMD64") else []
-    order += ["onnxruntime", "openvino"]
-    return next((name for name in order if offers.get(name, {}).get("available")), None)
 
 
 def _problems(gathered: dict[str, Any], offers: dict[str, Any], broken: dict[str, Failure]) -> list[dict[str, Any]]:

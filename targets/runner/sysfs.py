@@ -101,6 +101,17 @@ def cpu(tree: Tree) -> dict[str, Any]:
     return {**facts.cpu_info(tree.text("/proc/cpuinfo") or ""), "cores": cores}
 
 
+def cpu_identity(tree: Tree) -> dict[str, Any]:
+    """Return name and instruction sets of the processor: what a CPU engine is bound to."""
+    processor = cpu(tree)
+    return {"cpu": processor["name"], "instruction_sets": processor["instruction_sets"]}
+
+
+def machine() -> str:
+    """Return the architecture."""
+    return platform.machine()
+
+
 def cpu_clock(tree: Tree) -> dict[str, Any]:
     """Return clock range, current clock and governor of the first core."""
     base = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_"
@@ -271,7 +282,7 @@ def gather(tree: Tree, disk: str) -> dict[str, Any]:
     except OSError:
         free = None
     return {
-        "arch": platform.machine(),
+        "arch": machine(),
         "os": release.group(1) if release else None,
         "kernel": platform.release(),
         "python": {"version": platform.python_version(), "executable": sys.executable},

@@ -116,18 +116,23 @@ class Subject:
         return marks
 
 
-def interleave(
+def in_turn(subjects: list[Any], turn: int) -> list[Any]:
+    """Return the order of a turn: A B C, C B A, A B C, ..., so that thermal drift affects all alike."""
+    return subjects if turn % 2 == 0 else subjects[::-1]
+
+
+def measure(
     subjects: list[Subject], rounds: int, warm_up_s: float, duration_s: float, iterations: int,
     tree: sysfs.Tree, output: Output,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time the subjects in turns (A B C, C B A, ...), so that thermal drift meets all of them alike.
+    """Time the subjects in turns, see `in_turn`.
 
     Returns:
         "before" and "after", "throttled" and "marks" of the whole measurement.
     """
     before = sysfs.snapshot(tree)
     for number in range(rounds):
-        for subject in subjects if number % 2 == 0 else reversed(subjects):
+        for subject in in_turn(subjects, number):
             output.progress("time", engine=subject.engine, round=number + 1, rounds=rounds)
             subject.run(warm_up_s, duration_s / rounds, -(-iterations // rounds), tree)
     after = sysfs.snapshot(tree)

@@ -25,7 +25,8 @@ PORTABLE = "8.5"  # what this version reads is read by every later one; an engin
 class TensorRT:
     """Symmetric int8 everywhere and only the shortcut of an Add quantized: what its kernels fuse."""
 
-    opens_graphs = False
+    title = "TensorRT"
+    opens_graphs, checks_rules = False, True
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme."""

@@ -36,7 +36,8 @@ from edgeship.toolkit.core.artifact import read_json, write_json
 from edgeship.toolkit.core.statistics import paired_drop
 from edgeship.toolkit.models.resnet import ResNet, macs
 from edgeship.toolkit.models.weights import load
-from edgeship.toolkit.prune import DistillOptions, PruneOptions
+from edgeship.toolkit.prune.distill_options import DistillOptions
+from edgeship.toolkit.prune.options import PruneOptions
 
 SECTIONS = ("accuracy", "distillation", "int8", "latency", "predicted", "time")
 LATENCY_SIZE = 224

@@ -31,8 +31,11 @@ from edgeship.toolkit.models.export import export
 from edgeship.toolkit.models.resnet import ResNet, resize
 from edgeship.toolkit.models.weights import load, save
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
-from edgeship.toolkit.prune import DistillOptions, PruneOptions, distill, prune
 from edgeship.toolkit.prune.apply import widths_of
+from edgeship.toolkit.prune.distill_options import DistillOptions
+from edgeship.toolkit.prune.finetune import distill
+from edgeship.toolkit.prune.options import PruneOptions
+from edgeship.toolkit.prune.pruner import prune
 
 TARGET = "openvino"
 BATCH = 50  # images at once

@@ -13,7 +13,7 @@ import pytest
 
 from edgeship.toolkit.cli import app as cli
 from edgeship.toolkit.core.errors import GateError, ToolkitError
-from edgeship.toolkit.pipeline.options import warn_renamed
+from edgeship.toolkit.core.options import warn_renamed
 
 HEAVY = (
     "torch",

@@ -8,10 +8,10 @@ import pytest
 
 from edgeship.toolkit.cli import app as cli
 from edgeship.toolkit.core.artifact import read_json
+from edgeship.toolkit.core.options import warn_renamed
 from edgeship.toolkit.models import export, weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import family as comparing
-from edgeship.toolkit.pipeline.options import warn_renamed
 from edgeship.toolkit.prune.reconstruction import Reconstruction
 from edgeship.toolkit.report.family import chart, page
 

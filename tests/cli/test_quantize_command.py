@@ -143,8 +143,8 @@ def test_a_recipe_names_the_output_too(network, tmp_path):
     settings = {"load": {"model": str(tmp_path / "two.onnx")}, "select": {"source": "digits:train"}}
     settings["evaluate"] = {"source": "digits:test"}
     with pytest.raises(ModelError, match="2 outputs"):
-        import_onnx(Recipe.build(settings).load, tmp_path, tmp_path)
-    import_onnx(Recipe.build(settings, [f"load.output={logits}"]).load, tmp_path, tmp_path)
+        import_onnx(Recipe.build(settings), tmp_path, tmp_path)
+    import_onnx(Recipe.build(settings, [f"load.output={logits}"]), tmp_path, tmp_path)
     assert io.read(tmp_path / ONNX).output == logits
 
 

@@ -31,7 +31,7 @@ def test_threads_that_ask_for_a_type_at_once_come_back():
     "first",
     [
         "from edgeship.toolkit.core.openvino import core; core()",
-        "from edgeship.targets.runner import ov; ov.load()",
+        "from edgeship.targets.runner import backends; backends.load('openvino')",
     ],
 )
 def test_nothing_is_sent_over_the_network(first):

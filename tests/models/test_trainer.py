@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.errors import DataError, RecipeError
 from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models.resnet import architecture, build
-from edgeship.toolkit.models.trainer import TrainOptions, augment, one_cycle, train
+from edgeship.toolkit.models.train_options import TrainOptions
+from edgeship.toolkit.models.trainer import augment, one_cycle, train
 from edgeship.toolkit.models.weights import load
 
 OPTIONS = TrainOptions(epochs=3, batch=16, learning_rate=0.05, flip=False, crop_px=1)
@@ -149,5 +150,5 @@ def test_labels_the_model_has_no_output_for(labels, tmp_path):
 def test_no_images_and_useless_options(tmp_path):
     with pytest.raises(DataError, match="no images"):
         train(small(), lambda epoch: [], OPTIONS, tmp_path, images=4)
-    with pytest.raises(DataError, match="unusable"):
+    with pytest.raises(RecipeError, match="epochs = 0 must be at least 1"):
         TrainOptions(epochs=0)

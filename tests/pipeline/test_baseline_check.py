@@ -136,7 +136,9 @@ def test_what_was_assumed_once_stays_assumed(tmp_path, images):
     torch.manual_seed(0)
     model = resnet.ResNet(resnet.architecture("resnet20", width=4))
     weights.save(model, tmp_path / "net", USUAL, source="assumed")
-    load_and_export.load_checkpoint(LoadOptions(weights=str(tmp_path / "net")), tmp_path, tmp_path)
+    load_and_export.load_checkpoint(
+        Recipe(load=LoadOptions(weights=str(tmp_path / "net"))), tmp_path, tmp_path
+    )
     assert read_json(tmp_path / "model.json")["preprocess_source"] == "assumed"
 
 

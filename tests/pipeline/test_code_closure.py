@@ -20,9 +20,9 @@ from edgeship.toolkit.pipeline.stages import STAGES
 ROOT = Path(edgeship.__file__).parent
 RECIPE = Recipe.build({"load": {"weights": "net.pth"}, "select": {"source": "digits"}})
 LOADS = {
-    "onnx": LoadOptions(model="net.onnx"),
-    "train": LoadOptions(weights="train"),
-    "checkpoint": LoadOptions(weights="net.pth"),
+    "onnx": replace(RECIPE, load=LoadOptions(model="net.onnx")),
+    "train": replace(RECIPE, load=LoadOptions(weights="train")),
+    "checkpoint": RECIPE,
 }
 BY_NAME = {stage.name: stage for stage in STAGES}
 
@@ -40,8 +40,7 @@ def sources(root):
 
 def function(name, how="checkpoint"):
     stage = BY_NAME[name]
-    options = LOADS[how] if name == "load" else getattr(RECIPE, name)
-    return stage.implementation(options) if stage.implementation else stage.work
+    return stage.implementation(LOADS[how]) if stage.implementation else stage.work
 
 
 KEYED = [*(("load", how) for how in LOADS), *((name, "") for name in BY_NAME if name != "load")]
@@ -229,7 +228,7 @@ def traced(stage, called):
     """The stage, noting the product's files whose functions are called while it works."""
 
     @functools.wraps(stage.work)
-    def work(options, inputs, out, work_dir):
+    def work(recipe, inputs, out, work_dir):
         files = called.setdefault(stage.name, set())
 
         def note(frame, event, _argument):
@@ -239,7 +238,7 @@ def traced(stage, called):
         threading.setprofile(note)
         sys.setprofile(note)
         try:
-            stage.work(options, inputs, out, work_dir)
+            stage.work(recipe, inputs, out, work_dir)
         finally:
             sys.setprofile(None)
             threading.setprofile(None)

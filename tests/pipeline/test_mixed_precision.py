@@ -176,9 +176,9 @@ def test_another_processor_with_another_scheme_is_another_result(recipe, store, 
 def test_the_result_belongs_to_this_machine_only_if_it_was_timed_here():
     stage = next(stage for stage in STAGES if stage.name == "quantize")
     recipe = Recipe.build({})
-    assert not stage.on_device(recipe.quantize)
-    assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]).quantize)
-    assert mixed_precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"]).resolved().quantize) == {
+    assert not stage.on_device(recipe)
+    assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]))
+    assert mixed_precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"])) == {
         "tensorrt": targets.get("tensorrt").scheme()
     }
 
@@ -205,7 +205,7 @@ def test_a_graph_may_be_for_another_processor(recipe, store):
     plans = {
         sums: Recipe.build(recipe, [f"quantize.overflow_fix={sums}"]) for sums in ("auto", "exact", "pairs")
     }
-    found = {sums: mixed_precision.schemes(plan.resolved().quantize) for sums, plan in plans.items()}
+    found = {sums: mixed_precision.schemes(plan) for sums, plan in plans.items()}
     assert [found[sums]["openvino"].pair_sums for sums in ("exact", "pairs")] == [False, True]
     assert found["auto"]["openvino"] in (found["exact"]["openvino"], found["pairs"]["openvino"])
     scales = {}

@@ -12,7 +12,6 @@ from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
-from edgeship.toolkit.pipeline.recipe import PruneOptions
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
 from edgeship.toolkit.report import quantization_charts
@@ -81,8 +80,8 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
 
 def test_only_a_latency_binds_it_to_the_machine():
     stage = next(stage for stage in STAGES if stage.name == "prune")
-    assert not stage.on_device(PruneOptions(method="obs", macs_ratio=0.5))
-    assert stage.on_device(PruneOptions(method="obs", latency_ratio=0.5))
+    assert not stage.on_device(Recipe.build({"prune": {"method": "obs", "macs_ratio": 0.5}}))
+    assert stage.on_device(Recipe.build({"prune": {"method": "obs", "latency_ratio": 0.5}}))
 
 
 def test_an_interrupted_pass_goes_on_and_leaves_nothing_behind(start, tmp_path):

@@ -5,9 +5,10 @@ import logging
 import pytest
 
 from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.options import read_toml, warn_renamed
 from edgeship.toolkit.core.threads import granted_cores
-from edgeship.toolkit.pipeline.options import warn_renamed
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required, names
+from edgeship.toolkit.prune.options import GOALS
 
 
 @pytest.fixture
@@ -145,19 +146,20 @@ def test_a_former_name_sets_the_option_and_warns_once(recipe, caplog, former, cu
     text = str(value).lower() if isinstance(value, bool) else value
     as_toml = f"'{text}'" if isinstance(text, str) and not isinstance(value, bool) else text
     warn_renamed.cache_clear()
+    method = "[prune]\nmethod = 'obs'\n" if current.partition(".")[2] in GOALS else f"[{section}]\n"
     with caplog.at_level(logging.WARNING, "edgeship"):
-        from_file = Recipe.read(recipe(f"[{section}]\n{key} = {as_toml}\n"))
-        from_text = Recipe.read(recipe(""), [f"{former}={text}"])
-        from_mapping = Recipe.read(recipe(""), {former: value})
-        from_section = Recipe.build({}, {section: {key: value}})
-    expected = Recipe.read(recipe(""), {current: value})
+        from_file = Recipe.read(recipe(f"{method}{key} = {as_toml}\n"))
+        from_text = Recipe.read(recipe(method), [f"{former}={text}"])
+        from_mapping = Recipe.read(recipe(method), {former: value})
+        from_section = Recipe.build(read_toml(recipe(f"{method}{key} = {as_toml}\n")))
+    expected = Recipe.read(recipe(method), {current: value})
     assert from_file == from_text == from_mapping == expected
     assert getattr(from_section, section) == getattr(expected, section) != getattr(Recipe(), section)
     assert [record.getMessage() for record in caplog.records] == [f"option {former} is called {current} now"]
 
 
 def test_an_override_by_the_former_name_replaces_the_value_of_the_file(recipe):
-    path = recipe("[prune]\nkeep_ratio = 0.5\n")
+    path = recipe("[prune]\nmethod = 'obs'\nkeep_ratio = 0.5\n")
     assert Recipe.read(path, ["prune.keep=0.25"]).prune.keep_ratio == 0.25
     path = recipe("[prune]\nkeep = 0.5\n")
     assert Recipe.read(path, ["prune.keep_ratio=none"]).prune.keep_ratio is None
@@ -169,7 +171,8 @@ def test_a_key_under_both_names_is_an_error(recipe):
         Recipe.read(recipe("[prune]\nkeep = 0.5\nkeep_ratio = 0.5\n"))
     with pytest.raises(RecipeError, match=r"prune\.keep_ratio and prune\.keep are both set"):
         Recipe.read(recipe(""), ["prune.keep_ratio=0.5", "prune.keep=0.5"])
-    assert Recipe.read(recipe(""), ["prune.keep=0.5", "prune.keep=0.25"]).prune.keep_ratio == 0.25
+    overrides = ["prune.method=obs", "prune.keep=0.5", "prune.keep=0.25"]
+    assert Recipe.read(recipe(""), overrides).prune.keep_ratio == 0.25
 
 
 @pytest.mark.parametrize(
@@ -212,13 +215,16 @@ def test_paths_in_a_file_are_relative_to_it_and_words_are_not_paths(recipe, tmp_
     assert got.select.source == "digits:train"
 
 
-def test_other_sections_fill_in_what_follows_from_them(recipe):
-    got = Recipe.read(
-        recipe('[export]\nsize = 64\n[select]\nsource = "digits:train"\n[evaluate]\nsource = "digits:test"\n')
-    ).resolved()
-    assert got.load.size == 64
-    assert got.prune.source == "digits:train"
-    assert got.select.exclude == "digits:test"
+def test_pruning_and_fine_tuning_use_the_calibration_source_unless_they_have_their_own(recipe):
+    text = '[select]\nsource = "digits:train"\n[finetune]\nsource = "digits:test"\n'
+    got = Recipe.read(recipe(text))
+    assert (got.prune_source, got.finetune_source) == ("digits:train", "digits:test")
+
+
+def test_a_section_starts_from_the_defaults_of_the_recipe(recipe):
+    got = Recipe.read(recipe("[finetune]\nbatch = 8\n[prune]\nimages = 7\n"))
+    assert (got.finetune.epochs, got.finetune.batch) == (0, 8)
+    assert (got.prune.method, got.prune.images) == ("none", 7)
 
 
 def test_required_options_are_asked_for_only_where_needed(recipe):
@@ -243,8 +249,8 @@ def test_images_need_not_be_square(written, recipe):
     path = recipe(
         f"[export]\nsize = {written}\n[load]\npreprocess = {{resize = '100x130', crop = {written}}}\n"
     )
-    got = Recipe.read(path).resolved()
-    assert got.export.size == got.load.size == got.load.preprocess.crop == (96, 128)
+    got = Recipe.read(path)
+    assert got.export.size == got.load.preprocess.crop == (96, 128)
     assert got.load.preprocess.resize == (100, 130)
 
 

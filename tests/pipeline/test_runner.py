@@ -20,22 +20,22 @@ from edgeship.toolkit.runs.index import RunIndex
 CALLS = []
 
 
-def load(options, inputs, out, work_dir):
+def load(recipe, inputs, out, work_dir):
     CALLS.append("load")
-    (out / "model").write_text(options.model)
+    (out / "model").write_text(recipe.load.model)
 
 
-def select(options, inputs, out, work_dir):
+def select(recipe, inputs, out, work_dir):
     CALLS.append("select")
-    write_json(out / "manifest.json", [(inputs["load"] / "model").read_text(), options.seed // 10])
+    write_json(out / "manifest.json", [(inputs["load"] / "model").read_text(), recipe.select.seed // 10])
 
 
-def calibrate(options, inputs, out, work_dir):
+def calibrate(recipe, inputs, out, work_dir):
     CALLS.append("calibrate")
     (out / "ranges").write_text((inputs["select"] / "manifest.json").read_text())
 
 
-def report(options, inputs, out, work_dir):
+def report(recipe, inputs, out, work_dir):
     CALLS.append("report")
     write_json(out / "report.json", json.loads((inputs["run"] / "run.json").read_text()))
 
@@ -113,7 +113,7 @@ def test_a_device_stage_belongs_to_the_device_but_not_to_its_clock(start, monkey
     from edgeship.targets import _device as device
 
     here = device.this_device()
-    stages = (replace(STAGES[0], on_device=lambda options: True),)
+    stages = (replace(STAGES[0], on_device=lambda recipe: True),)
     start(stages=stages)
     monkeypatch.setattr(device, "this_device", lambda: replace(here, clocks_mhz=1.0))
     assert start(stages=stages)[0] == []
@@ -152,7 +152,7 @@ def test_a_wrong_path_is_told_before_any_work(start, tmp_path):
 
 
 def failing(failure):
-    def select(options, inputs, out, work_dir):
+    def select(recipe, inputs, out, work_dir):
         (out / "half").write_text("x")
         raise failure
 
@@ -245,10 +245,10 @@ def test_the_command_that_repeats_a_run():
 ENGINES = ("onnxruntime-fp32", "openvino-int8")
 
 
-def compile(options, inputs, out, work_dir):
+def compile(recipe, inputs, out, work_dir):
     """Records as the stage leaves them, of engines that are files with a word in them."""
     records = {}
-    for name in ENGINES if "openvino" in options.targets else ENGINES[:1]:
+    for name in ENGINES if "openvino" in recipe.compile.targets else ENGINES[:1]:
         (out / name).mkdir()
         (out / name / "graph.onnx").write_text(name)
         records[name] = CompiledVariant("graph.onnx")
@@ -345,7 +345,7 @@ def test_images_that_change_while_a_stage_reads_them_give_no_result(start, tmp_p
     file = images / "a.png"
     file.write_bytes(b"before")
 
-    def disturbed(options, inputs, out, work_dir):
+    def disturbed(recipe, inputs, out, work_dir):
         (out / "manifest.json").write_bytes(file.read_bytes())
         if change == "new file":
             (images / "b.png").write_bytes(b"x")

@@ -17,7 +17,7 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models import batchnorm, weights
 from edgeship.toolkit.pipeline import load_and_export
 from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
-from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions
+from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions, PreprocessOptions, Recipe
 from edgeship.toolkit.runs.network import ModelInfo
 
 pytestmark = pytest.mark.slow
@@ -56,8 +56,9 @@ class Exchanged(Dataset):
 def check(folder, source, dataset, **preprocess):
     """Load and export a network as a run does, evaluate it and return the checks by code."""
     (folder / "load").mkdir(parents=True)
-    options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess), size=64)
-    load_and_export.load_checkpoint(options, folder / "load", folder)
+    options = LoadOptions(weights=str(source), preprocess=PreprocessOptions(**preprocess))
+    recipe = Recipe(load=options, export=ExportOptions(size=64))
+    load_and_export.load_checkpoint(recipe, folder / "load", folder)
     info = ModelInfo.read(folder / "load")
     graph = folder / "float.onnx"
     load_and_export.export(ExportOptions(batch="dynamic"), folder / "load", info, graph)

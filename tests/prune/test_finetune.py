@@ -9,8 +9,10 @@ from prune.nets import lively, pictures, settled
 
 from edgeship.toolkit.core.errors import DataError, RecipeError
 from edgeship.toolkit.models.weights import load
-from edgeship.toolkit.prune import DistillOptions, PruneOptions, distill, prune
-from edgeship.toolkit.prune.finetune import divergence, int8
+from edgeship.toolkit.prune.distill_options import DistillOptions
+from edgeship.toolkit.prune.finetune import distill, divergence, int8
+from edgeship.toolkit.prune.options import PruneOptions
+from edgeship.toolkit.prune.pruner import prune
 
 TRAIN = np.concatenate(pictures(48, seed=3))
 HELD = pictures(20, seed=4)

@@ -13,9 +13,12 @@ from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.core.statistics import kl_divergence
 from edgeship.toolkit.models.resnet import build, macs, resize
 from edgeship.toolkit.models.weights import load, save
-from edgeship.toolkit.prune import PruneOptions, expected_drop_pp, family, importances, prune
+from edgeship.toolkit.prune import importances
 from edgeship.toolkit.prune.apply import shrink
+from edgeship.toolkit.prune.execute import expected_drop_pp
 from edgeship.toolkit.prune.layer_refit import LayerRefit
+from edgeship.toolkit.prune.options import PruneOptions
+from edgeship.toolkit.prune.pruner import family, prune
 from edgeship.toolkit.prune.reconstruction import Reconstruction
 
 IMAGES = pictures(30)

@@ -22,6 +22,7 @@ from edgeship.quantization.ptq import fit_weights, prepare
 from edgeship.quantization.sensitivity import analyse, divergences
 from edgeship.targets.tensorrt import lint
 from edgeship.toolkit.core.errors import QuantizationError
+from edgeship.toolkit.core.parallel import ONE
 from edgeship.toolkit.core.statistics import kl_divergence
 from edgeship.toolkit.graph import io
 
@@ -71,7 +72,7 @@ def tried(graph, folder, least, costs, target="openvino", options=PLAIN, probe=1
     goal = AccuracyConstraint("min_agreement", least, "ms", lambda graph: costs, judge)
     result = prepare(io.read_classifier(path).model, statistics, targets.get(target).scheme(), options)
     result, summary = search_float_layers(
-        result, goal, pixels[:probe], options, lambda trial: fit_weights(trial, options)
+        result, goal, pixels[:probe], ONE, lambda trial: fit_weights(trial, options)
     )
     return result, summary, judge
 
@@ -111,12 +112,12 @@ def test_of_two_ways_the_cheaper_is_taken(tmp_path):
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("openvino").scheme(), PLAIN
     )
     names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
-    even = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, PLAIN))
+    even = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, ONE))
     assert sorted(even) == sorted(names)
     whole, left = divergences(result, names, pixels)
     assert even[0] == max(names, key=lambda name: whole - left[name])
     dear = {**dict.fromkeys(names, 1.0), even[0]: 1e6}
-    assert list(by_gain(result, dear, pixels, PLAIN))[-1] == even[0]
+    assert list(by_gain(result, dear, pixels, ONE))[-1] == even[0]
 
 
 def test_every_choice_is_the_best_after_those_before_it(tmp_path):
@@ -125,7 +126,7 @@ def test_every_choice_is_the_best_after_those_before_it(tmp_path):
         io.read_classifier(path).model, collect(path, [pixels]), targets.get("tensorrt").scheme(), PLAIN
     )
     names = [str(node.name) for node in result.exact.graph if is_weighted(node)]
-    order = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, PLAIN))
+    order = list(by_gain(result, dict.fromkeys(names, 1.0), pixels, ONE))
     for name in order:
         whole, left = divergences(result, set(names) - result.placement.float_layers, pixels)
         gains = {other: max(whole - left[other], LEAST_GAIN) for other in left}
@@ -262,7 +263,7 @@ def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
     path, pixels = chain().save(tmp_path / "m.onnx"), images(32, 16)
     statistics = collect(path, [pixels])
     result = prepare(io.read_classifier(path).model, statistics, targets.get("openvino").scheme(), PLAIN)
-    order = list(by_gain(result, EVEN, pixels, PLAIN))
+    order = list(by_gain(result, EVEN, pixels, ONE))
     needed = set(order[1:3])
 
     def judge(graph):
@@ -274,7 +275,7 @@ def test_a_layer_that_turns_out_superfluous_goes_back(tmp_path):
         result,
         AccuracyConstraint("x", 2, "ms", lambda graph: EVEN, judge),
         pixels,
-        PLAIN,
+        ONE,
         lambda trial: trial,
     )
     assert {layer["name"] for layer in summary["layers"]} == needed

@@ -16,6 +16,7 @@ from edgeship.quantization.fake_quant import fake_quantize
 from edgeship.quantization.ptq import prepare
 from edgeship.quantization.sensitivity import analyse, to_json
 from edgeship.quantization.torch_executor import TorchExecutor
+from edgeship.toolkit.core.parallel import Workers
 from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
 from edgeship.toolkit.graph import io
 
@@ -152,5 +153,6 @@ def test_whoever_measures_gets_the_same_rows(workers, backend, analysed, monkeyp
         pytest.importorskip({"ray": "ray", "dask": "distributed"}[backend], reason="an extra")
     monkeypatch.setattr(sensitivity, "BATCH_PIXELS", 3 * 16 * 16)  # 12 images are four batches
     prepared, exact, pixels, _ = analysed
-    options = QuantizeOptions(workers=workers, backend=backend)
-    assert analyse(prepared, exact, pixels, options=options) == analyse(prepared, exact, pixels)
+    assert analyse(prepared, exact, pixels, workers=Workers(workers, backend)) == analyse(
+        prepared, exact, pixels
+    )

@@ -12,7 +12,8 @@ import pytest
 from edgeship.targets import runner
 from edgeship.targets.runner import cli
 
-MODULES = sorted(Path(runner.__file__).parent.glob("*.py"))
+FOLDER = Path(runner.__file__).parent
+MODULES = sorted(FOLDER.rglob("*.py"))
 
 
 def test_the_same_bytes_every_time_and_nothing_of_this_machine_in_them():
@@ -25,13 +26,15 @@ def test_the_archive_holds_every_module(runner_file):
         assert archive.testzip() is None
         assert set(archive.namelist()) == {
             "__main__.py",
-            *(f"edgeship_runner/{path.name}" for path in MODULES),
+            "edgeship/__init__.py",
+            "edgeship/targets/__init__.py",
+            *(f"edgeship/targets/runner/{path.relative_to(FOLDER)}" for path in MODULES),
         }
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_syntax_is_python_3_8_and_imports_are_standard(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 8))
     imported = set()
@@ -46,7 +49,7 @@ def test_syntax_is_python_3_8_and_imports_are_standard(path):
 
 def test_python_3_8_compiles_and_runs_it(runner_file, python38, tmp_path):
     for path in MODULES:
-        copy = tmp_path / path.name
+        copy = tmp_path / "_".join(path.relative_to(FOLDER).parts)
         copy.write_bytes(path.read_bytes())
         subprocess.run([python38, "-m", "py_compile", copy], check=True)
     done = subprocess.run([python38, "-S", runner_file, "probe"], capture_output=True, text=True, check=True)

@@ -71,7 +71,7 @@ class FakeBackend:
 def gpu(monkeypatch):
     fake = FakeBackend()
     monkeypatch.setattr(local_gpu, "available", lambda: True)
-    monkeypatch.setattr(local_gpu.backend, "load", lambda name: fake)
+    monkeypatch.setattr(local_gpu.backends, "load", lambda name: fake)
     return fake
 
 

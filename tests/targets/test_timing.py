@@ -161,7 +161,7 @@ def test_throughput_of_openvino_is_of_images(monkeypatch):
             pass
 
     monkeypatch.setattr(openvino, "sdk", lambda: SimpleNamespace(AsyncInferQueue=Queue))
-    monkeypatch.setattr(openvino, "_compiled", lambda *_: None)
+    monkeypatch.setattr(openvino, "_compiled", lambda *_, **config: SimpleNamespace(compiled=config))
     monkeypatch.setattr(openvino, "count_until", lambda start, duration_s, finish: (10, 2.0))
     images = np.zeros((4, 3, 2, 2), np.float32)
     assert openvino.TARGET.throughput_ips(Path("e"), images, duration_s=1.0) == 20.0

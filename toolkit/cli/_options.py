@@ -28,7 +28,7 @@ class Command(click.Command):
             name, separator, value = argument.partition("=")
             current = self._former.get(name)
             if current:
-                from edgeship.toolkit.pipeline.options import warn_renamed
+                from edgeship.toolkit.core.options import warn_renamed
 
                 warn_renamed(f"option {name}", current)
             renamed.append(f"{current or name}{separator}{value}")

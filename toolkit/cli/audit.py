@@ -82,11 +82,13 @@ def command(
     Exit code 3: the graph violates a TensorRT rule, a layer does not run in INT8, or the precision of a
     weighted layer is unknown.
     """
+    from edgeship import targets
+
     if other is not None:
         _compare(source, other, model, as_json=as_json)
     elif source.is_dir() or not source.suffix or source.suffix.lower() in RECORD_SUFFIXES:
         _explain(source, profile, model, as_json=as_json)
-    elif source.suffix == ".onnx" and target == "tensorrt":
+    elif source.suffix == ".onnx" and targets.get(target).checks_rules:
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
         if fixed is not None:
             refuse_inputs(fixed, source)

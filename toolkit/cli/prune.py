@@ -14,7 +14,7 @@ from edgeship.toolkit.cli._outputs import refuse_other_network
 from edgeship.toolkit.core.tensors import Size
 
 if TYPE_CHECKING:
-    from edgeship.toolkit.pipeline.recipe import LoadOptions
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
 
 @click.command(
@@ -106,10 +106,11 @@ def command(
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import write_json, write_text
     from edgeship.toolkit.core.errors import RecipeError
-    from edgeship.toolkit.pipeline import family, pruning
+    from edgeship.toolkit.pipeline import family
     from edgeship.toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.prune.options import GOALS
 
-    goals = [name for name in pruning.GOALS if how[name] is not None]
+    goals = [name for name in GOALS if how[name] is not None]
     if len(goals) + (widths is not None) != 1:
         raise RecipeError(
             f"{len(goals) + (widths is not None)} pruning goals, expected 1",
@@ -130,14 +131,16 @@ def command(
         "evaluate": {"source": test},
         "bench": {"threads": threads, "duration_s": seconds, "throughput_s": 0.0},
     }
-    recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings]).resolved()
     parts = _parts(widths)
     family.check(parts)
+    if parts:
+        table["prune"]["keep_ratio"] = min(parts)
+    recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
     for folder in family.folders(parts, out).values():
         refuse_other_network(folder, last="plan.json", source=weights)
     with show_progress(), tempfile.TemporaryDirectory() as name:
         dense = Path(name)
-        _load(recipe.load, dense)
+        _load(recipe, dense)
         pruned = family.prune(recipe, parts, dense, out)
         _warn(pruned)
         if not compare:
@@ -157,12 +160,12 @@ def command(
     click.echo(f"\nchart: {out / 'family.html'}")
 
 
-def _load(options: LoadOptions, dense: Path) -> None:
+def _load(recipe: Recipe, dense: Path) -> None:
     from edgeship.toolkit.core.errors import RecipeError
     from edgeship.toolkit.pipeline import load_and_export
 
     try:
-        load_and_export.loader(options)(options, dense, dense)
+        load_and_export.loader(recipe)(recipe, dense, dense)
     except RecipeError as error:  # rewrite the hint: recipe option -> command-line option
         raise RecipeError(
             str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -148,6 +147,7 @@ def command(
     refuse_inputs(out, model, source)
     limits = {"max_validation_drop_pp": max_validation_drop_pp, "min_agreement": min_agreement}
     table: dict[str, Any] = {
+        "select": {"source": source, "images": images, "seed": seed, "skip_unreadable": skip_unreadable},
         "compile": {"targets": [target_name]},
         "quantize": {
             "observer": observer,
@@ -157,8 +157,7 @@ def command(
         },
     }
     recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    how = replace(recipe.quantize, source=source, skip_unreadable=skip_unreadable)
-    limited = mixed_precision.limited(how)
+    limited = mixed_precision.limited(recipe.quantize)
     graph = io.read_classifier(model, logits)
     stated, asked = recipe.load.preprocess, preprocessing.input_size(graph, size)
     prepared = preprocessing.resolve(stated, graph.preprocess, asked, graph.normalization)
@@ -173,7 +172,7 @@ def command(
     with show_progress():
         chosen = manifest.select(dataset, images, seed, skip_bad=skip_unreadable)
         validation = (
-            mixed_precision.select_validation_images(how, chosen, graph.classes, prepared)
+            mixed_precision.select_validation_images(recipe, chosen, graph.classes, prepared)
             if limited
             else None
         )
@@ -183,7 +182,7 @@ def command(
             statistics = collect(graph, stream)
             pixels = prepared if input_type == "uint8" else None
             summary = mixed_precision.quantize(
-                how, graph, statistics, target_name, validation, quantized, pixels
+                recipe, graph, statistics, target_name, validation, quantized, pixels
             )
             _check_runs(summary["runtime_check"], target_name, quantized)
             if quantized != out:

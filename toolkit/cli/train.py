@@ -51,10 +51,10 @@ def command(source: str, model: str, out: Path, size: Size | None, **training: i
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     table = {"model": model, "weights": "train", "train": {"source": source, **training}}
-    recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}}).resolved()
+    recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}})
     refuse_other_network(out, last="history.json", source=source)
     with show_progress():
-        load_and_export.train(recipe.load, out, out / family.UNFINISHED)
+        load_and_export.train(recipe, out, out / family.UNFINISHED)
     family.done(out)
     accuracy = read_json(out / "history.json")["accuracy"][-1]
     click.echo(f"{out / 'model.safetensors'}: training accuracy {100 * accuracy:.1f} % (augmented images)")

@@ -19,11 +19,16 @@ def sdk() -> Any:
     Raises:
         TargetError: OpenVINO is not installed.
     """
-    sys.modules.setdefault("openvino_telemetry", cast(ModuleType, None))  # as if not installed
+    hidden = "openvino_telemetry" not in sys.modules
+    if hidden:
+        sys.modules["openvino_telemetry"] = cast(ModuleType, None)  # as if not installed
     try:
         import openvino
     except ImportError as error:
         raise TargetError("openvino is not installed", hint="pip install openvino") from error
+    finally:
+        if hidden:
+            sys.modules.pop("openvino_telemetry", None)
     return openvino
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
 from typing import Literal, TypeAlias, TypeVar
@@ -15,6 +16,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Backend: TypeAlias = Literal["threading", "loky", "ray", "dask"]
 
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Number of parallel workers, and the executor that they run in."""
+
+    count: int = 1
+    backend: Backend = "threading"
+
+
+ONE = Workers()
 AT_ONCE = 8  # items per worker and round, for backends that return all results of a round at once
 
 

@@ -33,27 +33,36 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted({*_modules(package), *outside(package)}))
 
 
-def get(package: str, name: str, attribute: str, known: Collection[str] | None = None) -> Any:
+def get(package: str, name: str, attribute: str) -> Any:
     """Import one plug-in and return its attribute.
 
-    Args:
-        package: Dotted name of the package.
-        name: Name of the plug-in.
-        attribute: Attribute to return.
-        known: Plug-ins with the attribute; None: all.
+    Raises:
+        RecipeError: No plug-in of that name (the hint gives the nearest one), or it has no such attribute.
+    """
+    return attribute_of(module(package, name, names(package)), attribute)
+
+
+def module(package: str, name: str, known: Collection[str]) -> ModuleType:
+    """Import one plug-in of those `known`.
 
     Raises:
         RecipeError: No plug-in of that name (the hint gives the nearest one), or it cannot be loaded.
     """
-    known = names(package) if known is None else known
     if name not in known:
         raise RecipeError(f"no {_kind(package).rstrip('s')} named '{name}'", hint=nearest(name, known))
     if name in _modules(package):
-        return getattr(importlib.import_module(f"{package}.{name}"), attribute)
-    file = outside(package)[name]
-    module = _load(f"{package}.{name}", file)
+        return importlib.import_module(f"{package}.{name}")
+    return _load(f"{package}.{name}", outside(package)[name])
+
+
+def attribute_of(module: ModuleType, attribute: str) -> Any:
+    """Return an attribute of a plug-in.
+
+    Raises:
+        RecipeError: It has no such attribute.
+    """
     if not hasattr(module, attribute):
-        raise RecipeError(f"plug-in {file} has no '{attribute}'", hint=f"define {attribute} in it")
+        raise RecipeError(f"plug-in {module.__file__} has no '{attribute}'", hint=f"define {attribute} in it")
     return getattr(module, attribute)
 
 

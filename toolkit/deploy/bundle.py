@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from edgeship import targets
 from edgeship.targets import runner
 from edgeship.toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
 from edgeship.toolkit.core.errors import DataError
@@ -70,7 +71,7 @@ class Contents:
         gates: Limits on the device (see `verification`).
         provenance: Versions and digests of the run.
         threads: CPU threads of timing on devices, equal to those of the run.
-        runner: Program that builds and verifies on the device.
+        runner: Program that builds and verifies on the device; empty: the device runner.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Contents:
     gates: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     threads: int = THREADS
-    runner: bytes = field(default_factory=runner.source)
+    runner: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +298,7 @@ def _check(contents: Contents) -> None:
 def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Path, tuple[str, ...]]]]:
     """Yield path in the bundle, source file and the targets that need it."""
     program = scratch / runner.FILE_NAME
-    program.write_bytes(contents.runner)
+    program.write_bytes(contents.runner or targets.runner_archive(graph.target for graph in contents.graphs))
     yield RUNNER, (program, ())
     if contents.evaluation is not None:
         yield EVALUATION, (contents.evaluation, ())

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
-from edgeship.targets import runner
-from edgeship.targets.runner.backend import NAMES
+from edgeship import targets
 from edgeship.targets.runner.failures import translate_exit
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DeviceError
@@ -43,8 +42,9 @@ def probe(session: AgentSession, target: str | None = None) -> dict[str, Any]:
     Raises:
         DeviceError: The runner failed on the device.
     """
-    only = ["--backend", target] if target in NAMES else []
-    return run_runner(session, ["{payload}", "probe", *only], limit_s=120.0, payload=runner.source())
+    only = ["--backend", target] if target else []
+    archive = targets.runner_archive([target] if target else targets.names())
+    return run_runner(session, ["{payload}", "probe", *only], limit_s=120.0, payload=archive)
 
 
 def environment(target: str, probed: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models.checkpoints import read_checkpoint, write_checkpoint
 from edgeship.toolkit.models.resnet import ResNet
+from edgeship.toolkit.models.train_options import TrainOptions
 from edgeship.toolkit.models.weights import save
 
 EpochBatches: TypeAlias = Callable[[int], Iterable[tuple[FloatArray, IntArray]]]
@@ -29,35 +30,6 @@ MOMENTUM = 0.9
 WARMUP_RATIO = 0.25  # ratio of the cycle with a rising rate
 START_RATIO = 0.04  # initial rate relative to the highest
 CLIP_NORM = 5.0  # gradient clipping, so that one bad batch does not diverge
-
-
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """Training options.
-
-    Attributes:
-        epochs: Passes over the images.
-        batch: Images per step.
-        learning_rate: Highest rate of the cycle.
-        weight_decay: Weight decay of matrices; BatchNorm and biases have none.
-        flip: Whether to mirror half of the images.
-        crop_px: Largest random shift in pixels; the border is filled with the mean colour.
-        seed: Seed of the augmentation.
-    """
-
-    epochs: int = 12
-    batch: int = 64
-    learning_rate: float = 0.05
-    weight_decay: float = 5e-4
-    flip: bool = True
-    crop_px: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch) < 1 or self.learning_rate <= 0 or self.crop_px < 0:
-            raise DataError(
-                f"unusable training options: {self}", hint="set epochs and batch >= 1, learning_rate > 0"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,7 +180,7 @@ class _Module:
         if "plugins" in self._text:
             imports += [(_texts(call)[0], EVERY) for call in _calls(body, PLUGIN_CALLS) if _texts(call)]
         if "__package__" in self._text:  # relative imports by computed names
-            imports += [(self.name.rpartition(".")[0], EVERY)]
+            imports += [(self.name if self._is_package else self.name.rpartition(".")[0], EVERY)]
         return imports
 
     def _imported(self, statement: ast.Import | ast.ImportFrom) -> list[Import]:

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dic
     state.
 
     Args:
-        recipe: A resolved recipe.
+        recipe: The recipe.
         parts: Ratios of the channels inside blocks to keep; empty: the recipe's goal.
         dense: Folder of the load stage.
         out: Folder for the network and plan.json; with widths, one folder each.
@@ -75,7 +74,7 @@ def prune(recipe: Recipe, parts: Sequence[float], dense: Path, out: Path) -> dic
     if finished.is_file() and read_json(finished) == work and _complete(places.values()):
         return places
     if not parts:
-        pruning.prune(recipe.prune, dense, out, checkpoint=state)
+        pruning.prune(recipe, dense, out, checkpoint=state)
     else:
         _prune_family(recipe, parts, dense, places, state)
     write_json(finished, work)
@@ -90,14 +89,13 @@ def done(out: Path) -> None:
 def _prune_family(
     recipe: Recipe, parts: Sequence[float], dense: Path, folders: Mapping[str, Path], state: Path
 ) -> None:
-    from edgeship.toolkit import prune as pruner
     from edgeship.toolkit.models import weights
+    from edgeship.toolkit.prune import pruner
 
     model, preprocess = pruning.network_of(dense)
     source = ModelInfo.read(dense).preprocess_source
-    pictures = pruning.stream(recipe.prune, preprocess)
-    how = pruning.options_of(replace(recipe.prune, keep_ratio=min(parts)))
-    networks = pruner.family(model, pictures, parts, how, checkpoint=state)
+    pictures = pruning.stream(recipe, preprocess)
+    networks = pruner.family(model, pictures, parts, recipe.prune, checkpoint=state)
     for folder, (smaller, plan) in zip(folders.values(), networks, strict=True):
         weights.save(smaller, folder, preprocess, source=source)
         write_json(folder / "plan.json", plan)
@@ -105,10 +103,9 @@ def _prune_family(
 
 def _identity(recipe: Recipe, parts: Sequence[float], dense: Path) -> dict[str, Any]:
     """Return a digest of everything that the pruning depends on, with weights and images."""
-    how = recipe.prune
-    dataset, indices = datasets.training_images(how.source, how.images, how.seed, how.exclude)
+    dataset, indices = pruning.images(recipe)
     digest = datasets.identity(dataset, np.asarray(indices)).digest
-    work = {"how": how, "parts": parts, "model": sha256_tree(dense), "images": digest}
+    work = {"how": recipe.prune, "parts": parts, "model": sha256_tree(dense), "images": digest}
     return {"work": sha256_bytes(canonical_json(work).encode())}
 
 
@@ -120,7 +117,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     """Quantize, evaluate and time the dense and the pruned networks, interleaved.
 
     Args:
-        recipe: A resolved recipe. Without `evaluate.source` the images held out by pruning are used, and the
+        recipe: The recipe. Without `evaluate.source` the images held out by pruning are used, and the
             drop is estimated without labels.
         dense: Folder of the load stage.
         pruned: Name -> folder with a network.
@@ -137,8 +134,7 @@ def compare(recipe: Recipe, dense: Path, pruned: Mapping[str, Path]) -> dict[str
     info = ModelInfo.read(dense)
     preprocess = info.preprocess
     target = recipe.compile.targets[0]
-    how = recipe.prune
-    dataset, indices = datasets.training_images(how.source, how.images, how.seed, how.exclude)
+    dataset, indices = pruning.images(recipe)
     evaluated, places = dataset, indices[-finetuning.validation_count(len(indices)) :]
     if recipe.evaluate.source:
         evaluated = datasets.open_evaluation(recipe.evaluate.source, info.classes, names=info.class_names)
@@ -226,7 +222,7 @@ def _compile(graph: Path, target: str, precision: Precision) -> Path:
 
 def _accuracy(outcome: evaluation.Outcome, label: str, *, labelled: bool) -> dict[str, Any]:
     """Return the accuracy of a network, paired with the dense network in FP32."""
-    from edgeship.toolkit.prune import expected_drop_pp
+    from edgeship.toolkit.prune.execute import expected_drop_pp
 
     reference: FloatArray = outcome.logits[f"{DENSE}-fp32"]
     logits = outcome.logits[label]

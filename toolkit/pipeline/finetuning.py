@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from edgeship.toolkit.pipeline import datasets
 from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
-    from edgeship.toolkit.pipeline.recipe import FinetuneOptions
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
 BATCH = 32  # images per batch
 HELD_OUT = 0.08  # part of the images for validation
@@ -27,16 +26,16 @@ def validation_count(count: int) -> int:
     return max(1, min(int(count * HELD_OUT), MOST_HELD_OUT))
 
 
-def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
+def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
     """Distill the dense network into the pruned one; write it and history.json."""
     from edgeship.calibration.loader import batches
     from edgeship.toolkit.models import weights
-    from edgeship.toolkit.prune.finetune import DistillOptions, distill
+    from edgeship.toolkit.prune.finetune import distill
 
-    info = ModelInfo.read(dense)
+    options, info = recipe.finetune, ModelInfo.read(dense)
     preprocess = info.preprocess
     dataset, indices = datasets.training_images(
-        options.source, options.images, options.seed, options.exclude, info.class_names
+        recipe.finetune_source, options.images, options.seed, recipe.evaluate.source, info.class_names
     )
     count = validation_count(len(indices))
     train, validation = indices[:-count], indices[-count:]  # pruning holds out the last ones, too
@@ -46,12 +45,11 @@ def finetune(options: FinetuneOptions, dense: Path, pruned: Path, out: Path, che
         for batch in batches(dataset, order, preprocess, batch=options.batch):
             yield batch.images, batch.labels
 
-    values = {each.name: getattr(options, each.name) for each in fields(DistillOptions)}
     distill(
         weights.load(pruned).model,
         weights.load(dense).model,
         epoch_batches,
-        DistillOptions(**values),
+        options,
         out,
         images=len(train),
         held_out=[batch.images for batch in batches(dataset, validation, preprocess, batch=BATCH)],

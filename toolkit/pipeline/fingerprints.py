@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from edgeship.toolkit.core.artifact import (
     write_sealed,
 )
 from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.options import declared
 from edgeship.toolkit.core.progress import track
 
 FOLDER_LIMIT_BYTES = 16 << 30  # of a larger folder, names, sizes and times are hashed: reading takes minutes
@@ -27,28 +28,37 @@ WORDS = ("auto", "train", "none")  # values of path options that are never paths
 PREFIXES = ("digits", "torchvision:")
 
 
-def outside_files(options: Any) -> tuple[Any, dict[str, Path]]:
-    """Find the files and folders that options name.
+def key_values(recipe: Any, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Return the values of options for a cache key, and the outside files that they name.
 
     Args:
-        options: Options of a stage; those marked `path` count, nested ones too.
+        recipe: The recipe.
+        names: Sections, and options (`section.key`).
 
     Returns:
-        The options without these paths and without those marked `not_in_key`; dotted option name -> existing
-        path.
+        Dotted name -> value, but of an existing path only the part inside an archive, and without options
+        marked `not_in_key`; dotted name -> existing path.
     """
-    blank: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     paths: dict[str, Path] = {}
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if each.metadata.get("not_in_key"):
-            blank[each.name] = each.default
-        elif is_dataclass(value):
-            blank[each.name], inner = outside_files(value)
-            paths |= {f"{each.name}.{name}": path for name, path in inner.items()}
-        elif names_path(each.metadata, value) and (place := existing(value)):
-            paths[each.name], blank[each.name] = place
-    return replace(options, **blank), paths
+
+    def add(name: str, value: Any, rules: Mapping[str, Any]) -> None:
+        if is_dataclass(value):
+            for key, each in declared(value).items():
+                add(f"{name}.{key}", getattr(value, key), each.metadata)
+        elif names_path(rules, value) and (place := existing(value)):
+            paths[name], values[name] = place
+        elif not rules.get("not_in_key"):
+            values[name] = value
+
+    for name in names:
+        section, _, key = name.partition(".")
+        options = getattr(recipe, section)
+        if key:
+            add(name, getattr(options, key), declared(options)[key].metadata)
+        else:
+            add(section, options, {})
+    return values, paths
 
 
 def check_exist(options: Any, section: str) -> None:
@@ -71,7 +81,7 @@ def check_exist(options: Any, section: str) -> None:
 
 
 def names_path(rules: Mapping[str, Any], value: Any) -> bool:
-    """Return True if the value of an option with these rules may be a path (see `recipe.option`)."""
+    """Return True if the value of an option with these rules may be a path (see `core.options.option`)."""
     if not rules.get("path") or not isinstance(value, str) or value in WORDS or value.startswith(PREFIXES):
         return False
     return bool(value) and (rules["path"] is True or value.endswith(rules["path"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from edgeship.toolkit.runs.network import ExportedGraph, ModelInfo
 if TYPE_CHECKING:
     from edgeship.calibration.preprocessing_check import Stem
     from edgeship.toolkit.models.resnet import ResNet
-    from edgeship.toolkit.pipeline.recipe import ExportOptions, LoadOptions
+    from edgeship.toolkit.pipeline.recipe import ExportOptions, Recipe
 
 ONNX = "float.onnx"
 MAX_PARITY = 1e-4  # relative to the largest logit
@@ -39,17 +39,19 @@ class FirstLayer:
     classes: int
 
 
-def loader(options: LoadOptions) -> Callable[[LoadOptions, Path, Path], None]:
-    """Return the function that loads or trains the network of these options."""
+def loader(recipe: Recipe) -> Callable[[Recipe, Path, Path], None]:
+    """Return the function that loads or trains the network of a recipe."""
+    options = recipe.load
     if options.model.endswith(".onnx"):
         return import_onnx
     return train if options.weights == "train" else load_checkpoint
 
 
-def load_checkpoint(options: LoadOptions, out: Path, _work_dir: Path) -> None:
+def load_checkpoint(recipe: Recipe, out: Path, _work_dir: Path) -> None:
     """Convert a checkpoint file, a folder, or published weights to our checkpoint format."""
     from edgeship.toolkit.models import weights
 
+    options = recipe.load
     if not options.weights:
         raise RecipeError(
             "load.weights is not set",
@@ -59,7 +61,7 @@ def load_checkpoint(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     if options.weights.startswith("torchvision:"):
         source = weights.download(options.weights, options.model)
     loaded = weights.load(source, options.model)
-    prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, options.size)
+    prepared = preprocessing.resolve(options.preprocess, loaded.preprocess, recipe.export.size)
     preprocessing.check_channels(prepared, loaded.model.architecture.channels)
     origin = preprocessing.source_of(options.preprocess, loaded.preprocess, loaded.preprocess_source)
     if origin == "assumed" and options.weights.startswith("torchvision:"):
@@ -68,11 +70,11 @@ def load_checkpoint(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     _describe(loaded.model, loaded.sha256, prepared, origin, options.labels, out)
 
 
-def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
+def train(recipe: Recipe, out: Path, work_dir: Path) -> None:
     """Train the named network on `load.train`.
 
     Args:
-        options: Network, preprocessing and training.
+        recipe: Network, preprocessing, size and training.
         out: Folder for the network, model.json and history.json.
         work_dir: Folder for a checkpoint per epoch, from which training resumes.
     """
@@ -83,14 +85,14 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
     from edgeship.calibration.loader import batches
     from edgeship.toolkit.models import resnet, trainer
 
-    how = options.train
+    options, how = recipe.load, recipe.load.train
     if options.model == "auto":
         raise RecipeError("load.model is auto", hint="training needs a name, e.g. --set load.model=resnet18")
     if not how.source:
         raise RecipeError(
             "load.train.source is not set", hint="--set load.train.source=FOLDER (labelled images)"
         )
-    prepared = preprocessing.resolve(options.preprocess, None, options.size)
+    prepared = preprocessing.resolve(options.preprocess, None, recipe.export.size)
     dataset = open_dataset(how.source, labelled=True, use="train").without_empty_classes()
     torch.manual_seed(how.seed)  # of the first weights
     channels, classes = len(prepared.mean), len(dataset.classes)
@@ -102,11 +104,10 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
             if len(batch.images) > 1:  # BatchNorm needs two images
                 yield batch.images, batch.labels
 
-    values = {each.name: getattr(how, each.name) for each in fields(trainer.TrainOptions)}
     trainer.train(
         model,
         epoch_batches,
-        trainer.TrainOptions(**values),
+        how,
         out,
         images=len(dataset),
         preprocess=prepared,
@@ -115,7 +116,7 @@ def train(options: LoadOptions, out: Path, work_dir: Path) -> None:
     _describe(model, sha256_file(out / "model.safetensors"), prepared, "stated", options.labels, out)
 
 
-def import_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
+def import_onnx(recipe: Recipe, out: Path, _work_dir: Path) -> None:
     """Import a float ONNX classifier; its input shape sets the size of the images.
 
     A file with (N, H, W, C) or uint8 input is converted to float32 (N, C, H, W); notes in its model.json
@@ -128,9 +129,10 @@ def import_onnx(options: LoadOptions, out: Path, _work_dir: Path) -> None:
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.graph.conversion import check_conversion
 
+    options = recipe.load
     source = Path(options.model).expanduser()
     graph = io.read_classifier(source, options.output or None)
-    size = preprocessing.input_size(graph, options.size)
+    size = preprocessing.input_size(graph, recipe.export.size)
     prepared = preprocessing.resolve(options.preprocess, graph.preprocess, size, graph.normalization)
     preprocessing.check_channels(prepared, graph.channels)
     check_conversion(graph, prepared.crop)

@@ -15,7 +15,7 @@ import numpy as np
 from edgeship import targets
 from edgeship.targets._device import this_device
 from edgeship.toolkit.core.errors import RecipeError, TargetError
-from edgeship.toolkit.core.parallel import Backend
+from edgeship.toolkit.core.parallel import Backend, Workers
 from edgeship.toolkit.core.quant import X86, FloatArray, IntArray, PixelArray, QuantScheme
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.statistics import agreement, paired_drop
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
     from edgeship.calibration.datasets import Dataset
     from edgeship.quantization.mixed_precision import AccuracyConstraint, Verdict
+    from edgeship.quantization.options import QuantizeOptions
     from edgeship.quantization.runtime_check import Runtime
     from edgeship.quantization.statistics import Statistics
-    from edgeship.toolkit.pipeline.recipe import QuantizeOptions
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
 LEAST_PART = 0.01  # least cost of a float layer, as a part of the mean layer time: clocks are coarse
 TIMED_S = 0.5  # seconds of every graph, at the end
@@ -92,9 +93,9 @@ class HeldOut:
         return outcome.logits["engine"]
 
 
-def schemes(options: QuantizeOptions) -> dict[str, QuantScheme]:
+def schemes(recipe: Recipe) -> dict[str, QuantScheme]:
     """Return the scheme of every target; it may depend on the CPU."""
-    return {name: scheme(options, name) for name in options.targets}
+    return {name: scheme(recipe.quantize, name) for name in recipe.compile.targets}
 
 
 def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
@@ -102,11 +103,11 @@ def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
     return targets.get(target).scheme(X86.get(options.overflow_fix))
 
 
-def cache_key_parts(options: QuantizeOptions) -> dict[str, Any]:
+def cache_key_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the cache-key parts of quantized graphs: schemes, and the runtimes that check them."""
-    runtimes = {name: targets.get(name).versions() for name in options.targets if _runs_graphs(name)}
+    runtimes = {name: targets.get(name).versions() for name in recipe.compile.targets if _runs_graphs(name)}
     cpu = sorted(this_device().instruction_sets) if runtimes else []
-    return {"schemes": schemes(options), "runtimes": runtimes, "instruction_sets": cpu}
+    return {"schemes": schemes(recipe), "runtimes": runtimes, "instruction_sets": cpu}
 
 
 def _runs_graphs(target: str) -> bool:
@@ -158,7 +159,7 @@ def decoded(images: FloatArray, preprocess: Preprocess) -> PixelArray:
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
-def float_types(_options: object) -> list[str]:
+def float_types(_recipe: object) -> list[str]:
     """Return the bfloat16 instruction sets of the CPU, which calibration may use."""
     return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
 
@@ -178,7 +179,7 @@ def limited(options: QuantizeOptions) -> bool:
 
 
 def quantize(
-    options: QuantizeOptions,
+    recipe: Recipe,
     graph: Classifier,
     statistics: Statistics,
     target: str,
@@ -189,7 +190,7 @@ def quantize(
     """Quantize a float graph for a target; layers stay in float where the accuracy limit requires it.
 
     Args:
-        options: The quantize section.
+        recipe: Options of quantization, and the workers of its sensitivity analysis.
         graph: The float graph.
         statistics: Statistics of its activations.
         target: Name of the target.
@@ -202,32 +203,27 @@ def quantize(
     """
     from edgeship import quantization
 
-    how = quantization.QuantizeOptions(
-        options.observer,
-        options.effort,
-        options.weight_rounding,
-        options.bias_correction,
-        options.sensitivity,
-        options.float_layers,
-        workers=options.workers or (1 if options.backend == "threading" else granted_cores()),
-        backend=options.backend,
-    )
+    options, backend = recipe.quantize, recipe.evaluate.backend
+    count = recipe.evaluate.workers or (1 if backend == "threading" else granted_cores())
+    workers = Workers(count, backend)
     with runtime(target, pixels) as runs, tempfile.TemporaryDirectory() as folder:
         target_scheme = scheme(options, target)
         if validation is None:
-            return quantization.quantize(graph, statistics, target_scheme, how, out, runtime=runs)
+            return quantization.quantize(
+                graph, statistics, target_scheme, options, out, runtime=runs, workers=workers
+            )
         float_graph = Path(folder) / "float.onnx"  # ends in the logits, unlike some input files
         save(graph.model, float_graph)
         trials = Trials(target, float_graph, validation, Path(folder))
         goal = trials.goal(options)
-        summary = quantization.quantize(graph, statistics, target_scheme, how, out, goal, runs)
+        summary = quantization.quantize(graph, statistics, target_scheme, options, out, goal, runs, workers)
         summary["mixed"], warnings = _summarize(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary
 
 
 def select_validation_images(
-    options: QuantizeOptions,
+    recipe: Recipe,
     used: manifest.Manifest,
     classes: int,
     preprocess: Preprocess,
@@ -236,7 +232,7 @@ def select_validation_images(
     """Select validation images from the calibration source, after the calibration images.
 
     Args:
-        options: Source, number of images, limit.
+        recipe: Source, number of images, limit.
         used: The calibration images.
         classes: Outputs of the network.
         preprocess: Preprocessing of an image.
@@ -248,8 +244,9 @@ def select_validation_images(
     """
     from edgeship.calibration import manifest
 
+    options, source = recipe.quantize, recipe.select.source
     labels = None if options.max_validation_drop_pp is None else classes
-    dataset = datasets.open_validation(options.source, labels, "train", names)
+    dataset = datasets.open_validation(source, labels, "train", names)
     if options.max_validation_drop_pp is not None and not dataset.labelled:
         raise RecipeError(
             f"quantize.max_validation_drop_pp needs labels, and {dataset.name} has none",
@@ -257,23 +254,23 @@ def select_validation_images(
         )
     before = len(used.entries)
     most = before + options.validation_images
-    line = manifest.select(dataset, most, used.seed, skip_bad=options.skip_unreadable, at_most=True)
+    line = manifest.select(dataset, most, used.seed, skip_bad=recipe.select.skip_unreadable, at_most=True)
     files = {entry.file for entry in used.entries}
     others = tuple(entry for entry in line.entries if entry.file not in files)
     chosen = manifest.Manifest(used.seed, used.source, used.source_digest, others or used.entries)
-    if options.exclude:
-        manifest.check_disjoint(chosen, datasets.open_evaluation(options.exclude, classes, names=names))
+    if excluded := recipe.evaluate.source:
+        manifest.check_disjoint(chosen, datasets.open_evaluation(excluded, classes, names=names))
     indices = manifest.locate(chosen, dataset)
     return HeldOut(
-        options.source,
+        source,
         dataset,
         labels,
         indices,
         preprocess,
-        options.batch,
+        recipe.evaluate.batch,
         bool(others),
-        options.workers,
-        options.backend,
+        recipe.evaluate.workers,
+        recipe.evaluate.backend,
         names,
     )
 

@@ -31,7 +31,7 @@ ENGINES = Path("engines")
 
 def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> RunIndex:
     """Return the content of run.json."""
-    return RunIndex(1, plain(recipe.resolved()), command(recipe), stages)
+    return RunIndex(1, plain(recipe), command(recipe), stages)
 
 
 def command(recipe: Recipe) -> str | None:

@@ -1,47 +1,25 @@
-"""The recipe: one frozen options class per stage, read from TOML and `section.key=value`."""
+"""The recipe: one section of options per stage, read from TOML and `section.key=value`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
-from edgeship.toolkit.core import plugins
+from edgeship.quantization.options import QuantizeOptions
 from edgeship.toolkit.core.artifact import canonical_json
 from edgeship.toolkit.core.errors import RecipeError, nearest
+from edgeship.toolkit.core.options import declared, option, read_toml, with_overrides, with_values
 from edgeship.toolkit.core.parallel import Backend
 from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
+from edgeship.toolkit.models.train_options import TrainOptions
 from edgeship.toolkit.pipeline.fingerprints import existing, names_path
-from edgeship.toolkit.pipeline.options import convert, read_toml, with_overrides
+from edgeship.toolkit.prune.distill_options import DistillOptions
+from edgeship.toolkit.prune.options import PruneOptions
 
-T = TypeVar("T")
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-
-def option(default: T, explanation: str, **rules: Any) -> T:
-    """Declare an option: default, one line of help, and rules for its value.
-
-    Args:
-        default: The value where a recipe does not set it.
-        explanation: Meaning, with the unit.
-        **rules: `path`: a file or folder that the result depends on (a text: only with this suffix);
-            `required`: must not be empty; `above`, `least`, `most`: bounds, or functions that return them;
-            `known`: function that returns the allowed names; `derived`: filled from another section, not set
-            by a recipe; `not_in_key`: not part of the cache key; `read`: parses the value, or raises
-            ValueError; `renamed_from`: former name of the key, accepted with a warning; `renamed_values`:
-            former value -> current value.
-    """
-    return field(default=default, metadata={"help": explanation, **rules})
-
-
-def _observers() -> tuple[str, ...]:
-    return ("logits", *plugins.names("edgeship.quantization.observers"))
-
-
-def _methods() -> tuple[str, ...]:
-    return ("none", *plugins.names("edgeship.toolkit.prune.importances"))
 
 
 def _targets() -> tuple[str, ...]:
@@ -75,17 +53,10 @@ class PreprocessOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingOptions:
+class TrainSection(TrainOptions):
     """Training of `load.weights = "train"` and of `edgeship train`."""
 
     source: str = option("", "Labelled training images: folder, archive, CSV or digits:train.", path=True)
-    epochs: int = option(12, "Passes over the images.", least=1)
-    batch: int = option(64, "Images a step.", least=2)
-    learning_rate: float = option(0.05, "Highest rate of the one-cycle schedule.", above=0.0)
-    weight_decay: float = option(5e-4, "Decay of the weights.", least=0.0)
-    flip: bool = option(True, "Mirror half of the images.")
-    crop_px: int = option(4, "Random shift, in pixels.", least=0)
-    seed: int = option(0, "Seed of weights, order and augmentation.", least=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,74 +68,23 @@ class LoadOptions:
     labels: str = option("", "File with the class name of each output, one a line.", path=True)
     output: str = option("", "Name of the logits, where a file.onnx has several outputs.")
     preprocess: PreprocessOptions = option(PreprocessOptions(), "Resize, crop, mean, std, ...")  # noqa: RUF009
-    train: TrainingOptions = option(TrainingOptions(), "Options of training.")  # noqa: RUF009
-    size: Size | None = option(None, "Same as export.size.", derived=True)  # noqa: RUF009
+    train: TrainSection = option(TrainSection(), "Options of training.")  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
-class PruneOptions:
+class PruneSection(PruneOptions):
     """Structured pruning before quantization; one goal: a ratio, or max_expected_drop_pp."""
 
-    method: str = option("none", "none, or how channels are chosen: obs, magnitude, ...", known=_methods)
-    keep_ratio: float | None = option(
-        None, "Ratio of the channels inside blocks to keep.", above=0.0, most=1.0, renamed_from="keep"
-    )
-    macs_ratio: float | None = option(
-        None, "Ratio of the multiply-accumulates to keep.", above=0.0, most=1.0, renamed_from="macs"
-    )
-    latency_ratio: float | None = option(
-        None,
-        "Latency to reach, as a ratio to the unpruned INT8 model's.",
-        above=0.0,
-        most=1.0,
-        renamed_from="target_latency",
-    )
-    max_expected_drop_pp: float | None = option(
-        None, "Largest expected drop of top-1, in percentage points.", least=0.0, renamed_from="max_drop_pp"
-    )
-    channel_multiple: int = option(
-        16, "Channel counts are multiples of this number.", least=1, renamed_from="step"
-    )
-    scope: Literal["block", "residual", "both"] = option(
-        "block",
-        "Channels to prune: block (inside blocks), residual (residual stream), or both.",
-        renamed_values={"inner": "block", "stream": "residual"},
-    )
-    drop_blocks: bool = option(False, "Also remove whole blocks.")
-    flip_augment: bool = option(True, "Also use the mirrored images.", renamed_from="mirror")
     source: str = option("", "Unlabelled images; default: select.source.", path=True)
     images: int = option(1000, "Number of images.", least=2)
-    seed: int = option(0, "Seed of the selection.", least=0)
-    exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
-    targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
-    threads: int = option(1, "Same as bench.threads.", derived=True)
 
 
 @dataclass(frozen=True, slots=True)
-class FinetuneOptions:
+class FinetuneSection(DistillOptions):
     """Distillation of the unpruned network into the pruned one; needs no labels."""
 
-    epochs: int = option(0, "Passes over the images; 0 = none.", least=0)
     source: str = option("", "Images; default: select.source.", path=True)
     images: int | Literal["all"] = option("all", "Number of images, or all.", least=2)
-    batch: int = option(32, "Images a step.", least=2)
-    learning_rate: float = option(0.01, "Highest rate of the one-cycle schedule.", above=0.0)
-    weight_decay: float = option(1e-4, "Decay of the weights.", least=0.0)
-    flip: bool = option(True, "Mirror half of the images.")
-    crop_px: int = option(4, "Random shift, in pixels.", least=0)
-    feature_weight: float = option(
-        1.0, "Weight of the loss on stage outputs, relative to that on logits.", least=0.0
-    )
-    label_weight: float = option(0.0, "Weight of the labels; 0 needs none.", least=0.0)
-    qat_fraction: float = option(
-        0.25,
-        "Fraction of the epochs, at the end, with fake INT8 quantization.",
-        least=0.0,
-        most=1.0,
-        renamed_from="int8_part",
-    )
-    seed: int = option(0, "Seed of the order.", least=0)
-    exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +110,6 @@ class SelectOptions:
     skip_unreadable: bool = option(
         False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
     )
-    exclude: str = option(
-        "", "Same as evaluate.source: its images are never calibration images.", path=True, derived=True
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,67 +117,6 @@ class CalibrateOptions:
     """The pass over the calibration images."""
 
     batch: int = option(8, "Images at once; more is faster and takes more memory.", least=1)
-    source: str = option("", "Same as select.source.", path=True, derived=True)
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeOptions:
-    """Post-training quantization: from activation statistics to Q/DQ graphs."""
-
-    observer: str = option(
-        "logits",
-        "Activation ranges: logits (least error of the logits; effort fast: mse), mse, minmax, percentile or "
-        "entropy.",
-        known=_observers,
-    )
-    effort: Literal["fast", "balanced", "max"] = option(
-        "balanced", "fast (seconds), balanced, or max (minutes: scales learned, residual Adds in float)."
-    )
-    weight_rounding: Literal["gptq", "nearest"] = option(
-        "gptq", "gptq (second moments of the inputs; nearest with effort fast) or nearest."
-    )
-    bias_correction: bool = option(
-        True, "Correct biases by the mean error of their layer; without, GPTQ weights include it."
-    )
-    sensitivity: bool = option(
-        False, "Measure the quantization error of each layer; seconds to minutes more."
-    )
-    overflow_fix: Literal["auto", "exact", "pairs"] = option(
-        "auto",
-        "INT8 accumulation of the target CPU: exact (VNNI), pairs (int16, may overflow), auto "
-        "(this machine).",
-        renamed_from="int8_sums",
-    )
-    float_layers: tuple[str, ...] = option((), "Layers that stay in float, by the graph's node names.")
-    max_validation_drop_pp: float | None = option(
-        None,
-        "Largest top-1 drop of INT8 on the validation images, in percentage points; met by layers in float.",
-        least=0.0,
-        renamed_from="max_drop_pp",
-    )
-    min_agreement: float | None = option(
-        None, "Minimum top-1 agreement with FP32 (no labels needed).", least=0.0, most=1.0
-    )
-    validation_images: int = option(
-        1000,
-        "Images of select.source, none of them for calibration, that check this limit.",
-        least=1,
-        renamed_from="judge_images",
-    )
-    targets: tuple[str, ...] = option((), "Same as compile.targets.", derived=True)
-    source: str = option("", "Same as select.source.", path=True, derived=True)
-    exclude: str = option("", "Same as evaluate.source.", path=True, derived=True)
-    skip_unreadable: bool = option(False, "Same as select.skip_unreadable.", derived=True)
-    batch: int = option(8, "Same as evaluate.batch.", derived=True)
-    workers: int | None = option(None, "Same as evaluate.workers.", derived=True, not_in_key=True)
-    backend: Backend = option(  # noqa: RUF009
-        "threading", "Same as evaluate.backend.", derived=True, not_in_key=True
-    )
-
-    @property
-    def limited(self) -> bool:
-        """Return True if INT8 has an accuracy limit."""
-        return self.max_validation_drop_pp is not None or self.min_agreement is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +126,6 @@ class CompileOptions:
     targets: tuple[str, ...] = option(
         ("openvino", "onnxruntime", "tensorrt"), "Runtimes to build for.", known=_targets, required=True
     )
-    input: InputType = option("float32", "Same as export.input.", derived=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +158,6 @@ class BenchOptions:
     throughput_s: float = option(
         1.0, "Seconds each for throughput, end to end and energy; 0 skips them and memory.", least=0.0
     )
-    source: str = option("", "Same as select.source.", path=True, derived=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,14 +177,14 @@ class ReportOptions:
 class Recipe:
     """All options of a run, one section per stage."""
 
-    name: str = option("", "Name or path of the recipe file.", derived=True)
+    name: str = ""  # or path, of the recipe file
     load: LoadOptions = LoadOptions()
-    prune: PruneOptions = PruneOptions()
-    finetune: FinetuneOptions = FinetuneOptions()
+    prune: PruneSection = PruneSection(method="none")
+    finetune: FinetuneSection = FinetuneSection(epochs=0)
     export: ExportOptions = ExportOptions()
     select: SelectOptions = SelectOptions()
     calibrate: CalibrateOptions = CalibrateOptions()
-    quantize: QuantizeOptions = QuantizeOptions()
+    quantize: QuantizeOptions = QuantizeOptions()  # noqa: RUF009
     compile: CompileOptions = CompileOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     bench: BenchOptions = BenchOptions()
@@ -362,48 +216,17 @@ class Recipe:
         Raises:
             RecipeError: A key or value cannot be used.
         """
-        return cast("Recipe", convert(with_overrides(table, overrides, cls), cls, ""))
+        return with_values(cls(), with_overrides(table, overrides, cls))
 
-    def resolved(self) -> Recipe:
-        """Return the recipe with all options filled in that follow from another section."""
-        measured = (
-            self.prune.latency_ratio is not None
-        )  # else the result does not depend on targets and threads
-        validation: dict[str, Any] = {}  # options that only a limit needs
-        if self.quantize.limited:
-            validation = {
-                "source": self.select.source,
-                "exclude": self.evaluate.source,
-                "skip_unreadable": self.select.skip_unreadable,
-                "batch": self.evaluate.batch,
-            }
-        return replace(
-            self,
-            load=replace(self.load, size=self.export.size),
-            prune=replace(
-                self.prune,
-                source=self.prune.source or self.select.source,
-                exclude=self.evaluate.source,
-                targets=self.compile.targets if measured else (),
-                threads=self.bench.threads if measured else 1,
-            ),
-            finetune=replace(
-                self.finetune,
-                source=self.finetune.source or self.select.source,
-                exclude=self.evaluate.source,
-            ),
-            select=replace(self.select, exclude=self.evaluate.source),
-            calibrate=replace(self.calibrate, source=self.select.source),
-            quantize=replace(
-                self.quantize,
-                targets=self.compile.targets,
-                workers=self.evaluate.workers,
-                backend=self.evaluate.backend,
-                **validation,
-            ),
-            compile=replace(self.compile, input=self.export.input),
-            bench=replace(self.bench, source=self.select.source),
-        )
+    @property
+    def prune_source(self) -> str:
+        """Return the images for pruning."""
+        return self.prune.source or self.select.source
+
+    @property
+    def finetune_source(self) -> str:
+        """Return the images for fine-tuning."""
+        return self.finetune.source or self.select.source
 
 
 def names() -> tuple[str, ...]:
@@ -431,14 +254,13 @@ def find(recipe: str | Path) -> Path:
 
 def option_help(options: Any = None, section: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield every option that a recipe may set: dotted name, default as TOML, and line of help."""
-    for each in fields(Recipe() if options is None else options):
-        if each.metadata.get("derived"):
-            continue
-        if hasattr(each.default, "__dataclass_fields__"):
-            yield from option_help(each.default, f"{section}{each.name}.")
+    options = options or Recipe()
+    for name, each in declared(options).items():
+        value = getattr(options, name)
+        if is_dataclass(value):
+            yield from option_help(value, f"{section}{name}.")
         else:
-            default = "" if each.default is None else canonical_json(each.default)
-            yield f"{section}{each.name}", default, str(each.metadata["help"])
+            yield f"{section}{name}", "" if value is None else canonical_json(value), each.metadata["help"]
 
 
 def check_required(recipe: Recipe, stages: Iterable[str]) -> None:

@@ -17,11 +17,11 @@ from edgeship.toolkit.pipeline.fingerprints import (
     check_exist,
     check_unchanged,
     fingerprint,
-    outside_files,
+    key_values,
 )
 from edgeship.toolkit.pipeline.publish import check_overwrite, describe, publish, read_report
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required
-from edgeship.toolkit.pipeline.stage import Stage
+from edgeship.toolkit.pipeline.stage import Stage, restricted
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.pipeline.store import Store, key_of
 from edgeship.toolkit.runs.index import StageResult
@@ -137,21 +137,22 @@ def _run_stage(
     redo: bool,
     watch: Watcher,
 ) -> StageResult:
-    options = getattr(recipe.resolved(), stage.name)
-    values, outside = outside_files(options)
+    names = stage.options(recipe)
+    view = restricted(recipe, stage.name, names)
+    values, outside = key_values(recipe, names)
     fingerprints = {name: fingerprint(path, store.root / "digests") for name, path in outside.items()}
-    key = _key(stage, options, values, fingerprints, recipe, done)
+    key = _key(stage, view, values, fingerprints, recipe, done)
     inputs = {name: done[name].folder for name in stage.needs}
 
     def work(out: Path, work_dir: Path) -> None:
         watch(stage.name, "started", 0.0)
         if not stage.needs_run_info:
-            stage.work(options, inputs, out, work_dir)
+            stage.work(view, inputs, out, work_dir)
             check_unchanged(outside, fingerprints)
             return
         with tempfile.TemporaryDirectory() as folder:
             describe(recipe, tuple(done.values())).write(Path(folder))
-            stage.work(options, {**inputs, "run": Path(folder)}, out, work_dir)
+            stage.work(view, {**inputs, "run": Path(folder)}, out, work_dir)
 
     try:
         entry, computed = store.make(
@@ -169,8 +170,8 @@ def _run_stage(
 
 def _key(
     stage: Stage,
-    options: Any,
-    values: Any,
+    view: Recipe,
+    values: Mapping[str, Any],
     fingerprints: Mapping[str, Fingerprint],
     recipe: Recipe,
     done: dict[str, StageResult],
@@ -178,13 +179,13 @@ def _key(
     """Return the cache key of a stage; outside files count by content, not by name."""
     return key_of(
         stage=stage.name,
-        code=stage.code_digest(options),
+        code=stage.code_digest(view),
         options=plain(values),
         outside={name: each.content for name, each in fingerprints.items()},
         inputs={name: done[name].digest for name in stage.needs},
-        device=_this_device() if stage.on_device and stage.on_device(options) else None,
-        extra=plain(stage.extra_key(options)) if stage.extra_key else None,
-        recipe=plain(recipe.resolved()) if stage.needs_run_info else None,
+        device=_this_device() if stage.on_device and stage.on_device(view) else None,
+        extra=plain(stage.extra_key(view)) if stage.extra_key else None,
+        recipe=plain(recipe) if stage.needs_run_info else None,
     )
 
 

@@ -1,6 +1,6 @@
 """The stages of a run, in order.
 
-Every stage is a function of its options and the folders of the stages before it; it writes files into the
+Every stage is a function of the recipe and the folders of the stages before it; it writes files into the
 empty folder `out` and may write checkpoints into `work_dir`.
 """
 
@@ -28,19 +28,7 @@ from edgeship.toolkit.pipeline import (
     pruning,
 )
 from edgeship.toolkit.pipeline.preprocessing import check_known
-from edgeship.toolkit.pipeline.recipe import (
-    BenchOptions,
-    CalibrateOptions,
-    CompileOptions,
-    EvaluateOptions,
-    ExportOptions,
-    FinetuneOptions,
-    LoadOptions,
-    PruneOptions,
-    QuantizeOptions,
-    ReportOptions,
-    SelectOptions,
-)
+from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
 from edgeship.toolkit.runs.compiled import CompiledVariants, engines, float_engines
 from edgeship.toolkit.runs.index import RunIndex
@@ -49,33 +37,32 @@ from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, quantized_name
 
 
-def load(options: LoadOptions, _inputs: Inputs, out: Path, work_dir: Path) -> None:
+def load(recipe: Recipe, _inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Load the network from a checkpoint or an ONNX file, or train it.
 
     Writes model.safetensors and widths.json, or float.onnx; and model.json (`ModelInfo`).
     """
-    load_and_export.loader(options)(options, out, work_dir)
+    load_and_export.loader(recipe)(recipe, out, work_dir)
 
 
-def prune(options: PruneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
+def prune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Prune the network, or copy it unchanged. Writes the network and plan.json {method, ...}."""
-    pruning.check(options)
-    if options.method == "none":
+    if recipe.prune.method == "none":
         _link_network(inputs["load"], out)
         write_json(out / "plan.json", {"method": "none"})
     else:
-        pruning.prune(options, inputs["load"], out, checkpoint=work_dir / "states")
+        pruning.prune(recipe, inputs["load"], out, checkpoint=work_dir / "states")
 
 
-def finetune(options: FinetuneOptions, inputs: Inputs, out: Path, work_dir: Path) -> None:
+def finetune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Distill the unpruned network into the pruned one, or copy it. Writes the network and history.json."""
     unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
-    if options.epochs == 0 or unpruned:
+    if recipe.finetune.epochs == 0 or unpruned:
         _link_network(inputs["prune"], out)
         write_json(out / "history.json", {})
     else:
         state = work_dir / "checkpoint.pt"
-        finetuning.finetune(options, inputs["load"], inputs["prune"], out, checkpoint=state)
+        finetuning.finetune(recipe, inputs["load"], inputs["prune"], out, checkpoint=state)
 
 
 def _link_network(folder: Path, out: Path) -> None:
@@ -88,12 +75,12 @@ def _link_network(folder: Path, out: Path) -> None:
                 shutil.copyfile(folder / name, out / name)
 
 
-def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def export(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Export the ONNX graphs: float.onnx, and pruned.onnx of a pruned network.
 
     Also graphs.json (`ExportedGraphs`).
     """
-    info = ModelInfo.read(inputs["load"])
+    options, info = recipe.export, ModelInfo.read(inputs["load"])
     check_known(options.input, info.preprocess_source)
     networks: dict[GraphName, Path] = {"float": inputs["load"]}
     if read_json(inputs["prune"] / "plan.json")["method"] != "none":
@@ -112,16 +99,16 @@ def export(options: ExportOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     ).write(out)
 
 
-def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def select(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Select calibration images, disjoint from the evaluation images. Writes manifest.json, findings.json."""
     from edgeship.calibration import doctor, manifest
     from edgeship.calibration.datasets import open_dataset
 
-    graphs = ExportedGraphs.read(inputs["export"])
+    options, graphs = recipe.select, ExportedGraphs.read(inputs["export"])
     dataset = open_dataset(options.source, use="train")
     excluded = None
-    if options.exclude:
-        excluded = datasets.open_evaluation(options.exclude, graphs.classes, names=graphs.class_names)
+    if recipe.evaluate.source:
+        excluded = datasets.open_evaluation(recipe.evaluate.source, graphs.classes, names=graphs.class_names)
     chosen = manifest.select(
         dataset, options.images, options.seed, exclude=excluded, skip_bad=options.skip_unreadable
     )
@@ -142,7 +129,7 @@ def select(options: SelectOptions, inputs: Inputs, out: Path, _work_dir: Path) -
     write_json(out / "findings.json", findings)
 
 
-def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def calibrate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the calibration images through the float graphs and write the statistics of every activation.
 
     Also writes scales.json {graph: {images, scale, enough}}, the scales against the number of images, and
@@ -152,10 +139,11 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
     from edgeship.quantization.calibrate import collect
 
     graphs = ExportedGraphs.read(inputs["export"])
-    dataset, indices = datasets.calibration(options.source, inputs["select"])
+    dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
     curves = {}
     for name, graph in graphs.graphs.items():
-        stream = datasets.stream(dataset, indices, graphs.preprocess, options.batch, f"calibrating {name}")
+        batch = recipe.calibrate.batch
+        stream = datasets.stream(dataset, indices, graphs.preprocess, batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
         collect(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
@@ -166,7 +154,7 @@ def calibrate(options: CalibrateOptions, inputs: Inputs, out: Path, _work_dir: P
     )
 
 
-def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Write a Q/DQ graph per target, by the target's scheme, from one calibration.
 
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
@@ -177,45 +165,45 @@ def quantize(options: QuantizeOptions, inputs: Inputs, out: Path, _work_dir: Pat
 
     graphs = ExportedGraphs.read(inputs["export"])
     validation = None
-    if mixed_precision.limited(options):
+    if mixed_precision.limited(recipe.quantize):
         calibration = manifest.read(inputs["select"] / "manifest.json")
         validation = mixed_precision.select_validation_images(
-            options, calibration, graphs.classes, graphs.preprocess, graphs.class_names
+            recipe, calibration, graphs.classes, graphs.preprocess, graphs.class_names
         )
     summaries = {}
     for graph_name, graph in graphs.graphs.items():
         statistics = Statistics.load(inputs["calibrate"] / graph_name)
         model = io.read_classifier(inputs["export"] / graph.file)
-        for target in track(options.targets, f"quantizing {graph_name}"):
+        for target in track(recipe.compile.targets, f"quantizing {graph_name}"):
             name = quantized_name(target, graph_name)
             summaries[name] = mixed_precision.quantize(
-                options, model, statistics, target, validation, out / f"{name}.onnx"
+                recipe, model, statistics, target, validation, out / f"{name}.onnx"
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
     write_json(out / "quantize.json", summaries)
 
 
-def compile(options: CompileOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Compile every variant, with an audit of the layer precisions that the runtime executes.
 
     Writes one folder per variant, and compiled.json (`CompiledVariants`).
     """
     graphs = ExportedGraphs.read(inputs["export"])
-    preprocess = graphs.preprocess if options.input == "uint8" else None
-    planned = compilation.planned(options.targets, tuple(graphs.graphs))
+    preprocess = graphs.preprocess if recipe.export.input == "uint8" else None
+    planned = compilation.planned(recipe.compile.targets, tuple(graphs.graphs))
     CompiledVariants(
         {each.name: compilation.compile_variant(each, inputs, out, preprocess) for each in planned}
     ).write(out)
 
 
-def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
     Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
     findings.json [`Finding`] and input_checks.json [`InputCheck`].
     """
-    graphs = ExportedGraphs.read(inputs["export"])
+    options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
     built = CompiledVariants.read(inputs["compile"]).built()
     work = evaluation.Work(
@@ -249,7 +237,7 @@ def evaluate(options: EvaluateOptions, inputs: Inputs, out: Path, _work_dir: Pat
     Accuracies(data, accuracy.accuracies(outcome, built)).write(out)
 
 
-def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Time every variant that runs here, interleaved in one process; then throughput, memory and energy.
 
     Writes latency.json (`Latencies`) and device.json (`Environment`).
@@ -257,12 +245,12 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
     from edgeship.targets._cpu_load import Watch
 
     graphs = ExportedGraphs.read(inputs["export"])
-    batch = measure.bench_batch(options, graphs.batch)
+    batch = measure.bench_batch(recipe.bench, graphs.batch)
     shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
-    dataset, indices = datasets.calibration(options.source, inputs["select"])
+    dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
     with Watch() as watch:
         measured = measure.measure(
-            options,
+            recipe.bench,
             engines(inputs),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
             ready=float_engines(inputs),
@@ -274,54 +262,81 @@ def bench(options: BenchOptions, inputs: Inputs, out: Path, _work_dir: Path) -> 
     write_json(out / "device.json", measure.environment(watch.activity))
 
 
-def report(options: ReportOptions, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+def report(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Gather the results of all stages into report.json, report.md and report.html, and check the limits."""
     from edgeship.toolkit.report import gather, render
 
-    run = RunIndex.read(inputs["run"])
+    limits, run = recipe.report, RunIndex.read(inputs["run"])
     gathered = gather.gather(
         inputs,
         recipe=run.recipe,
         stages=run.stages,
         command=run.command,
-        max_drop_pp=options.max_drop_pp,
-        min_speedup=options.min_speedup,
-        max_latency_ms=options.max_latency_ms,
-        judge_by=options.judge_by,
+        max_drop_pp=limits.max_drop_pp,
+        min_speedup=limits.min_speedup,
+        max_latency_ms=limits.max_latency_ms,
+        judge_by=limits.judge_by,
     )
     thumbnails = datasets.thumbnails(run.recipe["evaluate"]["source"], inputs["evaluate"])
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 
-def _always(_options: object) -> bool:
+def _always(_recipe: Recipe) -> bool:
     return True
 
 
-def _times_candidates(options: PruneOptions) -> bool:
-    return options.latency_ratio is not None
+def _times_candidates(recipe: Recipe) -> bool:
+    return recipe.prune.latency_ratio is not None
 
 
-def _times_layers(options: QuantizeOptions) -> bool:
-    return options.limited
+def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.prune.method == "none":
+        return ()
+    source = () if recipe.prune.source else ("select.source",)
+    timing = ("compile.targets", "bench.threads") if _times_candidates(recipe) else ()
+    return ("evaluate.source", *source, *timing)
+
+
+def _read_by_finetune(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.finetune.epochs == 0:
+        return ()
+    return ("evaluate.source", *(() if recipe.finetune.source else ("select.source",)))
+
+
+def _times_layers(recipe: Recipe) -> bool:
+    return recipe.quantize.limited
+
+
+def _read_by_quantize(recipe: Recipe) -> tuple[str, ...]:
+    limit = ("select.source", "select.skip_unreadable", "evaluate.source", "evaluate.batch")
+    workers = ("evaluate.workers", "evaluate.backend")
+    return ("compile.targets", *workers, *(limit if recipe.quantize.limited else ()))
 
 
 STAGES = (
-    Stage("load", load, implementation=load_and_export.loader),
-    Stage("prune", prune, needs=("load",), on_device=_times_candidates),
-    Stage("finetune", finetune, needs=("load", "prune")),
+    Stage("load", load, reads=("export.size",), implementation=load_and_export.loader),
+    Stage("prune", prune, needs=("load",), reads=_read_by_prune, on_device=_times_candidates),
+    Stage("finetune", finetune, needs=("load", "prune"), reads=_read_by_finetune),
     Stage("export", export, needs=("load", "prune", "finetune")),
-    Stage("select", select, needs=("load", "export")),
-    Stage("calibrate", calibrate, needs=("export", "select"), extra_key=mixed_precision.float_types),
+    Stage("select", select, needs=("load", "export"), reads=("evaluate.source",)),
+    Stage(
+        "calibrate",
+        calibrate,
+        needs=("export", "select"),
+        reads=("select.source",),
+        extra_key=mixed_precision.float_types,
+    ),
     Stage(
         "quantize",
         quantize,
         needs=("export", "select", "calibrate"),
+        reads=_read_by_quantize,
         on_device=_times_layers,
         extra_key=mixed_precision.cache_key_parts,
     ),
-    Stage("compile", compile, needs=("export", "quantize"), on_device=_always),
+    Stage("compile", compile, needs=("export", "quantize"), reads=("export.input",), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),
-    Stage("bench", bench, needs=("export", "select", "compile"), on_device=_always),
+    Stage("bench", bench, needs=("export", "select", "compile"), reads=("select.source",), on_device=_always),
     Stage(
         "report",
         report,

@@ -17,7 +17,8 @@ from edgeship.toolkit.prune.apply import shrink
 from edgeship.toolkit.prune.execute import Decision
 from edgeship.toolkit.prune.groups import STEM, kept_places, stream_groups
 from edgeship.toolkit.prune.importances import Ranking
-from edgeship.toolkit.prune.plan import Measure, PruneOptions
+from edgeship.toolkit.prune.options import PruneOptions
+from edgeship.toolkit.prune.plan import Measure
 from edgeship.toolkit.prune.probe_images import Images, logits
 from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_streams
 

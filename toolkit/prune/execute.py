@@ -18,7 +18,8 @@ from edgeship.toolkit.models.resnet import Architecture, ResNet, macs
 from edgeship.toolkit.prune import importances
 from edgeship.toolkit.prune.apply import shrink
 from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
-from edgeship.toolkit.prune.plan import PruneOptions, PrunePlan
+from edgeship.toolkit.prune.options import PruneOptions
+from edgeship.toolkit.prune.plan import PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, logits
 from edgeship.toolkit.prune.ranking import GroupSensitivity
 from edgeship.toolkit.prune.reconstruction import Choice, Reconstruction

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,49 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgeship.toolkit.core.artifact import write_json
-from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource
 from edgeship.toolkit.models.resnet import ResNet
-from edgeship.toolkit.models.trainer import EpochBatches, History, TrainOptions, fit
+from edgeship.toolkit.models.trainer import EpochBatches, History, fit
 from edgeship.toolkit.models.weights import save
+from edgeship.toolkit.prune.distill_options import DistillOptions
 
 TEMPERATURE = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class DistillOptions:
-    """Fine-tuning options.
-
-    Attributes:
-        epochs: Passes over the images.
-        batch: Images per step.
-        learning_rate: Highest rate of the cycle.
-        weight_decay: Weight decay of matrices.
-        flip: Whether to mirror half of the images.
-        crop_px: Largest random shift in pixels.
-        feature_weight: Weight of the stage outputs' normalized squared error; the logits' KL has weight 1.
-        label_weight: Weight of the labels' cross-entropy; 0 needs no labels.
-        qat_fraction: Ratio of the epochs, at the end, with fake-quantized convolutions; 0 for none.
-        seed: Seed of the augmentation.
-    """
-
-    epochs: int = 2
-    batch: int = 32
-    learning_rate: float = 0.01
-    weight_decay: float = 1e-4
-    flip: bool = True
-    crop_px: int = 4
-    feature_weight: float = 1.0
-    label_weight: float = 0.0
-    qat_fraction: float = 0.25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.qat_fraction <= 1 or min(self.feature_weight, self.label_weight) < 0:
-            raise RecipeError(
-                f"unusable fine-tuning options: {self}", hint="set weights >= 0 and qat_fraction in [0, 1]"
-            )
 
 
 def distill(
@@ -138,17 +103,8 @@ def distill(
         done = epoch * steps_per_epoch  # also in a resumed run
         return epoch_batches(epoch)
 
-    plan = TrainOptions(
-        epochs=options.epochs,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        flip=options.flip,
-        crop_px=options.crop_px,
-        seed=options.seed,
-    )
     history = fit(
-        small, batches, plan, loss, images=images, checkpoint=checkpoint, score=score, label="fine-tuning"
+        small, batches, options, loss, images=images, checkpoint=checkpoint, score=score, label="fine-tuning"
     )
     save(small, out, preprocess, source=source)
     write_json(out / "history.json", history)

@@ -14,7 +14,8 @@ from edgeship.toolkit.models.resnet import ResNet, macs
 from edgeship.toolkit.prune import channel_selection, importances, width_search
 from edgeship.toolkit.prune.checkpoints import Checkpoints
 from edgeship.toolkit.prune.execute import Decision, apply_decision
-from edgeship.toolkit.prune.plan import Candidate, Measure, PruneOptions, PrunePlan
+from edgeship.toolkit.prune.options import PruneOptions
+from edgeship.toolkit.prune.plan import Candidate, Measure, PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, split
 from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_inner_groups
 

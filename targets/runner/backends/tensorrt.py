@@ -8,30 +8,31 @@ import json
 import time
 from typing import Any
 
-from . import facts, output, sysfs
-from .backend import BuildOptions, Built
-from .cuda import Cuda
-from .failures import Failure, from_error, problem
+from .. import facts, output, sysfs
+from ..backend import BuildOptions, Built
+from ..cuda import Cuda
+from ..failures import Failure, from_error, problem
 
 _FLOAT_BYTES = 4
 _PROFILE_RUNS = 20
 
 
-def load(module: str) -> TensorRT:
-    """The backend over the module `tensorrt`, or one of the same interface.
+def load(sdk: str | None = None) -> TensorRT:
+    """Return the backend over the module `tensorrt`, or one of the same interface.
 
     Raises:
         Failure: It is absent, broken, or older than 8.5.
     """
+    name = sdk or "tensorrt"
     try:
-        sdk = importlib.import_module(module)
+        module = importlib.import_module(name)
     except (ImportError, OSError, AttributeError) as error:
-        raise from_error(error, doing=f"importing {module}") from error
-    if not hasattr(sdk.ICudaEngine, "num_io_tensors"):
+        raise from_error(error, doing=f"importing {name}") from error
+    if not hasattr(module.ICudaEngine, "num_io_tensors"):
         known = problem("tensorrt-too-old")
-        message = f"{module} {sdk.__version__} has no tensor-name interface (8.5 and later have)"
+        message = f"{name} {module.__version__} has no tensor-name interface (8.5 and later have)"
         raise Failure(known["code"], message, known["cause"], known["cure"])
-    return TensorRT(sdk)
+    return TensorRT(module)
 
 
 class TensorRT:
@@ -45,6 +46,10 @@ class TensorRT:
         self.version = str(sdk.__version__)
         self.fake = bool(getattr(sdk, "__fake__", False))
         self.typed_only = not hasattr(sdk.BuilderFlag, "FP16")  # 11 has no precision flags
+
+    def rank(self, tree: sysfs.Tree) -> int:
+        """Prefer TensorRT where there is a GPU."""
+        return 4 if self.identity(tree)["sm"] else 0
 
     def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
         """CUDA, SM and module: plans load nowhere else."""

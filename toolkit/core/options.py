@@ -1,4 +1,4 @@
-"""Convert values of a recipe from TOML or a command line to typed options."""
+"""Declare options once, and convert values from TOML or a command line to them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import operator
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgeship.toolkit.core.errors import RecipeError, nearest
 
@@ -19,6 +19,45 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+T = TypeVar("T")
+
+
+def option(default: T, explanation: str, **rules: Any) -> T:
+    """Declare an option: default, one line of help, and rules for its value.
+
+    Args:
+        default: The value where nothing sets it.
+        explanation: Meaning, with the unit.
+        **rules: `path`: a file or folder that the result depends on (a text: only with this suffix);
+            `required`: must not be empty; `above`, `least`, `most`: bounds, or functions that return them;
+            `known`: function that returns the allowed names; `not_in_key`: not part of the cache key; `read`:
+            parses the value, or raises ValueError; `renamed_from`: former name of the key, accepted with a
+            warning; `renamed_values`: former value -> current value.
+    """
+    return field(default=default, metadata={"help": explanation, **rules})
+
+
+def declared(options: Any) -> dict[str, Field[Any]]:
+    """Return name -> field of the options, and of the sections of options, of a class or an instance."""
+    hints = get_type_hints(options if isinstance(options, type) else type(options))
+    return {
+        each.name: each
+        for each in fields(options)
+        if "help" in each.metadata or is_dataclass(hints[each.name])
+    }
+
+
+def check_bounds(options: Any) -> None:
+    """Check the numbers of an options object, which may be built in Python, against their bounds.
+
+    Raises:
+        RecipeError: One is out of bounds.
+    """
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check(value, each.name, each.metadata)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -136,18 +175,16 @@ def convert(
 
     Args:
         value: Value from TOML.
-        annotation: int, float, bool, str, a Literal, a tuple, a union of these, or an options class.
+        annotation: int, float, bool, str, a Literal, a tuple, or a union of these.
         where: Dotted name, for messages.
-        rules: Bounds and known names, see `recipe.option`.
+        rules: Bounds and known names, see `option`.
 
     Returns:
-        The value in that type: lists become tuples, tables become options.
+        The value in that type: lists become tuples.
 
     Raises:
         RecipeError: The value has another type or is out of bounds.
     """
-    if is_dataclass(annotation):
-        return _options(value, annotation, where)
     if "read" in rules and value is not None:
         try:
             parsed = rules["read"](value)
@@ -192,22 +229,32 @@ def _misfit(value: Any, annotation: Any) -> bool:
     return not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)
 
 
-def _options(value: Any, kind: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
+def with_values(options: T, values: Any, where: str = "") -> T:
+    """Return options with the values of a table; the others stay.
+
+    Args:
+        options: An object of an options class, with defaults.
+        values: Key -> value from TOML; a section has a table.
+        where: Dotted name of the section, for messages.
+
+    Raises:
+        RecipeError: A key is unknown, or a value has another type or is out of bounds.
+    """
+    if not isinstance(values, Mapping):
         raise RecipeError(f"{where} must be a section", hint=f"write [{where}] and its keys below")
-    hints = get_type_hints(kind)
-    options = {each.name: each for each in fields(kind) if not each.metadata.get("derived")}
-    unknown = [key for key in value if key not in options]
+    hints, known = get_type_hints(type(options)), declared(options)
+    unknown = [key for key in values if key not in known]
     if unknown:
         what = f"'{where}.{unknown[0]}'" if where else f"section '{unknown[0]}'"
-        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], options))
+        raise RecipeError(f"unknown {what}", hint=nearest(unknown[0], known))
     dot = f"{where}." if where else ""
-    return kind(
-        **{
-            key: convert(item, hints[key], f"{dot}{key}", options[key].metadata)
-            for key, item in value.items()
-        }
-    )
+    changes = {
+        key: with_values(getattr(options, key), value, f"{dot}{key}")
+        if is_dataclass(hints[key])
+        else convert(value, hints[key], f"{dot}{key}", known[key].metadata)
+        for key, value in values.items()
+    }
+    return cast("T", replace(cast("Any", options), **changes))
 
 
 def _union(value: Any, annotation: Any, where: str, rules: Mapping[str, Any]) -> Any:

@@ -1,13 +1,18 @@
-"""Plug-ins from a folder outside the package: one file adds an observer."""
+"""Plug-ins from a folder outside the package: one file adds an observer, one a target."""
 
 import json
 import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
+from loopback import QUICK, quiet
 
 from edgeship.quantization import observers
+from edgeship.toolkit.cli.app import app
 from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.deploy import release
+from edgeship.toolkit.deploy.bundle_from_run import bundle_of
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, run
 from edgeship.toolkit.pipeline.code_closure import installed
@@ -19,6 +24,66 @@ from edgeship.quantization.observers import clipped
 def observe(tensor, spec):
     assert tensor.peaks.shape == (12, tensor.sample.shape[1])  # images, channels
     return clipped({factor} * float(tensor.peaks.max(1).mean()), tensor)
+'''
+
+
+TARGET = '''
+"""ONNX Runtime under another name, as a runtime that the product does not have."""
+from __future__ import annotations
+
+from edgeship.targets.runner import sysfs
+from edgeship.targets.runner.backend import ArraySession, Built
+
+TITLE = "Toy Runtime"
+
+
+def scheme(cpu=None):
+    from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
+
+    signed = QuantSpec("int8", symmetric=True)
+    weight = QuantSpec("int8", symmetric=True, axis=0, bits=7)
+    return QuantScheme("toy", weight, signed, None, add_inputs="all", max_pool="input", store_integers=True)
+
+
+def load(sdk=None):
+    return Toy()
+
+
+class Toy:
+    name, version, fake, suffix, typed_only = "toy", "1.2.3", False, ".toy", False
+
+    def rank(self, tree):
+        return 0
+
+    def identity(self, tree):
+        return sysfs.cpu_identity(tree)
+
+    def precisions(self, tree):
+        return ["fp32", "int8"]
+
+    def build(self, graph, options, timing_cache, scratch):
+        with open(graph, "rb") as stream:
+            return Built(stream.read(), [])
+
+    def open(self, engine, precision, threads, profile):
+        return Session(engine)
+
+
+class Session(ArraySession):
+    takes_pixels, threads = False, 1
+
+    def __init__(self, engine):
+        import onnxruntime
+
+        self._session = onnxruntime.InferenceSession(engine, providers=["CPUExecutionProvider"])
+        (entry,) = self._session.get_inputs()
+        self.name, self.batch, self.image_shape = entry.name, None, tuple(entry.shape[1:])
+        self.batch_max, self.classes = None, self._session.get_outputs()[0].shape[-1]
+        if isinstance(entry.shape[0], int):
+            self.batch = self.batch_max = entry.shape[0]
+
+    def run(self, images):
+        return self._session.run(None, {self.name: images})[0]
 '''
 
 
@@ -88,3 +153,26 @@ def test_a_plug_in_that_cannot_be_loaded_is_named(plugins, text, message):
     with pytest.raises(RecipeError, match=message) as caught:
         observers.get("broken")
     assert str(file) in str(caught.value) and caught.value.hint
+
+
+def test_a_target_of_one_file_runs_reports_and_deploys(plugins, recipe, park, tmp_path):
+    recipe["compile"] = {"targets": ["toy"]}
+    with pytest.raises(RecipeError, match="toy"):
+        Recipe.build(recipe)
+    plugins("targets", "toy", TARGET)
+    done = run(Recipe.build(recipe), store=Store(tmp_path / "store"), out=tmp_path / "out")
+    rows = {row["name"]: row for row in done.report["variants"]}
+    assert rows["toy-int8"]["top1"] is not None and rows["toy-int8"]["latency_ms"]["p50"] > 0
+    assert rows["toy-int8"]["measured_on"].startswith("this machine")
+    assert "toy" in (tmp_path / "out/report.md").read_text().lower()
+
+    doctor = CliRunner().invoke(app, ["doctor", "--json"])
+    assert json.loads(doctor.stdout)["targets"]["toy"] == {"versions": {"toy": "1.2.3"}}
+
+    server = park.server("device")
+    entry = park.entry(server, target="toy", python=sys.executable)
+    outcome = release.deploy(entry, bundle_of(tmp_path / "out"), QUICK, quiet)
+    assert outcome.state == "live" and outcome.record["build"]["version"] == "1.2.3"
+    assert outcome.record["accuracy"]["agreement"] == 1.0 and outcome.record["latency_ms"]["p50"] > 0
+    assert (server.root / "current/engine/model").is_file()
+    assert release.facts(entry)["backends"]["toy"]["available"]
