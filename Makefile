@@ -8,13 +8,19 @@ OUT    ?= runs/quickstart
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help run test lint test-slow test-arm64 mutants bench bench-peers bench-pruning clean
+.PHONY: help run docs pictures test lint test-slow test-arm64 mutants bench bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 run: $(VENV)/.installed ## the whole path on the embedded data: digits, ResNet-18, INT8, report
 	$(BIN)/edgeship run quickstart --out $(OUT)
+
+docs: $(VENV)/.installed-docs ## the documentation: build/docs/site/index.html
+	$(BIN)/python -m docs.build
+
+pictures: $(VENV)/.installed-dev ## the documentation's pictures, from a run of the quickstart (Debian's chromium and chromium-driver)
+	$(BIN)/python -m docs.pictures
 
 test: $(VENV)/.installed-dev lint ## every check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -50,6 +56,10 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python pyproject.toml $(PINS)
 	$(PIP) torch==2.13.0
 	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -21,7 +21,7 @@ from edgeship.calibration.file_sources import (
     is_archive,
     open_archive,
 )
-from edgeship.calibration.sets import Use, are_sets, choose_set, set_of
+from edgeship.calibration.sets import Use, are_sets, choose_set, set_of, split_part
 from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DataError, nearest
@@ -169,7 +169,8 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
             folder a class, or with images only (no labels); a .zip or .tar (.gz, .bz2, .xz) of one, or a
             folder inside it ("data.zip/test"); a list (.csv, .tsv, .txt, .lst) of file and label with files
             relative to it; a .npy or .npz of uint8 images. A single wrapping folder (train/, the archive's
-            root) is entered. A class folder without images counts as a class.
+            root) is entered. A class folder without images counts as a class. With the ending ":train" or
+            ":test" the source is split: a fifth of each class, chosen by a hash of the names, is for testing.
         labelled: Require labels of at least two classes, as accuracy needs.
         use: Use of the images, for sources with train, val and test; see `sets.choose_set`.
 
@@ -179,10 +180,12 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
     text = str(source)
     if not text:
         raise DataError("no images are given", hint="name a folder, an archive, a .csv or 'digits'")
-    if isinstance(source, str) and text.split(":", maxsplit=1)[0] == "digits":
+    if part := split_part(text):
+        dataset = _split(open_dataset(text.removesuffix(f":{part}"), use="train"), part)
+    elif isinstance(source, str) and text.split(":", maxsplit=1)[0] == "digits":
         dataset = _open_digits(text)
     else:
-        path, inside = _split(Path(source).expanduser())
+        path, inside = _split_path(Path(source).expanduser())
         suffix = path.suffix.lower()
         if path.is_dir():
             dataset = _arrange(path, FolderStore(path), "", use)
@@ -203,6 +206,19 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
     return dataset
 
 
+def _split(dataset: Dataset, part: str) -> Dataset:
+    """Return the images for training or for testing, every fifth of each class in the order of a hash."""
+    turns: Counter[int | None] = Counter()
+    chosen = set()
+    for item in sorted(dataset.items, key=lambda each: sha256_bytes(each.name.encode(errors="replace"))):
+        if ("test" if turns[item.label] % _TEST_EVERY == 1 else "train") == part:
+            chosen.add(item)
+        turns[item.label] += 1
+    items = tuple(item for item in dataset.items if item in chosen)
+    note = f"{dataset.name} is split by names: {len(items)} of {len(dataset)} images are for {part}ing"
+    return replace(dataset, name=f"{dataset.name}:{part}", items=items, notes=(*dataset.notes, note))
+
+
 def _need_labels(dataset: Dataset) -> None:
     if not dataset.labelled:
         raise DataError(
@@ -217,7 +233,7 @@ def _need_labels(dataset: Dataset) -> None:
         )
 
 
-def _split(path: Path) -> tuple[Path, str]:
+def _split_path(path: Path) -> tuple[Path, str]:
     """Split a path into the existing part and the rest inside an archive."""
     try:
         if path.exists():

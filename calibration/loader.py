@@ -152,13 +152,13 @@ def decode_each(
             undecodable += result is None
             yield index, result
     if undecodable and undecodable == len(indices) and not part:
-        raise none_readable(dataset, undecodable)
+        raise none_readable(dataset.name, undecodable)
 
 
-def none_readable(dataset: Dataset, count: int) -> DataError:
+def none_readable(name: str, count: int) -> DataError:
     """Return the error for a data set without decodable images."""
     return DataError(
-        f"none of the {count} images of {dataset.name} can be decoded",
+        f"none of the {count} images of {name} can be decoded",
         hint="check that the files are images, and copy them again",
     )
 

@@ -1,32 +1,18 @@
-"""Preprocess decoded images to network inputs, identically for calibration, evaluation and device.
-
-1. Resize so that the shorter side has `resize` pixels; the longer one is truncated:
-   int(resize * long / short). A `resize` of (height, width) sets both sides, whatever the aspect ratio.
-   Pillow's filters: antialiased when shrinking, rounded to uint8.
-2. Centre crop, `crop` x `crop` or (height, width): left = round((image width - width) / 2), ties to even;
-   top likewise.
-3. (pixel / 255 - mean) / std per channel, each step in float32.
-
-Bit-identical to torchvision's Resize, CenterCrop, ToTensor and Normalize on a Pillow image, except that an
-image smaller than the crop is an error here; torchvision pads it with black.
-Steps 1 and 2 return uint8, so a device that receives `pixels` needs step 3 only.
-"""
+"""Preprocess decoded images to network inputs by `targets.runner.imaging`, which also runs on devices."""
 
 from __future__ import annotations
+
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
+from edgeship.targets.runner import imaging
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
-from edgeship.toolkit.core.tensors import Preprocess, Size, sides, size_text
+from edgeship.toolkit.core.tensors import Interpolation, Preprocess, Size, sides, size_text
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+_FILTERS = get_args(Interpolation)
 _MOST_PIXELS = 1 << 26  # of a resized image: 256 MiB in Pillow, an aspect ratio of 1,024 at 256 pixels
 
 
@@ -67,36 +53,20 @@ def pixels(image: Image.Image, preprocess: Preprocess, name: str = "image") -> P
     Raises:
         DataError: The image is smaller than the crop.
     """
-    if len(preprocess.mean) == 1:
-        image = image.convert("L")
-    crop_height, crop_width = preprocess.sides
-    height, width = _resized(image.height, image.width, preprocess.resize)
-    if (width, height) != image.size:
-        _check_enlarged(name, image.size, width * height)
-        image = image.resize((width, height), _FILTERS[preprocess.interpolation])
-    if height < crop_height or width < crop_width:
+    resized = imaging.resized_sides(image.height, image.width, preprocess.resize)
+    _check_enlarged(name, image.size, resized[0] * resized[1])
+    if resized[0] < preprocess.sides[0] or resized[1] < preprocess.sides[1]:
+        square = preprocess.sides[0] == preprocess.sides[1]
         size = size_text(preprocess.crop)
         raise DataError(
-            f"{name} is {width} x {height}, smaller than the crop of "
-            + (f"{size} pixels" if crop_height == crop_width else f"{size} pixels (height x width)"),
-            hint=f"set resize to {size} "
-            + ("or more " if crop_height == crop_width else "")
-            + "in load.preprocess",
+            f"{name} is {resized[1]} x {resized[0]}, smaller than the crop of {size} pixels"
+            + ("" if square else " (height x width)"),
+            hint=f"set resize to {size} {'or more ' if square else ''}in load.preprocess",
         )
-    if (height, width) != (crop_height, crop_width):
-        left, top = round((width - crop_width) / 2), round((height - crop_height) / 2)
-        image = image.crop((left, top, left + crop_width, top + crop_height))
-    return np.asarray(image).reshape(crop_height, crop_width, len(preprocess.mean))
-
-
-def _resized(height: int, width: int, resize: Size | None) -> tuple[int, int]:
-    """Return height and width after the resize: shorter side of `resize` pixels, or both sides set."""
-    if resize is None:
-        return height, width
-    if not isinstance(resize, int):
-        return resize
-    longer = int(resize * max(height, width) / min(height, width))
-    return (longer, resize) if width <= height else (resize, longer)
+    result: PixelArray = imaging.pixels(
+        image, preprocess.resize, preprocess.sides, preprocess.interpolation, len(preprocess.mean)
+    )
+    return result
 
 
 def _covers(resize: Size, crop: Size) -> bool:
@@ -125,11 +95,15 @@ def normalize(images: PixelArray, preprocess: Preprocess) -> FloatArray:
     Returns:
         (N, C, H, W) float32, contiguous.
     """
-    scaled = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
-    scaled /= np.float32(255)
-    scaled -= np.asarray(preprocess.mean, np.float32)[:, None, None]
-    scaled /= np.asarray(preprocess.std, np.float32)[:, None, None]
-    return scaled
+    result: FloatArray = imaging.normalize(images, preprocess.mean, preprocess.std)
+    return result
+
+
+def denormalize(images: FloatArray, preprocess: Preprocess) -> PixelArray:
+    """Return the pixels (N, H, W, C) of network inputs (N, C, H, W): the inverse of `normalize`."""
+    mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
+    levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
 
 
 def apply(image: Image.Image, preprocess: Preprocess, name: str = "image") -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 from edgeship.toolkit.core.errors import DataError
@@ -13,6 +14,14 @@ _SETS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+
+
+def split_part(source: str) -> str:
+    """Return the ending of a source that is to be split, "train" or "test"; empty if it is not."""
+    part = source.rpartition(":")[2]
+    if part not in ("train", "test") or source in ("digits:train", "digits:test"):
+        return ""
+    return "" if Path(source).expanduser().exists() else part
 
 
 def set_of(name: str) -> str:

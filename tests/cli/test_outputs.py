@@ -8,7 +8,6 @@ from qdq_graphs import FLOAT, OPENVINO, residual_net, save
 from edgeship.toolkit.cli import app
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build
-from edgeship.toolkit.pipeline import family
 
 
 @pytest.fixture
@@ -71,7 +70,8 @@ def test_a_network_of_another_command_stays(refused, checkpoint, tmp_path):
     assert other.read_bytes() == before
 
 
-def test_training_leaves_a_checkpoint_of_that_name_alone_and_can_be_repeated(tmp_path):
+def test_training_leaves_a_checkpoint_of_that_name_alone_and_can_be_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESHIP_STORE", str(tmp_path / "store"))
     (tmp_path / "checkpoint.pt").write_bytes(b"mine")
     for _ in range(2):
         with pytest.raises(SystemExit) as left:
@@ -91,4 +91,4 @@ def test_training_leaves_a_checkpoint_of_that_name_alone_and_can_be_repeated(tmp
             )
         assert not left.value.code
     assert (tmp_path / "checkpoint.pt").read_bytes() == b"mine"
-    assert (tmp_path / "history.json").is_file() and not (tmp_path / family.UNFINISHED).exists()
+    assert (tmp_path / "history.json").is_file()

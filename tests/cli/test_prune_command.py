@@ -1,19 +1,20 @@
 """`edgeship prune`: networks in folders, their figures, and errors with usable hints."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from edgeship.calibration.datasets import open_dataset
 from edgeship.toolkit.cli import app as cli
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.options import warn_renamed
 from edgeship.toolkit.models import export, weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
-from edgeship.toolkit.pipeline import family as comparing
 from edgeship.toolkit.prune.reconstruction import Reconstruction
-from edgeship.toolkit.report.family import chart, page
+from edgeship.toolkit.report import render
 
 SIZE = 8
 FEW = (
@@ -45,7 +46,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def prune(capsys, checkpoint, tmp_path):
+def prune(capsys, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESHIP_STORE", str(tmp_path / "store"))
+
     def prune(*arguments, source=checkpoint):
         with pytest.raises(SystemExit) as left:
             cli.main(("prune", str(source), *arguments, "--out", str(tmp_path / "out")))
@@ -69,37 +72,44 @@ def test_few_images_are_warned_about(prune):
     assert "note: 2 images" in err and "would do" in err
 
 
-def test_a_family_is_nested_and_is_compared_with_the_dense_network(prune, tmp_path):
-    code, out, _ = prune(*FEW, "--widths", "0.25,0.75", "--test", "digits:test", "--seconds", "0.05")
+def test_several_widths_are_runs_and_are_compared_with_the_dense_network(prune, tmp_path):
+    quick = ("--test", "digits:test", "--seconds", "0.05")
+    code, out, _ = prune(*FEW, "--widths", "0.25,0.75", *quick, "--json")
     assert code == 0
-    assert out.index("dense") and out.strip().endswith("family.html")
-    wide, narrow = (read_json(tmp_path / "out" / f"keep-{part}" / "plan.json") for part in ("0.75", "0.25"))
-    for group, indices in narrow["kept"].items():
-        assert set(indices) < set(wide["kept"][group])
-    family = read_json(tmp_path / "out" / "family.json")
-    assert {row["name"] for row in family["frontier"]} == {"dense", "keep-0.75", "keep-0.25"}
-    ms = [row["latency_ms"] for row in family["frontier"]]
-    assert ms == sorted(ms)
-    for row in family["frontier"] + family["float"]:
-        assert 0 <= row["top1"] <= 1 and row["drop_ci95_pp"][0] <= row["drop_pp"] <= row["drop_ci95_pp"][1]
-    dense = next(row for row in family["float"] if row["name"] == "dense")
-    assert dense["drop_pp"] == dense["expected_drop_pp"] == 0.0 and dense["agreement"] == 1.0
-    macs_of = {row["name"]: row["macs"] for row in family["float"]}
+    points = {Path(point["run"]).name: point for point in json.loads(out)}
+    assert set(points) == {"dense", "keep-0.75", "keep-0.25"}
+    ms = [point["variant"]["latency_ms"]["p50"] for point in points.values()]
+    assert points["dense"]["speedup_dense"] == 1 and min(ms) > 0
+    ratios = [point["speedup_dense"] for point in points.values()]
+    assert ratios == sorted(ratios, reverse=True)
+    macs_of = {name: point["variant"]["macs"] for name, point in points.items()}
     assert macs_of["keep-0.25"] < macs_of["keep-0.75"] < macs_of["dense"]
-    assert macs_of["keep-0.25"] == narrow["macs_after"]
+    for name in ("keep-0.75", "keep-0.25"):
+        folder = tmp_path / "out" / name
+        report = render.load(folder)
+        row = next(v for v in report.variants if v.name == "openvino-int8-pruned")
+        assert points[name]["variant"]["drop_pp"] == row.drop_pp
+        assert row.drop_ci95_pp[0] <= row.drop_pp <= row.drop_ci95_pp[1]
+        assert row.macs == read_json(folder / "plan.json")["macs_after"]
+        assert weights.load(folder).model.architecture.name == "resnet20"
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    assert lines[0].startswith("| run | MACs") and any("keep-0.75" in line for line in lines)
 
 
-WIDTHS = (*FEW, "--widths", "0.75,0.5,0.25")
+def test_without_test_images_a_fifth_of_the_source_is_evaluated(prune, tmp_path):
+    code, out, _ = prune(*FEW, "--keep-ratio", "0.5", "--seconds", "0.05")
+    assert code == 0 and "dense" in out and "report.html" in out
+    report = render.load(tmp_path / "out")
+    train = len(open_dataset("digits:train"))
+    assert report.data["eval_images"] == pytest.approx(train / 5, abs=10)
 
 
-def members(out):
-    return [(out / f"keep-{part}" / "model.safetensors").read_bytes() for part in ("0.75", "0.5", "0.25")]
+def test_an_interrupted_pass_goes_on_from_its_last_block(prune, tmp_path, monkeypatch):
+    widths = (*FEW, "--widths", "0.75,0.25", "--no-compare")
 
+    def members():
+        return [(tmp_path / "out" / f"keep-{r}" / "model.safetensors").read_bytes() for r in ("0.75", "0.25")]
 
-def test_an_interrupted_family_goes_on_from_its_last_block(prune, tmp_path, monkeypatch):
-    assert prune(*WIDTHS, "--no-compare")[0] == 0
-    straight = members(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out")
     repaired, whole = [], Reconstruction._block
 
     def counted(*args):
@@ -109,54 +119,14 @@ def test_an_interrupted_family_goes_on_from_its_last_block(prune, tmp_path, monk
         return whole(*args)
 
     monkeypatch.setattr(Reconstruction, "_block", counted)
-    assert prune(*WIDTHS, "--no-compare")[0] == 130
-    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / comparing.UNFINISHED]
-    assert prune(*WIDTHS, "--no-compare")[0] == 0
-    assert len(repaired) == 3 * 9 + 1  # the block that was interrupted, twice
-    assert members(tmp_path / "out") == straight
-    assert not (tmp_path / "out" / comparing.UNFINISHED).exists()
-
-
-def test_networks_that_are_finished_are_not_pruned_again_for_an_interrupted_comparison(
-    prune, tmp_path, monkeypatch
-):
-    quick = ("--test", "digits:test", "--seconds", "0.05")
-    with monkeypatch.context() as patched:
-        patched.setattr(comparing, "_quantize", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert prune(*WIDTHS, *quick)[0] == 130
-    written = members(tmp_path / "out")
-    with monkeypatch.context() as patched:
-        patched.setattr(Reconstruction, "_block", None)  # nothing is to be repaired
-        assert prune(*WIDTHS, *quick)[0] == 0
-    assert members(tmp_path / "out") == written and (tmp_path / "out" / "family.json").is_file()
-    assert not (tmp_path / "out" / comparing.UNFINISHED).exists()
-    changed = (*FEW[:-1], "batchnorm", "--widths", "0.75,0.5,0.25")
-    assert prune(*changed, "--no-compare")[0] == 0
-    assert members(tmp_path / "out") != written
-
-
-ROWS = [
-    {"name": name, "precision": "int8", "macs": 1, "top1": top1, "drop_pp": 0.0, "drop_ci95_pp": [0.0, 0.0],
-     "expected_drop_pp": 0.1 * ms, "latency_ms": ms, "noise": "", "knee": name == "keep-0.5"}
-    for name, ms, top1 in (("keep-0.3", 1.0, 0.6), ("keep-0.5", 2.0, 0.8), ("dense", 4.0, 0.82))
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_the_page_draws_the_family_its_baseline_and_the_knee(labelled):
-    dense = {**ROWS[-1], "precision": "fp32", "latency_ms": 12.0, "knee": False}
-    family = {
-        "model": "resnet18", "target": "openvino", "size": 64, "batch": 1, "threads": 1,
-        "included": "one call", "device": {"name": "a CPU"}, "pruning_images": 1000,
-        "calibration_images": 300, "frontier": ROWS, "float": [dense],
-        "judged": {"source": "a < b", "images": 500, "labelled": labelled},
-    }  # fmt: skip
-    pruned, dense, knee = chart(family).data
-    assert pruned["x"] == [1.0, 2.0] and dense["x"] == [4.0] and knee["x"] == [2.0]
-    assert dense["y"] == [82.0 if labelled else 0.4]
-    html = page(family)
-    assert "a &lt; b" in html and "2.00×" in html and "keep-0.5" in html
-    assert ("expected drop, pp" in html) is not labelled
+    assert prune(*widths)[0] == 130
+    assert (tmp_path / "out" / "keep-0.75" / "plan.json").is_file()
+    assert prune(*widths)[0] == 0
+    assert len(repaired) == 2 * 9 + 1  # the block that was interrupted, twice
+    resumed = members()
+    shutil.rmtree(tmp_path / "out")
+    assert prune(*widths)[0] == 0
+    assert len(repaired) == 2 * 9 + 1 and members() == resumed  # cached
 
 
 @pytest.mark.parametrize(
@@ -171,9 +141,9 @@ def test_the_page_draws_the_family_its_baseline_and_the_knee(labelled):
         ),
         (("--keep-ratio", "0"), 2, "prune.keep_ratio = 0.0 must be above 0", "channels"),
         (("--keep-ratio", "1.5"), 2, "must be at most 1", "channels"),
-        (("--widths", "0.9,1.2"), 2, "1.2 is not between 0 and 1", "0.9,0.75"),
+        (("--widths", "0.9,1.2"), 2, "between 0 and 1: 1.2", "0.9,0.75"),
         (("--widths", "0.5,half"), 2, "--widths is '0.5,half'", "0.9,0.75"),
-        (("--widths", "0.5,0.5"), 2, "twice", "once"),
+        (("--widths", "0.5,0.5"), 2, "different ratios", "once"),
         (
             ("--keep-ratio", "0.5", "--target", "openvin"),
             2,

@@ -45,10 +45,7 @@ def work(tmp_path_factory):
         else:
             built = targets.get(target).compile(graph, folder / "engine", "int8")
             engines.append((target, evaluation.Engine(folder / "engine" / built.file, target)))
-    dataset = datasets.open_evaluation(str(folder / "images"), 2)
-    return evaluation.Work(
-        tuple(engines), str(folder / "images"), dataset.listing_digest(), 2, PREPROCESS, batch=7
-    )
+    return evaluation.Work(tuple(engines), str(folder / "images"), 2, PREPROCESS, batch=7)
 
 
 def run(work, workers, backend="threading"):
@@ -101,7 +98,7 @@ def test_results_come_in_order_and_progress_is_told(workers):
 
 def test_errors_of_other_processes_arrive_whole(work, tmp_path):
     lost = evaluation.Work(
-        (("x", evaluation.Engine(tmp_path / "no.onnx", None)),), work.source, work.listing, 2, PREPROCESS, 7
+        (("x", evaluation.Engine(tmp_path / "no.onnx", None)),), work.source, 2, PREPROCESS, 7
     )
     for workers, backend in ((1, "threading"), (2, "threading"), (2, "loky")):
         with pytest.raises(Exception, match=r"no\.onnx") as caught:
@@ -116,7 +113,7 @@ def damaged(work, folder, bad):
         file.parent.mkdir(parents=True, exist_ok=True)
         source = datasets.open_evaluation(work.source, 2).read(index)
         file.write_bytes(b"nothing" if index in bad else source)
-    return evaluation.Work(work.engines, str(folder), "", 2, PREPROCESS, 7, skip_bad=True)
+    return evaluation.Work(work.engines, str(folder), 2, PREPROCESS, 7, skip_bad=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

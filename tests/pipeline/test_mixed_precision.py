@@ -20,7 +20,7 @@ from edgeship.toolkit.core.quant import X86
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph.cost import cost_shares
 from edgeship.toolkit.models import resnet, weights
-from edgeship.toolkit.pipeline import Recipe, Store, mixed_precision, run
+from edgeship.toolkit.pipeline import Recipe, Store, quantizing, run
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.runs.network import ExportedGraphs
 
@@ -178,7 +178,7 @@ def test_the_result_belongs_to_this_machine_only_if_it_was_timed_here():
     recipe = Recipe.build({})
     assert not stage.on_device(recipe)
     assert stage.on_device(Recipe.build({}, ["quantize.min_agreement=0"]))
-    assert mixed_precision.schemes(Recipe.build({}, ["compile.targets=tensorrt"])) == {
+    assert quantizing.schemes(Recipe.build({}, ["compile.targets=tensorrt"])) == {
         "tensorrt": targets.get("tensorrt").scheme()
     }
 
@@ -192,10 +192,8 @@ def test_shares_are_parts_of_one(recipe, store):
 
 def test_a_store_that_processors_share_keeps_calibrations_in_bfloat16_apart(monkeypatch):
     def on(*names):
-        monkeypatch.setattr(
-            mixed_precision, "this_device", lambda: replace(this_device(), instruction_sets=names)
-        )
-        return mixed_precision.float_types(None)
+        monkeypatch.setattr(quantizing, "this_device", lambda: replace(this_device(), instruction_sets=names))
+        return quantizing.float_types(None)
 
     assert on("avx2", "avx512_vnni") == [] != on("avx2", "avx512_bf16") == ["avx512_bf16"]
 
@@ -205,7 +203,7 @@ def test_a_graph_may_be_for_another_processor(recipe, store):
     plans = {
         sums: Recipe.build(recipe, [f"quantize.overflow_fix={sums}"]) for sums in ("auto", "exact", "pairs")
     }
-    found = {sums: mixed_precision.schemes(plan) for sums, plan in plans.items()}
+    found = {sums: quantizing.schemes(plan) for sums, plan in plans.items()}
     assert [found[sums]["openvino"].pair_sums for sums in ("exact", "pairs")] == [False, True]
     assert found["auto"]["openvino"] in (found["exact"]["openvino"], found["pairs"]["openvino"])
     scales = {}

@@ -1,7 +1,6 @@
 """Pruning end to end on small networks: goals, refit, checkpoints and errors."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from edgeship.toolkit.prune.apply import shrink
 from edgeship.toolkit.prune.execute import expected_drop_pp
 from edgeship.toolkit.prune.layer_refit import LayerRefit
 from edgeship.toolkit.prune.options import PruneOptions
-from edgeship.toolkit.prune.pruner import family, prune
+from edgeship.toolkit.prune.pruner import prune
 from edgeship.toolkit.prune.reconstruction import Reconstruction
 
 IMAGES = pictures(30)
@@ -233,19 +232,6 @@ def test_expected_drop_by_hand():
     assert expected_drop_pp(reference, reference) == 0
 
 
-def test_a_family_is_nested_and_comes_from_one_survey():
-    dense = lively("resnet18")
-    labels = []
-    with listening(lambda label, done, total: labels.append(label)):
-        members = family(dense, IMAGES, (0.5, 0.75, 0.25), replace(HALF, keep_ratio=None, macs_ratio=1.0))
-    assert labels.count("surveying") == 8 + 1
-    macs_of = [plan.macs_after for _, plan in members]
-    assert macs_of == sorted(macs_of, reverse=True)
-    for (_, wide), (_, narrow) in pairwise(members):
-        for group, indices in narrow.kept.items():
-            assert set(indices) <= set(wide.kept.get(group, indices))
-
-
 def test_a_pruned_network_saves_loads_and_prunes_again(tmp_path):
     dense = lively("resnet50", width=4)
     small, _ = prune(dense, IMAGES, HALF)
@@ -328,25 +314,6 @@ def test_after_a_goal_out_of_reach_the_next_one_goes_on_from_the_survey(tmp_path
     monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
     small, other = prune(dense, IMAGES, goal, checkpoint=tmp_path)
     assert other == plan and same(small, straight)
-
-
-def test_an_interrupted_family_keeps_its_survey_and_finished_widths(tmp_path, monkeypatch):
-    dense, parts, how = lively("resnet20"), (0.75, 0.5, 0.25), replace(HALF, keep_ratio=0.25)
-    straight = family(dense, IMAGES, parts, how)
-    with listening(Stop("pruning a family", 1)), pytest.raises(KeyboardInterrupt):
-        family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
-    second = Stop("pruning", 4)
-    with listening(second), pytest.raises(KeyboardInterrupt):
-        family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
-    assert ("pruning a family", 1) in second.reports and ("pruning a family", 2) not in second.reports
-    fitted, fit = [], LayerRefit.solve
-    monkeypatch.setattr(LayerRefit, "solve", lambda *args: fitted.append(1) or fit(*args))
-    monkeypatch.setattr("edgeship.toolkit.prune.ranking.Targets", None)  # nothing is surveyed again
-    resumed = family(dense, IMAGES, parts, how, checkpoint=tmp_path / "state")
-    assert len(fitted) == 2 * (9 - 4 + 9)  # what was left of the second width, and the third
-    for (one, plan), (two, other) in zip(straight, resumed, strict=True):
-        assert plan == other and same(one, two)
-    assert not (tmp_path / "state").exists()
 
 
 def test_the_same_call_gives_the_same_weights():

@@ -1,6 +1,7 @@
-"""A synthetic run for every test of the report."""
+"""A synthetic run for every test of the report, and a browser."""
 
 import pytest
+from browsing import axe, browser  # noqa: F401
 from synthetic import synthetic_run
 
 

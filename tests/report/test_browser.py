@@ -3,27 +3,15 @@
 import base64
 import io
 import json
-import os
-import shutil
-import subprocess
-import tarfile
 import time
 
 import pytest
+from browsing import violations
 from PIL import Image
 from synthetic import COMMAND, STAGES, synthetic_run, thumbnail
 
 from edgeship.toolkit.report import formatting, render
 from edgeship.toolkit.report.gather import gather
-
-AXE = "axe-core@4.11.0"
-
-
-def absent(what):
-    """Skip where a tool is missing; in CI that is a failure."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +28,6 @@ def report(tmp_path_factory):
     )
     render.write(gathered, root, thumbnails=thumbnail)
     return root, json.loads((root / "report.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        absent("needs Debian's chromium and chromium-driver")
-    try:
-        from selenium import webdriver
-    except ImportError:
-        absent("needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
 
 
 def visit(browser, root, *, width=1280, dark=False):
@@ -269,32 +232,12 @@ def test_print_is_light_and_complete(browser, report):
     assert browser.execute_script("return document.querySelectorAll('details:not([open])').length") > 0
 
 
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("axe")
-    if not shutil.which("npm"):
-        absent("needs npm for axe-core")
-    packed = subprocess.run(
-        ["npm", "pack", "--silent", AXE], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
-    if packed.returncode:
-        pytest.skip("the npm registry does not answer")
-    with tarfile.open(folder / packed.stdout.strip().splitlines()[-1]) as archive:
-        return archive.extractfile("package/axe.min.js").read().decode()
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_axe_finds_nothing(browser, report, axe, dark):
     visit(browser, report[0], dark=dark)
     browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
-    browser.execute_script(axe)
-    violations = browser.execute_async_script(
-        "const done = arguments[arguments.length - 1];"
-        # A chart is one picture with a text alternative: scanning the SVG inside takes a quarter minute.
-        "axe.run({ exclude: [['.plot > *']] }, { resultTypes: ['violations'] }).then(result =>"
-        "done(result.violations.map(rule => [rule.id, rule.nodes.slice(0, 3).map(node => node.html)])))"
-    )
-    assert violations == []
+    # A chart is one picture with a text alternative: scanning the SVG inside takes a quarter minute.
+    assert violations(browser, axe, excluded=".plot > *") == []
 
 
 def test_the_keyboard_reaches_the_verdict_first(browser, report):

@@ -15,7 +15,7 @@ from edgeship.quantization.calibrate import collect
 from edgeship.toolkit.core.statistics import sqnr_db
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph import io
-from edgeship.toolkit.pipeline import mixed_precision
+from edgeship.toolkit.pipeline import quantizing
 
 PREPROCESS = Preprocess(resize=graph_forms.SIDE, crop=graph_forms.SIDE)
 FORMS = tuple(graph_forms.FORMS)
@@ -92,7 +92,7 @@ def computes_what_it_says(name, target, folder, *, effort="balanced", takes_pixe
     graph = io.read_classifier(folder / "float.onnx")
     images, out = normalize(pixels(), PREPROCESS), folder / "int8.onnx"
     statistics = collect(graph, [images[:40]])
-    with mixed_precision.runtime(target, PREPROCESS if takes_pixels else None) as runtime:
+    with quantizing.runtime(target, PREPROCESS if takes_pixels else None) as runtime:
         scheme = targets.get(target).scheme()
         summary = quantize(graph, statistics, scheme, QuantizeOptions(effort=effort), out, runtime=runtime)
         exact = exact_logits(out, images[40:])

@@ -67,7 +67,7 @@ def command(
     """
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import plain
-    from edgeship.toolkit.pipeline import measure
+    from edgeship.toolkit.pipeline import verbs
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
@@ -82,7 +82,7 @@ def command(
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
         images = _noise(options, _common(shapes))
-        measured = measure.time_all(options, engines, images)
+        measured = verbs.benchmark(options, engines, images)
     click.echo(json.dumps(plain(measured), indent=1) if as_json else _table(measured), nl=as_json)
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, Resumable, SizeType
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, STORE, Resumable, SizeType
 from edgeship.toolkit.cli._outputs import refuse_other_network
 from edgeship.toolkit.core.tensors import Size
-
-if TYPE_CHECKING:
-    from edgeship.toolkit.pipeline.recipe import Recipe
 
 
 @click.command(
@@ -47,7 +45,7 @@ Examples:
 @click.option(
     "--max-expected-drop-pp", type=float, metavar="POINTS", help="Expected top-1 drop, in percentage points."
 )
-@click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: nested networks.")
+@click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: one run for each.")
 @click.option(
     "--model", default="auto", show_default=True, help="Architecture, e.g. resnet18; auto: from the file."
 )
@@ -57,7 +55,7 @@ Examples:
     "--test",
     default="",
     metavar="SOURCE",
-    help="Labelled images to measure top-1 with.  [default: part of SOURCE, without labels]",
+    help="Images to measure accuracy with.  [default: a fifth of SOURCE, which is then left out of the rest]",
 )
 @click.option("--target", default="openvino", show_default=True, help="Target of the INT8 networks.")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of timed inferences.")
@@ -74,6 +72,7 @@ Examples:
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Evaluate and time in INT8.")
 @PREPROCESS
 @JSON
+@STORE
 def command(
     *,
     weights: str,
@@ -89,25 +88,26 @@ def command(
     compare: bool,
     settings: tuple[str, ...],
     as_json: bool,
+    store_root: Path | None,
     **how: float | int | bool | str | None,
 ) -> None:
     """Prune a ResNet without labels or training.
 
     WEIGHTS is a ResNet checkpoint, SOURCE a folder, archive, CSV list or digits:train of images.
-    Writes model.safetensors, widths.json and plan.json (one folder per value of --widths), usable as
-    load.weights of a recipe, and family.json and family.html: accuracy against latency in FP32 and INT8 of
-    the pruned networks and of the dense one as baseline, with the knee marked.
+    OUT receives model.safetensors, widths.json and plan.json, usable as load.weights of a recipe, and, unless
+    --no-compare, report, engines and graphs as `edgeship run` writes them: accuracy and latency of the pruned
+    and of the dense network in FP32 and INT8. With --widths there is one such folder per ratio, and
+    comparison.md: accuracy against latency of all of them, with the knee marked.
 
     RATIO is a number between 0 and 1. Exactly one goal is required: one of the options of RATIO,
     RATIOS or POINTS.
 
-    Repeating the command after an interruption continues at the last finished block.
+    Results of finished stages are cached: repeating the command after an interruption continues at the last
+    finished block.
     """
     from edgeship.toolkit.cli._progress import show_progress
-    from edgeship.toolkit.core.artifact import write_json, write_text
     from edgeship.toolkit.core.errors import RecipeError
-    from edgeship.toolkit.pipeline import family
-    from edgeship.toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.pipeline import Recipe, Store, run
     from edgeship.toolkit.prune.options import GOALS
 
     goals = [name for name in GOALS if how[name] is not None]
@@ -122,71 +122,102 @@ def command(
             hint=f"train first: edgeship train {source} --model resnet18 --out net",
         )
     loads = {"model": weights} if weights.endswith(".onnx") else {"model": model, "weights": weights}
+    held_out = compare and not test
     table: dict[str, Any] = {
         "load": loads,
         "export": {"size": size} if size else {},
         "prune": {name: value for name, value in how.items() if value is not None},
-        "select": {"source": source},
+        "select": {"source": f"{source}:train" if held_out else source},
         "compile": {"targets": [target]},
-        "evaluate": {"source": test},
+        "evaluate": {"source": f"{source}:test" if held_out else test},
         "bench": {"threads": threads, "duration_s": seconds, "throughput_s": 0.0},
     }
-    parts = _parts(widths)
-    family.check(parts)
-    if parts:
-        table["prune"]["keep_ratio"] = min(parts)
-    recipe = Recipe.build(table, [f"load.preprocess.{text}" for text in settings])
-    for folder in family.folders(parts, out).values():
+    settings = tuple(f"load.preprocess.{text}" for text in settings)
+    recipes = {
+        out / f"keep-{ratio:g}" if widths else out: Recipe.build(
+            {**table, "prune": {**table["prune"], "keep_ratio": ratio}} if widths else table, settings
+        )
+        for ratio in _ratios(widths)
+    }
+    for folder in recipes:
         refuse_other_network(folder, last="plan.json", source=weights)
-    with show_progress(), tempfile.TemporaryDirectory() as name:
-        dense = Path(name)
-        _load(recipe, dense)
-        pruned = family.prune(recipe, parts, dense, out)
-        _warn(pruned)
-        if not compare:
-            family.done(out)
-            click.echo("\n".join(str(each) for each in pruned.values()))
-            return
-        comparison = family.compare(recipe, dense, pruned)
-    from edgeship.toolkit.report import family as family_report
-
-    write_json(out / "family.json", comparison)
-    write_text(out / "family.html", family_report.page(comparison))
-    family.done(out)
-    if as_json:
-        click.echo(json.dumps(comparison, indent=1))
+    with show_progress() as progress, _own_hints():
+        for folder, recipe in recipes.items():
+            finished = run(
+                recipe,
+                out=folder if compare else None,
+                until=None if compare else "prune",
+                store=Store(store_root),
+                watch=progress.stage,
+            )
+            _write_network(finished.folder("prune"), folder)
+    if not compare:
+        click.echo("\n".join(map(str, recipes)))
         return
-    family_report.terminal(comparison)
-    click.echo(f"\nchart: {out / 'family.html'}")
+    _print_comparison(list(recipes), target, out, as_json=as_json)
 
 
-def _load(recipe: Recipe, dense: Path) -> None:
+def _print_comparison(folders: list[Path], target: str, out: Path, *, as_json: bool) -> None:
+    """Print accuracy against latency of the networks; of several, write comparison.md too."""
+    from edgeship.toolkit.core.artifact import plain, write_text
+    from edgeship.toolkit.report import compare_runs, render
+
+    runs = [compare_runs.Run.read(folder) for folder in folders]
+    points = compare_runs.frontier(runs, target)
+    rows = [compare_runs.frontier_row(point) for point in points]
+    if len(runs) > 1:
+        tables = (
+            compare_runs.markdown_table((compare_runs.FRONTIER, *rows)),
+            compare_runs.markdown(runs, compare_runs.compare(runs)),
+        )
+        write_text(out / "comparison.md", "\n".join(tables))
+    if as_json:
+        click.echo(json.dumps(plain(points), indent=1))
+        return
+    render.print_table(compare_runs.FRONTIER, rows, expendable=("speed-up over FP32", "MACs"))
+    for folder in folders:
+        click.echo(f"report: {folder / 'report.html'}")
+
+
+def _write_network(stage: Path, folder: Path) -> None:
+    """Copy a pruned network and its plan from the store, and print the warnings of the plan."""
+    from edgeship.toolkit.core.artifact import read_json, write_bytes
+
+    for name in ("model.safetensors", "widths.json", "plan.json"):
+        write_bytes(folder / name, (stage / name).read_bytes())
+    for warning in read_json(folder / "plan.json")["warnings"]:
+        click.echo(f"note: {warning}", err=True)
+
+
+@contextmanager
+def _own_hints() -> Iterator[None]:
+    """Rewrite the hints of errors: recipe option -> command-line option."""
     from edgeship.toolkit.core.errors import RecipeError
-    from edgeship.toolkit.pipeline import load_and_export
 
     try:
-        load_and_export.loader(recipe)(recipe, dense, dense)
-    except RecipeError as error:  # rewrite the hint: recipe option -> command-line option
-        raise RecipeError(
-            str(error), hint=error.hint.replace("--set load.preprocess.", "--preprocess ")
-        ) from error
+        yield
+    except RecipeError as error:
+        hint = error.hint.replace("--set load.preprocess.", "--preprocess ")
+        raise RecipeError(str(error), hint=hint) from error
 
 
-def _parts(widths: str | None) -> list[float]:
+def _ratios(widths: str | None) -> list[float]:
+    """Return the ratios of --widths, the largest first; without the option, one of no meaning."""
     from edgeship.toolkit.core.errors import RecipeError
 
+    if widths is None:
+        return [1.0]
     try:
-        return [float(part) for part in widths.split(",")] if widths is not None else []
+        ratios = sorted((float(part) for part in widths.split(",")), reverse=True)
     except ValueError as error:
         raise RecipeError(
             f"--widths is '{widths}', expected numbers separated by commas", hint="--widths 0.9,0.75,0.6"
         ) from error
-
-
-def _warn(folders: dict[str, Path]) -> None:
-    """Print the warnings of the prune plans, each once."""
-    from edgeship.toolkit.core.artifact import read_json
-
-    plans = [read_json(folder / "plan.json") for folder in folders.values()]
-    for warning in dict.fromkeys(line for plan in plans for line in plan["warnings"]):
-        click.echo(f"note: {warning}", err=True)
+    outside = [ratio for ratio in ratios if not 0 < ratio < 1]
+    if outside or len(set(ratios)) < len(ratios):
+        raise RecipeError(
+            f"--widths is '{widths}', expected different ratios between 0 and 1"
+            + (f": {outside[0]:g} is not" if outside else ""),
+            hint="name each ratio of channels to keep once, e.g. 0.9,0.75,0.6; the dense network is included",
+        )
+    return ratios

@@ -133,7 +133,6 @@ def command(
     """
     from edgeship.calibration import manifest
     from edgeship.calibration.datasets import open_dataset
-    from edgeship.quantization.calibrate import collect
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.graph.conversion import check_conversion
@@ -141,7 +140,7 @@ def command(
     from edgeship.toolkit.graph.layout import InputForm
     from edgeship.toolkit.graph.pixels import add_pixel_input
     from edgeship.toolkit.pipeline import datasets as pictures
-    from edgeship.toolkit.pipeline import mixed_precision, preprocessing
+    from edgeship.toolkit.pipeline import mixed_precision, preprocessing, verbs
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     refuse_inputs(out, model, source)
@@ -179,10 +178,16 @@ def command(
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "calibrating")
         with tempfile.TemporaryDirectory() as folder:
             quantized = out if input_type == "float32" else Path(folder) / out.name
-            statistics = collect(graph, stream)
+            statistics = verbs.calibrate(graph, stream)
             pixels = prepared if input_type == "uint8" else None
-            summary = mixed_precision.quantize(
-                recipe, graph, statistics, target_name, validation, quantized, pixels
+            summary = verbs.quantize(
+                graph,
+                statistics,
+                target_name,
+                quantized,
+                recipe.quantize,
+                validation=validation,
+                pixels=pixels,
             )
             _check_runs(summary["runtime_check"], target_name, quantized)
             if quantized != out:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._options import Resumable, SizeType
+from edgeship.toolkit.cli._options import STORE, Resumable, SizeType
 from edgeship.toolkit.cli._outputs import refuse_other_network
 from edgeship.toolkit.core.tensors import Size
 
@@ -38,23 +38,32 @@ Examples:
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of weights, image order and augmentation."
 )
-def command(source: str, model: str, out: Path, size: Size | None, **training: int | float | bool) -> None:
+@STORE
+def command(
+    *,
+    source: str,
+    model: str,
+    out: Path,
+    size: Size | None,
+    store_root: Path | None,
+    **training: int | float | bool,
+) -> None:
     """Train a small ResNet from scratch.
 
     SOURCE is a folder with one subfolder per class, an archive of such a folder, a CSV list, or digits:train.
     Writes model.safetensors, widths.json, model.json and history.json; the folder is usable as load.weights
-    of a recipe. Repeating the command after an interruption continues the training.
+    of a recipe. Repeating the command after an interruption continues the training; a finished one is cached.
     """
     from edgeship.toolkit.cli._progress import show_progress
-    from edgeship.toolkit.core.artifact import read_json
-    from edgeship.toolkit.pipeline import family, load_and_export
-    from edgeship.toolkit.pipeline.recipe import Recipe
+    from edgeship.toolkit.core.artifact import read_json, write_bytes
+    from edgeship.toolkit.pipeline import Recipe, Store, run
 
     table = {"model": model, "weights": "train", "train": {"source": source, **training}}
     recipe = Recipe.build({"load": table, "export": {"size": size} if size else {}})
     refuse_other_network(out, last="history.json", source=source)
-    with show_progress():
-        load_and_export.train(recipe, out, out / family.UNFINISHED)
-    family.done(out)
+    with show_progress() as progress:
+        trained = run(recipe, until="load", store=Store(store_root), watch=progress.stage).folder("load")
+    for file in trained.iterdir():
+        write_bytes(out / file.name, file.read_bytes())
     accuracy = read_json(out / "history.json")["accuracy"][-1]
     click.echo(f"{out / 'model.safetensors'}: training accuracy {100 * accuracy:.1f} % (augmented images)")

@@ -19,6 +19,7 @@ from edgeship.toolkit.core import plugins
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes, sha256_file
 
 PACKAGE = "edgeship"  # the product's own
+FILE_ONLY = "!"  # after the name of a module whose imports do not count
 EVERY = "*"  # in place of an imported name: every public module of the package
 PLUGIN_CALLS = ("plugins.names", "plugins.get")  # their first argument is a package of plug-ins
 DATA_CALLS = ("jinja2.PackageLoader",)  # their arguments are a package and a folder in it
@@ -51,22 +52,33 @@ class Sources:
         pending = [name for each in imports for name in self._names(each)]
         while pending:
             name = pending.pop()
-            if name in done or (module := self._module(name)) is None:
+            if name in done or (module := self._module(name.rstrip(FILE_ONLY))) is None:
                 continue
             done.add(name)
-            parts = name.split(".")
+            parts = module.name.split(".")
             for parent in (self._module(".".join(parts[:count])) for count in range(1, len(parts) + 1)):
                 if parent is not None:
                     files[parent.name] = parent.file
+            if name.endswith(FILE_ONLY):
+                continue
             files.update(self._data_files(module))
             pending += [name for each in module.imports for name in self._names(each)]
         return files
 
     def _names(self, item: Import) -> list[str]:
-        """Return the modules that an import takes in."""
+        """Return the modules that an import takes in; of one that only imports the name, its file counts."""
         module, name = item
         if name != EVERY:
-            return [f"{module}.{name}" if name and self._module(f"{module}.{name}") else module]
+            if name and self._module(f"{module}.{name}"):
+                return [f"{module}.{name}"]
+            source = self._module(module)
+            if source is None and self._module(outer := module.rpartition(".")[0]):
+                return self._names(
+                    (outer, module.rpartition(".")[2])
+                )  # an attribute of a class or a function
+            if source is not None and (origin := source.imported_as(name)):
+                return [f"{module}{FILE_ONLY}", *self._names(origin)]
+            return [module]
         folder = self._folder(module)
         files = [*folder.glob("*.py"), *(file.parent for file in folder.glob("*/__init__.py"))]
         names = [f"{module}.{file.stem}" for file in files if not file.stem.startswith("_")]
@@ -146,6 +158,11 @@ class _Module:
             defined |= dict.fromkeys(_names_bound(statement), statement)
         return bound, defined
 
+    def imported_as(self, name: str) -> Import | None:
+        """Return the import that binds a name in this module; None if it is defined here or unknown."""
+        bound, defined = self._top
+        return None if name in defined else bound.get(name)
+
     def used_by(self, function: str) -> tuple[str, list[Import]]:
         """Return the source of a function and of what it uses in this module; and what these import.
 
@@ -162,12 +179,15 @@ class _Module:
             if name in done:
                 continue
             done.add(name)
-            if name in bound:
-                imports.add(bound[name])
-            if name in defined:
-                used[name] = defined[name]
-                imports |= set(self._imports_in([defined[name]]))
-                pending += _names_used(defined[name])
+            first, _, attribute = name.partition(".")
+            if first in bound:
+                module, inner = bound[first]
+                whole = f"{module}.{inner}" if inner else module
+                imports.add((whole, attribute) if attribute else bound[first])
+            if first in defined and first not in used:
+                used[first] = defined[first]
+                imports |= set(self._imports_in([defined[first]]))
+                pending += _names_used(defined[first])
         lines = self._text.splitlines()
         texts = [lines[used[name].lineno - 1 : used[name].end_lineno] for name in sorted(used)]
         return canonical_json(texts), sorted(imports)
@@ -247,7 +267,7 @@ def _names_bound(statement: ast.stmt) -> list[str]:
 
 
 def _names_used(statement: ast.stmt) -> list[str]:
-    """Return the names that run with a statement: not those of annotations."""
+    """Return the names that run with a statement, `a.b` of attributes too: not those of annotations."""
     annotations = [
         each
         for node in ast.walk(statement)
@@ -255,7 +275,14 @@ def _names_used(statement: ast.stmt) -> list[str]:
         if each is not None
     ]
     skipped = {id(inner) for each in annotations for inner in ast.walk(each)}
-    return [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and id(node) not in skipped]
+    names = []
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and id(node) not in skipped:
+            names.append(f"{node.value.id}.{node.attr}")
+            skipped.add(id(node.value))
+        elif isinstance(node, ast.Name) and id(node) not in skipped:
+            names.append(node.id)
+    return names
 
 
 @cache

@@ -37,34 +37,40 @@ def planned(names: Sequence[str], graphs: Sequence[GraphName]) -> tuple[VariantI
     return tuple(dict.fromkeys((REFERENCE, *variants)))
 
 
-def compile_variant(
-    variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None
-) -> CompiledVariant:
+def recorded(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> CompiledVariant:
     """Compile a variant; a target that is missing or rejects the graph gives a record with its error.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    source = variant.graph(inputs)
+    try:
+        return compile_variant(variant, source, out, preprocess)
+    except ToolkitError as error:
+        check_room(out, source, error)
+        shutil.rmtree(out / variant.name, ignore_errors=True)
+        return CompiledVariant(error=str(error), hint=error.hint)
+
+
+def compile_variant(
+    variant: VariantId, source: Path, out: Path, preprocess: Preprocess | None = None
+) -> CompiledVariant:
+    """Compile a variant.
 
     Args:
         variant: The variant.
-        inputs: Folders of the stages before.
+        source: Its ONNX file, with float input.
         out: Parent of the folder of the variant; with `preprocess` also of the graph with pixel input and, if
             the engine runs here, of an engine with float input for comparison.
         preprocess: Normalization in engines with pixel input; None: engines have float input.
 
     Raises:
-        OSError: The disk is full.
+        TargetError: The SDK is missing or rejects the graph.
+        ModelError: The graph does not support pixel input.
     """
-    try:
-        return _compile(variant, inputs, out, preprocess)
-    except ToolkitError as error:
-        check_room(out, variant.graph(inputs), error)
-        shutil.rmtree(out / variant.name, ignore_errors=True)
-        return CompiledVariant(error=str(error), hint=error.hint)
-
-
-def _compile(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> CompiledVariant:
     from edgeship.toolkit.graph.pixels import add_pixel_input
 
-    target, source = targets.get(variant.target), variant.graph(inputs)
-    graph, float_input = source, None
+    target, graph, float_input = targets.get(variant.target), source, None
     if preprocess is not None:
         graph = out / "graphs" / f"{variant.name}.onnx"
         add_pixel_input(source, preprocess, graph)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +25,12 @@ from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
-    from edgeship.calibration.datasets import Dataset
-    from edgeship.calibration.loader import Batches
+    from edgeship.calibration.loader import Batch
     from edgeship.calibration.sets import Use
     from edgeship.toolkit.pipeline.stage import Inputs
 
 MOST_WORKERS = 8  # each opens every engine
+TASKS = 4  # per worker in another process; each opens every engine once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,25 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrays:
+    """Preprocessed images in memory.
+
+    Attributes:
+        images: (N, C, H, W) float32.
+        labels: N class indices; -1 is unknown.
+    """
+
+    images: FloatArray
+    labels: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Parameters of a worker, which opens the files itself.
 
     Attributes:
         engines: Name -> engine; equal engines run once.
-        source: The images, as in a recipe.
-        listing: Digest of their names, labels and lengths.
+        source: The images: a source as in a recipe, or arrays.
         classes: Outputs of the network, which the labels must match; None: labels are unused.
         preprocess: Preprocessing of an image.
         batch: Images per batch.
@@ -61,8 +75,7 @@ class Work:
     """
 
     engines: tuple[tuple[str, Engine], ...]
-    source: str
-    listing: str
+    source: str | Arrays
     classes: int | None
     preprocess: Preprocess
     batch: int
@@ -114,7 +127,7 @@ def engines(records: Mapping[VariantId, CompiledVariant], inputs: Inputs) -> tup
 def run(
     work: Work, indices: Sequence[int], *, workers: int | None, backend: Backend, label: str
 ) -> tuple[Outcome, list[str]]:
-    """Run images through every engine.
+    """Run images through every engine: the inference loop of all evaluations.
 
     Every worker has its own sessions, each on one thread, so the result is bit-identical for any number of
     workers and any backend.
@@ -135,17 +148,19 @@ def run(
     from edgeship.calibration.loader import none_readable
     from edgeship.toolkit.core.threads import granted_cores
 
-    pool = _pool(work)  # before the threads start
     batches = [tuple(indices[start : start + work.batch]) for start in range(0, len(indices), work.batch)]
     count = workers or min(granted_cores(), MOST_WORKERS)
-    try:
-        parts = list(ordered(partial(part, work), batches, workers=count, backend=backend, label=label))
-    finally:
-        pool.close()
-        _pool.cache_clear()
-    decoded = [each for each in parts if len(each.indices)]
-    if not decoded:
-        raise none_readable(pool.dataset, len(indices))
+    with closing(_Worker(work)) as own:
+        if backend == "threading":
+            parts = list(ordered(own.run, batches, workers=count, backend=backend, label=label))
+        else:
+            size = math.ceil(len(batches) / (count * TASKS))
+            tasks = [batches[start : start + size] for start in range(0, len(batches), size)]
+            done = ordered(partial(_run_task, work), tasks, workers=count, backend=backend, label=label)
+            parts = list(chain.from_iterable(done))
+        decoded = [each for each in parts if len(each.indices)]
+        if not decoded:
+            raise none_readable(own.name, len(indices))
     logits = {name: np.concatenate([each.logits[name] for each in decoded]) for name, _ in work.engines}
     labels, places = (
         np.concatenate([getattr(each, name) for each in decoded]) for name in ("labels", "indices")
@@ -153,60 +168,67 @@ def run(
     return Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
 
 
-def infer(opened: Mapping[str, targets.Session], stream: Batches) -> Outcome:
-    """Run every batch through every session."""
-    logits: dict[str, list[FloatArray]] = {name: [] for name in opened}
-    labels, indices = [], []
-    for batch in stream:
-        for name, session in opened.items():
-            logits[name].append(session.infer(batch.pixels if session.takes_pixels else batch.images))
-        labels.append(batch.labels)
-        indices.append(batch.indices)
-    joined = {name: np.concatenate(parts) for name, parts in logits.items()}
-    return Outcome(joined, np.concatenate(labels), np.concatenate(indices))
+def _run_task(work: Work, batches: Sequence[Sequence[int]]) -> list[Part]:
+    """Run some batches in another process, whose sessions stay open for all of them."""
+    with closing(_Worker(work)) as worker:
+        return [worker.run(indices) for indices in batches]
 
 
-def part(work: Work, indices: Sequence[int]) -> Part:
-    """Run one batch, in sessions that stay open for the next."""
-    from edgeship.calibration.loader import batches
-
-    pool = _pool(work)
-    stream = batches(
-        pool.dataset,
-        indices,
-        work.preprocess,
-        batch=work.batch,
-        workers=1,
-        skip_bad=work.skip_bad,
-        part=True,
-    )
-    parts = list(stream)
-    if not parts:
-        empty = np.zeros(0, np.int64)
-        return Part({}, empty, empty, tuple(stream.skipped))
-    (batch,) = parts
-    sessions = pool.take()
-    try:
-        outputs = {
-            engine: session.infer(batch.pixels if session.takes_pixels else batch.images)
-            for engine, session in sessions.items()
-        }
-    finally:
-        pool.give_back(sessions)
-    logits = {name: outputs[engine] for name, engine in work.engines}
-    return Part(logits, batch.labels, batch.indices, tuple(stream.skipped))
-
-
-class _Pool:
+class _Worker:
     """Images and sessions of one process: a set of sessions per concurrent batch."""
 
     def __init__(self, work: Work) -> None:
-        self.dataset: Dataset = datasets.open_validation(work.source, work.classes, work.use, work.names)
+        self._work = work
+        self._dataset = None
+        if not isinstance(work.source, Arrays):
+            self._dataset = datasets.open_validation(work.source, work.classes, work.use, work.names)
+        self.name = self._dataset.name if self._dataset else "the array"
         self._engines = tuple(dict.fromkeys(engine for _, engine in work.engines))
         self._lock, self._stack = threading.Lock(), ExitStack()
         self._free: list[dict[Engine, targets.Session]] = []
 
-    def take(self) -> dict[Engine, targets.Session]:
+    def run(self, indices: Sequence[int]) -> Part:
+        """Run one batch through every engine, in sessions that stay open for the next."""
+        batch, skipped = self._decode(indices)
+        if batch is None:
+            empty = np.zeros(0, np.int64)
+            return Part({}, empty, empty, skipped)
+        sessions = self._take()
+        try:
+            outputs = {
+                engine: session.infer(batch.pixels if session.takes_pixels else batch.images)
+                for engine, session in sessions.items()
+            }
+        finally:
+            with self._lock:
+                self._free.append(sessions)
+        logits = {name: outputs[engine] for name, engine in self._work.engines}
+        return Part(logits, batch.labels, batch.indices, skipped)
+
+    def _decode(self, indices: Sequence[int]) -> tuple[Batch | None, tuple[str, ...]]:
+        """Return the images at these positions, None if all are skipped; and the names of those skipped."""
+        from edgeship.calibration.loader import Batch, batches
+        from edgeship.calibration.preprocess import denormalize
+
+        work, places = self._work, np.asarray(indices, np.int64)
+        if isinstance(work.source, Arrays):
+            images = work.source.images[places]
+            pixels = denormalize(images, work.preprocess)
+            return Batch(images, work.source.labels[places], places, pixels), ()
+        assert self._dataset is not None
+        stream = batches(
+            self._dataset,
+            indices,
+            work.preprocess,
+            batch=work.batch,
+            workers=1,
+            skip_bad=work.skip_bad,
+            part=True,
+        )
+        decoded = list(stream)
+        return decoded[0] if decoded else None, tuple(stream.skipped)
+
+    def _take(self) -> dict[Engine, targets.Session]:
         """Return a set of sessions for exclusive use."""
         from edgeship.targets.onnxruntime import simulate
 
@@ -222,19 +244,8 @@ class _Pool:
                 for engine in self._engines
             }
 
-    def give_back(self, sessions: dict[Engine, targets.Session]) -> None:
-        """Return a set to the pool."""
-        with self._lock:
-            self._free.append(sessions)
-
     def close(self) -> None:
         """Close all sessions."""
         with self._lock:
             self._free.clear()
             self._stack.close()
-
-
-@lru_cache(maxsize=1)
-def _pool(work: Work) -> _Pool:
-    """Return the pool of this process; a pool of other work is dropped with its sessions."""
-    return _Pool(work)

@@ -88,7 +88,15 @@ def names_path(rules: Mapping[str, Any], value: Any) -> bool:
 
 
 def existing(value: str) -> tuple[Path, str] | None:
-    """Return the file or folder of a path, and the path inside an archive; None if there is none."""
+    """Return the file or folder of a path, and the rest: a path inside an archive, a part of a split.
+
+    None if there is none.
+    """
+    from edgeship.calibration.sets import split_part
+
+    if part := split_part(value):
+        whole = existing(value.removesuffix(f":{part}"))
+        return None if whole is None else (whole[0], f"{whole[1]}:{part}")
     path = Path(value).expanduser()
     for outer in (path, *path.parents):
         if outer.is_file() or (outer == path and outer.is_dir()):

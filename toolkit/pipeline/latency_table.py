@@ -17,6 +17,8 @@ from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, wri
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.statistics import percentile
 from edgeship.toolkit.core.tensors import Size, as_size, sides
+from edgeship.toolkit.runs.compiled import engine_file
+from edgeship.toolkit.runs.variant_id import VariantId
 
 if TYPE_CHECKING:
     from edgeship.toolkit.models.resnet import Architecture
@@ -103,21 +105,23 @@ class LatencyTable:
                 yield session
 
     def _built(self, arch: Architecture, folder: Path) -> tuple[targets.Target, Path]:
-        from edgeship.quantization import QuantizeOptions, quantize
-        from edgeship.quantization.calibrate import collect
+        from edgeship.quantization.options import QuantizeOptions
+        from edgeship.toolkit.graph.io import read_classifier
         from edgeship.toolkit.models import export, resnet
+        from edgeship.toolkit.pipeline import verbs
 
         export.export(
             resnet.ResNet(arch).eval(), folder / "float.onnx", size=as_size(*self._images.shape[2:])
         )
-        ranges = collect(folder / "float.onnx", [self._images])
+        graph = read_classifier(folder / "float.onnx")
+        ranges = verbs.calibrate(graph, [self._images])
         how = QuantizeOptions(observer="minmax", effort="fast", bias_correction=False)
         for name in self._names:
-            target = targets.get(name)
-            quantize(folder / "float.onnx", ranges, target.scheme(), how, folder / "int8.onnx")
-            built = target.compile(folder / "int8.onnx", folder / name, "int8")
+            variant = VariantId(name, "int8", pruned=True)
+            verbs.quantize(graph, ranges, name, folder / "int8.onnx", how, check=False)
+            built = verbs.compile(variant, folder / "int8.onnx", folder)
             if built.runs_here:
-                return target, folder / name / built.file
+                return targets.get(name), engine_file(variant, built, {"compile": folder})
         raise ModelError(
             f"prune.latency_ratio: none of {', '.join(self._names)} runs on this machine",
             hint="set prune.macs_ratio, or run on the device",

@@ -42,11 +42,11 @@ def measure(
     images: FloatArray,
     *,
     ready: Mapping[str, tuple[str, Path]] = MappingProxyType({}),
-    dynamic: bool,
-    pictures: Sequence[Image.Image],
-    preprocess: Preprocess,
+    dynamic: bool = False,
+    pictures: Sequence[Image.Image] = (),
+    preprocess: Preprocess | None = None,
 ) -> Latencies:
-    """Measure every engine; quantities that cannot be measured here are listed with the reason.
+    """Measure every engine, interleaved; quantities that cannot be measured here are listed with the reason.
 
     Args:
         options: The bench section.
@@ -54,8 +54,8 @@ def measure(
         images: One batch (N, C, H, W) of noise.
         ready: Name -> target and file of the same engine with float input, for comparison.
         dynamic: True if the engines have a dynamic batch.
-        pictures: Decoded images.
-        preprocess: Preprocessing of an image.
+        pictures: Decoded images for end-to-end runs; without, they are left out.
+        preprocess: Preprocessing of an image, with `pictures`.
     """
     with ExitStack() as stack:
         sessions = loaded(options, files, stack)
@@ -63,7 +63,8 @@ def measure(
         if not options.throughput_s:
             return measured
         floats = loaded(options, ready, stack)
-        _end_to_end(measured, sessions, floats, pictures, preprocess, options.throughput_s)
+        if preprocess is not None:
+            _end_to_end(measured, sessions, floats, pictures, preprocess, options.throughput_s)
         _energy(measured, options, sessions, images)
         shaped = {name: session_input(session, images) for name, session in sessions.items()}
     _memory(measured, options, files, shaped)
@@ -189,18 +190,6 @@ def bench_batch(options: BenchOptions, fixed: int | None) -> int:
             hint=f"set export.batch={options.batch}, or export.batch=dynamic",
         )
     return options.batch or fixed or 1
-
-
-def time_all(options: BenchOptions, files: Mapping[str, tuple[str, Path]], images: FloatArray) -> Latencies:
-    """Time engines, interleaved.
-
-    Args:
-        options: Duration, threads.
-        files: Name -> target and engine file.
-        images: One batch (N, C, H, W).
-    """
-    with ExitStack() as stack:
-        return latencies(options, loaded(options, files, stack), images)
 
 
 def loaded(

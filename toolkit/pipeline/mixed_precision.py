@@ -1,11 +1,9 @@
-"""Quantize under an accuracy limit: validation of trial graphs and float cost of layers on the target."""
+"""Accuracy limit of INT8: validation of trial graphs, and float cost of layers on the target."""
 
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship import targets
-from edgeship.targets._device import this_device
 from edgeship.toolkit.core.errors import RecipeError, TargetError
-from edgeship.toolkit.core.parallel import Backend, Workers
-from edgeship.toolkit.core.quant import X86, FloatArray, IntArray, PixelArray, QuantScheme
+from edgeship.toolkit.core.parallel import Backend
+from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.statistics import agreement, paired_drop
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.core.threads import granted_cores
 from edgeship.toolkit.graph.cost import cost_shares
-from edgeship.toolkit.graph.io import Classifier, save
 from edgeship.toolkit.pipeline import datasets, evaluation, measure
 
 if TYPE_CHECKING:
@@ -31,8 +26,6 @@ if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
     from edgeship.quantization.mixed_precision import AccuracyConstraint, Verdict
     from edgeship.quantization.options import QuantizeOptions
-    from edgeship.quantization.runtime_check import Runtime
-    from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.pipeline.recipe import Recipe
 
 LEAST_PART = 0.01  # least cost of a float layer, as a part of the mean layer time: clocks are coarse
@@ -75,12 +68,9 @@ class HeldOut:
 
     def logits(self, engine: evaluation.Engine, label: str) -> FloatArray:
         """Return the logits of an engine, (N, classes)."""
-        listing = self.dataset.listing_digest()
-        engines = (("engine", engine),)
         work = evaluation.Work(
-            engines,
+            (("engine", engine),),
             self.source,
-            listing,
             self.classes,
             self.preprocess,
             self.batch,
@@ -91,77 +81,6 @@ class HeldOut:
             work, self.indices, workers=self.workers, backend=self.backend, label=label
         )
         return outcome.logits["engine"]
-
-
-def schemes(recipe: Recipe) -> dict[str, QuantScheme]:
-    """Return the scheme of every target; it may depend on the CPU."""
-    return {name: scheme(recipe.quantize, name) for name in recipe.compile.targets}
-
-
-def scheme(options: QuantizeOptions, target: str) -> QuantScheme:
-    """Return the scheme of a target for the CPU of `overflow_fix`."""
-    return targets.get(target).scheme(X86.get(options.overflow_fix))
-
-
-def cache_key_parts(recipe: Recipe) -> dict[str, Any]:
-    """Return the cache-key parts of quantized graphs: schemes, and the runtimes that check them."""
-    runtimes = {name: targets.get(name).versions() for name in recipe.compile.targets if _runs_graphs(name)}
-    cpu = sorted(this_device().instruction_sets) if runtimes else []
-    return {"schemes": schemes(recipe), "runtimes": runtimes, "instruction_sets": cpu}
-
-
-def _runs_graphs(target: str) -> bool:
-    """Return True if a target runs ONNX files on this machine."""
-    if not targets.get(target).opens_graphs:
-        return False
-    try:
-        targets.get(target).versions()
-    except TargetError:
-        return False
-    return True
-
-
-@contextmanager
-def runtime(target: str, pixels: Preprocess | None) -> Iterator[Runtime | None]:
-    """Yield the runtime that executes a Q/DQ graph as the target does; None if it does not run here.
-
-    Args:
-        target: Its name.
-        pixels: Preprocessing of engines with pixel input; None: engines have float input.
-    """
-    from edgeship.quantization.runtime_check import Runtime
-    from edgeship.targets.onnxruntime import simulate
-    from edgeship.toolkit.graph.pixels import add_pixel_input
-
-    if not _runs_graphs(target):
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-
-        def real(graph: Path, images: FloatArray) -> FloatArray:
-            if pixels is not None:
-                add_pixel_input(graph, pixels, Path(folder) / "pixels.onnx")
-                graph = Path(folder) / "pixels.onnx"
-            with targets.get(target).open(graph) as session:
-                return session.infer(images if pixels is None else decoded(images, pixels))
-
-        def exact(graph: Path, images: FloatArray) -> FloatArray:
-            with simulate(graph) as session:
-                return session.infer(images)
-
-        yield Runtime(target, real, exact)
-
-
-def decoded(images: FloatArray, preprocess: Preprocess) -> PixelArray:
-    """Return the pixels (N, H, W, C) of normalized images (N, C, H, W)."""
-    mean, std = (np.asarray(v, np.float32).reshape(-1, 1, 1) for v in (preprocess.mean, preprocess.std))
-    levels = np.rint((images * std + mean) * 255).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
-
-
-def float_types(_recipe: object) -> list[str]:
-    """Return the bfloat16 instruction sets of the CPU, which calibration may use."""
-    return sorted({"avx512_bf16", "amx_bf16"}.intersection(this_device().instruction_sets))
 
 
 def limited(options: QuantizeOptions) -> bool:
@@ -176,50 +95,6 @@ def limited(options: QuantizeOptions) -> bool:
             hint="set max_validation_drop_pp for labelled calibration images, else min_agreement",
         )
     return options.limited
-
-
-def quantize(
-    recipe: Recipe,
-    graph: Classifier,
-    statistics: Statistics,
-    target: str,
-    validation: HeldOut | None,
-    out: Path,
-    pixels: Preprocess | None = None,
-) -> dict[str, Any]:
-    """Quantize a float graph for a target; layers stay in float where the accuracy limit requires it.
-
-    Args:
-        recipe: Options of quantization, and the workers of its sensitivity analysis.
-        graph: The float graph.
-        statistics: Statistics of its activations.
-        target: Name of the target.
-        validation: Validation images of the limit; None: no limit.
-        out: File for the Q/DQ graph.
-        pixels: Preprocessing of an engine with pixel input, which is then checked; None: float input.
-
-    Returns:
-        The summary of `quantize.quantize`.
-    """
-    from edgeship import quantization
-
-    options, backend = recipe.quantize, recipe.evaluate.backend
-    count = recipe.evaluate.workers or (1 if backend == "threading" else granted_cores())
-    workers = Workers(count, backend)
-    with runtime(target, pixels) as runs, tempfile.TemporaryDirectory() as folder:
-        target_scheme = scheme(options, target)
-        if validation is None:
-            return quantization.quantize(
-                graph, statistics, target_scheme, options, out, runtime=runs, workers=workers
-            )
-        float_graph = Path(folder) / "float.onnx"  # ends in the logits, unlike some input files
-        save(graph.model, float_graph)
-        trials = Trials(target, float_graph, validation, Path(folder))
-        goal = trials.goal(options)
-        summary = quantization.quantize(graph, statistics, target_scheme, options, out, goal, runs, workers)
-        summary["mixed"], warnings = _summarize(summary["mixed"], trials, out)
-        summary["warnings"] += warnings
-    return summary
 
 
 def select_validation_images(
@@ -393,7 +268,7 @@ class Trials:
         return built if built.runs_here else None
 
 
-def _summarize(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict[str, Any], list[str]]:
+def summarize(reached: dict[str, Any], trials: Trials, graph: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the search result with latency, share of float layers and validation data; and warnings."""
     latency_ms = trials.latency_ms(graph) if reached["layers"] else None
     layers, disjoint = cost_shares(trials.model), trials.held_out.disjoint

@@ -26,6 +26,8 @@ from edgeship.toolkit.pipeline import (
     measure,
     mixed_precision,
     pruning,
+    quantizing,
+    verbs,
 )
 from edgeship.toolkit.pipeline.preprocessing import check_known
 from edgeship.toolkit.pipeline.recipe import Recipe
@@ -136,7 +138,6 @@ def calibrate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> Non
     findings.json.
     """
     from edgeship.calibration import sample_size
-    from edgeship.quantization.calibrate import collect
 
     graphs = ExportedGraphs.read(inputs["export"])
     dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
@@ -145,7 +146,7 @@ def calibrate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> Non
         batch = recipe.calibrate.batch
         stream = datasets.stream(dataset, indices, graphs.preprocess, batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
-        collect(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
+        verbs.calibrate(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
     write_json(
@@ -170,14 +171,20 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
         validation = mixed_precision.select_validation_images(
             recipe, calibration, graphs.classes, graphs.preprocess, graphs.class_names
         )
-    summaries = {}
+    summaries, workers = {}, quantizing.workers(recipe)
     for graph_name, graph in graphs.graphs.items():
         statistics = Statistics.load(inputs["calibrate"] / graph_name)
         model = io.read_classifier(inputs["export"] / graph.file)
         for target in track(recipe.compile.targets, f"quantizing {graph_name}"):
             name = quantized_name(target, graph_name)
-            summaries[name] = mixed_precision.quantize(
-                recipe, model, statistics, target, validation, out / f"{name}.onnx"
+            summaries[name] = verbs.quantize(
+                model,
+                statistics,
+                target,
+                out / f"{name}.onnx",
+                recipe.quantize,
+                workers=workers,
+                validation=validation,
             )
     costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
@@ -193,7 +200,7 @@ def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     preprocess = graphs.preprocess if recipe.export.input == "uint8" else None
     planned = compilation.planned(recipe.compile.targets, tuple(graphs.graphs))
     CompiledVariants(
-        {each.name: compilation.compile_variant(each, inputs, out, preprocess) for each in planned}
+        {each.name: compilation.recorded(each, inputs, out, preprocess) for each in planned}
     ).write(out)
 
 
@@ -209,14 +216,13 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     work = evaluation.Work(
         evaluation.engines(built, inputs),
         options.source,
-        dataset.listing_digest(),
         graphs.classes,
         graphs.preprocess,
         options.batch,
         options.skip_unreadable,
         graphs.class_names,
     )
-    outcome, skipped = evaluation.run(
+    outcome, skipped = verbs.evaluate(
         work,
         datasets.subset(dataset, options.images),
         workers=options.workers,
@@ -249,7 +255,7 @@ def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
     with Watch() as watch:
-        measured = measure.measure(
+        measured = verbs.benchmark(
             recipe.bench,
             engines(inputs),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
@@ -324,7 +330,7 @@ STAGES = (
         calibrate,
         needs=("export", "select"),
         reads=("select.source",),
-        extra_key=mixed_precision.float_types,
+        extra_key=quantizing.float_types,
     ),
     Stage(
         "quantize",
@@ -332,7 +338,7 @@ STAGES = (
         needs=("export", "select", "calibrate"),
         reads=_read_by_quantize,
         on_device=_times_layers,
-        extra_key=mixed_precision.cache_key_parts,
+        extra_key=quantizing.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), reads=("export.input",), on_device=_always),
     Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),

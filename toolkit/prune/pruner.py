@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeship.toolkit.core.errors import ModelError
-from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.models.resnet import ResNet, macs
 from edgeship.toolkit.prune import channel_selection, importances, width_search
@@ -68,38 +67,6 @@ def prune(
         )
     states.clear()
     return result
-
-
-def family(
-    model: ResNet,
-    images: Iterable[FloatArray],
-    parts: Sequence[float],
-    options: PruneOptions,
-    *,
-    checkpoint: Path | None = None,
-) -> list[Result]:
-    """Prune to several widths from one ranking: each network keeps a subset of the wider one's channels.
-
-    Args:
-        model: The dense network; not changed.
-        images: Batches (N, C, H, W), preprocessed.
-        parts: Ratios of inner channels to keep, e.g. (0.9, 0.75, 0.6, 0.5, 0.4).
-        options: Method, step and seed; its goal is not used.
-        checkpoint: As in `prune`; finished widths are not computed again.
-
-    Raises:
-        DataError: There are no images.
-    """
-    dense = copy.deepcopy(model).eval()
-    probes = split(dense, images, mirror=options.flip_augment)
-    states = Checkpoints(checkpoint, dense, probes.fit.images)
-    sensitivities = _sensitivities(dense, probes, options, states, probe=False)
-    results = []
-    for part in track(sorted(parts, reverse=True), "pruning a family"):
-        narrow = width_search.uniform(dense.architecture, part, options.channel_multiple)
-        results.append(apply_decision(dense, probes, options, Decision({}, sensitivities, narrow), states))
-    states.clear()
-    return results
 
 
 def identity_plan(model: ResNet) -> PrunePlan:

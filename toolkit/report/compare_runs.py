@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgeship.toolkit.core.results import LatencySummary, RunReport, Variant
 from edgeship.toolkit.core.tensors import size_text
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.paired_analysis import StoredPredictions, load_predictions
+from edgeship.toolkit.report.quantization_charts import knee_of
 from edgeship.toolkit.report.timing import disturbances
 
 
@@ -228,8 +229,77 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
     )
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first of headings, as a Markdown table."""
+    ruled = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in ruled)
+
+
 def markdown(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
     """Return the comparison as a Markdown table."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS), *table(runs, differences)]
-    lines = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return f"{lines}\n\nDrops and speed-ups are relative to {runs[0].name}; a positive drop is a loss.\n"
+    lines = markdown_table([COLUMNS, *table(runs, differences)])
+    return f"{lines}\nDrops and speed-ups are relative to {runs[0].name}; a positive drop is a loss.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierPoint:
+    """One INT8 network of some runs: accuracy and latency, both against networks of the same run.
+
+    Attributes:
+        run: Name of the run; "dense" for the network that is not pruned.
+        variant: The row of its report.
+        speedup_dense: Median latency of the dense network in INT8 over this one's; None if one is absent.
+        speedup_fp32: The same for the dense network in FP32.
+        knee: True at the point farthest above the line between the ends of the frontier.
+    """
+
+    run: str
+    variant: Variant
+    speedup_dense: float | None
+    speedup_fp32: float | None
+    knee: bool = False
+
+
+FRONTIER = ("run", "MACs", "top-1", "drop [95 %]", "agreement", "INT8", "speed-up over INT8",
+            "speed-up over FP32", "remarks")  # fmt: skip
+
+
+def frontier(runs: Sequence[Run], target: str) -> list[FrontierPoint]:
+    """Return accuracy against latency of the dense and the pruned INT8 networks of runs, fastest first."""
+    points = []
+    for run in runs:
+        rows = {v.name: v for v in run.report.variants}
+        int8, fp32 = rows[f"{target}-int8"], rows[f"{target}-fp32"]
+        pruned = rows.get(f"{target}-int8-pruned")
+        for name, v in (("dense", int8), (run.name, pruned)):
+            if v is not None and (name != "dense" or run is runs[0]):
+                points.append(FrontierPoint(name, v, _speedup(int8, v), _speedup(fp32, v)))
+    timed = [p for p in points if p.variant.latency_ms]
+    timed.sort(key=lambda p: 1 / (p.speedup_dense or 1))
+    accuracies = [p.variant.agreement if p.variant.top1 is None else p.variant.top1 for p in timed]
+    place = 0
+    if len(timed) > 2 and None not in accuracies:
+        place = knee_of([1 / (p.speedup_dense or 1) for p in timed], [a or 0.0 for a in accuracies])
+    if 0 < place < len(timed) - 1:  # a straight frontier has no knee
+        timed[place] = replace(timed[place], knee=True)
+    return [*timed, *(p for p in points if not p.variant.latency_ms)]
+
+
+def frontier_row(point: FrontierPoint) -> tuple[str, ...]:
+    """Return the table row of a point, with columns FRONTIER."""
+    v = point.variant
+    return (
+        point.run,
+        formatting.count(v.macs),
+        formatting.percent(v.top1),
+        formatting.points(v.drop_pp, v.drop_ci95_pp),
+        formatting.percent(v.agreement),
+        formatting.milliseconds(v.latency_ms.p50 if v.latency_ms else None),
+        formatting.times(point.speedup_dense),
+        formatting.times(point.speedup_fp32),
+        "knee" if point.knee else "",
+    )
+
+
+def _speedup(base: Variant, other: Variant) -> float | None:
+    return base.latency_ms.p50 / other.latency_ms.p50 if base.latency_ms and other.latency_ms else None

@@ -1,0 +1,188 @@
+"""Preprocess decoded images to network inputs, identically for calibration, evaluation and devices.
+
+1. Resize so that the shorter side has `resize` pixels; the longer one is truncated:
+   int(resize * long / short). A `resize` of (height, width) sets both sides, whatever the aspect ratio.
+   Pillow's filters: antialiased when shrinking, rounded to uint8.
+2. Centre crop to (height, width): left = round((image width - width) / 2), ties to even; top likewise.
+3. (pixel / 255 - mean) / std per channel, each step in float32.
+
+Bit-identical to torchvision's Resize, CenterCrop, ToTensor and Normalize on a Pillow image, except that an
+image smaller than the crop is an error here; torchvision pads it with black. Without Pillow, `resample` computes
+the same pixels with the fixed-point arithmetic of Pillow's Resample.c (22 bits, rounded to uint8 after each pass).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, Tuple, Union
+
+import numpy as np
+
+try:
+    from PIL import Image as _pillow
+except ImportError:  # a device without Pillow
+    _pillow = None  # type: ignore[assignment]
+
+Image: Any = _pillow
+
+Size = Union[int, Tuple[int, int]]  # shorter side, or (height, width), in pixels
+
+_FIXED_BITS = 32 - 8 - 2  # of a coefficient: sums over 8-bit pixels stay below 2**31
+_LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bits, as Pillow rounds it
+_GREY_MODES = 2  # dimensions of a grey image array
+
+
+def resized_sides(height: int, width: int, resize: Optional[Size]) -> Tuple[int, int]:
+    """Return height and width after the resize: shorter side of `resize` pixels, or both sides set."""
+    if resize is None:
+        return height, width
+    if not isinstance(resize, int):
+        return resize
+    longer = int(resize * max(height, width) / min(height, width))
+    return (longer, resize) if width <= height else (resize, longer)
+
+
+def pixels(image: Any, resize: Optional[Size], crop: Tuple[int, int], interpolation: str, channels: int) -> Any:
+    """Resize and crop an image.
+
+    Args:
+        image: RGB image of Pillow, or an array (H, W, 3), RGB, or (H, W), grey, uint8.
+        resize: Shorter side or (height, width), in pixels; None keeps the size.
+        crop: Height and width of the result.
+        interpolation: bilinear, bicubic, nearest or lanczos.
+        channels: 3, or 1 for grey by ITU-R 601 luma.
+
+    Returns:
+        (height, width, channels) uint8.
+
+    Raises:
+        ValueError: The image is smaller than the crop.
+    """
+    if Image is not None:
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image = image.convert("L" if channels == 1 else "RGB")
+        height, width = image.height, image.width
+    else:
+        image = _with_channels(image, channels)
+        height, width = image.shape[:2]
+    resized = resized_sides(height, width, resize)
+    if resized[0] < crop[0] or resized[1] < crop[1]:
+        raise ValueError(f"{width} x {height}, smaller than the crop of {crop[1]} x {crop[0]}")
+    top, left = round((resized[0] - crop[0]) / 2), round((resized[1] - crop[1]) / 2)
+    if Image is None:
+        image = resample(image, resized, interpolation)[top : top + crop[0], left : left + crop[1]]
+        return np.ascontiguousarray(image)
+    if resized != (height, width):
+        image = image.resize(resized[::-1], getattr(Image, "Resampling", Image)[interpolation.upper()])
+    if resized != crop:
+        image = image.crop((left, top, left + crop[1], top + crop[0]))
+    return np.asarray(image).reshape(*crop, channels)
+
+
+def normalize(images: Any, mean: Any, std: Any) -> Any:
+    """Convert pixels to network inputs.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        mean: Mean of each channel, of pixels in 0..1.
+        std: Standard deviation of each channel.
+
+    Returns:
+        (N, C, H, W) float32, contiguous.
+    """
+    scaled = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
+    scaled /= np.float32(255)
+    scaled -= np.asarray(mean, np.float32)[:, None, None]
+    scaled /= np.asarray(std, np.float32)[:, None, None]
+    return scaled
+
+
+def resample(image: Any, sides: Tuple[int, int], interpolation: str) -> Any:
+    """Resize an array as Pillow resizes an image, in NumPy alone.
+
+    Args:
+        image: (H, W, C) uint8.
+        sides: Height and width of the result.
+        interpolation: bilinear, bicubic, nearest or lanczos.
+
+    Returns:
+        (height, width, C) uint8.
+    """
+    if interpolation == "nearest":
+        rows, columns = (_nearest(old, new) for old, new in zip(image.shape, sides))
+        return image[rows][:, columns]
+    axes = (0, 1) if _columns_first(image.shape, sides) else (1, 0)
+    for axis in axes:  # rounded to uint8 in between
+        if image.shape[axis] != sides[axis]:
+            image = np.moveaxis(_weighted(np.moveaxis(image, axis, 0), sides[axis], interpolation), 0, axis)
+    return image
+
+
+def _columns_first(old: Tuple[int, ...], new: Tuple[int, int]) -> bool:
+    """Return True if Pillow 13 resizes the columns first (found by trial; earlier releases: rows always)."""
+    return new[0] < old[0] and old[0] - new[0] > 2 * (old[1] - new[1])
+
+
+def _with_channels(image: Any, channels: int) -> Any:
+    """Return an array with 3 channels, or with 1 of luma."""
+    if image.ndim == _GREY_MODES:
+        return np.repeat(image[..., None], channels, axis=2)
+    if channels == 1:
+        return ((image.astype(np.uint32) * _LUMA).sum(2, keepdims=True) + 0x8000 >> 16).astype(np.uint8)
+    return image
+
+
+def _nearest(old: int, new: int) -> Any:
+    """Return the source position of each target position (Pillow adds up the step in double precision)."""
+    step = old / new
+    steps = np.full(new, step)
+    steps[0] = step * 0.5
+    return np.minimum(np.add.accumulate(steps).astype(np.int64), old - 1)
+
+
+def _weighted(image: Any, new: int, interpolation: str) -> Any:
+    """Resize the first axis by a filter of Pillow."""
+    first, weights = _coefficients(image.shape[0], new, interpolation)
+    total = np.full((new, *image.shape[1:]), 1 << _FIXED_BITS - 1, np.int32)
+    for tap in range(weights.shape[1]):
+        rows = np.minimum(first + tap, image.shape[0] - 1)  # weights beyond the edge are 0
+        total += image[rows].astype(np.int32) * weights[:, tap, None, None]
+    return np.clip(total >> _FIXED_BITS, 0, 255).astype(np.uint8)
+
+
+def _coefficients(old: int, new: int, interpolation: str) -> Tuple[Any, Any]:
+    """Return first source position and fixed-point weights (new, taps) of each target position."""
+    kernel, radius = _KERNELS[interpolation]
+    scale = old / new
+    filter_scale = max(scale, 1.0)
+    support = radius * filter_scale
+    centre = (np.arange(new) + 0.5) * scale
+    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + support + 0.5).astype(np.int64), old)
+    taps = np.arange(int((last - first).max()))
+    weights = kernel((taps + first[:, None] - centre[:, None] + 0.5) / filter_scale)
+    weights[taps >= (last - first)[:, None]] = 0.0
+    weights /= weights.sum(1, keepdims=True)
+    fixed = weights * (1 << _FIXED_BITS)
+    return first, np.trunc(fixed + np.where(fixed < 0, -0.5, 0.5)).astype(np.int32)
+
+
+def _bilinear(x: Any) -> Any:
+    return np.maximum(1.0 - np.abs(x), 0.0)
+
+
+def _bicubic(x: Any) -> Any:
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))  # noqa: PLR2004
+
+
+def _lanczos(x: Any) -> Any:
+    return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0.0)  # noqa: PLR2004
+
+
+_KERNELS: "dict[str, Tuple[Callable[[Any], Any], float]]" = {
+    "bilinear": (_bilinear, 1.0),
+    "bicubic": (_bicubic, 2.0),
+    "lanczos": (_lanczos, 3.0),
+}
