@@ -52,6 +52,8 @@ class QuantizeOptions:
         "Largest top-1 drop of INT8 on the validation images, in percentage points; met by layers in float.",
         least=0.0,
         renamed_from="max_drop_pp",
+        flag="--max-drop",
+        former_flags=("--max-validation-drop-pp",),
     )
     min_agreement: float | None = option(
         None, "Minimum top-1 agreement with FP32 (no labels needed).", least=0.0, most=1.0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON, Command, recipe_options
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray
@@ -23,42 +23,21 @@ Shape = tuple[int | None, int, int | None, int | None]  # batch, channels, heigh
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Examples:
   edgeship bench runs/quickstart
   edgeship bench float.onnx int8.onnx --target openvino --threads 2
   edgeship bench net.onnx --target openvino --target onnxruntime --batch 8
-"""
+""",
 )
 @click.argument(
     "paths", nargs=-1, required=True, metavar="PATH...", type=click.Path(exists=True, path_type=Path)
 )
-@click.option(
-    "--target",
-    "names",
-    multiple=True,
-    metavar="TARGET",
-    help="Runtime of the ONNX files: openvino or onnxruntime; repeatable.",
-)
-@click.option(
-    "--batch", type=click.IntRange(min=1), help="Images per inference.  [default: the graph's, else 1]"
-)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
-@click.option(
-    "--seconds", type=float, default=2.0, show_default=True, help="Timed inferences of each, in seconds."
-)
-@click.option("--runs", type=click.IntRange(min=1), help="Timed inferences of each; replaces --seconds.")
+@recipe_options("compile.targets", text="Runtime of the ONNX files: openvino or onnxruntime; repeatable.")
+@recipe_options("bench.batch", "bench.threads", "bench.duration_s", "bench.runs")
 @JSON
-def command(
-    *,
-    paths: tuple[Path, ...],
-    names: tuple[str, ...],
-    batch: int | None,
-    threads: int,
-    seconds: float,
-    runs: int | None,
-    as_json: bool,
-) -> None:
+def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) -> None:
     """Measure latency on this machine.
 
     PATH is an ONNX file (name its --target) or a folder written by `edgeship run --out`. All networks are
@@ -70,8 +49,8 @@ def command(
     from edgeship.toolkit.pipeline import verbs
     from edgeship.toolkit.pipeline.recipe import Recipe
 
-    how = {"batch": batch, "threads": threads, "duration_s": seconds, "runs": runs, "throughput_s": 0.0}
-    options = Recipe.build({"bench": how}).bench
+    names = options.get("compile.targets", ())
+    how = Recipe.build({}, {**options, "bench.throughput_s": 0.0}).bench
     with tempfile.TemporaryDirectory() as folder, show_progress():
         engines: Engines = {}
         shapes: dict[str, Shape] = {}
@@ -81,8 +60,7 @@ def command(
             )
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
-        images = _noise(options, _common(shapes))
-        measured = verbs.benchmark(options, engines, images)
+        measured = verbs.benchmark(how, engines, _noise(how, _common(shapes)))
     click.echo(json.dumps(plain(measured), indent=1) if as_json else _table(measured), nl=as_json)
 
 

@@ -9,50 +9,50 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, SizeType
-from edgeship.toolkit.core.tensors import Size
+from edgeship.toolkit.cli._options import JSON, Command, data_argument, recipe_options
 
 if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
 
 
-@click.group(epilog="\b\nExample:\n  edgeship data check photos/ --evaluation photos-test/ --size 64")
+@click.group(epilog="\b\nExample:\n  edgeship data check photos/ --eval-data photos-test/ --size 64")
 def command() -> None:
     """Check images for calibration and evaluation."""
 
 
 @command.command(
+    cls=Command,
+    former={"--images": "--calibration-images"},
     epilog="""\b
 Examples:
-  edgeship data check cifar10/train --images 300 --evaluation cifar10/test --size 64
+  edgeship data check cifar10/train --eval-data cifar10/test --size 32
   edgeship data check calibration.zip --weights net.safetensors
-  edgeship data check dataset/ --evaluation dataset/ --verbose      # takes its train, and its test or val
-"""
+  edgeship data check dataset/ --eval-data dataset/ -v
+
+Of a folder with train, val and test, SOURCE is train and --eval-data test or val.
+""",
 )
-@click.argument("source")
+@data_argument("source")
+@recipe_options("select.source", "evaluate.source", needed=("select.source",))
 @click.option(
-    "--images",
+    "--calibration-images",
     type=click.IntRange(min=1),
-    help="Check only the N calibration images that a run would select.  [default: all]",
+    metavar="N",
+    help="Check only the calibration images that a run would select.  [default: all]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the selection.")
-@click.option("--evaluation", metavar="SOURCE", help="Evaluation images, which SOURCE must not contain.")
+@recipe_options("select.seed", "export.size")
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
     help="Checkpoint: check that the preprocessing fits its first layer.",
 )
-@click.option("--size", type=SizeType(), help="Input size in pixels, N or HxW.")
 @click.option("-v", "--verbose", is_flag=True, help="List every unused file, with its full reason.")
 @JSON
 def check(
     *,
-    source: str,
-    images: int | None,
-    seed: int,
-    evaluation: str | None,
+    calibration_images: int | None,
     weights: Path | None,
-    size: Size | None,
+    options: dict[str, Any],
     verbose: bool,
     as_json: bool,
 ) -> None:
@@ -69,16 +69,22 @@ def check(
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import plain
     from edgeship.toolkit.pipeline import load_and_export, preprocessing
-    from edgeship.toolkit.pipeline.recipe import PreprocessOptions
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
+    recipe = Recipe.build({}, options)
+    evaluation = recipe.evaluate.source
     first = load_and_export.first_layer(weights) if weights else None
-    prepared = preprocessing.resolve(PreprocessOptions(), first.preprocess if first else None, size)
-    dataset = open_dataset(source, use="train")
+    prepared = preprocessing.resolve(
+        recipe.load.preprocess, first.preprocess if first else None, recipe.export.size
+    )
+    dataset = open_dataset(recipe.select.source, use="train")
     evaluated = open_dataset(evaluation, use="evaluate") if evaluation else None
     with show_progress():
         chosen = list(range(len(dataset)))
-        if images:
-            chosen = manifest.locate(manifest.select(dataset, images, seed, skip_bad=True), dataset)
+        if calibration_images:
+            seed = recipe.select.seed
+            selected = manifest.select(dataset, calibration_images, seed, skip_bad=True)
+            chosen = manifest.locate(selected, dataset)
         findings = doctor.examine(
             dataset,
             chosen,

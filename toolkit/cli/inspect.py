@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, Command, data_argument, recipe_options
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,15 +68,16 @@ def graph(model: Path, as_json: bool) -> None:
     click.echo(f"{'operators':<12}{', '.join(f'{n} {kind}' for kind, n in operators.most_common())}")
 
 
-@command.command(epilog="\b\nExample:\n  edgeship inspect ranges net.onnx photos/ --images 50")
+@command.command(cls=Command, epilog="\b\nExample:\n  edgeship inspect ranges net.onnx photos/ --images 50")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("source")
+@data_argument("source")
+@recipe_options("select.source", needed=("select.source",))
 @click.option(
     "--images", type=click.IntRange(min=1), default=100, show_default=True, help="Number of images."
 )
 @PREPROCESS
 @JSON
-def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], as_json: bool) -> None:
+def ranges(*, model: Path, images: int, options: dict[str, Any], as_json: bool) -> None:
     """Show the range of every activation of MODEL over images of SOURCE.
 
     Prints minimum, maximum and the 99.9 percentile of the absolute values. A tensor whose maximum is far
@@ -93,13 +94,13 @@ def ranges(*, model: Path, source: str, images: int, settings: tuple[str, ...], 
     from edgeship.toolkit.pipeline.preprocessing import check_channels, input_size, resolve
     from edgeship.toolkit.pipeline.recipe import Recipe
 
-    recipe = Recipe.build({}, [f"load.preprocess.{text}" for text in settings])
+    recipe = Recipe.build({}, options)
     network = io.read_classifier(model)
     prepared = resolve(
         recipe.load.preprocess, network.preprocess, input_size(network, None), network.normalization
     )
-    check_channels(prepared, network.channels, option="--preprocess ")
-    dataset = open_dataset(source, use="train")
+    check_channels(prepared, network.channels)
+    dataset = open_dataset(recipe.select.source, use="train")
     chosen = manifest.select(dataset, min(images, len(dataset)), seed=0)
     with show_progress():
         stream = pictures.stream(dataset, manifest.locate(chosen, dataset), prepared, 8, "running images")

@@ -8,7 +8,7 @@ import operator
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, field, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -33,7 +33,8 @@ def option(default: T, explanation: str, **rules: Any) -> T:
             `required`: must not be empty; `above`, `least`, `most`: bounds, or functions that return them;
             `known`: function that returns the allowed names; `not_in_key`: not part of the cache key; `read`:
             parses the value, or raises ValueError; `renamed_from`: former name of the key, accepted with a
-            warning; `renamed_values`: former value -> current value.
+            warning; `renamed_values`: former value -> current value; `flag`: command-line option, where it is
+            not the key; `former_flags`: its former names; `metavar`: its value in the help.
     """
     return field(default=default, metadata={"help": explanation, **rules})
 
@@ -88,7 +89,7 @@ def parse_override(text: str, options: type) -> tuple[str, Any]:
     if not separator or "." not in name:
         raise RecipeError(f"cannot read '{text}'", hint="write section.key=value, e.g. select.images=100")
     name = name.strip()
-    return name, _from_text(value.strip(), _annotation(options, current_name(name, options)))
+    return name, from_text(value.strip(), _annotation(options, current_name(name, options)))
 
 
 def current_name(name: str, options: Any) -> str:
@@ -211,7 +212,7 @@ def convert(
             parts = (parts,)
         if not isinstance(parts, (list, tuple)):
             raise _wrong(value, annotation, where)
-        items = [_from_text(part.strip(), choices[0]) if isinstance(part, str) else part for part in parts]
+        items = [from_text(part.strip(), choices[0]) if isinstance(part, str) else part for part in parts]
         if any(_misfit(part, choices[0]) for part in items):
             raise _wrong(value, annotation, where)
         return tuple(convert(part, choices[0], where, rules) for part in items)
@@ -260,12 +261,12 @@ def with_values(options: T, values: Any, where: str = "") -> T:
 def _union(value: Any, annotation: Any, where: str, rules: Mapping[str, Any]) -> Any:
     if value is None:
         return None
-    members = [member for member in get_args(annotation) if member is not types.NoneType]
-    for member in members:
+    kinds = members(annotation)
+    for member in kinds:
         words = get_origin(member) is Literal
-        if (words and value in get_args(member)) or (len(members) == 1):
+        if (words and value in get_args(member)) or (len(kinds) == 1):
             return convert(value, member, where, rules)
-    for member in members:
+    for member in kinds:
         if get_origin(member) is not Literal and isinstance(value, member) and not isinstance(value, bool):
             return convert(value, member, where, rules)
     raise _wrong(value, annotation, where)
@@ -285,6 +286,44 @@ def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
         raise RecipeError(f"{where} cannot be '{value}'", hint=nearest(value, rules["known"]()))
 
 
+@dataclass(frozen=True, slots=True)
+class FieldInfo:
+    """Declaration of an option: key, type, default and rules (see `option`)."""
+
+    name: str
+    annotation: Any
+    default: Any
+    rules: Mapping[str, Any]
+
+    def choices(self) -> tuple[str, ...]:
+        """Return the allowed words; empty if any value is allowed."""
+        if "known" in self.rules:
+            return tuple(self.rules["known"]())
+        words = (word for kind in members(self.annotation) for word in get_args(kind))
+        return tuple(word for word in words if isinstance(word, str))
+
+
+def field_of(options: Any, name: str) -> FieldInfo:
+    """Return the declaration of an option, with its value in `options` as default.
+
+    Args:
+        options: An object of an options class.
+        name: Dotted name.
+    """
+    *sections, key = name.split(".")
+    for section in sections:
+        options = getattr(options, section)
+    each = declared(options)[key]
+    return FieldInfo(key, get_type_hints(type(options))[key], getattr(options, key), each.metadata)
+
+
+def members(annotation: Any) -> list[Any]:
+    """Return the members of a union without None; of another type, the type."""
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return [annotation]
+    return [member for member in get_args(annotation) if member is not types.NoneType]
+
+
 def _annotation(options: Any, name: str) -> Any:
     """Return the type of a dotted name; None for an unknown option, which `convert` reports."""
     for part in name.split("."):
@@ -292,7 +331,7 @@ def _annotation(options: Any, name: str) -> Any:
     return options
 
 
-def _from_text(text: str, annotation: Any) -> Any:
+def from_text(text: str, annotation: Any) -> Any:
     """Parse a value of a command line: as TOML where possible, else as text; a str option is text."""
     if annotation is str and not text.startswith(('"', "'")):
         return text
@@ -323,9 +362,8 @@ def _words(annotation: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if annotation in names:
         return names[annotation]
-    members = [member for member in get_args(annotation) if member is not types.NoneType]
     if get_origin(annotation) is tuple:
-        return f"a list, each {_words(members[0])}"
+        return f"a list, each {_words(get_args(annotation)[0])}"
     if get_origin(annotation) is Literal:
-        return ", ".join(str(member) for member in members)
-    return " or ".join(_words(member) for member in members)
+        return ", ".join(str(member) for member in get_args(annotation))
+    return " or ".join(_words(member) for member in members(annotation))

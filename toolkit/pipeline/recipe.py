@@ -56,7 +56,9 @@ class PreprocessOptions:
 class TrainSection(TrainOptions):
     """Training of `load.weights = "train"` and of `edgeship train`."""
 
-    source: str = option("", "Labelled training images: folder, archive, CSV or digits:train.", path=True)
+    source: str = option(
+        "", "Labelled training images: folder, archive, CSV or digits:train.", path=True, flag="--data"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class LoadOptions:
 class PruneSection(PruneOptions):
     """Structured pruning before quantization; one goal: a ratio, or max_expected_drop_pp."""
 
-    source: str = option("", "Unlabelled images; default: select.source.", path=True)
+    source: str = option("", "Unlabelled images; default: the calibration source.", path=True)
     images: int = option(1000, "Number of images.", least=2)
 
 
@@ -83,7 +85,7 @@ class PruneSection(PruneOptions):
 class FinetuneSection(DistillOptions):
     """Distillation of the unpruned network into the pruned one; needs no labels."""
 
-    source: str = option("", "Images; default: select.source.", path=True)
+    source: str = option("", "Images; default: the calibration source.", path=True)
     images: int | Literal["all"] = option("all", "Number of images, or all.", least=2)
 
 
@@ -92,7 +94,11 @@ class ExportOptions:
     """The ONNX graph."""
 
     size: Size | None = option(  # noqa: RUF009
-        None, "Input in pixels, N or HxW (height x width); default: the crop.", least=1, read=read_size
+        None,
+        "Input in pixels, N or HxW (height x width); default: that of the model.",
+        least=1,
+        read=read_size,
+        metavar="N|HxW",
     )
     batch: int | Literal["dynamic"] = option(1, "Images of one inference, or dynamic.", least=1)
     input: InputType = option(  # noqa: RUF009
@@ -104,8 +110,12 @@ class ExportOptions:
 class SelectOptions:
     """The calibration images."""
 
-    source: str = option("", "Folder, archive, CSV or digits:train.", path=True, required=True)
-    images: int = option(300, "Number of calibration images.", least=1)
+    source: str = option(
+        "", "Images: folder, archive, CSV list or digits:train.", path=True, required=True, flag="--data"
+    )
+    images: int = option(
+        300, "Number of calibration images.", least=1, flag="--calibration-images", former_flags=("--images",)
+    )
     seed: int = option(0, "Seed of the selection.", least=0)
     skip_unreadable: bool = option(
         False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
@@ -124,7 +134,12 @@ class CompileOptions:
     """Engines to build."""
 
     targets: tuple[str, ...] = option(
-        ("openvino", "onnxruntime", "tensorrt"), "Runtimes to build for.", known=_targets, required=True
+        ("openvino", "onnxruntime", "tensorrt"),
+        "Runtimes to build for.",
+        known=_targets,
+        required=True,
+        flag="--target",
+        metavar="TARGET",
     )
 
 
@@ -132,8 +147,17 @@ class CompileOptions:
 class EvaluateOptions:
     """Evaluation images."""
 
-    source: str = option("", "Folder, archive, CSV or digits:test.", path=True, required=True)
-    images: int | Literal["all"] = option("all", "Number of images, or all.", least=1)
+    source: str = option(
+        "",
+        "Evaluation images: folder, archive, CSV list or digits:test.",
+        path=True,
+        required=True,
+        flag="--eval-data",
+        former_flags=("--evaluation", "--test"),
+    )
+    images: int | Literal["all"] = option(
+        "all", "Number of evaluation images, or all.", least=1, flag="--eval-images"
+    )
     batch: int = option(32, "Images decoded and run at once.", least=1)
     skip_unreadable: bool = option(
         False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
@@ -152,7 +176,13 @@ class BenchOptions:
 
     batch: int | None = option(None, "Images of one inference; default: the graph's, else 1.", least=1)
     threads: int = option(1, "CPU threads of one session; not more than cores.", least=1, most=_cores)
-    duration_s: float = option(2.0, "Seconds of timed inferences for each variant.", above=0.0)
+    duration_s: float = option(
+        2.0,
+        "Seconds of timed inferences for each variant.",
+        above=0.0,
+        flag="--duration",
+        former_flags=("--seconds",),
+    )
     runs: int | None = option(None, "Timed inferences of each variant, instead of a duration.", least=1)
     warmup_s: float = option(0.5, "Seconds of warm-up inferences for each variant.", least=0.0)
     throughput_s: float = option(
@@ -164,7 +194,9 @@ class BenchOptions:
 class ReportOptions:
     """Limits of a run (exit code 3 if one is missed); None: no limit."""
 
-    max_drop_pp: float | None = option(None, "Largest drop of top-1, in percentage points.")
+    max_drop_pp: float | None = option(
+        None, "Largest drop of top-1, in percentage points.", flag="--max-drop"
+    )
     min_speedup: float | None = option(None, "Smallest speed-up over FP32 on the same target.", above=0.0)
     max_latency_ms: float | None = option(None, "Largest median latency, in milliseconds.", above=0.0)
     judge_by: Literal["interval", "point"] = option(

@@ -39,6 +39,8 @@ class PruneOptions:
         "Largest expected drop of top-1, in percentage points; needs no labels.",
         least=0.0,
         renamed_from="max_drop_pp",
+        flag="--max-drop",
+        former_flags=("--max-expected-drop-pp",),
     )
     channel_multiple: int = option(
         16,
