@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.quantization.placement import insertion_point, never_negative
+from edgeship.quantization.placement import insertion_point
 from edgeship.quantization.statistics import FloatPrecision, Raw, float32
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.openvino import core, reason, sdk
@@ -22,6 +22,7 @@ from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.threads import default_workers
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.io import Classifier
+from edgeship.toolkit.graph.signs import never_negative
 
 SAMPLE_SIDE = 4  # sampled positions per image and map: about 4 x 4
 

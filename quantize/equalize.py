@@ -18,11 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.quantization.onnx_node import read_names
-from edgeship.quantization.placement import is_weighted, weight_axis
+from edgeship.quantization.placement import is_weighted
 from edgeship.quantization.statistics import Statistics, TensorStatistics
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.threads import ordered_map
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
+from edgeship.toolkit.graph.query import weight_axis
 
 HOMOGENEOUS = frozenset({"Relu", "MaxPool", "Add", "GlobalAveragePool", "AveragePool", "Flatten", "Identity"})
 LARGEST_FACTOR = 16.0
@@ -67,7 +68,7 @@ def equalize(model: ir.Model, statistics: Statistics, strength: float) -> tuple[
             if name in tensors:
                 tensors[name] = tensors[name].scaled(factor)
     for value, array in zip(factors, ordered_map(_scaled, factors.items(), chunk=1), strict=True):
-        io.set_constant(value, array)
+        edit.set_constant(value, array)
     return changed, replace(statistics, tensors=tensors)
 
 
@@ -136,7 +137,7 @@ def _fits(space: Space, channels: int) -> bool:
     def sides(node: ir.Node) -> tuple[int, int]:
         """Return output and input channels."""
         assert node.inputs[1] is not None
-        shape, axis = io.constant(node.inputs[1]).shape, weight_axis(node)
+        shape, axis = edit.constant(node.inputs[1]).shape, weight_axis(node)
         return shape[axis], shape[1 - axis] * _groups(node)
 
     return all(sides(node)[0] == channels for node in space.writers) and all(
@@ -158,7 +159,7 @@ def _factor(tensors: list[TensorStatistics], strength: float) -> FloatArray | No
 
 def _along(value: ir.Value, axis: int, factor: FloatArray) -> FloatArray:
     """Reshape a factor to broadcast along an axis of a constant."""
-    shape = [1] * io.constant(value).ndim
+    shape = [1] * edit.constant(value).ndim
     shape[axis] = -1
     return factor.reshape(shape)
 
@@ -168,7 +169,7 @@ def _along_inputs(reader: ir.Node, weight: ir.Value, factor: FloatArray) -> Floa
     groups = _groups(reader)
     if groups == 1:
         return _along(weight, 1 - weight_axis(reader), factor)
-    outputs, inputs, *kernel = io.constant(weight).shape
+    outputs, inputs, *kernel = edit.constant(weight).shape
     each = np.repeat(factor.reshape(groups, inputs), outputs // groups, axis=0)
     return each.reshape(outputs, inputs, *[1] * len(kernel))
 
@@ -176,7 +177,7 @@ def _along_inputs(reader: ir.Node, weight: ir.Value, factor: FloatArray) -> Floa
 def _scaled(item: tuple[ir.Value, list[FloatArray]]) -> FloatArray:
     """Multiply the array of a constant by its factors."""
     value, factors = item
-    array = np.array(io.constant(value), np.float32)
+    array = np.array(edit.constant(value), np.float32)
     for factor in factors:
         array *= factor
     return array

@@ -21,13 +21,14 @@ from torch import Tensor
 from edgeship.quantization import bias
 from edgeship.quantization.fake_quant import dequantized, fake_quantize
 from edgeship.quantization.overflow import clip_pairs
-from edgeship.quantization.placement import is_weighted, weight_axis
+from edgeship.quantization.placement import is_weighted
 from edgeship.quantization.second_moments import BlockedLayer, collect_moments, in_blocks
 from edgeship.quantization.torch_executor import TorchExecutor, channels_last, one_thread, side_by_side
 from edgeship.toolkit.core.memory import release_freed_memory
 from edgeship.toolkit.core.progress import report_progress
 from edgeship.toolkit.core.quant import FloatArray, PairOrder, QParams
 from edgeship.toolkit.core.threads import check_stop
+from edgeship.toolkit.graph.query import weight_axis
 
 ROWS = 2**15  # positions for the second moments, with all inputs in one block
 NEAR = 144  # inputs of a small block: a 3x3 kernel of 16 channels

@@ -16,9 +16,10 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.quantization.placement import LAYOUT_OPS, insertion_point, is_weighted
+from edgeship.quantization.placement import insertion_point, is_weighted
 from edgeship.toolkit.core.quant import FloatArray, QParams
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit
+from edgeship.toolkit.graph.signs import LAYOUT_OPS
 
 LARGEST_BIAS = 2**30  # steps; reserves as many for the sum: 33,000 products of 127 and 255
 
@@ -54,7 +55,7 @@ def _biased_layers(model: ir.Model) -> Iterator[tuple[str, str, FloatArray]]:
         source, weight, bias = node.inputs[:3]
         if source is None or weight is None or bias is None or bias.const_value is None:
             continue
-        array = io.constant(bias).astype(np.float32)
+        array = edit.constant(bias).astype(np.float32)
         names = {
             str(insertion_point(source, through).name)
             for through in (frozenset(), LAYOUT_OPS, LAYOUT_OPS | {"MaxPool"})

@@ -34,10 +34,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from edgeship.quantization.placement import is_weighted, weight_axis
+from edgeship.quantization.placement import is_weighted
 from edgeship.quantization.qparams import quantize_array
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PairOrder, QParams
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit
+from edgeship.toolkit.graph.query import weight_axis
 
 LARGEST_PAIR = 128  # largest sum of the weights of one sign in a pair: 32767 // 255
 
@@ -142,7 +143,7 @@ def _paired_weights(
         weight = node.inputs[1] if is_weighted(node) else None
         if weight is None or str(weight.name) not in weights:
             continue
-        array, groups = io.constant(weight).astype(np.float32), node.attributes.get_int("group", 1) or 1
+        array, groups = edit.constant(weight).astype(np.float32), node.attributes.get_int("group", 1) or 1
         if groups > 1 and array.shape[:2] == (groups, 1):
             continue
         yield str(weight.name), array, weight_axis(node), "rows" if groups > 1 else order

@@ -17,34 +17,15 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
+from edgeship.quantization.torch_ops import OPERATIONS, key
 from edgeship.toolkit.core.errors import QuantizationError, nearest
 from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
 from edgeship.toolkit.graph import io
-from edgeship.toolkit.graph.edit import Names
+from edgeship.toolkit.graph.edit import Names, add_constant, constant
+from edgeship.toolkit.graph.query import weight_axis
+from edgeship.toolkit.graph.signs import AVERAGE_OPS, EXTREMUM_OPS, LAYOUT_OPS, SELECTION_OPS, never_negative
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-AVERAGE_OPS = frozenset({"GlobalAveragePool", "AveragePool", "ReduceMean"})
-LAYOUT_OPS = frozenset({"Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})
-EXTREMUM_OPS = frozenset({"GlobalMaxPool", "ReduceMax", "ReduceMin"})  # commute with rounding
-SELECTION_OPS = frozenset(  # results are values of the first input, or means of some
-    {
-        *("Slice", "Split", "Pad", "Tile", "Expand", "Gather", "Resize", "Upsample"),
-        *("DepthToSpace", "SpaceToDepth", "Identity", "MaxPool", "AveragePool"),
-    }
-)
-NEVER_NEGATIVE = frozenset(
-    {
-        *("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Softplus", "Abs", "Exp", "Sqrt"),
-        *("ReduceL1", "ReduceL2", "ReduceSumSquare", "LpPool", "GlobalLpPool"),
-    }
-)
-SIGN_PRESERVING = frozenset(  # nonnegative if the first input is
-    {
-        *("ReduceSum", "LRN", "Cast", "Floor", "Ceil", "Round", "Sign", "Erf", "Tanh", "Softsign"),
-        *("LeakyRelu", "PRelu", "Elu", "Selu", "HardSwish", "Gelu", "Mish"),
-    }
-)
-JOIN_OPS = frozenset({"Concat", "Add", "Sum", "Mean", "Mul", "Div", "Min"})  # nonnegative if all inputs are
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,78 +123,6 @@ def is_residual(node: ir.Node) -> bool:
     return node.op_type == "Add" and not any(_constant(value) for value in node.inputs)
 
 
-def weight_axis(node: ir.Node) -> int:
-    """Return the output-channel axis of a layer's weights."""
-    if node.op_type == "Conv" or (
-        node.op_type == "Gemm" and int(node.attributes.get_int("transB", 0) or 0) != 0
-    ):
-        return 0
-    return 1
-
-
-def clip_bounds(node: ir.Node) -> tuple[float | None, float | None]:
-    """Return the constant bounds of a Clip, or None: inputs, before opset 11 attributes."""
-    bounds: list[float | None] = []
-    for index, name in ((1, "min"), (2, "max")):
-        value = node.inputs[index] if len(node.inputs) > index else None
-        constant = value is not None and value.const_value is not None
-        bounds.append(
-            float(io.constant(value)) if constant and value else node.attributes.get_float(name, None)
-        )
-    return bounds[0], bounds[1]
-
-
-def never_negative(value: ir.Value) -> bool:
-    """Return True if the operators that compute a tensor exclude negative values."""
-    return _never_negative(value, {})
-
-
-def _never_negative(value: ir.Value, cache: dict[int, bool]) -> bool:
-    """Memoized `never_negative`: nested joins take linear time."""
-    if id(value) not in cache:
-        cache[id(value)] = _result_never_negative(value, cache)
-    return cache[id(value)]
-
-
-def _result_never_negative(value: ir.Value, cache: dict[int, bool]) -> bool:
-    node = value.producer()
-    if node is None:
-        return _constant(value) and bool((io.constant(value) >= 0).all())
-    kind, inputs = node.op_type, [each for each in node.inputs if each is not None]
-    if kind in NEVER_NEGATIVE:
-        return True
-    if (
-        not inputs
-        or kind
-        not in LAYOUT_OPS
-        | AVERAGE_OPS
-        | EXTREMUM_OPS
-        | SELECTION_OPS
-        | SIGN_PRESERVING
-        | JOIN_OPS
-        | {"Clip", "Max"}
-    ):
-        return False
-    if kind == "Mul" and len(inputs) == 2 and inputs[0] is inputs[1]:
-        return True
-    if kind == "Max":
-        return any(_never_negative(each, cache) for each in inputs)
-    if kind in JOIN_OPS:
-        return all(_never_negative(each, cache) for each in inputs)
-    if kind == "Clip":
-        low, high = clip_bounds(node)
-        if high is not None and high < 0:
-            return False
-        return (low is not None and low >= 0) or _never_negative(inputs[0], cache)
-    if kind == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
-        fill = node.inputs[2] if len(node.inputs) > 2 else None
-        if fill is not None and not _never_negative(fill, cache):
-            return False
-    if kind == "Resize" and node.attributes.get_string("mode", "nearest") == "cubic":
-        return False  # cubic interpolation overshoots
-    return _never_negative(inputs[0], cache)
-
-
 def _quantized_inputs(
     node: ir.Node, scheme: QuantScheme, float_layers: frozenset[str], largest: Mapping[str, float]
 ) -> Iterator[ir.Value]:
@@ -251,8 +160,6 @@ def _is_quantizable_pool(node: ir.Node) -> bool:
 
 def _is_from_unknown_operator(value: ir.Value | None) -> bool:
     """Return True if, up through pools and reshapes, an operator outside `torch_ops` computes a tensor."""
-    from edgeship.quantization.torch_ops import OPERATIONS, key  # avoids a circular import (`clip_bounds`)
-
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in LAYOUT_OPS | AVERAGE_OPS | {"MaxPool", "GlobalMaxPool"}:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -389,7 +296,7 @@ def duplicate_shared_weights(model: ir.Model, placement: Placement) -> ir.Model:
     for node in [node for node in changed.graph if str(node.name) in shared]:
         weight = node.inputs[1]
         assert weight is not None, "a weighted layer"
-        own = io.add_constant(changed.graph, f"{node.name}/{weight.name}", io.constant(weight))
+        own = add_constant(changed.graph, f"{node.name}/{weight.name}", constant(weight))
         node.replace_input_with(1, own)
     return changed
 

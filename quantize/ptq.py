@@ -28,7 +28,7 @@ from edgeship.toolkit.core.errors import ModelError, QuantizationError
 from edgeship.toolkit.core.memory import release_freed_memory
 from edgeship.toolkit.core.parallel import ONE, Workers
 from edgeship.toolkit.core.quant import FloatArray, QParams, QuantScheme
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 RANGE_PIXELS = {  # probe images for clip points: 128 or 512 at 64 px, 10 or 41 at 224 px
     "balanced": 2**19,
@@ -130,7 +130,7 @@ def _reduced_channels(quantized: Quantized) -> int | None:
 def _max_qparams(model: ir.Model, placement: Placement) -> dict[str, QParams]:
     """Return the scales of all weights from their largest magnitudes."""
     return {
-        name: weight_qparams(io.constant(model.graph.initializers[name]).astype(np.float32), spec)
+        name: weight_qparams(edit.constant(model.graph.initializers[name]).astype(np.float32), spec)
         for name, spec in placement.weights.items()
     }
 
@@ -291,7 +291,7 @@ def _with_weights(quantized: Quantized, weights: Mapping[str, Tensor]) -> Quanti
     """Replace the weights of a quantized graph; the values are on their grid."""
     model = io.copy(quantized.exact)
     for name, values in weights.items():
-        io.set_constant(model.graph.initializers[name], values.contiguous().numpy())
+        edit.set_constant(model.graph.initializers[name], values.contiguous().numpy())
     return replace(quantized, model=model)
 
 

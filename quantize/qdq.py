@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from edgeship.quantization.qparams import quantize_array
 from edgeship.toolkit.core.quant import FloatArray, QParams
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.edit import Names
 
 
@@ -55,8 +55,8 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
     zero_point = qparams.zero_point[0] if per_tensor else qparams.zero_point
     zero = np.add(zero_point, qparams.spec.offset).astype(qparams.spec.stored)
     constants = [
-        io.add_constant(graph, f"{name}/scale", scale, names),
-        io.add_constant(graph, f"{name}/zero_point", zero, names),
+        edit.add_constant(graph, f"{name}/scale", scale, names),
+        edit.add_constant(graph, f"{name}/zero_point", zero, names),
     ]
     attributes = {} if per_tensor else {"axis": int(qparams.spec.axis or 0)}
 
@@ -67,8 +67,8 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
         return new
 
     if folded:
-        integers = quantize_array(io.constant(value), qparams).astype(qparams.spec.dtype)
-        stored = io.add_constant(graph, f"{name}/quantized", integers, names)
+        integers = quantize_array(edit.constant(value), qparams).astype(qparams.spec.dtype)
+        stored = edit.add_constant(graph, f"{name}/quantized", integers, names)
         pair = [node("DequantizeLinear", stored, "dequantized")]
     else:
         quantize = node("QuantizeLinear", value, "quantized")
@@ -94,10 +94,10 @@ def _correct(graph: ir.Graph, biases: Mapping[str, FloatArray]) -> None:
             continue
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None and len(bias.consumers()) == 1:
-            io.set_constant(bias, (io.constant(bias) + shift).astype(np.float32))
+            edit.set_constant(bias, (edit.constant(bias) + shift).astype(np.float32))
         elif node.op_type != "MatMul":
-            corrected = shift if bias is None else io.constant(bias) + shift
-            value = io.add_constant(graph, f"{node.name}/bias", corrected.astype(np.float32))
+            corrected = shift if bias is None else edit.constant(bias) + shift
+            value = edit.add_constant(graph, f"{node.name}/bias", corrected.astype(np.float32))
             inputs = [*node.inputs[:2], value]
             replacement = ir.Node(
                 node.domain,

@@ -12,7 +12,7 @@ from edgeship.quantization.placement import Placement, duplicate_shared_weights,
 from edgeship.quantization.statistics import Statistics
 from edgeship.quantization.torch_executor import DEFAULT, Execution
 from edgeship.toolkit.core.quant import FloatArray, QParams, QuantScheme
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.dialect import drop_identities
 
 
@@ -90,8 +90,8 @@ class Quantized:
         if self.model is not self.exact:  # GPTQ weights
             model = io.copy(exact)
             for name in placement.weights:
-                fitted = io.constant(self.model.graph.initializers[name])
-                io.set_constant(model.graph.initializers[name], fitted)
+                fitted = edit.constant(self.model.graph.initializers[name])
+                edit.set_constant(model.graph.initializers[name], fitted)
         return replace(
             self,
             exact=exact,

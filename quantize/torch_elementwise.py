@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeship.quantization.node_call import Call, Operation
-from edgeship.quantization.placement import clip_bounds
+from edgeship.toolkit.graph.signs import clip_bounds
 
 
 class _StraightThrough(torch.autograd.Function):

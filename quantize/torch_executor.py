@@ -20,7 +20,7 @@ from edgeship.quantization.torch_ops import NATIVE, OPERATIONS, key
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.threads import check_stop, default_workers, ordered_map
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit
 
 Change = Callable[[str, Tensor], Tensor]
 Item = TypeVar("Item")
@@ -103,7 +103,7 @@ class TorchExecutor:
         self.execution = execution
         self._dtype = dtype
         arrays = {
-            name: io.constant(value)
+            name: edit.constant(value)
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }

@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,30 @@ class Park:
             "ssh_config": str(self.client_config),
         }
         return Device(name, **{**given, **fields})
+
+
+@contextlib.contextmanager
+def running(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
+    """Keys and configuration for servers, which are stopped in the end."""
+    need(SSHD, "openssh-server")
+    need(shutil.which("ssh"), "openssh-client")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
+    sockets = tempfile.mkdtemp(prefix="es-")  # paths of sockets must be short
+    monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
+    park = Park(folder / "park")
+    park.folder.mkdir()
+    make_key(park.client_key)
+    park.client_config.write_text(
+        f"Host *\n IdentityFile {park.client_key}\n IdentitiesOnly yes\n LogLevel ERROR\n"
+        f" UserKnownHostsFile {park.folder}/known_hosts\n GlobalKnownHostsFile /dev/null\n"
+    )
+    try:
+        yield park
+    finally:
+        for server in park.servers:
+            server.stop()
+        shutil.rmtree(sockets, ignore_errors=True)  # ssh masters may remove their sockets at the same time
 
 
 def make_key(path: Path) -> None:

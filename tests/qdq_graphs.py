@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeship.targets.tensorrt import lint, versions
 from edgeship.toolkit.core.quant import QuantScheme
+from edgeship.toolkit.core.results import Finding
 
 CHANNELS = 32
 
@@ -144,6 +147,11 @@ def save(model: onnx.ModelProto, path: Path, change: Callable[[onnx.ModelProto],
     return path
 
 
+def findings_of(model: onnx.ModelProto, version: str) -> list[Finding]:
+    """Lint a graph in memory for a TensorRT version."""
+    return lint.findings(ir.from_proto(model), versions.rules(version))
+
+
 def images(count: int = 1, size: int = 32, seed: int = 1) -> np.ndarray:
     """Images of unit variance, (N, 3, size, size)."""
     return np.random.default_rng(seed).normal(size=(count, 3, size, size)).astype(np.float32)
@@ -151,8 +159,6 @@ def images(count: int = 1, size: int = 32, seed: int = 1) -> np.ndarray:
 
 def quantize_by(scheme: QuantScheme, source: Path, out: Path) -> Path:
     """Q/DQ where the product places them for a scheme, with made-up scales: builders judge the graph."""
-    import onnx_ir as ir
-
     from edgeship.quantization.placement import place
 
     placed, model = place(ir.load(source), scheme), onnx.load(source)

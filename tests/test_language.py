@@ -38,16 +38,6 @@ PENDING = {  # file -> violations that are left; only smaller numbers are allowe
     "targets/runner/probe.py": 2,
     "targets/runner/timing.py": 1,
     "targets/runner/trt.py": 3,
-    "targets/tensorrt/__init__.py": 7,
-    "targets/tensorrt/_index.py": 10,
-    "targets/tensorrt/engine_analysis.py": 1,
-    "targets/tensorrt/fp16_graph.py": 1,
-    "targets/tensorrt/jetson_folder.py": 1,
-    "targets/tensorrt/lint.py": 1,
-    "targets/tensorrt/local_gpu.py": 2,
-    "targets/tensorrt/placement.py": 4,
-    "targets/tensorrt/repair.py": 2,
-    "targets/tensorrt/rtx_check.py": 7,
     "tests/runner/test_runner_isolated_probe.py": 3,
 }
 

@@ -1,4 +1,4 @@
-"""TensorRT on Jetson GPUs: checked by NVIDIA's own parser and builder, run where there is a GPU."""
+"""TensorRT on Jetson GPUs: graphs checked by NVIDIA's parser and builder, engines run on a local GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeship.targets.tensorrt import fp16_graph, lint, local_gpu, rtx_check
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
-from edgeship.toolkit.core.results import LayerAudit, Precision
+from edgeship.toolkit.core.results import Finding, LayerAudit, Precision
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
@@ -23,7 +23,7 @@ PORTABLE = "8.5"  # what this version reads is read by every later one; an engin
 
 
 class TensorRT:
-    """Symmetric int8 everywhere and only the shortcut of an Add quantized: what its kernels fuse."""
+    """Target with symmetric int8, and only the shortcut of an Add quantized, as its kernels fuse."""
 
     title = "TensorRT"
     opens_graphs, checks_rules = False, True
@@ -42,7 +42,7 @@ class TensorRT:
         )
 
     def versions(self) -> Mapping[str, str]:
-        """TensorRT where it can run, and TensorRT-RTX that checks graphs without a GPU."""
+        """Return the versions of TensorRT, if a GPU is there, and of TensorRT-RTX."""
         found = {"tensorrt": local_gpu.version()} if local_gpu.available() else {}
         try:
             return {**found, "tensorrt-rtx": str(rtx_check.sdk().__version__)}
@@ -52,7 +52,7 @@ class TensorRT:
             raise
 
     def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
-        """Lint the graph, then build it: for this GPU if there is one, else only ahead of time as a check.
+        """Lint and build a graph: for this GPU if there is one, else ahead of time as a check.
 
         Raises:
             TargetError: The linter, the parser or the builder refuses the graph.
@@ -60,24 +60,24 @@ class TensorRT:
         findings = lint.lint(model, PORTABLE)
         refused = [finding for finding in findings if finding.severity == "error"]
         if refused:
-            raise TargetError(_told(model, refused), hint=_audit_hint(model))
+            raise TargetError(_refusal(model, refused), hint=_audit_hint(model))
         warnings = summed_up((found.rule, found.node, found.message) for found in findings)
         if local_gpu.available():
-            engine, said = local_gpu.build(model, precision)
+            engine, build_warnings = local_gpu.build(model, precision)
             write_bytes(out / ENGINE, engine)
             with local_gpu.opened(out / ENGINE) as session:
                 audit = session.audit(model)
-            instead, why = _typed(model, out, precision)
+            instead, no_typed = _typed(model, out, precision)
             note = f"built for this GPU by TensorRT {local_gpu.version()}"
-            warnings = (*warnings, *said, *why)
+            warnings = (*warnings, *build_warnings, *no_typed)
             return Compiled(
                 ENGINE, runs_here=True, note=note, audit=audit, warnings=warnings, instead=instead
             )
-        note, audit, said = _checked(model)
+        note, audit, parser_warnings = _checked(model)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model, out / GRAPH)
-        instead, why = _typed(model, out, precision)
-        warnings = (*warnings, *said, *why)
+        instead, no_typed = _typed(model, out, precision)
+        warnings = (*warnings, *parser_warnings, *no_typed)
         return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=warnings, instead=instead)
 
     @contextmanager
@@ -85,7 +85,7 @@ class TensorRT:
         """Load an engine on this machine's GPU.
 
         Raises:
-            TargetError: There is no GPU with TensorRT here.
+            TargetError: The machine has no GPU with TensorRT.
         """
         del threads  # of a CPU; a GPU has none
         with local_gpu.opened(engine) as session:
@@ -99,13 +99,13 @@ class TensorRT:
         threads: int | None = None,
         duration_s: float,
     ) -> float:
-        """Images a second, one batch after the other: a batch of 8 or more fills the GPU."""
+        """Return images per second, one batch after the other: a batch of 8 or more fills the GPU."""
         with self.open(engine, threads=threads) as session:
             return loop_ips(session, images, duration_s)
 
 
 def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write the FP16-typed form, which TensorRT 11 needs for FP16 beside INT8: its name, or why not."""
+    """Write the FP16-typed form for TensorRT 11; return its name, or a warning."""
     if precision == "fp32":
         return (), ()
     try:
@@ -116,7 +116,7 @@ def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...
 
 
 def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
-    """Note, layers and warnings of a graph that cannot be built for a device here."""
+    """Return note, layers and warnings of a graph that is checked here and built on a device."""
     try:
         verdict = rtx_check.check(model)
     except TargetError as absent:
@@ -132,7 +132,7 @@ def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]
     return note, verdict.layers, (*verdict.warnings, *doubts)
 
 
-def _told(model: Path, refused: list[lint.Finding]) -> str:
+def _refusal(model: Path, refused: list[Finding]) -> str:
     first = refused[0]
     more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
     return f"TensorRT would refuse or misread {model}: {first.node}: {first.message} ({first.rule}{more})"

@@ -13,17 +13,32 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeship.targets.tensorrt import builder, fp16_graph, jetson, versions
-from edgeship.targets.tensorrt._index import COMMUTING, DEQUANTIZE, QUANTIZE, Index, attribute, label, load
-from edgeship.targets.tensorrt.lint import Finding
-from edgeship.toolkit.core.artifact import replacing, write_text
+from edgeship.targets.tensorrt.placement import COMMUTING
+from edgeship.toolkit.core.artifact import write_text
 from edgeship.toolkit.core.errors import DataError, DeviceError, ModelError
 from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.results import Finding
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.load import load_unchanged
+from edgeship.toolkit.graph.query import (
+    DEQUANTIZE,
+    QUANTIZE,
+    array,
+    before_pair,
+    dtype,
+    input_at,
+    integer,
+    is_constant_weight,
+    label,
+)
 from edgeship.toolkit.graph.reference import Reference
+from edgeship.toolkit.graph.shapes import infer
 
 ALGORITHM = "EntropyCalibration2"  # required by a DLA: it calibrates before layers are fused
 HEADER = re.compile(r"TRT-(\d{4,6})-(EntropyCalibration2|EntropyCalibration|MinMaxCalibration)")
@@ -43,7 +58,7 @@ RUNS = (
 )
 POOL_WINDOW = 8  # of a dimension; docs.nvidia.com/deeplearning/tensorrt, DLA Supported Layers
 FALLS_BACK = "it falls back to the GPU"
-KEEPS_SCALE = (*COMMUTING, "Relu")
+KEEPS_SCALE = COMMUTING | {"Relu"}
 EXPLICIT_SOURCE = "docs.nvidia.com/deeplearning/tensorrt/11.4.1, page Strongly Typed Networks for DLA"
 EXPLICIT_MODULES = ("AGX Orin",)  # with JetPack 7.2.2 or later, by the page above
 GRAPH, CACHE, PRECISIONS = "model_noqdq.onnx", "calib.cache", "layer_precisions.txt"
@@ -122,14 +137,14 @@ def read_cache(text: str) -> Cache:
     return Cache(_header_version(int(header[1])), header[2], scales)
 
 
-def strip(model: Any, ranges: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Take Q/DQ out of a graph in place, and return the scale of every tensor that has one.
+def strip(model: ir.Model, ranges: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Remove the Q/DQ pairs of a graph in place, and return the scale of every tensor that has one.
 
-    Scales pass through what only moves or clips values (max pool, flatten, ReLU), because TensorRT fuses or
-    forwards these; the rest comes from `ranges`.
+    Scales pass through operators that only move or clip values (max pool, flatten, ReLU), because TensorRT
+    fuses or forwards these; the rest comes from `ranges`.
 
     Args:
-        model: An ONNX model with TensorRT's Q/DQ (int8, zero point 0).
+        model: A graph with TensorRT's Q/DQ (int8, zero point 0).
         ranges: Tensor -> largest absolute value, for tensors without Q/DQ such as the last convolution's.
 
     Returns:
@@ -138,25 +153,17 @@ def strip(model: Any, ranges: Mapping[str, float] | None = None) -> dict[str, fl
     Raises:
         ModelError: Q/DQ are not symmetric int8 with one scale for each activation.
     """
-    index = Index(model)
     scales: dict[str, float] = {}
-    for node in [node for node in index.nodes if node.op_type == DEQUANTIZE]:
-        source = index.source(node)
-        if not index.weights(source):
-            scales[source] = _scale(index, node)
-        for reader in index.consumers(node.output[0]):
-            for i, name in enumerate(reader.input):
-                if name == node.output[0]:
-                    reader.input[i] = source
-    remaining = [node for node in model.graph.node if node.op_type not in (QUANTIZE, DEQUANTIZE)]
-    del model.graph.node[:]
-    model.graph.node.extend(remaining)
-    read = {name for node in remaining for name in node.input}
-    for tensor in [item for item in model.graph.initializer if item.name not in read]:
-        model.graph.initializer.remove(tensor)
+    for node in [node for node in model.graph if node.op_type == DEQUANTIZE]:
+        source = before_pair(node.outputs[0])
+        assert source is not None, "a valid DequantizeLinear"
+        if not is_constant_weight(source):
+            scales[str(source.name)] = _scale(node)
+        node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+    RemoveUnusedNodesPass()(model)
     for name, largest in (ranges or {}).items():
         scales.setdefault(name, largest / 127)
-    return _spread(Index(model), scales)
+    return _spread(model.graph, scales)
 
 
 def ranges(model: Path, images: FloatArray) -> dict[str, float]:
@@ -175,26 +182,16 @@ def ranges(model: Path, images: FloatArray) -> dict[str, float]:
     Raises:
         DataError: The images do not fit the graph.
     """
-    import onnx
-    import onnx_ir as ir
-
-    graph = load(model)
-    scales = strip(graph)
-    index = Index(graph)
-    layers = [node for node in index.nodes if node.name in _without_scale(index, scales)]
-    tensors = [name for node in layers for name in (*node.input, *node.output)]
-    tensors_without = [
-        name
-        for name in dict.fromkeys(tensors)
-        if name and not (name in scales or name in index.outputs or index.is_constant(name))
-    ]
-    shape = tuple(dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim)
+    graph = load_unchanged(model)
+    values = _without_scale(graph.graph, strip(graph))
+    shape = tuple(dim if isinstance(dim, int) else 0 for dim in graph.graph.inputs[0].shape or ())
     if images.ndim != len(shape) or images.shape[1:] != shape[1:]:
         raise DataError(
             f"images are {images.shape}, {model} takes {shape}", hint="use the preprocessing of the run"
         )
-    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors_without)
-    reference = Reference(ir.from_proto(graph), tensors_without)
+    tensors_without = [str(value.name) for value in values]
+    graph.graph.outputs.extend(values)
+    reference = Reference(graph, tensors_without)
     largest = dict.fromkeys(tensors_without, 0.0)
     batch = shape[0] or len(images)
     for start in range(0, len(images), batch):
@@ -205,80 +202,70 @@ def ranges(model: Path, images: FloatArray) -> dict[str, float]:
     return largest
 
 
-def unsupported(model: Any) -> list[Finding]:
+def unsupported(model: ir.Model) -> list[Finding]:
     """Return a finding for each layer that the DLA cannot run."""
-    index = Index(model)
+    graph = model.graph
     findings = [
         _finding("dla-operator", label(node), f"{node.op_type} does not run on the DLA", FALLS_BACK)
-        for node in index.nodes
-        if node.op_type not in (*RUNS, "GlobalAveragePool", QUANTIZE, DEQUANTIZE, "Constant")
+        for node in graph
+        if node.op_type not in (*RUNS, "GlobalAveragePool", QUANTIZE, DEQUANTIZE)
     ]
-    for item in model.graph.input:
-        first = item.type.tensor_type.shape.dim[0] if item.type.tensor_type.shape.dim else None
-        if first is not None and not first.dim_value:
+    for value in graph.inputs:
+        if value.shape and (not isinstance(value.shape[0], int) or value.shape[0] == 0):
             hint = "export with a fixed batch"
-            findings.append(_finding("dla-dynamic-batch", item.name, "the DLA has no dynamic shapes", hint))
-    grouped = [n for n in index.nodes if n.op_type == "Conv" and attribute(n, "group", 1) > 1]
+            message = "the DLA has no dynamic shapes"
+            findings.append(_finding("dla-dynamic-batch", str(value.name), message, hint))
     findings.extend(
         _finding(
             "dla-group", label(node), "grouped convolutions need INT8 and fall back in FP16", "expect a copy"
         )
-        for node in grouped
+        for node in graph
+        if node.op_type == "Conv" and integer(node, "group", 1) > 1
     )
-    return findings + _large_pools(model, index)
+    return findings + _large_pools(model)
 
 
-def _large_pools(model: Any, index: Index) -> list[Finding]:
+def _large_pools(model: ir.Model) -> list[Finding]:
     """Return a finding for each pooling window over `POOL_WINDOW` in a dimension, or of unknown size."""
     findings = []
-    pools = [n for n in index.nodes if n.op_type in ("MaxPool", "AveragePool", "GlobalAveragePool")]
-    shapes = _shapes(model) if any(node.op_type == "GlobalAveragePool" for node in pools) else {}
-    for node in pools:
-        whole = node.op_type == "GlobalAveragePool"
-        window = shapes.get(node.input[0], [])[2:] if whole else _window(node)
+    infer(model)
+    for node in model.graph:
+        if node.op_type not in ("MaxPool", "AveragePool", "GlobalAveragePool"):
+            continue
+        is_global = node.op_type == "GlobalAveragePool"
+        window = _map_size(node) if is_global else tuple(node.attributes.get_ints("kernel_shape", ()))
         if window and 0 not in window and max(window) <= POOL_WINDOW:
             continue
         size = "x".join(str(side or "?") for side in window) or "of unknown size"
         message = f"the pooling window is {size}, a DLA takes {POOL_WINDOW}x{POOL_WINDOW} at most"
-        fix = "it falls back to the GPU; a smaller input image gives a smaller map" if whole else FALLS_BACK
+        fix = f"{FALLS_BACK}; a smaller input image gives a smaller map" if is_global else FALLS_BACK
         findings.append(_finding("dla-pool-window", label(node), message, fix))
     return findings
 
 
-def _window(node: Any) -> list[int]:
-    return next((list(item.ints) for item in node.attribute if item.name == "kernel_shape"), [])
+def _map_size(node: ir.Node) -> tuple[int, ...]:
+    """Return height and width of a node's first input; 0 is an unknown dimension."""
+    value = input_at(node, 0)
+    return tuple(dim if isinstance(dim, int) else 0 for dim in (value and value.shape) or ())[2:]
 
 
-def _shapes(model: Any) -> dict[str, list[int]]:
-    """Return the shape of every tensor that has one; 0 is an unknown dimension."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim]
-        for item in (*inferred.value_info, *inferred.input)
-    }
-
-
-def global_pools_to_average(model: Any) -> int:
+def global_pools_to_average(model: ir.Model) -> int:
     """Replace GlobalAveragePool by AveragePool over the map, for older DLAs; return the number of nodes.
 
     Raises:
         ModelError: The map's size is not fixed.
     """
-    from onnx import helper
-
-    shapes = _shapes(model)
-    pools = [node for node in model.graph.node if node.op_type == "GlobalAveragePool"]
+    infer(model)
+    pools = [node for node in model.graph if node.op_type == "GlobalAveragePool"]
     for node in pools:
-        size = shapes.get(node.input[0], [])[2:]
+        size = _map_size(node)
         if len(size) != 2 or 0 in size:
             raise ModelError(
                 f"the size that {label(node)} averages over is not fixed",
                 hint="export with a fixed input size",
             )
         node.op_type = "AveragePool"
-        node.attribute.append(helper.make_attribute("kernel_shape", size))
+        node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", size)
     return len(pools)
 
 
@@ -333,78 +320,83 @@ def write(
             f"the calibration cache carries the exact TensorRT of the device, and {version} is not exact",
             hint="give major.minor.patch: `dpkg -l libnvinfer-bin` on the device prints it",
         )
-    import onnx
-
-    graph = load(model)
+    graph = load_unchanged(model)
     findings = tuple(unsupported(graph))
     if any(finding.rule == "dla-dynamic-batch" for finding in findings):
         raise ModelError("a dynamic batch does not run on the DLA", hint="export with a fixed batch")
-    if not any(node.op_type == QUANTIZE for node in graph.graph.node):
+    if not any(node.op_type == QUANTIZE for node in graph.graph):
         raise ModelError(f"{model} has no Q/DQ to take scales from", hint="`edgeship quantize` it first")
     if explicit:
         return _write_explicit(graph, out, version, core, findings)
     scales = strip(graph, None if images is None else ranges(model, images))
     global_pools_to_average(graph)
-    scales = _spread(Index(graph), scales)
-    floats = tuple(_without_scale(Index(graph), scales))
+    floats = tuple(label(node) for node in _half_layers(graph.graph, scales))
     options = builder.BuildOptions(
         dla_core=core,
         calibration_cache=CACHE,
         layer_precisions=tuple((name, "fp16") for name in floats),
     )
     planned = builder.plan(version, options)
-    with replacing(out / GRAPH) as temporary:
-        onnx.save(graph, str(temporary))
+    io.save(graph, out / GRAPH)
     major, minor, patch = versions.parse(version)[:3]
     write_text(out / CACHE, write_cache(Cache((major, minor, patch), ALGORITHM, scales)))
     write_text(out / PRECISIONS, ",".join(f"{name}:fp16" for name in floats) + "\n")
     return Bundle(out, GRAPH, floats, findings, planned.trtexec, planned.notes)
 
 
-def _write_explicit(graph: Any, out: Path, version: str, core: int, findings: tuple[Finding, ...]) -> Bundle:
+def _write_explicit(
+    graph: ir.Model, out: Path, version: str, core: int, findings: tuple[Finding, ...]
+) -> Bundle:
     """Write the FP16-typed graph with its Q/DQ, for a strongly typed TensorRT."""
-    import onnx
-
     options = builder.BuildOptions(half_typed=True, dla_core=core)
     planned = builder.plan(version, options)
     global_pools_to_average(graph)
     with tempfile.TemporaryDirectory() as scratch:
         pooled = Path(scratch) / "pooled.onnx"
-        onnx.save(graph, str(pooled))
+        io.save(graph, pooled)
         fp16_graph.to_half(pooled, out / EXPLICIT_GRAPH)
     return Bundle(out, EXPLICIT_GRAPH, (), findings, planned.trtexec, planned.notes)
 
 
-def _spread(index: Index, scales: dict[str, float]) -> dict[str, float]:
+def _spread(graph: ir.Graph, scales: dict[str, float]) -> dict[str, float]:
     """Spread scales through ReLU, max pool and flatten, both ways, until nothing changes."""
-    nodes = [node for node in index.nodes if node.op_type in KEEPS_SCALE]
+    pairs = [
+        (str(node.inputs[0].name), str(node.outputs[0].name))
+        for node in graph
+        if node.op_type in KEEPS_SCALE and node.inputs[0] is not None
+    ]
     changed = True
     while changed:
         changed = False
-        for node in nodes:
-            for source, other in ((node.input[0], node.output[0]), (node.output[0], node.input[0])):
+        for pair in pairs:
+            for source, other in (pair, pair[::-1]):
                 if source in scales and other not in scales:
                     scales[other] = scales[source]
                     changed = True
     return scales
 
 
-def _without_scale(index: Index, scales: Mapping[str, float]) -> list[str]:
-    """Return layers with an input or output without a scale; the network's output stays float."""
-    layers = []
-    for node in index.nodes:
-        tensors = [name for name in node.input if name and not index.is_constant(name)]
-        tensors += [name for name in node.output if name not in index.outputs]
-        if not all(name in scales for name in tensors):
-            layers.append(label(node))
-    return layers
+def _activations(node: ir.Node) -> list[ir.Value]:
+    """Return inputs and outputs of a node without constants and the network's outputs, which stay float."""
+    inputs = [value for value in node.inputs if value is not None and value.const_value is None]
+    return inputs + [value for value in node.outputs if not value.is_graph_output()]
 
 
-def _scale(index: Index, node: Any) -> float:
-    scale = index.constant(node.input[1])
-    zero = index.constant(node.input[2]) if len(node.input) > 2 else None
-    signed = zero is None or (str(zero.dtype) == "int8" and not zero.any())
-    if scale is None or scale.size != 1 or not signed:
+def _half_layers(graph: ir.Graph, scales: Mapping[str, float]) -> list[ir.Node]:
+    """Return the layers with an input or output without a scale."""
+    return [node for node in graph if not all(str(value.name) in scales for value in _activations(node))]
+
+
+def _without_scale(graph: ir.Graph, scales: Mapping[str, float]) -> list[ir.Value]:
+    """Return the tensors without a scale, in graph order."""
+    values = {str(v.name): v for node in _half_layers(graph, scales) for v in _activations(node)}
+    return [value for name, value in values.items() if name not in scales and not value.is_graph_output()]
+
+
+def _scale(node: ir.Node) -> float:
+    scale, zero = array(input_at(node, 1)), array(input_at(node, 2))
+    is_signed = input_at(node, 2) is None or (dtype(input_at(node, 2)) == "int8" and not np.any(zero))
+    if scale is None or scale.size != 1 or not is_signed:
         raise ModelError(
             f"{label(node)} is not int8 with zero point 0 and one scale",
             hint="use the graph for TensorRT; `edgeship audit --target tensorrt --fix` repairs others",

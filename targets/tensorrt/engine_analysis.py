@@ -45,7 +45,7 @@ class Reformat:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What makes an engine slower than it need be.
+    """Cause of a slow engine.
 
     Attributes:
         rule: Name of the rule, stable.
@@ -150,9 +150,10 @@ def onnx_nodes(model: Path) -> dict[str, str]:
     Raises:
         ModelError: The file cannot be read.
     """
-    from edgeship.targets.tensorrt._index import label, load
+    from edgeship.toolkit.graph.load import load_unchanged
+    from edgeship.toolkit.graph.query import label
 
-    return {label(node): str(node.op_type) for node in load(model).graph.node}
+    return {label(node): node.op_type for node in load_unchanged(model).graph}
 
 
 class _View:

@@ -1,21 +1,26 @@
-"""The FP16-typed form of a graph: what strongly typed builds (TensorRT 10.12 and later) want."""
+"""The FP16-typed form of a graph, for strongly typed builds (recommended from TensorRT 10.12 on)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnx_ir as ir
 
-from edgeship.targets.tensorrt._index import QUANTIZE, Index, fresh_name, label, load, takes_pixels
-from edgeship.targets.tensorrt.lint import weight_axis
-from edgeship.toolkit.core.artifact import replacing
+from edgeship.targets.tensorrt.lint import channel_axis, opset_of
 from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.edit import Names, add_constant, set_constant
+from edgeship.toolkit.graph.load import load_unchanged
 from edgeship.toolkit.graph.opset import REDUCTIONS
+from edgeship.toolkit.graph.query import QUANTIZE, array, input_at, label
 
 OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
+IR_VERSION = 9  # of ONNX 1.14, which brought opset 19
 NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 HALF_MAX = float(np.finfo(np.float16).max)
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)
 
@@ -24,100 +29,90 @@ def to_half(model: Path, out: Path) -> None:
     """Write the graph with FP16 weights, biases, scales and activations; inputs and outputs stay FP32.
 
     The integers of quantized weights do not change: each weight is stored as its integer times the FP16
-    scale, which is within 1/16 of a step after rounding, so the Q finds the same integer again. What turns
-    uint8 pixels into the network's input, or its integers, stays FP32: FP16 would move some by one.
+    scale, which is within 1/16 of a step after rounding, so the Q finds the same integer again. The nodes
+    that normalize uint8 pixels, and the scale of their Q, stay FP32: FP16 would move some integers by one.
 
     Args:
         model: An FP32-typed ONNX file, with or without Q/DQ.
-        out: Where the FP16-typed one goes.
+        out: File of the FP16-typed one.
 
     Raises:
         ModelError: The file is no ONNX model, or a value does not fit into FP16.
     """
-    import onnx
-
-    graph = load(model)
+    loaded = load_unchanged(model)
+    graph = loaded.graph
+    names = Names(graph)
     _snap_weights(graph)
-    chain = _from_pixels(graph)
-    kept = {name for node in chain for name in node.input} | _full_scales(graph, chain)
-    for tensor in graph.graph.initializer:
-        if tensor.name not in kept:
-            _halve(tensor)
-    for node in graph.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Constant" and attribute.name == "value":
-                _halve(attribute.t)
-    _cast_ends(graph, chain)
-    _cast_after(graph, chain)
-    del graph.graph.value_info[:]
-    _raise_operators(graph)
-    for item in graph.opset_import:
-        if item.domain in ("", "ai.onnx"):
-            item.version = max(item.version, OPSET)
-    graph.ir_version = max(graph.ir_version, 9)  # of ONNX 1.14, which brought opset 19
+    chain = _normalization(graph)
+    kept = {id(value) for node in chain for value in node.inputs} | _full_scales(graph, chain, names)
+    for value in graph.initializers.values():
+        if id(value) not in kept and value.dtype == FLOAT:
+            _set_half(value, array(value))
+    _cast_ends(graph, chain, names)
+    _cast_after(graph, chain, names)
+    for node in graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None  # FP32 types would contradict
+    _raise_opset(loaded, names)
     try:
-        onnx.checker.check_model(graph)
+        onnx.checker.check_model(ir.to_proto(loaded))
     except onnx.checker.ValidationError as error:
         raise ModelError(
             f"no FP16-typed form in opset {OPSET}: {str(error).strip().splitlines()[0]}",
             hint="keep the FP32-typed graph for this model",
         ) from error
-    with replacing(out) as temporary:
-        onnx.save(graph, str(temporary))
+    io.save(loaded, out)
 
 
-def _raise_operators(graph: Any) -> None:
-    """Write as opset 18 does what changed there: axes of reductions, and parts of a Split.
+def _raise_opset(model: ir.Model, names: Names) -> None:
+    """Raise the opset to 19; axes of reductions and the parts of a Split changed in opset 18.
 
     Source:
         ONNX Operator Changelog, opset 18.
     """
-    from onnx import helper, numpy_helper
+    graph = model.graph
+    opset = opset_of(graph)
+    for node in list(graph) if opset < 18 else ():
+        if node.op_type in REDUCTIONS - {"ReduceSum"} and "axes" in node.attributes:
+            axes = np.array(node.attributes.pop("axes").as_ints(), np.int64)
+            node.resize_inputs(2)
+            node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_axes", axes, names))
+        if node.op_type == "Split" and len(node.inputs) == 1:
+            node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+    for domain in graph.opset_imports:
+        if domain in ("", "ai.onnx"):
+            graph.opset_imports[domain] = max(opset, OPSET)
+    model.ir_version = max(model.ir_version or 0, IR_VERSION)
 
-    if Index(graph).opset >= 18:
-        return
-    for node in graph.graph.node:
-        axes = next((item for item in node.attribute if item.name == "axes"), None)
-        if node.op_type in REDUCTIONS and axes is not None and node.op_type != "ReduceSum":
-            name = fresh_name(graph, f"{node.output[0]}_axes")
-            values = numpy_helper.from_array(np.array(axes.ints, np.int64), name)
-            graph.graph.initializer.append(values)
-            node.input.append(name)
-            node.attribute.remove(axes)
-        if node.op_type == "Split" and len(node.input) == 1:
-            node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
 
-
-def _snap_weights(graph: Any) -> None:
-    """Quantized weights become integer times FP16 scale."""
-    from onnx import numpy_helper
-
-    index = Index(graph)
-    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for node in index.nodes:
-        weight, scale = index.constant(node.input[0]), None
-        if node.op_type == QUANTIZE and weight is not None and weight.dtype == np.float32:
-            scale = index.constant(node.input[1])
-        if weight is None or scale is None or node.input[0] not in tensors:
+def _snap_weights(graph: ir.Graph) -> None:
+    """Replace quantized weights by integer times FP16 scale."""
+    for node in graph:
+        value = input_at(node, 0) if node.op_type == QUANTIZE else None
+        weight, scale = array(value), array(input_at(node, 1))
+        if value is None or weight is None or scale is None or weight.dtype != np.float32:
             continue
         shape = [1] * weight.ndim
         if scale.size > 1:
-            shape[weight_axis(index, node) or 0] = scale.size
+            shape[channel_axis(node) or 0] = scale.size
         steps = np.clip(np.round(weight / scale.reshape(shape)), -128, 127)
-        snapped = (steps * _half(scale, label(node)).astype(np.float64).reshape(shape)).astype(np.float32)
-        tensors[node.input[0]].CopyFrom(numpy_helper.from_array(snapped, node.input[0]))
+        half = _half(scale, label(node)).astype(np.float64)
+        set_constant(value, (steps * half.reshape(shape)).astype(np.float32))
 
 
-def _halve(tensor: Any) -> None:
-    from onnx import numpy_helper
-
-    value = numpy_helper.to_array(tensor)
-    if value.dtype == np.float32:
-        tensor.CopyFrom(numpy_helper.from_array(_half(value, tensor.name), tensor.name))
+def _set_half(value: ir.Value, values: npt.NDArray[np.float32] | None) -> None:
+    if values is not None:
+        set_constant(value, _half(values, str(value.name)))
+        value.dtype = HALF
 
 
-def _half(value: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
-    """FP16 values; a positive one is never rounded to 0, because it may be a scale."""
+def _half(value: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float16]:
+    """Return FP16 values; a positive one is never rounded to 0, because it may be a scale.
+
+    Raises:
+        ModelError: A value is larger than FP16 holds.
+    """
     if not (np.abs(value) <= HALF_MAX).all():
         raise ModelError(
             f"'{name}' holds {np.abs(value).max():g}, which FP16 (up to {HALF_MAX:g}) cannot",
@@ -126,70 +121,66 @@ def _half(value: npt.NDArray[Any], name: str) -> npt.NDArray[np.float16]:
     return np.where((value > 0) & (value < HALF_TINY), HALF_TINY, value).astype(np.float16)
 
 
-def _from_pixels(graph: Any) -> list[Any]:
-    """The nodes, one after the other, that turn pixels into the network's input."""
-    index, chain = Index(graph), []
-    name = graph.graph.input[0].name
-    while takes_pixels(graph):
-        readers = index.consumers(name)
+def _normalization(graph: ir.Graph) -> list[ir.Node]:
+    """Return the chain of nodes that normalizes uint8 pixels; [] for a float input."""
+    chain: list[ir.Node] = []
+    value = graph.inputs[0]
+    while graph.inputs[0].dtype == ir.DataType.UINT8:
+        readers = value.consumers()
         if len(readers) != 1 or readers[0].op_type not in NORMALIZING:
             break
         chain.append(readers[0])
-        name = readers[0].output[0]
+        value = readers[0].outputs[0]
     return chain
 
 
-def _full_scales(graph: Any, chain: list[Any]) -> set[str]:
-    """Give each Q of the normalized pixels an FP32 scale of its own, apart from its DQ's; their names."""
-    index, found = Index(graph), set()
-    for node in index.consumers(chain[-1].output[0]) if chain else []:
-        scale = next((each for each in graph.graph.initializer if each.name == node.input[1]), None)
+def _full_scales(graph: ir.Graph, chain: list[ir.Node], names: Names) -> set[int]:
+    """Give each Q of the normalized pixels its own FP32 scale; return the identities of these scales."""
+    scales = set()
+    for node in chain[-1].outputs[0].consumers() if chain else ():
+        scale = array(input_at(node, 1))
         if node.op_type == QUANTIZE and scale is not None:
-            graph.graph.initializer.add().CopyFrom(scale)
-            name = fresh_name(graph, f"{scale.name}_full")
-            node.input[1] = graph.graph.initializer[-1].name = name
-            found.add(node.input[1])
-    return found
+            full = add_constant(graph, f"{node.inputs[1].name}_full", scale, names)  # type: ignore[union-attr]
+            node.replace_input_with(1, full)
+            scales.add(id(full))
+    return scales
 
 
-def _cast_after(graph: Any, chain: list[Any]) -> None:
-    """FP16 for what reads the normalized pixels, except for a Q."""
-    from onnx import helper
-
-    full = chain[-1].output[0] if chain else ""
-    nodes, half = list(graph.graph.node), fresh_name(graph, f"{full}_half")
-    readers = [node for node in nodes if full in node.input and node.op_type != QUANTIZE] if full else []
-    for node in readers:
-        node.input[:] = [half if name == full else name for name in node.input]
-    if readers:
-        cast = helper.make_node("Cast", [full], [half], f"{full}_to_half", to=10)
-        graph.graph.node.insert(nodes.index(chain[-1]) + 1, cast)
+def _cast_after(graph: ir.Graph, chain: list[ir.Node], names: Names) -> None:
+    """Cast the normalized pixels to FP16 for their consumers except a Q."""
+    if chain:
+        full = chain[-1].outputs[0]
+        uses = [use for use in full.uses() if use.node.op_type != QUANTIZE]
+        if uses:
+            cast = _cast(full, HALF, f"{full.name}_to_half", names.new(f"{full.name}_half"))
+            graph.insert_after(chain[-1], cast)
+            for use in uses:
+                use.node.replace_input_with(use.idx, cast.outputs[0])
 
 
-def _cast_ends(graph: Any, chain: list[Any]) -> None:
-    """FP32 at the network's inputs and outputs, so that its users see no difference."""
-    from onnx import TensorProto, helper
-
-    body = graph.graph
-    ends = [item.name for item in (*body.input, *body.output) if _is_float(item)]
-    inner = {name: fresh_name(graph, f"{name}_half") for name in ends}
-    for node in body.node:
-        for names in (node.input, node.output):
-            for i, name in enumerate(names):
-                names[i] = inner.get(name, name)
-        if node.op_type == "Cast" and node not in chain:
-            for attribute in node.attribute:
-                if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                    attribute.i = TensorProto.FLOAT16
-    for item in reversed(body.input):
-        if item.name in inner:
-            cast = helper.make_node("Cast", [item.name], [inner[item.name]], f"{item.name}_to_half", to=10)
-            body.node.insert(0, cast)
-    for item in body.output:
-        if item.name in inner:
-            cast = helper.make_node("Cast", [inner[item.name]], [item.name], f"{item.name}_to_float", to=1)
-            body.node.append(cast)
+def _cast_ends(graph: ir.Graph, chain: list[ir.Node], names: Names) -> None:
+    """Cast float inputs to FP16 and float outputs to FP32, so that users of the network see no difference."""
+    for node in graph:
+        if node.op_type == "Cast" and node not in chain and node.attributes.get_int("to", 0) == FLOAT:
+            node.attributes["to"] = ir.AttrInt64("to", HALF)
+    for value in reversed(graph.inputs):
+        if value.dtype == FLOAT and value.uses():
+            uses = value.uses()
+            cast = _cast(value, HALF, f"{value.name}_to_half", names.new(f"{value.name}_half"))
+            graph.insert_before(graph[0], cast)
+            for use in uses:
+                use.node.replace_input_with(use.idx, cast.outputs[0])
+    for place, value in enumerate(graph.outputs):
+        if value.dtype == FLOAT and value.producer() is not None:
+            name = str(value.name)
+            value.name = names.new(f"{name}_half")
+            cast = _cast(value, FLOAT, f"{name}_to_float", name)
+            cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
+            graph.append(cast)
+            graph.outputs[place] = cast.outputs[0]
 
 
-def _is_float(item: Any) -> bool:
-    return bool(item.type.tensor_type.elem_type == 1)
+def _cast(value: ir.Value, kind: ir.DataType, name: str, result: str) -> ir.Node:
+    node = ir.node("Cast", [value], {"to": kind}, name=name)
+    node.outputs[0].name = result
+    return node

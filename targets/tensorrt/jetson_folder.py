@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgeship.targets import onnxruntime, runner
 from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, lint, versions
-from edgeship.targets.tensorrt._index import QUANTIZE, load, takes_pixels
 from edgeship.targets.tensorrt.builder import BuildOptions
 from edgeship.toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.results import Precision
+from edgeship.toolkit.graph.load import load_unchanged
+from edgeship.toolkit.graph.query import QUANTIZE
 
 NOISE_IMAGES = 8
 GOLDEN_IMAGES = 32  # at most
@@ -56,7 +58,7 @@ def write(
         out: Folder to make; it must not exist, or be empty.
         version: TensorRT version on the device.
         module: Name of the Jetson module.
-        plain: The float graph, so that FP16 can be built beside INT8 and compared.
+        plain: The float graph, to build and compare FP16 too.
         images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
             the self-test, all for the DLA's scales of tensors without Q/DQ; None tests with noise, and leaves
             layers without a scale in FP16 on the DLA.
@@ -72,7 +74,7 @@ def write(
     board = jetson.module(module)
     version = jetson.choose(board, tensorrt=version)
     known = versions.rules(version)
-    if dla_core is not None and takes_pixels(load(model)):
+    if dla_core is not None and _takes_pixels(model):
         raise DataError(
             f"{model} takes uint8 pixels, which a DLA cannot normalize",
             hint="give the graph with a float32 input for a DLA",
@@ -81,7 +83,7 @@ def write(
     if "int8" in graphs:
         jetson.require_int8(board)
     if plain is not None:
-        if takes_pixels(load(plain)) != takes_pixels(load(model)):
+        if _takes_pixels(plain) != _takes_pixels(model):
             raise DataError(
                 f"of {model} and {plain} one takes uint8 pixels, the other ready images",
                 hint="give both in one form: the self-test has one set of images",
@@ -133,7 +135,11 @@ def write(
 
 
 def _precision(model: Path) -> str:
-    return "int8" if any(node.op_type == QUANTIZE for node in load(model).graph.node) else "fp16"
+    return "int8" if any(node.op_type == QUANTIZE for node in load_unchanged(model).graph) else "fp16"
+
+
+def _takes_pixels(model: Path) -> bool:
+    return load_unchanged(model).graph.inputs[0].dtype == ir.DataType.UINT8
 
 
 def _checked(model: Path, version: str) -> list[str]:
@@ -180,11 +186,10 @@ def _command(arguments: tuple[str, ...], graph: str) -> str:
 
 def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -> None:
     """Write golden inputs and their logits by an exact simulation of the graph."""
-    graph = load(model)
-    shape = [dim.dim_value for dim in graph.graph.input[0].type.tensor_type.shape.dim]
+    shape = [dim if isinstance(dim, int) else 0 for dim in load_unchanged(model).graph.inputs[0].shape or ()]
     if len(shape) != 4 or 0 in shape[1:]:
         raise DataError(f"the image size of {model} is not fixed", hint="export it with a fixed size")
-    noise = _noise((max(NOISE_IMAGES, shape[0]), *shape[1:]), pixels=takes_pixels(graph))
+    noise = _noise((max(NOISE_IMAGES, shape[0]), *shape[1:]), pixels=_takes_pixels(model))
     if images is None:
         images = noise
     if (images.dtype, images.shape[1:]) != (noise.dtype, noise.shape[1:]):

@@ -1,4 +1,4 @@
-"""Whether a TensorRT version will read an ONNX graph, and build what it means: every rule, before any device.
+"""Rules of a TensorRT version for an ONNX graph, checked without a device.
 
 Errors are what the parser refuses, or reads as something else. Warnings are what it accepts and runs slowly:
 see `placement`.
@@ -7,137 +7,121 @@ see `placement`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
 
-from edgeship.targets.tensorrt import versions
-from edgeship.targets.tensorrt._index import (
+from edgeship.targets.tensorrt import placement, versions
+from edgeship.targets.tensorrt.versions import Rules
+from edgeship.toolkit.core.results import Finding
+from edgeship.toolkit.graph.load import load_unchanged
+from edgeship.toolkit.graph.query import (
     DEQUANTIZE,
     QUANTIZE,
-    WEIGHTED,
-    Index,
-    attribute,
-    finite_positive,
-    has_attribute,
+    array,
+    before_pair,
+    dtype,
+    input_at,
+    integer,
+    is_constant_weight,
     label,
-    load,
+    producer,
+    weight_axis,
 )
-from edgeship.targets.tensorrt.versions import Rules
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 INTEGER_OPERATORS = (
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
     *("QLinearAdd", "QLinearGlobalAveragePool", "QLinearAveragePool", "QGemm"),
 )
+UNSTATED = "no axis, which some versions read as 0, others as 1"
 INDEPENDENT_RULE = (
     "docs.nvidia.com/deeplearning/tensorrt, Working with Quantized Types, explicit quantization"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong with a graph.
-
-    Attributes:
-        rule: Name of the rule, stable.
-        severity: "error": refused or misread; "warning": accepted, and slower than it need be.
-        node: The ONNX node.
-        message: What is wrong, in words.
-        fix: What to do.
-        source: Where the rule comes from.
-        repairable: Whether `repair.fix` does it.
-    """
-
-    rule: str
-    severity: Literal["error", "warning"]
-    node: str
-    message: str
-    fix: str
-    source: str
-    repairable: bool = False
-
-
 def lint(model: Path, version: str) -> list[Finding]:
-    """Everything that a TensorRT version would refuse, misread or run slowly.
+    """Return the violations of a TensorRT version's rules, in graph order, errors first.
 
     Args:
         model: An ONNX file, with or without Q/DQ.
         version: TensorRT version ("8.5", "10.3.0.30").
 
-    Returns:
-        Findings in the order of the graph; errors first.
-
     Raises:
         ModelError: The file is no ONNX model.
         RecipeError: The version is unknown.
     """
-    return findings(load(model), versions.rules(version))
+    return findings(load_unchanged(model), versions.rules(version))
 
 
-def findings(model: Any, rules: Rules) -> list[Finding]:
-    """`lint` of a model in memory."""
-    from edgeship.targets.tensorrt import placement
-
-    index = Index(model)
-    found = [*_opset(index, rules), *_pixels(index, rules)]
-    for node in index.nodes:
+def findings(model: ir.Model, rules: Rules) -> list[Finding]:
+    """Return the findings of `lint` for a loaded graph."""
+    graph = model.graph
+    results = [*_opset(graph, rules), *_pixels(graph, rules)]
+    for node in graph:
+        if not node.outputs:
+            continue
         if node.op_type in INTEGER_OPERATORS:
-            found.append(_integer_operator(node))
+            results.append(_integer_operator(node))
         elif node.op_type in (QUANTIZE, DEQUANTIZE):
-            found.extend(_pair_part(index, node, rules))
+            results.extend(_quantizer(node, rules))
         if node.op_type in WEIGHTED:
-            found.extend(_mixed_types(index, node))
-    found.extend(placement.findings(index))
-    return sorted(dict.fromkeys(found), key=lambda finding: finding.severity == "warning")
+            results.extend(_mixed_types(node))
+    results.extend(placement.findings(graph))
+    return sorted(dict.fromkeys(results), key=lambda finding: finding.severity == "warning")
 
 
-def _opset(index: Index, rules: Rules) -> Iterator[Finding]:
-    if index.opset > rules.max_opset:
+def _opset(graph: ir.Graph, rules: Rules) -> Iterator[Finding]:
+    opset = opset_of(graph)
+    if opset > rules.max_opset:
         yield Finding(
             *("opset-too-new", "error", "(graph)"),
-            f"opset {index.opset}; TensorRT {rules.name} reads up to {rules.max_opset}",
+            f"opset {opset}; TensorRT {rules.name} reads up to {rules.max_opset}",
             f"export with opset {min(rules.max_opset, 17)}; 13 is read by every version, 17 from 8.4 on",
             versions.OPSETS,
             repairable=True,
         )
-    pairs = [node for node in index.nodes if node.op_type in (QUANTIZE, DEQUANTIZE)]
-    per_channel = [node for node in pairs if _scales(index, node).size > 1]
-    if index.opset < 13 and per_channel:
+    per_channel = [n for n in graph if n.op_type in (QUANTIZE, DEQUANTIZE) and _scales(n).size > 1]
+    if opset < 13 and per_channel:
         yield Finding(
             *("opset-too-old", "error", label(per_channel[0])),
-            f"opset {index.opset} has no per-channel scales: the axis came with opset 13",
+            f"opset {opset} has no per-channel scales: the axis came with opset 13",
             "export with opset 13 or 17",
             "ONNX operator QuantizeLinear-13",
         )
 
 
-def _pixels(index: Index, rules: Rules) -> Iterator[Finding]:
-    """A uint8 input goes into a Cast at once, and older versions have none."""
-    from onnx import TensorProto
+def opset_of(graph: ir.Graph) -> int:
+    """Return the version of the standard operators."""
+    return graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
 
-    for item in index.model.graph.input:
-        if item.type.tensor_type.elem_type != TensorProto.UINT8:
+
+def _pixels(graph: ir.Graph, rules: Rules) -> Iterator[Finding]:
+    """Yield findings for uint8 inputs: supported from 8.5 on, each consumer a Cast."""
+    for value in graph.inputs:
+        if value.dtype != ir.DataType.UINT8:
             continue
-        readers = [node for node in index.consumers(item.name) if node.op_type != "Cast"]
+        others = [node for node in value.consumers() if node.op_type != "Cast"]
         if not rules.uint8_input:
             yield Finding(
-                *("uint8-input", "error", item.name),
+                *("uint8-input", "error", str(value.name)),
                 f"the network's input is uint8, which TensorRT {rules.name} does not have",
                 "give it the graph with a float32 input (export.input=float32); 8.5 and later take this one",
                 versions.UINT8_INPUTS,
             )
-        elif readers:
+        elif others:
             yield Finding(
-                *("uint8-input", "error", item.name),
-                f"the uint8 input is read by {label(readers[0])} ({readers[0].op_type}), not by a Cast",
+                *("uint8-input", "error", str(value.name)),
+                f"the uint8 input is read by {label(others[0])} ({others[0].op_type}), not by a Cast",
                 "make a Cast to float32 the first node (`edgeship quantize --input uint8` does)",
                 versions.UINT8_INPUTS,
             )
 
 
-def _integer_operator(node: Any) -> Finding:
+def _integer_operator(node: ir.Node) -> Finding:
     return Finding(
         *("integer-operator", "error", label(node)),
         f"{node.op_type} is no operator of TensorRT, which takes INT8 as Q/DQ nodes only",
@@ -146,28 +130,29 @@ def _integer_operator(node: Any) -> Finding:
     )
 
 
-def _pair_part(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
-    """The rules of one QuantizeLinear or DequantizeLinear."""
-    if node.op_type == DEQUANTIZE and index.element_type(node.input[0]) == "int32":
+def _quantizer(node: ir.Node, rules: Rules) -> Iterator[Finding]:
+    """Yield the findings of one QuantizeLinear or DequantizeLinear."""
+    if node.op_type == DEQUANTIZE and dtype(input_at(node, 0)) == "int32":
+        readers = node.outputs[0].consumers()
         yield Finding(
             *("int32-bias", "error", label(node)),
-            f"the bias of {_reader(index, node)} is INT32 behind a DequantizeLinear",
+            f"the bias of {label(readers[0]) if readers else 'nothing'} is INT32 behind a DequantizeLinear",
             "keep biases in float (in ONNX Runtime QuantizeBias=False)",
             f"{versions.PARSER}; {versions.CPU_PARSER}: input has type Int32 but must have type ... Int8",
             repairable=True,
         )
         return
-    yield from _zero_point(index, node, rules)
-    yield from _scale(index, node, rules)
-    yield from _axis(index, node)
-    yield from _partner(index, node, rules)
+    yield from _zero_point(node, rules)
+    yield from _scale(node, rules)
+    yield from _axis(node)
+    yield from _partner(node, rules)
 
 
-def _zero_point(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
-    name = node.input[2] if len(node.input) > 2 else ""
-    if "uint8" in (index.element_type(name), index.element_type(node.input[0])):
+def _zero_point(node: ir.Node, rules: Rules) -> Iterator[Finding]:
+    value = input_at(node, 2)
+    if "uint8" in (dtype(value), dtype(input_at(node, 0))):
         yield _unsigned(node, rules)
-    if not name:
+    if value is None:
         required = rules.needs_zero_point
         yield Finding(
             *("missing-zero-point", "error" if required else "warning", label(node)),
@@ -179,11 +164,11 @@ def _zero_point(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
             repairable=True,
         )
         return
-    zeros = index.constant(name)
+    zeros = array(value)
     if zeros is None:
         yield _computed(node, "zero point")
         return
-    scales = _scales(index, node)
+    scales = _scales(node)
     if scales.size and zeros.size != scales.size:
         yield Finding(
             *("zero-point-size", "error", label(node)),
@@ -202,31 +187,31 @@ def _zero_point(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
         )
 
 
-def _unsigned(node: Any, rules: Rules) -> Finding:
-    does = (
+def _unsigned(node: ir.Node, rules: Rules) -> Finding:
+    effect = (
         "refuses them"
         if rules.needs_zero_point
         else "reads them as INT8 with no more than a warning, and cuts off everything above 127"
     )
     return Finding(
         *("uint8", "error", label(node)),
-        f"unsigned 8-bit integers: TensorRT {rules.name} {does}",
+        f"unsigned 8-bit integers: TensorRT {rules.name} {effect}",
         "quantize to int8 (TensorRT's scheme), with the scale of the larger side divided by 127",
         f"{versions.PARSER}; {versions.CPU_PARSER}: UINT8 zero_point ... Defaulting to INT8 instead",
         repairable=True,
     )
 
 
-def _scale(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
-    scales = index.constant(node.input[1])
+def _scale(node: ir.Node, rules: Rules) -> Iterator[Finding]:
+    scales = array(input_at(node, 1))
     if scales is None:
         yield _computed(node, "scale")
         return
-    if not finite_positive(scales):
-        bad = scales[~(np.isfinite(scales) & (scales > 0))]
+    valid = np.isfinite(scales) & (scales > 0)
+    if not (scales.size and valid.all()):
         yield Finding(
             *("scale-not-positive", "error", label(node)),
-            f"scale {_values(bad)}: scales must be finite and above zero",
+            f"scale {_values(scales[~valid])}: scales must be finite and above zero",
             "calibrate again; an all-zero channel takes any small positive scale",
             f"{versions.PARSER}: Scale coefficients must all be positive",
         )
@@ -239,11 +224,11 @@ def _scale(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
         )
 
 
-def _axis(index: Index, node: Any) -> Iterator[Finding]:
-    scales = _scales(index, node)
+def _axis(node: ir.Node) -> Iterator[Finding]:
+    scales = _scales(node)
     if scales.size <= 1:
         return
-    if not index.weights(node.input[0]):
+    if not is_constant_weight(input_at(node, 0)):
         yield Finding(
             *("per-channel-activation", "error", label(node)),
             f"{scales.size} scales on an activation: only weights can have one for each channel",
@@ -251,26 +236,20 @@ def _axis(index: Index, node: Any) -> Iterator[Finding]:
             f"{versions.PARSER}: Activations-quantization does not support per-axis quantization",
         )
         return
-    wanted = weight_axis(index, node)
-    stated = attribute(node, "axis", 1)
-    if wanted is None or (has_attribute(node, "axis") and stated == wanted):
-        shape = _weight_shape(index, node)
-        if wanted is not None and shape and shape[wanted] != scales.size:
-            yield _wrong_axis(
-                node, f"{scales.size} scales for {shape[wanted]} output channels", repairable=False
-            )
+    axis = channel_axis(node)
+    if axis is None:
         return
-    spelt = (
-        f"axis {stated}"
-        if has_attribute(node, "axis")
-        else "no axis, which some versions read as 0, others as 1"
-    )
-    shape = _weight_shape(index, node)
-    fits = bool(shape) and shape[wanted] == scales.size
-    yield _wrong_axis(node, f"{spelt}; the output channels lie on axis {wanted}", repairable=fits)
+    channels = output_channels(node, axis)
+    stated, expected = integer(node, "axis", 1), f"the output channels lie on axis {axis}"
+    if "axis" not in node.attributes:
+        yield _wrong_axis(node, f"{UNSTATED}; {expected}", repairable=channels == scales.size)
+    elif stated != axis:
+        yield _wrong_axis(node, f"axis {stated}; {expected}", repairable=channels == scales.size)
+    elif channels not in (None, scales.size):
+        yield _wrong_axis(node, f"{scales.size} scales for {channels} output channels", repairable=False)
 
 
-def _wrong_axis(node: Any, message: str, *, repairable: bool) -> Finding:
+def _wrong_axis(node: ir.Node, message: str, *, repairable: bool) -> Finding:
     return Finding(
         *("weight-axis", "error", label(node)),
         message,
@@ -280,39 +259,37 @@ def _wrong_axis(node: Any, message: str, *, repairable: bool) -> Finding:
     )
 
 
-def _partner(index: Index, node: Any, rules: Rules) -> Iterator[Finding]:
-    """Q is followed by DQ, and DQ follows Q (or holds integer weights, for versions that read those)."""
-    if node.op_type == QUANTIZE:
-        readers = index.consumers(node.output[0])
-        if any(reader.op_type != DEQUANTIZE for reader in readers):
-            other = next(reader for reader in readers if reader.op_type != DEQUANTIZE)
-            yield Finding(
-                *("quantize-without-dequantize", "error", label(node)),
-                f"its integers are read by {label(other)} ({other.op_type}), not by a DequantizeLinear",
-                "follow every QuantizeLinear with a DequantizeLinear",
-                INDEPENDENT_RULE,
-            )
-    elif index.is_constant(node.input[0]) and not rules.int8_weights:
+def _partner(node: ir.Node, rules: Rules) -> Iterator[Finding]:
+    """Yield a finding for a Q without a DQ, and for stored integers where a version needs floats."""
+    others = [reader for reader in node.outputs[0].consumers() if reader.op_type != DEQUANTIZE]
+    first = input_at(node, 0)
+    if node.op_type == QUANTIZE and others:
+        yield Finding(
+            *("quantize-without-dequantize", "error", label(node)),
+            f"its integers are read by {label(others[0])} ({others[0].op_type}), not by a DequantizeLinear",
+            "follow every QuantizeLinear with a DequantizeLinear",
+            INDEPENDENT_RULE,
+        )
+    if node.op_type == DEQUANTIZE and array(first) is not None and not rules.int8_weights:
         yield Finding(
             *("integer-weights", "error", label(node)),
-            f"integer weights with a DequantizeLinear alone; TensorRT {rules.name} wants FP32, Q and DQ",
+            f"integer weights with a DequantizeLinear alone; TensorRT {rules.name} requires FP32, Q and DQ",
             "store FP32 weights with QuantizeLinear and DequantizeLinear (AddQDQPairToWeight=True)",
             versions.PARSER,
             repairable=True,
         )
 
 
-def _mixed_types(index: Index, node: Any) -> Iterator[Finding]:
-    """Data, weight and bias of one layer have one type: a DequantizeLinear gives that of its scale."""
+def _mixed_types(node: ir.Node) -> Iterator[Finding]:
+    """Yield a finding if data, weight and bias of a layer differ in type; that of a DQ is its scale's."""
     types = {}
-    for role, name in zip(("data", "weight", "bias"), node.input, strict=False):
-        before = index.producer(name)
-        if before is not None and before.op_type == DEQUANTIZE:
-            types[role] = index.element_type(before.input[1])
-        elif index.is_constant(name):
-            types[role] = index.element_type(name)
-    known = {kind for kind in types.values() if kind.startswith("float")}
-    if len(known) > 1:
+    for role, value in zip(("data", "weight", "bias"), node.inputs, strict=False):
+        pair = producer(value)
+        source = input_at(pair, 1) if pair is not None and pair.op_type == DEQUANTIZE else value
+        if pair is None or pair.op_type == DEQUANTIZE:
+            types[role] = dtype(source)
+    types = {role: kind for role, kind in types.items() if kind}
+    if len({kind for kind in types.values() if kind.startswith("float")}) > 1:
         yield Finding(
             *("mixed-types", "error", label(node)),
             ", ".join(f"{role} is {kind}" for role, kind in types.items()),
@@ -321,41 +298,31 @@ def _mixed_types(index: Index, node: Any) -> Iterator[Finding]:
         )
 
 
-def weight_axis(index: Index, node: Any) -> int | None:
-    """The axis of the output channels of the weights a Q or DQ belongs to; None where no layer reads them."""
-    for reader in index.consumers(node.output[0]):
+def channel_axis(node: ir.Node) -> int | None:
+    """Return the output-channel axis of the weights that a Q or DQ belongs to; None without a layer."""
+    for reader in node.outputs[0].consumers():
         if reader.op_type == DEQUANTIZE:
-            return weight_axis(index, reader)
-        if reader.op_type == "Conv":
-            return 0
-        if reader.op_type in ("ConvTranspose", "MatMul"):
-            return 1
-        if reader.op_type == "Gemm":
-            return 0 if attribute(reader, "transB", 0) else 1
+            return channel_axis(reader)
+        if reader.op_type in WEIGHTED:
+            return weight_axis(reader)
     return None
 
 
-def _weight_shape(index: Index, node: Any) -> tuple[int, ...]:
-    name = node.input[0]
-    before = index.producer(name)
-    value = index.constant(before.input[0] if before is not None and before.op_type == QUANTIZE else name)
-    return () if value is None else value.shape
+def output_channels(node: ir.Node, axis: int) -> int | None:
+    """Return the size of an axis of the weights that a Q or DQ belongs to; None if it is unknown."""
+    weights = array(before_pair(input_at(node, 0)))
+    return weights.shape[axis] if weights is not None and axis < weights.ndim else None
 
 
-def _scales(index: Index, node: Any) -> Any:
-    scales = index.constant(node.input[1])
+def _scales(node: ir.Node) -> npt.NDArray[Any]:
+    scales = array(input_at(node, 1))
     return np.zeros(0) if scales is None else scales
 
 
-def _reader(index: Index, node: Any) -> str:
-    readers = index.consumers(node.output[0])
-    return label(readers[0]) if readers else "nothing"
-
-
-def _computed(node: Any, what: str) -> Finding:
+def _computed(node: ir.Node, role: str) -> Finding:
     return Finding(
         *("scale-not-constant", "error", label(node)),
-        f"its {what} is computed in the graph: TensorRT needs a constant",
+        f"its {role} is computed in the graph: TensorRT needs a constant",
         "fold constants before (onnxsim), or quantize statically",
         versions.PARSER,
     )

@@ -19,7 +19,7 @@ from edgeship.toolkit.core.results import LayerAudit, Precision
 
 @cache
 def available() -> bool:
-    """Whether TensorRT is installed and finds a GPU."""
+    """Return True if TensorRT is installed and finds a GPU."""
     try:
         from edgeship.targets.runner.cuda import Cuda
 

@@ -1,77 +1,98 @@
-"""Where Q/DQ stand, beyond what the parser checks: bad places build without a word and run slowly."""
+"""Placement of Q/DQ pairs that TensorRT accepts silently and runs slowly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
+import onnx_ir as ir
 
-from edgeship.targets.tensorrt._index import DEQUANTIZE, QUANTIZE, Index, label
-from edgeship.targets.tensorrt.lint import Finding
+from edgeship.toolkit.core.results import Finding
+from edgeship.toolkit.graph.query import (
+    DEQUANTIZE,
+    QUANTIZE,
+    array,
+    before_pair,
+    input_at,
+    is_constant_weight,
+    is_dequantized,
+    label,
+    producer,
+)
+from edgeship.toolkit.graph.signs import LAYOUT_OPS
 
 PLACEMENT = (
     "docs.nvidia.com/deeplearning/tensorrt, Q/DQ Layer-Placement Recommendations; TensorRT Engine Explorer's "
     "ResNet-18 on an A100: 0.883 ms without Q/DQ on the shortcuts, 0.546 ms with, 0.500 ms with the pool's"
 )
 ALIGNMENT = "TensorRT Engine Explorer trex/lint.py; Model Optimizer modelopt/onnx/quantization/int8.py"
-INT8_CHANNELS = 16  # below a multiple of this, INT8 kernels compute channels nobody needs
+COMMUTING = LAYOUT_OPS | {"MaxPool", "Identity"}  # a DQ moves forward through them
+INT8_CHANNELS = 16  # INT8 kernels compute multiples of this
 IMAGE_CHANNELS = 4
 
 
-def findings(index: Index) -> Iterator[Finding]:
-    """What is placed so that a fusion or an INT8 output is lost; nothing for a graph without Q/DQ."""
-    for node in index.nodes:
-        if node.op_type in ("Conv", "Gemm") and _computes_int8(index, node):
-            yield from _aligned(index, node)
+def findings(graph: ir.Graph) -> Iterator[Finding]:
+    """Yield a finding for each placement that prevents a fusion or an INT8 output."""
+    for node in graph:
+        if node.op_type in ("Conv", "Gemm") and _computes_int8(node):
+            yield from _aligned(node)
         elif node.op_type in ("Conv", "Gemm"):
-            yield from _half_quantized(index, node)
+            yield from _half_quantized(node)
         elif node.op_type == "Add":
-            yield from _residual(index, node)
+            yield from _residual(node)
         elif node.op_type == "GlobalAveragePool":
-            yield from _pool(index, node)
+            yield from _pool(node)
         elif node.op_type == "Relu":
-            yield from _early(index, node)
-    yield from _different_scales(index)
+            yield from _early(node)
+    yield from _different_scales(graph)
 
 
-def trunk_and_skip(index: Index, add: Any) -> tuple[str, str] | None:
-    """The two inputs of a residual Add: that of the convolution it should fuse with, and the shortcut.
+def is_quantized(value: ir.Value | None) -> bool:
+    """Return True if a tensor is dequantized, also through operators that only move values."""
+    node = producer(value)
+    while node is not None and node.op_type in COMMUTING:
+        value = input_at(node, 0)
+        node = producer(value)
+    return is_dequantized(value)
 
-    With one convolution before the Add, that is the trunk. With two (a projection), the trunk is the longer
-    way back to where the branches part.
+
+def main_and_shortcut(add: ir.Node) -> tuple[ir.Value, ir.Value] | None:
+    """Return the inputs of a residual Add: main branch, which fuses with it, and shortcut.
+
+    With one convolution before the Add, it ends the main branch. With two (a projection), the main branch is
+    the longer path from the common ancestor.
 
     Returns:
-        Names of the Add's inputs as they stand (behind their DQ, if any); None where it is no residual Add.
+        The inputs, dequantized where they are; None for other Adds.
     """
-    first, second = add.input
-    if index.is_constant(first) or index.is_constant(second):
+    first, second = input_at(add, 0), input_at(add, 1)
+    if first is None or second is None or not (first.const_value is None and second.const_value is None):
         return None
-    ends = [_before_pair(index, name) for name in (first, second)]
-    convolutions = [(node := index.producer(end)) is not None and node.op_type == "Conv" for end in ends]
+    ends = [before_pair(value) for value in (first, second)]
+    convolutions = [(node := producer(end)) is not None and node.op_type == "Conv" for end in ends]
     if not any(convolutions):
         return None
     if all(convolutions):
-        lengths = [len(path) for path in _ways(index, *ends)]
+        paths = [_ancestors(end) for end in ends]
+        lengths = [_distance(*paths), _distance(*reversed(paths))]
         convolutions = [lengths[0] > lengths[1], lengths[0] <= lengths[1]]
     return (first, second) if convolutions[0] else (second, first)
 
 
-def _residual(index: Index, add: Any) -> Iterator[Finding]:
-    names = trunk_and_skip(index, add)
-    if names is None:
+def _residual(add: ir.Node) -> Iterator[Finding]:
+    inputs = main_and_shortcut(add)
+    if inputs is None:
         return
-    trunk, skip = names
-    convolution = index.producer(_before_pair(index, trunk))
-    if convolution is None or not _computes_int8(index, convolution):
+    main, shortcut = inputs
+    convolution = producer(before_pair(main))
+    if convolution is None or not _computes_int8(convolution):
         return
-    states = (index.dequantized(trunk), index.quantized(skip))
+    states = (is_dequantized(main), is_quantized(shortcut))
     if states == (False, True):
         return
     rule, message, fix = {
         (False, False): (
             "residual-none",
-            f"its shortcut {skip} has no Q/DQ: {label(convolution)} reads INT8 and writes floats",
+            f"its shortcut {shortcut.name} has no Q/DQ: {label(convolution)} reads INT8 and writes floats",
             "quantize the shortcut, with the scale its other readers have",
         ),
         (True, True): (
@@ -81,26 +102,28 @@ def _residual(index: Index, add: Any) -> Iterator[Finding]:
         ),
         (True, False): (
             "residual-trunk",
-            f"the wrong input is quantized: {trunk} is the output of {label(convolution)}, {skip} is float",
+            f"the wrong input is quantized: {main.name} is the output of {label(convolution)}, "
+            f"{shortcut.name} is float",
             "quantize the shortcut instead of the convolution's output",
         ),
     }[states]
-    repairable = rule == "residual-both" or sibling(index, skip) is not None
+    repairable = rule == "residual-both" or dequantized_copy(shortcut) is not None
     yield Finding(rule, "warning", label(add), message, fix, PLACEMENT, repairable)
 
 
-def sibling(index: Index, tensor: str) -> str | None:
-    """The dequantized form of a float tensor, where some other reader has one."""
-    for reader in index.consumers(tensor):
-        if reader.op_type == QUANTIZE:
-            for after in index.consumers(reader.output[0]):
-                if after.op_type == DEQUANTIZE:
-                    return str(after.output[0])
+def dequantized_copy(value: ir.Value) -> ir.Value | None:
+    """Return the output of a Q/DQ pair that another consumer of a tensor reads; None without one."""
+    for quantize in value.consumers():
+        if quantize.op_type == QUANTIZE:
+            for reader in quantize.outputs[0].consumers():
+                if reader.op_type == DEQUANTIZE:
+                    return reader.outputs[0]
     return None
 
 
-def _pool(index: Index, pool: Any) -> Iterator[Finding]:
-    if not index.quantized(pool.input[0]) and _int8_before(index, pool.input[0]):
+def _pool(pool: ir.Node) -> Iterator[Finding]:
+    value = input_at(pool, 0)
+    if not is_quantized(value) and _int8_before(value):
         yield Finding(
             *("pool-float", "warning", label(pool)),
             "the global average pool reads floats, so the last convolution writes floats",
@@ -109,12 +132,13 @@ def _pool(index: Index, pool: Any) -> Iterator[Finding]:
         )
 
 
-def _early(index: Index, relu: Any) -> Iterator[Finding]:
-    """A Q between a layer and its ReLU keeps the two from fusing."""
-    if not index.quantized(relu.input[0]):
+def _early(relu: ir.Node) -> Iterator[Finding]:
+    """Yield a finding for a Q/DQ pair between a layer and its ReLU."""
+    value = input_at(relu, 0)
+    if value is None or not is_quantized(value):
         return
-    before = index.producer(_before_pair(index, relu.input[0]))
-    if before is not None and before.op_type in ("Conv", "Add") and len(index.consumers(relu.input[0])) == 1:
+    before = producer(before_pair(value))
+    if before is not None and before.op_type in ("Conv", "Add") and len(value.consumers()) == 1:
         yield Finding(
             *("quantized-before-relu", "warning", label(relu)),
             f"Q/DQ between {label(before)} and its ReLU keep them from fusing",
@@ -123,8 +147,8 @@ def _early(index: Index, relu: Any) -> Iterator[Finding]:
         )
 
 
-def _half_quantized(index: Index, node: Any) -> Iterator[Finding]:
-    data, weight = (index.quantized(name) for name in node.input[:2])
+def _half_quantized(node: ir.Node) -> Iterator[Finding]:
+    data, weight = (is_quantized(input_at(node, place)) for place in (0, 1))
     if data == weight:
         return
     missing = "activation" if weight else "weights"
@@ -136,82 +160,62 @@ def _half_quantized(index: Index, node: Any) -> Iterator[Finding]:
     )
 
 
-def _aligned(index: Index, node: Any) -> Iterator[Finding]:
-    weight = _weight_shape(index, node)
-    if len(weight) != 4:
+def _aligned(node: ir.Node) -> Iterator[Finding]:
+    weight = array(before_pair(input_at(node, 1)))
+    if weight is None or weight.ndim != 4:
         return
-    outputs, inputs = weight[:2]
-    image = inputs <= IMAGE_CHANNELS  # the first layer has kernels of its own
-    odd = [str(count) for count in (outputs, inputs if not image else 0) if count % INT8_CHANNELS]
-    if odd:
+    outputs, inputs = weight.shape[:2]
+    sizes = (outputs,) if inputs <= IMAGE_CHANNELS else (outputs, inputs)  # first layers have own kernels
+    unaligned = [str(size) for size in sizes if size % INT8_CHANNELS]
+    if unaligned:
         yield Finding(
             *("channel-alignment", "warning", label(node)),
-            f"{' and '.join(odd)} channels: INT8 kernels compute multiples of {INT8_CHANNELS}",
+            f"{' and '.join(unaligned)} channels: INT8 kernels compute multiples of {INT8_CHANNELS}",
             "prune to multiples of 32 (at least 16)",
             ALIGNMENT,
         )
 
 
-def _different_scales(index: Index) -> Iterator[Finding]:
-    """Two Q with different scales on one tensor: two INT8 tensors, and a copy for each block."""
-    tensors = dict.fromkeys(node.input[0] for node in index.nodes if node.op_type == QUANTIZE)
-    for tensor in tensors:
-        scales = {
-            value.tobytes()
-            for reader in index.consumers(tensor)
-            if reader.op_type == QUANTIZE and (value := index.constant(reader.input[1])) is not None
-        }
-        if len(scales) > 1:
-            first = next(reader for reader in index.consumers(tensor) if reader.op_type == QUANTIZE)
+def _different_scales(graph: ir.Graph) -> Iterator[Finding]:
+    """Yield a finding for a tensor quantized with several scales: several INT8 copies of it."""
+    tensors = {id(value): value for node in graph if node.op_type == QUANTIZE for value in node.inputs[:1]}
+    for value in tensors.values():
+        quantizers = [node for node in value.consumers() if node.op_type == QUANTIZE] if value else []
+        arrays = [array(input_at(node, 1)) for node in quantizers]
+        scales = {each.tobytes() for each in arrays if each is not None}
+        if value is not None and len(scales) > 1:
             yield Finding(
-                *("different-scales", "warning", label(first)),
-                f"{tensor} is quantized with {len(scales)} different scales: one copy each",
+                *("different-scales", "warning", label(quantizers[0])),
+                f"{value.name} is quantized with {len(scales)} different scales: one copy each",
                 "give all readers of a tensor one Q/DQ",
                 PLACEMENT,
-                repairable=not index.weights(tensor),
+                repairable=not is_constant_weight(value),
             )
 
 
-def _computes_int8(index: Index, node: Any) -> bool:
-    return all(index.quantized(name) for name in node.input[:2])
+def _computes_int8(node: ir.Node) -> bool:
+    return all(is_quantized(input_at(node, place)) for place in (0, 1))
 
 
-def _int8_before(index: Index, tensor: str) -> bool:
-    """Whether the weighted layer before a tensor, through ReLU and Add, computes in INT8."""
-    node = index.producer(tensor)
+def _int8_before(value: ir.Value | None) -> bool:
+    """Return True if the layer before a tensor, through ReLU and Add, computes in INT8."""
+    node = producer(value)
     while node is not None and node.op_type in ("Relu", "Add"):
-        node = index.producer(_before_pair(index, node.input[0]))
-    return node is not None and node.op_type == "Conv" and _computes_int8(index, node)
+        node = producer(before_pair(input_at(node, 0)))
+    return node is not None and node.op_type == "Conv" and _computes_int8(node)
 
 
-def _before_pair(index: Index, tensor: str) -> str:
-    """The tensor that Q and DQ stand on; the tensor itself without them."""
-    node = index.producer(tensor)
-    return index.source(node) if node is not None and node.op_type == DEQUANTIZE else tensor
+def _distance(path: list[int], other: list[int]) -> int:
+    """Return the number of tensors on a path before the nearest one on the other path."""
+    common = set(other)
+    return next((place for place, value in enumerate(path) if value in common), len(path))
 
 
-def _ways(index: Index, first: str, second: str) -> tuple[list[str], list[str]]:
-    """The tensors from each end back to the nearest one that both come from."""
-    one, two = _chain(index, first), _chain(index, second)
-    shared = set(one) & set(two)
-    return _until(one, shared), _until(two, shared)
-
-
-def _until(chain: list[str], shared: set[str]) -> list[str]:
-    return chain[: next((i for i, name in enumerate(chain) if name in shared), len(chain))]
-
-
-def _chain(index: Index, tensor: str) -> list[str]:
-    """A tensor and what it comes from, along first inputs, Q/DQ left out."""
-    chain = [_before_pair(index, tensor)]
-    while (node := index.producer(chain[-1])) is not None and node.input:
-        following = _before_pair(index, node.input[0])
-        if following in chain:  # a cycle: no valid graph, and no reason to hang
-            break
-        chain.append(following)
-    return chain
-
-
-def _weight_shape(index: Index, node: Any) -> tuple[int, ...]:
-    value = index.constant(_before_pair(index, node.input[1]))
-    return tuple(np.shape(value)) if value is not None else ()
+def _ancestors(value: ir.Value | None) -> list[int]:
+    """Return the identities of a tensor and of its ancestors along first inputs, Q/DQ pairs left out."""
+    path: dict[int, None] = {}
+    while value is not None and id(value) not in path:  # an invalid graph may have a cycle
+        path[id(value)] = None
+        node = producer(value)
+        value = before_pair(input_at(node, 0)) if node is not None else None
+    return list(path)

@@ -1,4 +1,4 @@
-"""Make a Q/DQ graph legal for a TensorRT version where that can be done without calibrating again."""
+"""Repair of a Q/DQ graph for a TensorRT version, as far as that needs no new calibration."""
 
 from __future__ import annotations
 
@@ -8,33 +8,45 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeship.targets.tensorrt import versions
-from edgeship.targets.tensorrt._index import (
+from edgeship.targets.tensorrt.lint import channel_axis, findings, opset_of, output_channels
+from edgeship.targets.tensorrt.placement import dequantized_copy, is_quantized, main_and_shortcut
+from edgeship.targets.tensorrt.versions import Rules
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.results import Finding
+from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.edit import Names, add_constant
+from edgeship.toolkit.graph.load import load_unchanged
+from edgeship.toolkit.graph.opset import downgrade_opset
+from edgeship.toolkit.graph.query import (
     DEQUANTIZE,
     QUANTIZE,
-    Index,
-    fresh_name,
-    has_attribute,
+    array,
+    before_pair,
+    dtype,
+    input_at,
+    is_constant_weight,
+    is_dequantized,
     label,
-    load,
 )
-from edgeship.targets.tensorrt.lint import Finding, findings, weight_axis
-from edgeship.targets.tensorrt.placement import sibling, trunk_and_skip
-from edgeship.targets.tensorrt.versions import Rules
-from edgeship.toolkit.core.artifact import replacing
-from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.graph.shapes import infer
+from edgeship.toolkit.graph.signs import never_negative
 
 MIN_SCALE = 2.0**-23
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What `fix` did.
+    """Result of `fix`.
 
     Attributes:
-        fixed: Findings that are gone.
-        left: Findings that need a person, or a new calibration.
+        fixed: Findings without which the graph is now.
+        left: Findings that need an edit by hand, or a new calibration.
     """
 
     fixed: tuple[Finding, ...]
@@ -42,7 +54,7 @@ class Repair:
 
 
 def fix(model: Path, version: str, out: Path) -> Repair:
-    """Repair what `lint` calls repairable, and write the graph.
+    """Repair the findings that `lint` calls repairable, and write the graph.
 
     Scales are changed only where their integers were unsigned or asymmetric; the new ones cover the same
     range, so nothing is clipped that was not, at a coarser step.
@@ -50,134 +62,129 @@ def fix(model: Path, version: str, out: Path) -> Repair:
     Args:
         model: An ONNX file.
         version: TensorRT version.
-        out: Where the repaired graph goes; may be `model`.
+        out: File of the repaired graph; may be `model`.
 
     Raises:
         ModelError: The file is no ONNX model, or its opset cannot be lowered.
         RecipeError: The version is unknown.
     """
-    import onnx
-
     rules = versions.rules(version)
-    graph = load(model)
+    graph = load_unchanged(model)
     before = findings(graph, rules)
-    graph = _repaired(graph, rules)
-    after = findings(graph, rules)
     try:
-        onnx.checker.check_model(graph)
-    except onnx.checker.ValidationError as error:
+        _repair(graph, rules)
+        onnx.checker.check_model(ir.to_proto(graph))
+    except (onnx.checker.ValidationError, ValueError) as error:  # arrays of other shapes than their layer's
         raise ModelError(
             f"{model} cannot be repaired: {str(error).strip().splitlines()[0]}",
             hint="export it again",
         ) from error
-    with replacing(out) as temporary:
-        onnx.save(graph, str(temporary))
+    after = findings(graph, rules)
+    io.save(graph, out)
     left = {(finding.rule, finding.node) for finding in after}
     return Repair(tuple(item for item in before if (item.rule, item.node) not in left), tuple(after))
 
 
-def _repaired(graph: Any, rules: Rules) -> Any:
+def _repair(model: ir.Model, rules: Rules) -> None:
+    graph = model.graph
     _float_biases(graph)
     _float_weights(graph, rules)
     _signed(graph)
     _axes(graph)
     _one_pair_each(graph)
     _residuals(graph)
-    _drop_unused(graph)
-    _sort(graph)
-    index = Index(graph)
-    if index.opset > rules.max_opset:
-        graph = _lower_opset(graph, min(rules.max_opset, 17))
-    return graph
+    RemoveUnusedNodesPass()(model)
+    graph.sort()
+    if opset_of(graph) > rules.max_opset:
+        _lower_opset(model, min(rules.max_opset, 17))
 
 
-def _float_biases(graph: Any) -> None:
-    """INT32 constants behind a DQ become the floats they stand for, exactly."""
-    index = Index(graph)
-    for node in [node for node in index.nodes if node.op_type == DEQUANTIZE]:
-        if index.element_type(node.input[0]) != "int32":
+def _float_biases(graph: ir.Graph) -> None:
+    """Replace INT32 constants behind a DQ by their float values, exactly."""
+    for node in list(graph):
+        if node.op_type != DEQUANTIZE or dtype(input_at(node, 0)) != "int32":
             continue
-        value, scale = index.constant(node.input[0]), index.constant(node.input[1])
+        value, scale = array(input_at(node, 0)), array(input_at(node, 1))
         if value is not None and scale is not None:
-            _replace(graph, node, (value.astype(np.float64) * scale).astype(np.float32))
+            old = node.outputs[0]
+            values = (value.astype(np.float64) * scale).astype(np.float32)
+            new = add_constant(graph, f"{old.name}_float", values)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            graph.remove(node, safe=True)
+            new.name = old.name
 
 
-def _float_weights(graph: Any, rules: Rules) -> None:
-    """Integer weights behind a DQ become floats behind Q and DQ, with the same scales where they can stay."""
-    index = Index(graph)
-    for node in [n for n in index.nodes if n.op_type == DEQUANTIZE and index.is_constant(n.input[0])]:
-        integers, scale, zero = index.constant(node.input[0]), *_parameters(index, node)
+def _float_weights(graph: ir.Graph, rules: Rules) -> None:
+    """Replace integer weights behind a DQ by floats behind Q and DQ; legal scales stay."""
+    names = Names(graph)
+    for node in [node for node in graph if node.op_type == DEQUANTIZE]:
+        integers, scale, zero = array(input_at(node, 0)), *_parameters(node)
         if integers is None or scale is None or integers.dtype not in (np.int8, np.uint8):
             continue
-        legal = integers.dtype == np.int8 and not zero.any()
-        if legal and rules.int8_weights:
+        is_legal = integers.dtype == np.int8 and not zero.any()
+        if is_legal and rules.int8_weights:
             continue
-        axis = weight_axis(index, node)
+        axis = channel_axis(node) or 0
         shape = [1] * integers.ndim
         if scale.size > 1:
-            shape[axis or 0] = scale.size
+            shape[axis] = scale.size
         weight = (integers.astype(np.float64) - zero.reshape(shape if zero.size > 1 else ())) * scale.reshape(
             shape if scale.size > 1 else ()
         )
-        if not legal:
-            others = None if scale.size == 1 else tuple(i for i in range(integers.ndim) if i != (axis or 0))
+        if not is_legal:
+            others = None if scale.size == 1 else tuple(i for i in range(integers.ndim) if i != axis)
             scale = np.maximum(np.abs(weight).max(axis=others) / 127, MIN_SCALE)
-        name = fresh_name(graph, f"{node.output[0]}_float")
-        _add_constant(graph, name, weight.astype(np.float32))
-        scale_name = _add_constant(
-            graph, fresh_name(graph, f"{node.output[0]}_scale"), scale.astype(np.float32)
-        )
-        zeros = np.zeros(np.shape(scale), np.int8)
-        zero_name = _add_constant(graph, fresh_name(graph, f"{node.output[0]}_zero_point"), zeros)
-        _insert_quantize(graph, node, [name, scale_name, zero_name])
+        stem = node.outputs[0].name
+        parameters = [
+            add_constant(graph, f"{stem}_float", weight.astype(np.float32), names),
+            add_constant(graph, f"{stem}_scale", np.asarray(scale, np.float32), names),
+            add_constant(graph, f"{stem}_zero_point", np.zeros(np.shape(scale), np.int8), names),
+        ]
+        attributes = [value for name, value in node.attributes.items() if name == "axis"]
+        name = f"{label(node)}_quantize"
+        quantize = ir.Node("", QUANTIZE, parameters, attributes, num_outputs=1, name=name)
+        quantize.outputs[0].name = names.new(f"{parameters[0].name}_quantized")
+        graph.insert_before(node, quantize)
+        _set_inputs(node, [quantize.outputs[0], *parameters[1:]])
 
 
-def _signed(graph: Any) -> None:
-    """Every pair gets int8 zero points of zeros; other scales are widened to cover the same range."""
-    index = Index(graph)
-    added: dict[tuple[str, bytes, bytes], tuple[str, str]] = {}
-    for node in index.nodes:
-        if node.op_type not in (QUANTIZE, DEQUANTIZE) or not index.is_constant(node.input[1]):
-            continue
-        if index.element_type(node.input[0]) not in ("", "float32", "float16"):
+def _signed(graph: ir.Graph) -> None:
+    """Give every pair int8 zero points of zeros, and a scale for the same range where they were others."""
+    names = Names(graph)
+    added: dict[tuple[str, bytes], list[ir.Value]] = {}
+    for node in list(graph):
+        scale, zero = _parameters(node) if node.op_type in (QUANTIZE, DEQUANTIZE) else (None, np.zeros(0))
+        first, last = input_at(node, 0), input_at(node, 2)
+        if scale is None or first is None or dtype(first) not in ("", "float32", "float16"):
             continue  # stored integers: already legal here
-        scale, zero = _parameters(index, node)
-        stored = index.element_type(node.input[2]) if len(node.input) > 2 else "int8"
-        if stored == "int8" and zero.shape == np.shape(scale) and not zero.any() and len(node.input) > 2:
+        stored = dtype(last) if last is not None else "int8"
+        is_legal = stored == "int8" and zero.shape == scale.shape and not zero.any() and last is not None
+        if is_legal or stored not in ("int8", "uint8"):
             continue
-        if stored in ("int8", "uint8"):
-            if (
-                node.op_type == QUANTIZE
-                and _clips_negatives(zero, stored)
-                and not index.never_negative(node.input[0])
-            ):
-                _insert_relu(graph, node)
-            wider = symmetric_scale(scale, zero, unsigned=stored == "uint8")
-            zeros = np.zeros(np.shape(scale), np.int8)
-            names = _shared_constants(graph, node, wider.astype(scale.dtype), zeros, added)
-            del node.input[1:]
-            node.input.extend(names)
+        if node.op_type == QUANTIZE and _clips_negatives(zero, stored) and not never_negative(first):
+            relu = ir.node("Relu", [first])
+            relu.name = relu.outputs[0].name = names.new(f"{first.name}_relu")
+            graph.insert_before(node, relu)
+            node.replace_input_with(0, relu.outputs[0])
+        wide = symmetric_scale(scale, zero, unsigned=stored == "uint8").astype(scale.dtype)
+        stem = str(node.inputs[1].name)  # type: ignore[union-attr]  # its array is known
+        key = (stem, wide.tobytes())
+        if key not in added:  # Q and DQ of one tensor read the same constants
+            zeros = np.zeros(scale.shape, np.int8)
+            added[key] = [
+                add_constant(graph, f"{stem}_int8", wide, names),
+                add_constant(graph, f"{stem}_int8_zero_point", zeros, names),
+            ]
+        _set_inputs(node, [node.inputs[0], *added[key]])
 
 
-def _clips_negatives(zero: npt.NDArray[Any], stored: str) -> bool:
-    """Whether the lowest integer stands for 0: some quantizers drop the ReLU that such a Q replaces."""
+def _clips_negatives(zero: Array, stored: str) -> bool:
+    """Return True if the lowest integer stands for 0: some quantizers drop the ReLU before such a Q."""
     return bool((zero == (0 if stored == "uint8" else -128)).all())
 
 
-def _insert_relu(graph: Any, quantize: Any) -> None:
-    from onnx import helper
-
-    tensor = quantize.input[0]
-    output = fresh_name(graph, f"{tensor}_relu")
-    place = next(i for i, node in enumerate(graph.graph.node) if node == quantize)
-    quantize.input[0] = output
-    graph.graph.node.insert(place, helper.make_node("Relu", [tensor], [output], name=output))
-
-
-def symmetric_scale(
-    scale: npt.NDArray[Any], zero_point: npt.NDArray[Any], *, unsigned: bool
-) -> npt.NDArray[np.float64]:
-    """The int8 scale with zero point 0 that covers the range of other 8-bit parameters.
+def symmetric_scale(scale: Array, zero_point: Array, *, unsigned: bool) -> npt.NDArray[np.float64]:
+    """Return the int8 scale with zero point 0 that covers the range of other 8-bit parameters.
 
     uint8 with zero point 0 covers 0..255 s, so int8 needs 255/127 s. With zero point 128 it covers
     -128..127 s, which int8 holds with the same s.
@@ -188,176 +195,82 @@ def symmetric_scale(
     return np.asarray(scale.astype(np.float64) * steps)
 
 
-def _axes(graph: Any) -> None:
-    from onnx import helper
-
-    index = Index(graph)
-    for node in index.nodes:
-        if node.op_type not in (QUANTIZE, DEQUANTIZE) or not index.weights(node.input[0]):
-            continue
-        scale, axis = index.constant(node.input[1]), weight_axis(index, node)
-        weight = index.constant(_root(index, node))
-        if scale is None or axis is None or weight is None or scale.size in (0, 1):
-            continue
-        if weight.shape[axis] == scale.size:
-            if has_attribute(node, "axis"):
-                node.attribute.remove(next(item for item in node.attribute if item.name == "axis"))
-            node.attribute.append(helper.make_attribute("axis", axis))
+def _axes(graph: ir.Graph) -> None:
+    """State the output-channel axis on each Q and DQ of weights that their scales fit."""
+    for node in graph:
+        if node.op_type in (QUANTIZE, DEQUANTIZE) and is_constant_weight(input_at(node, 0)):
+            scale, axis = array(input_at(node, 1)), channel_axis(node)
+            if scale is None or axis is None or scale.size < 2:
+                continue
+            if output_channels(node, axis) == scale.size:
+                node.attributes["axis"] = ir.AttrInt64("axis", axis)
 
 
-def _one_pair_each(graph: Any) -> None:
-    """All readers of an activation share the pair with the largest scale: it clips the least."""
-    index = Index(graph)
-    tensors = dict.fromkeys(node.input[0] for node in index.nodes if node.op_type == QUANTIZE)
-    for tensor in tensors:
-        if index.weights(tensor):
+def _one_pair_each(graph: ir.Graph) -> None:
+    """Let all consumers of an activation read the pair with the largest scale, which clips the least."""
+    tensors = {id(node.inputs[0]): node.inputs[0] for node in graph if node.op_type == QUANTIZE}
+    for value in tensors.values():
+        if value is None or is_constant_weight(value):
             continue
-        pairs = [node for node in index.consumers(tensor) if node.op_type == QUANTIZE]
-        scales = [index.constant(node.input[1]) for node in pairs]
+        quantizers = [node for node in value.consumers() if node.op_type == QUANTIZE]
+        scales = [array(input_at(node, 1)) for node in quantizers]
         largest = [float(scale.max()) for scale in scales if scale is not None and scale.size]
-        if len(pairs) < 2 or len(largest) < len(pairs):
+        if len(quantizers) < 2 or len(largest) < len(quantizers):
             continue
-        kept = pairs[int(np.argmax(largest))]
-        target = next((n.output[0] for n in index.consumers(kept.output[0]) if n.op_type == DEQUANTIZE), None)
-        if target is None:
-            continue
-        for pair in pairs:
-            for after in index.consumers(pair.output[0]):
-                if pair is not kept and after.op_type == DEQUANTIZE:
-                    _rewire(graph, after.output[0], target)
+        widest = quantizers[int(np.argmax(largest))]
+        results = [_dequantized(node) for node in quantizers]
+        target = next(iter(results[quantizers.index(widest)]), None)
+        for node, others in zip(quantizers, results, strict=True):
+            for other in others if node is not widest else []:
+                if target is not None:
+                    other.replace_all_uses_with(target, replace_graph_outputs=True)
 
 
-def _residuals(graph: Any) -> None:
-    """Q/DQ off the convolution's side of an Add, and on the shortcut where its integers exist already."""
-    index = Index(graph)
-    for add in [node for node in index.nodes if node.op_type == "Add"]:
-        names = trunk_and_skip(index, add)
-        if names is None or not (index.dequantized(names[0]) or sibling(index, names[1])):
-            continue
-        trunk, skip = names
-        other = skip if index.quantized(skip) else sibling(index, skip)
-        if other is None:
-            continue
-        if index.dequantized(trunk):
-            trunk = index.source(index.producer(trunk))
-        swapped = add.input[0] == names[1]
-        del add.input[:]
-        add.input.extend((other, trunk) if swapped else (trunk, other))
+def _dequantized(quantize: ir.Node) -> list[ir.Value]:
+    """Return the results of a Q's DequantizeLinear nodes."""
+    return [node.outputs[0] for node in quantize.outputs[0].consumers() if node.op_type == DEQUANTIZE]
 
 
-def _lower_opset(graph: Any, opset: int) -> Any:
-    """The graph in an older opset.
+def _residuals(graph: ir.Graph) -> None:
+    """Move the Q/DQ pair of a residual Add from the convolution to the shortcut, if that has one already."""
+    for add in [node for node in graph if node.op_type == "Add"]:
+        inputs = main_and_shortcut(add)
+        if inputs is None:
+            continue
+        main, shortcut = inputs
+        copy = dequantized_copy(shortcut)
+        other = shortcut if is_quantized(shortcut) else copy
+        if other is None or not (is_dequantized(main) or copy is not None):
+            continue
+        place = int(add.inputs[1] is main)
+        add.replace_input_with(place, before_pair(main) if is_dequantized(main) else main)
+        add.replace_input_with(1 - place, other)
+
+
+def _lower_opset(model: ir.Model, opset: int) -> None:
+    """Convert a graph to an older opset.
 
     Raises:
         ModelError: An operator has no form there.
     """
-    import onnx_ir as ir
-    from onnx_ir.passes.common import LiftConstantsToInitializersPass
-
-    from edgeship.toolkit.graph.opset import downgrade_opset
-    from edgeship.toolkit.graph.shapes import infer
-
-    model = ir.from_proto(graph)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    newer = model.graph.opset_imports.get("", opset)
+    newer = opset_of(model.graph)
     infer(model)
     if (refused := downgrade_opset(model, opset)) is not None:
         raise ModelError(
             f"opset {newer} cannot be lowered to {opset}: {refused} has no form there",
             hint=f"export the model again with opset {opset}",
         )
-    return ir.to_proto(model)
 
 
-def _parameters(index: Index, node: Any) -> tuple[Any, npt.NDArray[Any]]:
-    """Scale (None where it is computed) and zero point of a Q or DQ; zeros where there is none."""
-    scale: Any = index.constant(node.input[1])
-    zero = index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    return scale, np.zeros(np.shape(scale), np.int64) if zero is None else zero.astype(np.int64)
+def _parameters(node: ir.Node) -> tuple[Array | None, Array]:
+    """Return scale (None if it is computed) and zero point of a Q or DQ; zeros without one."""
+    scale, zero = array(input_at(node, 1)), array(input_at(node, 2))
+    if zero is None:
+        return scale, np.zeros(() if scale is None else scale.shape, np.int64)
+    return scale, zero.astype(np.int64)
 
 
-def _root(index: Index, node: Any) -> str:
-    before = index.producer(node.input[0])
-    return str(before.input[0] if before is not None and before.op_type == QUANTIZE else node.input[0])
-
-
-def _shared_constants(
-    graph: Any,
-    node: Any,
-    scale: npt.NDArray[Any],
-    zero: npt.NDArray[Any],
-    added: dict[tuple[str, bytes, bytes], tuple[str, str]],
-) -> tuple[str, str]:
-    """Q and DQ of one tensor read the same constants: they are named after the ones they replace."""
-    stem = node.input[1]
-    key = (stem, scale.tobytes(), zero.tobytes())
-    if key not in added:
-        names = (f"{stem}_int8", f"{stem}_int8_zero_point")
-        first, second = (
-            _add_constant(graph, fresh_name(graph, name), value)
-            for name, value in zip(names, (scale, zero), strict=True)
-        )
-        added[key] = first, second
-    return added[key]
-
-
-def _replace(graph: Any, node: Any, value: npt.NDArray[Any]) -> None:
-    """A node gives way to a constant of the same name."""
-    _add_constant(graph, node.output[0], value)
-    graph.graph.node.remove(node)
-
-
-def _insert_quantize(graph: Any, dequantize: Any, inputs: list[str]) -> None:
-    from onnx import helper
-
-    integers = fresh_name(graph, f"{inputs[0]}_quantized")
-    name = f"{label(dequantize)}_quantize"
-    place = next(i for i, node in enumerate(graph.graph.node) if node == dequantize)
-    quantize = helper.make_node(QUANTIZE, inputs, [integers], name=name)
-    quantize.attribute.extend(item for item in dequantize.attribute if item.name == "axis")
-    del dequantize.input[:]
-    dequantize.input.extend([integers, *inputs[1:]])
-    graph.graph.node.insert(place, quantize)
-
-
-def _add_constant(graph: Any, name: str, value: npt.NDArray[Any]) -> str:
-    from onnx import numpy_helper
-
-    graph.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    return name
-
-
-def _rewire(graph: Any, old: str, new: str) -> None:
-    for node in graph.graph.node:
-        for i, name in enumerate(node.input):
-            if name == old:
-                node.input[i] = new
-
-
-def _sort(graph: Any) -> None:
-    """Every node after the ones it reads from; otherwise in the order they had."""
-    waiting = list(graph.graph.node)
-    known = {item.name for item in (*graph.graph.input, *graph.graph.initializer)} | {""}
-    ordered: list[Any] = []
-    while waiting:
-        ready = next((node for node in waiting if known.issuperset(node.input)), waiting[0])
-        waiting.remove(ready)
-        ordered.append(ready)
-        known.update(ready.output)
-    del graph.graph.node[:]
-    graph.graph.node.extend(ordered)
-
-
-def _drop_unused(graph: Any) -> None:
-    """Nodes and constants that nothing reads any more."""
-    outputs = {item.name for item in graph.graph.output}
-    nodes = graph.graph.node
-    while True:
-        read = outputs | {name for node in nodes for name in node.input}
-        unused = [node for node in nodes if not any(name in read for name in node.output)]
-        if not unused:
-            break
-        for node in unused:
-            nodes.remove(node)
-    for tensor in [t for t in graph.graph.initializer if t.name not in read]:
-        graph.graph.initializer.remove(tensor)
+def _set_inputs(node: ir.Node, values: list[ir.Value | None]) -> None:
+    node.resize_inputs(len(values))
+    for place, value in enumerate(values):
+        node.replace_input_with(place, value)

@@ -1,4 +1,4 @@
-"""NVIDIA's own parser and ahead-of-time builder (TensorRT-RTX) as a gate: no GPU is needed."""
+"""Check of a graph by TensorRT-RTX, NVIDIA's parser and ahead-of-time builder, without a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = {
     "Gemm": "FullyConnected",
     "MatMul": "FullyConnected",
 }
-KERNELS = ("correlation", "gemm")  # beside them: runtime_fusion (with what follows), kgen (generated code)
+KERNELS = ("correlation", "gemm")  # others: runtime_fusion (with the next layers), kgen (generated code)
 PRECISIONS = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16"}
 UNLISTED = "not in the builder's listing"
 LAYER = re.compile(
@@ -37,13 +37,13 @@ TENSOR = re.compile(r"Dimensions: \[(?P<shape>[\d,]*)\].*?Datatype: (?P<type>\w+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the parser and builder said of a graph.
+    """Verdict of the parser and builder on a graph.
 
     Attributes:
         version: Version of TensorRT-RTX.
-        errors: Why it was refused; empty when it was accepted. A parser warning that a UINT8 zero point is
+        errors: Reasons of the refusal; empty if it is accepted. A parser warning that a UINT8 zero point is
             read as INT8 is an error: the engine would be built, and its numbers would be wrong.
-        warnings: What else the parser warned of.
+        warnings: Other warnings of the parser.
         layers: Every layer of the graph that has weights, as the built engine lists it.
     """
 
@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """Whether the parser read the graph and the builder made an engine of it."""
+        """Return True if the parser read the graph and the builder made an engine of it."""
         return not self.errors
 
 
@@ -89,26 +89,26 @@ def check(model: Path, capabilities: tuple[str, ...] = NEAREST_TO_ORIN) -> Verdi
 
 
 def weighted_nodes(model: Path) -> dict[str, str]:
-    """Name of every node that has weights -> its operator."""
-    from edgeship.targets.tensorrt._index import Index, label, load
+    """Return node name -> operator of the nodes with weights."""
+    from edgeship.toolkit.graph.load import load_unchanged
+    from edgeship.toolkit.graph.query import is_constant_weight, label
 
-    index = Index(load(model))
     return {
-        label(node): str(node.op_type)
-        for node in index.nodes
-        if node.op_type in KINDS and any(index.weights(name) for name in node.input[:2])
+        label(node): node.op_type
+        for node in load_unchanged(model).graph
+        if node.op_type in KINDS and any(map(is_constant_weight, node.inputs[:2]))
     }
 
 
 def layers(listing: str, nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
-    """What the builder's listing says of layers with weights; of one that it does not name, just that.
+    """Return the layers with weights from the builder's listing; those absent from it have a warning.
 
     A layer is INT8 where both its first input and its weights are; else its precision is that of the other.
 
     Args:
         listing: Text with one line a layer: "Name: ..., LayerType: ..., Inputs: [...], Constants: [...],
             Outputs: [...], ..., Metadata: [ONNX Layer: ...][ONNX Layer: ...]".
-        nodes: Name of every node with weights -> its operator.
+        nodes: Node name -> operator of the nodes with weights.
     """
     lines = list(LAYER.finditer(listing))
     found = []
@@ -123,16 +123,15 @@ def layers(listing: str, nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
 
 
 def _names(line: re.Match[str], node: str) -> bool:
-    """Whether a line is of a node, by its metadata or by its own name: the node's, with a suffix."""
+    """Return True if a line belongs to a node, by its metadata or by its name: the node's, with a suffix."""
     own = re.sub(r"(_U\d+)?_myl\d+_\d+$", "", line["name"])
     return node == own or any(f"[ONNX Layer: {name}]" in line["rest"] for name in (node, f"node_of_{node}"))
 
 
 def _weights_and_types(line: re.Match[str]) -> tuple[bool, int, list[str]]:
-    """Whether a line is a kernel's, the size of its largest constant, and the types of input and constant.
+    """Return (is kernel, size of the largest constant, types of input and constant) of a line.
 
-    Several lines name a node where scales, bias or padding became code of their own: the greatest of these
-    computes it.
+    If scales, bias or padding became separate code, several lines name a node: the greatest computes it.
     """
     constants = line["rest"].split("], Outputs: ")[0] if line["rest"].startswith("Constants") else ""
     sizes = [
@@ -145,7 +144,7 @@ def _weights_and_types(line: re.Match[str]) -> tuple[bool, int, list[str]]:
 
 
 def sdk() -> Any:
-    """The TensorRT-RTX module.
+    """Return the TensorRT-RTX module.
 
     Raises:
         TargetError: It is not installed.
@@ -176,7 +175,7 @@ def _config(trt: Any, builder: Any, network: Any, capabilities: tuple[str, ...])
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is known only when the SDK is
-        """Keeps every message with its severity."""
+        """Logger that keeps every message with its severity."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

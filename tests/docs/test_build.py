@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from browsing import violations
 
+from docs import pictures
 from docs.generators import benchmarks, commands, errors, recipe, schema
 from edgeship.toolkit.cli.app import app
 from edgeship.toolkit.core import errors as error_module
@@ -154,3 +155,16 @@ def test_the_summary_of_benchmarks_is_that_of_the_results():
     assert (
         "| ResNet-18 | OpenVINO | edgeship | 0.11 [0.01, 0.23] | 99.60 % | 37.8 dB |" in benchmarks.summary()
     )
+
+
+@pytest.mark.parametrize("name", ["layers", "frontier"])
+def test_drawings_are_those_of_today(name):
+    drawn = (pictures.PICTURES / f"{name}.svg").read_text(encoding="utf-8")
+    assert drawn == getattr(pictures, name)(), "run `make pictures`"
+
+
+def test_pictures_load_nothing_from_elsewhere():
+    for file in pictures.PICTURES.glob("*.svg"):
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/", "")
+        assert "http" not in text, file
+        assert "<title>" in text or 'class="rich-terminal"' in text

@@ -11,7 +11,7 @@ from edgeship import targets
 from edgeship.quantization import QuantizeOptions, quantize
 from edgeship.quantization.calibrate import collect
 from edgeship.toolkit.core.errors import ModelError
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 SIDE = 16
 
@@ -201,7 +201,7 @@ def test_padding_of_some_axes_is_written_for_all(tmp_path):
     path = tmp_path / "m.onnx"
     onnx.save(of_opset(18, g.head(g.node("Pad", ["images", pads, "", axes], (3, 11, 9)))), path)
     (pad,) = [node for node in io.read(path).model.graph if node.op_type == "Pad"]
-    assert io.constant(pad.inputs[1]).tolist() == [0, 0, 2, 1, 0, 0, 1, 0]
+    assert edit.constant(pad.inputs[1]).tolist() == [0, 0, 2, 1, 0, 0, 1, 0]
     assert len(pad.inputs) < 4
 
 

@@ -8,7 +8,7 @@ from float_graphs import Graph, images
 from onnx import helper, numpy_helper
 
 from edgeship.toolkit.core.errors import ModelError
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.reference import Reference
 
 
@@ -48,7 +48,7 @@ def test_behind_a_convolution(bias, group, tmp_path):
     named = io.read_classifier(path)
     assert {"conv0.weight", "conv0.bias"} <= set(named.model.graph.initializers)
     assert named.parameters == sum(
-        io.constant(value).size for value in named.model.graph.initializers.values()
+        edit.constant(value).size for value in named.model.graph.initializers.values()
     )
 
 

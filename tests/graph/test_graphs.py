@@ -12,7 +12,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, residual_net, save
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.cost import cost
 from edgeship.toolkit.graph.reference import Reference
 
@@ -122,12 +122,12 @@ def test_preprocessing_is_read_from_metadata_and_foreign_metadata_is_not(tmp_pat
 def test_a_copy_is_edited_apart_and_a_saved_graph_comes_back(tmp_path):
     model = io.read(residual().save(tmp_path / "m.onnx")).model
     copied = io.copy(model)
-    weight = io.constant(model.graph.initializers["conv0.weight"]).copy()
-    io.set_constant(copied.graph.initializers["conv0.weight"], weight * 2)
-    np.testing.assert_array_equal(io.constant(model.graph.initializers["conv0.weight"]), weight)
+    weight = edit.constant(model.graph.initializers["conv0.weight"]).copy()
+    edit.set_constant(copied.graph.initializers["conv0.weight"], weight * 2)
+    np.testing.assert_array_equal(edit.constant(model.graph.initializers["conv0.weight"]), weight)
     io.save(copied, tmp_path / "copy.onnx")
     again = io.read(tmp_path / "copy.onnx").model
-    np.testing.assert_array_equal(io.constant(again.graph.initializers["conv0.weight"]), weight * 2)
+    np.testing.assert_array_equal(edit.constant(again.graph.initializers["conv0.weight"]), weight * 2)
     assert [n.name for n in again.graph] == [n.name for n in model.graph]
 
 

@@ -17,7 +17,7 @@ from edgeship.targets.onnxruntime import simulate
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.pixels import add_pixel_input, affine
 
 PREPROCESS = Preprocess(resize=16, crop=16)
@@ -35,8 +35,8 @@ def pixels(count=4, size=16):
 def quantizer(scale, zero_point, dtype):
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 17})
     constants = [
-        io.add_constant(graph, "scale", np.float32(scale)),
-        io.add_constant(graph, "zero", np.asarray(zero_point, dtype)),
+        edit.add_constant(graph, "scale", np.float32(scale)),
+        edit.add_constant(graph, "zero", np.asarray(zero_point, dtype)),
     ]
     return ir.node("QuantizeLinear", [ir.Value(name="x"), *constants])
 

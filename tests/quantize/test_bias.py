@@ -15,7 +15,7 @@ from edgeship.quantization.placement import place
 from edgeship.quantization.qparams import weight_qparams
 from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit
 
 SCHEME = targets.get("tensorrt").scheme()
 COUNT = 20
@@ -38,7 +38,7 @@ def corrections(tmp_path_factory):
     network = TorchExecutor(model)
     weights = {
         name: fake_quantize(
-            network.constants[name], weight_qparams(io.constant(model.graph.initializers[name]), spec)
+            network.constants[name], weight_qparams(edit.constant(model.graph.initializers[name]), spec)
         )
         for name, spec in placement.weights.items()
     }

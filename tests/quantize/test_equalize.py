@@ -17,7 +17,7 @@ from edgeship.quantization.qparams import weight_qparams
 from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.quant import QuantSpec
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 SCHEME = targets.get("tensorrt").scheme()
 
@@ -28,10 +28,10 @@ def uneven(seed=0):
     model = ir.from_proto(g.model())
     random = np.random.default_rng(seed)
     for value in model.graph.initializers.values():
-        array = io.constant(value)
+        array = edit.constant(value)
         if array.ndim == 4:
             factor = 10.0 ** random.uniform(-1, 1, (len(array), 1, 1, 1))
-            io.set_constant(value, (array * factor).astype(np.float32))
+            edit.set_constant(value, (array * factor).astype(np.float32))
     return model
 
 
@@ -131,7 +131,7 @@ def test_bias_correction_restores_the_means_of_every_channel(tmp_path):
         "int8", symmetric=True, axis=0, bits=4
     )  # large errors, so that there is something to see
     weights = {
-        name: weight_qparams(io.constant(model.graph.initializers[name]), coarse)
+        name: weight_qparams(edit.constant(model.graph.initializers[name]), coarse)
         for name in placement.weights
     }
     grid = {name: fake_quantize(network.constants[name], q) for name, q in weights.items()}
@@ -169,9 +169,9 @@ def test_clip_points_by_the_logits_ignore_what_the_logits_ignore(tmp_path):
     weight[:, 0] = 0
     g.head(g.conv(g.unary("Relu", first), 8, 1, weight=weight))
     model = ir.from_proto(g.model())
-    loud = io.constant(model.graph.initializers["conv0.weight"]).copy()
+    loud = edit.constant(model.graph.initializers["conv0.weight"]).copy()
     loud[0] *= 30
-    io.set_constant(model.graph.initializers["conv0.weight"], loud)
+    edit.set_constant(model.graph.initializers["conv0.weight"], loud)
     pixels = images(16)
     model, statistics = calibrated(model, tmp_path, pixels)
     spec = {"relu1": QuantSpec("int8", symmetric=True)}

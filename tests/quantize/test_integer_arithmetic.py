@@ -21,7 +21,7 @@ from edgeship.quantization.clipping import observer_qparams
 from edgeship.quantization.placement import place
 from edgeship.quantization.qparams import weight_qparams
 from edgeship.toolkit.core.quant import QParams
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 FAST = settings(
     max_examples=40,
@@ -161,13 +161,13 @@ def fused_kernels_agree(target, graph, size=8):
         }
         weights = {
             name: powers_of_two(
-                weight_qparams(io.constant(model.graph.initializers[name]), replace(spec, bits=7))
+                weight_qparams(edit.constant(model.graph.initializers[name]), replace(spec, bits=7))
             )
             for name, spec in placement.weights.items()
         }
         for name, value in model.graph.initializers.items():
             if name.endswith(".bias"):  # a multiple of every product of scales there is
-                io.set_constant(value, np.round(io.constant(value) * 64) / np.float32(64))
+                edit.set_constant(value, np.round(edit.constant(value) * 64) / np.float32(64))
         io.save(qdq.insert(model, activations, weights, {}), Path(folder) / "int8.onnx")
         compiled = targets.get(target).compile(Path(folder) / "int8.onnx", Path(folder) / "engine", "int8")
         with targets.get(target).open(Path(folder) / "engine" / compiled.file, threads=1) as session:

@@ -12,7 +12,7 @@ from edgeship import targets
 from edgeship.quantization import QuantizeOptions, learned_scales, overflow, ptq
 from edgeship.quantization.calibrate import collect
 from edgeship.quantization.torch_executor import TorchExecutor
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 SCHEME = replace(targets.get("openvino").scheme(), pair_sums=False)  # on every processor
 
@@ -65,7 +65,7 @@ def test_without_bias_correction_weights_are_fitted_and_biases_stay(float_graph,
     result = ptq.prepare(*float_graph, coarse, options)
     assert result.biases == {} and result.learned == (effort == "max")
     pairs = [
-        (io.constant(result.model.graph.initializers[n]), io.constant(v))
+        (edit.constant(result.model.graph.initializers[n]), edit.constant(v))
         for n, v in result.exact.graph.initializers.items()
     ]
     assert any(not np.array_equal(fitted, exact) for fitted, exact in pairs)
@@ -96,8 +96,8 @@ def test_the_weights_lie_on_their_grid_and_are_not_all_the_nearest(float_graph):
     best = prepared(float_graph, "max", replace(SCHEME, weight=replace(SCHEME.weight, bits=5)))
     moved = 0
     for name, qparams in best.weights.items():
-        values = io.constant(best.model.graph.initializers[name])
-        exact = io.constant(best.exact.graph.initializers[name])
+        values = edit.constant(best.model.graph.initializers[name])
+        exact = edit.constant(best.exact.graph.initializers[name])
         shape = [-1 if axis == (qparams.spec.axis or 0) else 1 for axis in range(values.ndim)]
         scale = np.reshape(qparams.scale, shape)
         steps = values / scale
@@ -122,7 +122,7 @@ def test_learned_scales_are_dropped_if_validation_images_prefer_the_baseline(flo
     assert result.activations == plain.activations
     for name in result.weights:
         initializers = [each.model.graph.initializers[name] for each in (result, plain)]
-        np.testing.assert_array_equal(*map(io.constant, initializers))
+        np.testing.assert_array_equal(*map(edit.constant, initializers))
     assert "learned rounding was dropped" in result.warnings[0]
 
 

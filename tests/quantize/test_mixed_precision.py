@@ -24,7 +24,7 @@ from edgeship.targets.tensorrt import lint
 from edgeship.toolkit.core.errors import QuantizationError
 from edgeship.toolkit.core.parallel import ONE
 from edgeship.toolkit.core.statistics import kl_divergence
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 PLAIN = QuantizeOptions(effort="fast", observer="minmax")  # nothing that would mend a bad layer
 
@@ -285,11 +285,11 @@ def test_learned_weights_stay_with_the_layers_that_are_quantized(tmp_path):
     result, _, _ = tried(chain(), tmp_path, 0.95, EVEN)
     result.model = io.copy(result.exact)
     learned = result.model.graph.initializers["conv6.weight"]
-    io.set_constant(learned, io.constant(learned) + np.float32(1))
+    edit.set_constant(learned, edit.constant(learned) + np.float32(1))
     again = result.with_float_layers({"conv2"})
     for name in ("conv2.weight", "conv6.weight"):
-        before = io.constant(result.exact.graph.initializers[name])
-        after = io.constant(again.model.graph.initializers[name])
+        before = edit.constant(result.exact.graph.initializers[name])
+        after = edit.constant(again.model.graph.initializers[name])
         np.testing.assert_array_equal(after, before + (name == "conv6.weight"))
 
 

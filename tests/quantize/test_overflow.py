@@ -18,7 +18,7 @@ from edgeship.quantization.overflow import clip_pairs, reduce_range, saturating,
 from edgeship.quantization.placement import place
 from edgeship.quantization.ptq import prepare
 from edgeship.quantization.qparams import quantize_array, weight_qparams
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 
 def vpmaddubsw(unsigned, signed):
@@ -114,7 +114,7 @@ def network(seed=0):
 
 def parameters(model, scheme):
     placed = place(model, targets.get(scheme).scheme())
-    arrays = {name: io.constant(model.graph.initializers[name]) for name in placed.weights}
+    arrays = {name: edit.constant(model.graph.initializers[name]) for name in placed.weights}
     return placed, arrays, {n: weight_qparams(arrays[n], s) for n, s in placed.weights.items()}
 
 

@@ -13,7 +13,7 @@ from edgeship.quantization.ptq import prepare
 from edgeship.quantization.statistics import Statistics
 from edgeship.targets.tensorrt import lint
 from edgeship.toolkit.core.errors import QuantizationError, ToolkitError
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.models import resnet
 from edgeship.toolkit.models.export import export
 
@@ -260,12 +260,12 @@ def test_nearest_weights_are_the_nearest_integers(effort, bias_correction, tmp_p
     assert found.weight_rounding == "nearest" and bool(found.biases) == bias_correction
     model = found.model.graph.initializers
     for name, q in found.weights.items():
-        exact = io.constant(found.exact.graph.initializers[name])
+        exact = edit.constant(found.exact.graph.initializers[name])
         axis = (
             next(i for i, size in enumerate(exact.shape) if size == len(q.scale)) if len(q.scale) > 1 else 0
         )
         step = np.reshape(q.scale, [-1 if i == axis else 1 for i in range(exact.ndim)])
         nearest = np.rint(exact / step).clip(-127, 127) * step
-        written = io.constant(model[name])
+        written = edit.constant(model[name])
         if written is not exact:
             assert np.allclose(written, nearest, atol=1e-6) or np.array_equal(written, exact)

@@ -18,7 +18,7 @@ from edgeship.quantization.sensitivity import analyse, to_json
 from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.parallel import Workers
 from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def without(mapping, name):
 def taking(model, name, other):
     """A model with the weights of that name from another one."""
     changed = io.copy(model)
-    io.set_constant(changed.graph.initializers[name], io.constant(other.graph.initializers[name]))
+    edit.set_constant(changed.graph.initializers[name], edit.constant(other.graph.initializers[name]))
     return changed
 
 

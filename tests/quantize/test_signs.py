@@ -12,10 +12,11 @@ from onnx import helper, numpy_helper
 from edgeship import targets
 from edgeship.quantization import qdq
 from edgeship.quantization.integer_bias import LARGEST_BIAS, widen_scales
-from edgeship.quantization.placement import never_negative, place
+from edgeship.quantization.placement import place
 from edgeship.quantization.qparams import choose_qparams, weight_qparams
 from edgeship.toolkit.core.quant import Range
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit
+from edgeship.toolkit.graph.signs import never_negative
 
 OPENVINO = targets.get("openvino").scheme()
 
@@ -128,11 +129,11 @@ def test_scales_leave_room_for_integer_biases(name):
     placement = place(model, scheme)
     activations = {n: choose_qparams(Range((-1.0,), (1.0,)), s) for n, s in placement.activations.items()}
     nearest = {
-        n: weight_qparams(io.constant(model.graph.initializers[n]), s) for n, s in placement.weights.items()
+        n: weight_qparams(edit.constant(model.graph.initializers[n]), s) for n, s in placement.weights.items()
     }
     widened = widen_scales(model, activations, nearest)
     layer = [node for node in model.graph if node.op_type == "Conv"][1]
-    weight, bias = str(layer.inputs[1].name), np.abs(io.constant(layer.inputs[2]))
+    weight, bias = str(layer.inputs[1].name), np.abs(edit.constant(layer.inputs[2]))
     step = activations[str(layer.inputs[0].name)].scale[0]
     before, after = (np.asarray(each[weight].scale) for each in (nearest, widened))
     assert (bias / (step * before)).max() > 2**31

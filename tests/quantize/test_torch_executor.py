@@ -8,11 +8,11 @@ import torch
 from float_graphs import Graph, images, residual
 from onnx import TensorProto, helper
 
-from edgeship.quantization.placement import clip_bounds, never_negative
 from edgeship.quantization.torch_executor import TorchExecutor, one_thread, side_by_side
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.threads import default_workers
 from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.signs import clip_bounds, never_negative
 
 
 def every_operation():

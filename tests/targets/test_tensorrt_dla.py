@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as onnxruntime_itself
 import pytest
 from hypothesis import given
@@ -233,16 +234,16 @@ def pooled(kind, window, size):
     ],
 )
 def test_pooling_windows_over_8_are_named(kind, window, size, named):
-    findings = dla.unsupported(pooled(kind, window, size))
+    findings = dla.unsupported(ir.from_proto(pooled(kind, window, size)))
     assert [item.rule for item in findings] == ([] if named is None else ["dla-pool-window"])
     assert named is None or (findings[0].node == "pool" and f" {named}," in findings[0].message)
 
 
 def test_the_pool_becomes_one_that_every_dla_has(tmp_path):
-    model = residual_net(FLOAT)
+    model = ir.from_proto(residual_net(FLOAT))
     assert dla.global_pools_to_average(model) == 1
-    pool = next(node for node in model.graph.node if node.op_type == "AveragePool")
-    assert list(pool.attribute[0].ints) == [8, 8]
+    pool = next(node for node in model.graph if node.op_type == "AveragePool")
+    assert pool.attributes.get_ints("kernel_shape") == (8, 8)
 
 
 @pytest.mark.parametrize("module", ["Orin Nano", "orin-nano", "Thor", "Jetson Nano", "TX2"])
@@ -296,6 +297,8 @@ def test_what_cannot_be_bundled_is_refused(placement, batch, version, error, tmp
 def test_what_the_dla_cannot_run_is_listed():
     model = residual_net(TENSORRT)
     next(node for node in model.graph.node if node.name == "flatten").op_type = "Erf"
-    assert [(item.rule, item.node) for item in dla.unsupported(model)] == [("dla-operator", "flatten")]
-    assert dla.unsupported(residual_net(FLOAT)) == []
-    assert dla.unsupported(residual_net(FLOAT, batch="batch"))[0].rule == "dla-dynamic-batch"
+    assert [(item.rule, item.node) for item in dla.unsupported(ir.from_proto(model))] == [
+        ("dla-operator", "flatten")
+    ]
+    assert dla.unsupported(ir.from_proto(residual_net(FLOAT))) == []
+    assert dla.unsupported(ir.from_proto(residual_net(FLOAT, batch="batch")))[0].rule == "dla-dynamic-batch"

@@ -5,11 +5,10 @@ import onnx
 import pytest
 from float_graphs import Graph
 from onnx import numpy_helper
-from qdq_graphs import FLOAT, TENSORRT, images, residual_net, save
+from qdq_graphs import FLOAT, TENSORRT, findings_of, images, residual_net, save
 
 from edgeship.targets import onnxruntime
-from edgeship.targets.tensorrt import fp16_graph, rtx_check, versions
-from edgeship.targets.tensorrt.lint import findings
+from edgeship.targets.tensorrt import fp16_graph, rtx_check
 from edgeship.toolkit.core.errors import ModelError
 
 
@@ -28,9 +27,9 @@ def test_the_network_stays_the_same_and_its_ends_stay_fp32(placement, batch, tmp
         wanted, got = one.infer(images(2)), two.infer(images(2))
     assert got.dtype == np.float32
     assert np.abs(wanted - got).max() < 0.02 * np.abs(wanted).max()
-    assert findings(model, versions.rules("10.13")) == []
+    assert findings_of(model, "10.13") == []
     if placement is TENSORRT:
-        assert "scale-type" in {item.rule for item in findings(model, versions.rules("8.6"))}
+        assert "scale-type" in {item.rule for item in findings_of(model, "8.6")}
 
 
 def test_quantized_weights_keep_their_integers(tmp_path):

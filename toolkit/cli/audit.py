@@ -14,8 +14,7 @@ from edgeship.toolkit.core.errors import GateError, ModelError
 
 if TYPE_CHECKING:
     from edgeship.targets.tensorrt.engine_analysis import Explanation
-    from edgeship.targets.tensorrt.lint import Finding
-    from edgeship.toolkit.core.results import LayerAudit
+    from edgeship.toolkit.core.results import Finding, LayerAudit
 
 RECORD_SUFFIXES = (".json", ".txt", ".log")
 ENGINE_SUFFIXES = (".plan", ".engine", ".trt")

@@ -59,6 +59,29 @@ class LayerAudit:
     fused: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Violation of a rule of a target by a graph.
+
+    Attributes:
+        rule: Name of the rule, stable.
+        severity: "error": refused or misread; "warning": accepted, and slower than necessary.
+        node: The ONNX node.
+        message: Value seen and value expected.
+        fix: Change to make.
+        source: Origin of the rule.
+        repairable: True if the target's repair makes the change.
+    """
+
+    rule: str
+    severity: Literal["error", "warning"]
+    node: str
+    message: str
+    fix: str
+    source: str
+    repairable: bool = False
+
+
 # The report (schema 1). Fields above a line `# outside schema 1` are public; those below it may change.
 
 

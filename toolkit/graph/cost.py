@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeship.toolkit.graph.io import constant, read
-
-PAIR = ("QuantizeLinear", "DequantizeLinear")  # between a weight and its layer
+from edgeship.toolkit.graph.edit import constant
+from edgeship.toolkit.graph.io import read
+from edgeship.toolkit.graph.query import before_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +61,7 @@ def _values(node: ir.Node) -> int:
 def _macs(node: ir.Node) -> int:
     if node.op_type not in {"Conv", "Gemm", "MatMul"}:
         return 0
-    weight = node.inputs[1]
-    while weight is not None and (producer := weight.producer()) and producer.op_type in PAIR:
-        weight = producer.inputs[0]
+    weight = before_pair(node.inputs[1])
     if weight is None or weight.const_value is None:
         return 0
     output = node.outputs[0].shape

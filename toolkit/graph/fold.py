@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgeship.toolkit.core.errors import ModelError
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph.edit import add_constant, constant, set_constant
 
 Doubles = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def fold_channel_permutations(model: ir.Model) -> None:
         for layer in layers:
             weight = layer.inputs[1]
             assert weight is not None and data is not None
-            _set_parameter(graph, layer, 1, np.take(io.constant(weight), np.argsort(order), axis=1))
+            _set_parameter(graph, layer, 1, np.take(constant(weight), np.argsort(order), axis=1))
             layer.replace_input_with(0, data)
         graph.remove(node, safe=True)
 
@@ -74,7 +74,7 @@ def channel_permutation(node: ir.Node) -> npt.NDArray[np.int64] | None:
         return None
     if any(value.const_value is None for value in numbers if value is not None):
         return None
-    arrays = [io.constant(value).reshape(-1) for value in numbers if value is not None]
+    arrays = [constant(value).reshape(-1) for value in numbers if value is not None]
     all_channels = np.arange(shape[1])
     if node.op_type == "Gather":
         order = all_channels[arrays[0]] if node.attributes.get_int("axis", 0) == 1 else None
@@ -94,13 +94,13 @@ def _set_parameter(graph: ir.Graph, layer: ir.Node, place: int, array: Doubles) 
     """Set the weight (1) or bias (2) of a layer, in place if no other layer uses it."""
     value, rounded = layer.inputs[place], array.astype(np.float32)
     if value is not None and len(value.uses()) == 1:
-        io.set_constant(value, rounded)
+        set_constant(value, rounded)
         value.shape = ir.Shape(rounded.shape)
         return
     weight = layer.inputs[1]
     stem = str(weight.name if weight is not None else layer.name).removesuffix(".weight")
     name = f"{stem}.{'weight' if place == 1 else 'bias'}"
-    layer.replace_input_with(place, io.add_constant(graph, name, rounded))
+    layer.replace_input_with(place, add_constant(graph, name, rounded))
 
 
 def _is_foldable(graph: ir.Graph, layer: ir.Node, batchnorm: ir.Node) -> bool:
@@ -133,4 +133,4 @@ def _gain_and_shift(batchnorm: ir.Node) -> tuple[Doubles, Doubles]:
 
 
 def _arrays(values: Sequence[ir.Value | None]) -> list[Doubles]:
-    return [io.constant(value).astype(np.float64) for value in values if value is not None]
+    return [constant(value).astype(np.float64) for value in values if value is not None]

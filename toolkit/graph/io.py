@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -13,28 +13,14 @@ import onnx_ir as ir
 from edgeship.toolkit.core.artifact import replacing
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, as_size
-from edgeship.toolkit.graph.edit import EXPORT_AGAIN, add_constant, constant, set_constant
+from edgeship.toolkit.graph.edit import EXPORT_AGAIN, constant
 from edgeship.toolkit.graph.ending import Ending, class_count, restore, truncate_to_logits
+from edgeship.toolkit.graph.fold import fold_batchnorms, fold_channel_permutations
 from edgeship.toolkit.graph.layout import InputForm, input_form_of
 from edgeship.toolkit.graph.load import load
+from edgeship.toolkit.graph.normalization import InputNormalization, find_input_normalization
 from edgeship.toolkit.graph.standard import FLOATS, is_quantized
 
-if TYPE_CHECKING:
-    from edgeship.toolkit.graph.normalization import (
-        InputNormalization,  # imports this module
-    )
-
-__all__ = [
-    "Classifier",
-    "add_constant",
-    "constant",
-    "copy",
-    "read",
-    "read_classifier",
-    "save",
-    "save_with_ending",
-    "set_constant",
-]
 PARAMETER_TYPES = frozenset(
     {ir.DataType.FLOAT, *FLOATS, ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32}  # INT64: shapes
 )
@@ -175,12 +161,6 @@ def read_classifier(path: Path | Classifier, output: str | None = None) -> Class
     Raises:
         ModelError: As `read`; or the graph is quantized already, not float32, or has NaN weights.
     """
-    from edgeship.toolkit.graph.fold import (  # imports this module
-        fold_batchnorms,
-        fold_channel_permutations,
-    )
-    from edgeship.toolkit.graph.normalization import find_input_normalization
-
     if isinstance(path, Classifier):
         return path
     graph = read(path, quantizable=True, output=output)

@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import (
+    LiftConstantsToInitializersPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.graph.dialect import canonicalize, drop_identities
@@ -64,6 +68,38 @@ def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
     Raises:
         ModelError: The file is absent, truncated, or an unusable graph.
     """
+    model = _read(path)
+    try:
+        return _normalize(model, path.name, float_only=float_only, output=output)
+    except ModelError:
+        raise
+    except Exception as error:  # an invalid graph raises many types
+        raise ModelError(
+            f"{path.name} is not a valid ONNX graph: {_first_line(error)}",
+            hint="check it with `onnx.checker.check_model`",
+        ) from error
+
+
+def load_unchanged(path: Path) -> ir.Model:
+    """Load a valid ONNX file as it is; constants become initializers.
+
+    Raises:
+        ModelError: The file is absent, truncated, or breaks the definition of an operator.
+    """
+    model = _read(path)
+    try:
+        onnx.checker.check_model(str(path))  # the file: onnx-ir drops duplicates on reading
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        _load_constants(model)
+    except Exception as error:  # an invalid graph raises many types
+        raise ModelError(
+            f"{path} is not a valid ONNX model: {_first_line(error)}",
+            hint="export it again; it may have been cut off",
+        ) from error
+    return model
+
+
+def _read(path: Path) -> ir.Model:
     if not path.is_file():
         raise ModelError(f"no such file: {path}", hint="check the path")
     try:
@@ -77,15 +113,7 @@ def load(path: Path, *, float_only: bool, output: str | None = None) -> Loaded:
             f"{path.name} is not a readable ONNX file: {_first_line(error)}",
             hint="export it again",
         ) from error
-    try:
-        return _normalize(model, path.name, float_only=float_only, output=output)
-    except ModelError:
-        raise
-    except Exception as error:  # an invalid graph raises many types
-        raise ModelError(
-            f"{path.name} is not a valid ONNX graph: {_first_line(error)}",
-            hint="check it with `onnx.checker.check_model`",
-        ) from error
+    return model
 
 
 def external_files(path: Path) -> list[Path]:

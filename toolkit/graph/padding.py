@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.toolkit.graph.edit import add_constant
-from edgeship.toolkit.graph.simplify import array_of
+from edgeship.toolkit.graph.edit import add_constant, constant
 
 
 def make_padding_explicit(model: ir.Model) -> None:
@@ -51,9 +50,9 @@ def expand_pads(graph: ir.Graph, node: ir.Node) -> None:
         return
     if pads.const_value is None or axes.const_value is None:
         return
-    rank, pairs = len(data.shape), array_of(pads).reshape(2, -1)
+    rank, pairs = len(data.shape), constant(pads).reshape(2, -1)
     full = np.zeros((2, rank), np.int64)
-    full[:, [int(axis) % rank for axis in array_of(axes)]] = pairs
+    full[:, [int(axis) % rank for axis in constant(axes)]] = pairs
     node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}/pads", full.reshape(-1)))
     node.resize_inputs(3)
 
@@ -67,7 +66,7 @@ def _fold_pad_into_readers(graph: ir.Graph, node: ir.Node) -> None:
     if data is None or pads is None or node.outputs[0] in graph.outputs:
         return
     fill = node.inputs[2] if len(node.inputs) > 2 else None
-    value = 0.0 if fill is None else None if fill.const_value is None else float(array_of(fill).item())
+    value = 0.0 if fill is None else None if fill.const_value is None else float(constant(fill).item())
     readers = [use.node for use in node.outputs[0].uses()]
     if not all(_can_absorb_pad(reader, value, data, pads) for reader in readers):
         return
@@ -89,7 +88,7 @@ def _spatial_pads(node: ir.Node) -> list[int] | None:
         or node.attributes.get_string("mode", "constant") != "constant"
     ):
         return None
-    each = [int(pad) for pad in array_of(pads)]
+    each = [int(pad) for pad in constant(pads)]
     if len(each) != 8 or min(each) < 0 or any(each[axis] for axis in (0, 1, 4, 5)):
         return None
     return [*each[2:4], *each[6:]]

@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.edit import Names
 from edgeship.toolkit.graph.normalization import find_input_normalization
 
@@ -68,7 +68,7 @@ def add_pixel_input(source: Path, preprocess: Preprocess, out: Path) -> None:
         row = (
             np.tile(array, (classifier.width, 1)) if classifier.width else array
         )  # broadcasting 3 values is slow
-        constant = io.add_constant(graph, f"{classifier.input}/{name}", row, names)
+        constant = edit.add_constant(graph, f"{classifier.input}/{name}", row, names)
         nodes.append(ir.node(kind, [nodes[-1].outputs[0], constant]))
     nodes.append(ir.node("Transpose", [nodes[-1].outputs[0]], {"perm": [0, 3, 1, 2]}))
     for node in nodes:
@@ -131,9 +131,9 @@ def _shift_bounds(
     for node in readers:
         if node.op_type != "QuantizeLinear" or node.inputs[1] is None:
             continue
-        scale = io.constant(node.inputs[1])
+        scale = edit.constant(node.inputs[1])
         third = node.inputs[2] if len(node.inputs) > 2 else None
-        zero_point = np.zeros((), np.uint8) if third is None else io.constant(third)
+        zero_point = np.zeros((), np.uint8) if third is None else edit.constant(third)
         ends, zero = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
         integers = np.clip(np.round(normalized / scale.reshape(-1)[0]) + zero, ends.min, ends.max)
         step = float(scale.reshape(-1)[0])

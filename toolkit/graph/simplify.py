@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, RemoveUnusedNodesPass
 
-from edgeship.toolkit.graph.edit import Names, add_constant
+from edgeship.toolkit.graph.edit import Names, add_constant, constant
 
 FOLDED = frozenset(  # operators in computations of paddings, shapes, fills and normalized weights
     {
@@ -125,7 +125,7 @@ def fold_reshape_targets(model: ir.Model) -> None:
 def _symbolic_sizes(value: ir.Value) -> list[int | str] | None:
     """Return the elements of a shape computed from other shapes: numbers, and names of dimensions."""
     if value.const_value is not None:
-        return [int(size) for size in array_of(value).reshape(-1)]
+        return [int(size) for size in constant(value).reshape(-1)]
     node = value.producer()
     first = node.inputs[0] if node is not None and node.inputs else None
     if node is None or first is None:
@@ -140,7 +140,7 @@ def _symbolic_sizes(value: ir.Value) -> list[int | str] | None:
         return None if None in parts else [size for part in parts if part is not None for size in part]
     if node.op_type == "Gather" and (index := node.inputs[1]) is not None and index.const_value is not None:
         sizes = _symbolic_sizes(first)
-        return None if sizes is None else [sizes[i] for i in array_of(index).reshape(-1)]
+        return None if sizes is None else [sizes[i] for i in constant(index).reshape(-1)]
     return None
 
 
@@ -158,7 +158,7 @@ def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
         shape, index = node.inputs
         if shape is not None and index is not None and all(isinstance(size, int) for size in sizes):
             dtype = np.dtype(np.int64) if shape.dtype is None else shape.dtype.numpy()
-            return [np.array(sizes, dtype).reshape(array_of(index).shape)]
+            return [np.array(sizes, dtype).reshape(constant(index).shape)]
     inputs = [value for value in node.inputs if value is not None]
     if not inputs or any(value.const_value is None or value.is_graph_input() for value in inputs):
         return None
@@ -171,7 +171,7 @@ def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
             "alone",
             [],
             [onnx.helper.make_empty_tensor_value_info(str(v.name)) for v in node.outputs if v.name],
-            [onnx.numpy_helper.from_array(array_of(value), value.name) for value in inputs],
+            [onnx.numpy_helper.from_array(constant(value), value.name) for value in inputs],
         ),
         opset_imports=[onnx.helper.make_opsetid("", version)],
     )
@@ -191,10 +191,4 @@ def _result_size(node: ir.Node) -> float:
         return float(math.prod(sizes))
     if node.op_type in GROWING:
         return math.inf
-    return float(math.prod(array_of(value).size for value in node.inputs if value is not None))
-
-
-def array_of(value: ir.Value) -> np.ndarray:
-    """Return the array of an initializer."""
-    assert value.const_value is not None, "an initializer"
-    return np.asarray(value.const_value.numpy())
+    return float(math.prod(constant(value).size for value in node.inputs if value is not None))
