@@ -21,7 +21,7 @@ from edgeship.calibration.text import first_names
 from edgeship.toolkit.core import progress
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import PixelArray
-from edgeship.toolkit.core.results import Finding
+from edgeship.toolkit.core.results import DataFinding
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import ordered_map
 
@@ -61,7 +61,7 @@ def examine(
     classes: int | None = None,
     stem: Stem | None = None,
     workers: int | None = None,
-) -> list[Finding]:
+) -> list[DataFinding]:
     """Check calibration images.
 
     Finds unreadable and blank images, exact and near duplicates, overlap with the evaluation images, missing
@@ -136,31 +136,33 @@ def _decode(
     return decoded
 
 
-def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[Finding]:
+def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[DataFinding]:
     if not decoded.unreadable:
         return []
     names = decoded.unreadable
     message = f"{len(names)} image(s) of {dataset.name} cannot be decoded: {first_names(names)}"
-    return [Finding("error", message, "replace or remove them, or leave them out with --skip-unreadable")]
+    return [DataFinding("error", message, "replace or remove them, or leave them out with --skip-unreadable")]
 
 
-def _blank(decoded: _Decoded, colours: _Colours) -> list[Finding]:
+def _blank(decoded: _Decoded, colours: _Colours) -> list[DataFinding]:
     each = zip(decoded.names, colours.variance, strict=True)
     blank = [name for name, variance in each if variance.max() < _BLANK]
     if not blank:
         return []
     return [
-        Finding("warning", f"{len(blank)} image(s) have one colour only: {first_names(blank)}", "remove them")
+        DataFinding(
+            "warning", f"{len(blank)} image(s) have one colour only: {first_names(blank)}", "remove them"
+        )
     ]
 
 
-def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[Finding]:
+def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[DataFinding]:
     if not dataset.labelled:
-        return [Finding("info", f"{dataset.name} has no labels: coverage of the classes is unknown")]
+        return [DataFinding("info", f"{dataset.name} has no labels: coverage of the classes is unknown")]
     findings = []
     if classes is not None and len(dataset.classes) != classes:
         findings.append(
-            Finding(
+            DataFinding(
                 "warning",
                 f"{dataset.name} has {len(dataset.classes)} classes, the model {classes}",
                 "use images of all classes, in the model's order",
@@ -170,7 +172,7 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
     missing = [name for label, name in enumerate(dataset.classes) if label not in counts]
     if missing:
         findings.append(
-            Finding(
+            DataFinding(
                 "warning",
                 f"{len(missing)} of {len(dataset.classes)} classes have no image: {first_names(missing)}",
                 "raise select.images to a multiple of the number of classes",
@@ -179,7 +181,7 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
     if max(counts.values()) > max(_UNEVEN * min(counts.values()), min(counts.values()) + 1):
         largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         findings.append(
-            Finding(
+            DataFinding(
                 "warning",
                 f"classes are uneven: {counts[largest]} images of {dataset.classes[largest]}, "
                 f"{counts[smallest]} of {dataset.classes[smallest]}",
@@ -189,7 +191,7 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
     return findings
 
 
-def _duplicates(decoded: _Decoded) -> list[Finding]:
+def _duplicates(decoded: _Decoded) -> list[DataFinding]:
     copies: dict[str, list[str]] = defaultdict(list)
     for name, digest in zip(decoded.names, decoded.digests, strict=True):
         copies[digest].append(name)
@@ -204,14 +206,14 @@ def _duplicates(decoded: _Decoded) -> list[Finding]:
         message = (
             f"{len(decoded.names) - len(copies)} image(s) are exact copies of others: {first_names(exact)}"
         )
-        findings.append(Finding("warning", message, "remove the copies"))
+        findings.append(DataFinding("warning", message, "remove the copies"))
     if near:
         message = f"{len(near)} pair(s) of images look alike: {first_names(near)}"
-        findings.append(Finding("warning", message, "check the pairs and remove copies"))
+        findings.append(DataFinding("warning", message, "check the pairs and remove copies"))
     return findings
 
 
-def _overlap(decoded: _Decoded, other: _Decoded) -> list[Finding]:
+def _overlap(decoded: _Decoded, other: _Decoded) -> list[DataFinding]:
     evaluated = dict(zip(other.digests, other.names, strict=True))
     exact = [
         f"{name} = {evaluated[digest]}"
@@ -227,15 +229,17 @@ def _overlap(decoded: _Decoded, other: _Decoded) -> list[Finding]:
     findings = []
     if exact:
         findings.append(
-            Finding("error", f"{len(exact)} image(s) are evaluation images too: {first_names(exact)}", hint)
+            DataFinding(
+                "error", f"{len(exact)} image(s) are evaluation images too: {first_names(exact)}", hint
+            )
         )
     if near:
         message = f"{len(near)} pair(s) look like evaluation images: {first_names(near)}"
-        findings.append(Finding("warning", message, hint))
+        findings.append(DataFinding("warning", message, hint))
     return findings
 
 
-def _preprocessing(colours: _Colours, preprocess: Preprocess, stem: Stem | None) -> list[Finding]:
+def _preprocessing(colours: _Colours, preprocess: Preprocess, stem: Stem | None) -> list[DataFinding]:
     means, variances = np.stack(colours.mean), np.stack(colours.variance)
     mean = means.mean(0)
     std = np.sqrt((variances + means**2).mean(0) - mean**2)

@@ -339,7 +339,7 @@ Severity = Literal["info", "warning", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DataFinding:
     """One finding of the checks of images.
 
     Attributes:
@@ -449,7 +449,7 @@ class RunReport:
     command: str | None = None
     created: str | None = None
     missing: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[DataFinding, ...] = ()
     input_checks: tuple[InputCheck, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
     from edgeship.calibration.manifest import Manifest
     from edgeship.calibration.sets import Use
-    from edgeship.toolkit.core.results import Finding
+    from edgeship.toolkit.core.results import DataFinding
     from edgeship.toolkit.pipeline.recipe import SelectOptions
 
 
@@ -120,7 +120,7 @@ def check_readable(dataset: Dataset, indices: list[int]) -> None:
         pass
 
 
-def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[Finding]:
+def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[DataFinding]:
     """Return a finding on unreadable images that the selection skipped."""
     from edgeship.calibration import manifest
 
@@ -131,20 +131,20 @@ def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list
     return unreadable(dataset, sorted(bad))
 
 
-def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
+def unreadable(dataset: Dataset, names: list[str]) -> list[DataFinding]:
     """Return a warning on images that were left out because they cannot be decoded."""
     from edgeship.calibration.text import first_names
-    from edgeship.toolkit.core.results import Finding
+    from edgeship.toolkit.core.results import DataFinding
 
     message = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {first_names(names)}"
-    return [Finding("warning", message, "replace or remove them")] if names else []
+    return [DataFinding("warning", message, "replace or remove them")] if names else []
 
 
-def opened(dataset: Dataset) -> list[Finding]:
+def opened(dataset: Dataset) -> list[DataFinding]:
     """Return the notes on an opened source of images, for the report."""
-    from edgeship.toolkit.core.results import Finding
+    from edgeship.toolkit.core.results import DataFinding
 
-    return [Finding("info", note) for note in dataset.notes]
+    return [DataFinding("info", note) for note in dataset.notes]
 
 
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:

@@ -208,7 +208,7 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
     Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
-    findings.json [`Finding`] and input_checks.json [`InputCheck`].
+    findings.json [`DataFinding`] and input_checks.json [`InputCheck`].
     """
     options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)

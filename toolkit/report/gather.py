@@ -16,8 +16,8 @@ from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import (
+    DataFinding,
     Environment,
-    Finding,
     InputCheck,
     JudgeBy,
     LatencySummary,
@@ -164,9 +164,9 @@ class _Run:
             eval_digest=self.images.digest if self.images else None,
         )
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[DataFinding, ...]:
         lists = (
-            self.read(stage, "findings.json", list[Finding], expected=stage == "select")
+            self.read(stage, "findings.json", list[DataFinding], expected=stage == "select")
             for stage in ("select", "calibrate", "evaluate")
         )
         return tuple(finding for findings in lists for finding in findings or ())
