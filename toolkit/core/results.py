@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size
 
@@ -438,7 +438,7 @@ class RunReport:
     """
 
     schema: int
-    recipe: dict[str, Any] | str
+    recipe: dict[str, object] | str
     model: ReportedModel
     data: ReportedData
     environment: Environment
@@ -452,7 +452,7 @@ class RunReport:
     findings: tuple[DataFinding, ...] = ()
     input_checks: tuple[InputCheck, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
     @property
     def missed(self) -> tuple[Gate, ...]:

@@ -12,13 +12,14 @@ import numpy as np
 
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
-from edgeship.toolkit.runs import quantized
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
+from edgeship.toolkit.runs.quantized import QuantizationSummary
 from edgeship.toolkit.runs.variant_id import VariantId
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ class _Run:
         self.threads: int = self.index.recipe["bench"]["threads"]
         self.model = ModelInfo.read(self._folders["load"])
         self.compiled = CompiledVariants.read(self._folders["compile"])
-        self.quantized = quantized.read(self._folders["quantize"])
+        self.quantized = read_as(
+            self._folders["quantize"] / QuantizationSummary.FILE, dict[str, QuantizationSummary]
+        )
         self.evaluated = Accuracies.read(self._folders["evaluate"]).variants
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images = EvaluatedImages.read(self._folders["evaluate"])

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from edgeship.toolkit.core import statistics
-from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.artifact import plain, read_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import (
@@ -35,6 +35,7 @@ from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
 from edgeship.toolkit.runs.index import StageResult
 from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages, Latencies, LatencyRecord
 from edgeship.toolkit.runs.network import ExportedGraph, ExportedGraphs, ModelInfo
+from edgeship.toolkit.runs.quantized import PruningSummary, QuantizationSummary, Sensitivity
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, VariantId
 
 SCHEMA = 1
@@ -60,7 +61,7 @@ class _Statistics:
 def gather(
     folders: Mapping[str, Path],
     *,
-    recipe: dict[str, Any] | str,
+    recipe: dict[str, object] | str,
     stages: Iterable[StageResult | StageRun],
     max_drop_pp: float | None = None,
     min_speedup: float | None = None,
@@ -72,7 +73,7 @@ def gather(
 
     Args:
         folders: Stage name -> folder; without the stages that were not run.
-        recipe: Recipe with all options (Any: those of the version that wrote it), or its name.
+        recipe: Recipe with all options, or its name.
         stages: The stages, in order.
         max_drop_pp: Largest allowed top-1 drop, in percentage points; None: no such gate.
         min_speedup: Smallest allowed ratio of FP32 latency to the variant's.
@@ -119,7 +120,7 @@ class _Run:
         self.graphs = self.read("export", ExportedGraphs.FILE, ExportedGraphs)
         self.compiled = self.read("compile", CompiledVariants.FILE, CompiledVariants)
         self.network = self.read("load", ModelInfo.FILE, ModelInfo)
-        self.quantized = self.read("quantize", "quantize.json", dict[str, dict[str, Any]]) or {}
+        self.quantized = self.read("quantize", QuantizationSummary.FILE, dict[str, QuantizationSummary]) or {}
         self.environment = self.read("bench", "device.json", Environment) or Environment()
         self.images = self.read("evaluate", EvaluatedImages.FILE, EvaluatedImages, expected=False)
 
@@ -174,20 +175,26 @@ class _Run:
     def input_checks(self) -> tuple[InputCheck, ...]:
         return tuple(self.read("evaluate", "input_checks.json", list[InputCheck], expected=False) or ())
 
-    def details(self) -> dict[str, Any]:
-        plan = self.read("prune", "plan.json", dict[str, Any], expected=False) or {}
+    def details(self) -> dict[str, object]:
+        plan = self.read("prune", "plan.json", PruningSummary, expected=False)
+        sensitivity = self.read("quantize", Sensitivity.FILE, dict[str, Sensitivity], expected=False)
         graphs, latency = self.graphs, self.latency
         bench = {"how": latency.how, "not_measured": latency.not_measured} if latency else {}
         details = {
             "export": graphs
             and {"parity": graphs.parity, "size": plain(graphs.preprocess.crop), "batch": graphs.batch},
-            "pruning": plan if plan.get("method", "none") != "none" else None,
-            "training": self.read("finetune", "history.json", dict[str, Any], expected=False),
-            "quantize": self.quantized,
-            "sensitivity": self.read("quantize", "sensitivity.json", dict[str, Any], expected=False),
+            "pruning": self._json("prune", "plan.json") if plan and plan.method != "none" else None,
+            "training": self.read("finetune", "history.json", dict[str, object], expected=False),
+            "quantize": self._json("quantize", QuantizationSummary.FILE) if self.quantized else None,
+            "sensitivity": self._json("quantize", Sensitivity.FILE) if sensitivity else None,
             "bench": {key: value for key, value in bench.items() if value},
         }
         return {key: _finite(value) or None for key, value in details.items()}
+
+    def _json(self, stage: str, name: str) -> object:
+        """Return all fields of a file that was read before."""
+        content: object = read_json(self.folders[stage] / name)
+        return content
 
     def variants(self) -> tuple[Variant, ...]:
         names = dict.fromkeys(
@@ -236,8 +243,8 @@ class _Run:
         return row
 
     def _warnings(self, identity: VariantId, compiled: CompiledVariant | None) -> tuple[str, ...]:
-        quantized = self.quantized.get(identity.quantized_graph, {}) if identity.precision == "int8" else {}
-        return (*(quantized.get("warnings") or ()), *(compiled.warnings if compiled else ()))
+        quantized = self.quantized.get(identity.quantized_graph) if identity.precision == "int8" else None
+        return (*(quantized.warnings if quantized else ()), *(compiled.warnings if compiled else ()))
 
     def _note_absent(self, row: Variant) -> None:
         if row.kind != "not run" and row.latency_ms is None and self.latency:
@@ -368,7 +375,7 @@ def _median(samples: tuple[float, ...]) -> float | None:
     return float(np.median(samples)) if samples else None
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """Replace infinities and NaN in JSON by None, because JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None

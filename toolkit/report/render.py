@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeship.toolkit.core.artifact import plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError
@@ -15,6 +15,7 @@ from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.report import formatting, gather, paired_analysis
+from edgeship.toolkit.report.details import details
 from edgeship.toolkit.report.verdict import STAMPS, verdicts, warnings
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
@@ -249,9 +250,10 @@ def _console() -> Console:
     return console
 
 
-def _context(report: RunReport) -> dict[str, Any]:
+def _context(report: RunReport) -> dict[str, object]:
     return {
         "report": report,
+        "details": details(report),
         "words": formatting,
         "verdicts": report.verdicts or verdicts(report),  # older reports have none
         "stamps": STAMPS,
