@@ -36,6 +36,11 @@ def report_progress(label: str, done: int, total: int | None) -> None:
         listener(label, done, total)
 
 
+def has_listener() -> bool:
+    """Return True if progress is reported to a listener here."""
+    return _listener.get() is not None
+
+
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Send all progress inside the block to `listener`."""

@@ -189,12 +189,13 @@ class _Worker:
 
     def run(self, indices: Sequence[int]) -> Part:
         """Run one batch through every engine, in sessions that stay open for the next."""
-        batch, skipped = self._decode(indices)
-        if batch is None:
-            empty = np.zeros(0, np.int64)
-            return Part({}, empty, empty, skipped)
         sessions = self._take()
         try:
+            pixels = any(session.takes_pixels for session in sessions.values())
+            batch, skipped = self._decode(indices, pixels=pixels)
+            if batch is None:
+                empty = np.zeros(0, np.int64)
+                return Part({}, empty, empty, skipped)
             outputs = {
                 engine: session.infer(batch.pixels if session.takes_pixels else batch.images)
                 for engine, session in sessions.items()
@@ -205,16 +206,19 @@ class _Worker:
         logits = {name: outputs[engine] for name, engine in self._work.engines}
         return Part(logits, batch.labels, batch.indices, skipped)
 
-    def _decode(self, indices: Sequence[int]) -> tuple[Batch | None, tuple[str, ...]]:
-        """Return the images at these positions, None if all are skipped; and the names of those skipped."""
+    def _decode(self, indices: Sequence[int], *, pixels: bool) -> tuple[Batch | None, tuple[str, ...]]:
+        """Return the images at these positions, None if all are skipped; and the names of those skipped.
+
+        Of arrays, the pixels are computed only if an engine has pixel input.
+        """
         from edgeship.calibration.loader import Batch, batches
         from edgeship.calibration.preprocess import denormalize
 
         work, places = self._work, np.asarray(indices, np.int64)
         if isinstance(work.source, Arrays):
             images = work.source.images[places]
-            pixels = denormalize(images, work.preprocess)
-            return Batch(images, work.source.labels[places], places, pixels), ()
+            decoded = denormalize(images, work.preprocess) if pixels else np.zeros(0, np.uint8)
+            return Batch(images, work.source.labels[places], places, decoded), ()
         assert self._dataset is not None
         stream = batches(
             self._dataset,
@@ -225,8 +229,8 @@ class _Worker:
             skip_bad=work.skip_bad,
             part=True,
         )
-        decoded = list(stream)
-        return decoded[0] if decoded else None, tuple(stream.skipped)
+        parts = list(stream)
+        return parts[0] if parts else None, tuple(stream.skipped)
 
     def _take(self) -> dict[Engine, targets.Session]:
         """Return a set of sessions for exclusive use."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +39,8 @@ class HeldOut:
     """Validation images of an accuracy limit: no calibration and no evaluation images.
 
     Attributes:
-        source: Source of the images, as in a recipe.
-        dataset: The opened source.
+        source: Source of the images, as in a recipe; or arrays.
+        dataset: The opened source; None: arrays.
         classes: Outputs of the network, if labels are used.
         indices: Positions of the images in it.
         preprocess: Preprocessing of an image.
@@ -50,8 +51,8 @@ class HeldOut:
         names: All names of each output, by which labels are matched; empty: in order.
     """
 
-    source: str
-    dataset: Dataset
+    source: str | evaluation.Arrays
+    dataset: Dataset | None
     classes: int | None
     indices: list[int]
     preprocess: Preprocess
@@ -64,12 +65,15 @@ class HeldOut:
     @property
     def labels(self) -> IntArray:
         """Return N class indices."""
-        return np.array([self.dataset.items[index].label for index in self.indices], np.int64)
+        if isinstance(self.source, evaluation.Arrays):
+            return self.source.labels[self.indices]
+        assert self.dataset is not None
+        return self.dataset.labels[self.indices]
 
-    def logits(self, engine: evaluation.Engine, label: str) -> FloatArray:
-        """Return the logits of an engine, (N, classes)."""
+    def logits(self, engines: Mapping[str, evaluation.Engine], label: str) -> dict[str, FloatArray]:
+        """Return the logits of engines, (N, classes) each."""
         work = evaluation.Work(
-            (("engine", engine),),
+            tuple(engines.items()),
             self.source,
             self.classes,
             self.preprocess,
@@ -80,7 +84,7 @@ class HeldOut:
         outcome, _ = evaluation.run(
             work, self.indices, workers=self.workers, backend=self.backend, label=label
         )
-        return outcome.logits["engine"]
+        return outcome.logits
 
 
 def limited(options: QuantizeOptions) -> bool:
@@ -235,9 +239,9 @@ class Trials:
         from edgeship.quantization.mixed_precision import Verdict
 
         if self._reference is None:
-            exact = evaluation.Engine(self.model, None)
-            self._reference = self.held_out.logits(exact, "running the float network")
-        logits = self.held_out.logits(self._engine(graph), "validating a graph")
+            exact = {"float": evaluation.Engine(self.model, None)}
+            self._reference = self.held_out.logits(exact, "running the float network")["float"]
+        logits = self.held_out.logits({"int8": self.engine(graph)}, "validating a graph")["int8"]
         if name == "min_agreement":
             value = agreement(self._reference, logits)
             return Verdict(value, value >= limit)
@@ -245,7 +249,7 @@ class Trials:
         drop, _ = paired_drop(self._reference.argmax(1) == labels, logits.argmax(1) == labels)
         return Verdict(drop, drop <= limit)
 
-    def _engine(self, graph: Path) -> evaluation.Engine:
+    def engine(self, graph: Path) -> evaluation.Engine:
         """Return the engine of a graph, or the graph for simulation if no engine runs here."""
         self._trials += 1  # workers cache files by name: each trial has a new one
         name = f"trial-{self._trials}"

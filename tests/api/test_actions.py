@@ -1,0 +1,105 @@
+"""`edgeship.prune`, `compile`, `evaluate`, `benchmark`, `run`, `deploy` and `Classifier`."""
+
+import numpy as np
+import pytest
+import torch
+
+import edgeship
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.loader import batches
+from edgeship.toolkit.models import resnet, weights
+from edgeship.toolkit.models.resnet import macs
+
+SIDE = 16
+PREPROCESS = edgeship.Preprocess(SIDE, SIDE, (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    return resnet.ResNet(resnet.architecture("resnet20", width=8)).eval()
+
+
+@pytest.fixture(scope="module")
+def quantized(net, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("net")
+    weights.save(net, folder, PREPROCESS)
+    result = edgeship.quantize(folder, "digits:train", calibration_images=16, effort="fast")
+    return result.save(folder / "int8.onnx")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    (batch,) = batches(open_dataset("digits:test"), range(0, 350, 5), PREPROCESS, batch=70)
+    return batch
+
+
+def test_an_evaluation_is_that_of_the_network(net, digits):
+    pairs = list(zip(digits.images, digits.labels, strict=True))
+    result = edgeship.evaluate(net, pairs)
+    with torch.inference_mode():
+        right = net(torch.from_numpy(digits.images)).argmax(1).numpy() == digits.labels
+    assert result.top1 == pytest.approx(right.mean()) and result.images == 70
+    assert result.top1_ci95[0] <= result.top1 <= result.top1_ci95[1]
+    assert edgeship.evaluate(net, digits.images).top1 is None
+
+
+def test_a_source_by_path_and_arrays_give_the_same_logits(quantized, digits):
+    whole = edgeship.evaluate(quantized, "digits:test", "openvino")
+    assert whole.images == 355 and whole.measured_on == "this machine"
+    part = edgeship.evaluate(quantized, digits.pixels, "openvino")
+    order = [np.flatnonzero((whole.logits == row).all(1))[0] for row in part.logits]
+    assert sorted(order) == list(range(0, 350, 5))
+
+
+def test_an_engine_is_compiled_and_classifies(quantized, digits, tmp_path):
+    built = edgeship.compile(quantized, "openvino", tmp_path / "engine")
+    assert built.runs_here and built.int8_layers == (20, 20) and built.size_bytes > 1000
+    stated = edgeship.evaluate(quantized, digits.pixels[:4], "openvino")
+    with edgeship.Classifier(built.file, preprocess=PREPROCESS, top=3) as classify:
+        classes, probabilities = classify(digits.pixels[0])
+        predictions = classify.predict(digits.pixels[:4])
+    assert len(classes) == 3 and (np.diff(probabilities) <= 0).all()
+    assert {int(each.classes[0]) for each in predictions} == set(stated.classes.tolist())
+    with edgeship.Classifier(quantized) as classify:  # preprocessing is in the file
+        assert classify(digits.pixels[0]).probabilities.sum() <= 1 + 1e-6
+    with edgeship.Classifier(built.file) as classify, pytest.raises(edgeship.ToolkitError, match="unknown"):
+        classify(digits.pixels[0])
+    with pytest.raises(edgeship.ToolkitError, match="is no model"):
+        edgeship.Classifier(tmp_path)
+
+
+def test_models_are_timed_against_each_other(net, quantized):
+    timed = edgeship.benchmark({"float": net, "int8": quantized}, size=SIDE, duration_s=0.1)
+    assert set(timed) == {"float", "int8"} and all(len(row.samples_ms) >= 10 for row in timed.values())
+    assert timed["int8"].p50_ms <= timed["int8"].p90_ms <= timed["int8"].p99_ms
+    with pytest.raises(edgeship.ToolkitError, match="does not run on this machine"):
+        edgeship.benchmark(net, "tensorrt", size=SIDE)
+    with pytest.raises(edgeship.ToolkitError, match="different shapes"):
+        edgeship.benchmark({"float": net, "int8": quantized}, size=SIDE * 2)
+
+
+@pytest.mark.parametrize("kind", ["module", "path"])
+def test_a_module_or_a_checkpoint_is_pruned(kind, net, digits, tmp_path):
+    model = net if kind == "module" else weights.save(net, tmp_path / "dense", PREPROCESS)
+    options = {"keep_ratio": 0.5, "channel_multiple": 1, "method": "magnitude", "images_count": 40}
+    small = edgeship.prune(model, digits.images if kind == "module" else "digits:train", **options)
+    assert macs(small.model.architecture, SIDE) == small.plan.macs_after < small.plan.macs_before
+    again = weights.load(small.save(tmp_path / "small").parent)
+    assert again.model.architecture.widths == small.model.architecture.widths
+    assert (again.preprocess is None) == (kind == "module")
+    with pytest.raises(edgeship.ToolkitError, match="ONNX file cannot be pruned"):
+        edgeship.prune("net.onnx", digits.images, **options)
+
+
+def test_a_recipe_is_run_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESHIP_STORE", str(tmp_path / "store"))
+    overrides = {"load.train.epochs": 1, "load.model": "resnet20", "export.size": 8}
+    finished = edgeship.run("quickstart", overrides=overrides, until="export")
+    assert (finished.folder("export") / "float.onnx").is_file()
+
+
+def test_a_deployment_needs_known_devices(tmp_path):
+    (tmp_path / "devices.toml").write_text("")
+    with pytest.raises(edgeship.ToolkitError):
+        edgeship.deploy(tmp_path, ["nowhere"], inventory=tmp_path / "devices.toml")

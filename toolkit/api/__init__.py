@@ -1,0 +1,1 @@
+"""Python API: the functions and classes that `import edgeship` offers."""
