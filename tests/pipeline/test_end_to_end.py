@@ -182,7 +182,7 @@ def test_a_missed_limit_is_exit_code_3_after_the_report_is_written(recipe, finis
         app.main([*arguments, "--set", "report.max_drop_pp=0.5"])
     assert left.value.code == 3  # an untrained network: its drop is meaningless
     shown = capsys.readouterr()
-    assert "NO VERDICT" in shown.out and "misses max_drop_pp: nothing could be judged" in shown.err
+    assert "(no verdict)" in shown.out and "misses max_drop_pp: nothing could be judged" in shown.err
 
 
 def test_json_is_all_that_stdout_gets(recipe, finished, tmp_path, capsys):

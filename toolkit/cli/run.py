@@ -100,6 +100,6 @@ def command(
     else:
         from edgeship.toolkit.report import render
 
-        render.terminal(render.load(finished.folder("report") / "report.json"))
+        render.terminal(render.load(finished.folder("report") / "report.json"), out)
         click.echo(f"\nreport: {(out or finished.folder('report')) / 'report.html'}")
     finished.check_gates()

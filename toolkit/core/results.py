@@ -209,6 +209,7 @@ class Variant:
         speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
         note: Compilation and checks, in words.
         error: Reason why it was not run; `hint`: the remedy.
+        file: Engine, or the graph that a device compiles, below the folder of the run.
         batch_throughput: Batch size -> images a second, where measured.
         memory_bytes: Peak memory of the session; resident_bytes: memory during inference; energy_mj:
             millijoules an image; end_to_end_ms: from decoded images, median; float_end_to_end_ms: the same
@@ -252,6 +253,7 @@ class Variant:
     end_to_end_ms: float | None = None
     float_end_to_end_ms: float | None = None
     paired: Paired | None = None
+    file: str | None = None
 
 
 JudgeBy = Literal["interval", "point"]

@@ -20,7 +20,7 @@ from typing import Any
 from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.pipeline.recipe import Recipe
-from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
+from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
 from edgeship.toolkit.runs.index import RunIndex, StageResult
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
@@ -131,7 +131,7 @@ def _outputs(folders: Mapping[str, Path]) -> dict[Path, Path]:
         outputs |= {file.relative_to(report): file for file in pages}
     if compiled := folders.get("compile"):
         for variant, record in CompiledVariants.read(compiled).built().items():
-            place, folder = ENGINES / variant.target / variant.name, compiled / variant.name
+            place, folder = Path(published_folder(variant)), compiled / variant.name
             files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
             if not any(file.suffix == ".onnx" for file in files):
                 files[place / "graph.onnx"] = graph_file(variant, record, folders)

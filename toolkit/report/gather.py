@@ -31,7 +31,7 @@ from edgeship.toolkit.core.results import (
 from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.report import gates, paired_analysis
 from edgeship.toolkit.report.verdict import verdicts
-from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
+from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants, published_folder
 from edgeship.toolkit.runs.index import StageResult
 from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages, Latencies, LatencyRecord
 from edgeship.toolkit.runs.network import ExportedGraph, ExportedGraphs, ModelInfo
@@ -233,6 +233,8 @@ class _Run:
             row = _with_accuracy(row, accuracy)
         if compiled:
             row = _with_engine(row, compiled)
+            if compiled.file is not None:
+                row = replace(row, file=str(published_folder(identity) / compiled.file))
         if timing:
             row = _with_measurements(row, timing)
         bases = (VariantId(identity.target, "fp32"), REFERENCE)

@@ -16,7 +16,7 @@ from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.report import formatting, gather, paired_analysis
 from edgeship.toolkit.report.details import details
-from edgeship.toolkit.report.verdict import STAMPS, verdicts, warnings
+from edgeship.toolkit.report.verdict import STAMPS, files_to_ship, verdicts, warnings
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 CLASSES_SHOWN = 100  # in report.md
 WIDE = 160  # columns of text in a file or pipe
-VERDICTS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_measured": ("○", "cyan")}
+VERDICTS = {
+    "pass": ("✓", "green"),
+    "fail": ("✗", "red"),
+    "no_gain": ("✗", "red"),
+    "not_measured": ("○", "cyan"),
+}
 DOUBTFUL = ("!", "yellow")  # every other verdict
 GATES = {  # outcome -> mark, word, colour
     "pass": ("✓", "passed", "green"),
@@ -121,8 +126,13 @@ def junit(report: RunReport) -> str:
     return text
 
 
-def terminal(report: RunReport) -> None:
-    """Print the table of variants, the verdicts and the gates to stdout."""
+def terminal(report: RunReport, out: Path | None = None) -> None:
+    """Print the table of variants, gates and notes to stdout, and last the verdict on each target.
+
+    Args:
+        report: The report.
+        out: Folder of the run; None: files are named relative to it.
+    """
     from rich.text import Text
 
     print_table(
@@ -165,11 +175,6 @@ def terminal(report: RunReport) -> None:
     if baselines := formatting.speedup_baselines(report.variants):
         console.print(Text(f"speed-up: {baselines}", style="dim"))
     console.print()
-    for verdict in report.verdicts or verdicts(report):
-        mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
-        console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
-        if verdict.level == "no_verdict":
-            console.print(*(Text(f"  {step}", style="dim") for step in verdict.steps))
     if report.gates:
         console.print(Text(_judged_by(report), style="dim"))
     for gate in report.gates:
@@ -184,6 +189,15 @@ def terminal(report: RunReport) -> None:
         console.print(Text(mark, style=style), Text(f"{check.message}{hint}"))
     for warning in warnings(report):
         console.print(Text("note  ", style="yellow"), Text(warning))
+    console.print()
+    files = files_to_ship(report)
+    for verdict in report.verdicts or verdicts(report):
+        mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
+        console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
+        if verdict.target in files:
+            console.print(Text(f"  file to ship: {(out or Path()) / files[verdict.target]}"), soft_wrap=True)
+        if verdict.level == "no_verdict":
+            console.print(*(Text(f"  {step}", style="dim") for step in verdict.steps))
 
 
 def print_table(
@@ -257,6 +271,7 @@ def _context(report: RunReport) -> dict[str, object]:
         "words": formatting,
         "verdicts": report.verdicts or verdicts(report),  # older reports have none
         "stamps": STAMPS,
+        "files": files_to_ship(report),
         "gate_marks": GATES,
         "judged_by": _judged_by(report),
         "warnings": warnings(report),

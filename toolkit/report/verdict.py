@@ -15,14 +15,15 @@ SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
 
 STAMPS: dict[Level, str] = {  # in order of preference among the variants of a target
     "pass": "PASS",
-    "no_limit": "NO LIMIT SET",
+    "no_limit": "NEEDS MORE DATA (no limit set)",
     "needs_data": "NEEDS MORE DATA",
-    "no_gain": "NO GAIN",
-    "not_measured": "NOT MEASURED",
-    "no_verdict": "NO VERDICT",
+    "no_gain": "FAIL (no gain)",
+    "not_measured": "NEEDS MORE DATA (not measured)",
+    "no_verdict": "NEEDS MORE DATA (no verdict)",
     "fail": "FAIL",
 }
 ORDER = tuple(STAMPS)
+SHIPPED: tuple[Level, ...] = ("pass", "no_limit", "needs_data", "not_measured")  # with a file to ship
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
@@ -47,6 +48,13 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
         else verdict
         for verdict, best in judged
     )
+
+
+def files_to_ship(report: RunReport) -> dict[str, str]:
+    """Return target -> file of the variant of its verdict, below the folder of the run; not of a failure."""
+    shown = [each.target for each in report.verdicts or verdicts(report) if each.level in SHIPPED]
+    best = {target: _verdict(report, target)[1] for target in shown}
+    return {target: v.file for target, v in best.items() if v is not None and v.file is not None}
 
 
 def _rank(verdict: Verdict, best: Variant | None) -> tuple[int, float]:

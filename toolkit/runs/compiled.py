@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from edgeship.toolkit.core.results import LayerAudit
@@ -60,6 +60,11 @@ def engine_file(variant: VariantId, record: CompiledVariant, folders: Mapping[st
     """Return the engine of a variant that was built."""
     assert record.file is not None
     return folders["compile"] / variant.name / record.file
+
+
+def published_folder(variant: VariantId) -> PurePosixPath:
+    """Return the folder of a variant's engine below the `--out` folder of its run."""
+    return PurePosixPath("engines", variant.target, variant.name)
 
 
 def graph_file(variant: VariantId, record: CompiledVariant, folders: Mapping[str, Path]) -> Path:
