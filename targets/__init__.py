@@ -27,15 +27,15 @@ from edgeship.toolkit.core.results import LayerAudit, Precision
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What a compilation left in its folder; kept as JSON beside the engine.
+    """Result of a compilation; its JSON form is a record of `compiled.json`.
 
     Attributes:
         file: Name of the engine, or of the checked graph where no engine can be built here.
-        runs_here: Whether `Target.open` can run it on this machine.
-        note: What was built and checked, in words, for the report.
-        audit: Layers as the runtime executes them (empty where it cannot be known here).
-        warnings: What a reader of the report must know.
-        instead: Other forms of that file, of which some devices need one in its place.
+        runs_here: True if `Target.open` can run it on this machine.
+        note: One sentence for the report: what was built and checked.
+        audit: Layers as the runtime executes them; empty if unknown here.
+        warnings: Warnings for the report.
+        instead: Alternate files, which some devices need instead.
     """
 
     file: str
@@ -51,11 +51,11 @@ class Session(Protocol):
 
     @property
     def takes_pixels(self) -> bool:
-        """Whether images are uint8 (N, H, W, C), resized and cropped; else float32 (N, C, H, W), ready."""
+        """Return True for uint8 images (N, H, W, C), False for preprocessed float32 (N, C, H, W)."""
         ...
 
     def infer(self, images: FloatArray | PixelArray) -> FloatArray:
-        """Logits (N, classes) of images in the form it takes."""
+        """Return logits (N, classes) of images in the form of `takes_pixels`."""
         ...
 
 
@@ -77,10 +77,10 @@ class Target(Protocol):
         ...
 
     def versions(self) -> Mapping[str, str]:
-        """SDK name -> version.
+        """Return SDK name -> version.
 
         Raises:
-            TargetError: The SDK is absent; the hint says how to install it.
+            TargetError: The SDK is absent; the hint is its installation.
         """
         ...
 
@@ -88,7 +88,7 @@ class Target(Protocol):
         """Compile an ONNX file into the folder `out`.
 
         Raises:
-            TargetError: The SDK is absent or refuses the graph.
+            TargetError: The SDK is absent or rejects the graph.
         """
         ...
 
@@ -104,7 +104,7 @@ class Target(Protocol):
         threads: int | None = None,
         duration_s: float,
     ) -> float:
-        """Images a second when only throughput counts; `images` is one batch in the form the engine takes."""
+        """Return the maximum images per second; `images` is one batch, see `Session.takes_pixels`."""
         ...
 
 

@@ -14,12 +14,12 @@ def in_batches(
     images: FloatArray | PixelArray,
     batch: int | None,
 ) -> FloatArray:
-    """Run any number of images through an engine that takes exactly `batch` at a time.
+    """Run N images through an engine in batches; zeros complete the last one.
 
     Args:
-        run: Logits (batch, classes) of as many images.
-        images: N images, in the form the engine takes.
-        batch: The engine's batch; None takes any number. The last part is filled up with zeros.
+        run: Function from one batch to logits (batch, classes).
+        images: N images, in the form of `Session.takes_pixels`.
+        batch: Batch size of the engine; None: any.
 
     Returns:
         Logits (N, classes).

@@ -1,4 +1,4 @@
-"""What else the machine did while something was measured: other work, a hypervisor's share, heat."""
+"""CPU load during a measurement: other processes, hypervisor steal, thermal throttling."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """Means over the measurement; None where the system does not tell.
+    """Means over the measurement; None: unknown.
 
     Attributes:
-        other_share: Part of the machine's processors that other processes kept busy.
-        stolen_share: Part that the hypervisor gave to other guests.
-        throttled: Whether the processor slowed itself down for heat.
+        other_share: Share of CPU time of other processes.
+        stolen_share: Share of CPU time that the hypervisor gave to other guests.
+        throttled: True if the processor was throttled for heat.
     """
 
     other_share: float | None
@@ -27,10 +27,10 @@ class Activity:
 
 
 class Watch:
-    """A context; `activity` after it is what went on meanwhile."""
+    """Context that measures; the result is `activity`."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        """Watch the system whose files are below `root`."""
+        """Read the system files below `root`."""
         self._root = root
 
     def __enter__(self) -> Watch:

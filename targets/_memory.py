@@ -1,8 +1,8 @@
-"""Memory of a session, measured in a process that holds nothing else.
+"""Memory of a session, measured in a separate process.
 
-`python -m edgeship.targets._memory TARGET ENGINE THREADS DTYPE SHAPE` imports the runtime, notes what is
-resident, then loads the engine and runs it. Its last line on stdout is JSON: {"resident_bytes",
-"peak_bytes"}, both beyond what the imported runtime takes.
+`python -m edgeship.targets._memory TARGET ENGINE THREADS DTYPE SHAPE` imports the runtime, then loads
+the engine and runs it. Its last line on stdout is JSON: {"resident_bytes", "peak_bytes"}, both without the
+memory of the imported runtime.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LIMIT_S = 300.0
 
 
 def measure(target: str, engine: Path, images: FloatArray | PixelArray, threads: int) -> dict[str, int]:
-    """Resident and peak bytes of a session.
+    """Return resident and peak bytes of a session.
 
     Args:
         target: Name of the target.
         engine: Compiled file.
-        images: One batch in the form the engine takes; only its shape and type count.
+        images: One batch; only shape and type are used.
         threads: CPU threads of the session.
 
     Raises:
@@ -46,12 +46,10 @@ def measure(target: str, engine: Path, images: FloatArray | PixelArray, threads:
             f"no answer within {LIMIT_S:.0f} s", hint="the machine may be short of memory"
         ) from error
     if ended.returncode != 0:
-        said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
-        raise TargetError(
-            f"the measuring process failed: {said}", hint="is there memory for a second process?"
-        )
-    found: dict[str, int] = json.loads(ended.stdout.strip().splitlines()[-1])
-    return found
+        last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        raise TargetError(f"the measuring process failed: {last}", hint="check free memory: `free -h`")
+    sizes: dict[str, int] = json.loads(ended.stdout.strip().splitlines()[-1])
+    return sizes
 
 
 def _main(target: str, engine: str, threads: str, dtype: str, shape: str) -> None:

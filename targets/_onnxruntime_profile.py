@@ -1,4 +1,4 @@
-"""Time per layer in ONNX Runtime, from its own profile of a session that is not timed otherwise."""
+"""Time per layer in ONNX Runtime, from the profile of a separate session."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SUFFIX = "_kernel_time"
 
 
 def profile(session: Any, nodes: Iterable[Any], layers: Collection[str]) -> dict[str, float]:
-    """Milliseconds of every layer.
+    """Return layer -> milliseconds; fused layers have none.
 
     Args:
-        session: An onnxruntime session with profiling on; it is ended.
+        session: An onnxruntime session with profiling on; its profile is ended.
         nodes: The nodes of the ONNX graph.
-        layers: Names to find times of; one that another layer has taken in has none.
+        layers: Names of the layers.
     """
     ran = _run(session)
     trace = Path(session.end_profiling())
@@ -46,22 +46,22 @@ def profile(session: Any, nodes: Iterable[Any], layers: Collection[str]) -> dict
 
 
 def _hosts(nodes: Iterable[Any], layers: Collection[str]) -> dict[str, str]:
-    """Node -> the layer its time belongs to: itself, or the one a fusion named after its last node."""
-    found: dict[str, str] = {}
+    """Return node -> layer of its time: itself, or the layer that it is fused with."""
+    hosts: dict[str, str] = {}
     makers: dict[str, str] = {}
     for node in nodes:
         name = node.name or node.output[0]
         if name in layers:
-            found[name] = name
+            hosts[name] = name
         elif node.op_type in {"Relu", "Clip"} and node.input[0] in makers:
-            found[name] = makers[node.input[0]]
-        if name in found:
-            makers[node.output[0]] = found[name]
-    return found
+            hosts[name] = makers[node.input[0]]
+        if name in hosts:
+            makers[node.output[0]] = hosts[name]
+    return hosts
 
 
 def _run(session: Any) -> bool:
-    """Run zeros; an input with a dynamic height or width cannot be made up."""
+    """Run zeros; return False if height or width is dynamic."""
     entry = session.get_inputs()[0]
     if any(not isinstance(length, int) for length in entry.shape[1:]):
         return False

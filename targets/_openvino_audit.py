@@ -1,4 +1,4 @@
-"""Which layers OpenVINO executes in INT8, read from its runtime model and matched to the ONNX nodes."""
+"""Precision and time of layers in OpenVINO, from its runtime model, by ONNX node."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ PROFILED_S = 1.0  # and no new run after so many seconds
 
 
 def audit(compiled: Any, model: Path, precision: Precision) -> tuple[LayerAudit, ...]:
-    """What every convolution, Add, pooling and fully connected layer executes in.
+    """Return the layers of a compiled model: convolutions, Adds, pools and fully connected layers.
 
-    The runtime's own precision is that of a layer's inputs, so a convolution can compute in INT8 and still
-    write floats, which the next layer has to quantize again: that is a warning too, and an Add that is
-    fused into such a convolution is not counted as INT8.
+    The runtime model has the precision of a layer's inputs. An INT8 convolution that writes floats, which the
+    next layer quantizes again, gets a warning, and an Add fused into it does not count as INT8.
 
     Args:
         compiled: A compiled model with PERF_COUNT on.
-        model: The ONNX file it was made of.
-        precision: What was asked for; only "int8" gives warnings.
+        model: Its ONNX file.
+        precision: Requested precision; only "int8" gives warnings.
     """
     import onnx
 
@@ -85,10 +84,10 @@ def _add(
     wanted: Precision,
     time_ms: float | None,
 ) -> LayerAudit:
-    """An Add is INT8 in a convolution that reads and writes INT8, or alone where all its tensors are."""
+    """Audit an Add: INT8 if its convolution reads and writes INT8; not fused, if all its tensors are."""
     computes, writes = _precisions(facts)
     fused = host == "Convolution"
-    if not fused:  # the runtime tells the precision of the first input only
+    if not fused:  # the runtime model has the precision of the first input only
         sources = [port.get_source_output().get_node().get_rt_info() for port in node.inputs()]
         floats = {_precisions(_texts(source))[1] for source in sources} - {"int8"}
         computes = min(floats) if floats else computes
@@ -107,18 +106,15 @@ def _precisions(facts: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _onnx_names(facts: Mapping[str, str], names: Mapping[str, str]) -> list[str]:
-    """The ONNX nodes a runtime layer stands for, in order; the plug-in adds nodes of its own."""
-    found = (
+    """Return the ONNX nodes of a runtime layer, in order; the plug-in adds others."""
+    nodes = (
         names.get(part.removesuffix("/WithoutBiases")) for part in facts["originalLayersNames"].split(",")
     )
-    return list(dict.fromkeys(name for name in found if name is not None))
+    return list(dict.fromkeys(name for name in nodes if name is not None))
 
 
 def _profile(compiled: Any) -> dict[str, float]:
-    """Milliseconds of every layer that ran.
-
-    An input with a dynamic height or width cannot be made up, so that nothing is known of its layers.
-    """
+    """Return the milliseconds of each layer; empty if height or width of the input is dynamic."""
     entry = compiled.input(0)
     if any(dimension.is_dynamic for dimension in list(entry.get_partial_shape())[1:]):
         return {}

@@ -1,4 +1,4 @@
-"""Latency and throughput: in turns, in alternating order, by one clock."""
+"""Latency and throughput, measured in turns."""
 
 from __future__ import annotations
 
@@ -28,18 +28,16 @@ def interleave(
     duration_s: float | None = None,
     count: int | None = None,
 ) -> dict[str, tuple[float, ...]]:
-    """Time several runs against each other in turns: AAA BBB CCC, CCC BBB AAA, ... in one process.
+    """Time several runs in turns: AAA BBB CCC, CCC BBB AAA, ... in one process.
 
-    What the machine does meanwhile (clocks, heat, neighbours) then falls on all of them alike. A turn
-    begins untimed, until the caches hold what the run needs and not what the one before it left: were
-    single runs timed alternately, one would measure mostly how its weights come back into the cache
-    (ResNet-18 in INT8, 32 pixels, after an FP32 one: 0.7 ms, and 0.2 ms a few runs later). A run in which
-    the system gave the processor to another process is repeated, but no more than as many again: on a
-    busy machine long runs would else look longer still than short ones, which fit between two such pauses.
+    Drift of clocks, heat and load thus affects all alike. A turn begins with untimed runs, until the caches
+    hold the weights (ResNet-18 in INT8, 32 pixels, after an FP32 run: 0.7 ms, a few runs later 0.2 ms). A
+    preempted run is repeated, up to as many times as there are runs: on a busy machine long runs would be
+    preempted more often than short ones.
 
     Args:
         runs: Name -> one inference.
-        warmup_s: Seconds of untimed rounds before, at least two rounds.
+        warmup_s: Seconds of untimed runs before, at least two.
         duration_s: Seconds of turns for each run on average, at least `MIN_RUNS` timed runs.
         count: Timed runs of each, instead of a duration.
 
@@ -71,12 +69,12 @@ def interleave(
 
 
 def quick_mean(samples: Sequence[float]) -> float:
-    """Mean of the quickest quarter: other work on the machine only ever slows a run down."""
+    """Return the mean of the fastest quarter: other load only slows a run down."""
     return statistics.fmean(sorted(samples)[: math.ceil(len(samples) / 4)])
 
 
 def noise_warning(samples_ms: Sequence[float]) -> str:
-    """What to say about samples that scatter too much to compare; empty when they do not."""
+    """Return a warning if the samples vary too much to compare, else an empty text."""
     spread = variation(samples_ms)
     if spread <= NOISY:
         return ""
@@ -84,7 +82,7 @@ def noise_warning(samples_ms: Sequence[float]) -> str:
 
 
 def loop_ips(session: Session, images: FloatArray | PixelArray, duration_s: float) -> float:
-    """Images a second of one session that is given one batch after the other."""
+    """Return the images per second of a session, one batch after the other."""
     session.infer(images)
     count, seconds = count_until(lambda: session.infer(images), duration_s)
     return count * len(images) / seconds
@@ -93,7 +91,7 @@ def loop_ips(session: Session, images: FloatArray | PixelArray, duration_s: floa
 def count_until(
     start: Callable[[], object], duration_s: float, finish: Callable[[], object] | None = None
 ) -> tuple[int, float]:
-    """Call `start` for `duration_s` seconds, then `finish`; how many calls, and all seconds they took."""
+    """Call `start` for `duration_s` seconds, then `finish`; return the number of calls and the seconds."""
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < duration_s or count == 0:
         start()
@@ -104,7 +102,7 @@ def count_until(
 
 
 def _warm(runs: Mapping[str, Callable[[], object]], warmup_s: float) -> dict[str, float]:
-    """Run each for `warmup_s` seconds, at least twice; how many seconds its quickest run took."""
+    """Run each for `warmup_s` seconds, at least twice; return the seconds of its fastest run."""
     quickest = {}
     for name, run in runs.items():
         began, taken = time.perf_counter(), [_seconds(run), _seconds(run)]
@@ -115,20 +113,20 @@ def _warm(runs: Mapping[str, Callable[[], object]], warmup_s: float) -> dict[str
 
 
 def _undisturbed_ms(run: Callable[[], object], count: int) -> list[float]:
-    kept: list[float] = []
+    samples: list[float] = []
     spare = count
-    while len(kept) < count:
+    while len(samples) < count:
         pauses = _pauses()
         seconds = _seconds(run)
         if spare and _pauses() != pauses:
             spare -= 1
         else:
-            kept.append(1000 * seconds)
-    return kept
+            samples.append(1000 * seconds)
+    return samples
 
 
 def _pauses() -> int:
-    """How often the system has taken a processor from one of our threads that wanted to go on."""
+    """Return the number of preemptions of this process (involuntary context switches)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 

@@ -42,7 +42,7 @@ SHAPED = frozenset({"Reshape", "Expand", "Tile", "ConstantOfShape"})
 
 
 class OnnxRuntime:
-    """The scheme its fused integer kernels (QLinearConv, QLinearAdd, QGemm) take."""
+    """ONNX Runtime: its fused integer kernels are QLinearConv, QLinearAdd and QGemm."""
 
     title = "ONNX Runtime"
     opens_graphs, checks_rules = True, False
@@ -63,11 +63,11 @@ class OnnxRuntime:
         )
 
     def versions(self) -> Mapping[str, str]:
-        """The installed ONNX Runtime."""
+        """Return the version of the installed ONNX Runtime."""
         return {"onnxruntime": str(_sdk().__version__)}
 
     def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
-        """Keep the graph: ONNX Runtime compiles when it loads. The audit is of what it fuses."""
+        """Copy the graph, which ONNX Runtime compiles on loading, and audit the fused layers."""
         out.mkdir(parents=True, exist_ok=True)
         layers = _audit(model, out / ".optimized.onnx", precision)
         shutil.copyfile(model, out / ENGINE)
@@ -81,7 +81,7 @@ class OnnxRuntime:
 
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
-        """Load a graph with every optimization."""
+        """Load a graph with all optimizations."""
         yield _host_session(engine, threads)
 
     def throughput_ips(
@@ -92,17 +92,17 @@ class OnnxRuntime:
         threads: int | None = None,
         duration_s: float,
     ) -> float:
-        """Images a second, one batch after the other: its threads share one batch."""
+        """Return images per second of one batch after the other: all threads share a batch."""
         with self.open(engine, threads=threads) as session:
             return loop_ips(session, images, duration_s)
 
 
 @contextmanager
 def simulate(model: Path, *, threads: int | None = None) -> Iterator[Session]:
-    """Run a Q/DQ graph as it is written: every Q and DQ in float arithmetic, nothing fused or saturated.
+    """Simulate a Q/DQ graph: each Q and DQ in float arithmetic, without fusion or saturation.
 
-    This is the accuracy that a target which cannot run here should reach. A graph of a fixed batch is run
-    with as many images as there are, which is faster; each gets the same bits.
+    The accuracy is that expected of a target that cannot run here. A fixed batch is made dynamic, which is
+    faster and does not change the logits.
     """
     yield _host_session(model, threads, exact=True)
 
@@ -124,7 +124,7 @@ def _session(model: Path, threads: int, level: str = "all", *, exact: bool = Fal
 
 
 def _any_batch(model: Path) -> bytes:
-    """A graph that takes any number of images, unless it writes theirs down in a shape."""
+    """Return the graph with a dynamic batch, unless a constant shape has the batch."""
     import onnx
 
     loaded = onnx.load(str(model))
@@ -137,7 +137,7 @@ def _any_batch(model: Path) -> bytes:
 
 
 def _audit(model: Path, optimized: Path, precision: Precision) -> tuple[LayerAudit, ...]:
-    """The layers of the optimized graph and their time: an integer kernel has an operator of its own."""
+    """Return the layers of the optimized graph with their times; integer kernels have their own operators."""
     import onnx
 
     try:

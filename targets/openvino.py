@@ -28,7 +28,7 @@ ENGINE = "model.xml"
 
 
 class OpenVINO:
-    """Unsigned activations after a ReLU and both inputs of an Add quantized: what its kernels fuse."""
+    """OpenVINO: its kernels fuse unsigned activations after a ReLU, and Adds with two quantized inputs."""
 
     title = "OpenVINO"
     opens_graphs, checks_rules = True, False
@@ -52,14 +52,13 @@ class OpenVINO:
         )
 
     def versions(self) -> Mapping[str, str]:
-        """The installed OpenVINO."""
+        """Return the version of the installed OpenVINO."""
         return {"openvino": str(sdk().__version__).split("-", maxsplit=1)[0]}
 
     def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
-        """Convert to OpenVINO's own format (`model.xml`, `model.bin`) and audit what the CPU executes.
+        """Convert to OpenVINO's format (`model.xml`, `model.bin`) and audit the compiled layers.
 
-        The weights keep their type: `save_model` would otherwise halve float weights to FP16. "fp16" asks
-        for just that; the CPU still computes in FP32.
+        Weights are stored as FP16 for "fp16" only; the CPU computes in FP32.
         """
         ov = sdk()
         out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ class OpenVINO:
 
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
-        """Load an engine for the lowest latency: one stream, `threads` threads."""
+        """Load an engine for lowest latency: one stream, `threads` threads."""
         yield HostSession(_compiled(engine, threads), self.title, reason)
 
     def throughput_ips(
@@ -91,9 +90,9 @@ class OpenVINO:
         threads: int | None = None,
         duration_s: float,
     ) -> float:
-        """Images a second with several requests in flight (OpenVINO's THROUGHPUT hint)."""
+        """Return images per second of parallel requests (OpenVINO's THROUGHPUT hint)."""
         compiled = _compiled(engine, threads, PERFORMANCE_HINT="THROUGHPUT").compiled
-        queue = sdk().AsyncInferQueue(compiled)  # as many requests as the plug-in asks for
+        queue = sdk().AsyncInferQueue(compiled)  # the plug-in chooses the number of requests
         for _ in range(len(queue)):
             queue.start_async([images], share_inputs=True)
         queue.wait_all()

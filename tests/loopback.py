@@ -137,7 +137,7 @@ class Park:
             wrapper.chmod(0o755)
         return wrapper
 
-    def server(self, name: str) -> Server:
+    def server(self, name: str, more: str = "") -> Server:
         folder = self.folder / name
         folder.mkdir()
         make_key(folder / "host_key")
@@ -146,7 +146,7 @@ class Park:
         config.write_text(
             f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {self.client_key}.pub\nStrictModes no\nUsePAM no\n"
-            "PasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\n"
+            f"PasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\n{more}\n"
         )
         key = (folder / "host_key.pub").read_text()
         with (self.folder / "known_hosts").open("a") as known:

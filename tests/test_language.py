@@ -19,26 +19,6 @@ OPENING = re.compile(r"(What|Whether|How|Where|Which|Who)\b")
 ALLOWED = re.compile(r"\bdef test_\w+|\bapart_db\b")  # names of tests; a key of report.json
 PENDING = {  # file -> violations that are left; only smaller numbers are allowed
     "quantize/runtime_check.py": 4,
-    "targets/__init__.py": 4,
-    "targets/_batching.py": 2,
-    "targets/_cpu_load.py": 1,
-    "targets/_device.py": 3,
-    "targets/_memory.py": 2,
-    "targets/_messages.py": 3,
-    "targets/_openvino_audit.py": 3,
-    "targets/_timing.py": 2,
-    "targets/onnxruntime.py": 1,
-    "targets/openvino.py": 1,
-    "targets/runner/backend.py": 9,
-    "targets/runner/cli.py": 10,
-    "targets/runner/engines.py": 6,
-    "targets/runner/evalset.py": 3,
-    "targets/runner/isolated_probe.py": 5,
-    "targets/runner/output.py": 1,
-    "targets/runner/probe.py": 2,
-    "targets/runner/timing.py": 1,
-    "targets/runner/trt.py": 3,
-    "tests/runner/test_runner_isolated_probe.py": 3,
 }
 
 

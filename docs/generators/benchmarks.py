@@ -60,7 +60,7 @@ def pages() -> Iterator[tuple[str, str]]:
             "versions, date and command. CIFAR-10 at 64 px, 300 calibration images, all 10,000 test images. "
             "Intervals of these files are Tango's (1998); reports have exact ones "
             "([statistics](../methods/statistics.md)).",
-            "## INT8 accuracy beside peers",
+            "## INT8 accuracy and peers",
             summary(),
             "TensorRT graphs were simulated in ONNX Runtime: no Jetson was used.",
             "## Calibration images",
@@ -76,7 +76,7 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def summary() -> str:
-    """Return the table of accuracy beside the peers."""
+    """Return the table of accuracy with the peers."""
     rows = []
     for file, network, target, row, name in SHOWN:
         figures = rows_of(file, network, target)[row]

@@ -1,14 +1,14 @@
-"""edgeship device runner: build, prove, time and inspect an engine on the machine it will run on.
+"""edgeship device runner: build, test, time and inspect an engine on its device.
 
     python3 edgeship_runner.pyz COMMAND [options]        Python 3.8+, standard library and the device's own SDK
 
-Every command prints JSON, one object a line, to stdout; logs go to stderr. Lines before the last are
+Each command prints JSON to stdout, one object per line; logs go to stderr. Lines before the last are
 {"event": "progress", "stage", "elapsed_s", ...}; the last is {"event": "result", "command", "ok", "runner", ...}.
-With "ok": false it has "error": {"code", "message", "cause", "cure"}. "fake": true is on every result made with
-a fake SDK. Keys carry their unit (_ms, _s, _mw, _mj, _bytes, _hz, _c); what cannot be known is null.
+With "ok": false it has "error": {"code", "message", "cause", "cure"}. "fake": true marks results of
+a fake SDK. Keys have their unit (_ms, _s, _mw, _mj, _bytes, _hz, _c); unknown is null.
 
-Exit codes: 0 done; 1 failed (see "error"); 2 wrong command line; 3 ran, but the verdict is negative (selftest,
-evaluate with --top1-min); 75 another build holds the lock (try again later).
+Exit codes: 0 done; 1 failed (see "error"); 2 wrong command line; 3 failed check (selftest, evaluate with
+--top1-min); 75 another build holds the lock.
 
 probe     [--root DIR] [--disk DIR] [--sdk MODULE] [--backend B (ask only this one)]
           -> "facts": {"arch", "os", "python", "cpu", "jetson" (null elsewhere), "power", "clocks", "rails",
@@ -34,7 +34,7 @@ time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [-
           --duration-s and --iterations are totals of all rounds. Several engines are interleaved (A B C A B C).
           --trtexec times the same engines by NVIDIA's tool as well (without PATH: where JetPack has it), alike.
           -> "timings": one per engine: {"engine", "batch", "runs", "threads" (of the CPU that it really ran with; null
-          on a GPU, and where the runtime chose and does not tell),
+          on a GPU, and where the runtime does not report them),
           "wall_ms"|"gpu_ms"|"h2d_ms"|"d2h_ms"|"enqueue_ms"|"latency_ms": {"min","mean","median","p90","p95","p99",
           "max","cv" (of the middle 90 %)} or null, "throughput_ips", "included", "power_mw", "power_of", "energy_mj"
           (an image; both null where nothing measures power), "marks", "samples_ms" (gpu_ms or wall_ms) with
@@ -48,7 +48,7 @@ evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--b
           "agreement" (top-1 with the reference logits), "sqnr_db", "seconds"
 infer     --engine ENGINE --input x.f32 --out y.f32 [--threads T] (x.u8, of an engine that takes pixels)
           -> "images", "shape"
-inspect   --engine ENGINE [--profile] -> "layers", "bindings", as the runtime tells them, and "times_ms"
+inspect   --engine ENGINE [--profile] -> "layers", "bindings", as the runtime lists them, and "times_ms"
           {layer: mean of a run} with --profile
 
 --root DIR reads the device's files below DIR instead of / (a mounted image, or a test). --sdk MODULE imports
@@ -72,11 +72,11 @@ from .probe import probe
 
 _USAGE, _NEGATIVE = 2, 3
 _SELFTEST_RUNS = 10
-_TELL_EVERY_S = 1.0
+_REPORT_EVERY_S = 1.0
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong command lines are answered in JSON as well."""
+    """Parser that reports wrong command lines in JSON."""
 
     def error(self, message: str) -> NoReturn:
         raise Failure("usage", message, "the command line is wrong", f"see `{self.prog} --help`", _USAGE)
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
             log(_traceback(error))
         result["error"], status = failure.to_json(), failure.exit_code
     except KeyboardInterrupt:
-        stopped = Failure("stopped", "stopped by a signal", "the runner was told to stop", "start it again")
+        stopped = Failure("stopped", "stopped by a signal", "the runner received a signal", "start it again")
         result["error"], status = stopped.to_json(), 1
     output.line(result)
     if threading.active_count() > 1:  # a build that was given up still runs, and would crash at a normal exit
@@ -137,12 +137,12 @@ def _probe_best(options: Any, output: Output) -> str:
     best = probe(sysfs.Tree(options.root), "/", options.sdk, output)["best"]
     if best is None:
         raise Failure("no-backend", "no SDK can be imported", "TensorRT, OpenVINO and ONNX Runtime are all absent",
-                      "run `probe`: it tells what each needs")  # fmt: skip
+                      "run `probe` for the cure of each")  # fmt: skip
     return str(best)
 
 
 class _Opened:
-    """An engine in use: loaded, and closed whatever happens."""
+    """Context of a loaded engine."""
 
     def __init__(self, options: Any, engine: str, profile: bool = False) -> None:
         self.session, self.sdk, self.record = engines.open_engine(engine, options.sdk, options.threads, profile)
@@ -154,13 +154,13 @@ class _Opened:
         self.session.close()
 
     def ready(self, batch: int) -> int:
-        """Prepare plain inference of about `batch` images at a time; the batch that it became."""
+        """Prepare inference of about `batch` images; return the batch of the engine."""
         batch = evalset.batch_for(self.session, batch)
         self.session.prepare(batch, True, False)
         return batch
 
     def origin(self) -> dict[str, Any]:
-        """Which engine of which SDK the figures belong to."""
+        """Return SDK and engine of the figures."""
         keys = ("backend", "version", "precision", "engine_sha256", "key")
         return {**{key: self.record[key] for key in keys}, **_faked(self.sdk.fake)}
 
@@ -222,23 +222,23 @@ def _time(options: Any, output: Output) -> dict[str, Any]:
 
 
 def _checked(path: str, subject: timing.Subject, options: Any) -> dict[str, Any] | None:
-    """What trtexec measures of an engine; None of one that is not TensorRT's."""
+    """Return the figures of trtexec; None for an engine of another SDK."""
     if subject.record["backend"] != "tensorrt":
         return None
     session: Any = subject.session
     sizes = "x".join(str(size) for size in (subject.batch, *session.image_shape))
-    told = trtexec.arguments(
+    words = trtexec.arguments(
         subject.record["version"], subject.engine, None if session.batch else f"{session.input}:{sizes}",
         options.warmup_ms, options.duration_s, not options.no_transfers, options.cuda_graph,
     )  # fmt: skip
-    return trtexec.cross_check(path, subject, told, options.duration_s + options.warmup_ms / 1e3)
+    return trtexec.cross_check(path, subject, words, options.duration_s + options.warmup_ms / 1e3)
 
 
 def _evaluate(options: Any, output: Output) -> dict[str, Any]:
     packed = evalset.Packed(options.images)
     limit = min(packed.count, options.limit or packed.count)
     reference = _read(options.reference) if options.reference else None
-    started_s = told_s = time.perf_counter()
+    started_s = reported_s = time.perf_counter()
     with _Opened(options, options.engine) as opened:
         evalset.same_shape(opened.session, packed.shape_for(opened.session), "the image set")
         classes = opened.session.classes
@@ -248,8 +248,8 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
         batch, logits = opened.ready(options.batch), []
         for part, count in packed.batches(batch, limit, opened.session.takes_pixels):
             logits.append(evalset.run(opened.session, part, count, batch))
-            if time.perf_counter() - told_s >= _TELL_EVERY_S:
-                told_s = time.perf_counter()
+            if time.perf_counter() - reported_s >= _REPORT_EVERY_S:
+                reported_s = time.perf_counter()
                 output.progress("evaluate", done=min(len(logits) * batch, limit), total=limit)
         origin = opened.origin()
     data = b"".join(logits)

@@ -1,4 +1,4 @@
-"""Build an engine once: keyed by all it depends on, under a lock, complete or absent."""
+"""Build an engine once per key, under a lock, atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEMPORARY = ".edgeship-tmp-"
 BUSY = 75  # EX_TEMPFAIL: try again later
 _SIDECAR = {"backend": str, "version": str, "fake": bool, "precision": str, "engine_sha256": str, "identity": dict,
             "key": str}  # fmt: skip
-_SPACE_FACTOR = 3  # free disk a build wants, in sizes of the graph
+_SPACE_FACTOR = 3  # free disk of a build, in sizes of the graph
 
 
 def sha256_file(path: str) -> str:
@@ -35,7 +35,7 @@ def sha256_file(path: str) -> str:
 
 
 def key_of(graph_sha256: str, backend: Backend, options: BuildOptions, identity: dict[str, Any]) -> str:
-    """SHA-256 over everything an engine depends on; another key is another engine."""
+    """Return the SHA-256 of all that an engine depends on."""
     parts = {
         "graph_sha256": graph_sha256,
         "backend": backend.name,
@@ -48,10 +48,10 @@ def key_of(graph_sha256: str, backend: Backend, options: BuildOptions, identity:
 
 
 def refuse(options: BuildOptions, backend: Backend, tree: sysfs.Tree) -> None:
-    """Refuse a precision this machine has no arithmetic for, naming the alternative.
+    """Raise if this machine has no arithmetic of the precision.
 
     Raises:
-        Failure: It has none.
+        Failure: It has none; the cure is another precision.
     """
     offered = backend.precisions(tree)
     if options.precision in offered:
@@ -75,10 +75,10 @@ def build(
     """Build `graph` into `out` and its sidecar `out`.json, or reuse the engine of the same key.
 
     Args:
-        cache: Folder of engines by key and of the timing cache; without one, only `out` itself is looked at.
-        lock_timeout_s: How long to wait for another build in the same cache.
+        cache: Folder of engines by key and of the timing cache; None: only `out` is reused.
+        lock_timeout_s: Maximum wait for another build in the same cache.
         timeout_s: Limit of the build itself; None is none.
-        force: Build although there is an engine of this key.
+        force: Build even if an engine has this key.
 
     Returns:
         The result's fields.
@@ -177,7 +177,7 @@ def open_engine(
 
 
 def sidecar(engine: str) -> dict[str, Any]:
-    """What is written beside an engine.
+    """Read the sidecar of an engine.
 
     Raises:
         Failure: It is absent or damaged.
@@ -190,14 +190,14 @@ def sidecar(engine: str) -> dict[str, Any]:
         usable = False
     if not usable:
         raise Failure(
-            "sidecar-missing", f"no usable {engine}.json beside the engine",
-            "engines are known by the record the build leaves", "build again with this runner",
+            "sidecar-missing", f"no usable {engine}.json next to the engine",
+            "a build writes the sidecar of its engine", "build again with this runner",
         )  # fmt: skip
     return record
 
 
 def _valid(engine: str, key: str) -> dict[str, Any] | None:
-    """The record of a stored engine if it is the wanted one and undamaged."""
+    """Return the record of a stored engine if key and digest match, else None."""
     try:
         record = sidecar(engine)
         return record if record["key"] == key and sha256_file(engine) == record["engine_sha256"] else None
@@ -209,7 +209,7 @@ def _valid(engine: str, key: str) -> dict[str, Any] | None:
 def _locked(folder: str, timeout_s: float, output: Output) -> Iterator[None]:
     """One build at a time in a folder; the kernel frees the lock when its holder dies."""
     with open(os.path.join(folder, ".edgeship-lock"), "a+") as stream:
-        waited_from_s, told = time.monotonic(), False
+        waited_from_s, reported = time.monotonic(), False
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -220,9 +220,9 @@ def _locked(folder: str, timeout_s: float, output: Output) -> Iterator[None]:
                         "busy", f"another build has held the lock in {folder} for {timeout_s:g} s",
                         "another deployment builds on this device", "wait for it, or raise --lock-timeout-s", BUSY,
                     ) from None  # fmt: skip
-                if not told:
+                if not reported:
                     output.progress("wait for another build")
-                    told = True
+                    reported = True
                 time.sleep(0.1)
         yield
 
@@ -232,7 +232,7 @@ def _want_space(folder: str, graph: str) -> None:
     free, wanted = space.f_bavail * space.f_frsize, _SPACE_FACTOR * os.path.getsize(graph)
     if free < wanted:
         raise Failure(
-            "disk-full", f"{free} bytes free in {folder}, {wanted} wanted", "the disk is nearly full",
+            "disk-full", f"{free} bytes free in {folder}, {wanted} needed", "the disk is nearly full",
             "free space: remove old releases and engines",
         )  # fmt: skip
 
@@ -267,7 +267,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _sweep(folder: str) -> None:
-    """Remove what a killed build left; only called under the lock."""
+    """Remove temporary files of killed builds; called under the lock."""
     for path in glob.glob(os.path.join(glob.escape(folder), _TEMPORARY + "*")):
         if os.path.isdir(path):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Images in, figures out: the packed evaluation set, golden inputs, and how logits are compared.
+"""Packed evaluation set, golden inputs, and comparison of logits.
 
 Packed set, one file: magic b"EDGESET1"; uint64 little-endian H; H bytes of JSON with "schema" 1, "images",
 "height", "width", "channels", "preprocess" {"mean", "std", ...} and "sha256" of the rest; then
@@ -59,7 +59,7 @@ class Packed:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
             if digest.hexdigest() != expected:
-                raise _bad(path, "has another digest than its header says")
+                raise _bad(path, "does not match the digest in its header")
             stream.seek(self._start + self.count * self._pixels)
             self.labels = list(struct.unpack(f"<{self.count}i", stream.read()))
         self.image_shape, self._pixel_shape = (channels, height, width), (height, width, channels)
@@ -76,7 +76,7 @@ class Packed:
         return self._pixel_shape if session.takes_pixels else self.image_shape
 
     def batches(self, size: int, limit: int, takes_pixels: bool = False) -> Iterator[tuple[bytes, int]]:
-        """Batches of images, float32 NCHW or as they are, and how many there are in each; the last may be smaller."""
+        """Yield batches of images, float32 NCHW or pixels, with their number of images; the last may be smaller."""
         with open(self._path, "rb") as stream:
             stream.seek(self._start)
             for first in range(0, limit, size):
@@ -116,7 +116,7 @@ def golden(folder: str) -> Golden:
     """Read golden inputs and logits, digests checked.
 
     Raises:
-        Failure: A file is absent, or is not what golden.json says.
+        Failure: A file is absent, or differs from golden.json.
     """
     path = os.path.join(folder, "golden.json")
     try:
@@ -132,7 +132,7 @@ def golden(folder: str) -> Golden:
             with open(os.path.join(folder, os.path.basename(name)), "rb") as stream:
                 data = stream.read()
             if hashlib.sha256(data).hexdigest() != digests[name] or len(data) != size:
-                raise _bad(name, "is not the file golden.json describes")
+                raise _bad(name, "does not match golden.json")
             contents.append(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad(path, f"is damaged ({error})") from error
@@ -165,12 +165,12 @@ def image_bytes(session: Session) -> int:
 
 
 def type_name(are_pixels: bool) -> str:
-    """What the numbers of images are."""
+    """Return the type of image values."""
     return "uint8" if are_pixels else "float32"
 
 
 def noise(session: Session, count: int) -> bytes:
-    """Images for timing: the same pseudo-random numbers every time (zeros would draw less power)."""
+    """Images for timing: constant pseudo-random numbers (zeros would draw less power)."""
     random_numbers = random.Random(0)
     if session.takes_pixels:
         pattern = bytes(random_numbers.randrange(256) for _ in range(4096))
@@ -181,14 +181,14 @@ def noise(session: Session, count: int) -> bytes:
 
 
 def batch_for(session: Session, wanted: int) -> int:
-    """The batch a session runs: its own when that is fixed, else what is wanted within its limit."""
+    """Return the batch of a session: its fixed one, else the requested one up to its maximum."""
     if session.batch is not None:
         return session.batch
     return min(wanted, session.batch_max or wanted)
 
 
 def same_shape(session: Session, shape: tuple[int, ...], what: str, are_pixels: bool | None = None) -> None:
-    """Refuse images the engine does not take; `are_pixels` None: they are in the form it takes.
+    """Raise if the images do not fit the engine; `are_pixels` None: they have its form.
 
     Raises:
         Failure: The shapes differ.
@@ -220,12 +220,12 @@ def best(row: array.array[float], count: int = 1) -> list[int]:
 
 
 def finite(values: list[array.array[float]]) -> bool:
-    """Whether every logit is a finite number."""
+    """Return True if all logits are finite."""
     return all(math.isfinite(value) for row in values for value in row)
 
 
 def compare(got: list[array.array[float]], expected: list[array.array[float]]) -> dict[str, float]:
-    """How near logits are to those expected.
+    """Compare logits with expected ones.
 
     Returns:
         Lowest and mean cosine over the images, share of images with the same best class, and the

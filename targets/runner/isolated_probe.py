@@ -1,4 +1,4 @@
-"""Work in processes of its own: an SDK that crashes or hangs while it is imported takes only that process along."""
+"""Import SDKs in separate processes, which may crash or hang."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Outcome = Union[Any, Failure]
 Child = Tuple[int, int]  # process, the end of a pipe that its answer is read from
 
 
-def apart(work: Dict[str, Work], limit_s: float) -> Dict[str, Outcome]:
-    """What each function gives, or the failure that it ended in; all run at once.
+def run_isolated(work: Dict[str, Work], limit_s: float) -> Dict[str, Outcome]:
+    """Run functions in parallel processes; return the result or the failure of each.
 
     The processes are forks: nothing is started or unpacked twice. Threads do not survive a fork, so no SDK
     may have been imported before.
 
     Args:
-        work: Name -> function; what it gives must be JSON.
-        limit_s: Seconds after which all that have not answered are given up.
+        work: Name -> function with a JSON result.
+        limit_s: Time limit in seconds.
     """
     children: Dict[str, Child] = {}
     found: Dict[str, Outcome] = {}
@@ -36,8 +36,8 @@ def apart(work: Dict[str, Work], limit_s: float) -> Dict[str, Outcome]:
     try:
         for name, function in work.items():
             children[name] = _start(function)
-        told = _read({name: pipe for name, (_, pipe) in children.items()}, give_up_s)
-        for name, data in told.items():
+        outputs = _read({name: pipe for name, (_, pipe) in children.items()}, give_up_s)
+        for name, data in outputs.items():
             found[name] = _outcome(name, data, os.waitpid(children[name][0], 0)[1])
     finally:
         for name, (process, pipe) in children.items():
@@ -63,7 +63,7 @@ def _start(function: Work) -> Child:
         try:
             os.close(reading)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told; it need not fill the disk
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # core files may fill the disk
             data = json.dumps(_result(function)).encode()
             while data:
                 data = data[os.write(writing, data) :]

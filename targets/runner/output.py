@@ -34,11 +34,11 @@ class Output:
             try:
                 while data:
                     data = data[os.write(self._descriptor, data) :]
-            except BrokenPipeError:  # whoever asked is gone; the work goes on, for the next one to find it done
+            except BrokenPipeError:  # the client is gone; the result is for the next one
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
 
     def progress(self, stage: str, **more: Any) -> None:
-        """Tell how far the work is."""
+        """Write a progress event."""
         elapsed_s = round(time.perf_counter() - self._started_s, 3)
         self.line({"event": "progress", "stage": stage, "elapsed_s": elapsed_s, **more})
 

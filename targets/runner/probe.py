@@ -7,7 +7,7 @@ import sys
 from typing import Any, Callable, Dict
 
 from . import backends, facts, failures, sysfs
-from .isolated_probe import apart
+from .isolated_probe import run_isolated
 from .failures import Failure
 from .output import Output
 
@@ -32,7 +32,7 @@ def probe(
     work: Dict[str, Callable[[], Any]] = {name: _probe_of(name, sdk, tree) for name in names}
     if names == backends.NAMES:
         work["numpy"] = _numpy
-    answers = apart(work, _LIMIT_S)
+    answers = run_isolated(work, _LIMIT_S)
     gathered = sysfs.gather(tree, disk)
     numbers = [answer.pop("numpy") for answer in answers.values() if not isinstance(answer, Failure)]
     gathered["python"]["numpy"] = next((number for number in numbers if number), None)

@@ -28,7 +28,7 @@ def percentile(ordered: list[float], percent: int) -> float:
 def summary(samples: list[float]) -> dict[str, float] | None:
     """Mean, spread and percentiles of samples, in their unit; None without samples.
 
-    The spread "cv" is of the middle 90 %, as the host counts it: a rare pause of the system says nothing.
+    The spread "cv" is of the middle 90 %, as the host counts it: rare pauses of the system do not count.
     """
     if not samples:
         return None
@@ -49,7 +49,7 @@ def summary(samples: list[float]) -> dict[str, float] | None:
 
 
 class Subject:
-    """One engine that is timed, and what was measured of it."""
+    """One engine and its measurements."""
 
     def __init__(self, engine: str, session: Session, record: dict[str, Any], batch: int) -> None:
         self.engine, self.session, self.record, self.batch = engine, session, record, batch
@@ -136,15 +136,15 @@ def measure(
             output.progress("time", engine=subject.engine, round=number + 1, rounds=rounds)
             subject.run(warm_up_s, duration_s / rounds, -(-iterations // rounds), tree)
     after = sysfs.snapshot(tree)
-    throttled, marks = judge(before, after)
+    throttled, marks = compare_snapshots(before, after)
     return {"before": before, "after": after, "throttled": throttled, "marks": marks}
 
 
-def judge(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool | None, list[str]]:
-    """Whether the machine throttled between two snapshots, and every reason to doubt the numbers.
+def compare_snapshots(before: dict[str, Any], after: dict[str, Any]) -> tuple[bool | None, list[str]]:
+    """Compare two snapshots: throttling, and all reasons not to trust the figures.
 
     Returns:
-        True, False, or None where the machine has no counter to tell; the reasons.
+        True if throttled, None without counters; the reasons.
     """
     marks = []
     counters = {name: (before["throttle_counters"].get(name), now) for name, now in after["throttle_counters"].items()}

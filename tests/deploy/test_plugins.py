@@ -10,6 +10,7 @@ from loopback import QUICK, quiet
 
 from edgeship.quantization import observers
 from edgeship.toolkit.cli.app import app
+from edgeship.toolkit.core import plugins as core_plugins
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.deploy import release
 from edgeship.toolkit.deploy.bundle_from_run import bundle_of
@@ -164,7 +165,7 @@ def test_a_target_of_one_file_runs_reports_and_deploys(plugins, recipe, park, tm
     rows = {row["name"]: row for row in done.report["variants"]}
     assert rows["toy-int8"]["top1"] is not None and rows["toy-int8"]["latency_ms"]["p50"] > 0
     assert rows["toy-int8"]["measured_on"].startswith("this machine")
-    assert "toy" in (tmp_path / "out/report.md").read_text().lower()
+    assert "Toy Runtime INT8" in (tmp_path / "out/report.html").read_text()
 
     doctor = CliRunner().invoke(app, ["doctor", "--json"])
     assert json.loads(doctor.stdout)["targets"]["toy"] == {"versions": {"toy": "1.2.3"}}
@@ -176,3 +177,20 @@ def test_a_target_of_one_file_runs_reports_and_deploys(plugins, recipe, park, tm
     assert outcome.record["accuracy"]["agreement"] == 1.0 and outcome.record["latency_ms"]["p50"] > 0
     assert (server.root / "current/engine/model").is_file()
     assert release.facts(entry)["backends"]["toy"]["available"]
+
+
+def test_an_entry_point_of_an_installed_distribution_is_a_plug_in(tmp_path, monkeypatch):
+    (tmp_path / "their_module.py").write_text(OBSERVER.format(factor=1.0))
+    described = tmp_path / "theirs-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(
+        "[edgeship.observers]\ntheir_peak = their_module\nuninstalled = no_such_module\n"
+    )
+    core_plugins._entry_points.cache_clear()
+    assert "their_peak" not in observers.names()
+    monkeypatch.syspath_prepend(tmp_path)
+    core_plugins._entry_points.cache_clear()
+    assert "their_peak" in observers.names() and "uninstalled" not in observers.names()
+    assert callable(observers.get("their_peak"))
+    core_plugins._entry_points.cache_clear()

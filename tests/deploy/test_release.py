@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -176,7 +177,10 @@ def test_no_name_or_path_reaches_a_shell(device, bundle, tmp_path, local):
     python = folder / "py thon"
     shutil.copy(entry.python, python)
     odd = dataclasses.replace(
-        entry, host="local" if local else entry.host, root=str(folder / "root"), python=str(python)
+        entry,
+        host="local" if local else entry.host,
+        root=str(folder / "root"),
+        python=shlex.quote(str(python)),
     )
     assert release.deploy(odd, bundle(), QUICK, quiet).state == "live"
     release.deploy(odd, bundle(version=2), QUICK, quiet)

@@ -9,7 +9,7 @@ import pytest
 from loopback import descendants
 
 from edgeship.targets.runner.failures import Failure
-from edgeship.targets.runner.isolated_probe import apart
+from edgeship.targets.runner.isolated_probe import run_isolated
 
 FAKE = '"""A FAKE module that breaks whatever imports it."""\n'
 KILL = "import os, signal\nos.kill(os.getpid(), signal.%s)\n"
@@ -58,7 +58,7 @@ def test_what_hangs_is_given_up_and_nothing_is_left_running():
         time.sleep(60)
 
     started, before = time.monotonic(), descendants(os.getpid())
-    found = apart({"slow": hang, "quick": os.getpid, "large": lambda: "x" * 300_000}, limit_s=1.0)
+    found = run_isolated({"slow": hang, "quick": os.getpid, "large": lambda: "x" * 300_000}, limit_s=1.0)
     assert time.monotonic() - started < 20
     assert isinstance(found["slow"], Failure)
     assert found["slow"].code == "hangs"
@@ -75,5 +75,5 @@ def test_an_interruption_ends_the_children():
 
     before = descendants(os.getpid())
     with pytest.raises(KeyboardInterrupt):
-        apart({"a": interrupt}, limit_s=30.0)
+        run_isolated({"a": interrupt}, limit_s=30.0)
     assert descendants(os.getpid()) == before

@@ -390,7 +390,9 @@ OC, ALARM, FAN = "hwmon3/oc3_event_cnt", "hwmon1/curr1_crit_alarm", "cooling_dev
     ],
 )
 def test_a_measurement_is_marked_for_every_reason_to_doubt_it(before, after, throttled, mark):
-    verdict, marks = timing.judge(_snapshot(**copy.deepcopy(before)), _snapshot(**copy.deepcopy(after)))
+    verdict, marks = timing.compare_snapshots(
+        _snapshot(**copy.deepcopy(before)), _snapshot(**copy.deepcopy(after))
+    )
     assert verdict is throttled
     assert any(mark in text for text in marks) if mark else marks == []
 

@@ -138,8 +138,8 @@ def _files(path: Path) -> tuple[Path, Path | None]:
             engine = (engines or graphs)[0]
             return engine, next(iter(graphs), None)
     elif path.is_file() and path.suffix in (".onnx", ".xml"):
-        beside = sorted(path.parent.glob("*.onnx"))
-        return path, path if path.suffix == ".onnx" else next(iter(beside), None)
+        graphs = sorted(path.parent.glob("*.onnx"))
+        return path, path if path.suffix == ".onnx" else next(iter(graphs), None)
     raise ModelError(
         f"{path} is no model that runs here: expected an .onnx or .xml file, or a folder with one",
         hint="edgeship.compile(model, 'openvino', folder) writes one",

@@ -42,7 +42,8 @@ def command() -> None:
 @click.option(
     "--python",
     default="",
-    help="Python interpreter of the device that can import the runtime.  [default: python3]",
+    help="Command of a Python 3.8 or later of the device that can import the runtime; may have arguments.  "
+    "[default: python3]",
 )
 @click.option("--ssh-config", default="", help="SSH configuration file.  [default: ~/.ssh/config]")
 @INVENTORY
@@ -53,6 +54,7 @@ def add(
 
     NAME is the name of the device in other commands; it is not checked that the device can be reached.
     """
+    import shlex
     import sys
 
     from edgeship import targets
@@ -64,7 +66,7 @@ def add(
             f"no target named '{fields['target']}'", hint=nearest(fields["target"], targets.names())
         )
     if not python:
-        python = sys.executable if host == inventories.LOCAL else "python3"
+        python = shlex.quote(sys.executable) if host == inventories.LOCAL else "python3"
     path = inventory_path(inventory)
     inventories.add(path, inventories.Device(name, host, tags=tags, python=python, **fields))
     click.echo(f"added {name} to {path}")

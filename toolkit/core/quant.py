@@ -19,7 +19,7 @@ EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "dotprod"
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """CPU that a graph is quantized for: architecture and names of `targets._device.INSTRUCTION_SETS`."""
+    """CPU that a graph is quantized for: architecture and instruction sets, by the names of `Device`."""
 
     arch: str
     instruction_sets: tuple[str, ...] = ()

@@ -205,6 +205,7 @@ class Variant:
         size_bytes: Size of the engine, or without `runs_here` of the graph that a device compiles.
         int8_layers: Weighted layers that execute in INT8, of `weighted_layers`.
         kind: Origin of the accuracy.
+        title: Product name of the target; empty in reports of earlier versions.
         speedup: Median latency of `speedup_over` divided by this one's.
         speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
         note: Compilation and checks, in words.
@@ -238,6 +239,7 @@ class Variant:
     audit: tuple[LayerAudit, ...] = ()
     # outside schema 1
     kind: Kind = "not run"
+    title: str = ""
     runs_here: bool = False
     speedup: float | None = None
     speedup_ci95: tuple[float, float] | None = None

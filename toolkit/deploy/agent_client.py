@@ -15,12 +15,14 @@ from typing import IO, Any
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import agent
 from edgeship.toolkit.deploy.inventory import Device
-from edgeship.toolkit.deploy.transport import command_line, explain
+from edgeship.toolkit.deploy.transport import command_line, explain, explain_start, printable
 
 BLOCK = 1 << 18  # bytes written at once
 PIPE = 1 << 20  # bytes of the pipe to ssh; large for fewer context switches
 KEEPALIVE_S = 15.0  # the agent disconnects a client after six of these without a byte
 ANSWER_S = 180.0  # of commands without their own time limit
+FIRST_ANSWER_S = 45.0  # slow devices take seconds to start Python
+PROMPT_S = 7.0  # then an unfinished line before the first answer counts as a prompt
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -42,8 +44,19 @@ class AgentSession:
     def __init__(self, entry: Device, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
         self.entry = entry
         self._process, self._log, self._buffer = process, log, b""
+        self._started, self._noise = False, b""  # noise: output before the first answer
         self._in: IO[bytes] = process.stdin  # type: ignore[assignment]
         self._out: IO[bytes] = process.stdout  # type: ignore[assignment]
+
+    def start(self) -> None:
+        """Send the agent and wait for its first answer.
+
+        Raises:
+            DeviceError: The login or the start of Python failed.
+        """
+        self._write(agent.program() + json.dumps({"root": self.entry.root}).encode() + b"\n")
+        self._answer(None, FIRST_ANSWER_S)
+        self._started = True
 
     def call(
         self,
@@ -109,7 +122,8 @@ class AgentSession:
             try:
                 message = json.loads(line)
             except ValueError:
-                continue  # output of a login script
+                self._noise = (self._noise + line + b"\n")[-2000:]  # output of a login script
+                continue
             if not isinstance(message, dict):
                 continue
             if "error" in message:
@@ -133,12 +147,18 @@ class AgentSession:
                     self._buffer = rest
                     yield line
                     continue
-                if selector.select(KEEPALIVE_S):
+                if selector.select(KEEPALIVE_S if self._started else PROMPT_S):
                     block = os.read(self._out.fileno(), BLOCK)
                     if not block:
                         return
                     self._buffer += block
                     last_contact = time.monotonic()
+                elif not self._started and (prompt := printable(self._buffer)):
+                    self.abort()
+                    raise DeviceError(
+                        f"{self.entry.name}: a login script waits for input: {prompt[-100:]!r}",
+                        hint="end the script early where there is no terminal: `[ -t 0 ] || return`",
+                    )
                 elif time.monotonic() > last_contact + answer_s:
                     self.abort()
                     return
@@ -156,7 +176,10 @@ class AgentSession:
             self._process.kill()
             code = self._process.wait()
         self._log.seek(0)
-        return explain(self.entry, code, self._log.read().decode(errors="replace"))
+        log = self._log.read().decode(errors="replace")
+        if self._started:
+            return explain(self.entry, code, log)
+        return explain_start(self.entry, code, f"{log}\n{printable(self._noise + self._buffer)}")
 
 
 @contextmanager
@@ -166,8 +189,7 @@ def connect(entry: Device) -> Iterator[AgentSession]:
     Raises:
         DeviceError: The device cannot be reached, or has no Python.
     """
-    program = agent.source()
-    command = command_line(entry, [entry.python, "-c", agent.BOOT, str(len(program))])
+    command = command_line(entry, [*entry.python_words, "-c", agent.START])
     # The log is a file: ssh's shared connection in the background would hold a pipe open.
     with tempfile.TemporaryFile() as log:
         try:
@@ -183,9 +205,7 @@ def connect(entry: Device) -> Iterator[AgentSession]:
             ) from error
         session = AgentSession(entry, process, log)
         try:
-            hello = json.dumps({"root": entry.root}).encode() + b"\n"
-            session._write(program + hello)
-            session._answer(None, ANSWER_S)
+            session.start()
             yield session
         finally:
             for pipe in (process.stdin, process.stdout):

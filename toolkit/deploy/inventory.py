@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Device:
         tags: Tags for choosing devices.
         root: Folder on the device; ~ is the login's home.
         health: Shell command that must succeed in the new release's folder; empty: the self-test.
-        python: Python 3.8+ on the device that can import its runtime.
+        python: Command of a Python 3.8+ on the device that can import its runtime, quoted as for a shell;
+            with arguments (`docker exec -i NAME python3`) all programs run in its environment.
         ssh_config: Configuration file in place of ~/.ssh/config.
     """
 
@@ -66,6 +68,11 @@ class Device:
     health: str = ""
     python: str = "python3"
     ssh_config: str = ""
+
+    @property
+    def python_words(self) -> list[str]:
+        """Return the command and arguments of `python`."""
+        return shlex.split(self.python)
 
     @property
     def local(self) -> bool:
@@ -142,6 +149,12 @@ def parse(name: str, fields: Mapping[str, Any]) -> Device:
     for key in ("root", "health", "python", "key", "ssh_config"):
         if "\0" in fields.get(key, "") or "\n" in fields.get(key, ""):
             raise DeviceError(f"device {name!r}: {key} has a line break in it", hint="write it on one line")
+    try:
+        words = shlex.split(fields.get("python", "python3"))
+    except ValueError as error:
+        raise DeviceError(f"device {name!r}: python = {fields['python']!r}: {error}", hint=_PYTHON) from error
+    if not words:
+        raise DeviceError(f"device {name!r}: python is empty", hint=_PYTHON)
     for key in ("key", "ssh_config"):  # files on this machine
         try:
             Path(fields.get(key, "")).expanduser()
@@ -225,6 +238,7 @@ def remove(path: Path, name: str) -> None:
     write_text(path, text)
 
 
+_PYTHON = "for example: python3, or docker exec -i NAME python3"
 _EXAMPLES = 'for example: host = "10.0.0.5", target = "tensorrt", port = 22, tags = ["lab"]'
 _KINDS: dict[str, tuple[type, ...]] = {"port": (int,), "tags": (list, tuple)}
 _OPTIONAL = (("user", _USER), ("jump", _JUMP))

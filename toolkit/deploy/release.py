@@ -20,6 +20,7 @@ from edgeship.toolkit.deploy.verification import (
     check_compatible,
     environment,
     probe,
+    runner_python,
     selftest,
     typed_only,
     verify,
@@ -363,7 +364,7 @@ def _install(
 def _activate(
     session: AgentSession, entry: Device, release: str, record: Mapping[str, Any], why: str
 ) -> None:
-    selftest_command = [entry.python, *_selftest_arguments(record["target"])]
+    selftest_command = [runner_python(entry), *_selftest_arguments(record["target"])]
     session.call(
         "activate",
         answer_s=2 * HEALTH_S + 60.0,

@@ -3,47 +3,136 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
+import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy.inventory import Device
 
-CONNECT_S = 10
+CONNECT_S = 8
 
-# Text in ssh's stderr at exit code 255, error message, hint.
+# Pattern in ssh's output, message, hint; the first match counts. {0} is the host, {1} and {2} are groups.
+_JUMP = r"UNKNOWN port|kex_exchange_identification|stdio forwarding failed"  # through a jump host
+_JUMP_ERRORS = (
+    (
+        r"connect to host (\S+) port \d+: ([^\r\n]+)",
+        "the jump host {1} cannot be reached: {2}",
+        "switch {1} on, or correct jump in the inventory",
+    ),
+    (
+        r"Could not resolve hostname (\S+):",
+        "no address is known for the jump host {1}",
+        "correct jump in the inventory",
+    ),
+    (
+        r"(?s)(?:open failed: connect failed: ([^\r\n]+).*)?stdio forwarding failed",
+        "the jump host cannot reach {0}: {1}",
+        "correct host and port, as seen from the jump host",
+    ),
+    (
+        r"(Permission denied|Host key verification failed|Too many authentication failures)",
+        "the login at the jump host failed: {1}",
+        "`ssh JUMP` must work without a question",
+    ),
+)
 _SSH_ERRORS = (
     (
-        "REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "the host key of {host} has changed",
-        "if the device was reinstalled: `ssh-keygen -R {host}`; otherwise suspect an attack",
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "the host key of {0} has changed",
+        "if the device was reinstalled: `ssh-keygen -R {0}`; otherwise suspect an attack",
     ),
     (
-        "Host key verification failed",
-        "the host key of {host} is not known",
-        "`ssh {host}` once, and accept the fingerprint if it is the device's",
+        r"no matching host key type found\. Their offer: ([\w,@.-]+)",
+        "{0} offers only host keys that this ssh rejects: {1}",
+        "for {0} in ssh_config: HostKeyAlgorithms +{1} and PubkeyAcceptedAlgorithms +{1}",
     ),
     (
-        "Permission denied",
-        "{host} accepts none of the keys offered",
-        "`ssh-copy-id {host}`, or set user and key in the inventory",
+        r"no matching ([\w ]+) found\. Their offer: ([\w,@.-]+)",
+        "{0} and this ssh have no {1} in common; its offer: {2}",
+        "update sshd there, or allow one in ssh_config for {0}",
     ),
     (
-        "Could not resolve hostname",
-        "no address is known for {host}",
+        r"Host key verification failed",
+        "the host key of {0} is not known",
+        "`ssh {0}` once, and accept the fingerprint if it is the device's",
+    ),
+    (
+        r"Too many authentication failures",
+        "{0} ended the login after too many keys",
+        "set key in the inventory: then only that key is offered",
+    ),
+    (
+        r"not permitted to log in yet|System is going down|/etc/nologin",
+        "{0} permits no logins: it is starting or shutting down",
+        "try again in a minute; if it stays so, remove /run/nologin and /etc/nologin there",
+    ),
+    (
+        r"Permission denied",
+        "{0} accepts none of the keys offered",
+        "`ssh-copy-id {0}`, or set user and key in the inventory",
+    ),
+    (
+        r"Could not resolve hostname",
+        "no address is known for {0}",
         "correct host in the inventory, or in your ssh_config",
     ),
     (
-        "Connection refused",
-        "nothing listens for ssh at {host}",
+        r"No route to host",
+        "there is no route to {0}, or it is off",
+        "connect to its network and switch it on, or correct host in the inventory",
+    ),
+    (
+        r"Network is unreachable",
+        "the network of {0} is unreachable from this machine",
+        "connect this machine to that network (cable, VPN), or correct host in the inventory",
+    ),
+    (
+        r"Connection refused",
+        "nothing listens for ssh at {0}",
         "start sshd there, or correct port in the inventory",
     ),
     (
-        "timed out",
-        "{host} does not answer",
+        r"timed out",
+        "{0} does not answer",
         "switch the device on, or correct host, port and jump in the inventory",
+    ),
+)
+# The same of a login that ended before Python started, with any exit code.
+_LOGIN_ERRORS = (
+    (
+        r"[Pp]assword has expired|[Pp]assword change required|password expired",
+        "the password of the login at {0} has expired",
+        "`ssh {0}` once, and set a new password",
+    ),
+    (
+        r"(?i)\bsftp\b|Received message too long",
+        "the login at {0} permits file transfer only",
+        "set user in the inventory to a login with a shell",
+    ),
+    (
+        r"account is currently not available|nologin",
+        "the login at {0} has no shell (nologin)",
+        "`sudo chsh -s /bin/sh USER` there, or set user in the inventory",
+    ),
+    (
+        r'(?s)File "<string>".*SyntaxError',
+        "a login script at {0} reads the standard input",
+        "end the script early where there is no terminal: `[ -t 0 ] || return`",
+    ),
+    (
+        r"kex_exchange_identification|Connection (closed|reset) by",
+        "sshd at {0} ended the connection before the login",
+        "wait if many logins run at once; else see `journalctl -u ssh` there (MaxStartups, a ban)",
+    ),
+    (
+        r"No space left on device",
+        "the disk of {0} is full",
+        "free space on the device: `df -h`",
     ),
 )
 
@@ -79,11 +168,24 @@ def command_line(entry: Device, argv: Sequence[str]) -> list[str]:
         command += ["-p", str(entry.port)]
     if entry.user:
         command += ["-l", entry.user]
-    if entry.key:
+    if entry.key:  # no others: sshd ends a login after six keys
+        command += ["-o", "IdentitiesOnly=yes"]
         command += ["-i", str(Path(entry.key).expanduser()).replace("%", "%%")]
     if entry.jump:
         command += ["-J", entry.jump]
     return [*command, "--", entry.host, shlex.join(argv)]
+
+
+def jump_log(entry: Device) -> str:
+    """Return the output of a login of its own: ssh discards that of jump hosts in shared connections."""
+    _, *words = command_line(entry, ["true"])
+    try:
+        command = ["ssh", "-o", "ControlPath=none", *words]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_S, check=False
+        ).stderr.decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def control_folder() -> Path:
@@ -105,17 +207,65 @@ def control_folder() -> Path:
 
 
 def explain(entry: Device, exit_code: int | None, log: str) -> DeviceError:
-    """Convert the exit code and log of ssh to an error."""
-    host = entry.host
-    for text, message, hint in _SSH_ERRORS:
-        if exit_code == 255 and text in log:
-            return DeviceError(f"{entry.name}: {message.format(host=host)}", hint=hint.format(host=host))
+    """Convert the exit code and log of a connection that ended to an error."""
+    return _known(entry, log, _ssh_rows(exit_code, log)) or DeviceError(
+        f"{entry.name}: the connection was lost ({_last(log, exit_code)})",
+        hint="deploy again: the upload resumes",
+    )
+
+
+def explain_start(entry: Device, exit_code: int | None, output: str) -> DeviceError:
+    """Convert the exit code and output of a login that ended before the agent's first answer to an error."""
+    if exit_code == 255 and "kex_exchange_identification" in output:
+        output = f"{jump_log(entry)}\n{output}"
+    error = _known(entry, output, (*_LOGIN_ERRORS[:1], *_ssh_rows(exit_code, output), *_LOGIN_ERRORS[1:]))
+    if error is not None:
+        return error
+    command = entry.python if entry.local else f"ssh {entry.host} {entry.python}"
     if exit_code in {126, 127}:
         return DeviceError(
             f"{entry.name}: cannot run {entry.python} there",
             hint="install python3 on the device, or set python in the inventory",
         )
-    last = log.strip().splitlines()[-1] if log.strip() else f"exit code {exit_code}"
+    if exit_code == -signal.SIGKILL:  # ended by `AgentSession.abort`
+        return DeviceError(
+            f"{entry.name}: no answer from {entry.python}: it hangs, or a login script waits for input",
+            hint=f"`{command} -V` must print a version at once",
+        )
+    if exit_code in {0, 11} and not printable(
+        output.encode()
+    ):  # 11: sftp-server on input of another protocol
+        return DeviceError(
+            f"{entry.name}: the login ended without running {entry.python}",
+            hint="set user in the inventory to a login with a shell: a forced command or sftp ends it",
+        )
     return DeviceError(
-        f"{entry.name}: the connection was lost ({last})", hint="deploy again: the upload resumes"
+        f"{entry.name}: cannot start {entry.python} there ({_last(output, exit_code)})",
+        hint=f"`{command} -V` must print a version and nothing else",
     )
+
+
+def printable(output: bytes) -> str:
+    """Return the printable text of terminal output, without escape sequences."""
+    text = re.sub(
+        r"\x1b(\][^\x07\x1b]*(\x07|\x1b\\\\)?|\[[0-?]*[ -/]*[@-~]|.)", "", output.decode(errors="replace")
+    )
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _ssh_rows(exit_code: int | None, log: str) -> tuple[tuple[str, str, str], ...]:
+    if exit_code != 255:  # ssh's own
+        return ()
+    return (*_JUMP_ERRORS, *_SSH_ERRORS) if re.search(_JUMP, log) else _SSH_ERRORS
+
+
+def _known(entry: Device, log: str, rows: Iterable[tuple[str, str, str]]) -> DeviceError | None:
+    for pattern, message, hint in rows:
+        if match := re.search(pattern, log):
+            words = (entry.host, *(group or "unknown" for group in match.groups()))
+            return DeviceError(f"{entry.name}: {message.format(*words)}", hint=hint.format(*words))
+    return None
+
+
+def _last(log: str, exit_code: int | None) -> str:
+    return log.strip().splitlines()[-1] if log.strip() else f"exit code {exit_code}"

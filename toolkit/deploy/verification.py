@@ -202,6 +202,12 @@ def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:
     return ["selftest", "--engine", f"{folder}/{ENGINE}", "--golden", golden, *limits]
 
 
+def runner_python(entry: Device) -> str:
+    """Return the Python of programs on a device: that of the agent if `python` has arguments."""
+    first, *arguments = entry.python_words
+    return "{python}" if arguments else first
+
+
 def run_runner(
     session: AgentSession,
     arguments: list[str],
@@ -229,7 +235,7 @@ def run_runner(
         on_event=listen,
         answer_s=limit_s + 60.0,
         payload=payload,
-        argv=[session.entry.python, *arguments],
+        argv=[runner_python(session.entry), *arguments],
         limit_s=limit_s,
     )
     exit_code = answer["exit"]

@@ -83,6 +83,7 @@ def compile_variant(
         warnings += check_pixels(target, *engines, preprocess)
     return CompiledVariant(
         file=built.file,
+        title=target.title,
         runs_here=built.runs_here,
         note=built.note + ("; takes uint8 pixels" if preprocess is not None else ""),
         audit=built.audit,

@@ -43,7 +43,7 @@ def target(name: str) -> str:
 def title(variant: Variant) -> str:
     """Return the name of a variant for readers: OpenVINO INT8, pruned."""
     pruned = ", pruned" if variant.pruned else ""
-    return f"{target(variant.target)} {variant.precision.upper()}{pruned}"
+    return f"{variant.title or target(variant.target)} {variant.precision.upper()}{pruned}"
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

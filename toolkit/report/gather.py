@@ -342,6 +342,7 @@ def _with_engine(row: Variant, compiled: CompiledVariant) -> Variant:
         int8_layers=sum(layer.precision == "int8" for layer in weighted) if compiled.audit else None,
         weighted_layers=len(weighted) if compiled.audit else None,
         audit=compiled.audit,
+        title=compiled.title,
         runs_here=compiled.runs_here,
         note=compiled.note or None,
         error=compiled.error,

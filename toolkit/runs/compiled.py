@@ -20,6 +20,7 @@ class CompiledVariant:
     Attributes:
         file: Engine, or the checked graph where no engine can be built here: a file in the folder of the
             variant's name. None after an error.
+        title: Product name of the target.
         runs_here: True if the engine runs on this machine.
         note: Compilation and checks, in words.
         audit: Layers as the runtime executes them.
@@ -32,6 +33,7 @@ class CompiledVariant:
     """
 
     file: str | None = None
+    title: str = ""
     runs_here: bool = False
     note: str = ""
     audit: tuple[LayerAudit, ...] = ()

@@ -1,4 +1,4 @@
-"""TensorRT 8.5 to 11 through one code path: what a version offers is asked of it, never guessed."""
+"""TensorRT 8.5 to 11 through one code path, by the attributes that a version has."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TensorRT:
         return 4 if self.identity(tree)["sm"] else 0
 
     def identity(self, tree: sysfs.Tree) -> dict[str, Any]:
-        """CUDA, SM and module: plans load nowhere else."""
+        """Return CUDA, SM and module: plans load nowhere else."""
         board = sysfs.jetson(tree) or {}
         try:
             cuda = Cuda()
@@ -62,7 +62,7 @@ class TensorRT:
         return {"sdk_module": self._sdk.__name__, "cuda": version, "sm": sm, "module": board.get("module")}
 
     def precisions(self, tree: sysfs.Tree) -> list[str]:
-        """INT8 needs a GPU with INT8 arithmetic."""
+        """Return the precisions; INT8 needs a GPU with INT8 arithmetic."""
         return ["fp32", "fp16"] + ([] if self.identity(tree)["sm"] in facts.NO_INT8 else ["int8"])
 
     def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
@@ -86,14 +86,14 @@ class TensorRT:
         with open(graph, "rb") as stream:
             parsed = parser.parse(stream.read())
         if not parsed:
-            said = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-            raise from_error(RuntimeError(said or "the parser refused the graph"), log.text(), "parsing the graph")
+            errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+            raise from_error(RuntimeError(errors or "the parser refused the graph"), log.text(), "parsing the graph")
         log.refuse_unsigned()
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if not (self.typed_only or options.strongly_typed):
-            wanted = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[options.precision]
-            for flag in wanted:
+            flags = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[options.precision]
+            for flag in flags:
                 config.set_flag(getattr(trt.BuilderFlag, flag))
         if options.optimization_level is not None and hasattr(trt.IBuilderConfig, "builder_optimization_level"):
             config.builder_optimization_level = options.optimization_level
@@ -176,7 +176,7 @@ class _TensorRTSession:
         self.classes = tuple(self._engine.get_tensor_shape(self._output))[-1]
 
     def prepare(self, batch: int, transfers: bool, cuda_graph: bool) -> None:
-        """Allocate for this batch, bind, and capture the CUDA graph if one is wanted."""
+        """Allocate for this batch, bind, and capture the CUDA graph if requested."""
         self._release()
         values = batch
         for size in self.image_shape:
@@ -311,7 +311,7 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, in
 
 
 def _made(value: Any, log: Any, doing: str) -> Any:
-    """TensorRT returns None where it fails, and tells why only its logger."""
+    """Return a value of TensorRT; None is a failure, whose cause is in the log."""
     if value is None:
         raise from_error(RuntimeError("TensorRT gave nothing back"), log.text(), doing)
     return value

@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -118,7 +119,7 @@ class Agent:
                 argv = [str(file) if part == "{payload}" else part for part in argv]
             code, log = run_program(
                 self._client,
-                argv,
+                _with_python(argv),
                 limit_s,
                 cwd=scratch,
                 variables={},
@@ -198,7 +199,7 @@ class Agent:
     def _health(self, argv: list[str], limit_s: float, release: str) -> str | None:
         """Run the health check; return the failure, or None."""
         current = str(self.root / "current")
-        argv = [part.replace("{current}", current) for part in argv]
+        argv = _with_python([part.replace("{current}", current) for part in argv])
         variables = {"EDGESHIP_ROOT": str(self.root), "EDGESHIP_RELEASE": release}
         try:
             code, log = run_program(
@@ -262,6 +263,11 @@ def main() -> int:
     finally:
         if agent is not None:
             agent.close()
+
+
+def _with_python(argv: list[str]) -> list[str]:
+    """Replace "{python}" by the Python of the agent."""
+    return [sys.executable if part == "{python}" else part for part in argv]
 
 
 def _output(command: list[str]) -> str:

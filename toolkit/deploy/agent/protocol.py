@@ -88,8 +88,11 @@ class Client:
 def disk_refusal(error: OSError, when: str, *, fatal: bool = False) -> RefusedError:
     """Convert a file system error to an error answer."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        hint = "`edgeship prune-releases` removes old releases"
+        hint = "`edgeship prune-releases` removes old releases; `df -h` on the device shows the full disk"
         return RefusedError(f"the device's disk is full ({when})", hint, "disk", fatal=fatal)
+    if "temporary directory" in str(error):  # tempfile: no candidate can be written
+        hint = "free space in /tmp on the device: `df -h /tmp /`"
+        return RefusedError(f"no room for temporary files ({when})", hint, "disk", fatal=fatal)
     where = f": {error.filename}" if error.filename else ""
     message = f"{error.strerror or error} ({when}){where}"
     return RefusedError(message, "check the root folder and its owner", "disk", fatal=fatal)
