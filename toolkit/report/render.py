@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CLASSES_SHOWN = 100  # in report.md
+FILE = ("file", "file to ship")  # of a verdict, of PASS
 WIDE = 160  # columns of text in a file or pipe
 VERDICTS = {
     "pass": ("✓", "green"),
@@ -195,7 +196,8 @@ def terminal(report: RunReport, out: Path | None = None) -> None:
         mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
         console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
         if verdict.target in files:
-            console.print(Text(f"  file to ship: {(out or Path()) / files[verdict.target]}"), soft_wrap=True)
+            label = FILE[verdict.level == "pass"]
+            console.print(Text(f"  {label}: {(out or Path()) / files[verdict.target]}"), soft_wrap=True)
         if verdict.level == "no_verdict":
             console.print(*(Text(f"  {step}", style="dim") for step in verdict.steps))
 
@@ -272,6 +274,7 @@ def _context(report: RunReport) -> dict[str, object]:
         "verdicts": report.verdicts or verdicts(report),  # older reports have none
         "stamps": STAMPS,
         "files": files_to_ship(report),
+        "file_label": FILE,
         "gate_marks": GATES,
         "judged_by": _judged_by(report),
         "warnings": warnings(report),

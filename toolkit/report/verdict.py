@@ -96,6 +96,8 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
         return Verdict(target, "not_measured", sentence, (hint,) if hint else ()), None
     ranked = sorted(((*_level(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
     level, sentence, best = ranked[0]
+    if level == "pass":  # of the best variant only
+        sentence = f"{sentence[:-1]}, deploy it."
     dense = next((v for v in ran if best.pruned and not v.pruned and not _doubt(best, report)), None)
     pairs = report.environment.int8_sums == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in ranked[1:])
@@ -149,7 +151,7 @@ def _level(v: Variant, report: RunReport) -> tuple[Level, str]:
     caution = next((check for check in report.input_checks if check.effect == "no_pass"), None)
     if caution is not None:
         return "needs_data", f"{facts}, but {caution.message.rstrip('.')}{_cure(caution.hint)}."
-    return "pass", f"{facts}: it meets {_limits(met)}, deploy it."
+    return "pass", f"{facts}: it meets {_limits(met)}."
 
 
 def _limits(gates: list[Gate]) -> str:
