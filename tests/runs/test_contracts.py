@@ -1,4 +1,4 @@
-"""What a stage writes is what the next one reads; a damaged file is named with its field."""
+"""The next stage reads exactly the record that a stage wrote; a damaged file is named with its field."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 PREPROCESS = Preprocess(resize=(40, 50), crop=(32, 48))
 INT8 = VariantId("openvino", "int8", pruned=True)
 BUILT = CompiledVariant(
-    "model.xml", True, "compiled", (LayerAudit("fc", "FullyConnected", "int8", True),), ("w",), 12,
+    "model.xml", "OpenVINO", True, "compiled", (LayerAudit("fc", "FullyConnected", "int8", True),), ("w",), 12,
     "uint8", "graphs/a.onnx", "float-input/a/model.xml",
 )  # fmt: skip
 RECORDS = CompiledVariants(
@@ -78,5 +78,6 @@ def test_engines_are_found_below_the_folder_of_the_stage(tmp_path):
 def test_channels_by_position():
     counts = ChannelCounts(8, (8, 16), (((4,), ()), ((12, 3),)))
     assert counts.by_position() == {
-        "stem": 8, "stream1": 8, "layer1.0.inner1": 4, "stream2": 16, "layer2.0.inner1": 12, "layer2.0.inner2": 3,
+        "stem": 8, "stream1": 8, "layer1.0.inner1": 4, "stream2": 16, "layer2.0.inner1": 12,
+        "layer2.0.inner2": 3,
     }  # fmt: skip
