@@ -20,8 +20,8 @@ from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 PREPROCESS = Preprocess(resize=(40, 50), crop=(32, 48))
 INT8 = VariantId("openvino", "int8", pruned=True)
 BUILT = CompiledVariant(
-    "model.xml", "OpenVINO", True, "compiled", (LayerAudit("fc", "FullyConnected", "int8", True),), ("w",), 12,
-    "uint8", "graphs/a.onnx", "float-input/a/model.xml",
+    "model.xml", "OpenVINO", True, "compiled", (LayerAudit("fc", "FullyConnected", "int8", True),), ("w",),
+    12, "uint8", "graphs/a.onnx", "float-input/a/model.xml",
 )  # fmt: skip
 RECORDS = CompiledVariants(
     {
