@@ -9,13 +9,13 @@ import tempfile
 import zipfile
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeship.calibration.file_sources import Member, check_expansion, open_member
+from edgeship.calibration.file_sources import PixelStore, check_expansion, open_member
 from edgeship.calibration.sets import Use, choose_set, set_of
 from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.errors import DataError
@@ -54,8 +54,8 @@ class Header:
         return f"{self.dtype.name} {self.shape}"
 
 
-class ArrayStore:
-    """Read a uint8 array (N, H, W[, C]) or (N, C, H, W) as N binary PPM or PGM files.
+class ArrayStore(PixelStore):
+    """Images of a uint8 array (N, H, W[, C]) or (N, C, H, W).
 
     Args:
         path: A .npy or .npz file.
@@ -68,7 +68,7 @@ class ArrayStore:
     def __init__(self, path: Path, key: str = "") -> None:
         self._path, self._key = path, key
         try:
-            self._values = _nhwc(self._map(), f"{path}{f' ({key})' if key else ''}")
+            values = _nhwc(self._map(), f"{path}{f' ({key})' if key else ''}")
             status = path.stat()
         except DataError:
             raise
@@ -78,7 +78,7 @@ class ArrayStore:
             ) from error
         except Exception as error:  # damaged files make zipfile raise many types
             raise _damaged(path, error) from error
-        self._stamp = f"{status.st_size}:{status.st_mtime_ns}"
+        super().__init__(values, 6, f"{status.st_size}:{status.st_mtime_ns}")
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._path, self._key)  # a worker process maps the file again
@@ -98,29 +98,6 @@ class ArrayStore:
             _check_pixels(self._path, header)
             order: Any = "F" if header.fortran else "C"
             return np.memmap(stream, np.uint8, "r", header.offset, header.shape, order)
-
-    def members(self) -> list[Member]:
-        """Return the members 000000.ppm (.pgm for grey), 000001.ppm, ... in array order."""
-        count, suffix = len(self._values), "pgm" if self._values.shape[3] == 1 else "ppm"
-        return [Member(f"{index:06d}.{suffix}") for index in range(count)]
-
-    def read(self, name: str) -> bytes:
-        """Return one image as a binary PPM or PGM file, without the alpha channel."""
-        image = self._values[int(PurePosixPath(name).stem), ..., :3]
-        return self._pnm_header(image.shape[2]) + np.ascontiguousarray(image).tobytes()
-
-    def size_bytes(self, name: str) -> int:  # noqa: ARG002
-        """Return the bytes of the file that `read` returns."""
-        height, width, channels = (int(length) for length in self._values.shape[1:])
-        return len(self._pnm_header(channels)) + height * width * min(channels, 3)
-
-    def stamp(self, name: str) -> str:  # noqa: ARG002
-        """Return size and modification time of the whole file."""
-        return self._stamp
-
-    def _pnm_header(self, channels: int) -> bytes:
-        kind = "P5" if channels == 1 else "P6"
-        return f"{kind} {self._values.shape[2]} {self._values.shape[1]} 255\n".encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,18 +21,6 @@ _NUMBERED = re.compile(r"\s*(\d{1,6})\s*[:,;=\s]\s*(.+)", re.ASCII)
 _SYNSET = re.compile(r"(n\d{8})[\s,:]+(.+)", re.ASCII)
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Read the name of every class, by index; of several names the last, readable one.
-
-    Args:
-        path: See `read_class_aliases`.
-
-    Raises:
-        DataError: See `read_class_aliases`.
-    """
-    return tuple(aliases[-1] for aliases in read_class_aliases(path))
-
-
 def read_class_aliases(path: Path) -> tuple[tuple[str, ...], ...]:
     """Read all names of every class, by index.
 

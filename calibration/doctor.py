@@ -21,7 +21,7 @@ from edgeship.calibration.text import first_names
 from edgeship.toolkit.core import progress
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import PixelArray
-from edgeship.toolkit.core.results import DataFinding
+from edgeship.toolkit.core.results import DataFinding, Severity
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import ordered_map
 
@@ -136,24 +136,20 @@ def _decode(
     return decoded
 
 
+def _named(severity: Severity, names: Sequence[str], what: str, hint: str) -> list[DataFinding]:
+    """Return a finding with the number of the names and the first of them; none without a name."""
+    return [DataFinding(severity, f"{len(names)} {what}: {first_names(names)}", hint)] if names else []
+
+
 def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[DataFinding]:
-    if not decoded.unreadable:
-        return []
-    names = decoded.unreadable
-    message = f"{len(names)} image(s) of {dataset.name} cannot be decoded: {first_names(names)}"
-    return [DataFinding("error", message, "replace or remove them, or leave them out with --skip-unreadable")]
+    hint = "replace or remove them, or leave them out with --skip-unreadable"
+    return _named("error", decoded.unreadable, f"image(s) of {dataset.name} cannot be decoded", hint)
 
 
 def _blank(decoded: _Decoded, colours: _Colours) -> list[DataFinding]:
     each = zip(decoded.names, colours.variance, strict=True)
     blank = [name for name, variance in each if variance.max() < _BLANK]
-    if not blank:
-        return []
-    return [
-        DataFinding(
-            "warning", f"{len(blank)} image(s) have one colour only: {first_names(blank)}", "remove them"
-        )
-    ]
+    return _named("warning", blank, "image(s) have one colour only", "remove them")
 
 
 def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[DataFinding]:
@@ -161,32 +157,17 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
         return [DataFinding("info", f"{dataset.name} has no labels: coverage of the classes is unknown")]
     findings = []
     if classes is not None and len(dataset.classes) != classes:
-        findings.append(
-            DataFinding(
-                "warning",
-                f"{dataset.name} has {len(dataset.classes)} classes, the model {classes}",
-                "use images of all classes, in the model's order",
-            )
-        )
+        message = f"{dataset.name} has {len(dataset.classes)} classes, the model {classes}"
+        findings.append(DataFinding("warning", message, "use images of all classes, in the model's order"))
     counts = Counter(dataset.labels[list(indices)].tolist())
     missing = [name for label, name in enumerate(dataset.classes) if label not in counts]
-    if missing:
+    hint = "raise select.images to a multiple of the number of classes"
+    findings += _named("warning", missing, f"of {len(dataset.classes)} classes have no image", hint)
+    (largest, most), (smallest, fewest) = counts.most_common()[0], counts.most_common()[-1]
+    if most > max(_UNEVEN * fewest, fewest + 1):
+        message = f"{most} images of {dataset.classes[largest]}, {fewest} of {dataset.classes[smallest]}"
         findings.append(
-            DataFinding(
-                "warning",
-                f"{len(missing)} of {len(dataset.classes)} classes have no image: {first_names(missing)}",
-                "raise select.images to a multiple of the number of classes",
-            )
-        )
-    if max(counts.values()) > max(_UNEVEN * min(counts.values()), min(counts.values()) + 1):
-        largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-        findings.append(
-            DataFinding(
-                "warning",
-                f"classes are uneven: {counts[largest]} images of {dataset.classes[largest]}, "
-                f"{counts[smallest]} of {dataset.classes[smallest]}",
-                "add images of the small classes",
-            )
+            DataFinding("warning", f"classes are uneven: {message}", "add images of the small classes")
         )
     return findings
 
@@ -195,22 +176,16 @@ def _duplicates(decoded: _Decoded) -> list[DataFinding]:
     copies: dict[str, list[str]] = defaultdict(list)
     for name, digest in zip(decoded.names, decoded.digests, strict=True):
         copies[digest].append(name)
-    exact = [" = ".join(group) for group in copies.values() if len(group) > 1]
+    exact = [f"{first} = {name}" for first, *others in copies.values() for name in others]
     near = [
         f"{decoded.names[i]} ~ {decoded.names[j]}"
         for i, j in similar_pairs(decoded.hashes)
         if decoded.digests[i] != decoded.digests[j]
     ]
-    findings = []
-    if exact:
-        message = (
-            f"{len(decoded.names) - len(copies)} image(s) are exact copies of others: {first_names(exact)}"
-        )
-        findings.append(DataFinding("warning", message, "remove the copies"))
-    if near:
-        message = f"{len(near)} pair(s) of images look alike: {first_names(near)}"
-        findings.append(DataFinding("warning", message, "check the pairs and remove copies"))
-    return findings
+    hint = "check the pairs and remove copies"
+    return _named("warning", exact, "image(s) are exact copies of others", "remove the copies") + _named(
+        "warning", near, "pair(s) of images look alike", hint
+    )
 
 
 def _overlap(decoded: _Decoded, other: _Decoded) -> list[DataFinding]:
@@ -226,17 +201,9 @@ def _overlap(decoded: _Decoded, other: _Decoded) -> list[DataFinding]:
         if decoded.digests[i] not in evaluated
     ]
     hint = "calibrate with images that are not evaluation images"
-    findings = []
-    if exact:
-        findings.append(
-            DataFinding(
-                "error", f"{len(exact)} image(s) are evaluation images too: {first_names(exact)}", hint
-            )
-        )
-    if near:
-        message = f"{len(near)} pair(s) look like evaluation images: {first_names(near)}"
-        findings.append(DataFinding("warning", message, hint))
-    return findings
+    return _named("error", exact, "image(s) are evaluation images too", hint) + _named(
+        "warning", near, "pair(s) look like evaluation images", hint
+    )
 
 
 def _preprocessing(colours: _Colours, preprocess: Preprocess, stem: Stem | None) -> list[DataFinding]:

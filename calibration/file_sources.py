@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, Protocol, cast
 
 from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.quant import PixelArray
 from edgeship.toolkit.core.text import printable
 
 MAX_FILE_BYTES = 1 << 28  # a larger file is not a photograph, or an attack on the memory
@@ -34,7 +35,6 @@ _UNPACKERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
 }
 _MACOS_FORKS = "__MACOSX"
 HIDDEN = "hidden"  # reason of a skipped member
-_DIGIT_SIDE = 8
 _DIGIT_LEVELS = 16  # of scikit-learn's digits: 0 is white paper, 16 full ink
 
 
@@ -268,7 +268,37 @@ class TarStore:
         return f"{info.size}:{info.mtime}"
 
 
-class DigitsStore:
+class PixelStore:
+    """Pixels (N, H, W, C) of 1, 3 or 4 channels as N binary PGM or PPM files, without alpha."""
+
+    def __init__(self, values: PixelArray, digits: int, stamp: str) -> None:
+        self._values, self._digits, self._stamp = values, digits, stamp
+
+    def members(self) -> list[Member]:
+        """Return the members 0000.ppm (.pgm for grey), 0001.ppm, ... in array order."""
+        suffix = "pgm" if self._values.shape[3] == 1 else "ppm"
+        return [Member(f"{index:0{self._digits}d}.{suffix}") for index in range(len(self._values))]
+
+    def read(self, name: str) -> bytes:
+        """Return one image as a binary PPM or PGM file; uncompressed, so the bytes are reproducible."""
+        image = self._values[int(PurePosixPath(name).stem), ..., :3]
+        return self._header() + image.tobytes()
+
+    def size_bytes(self, name: str) -> int:  # noqa: ARG002
+        """Return the bytes of the file that `read` returns."""
+        height, width, channels = (int(length) for length in self._values.shape[1:])
+        return len(self._header()) + height * width * min(channels, 3)
+
+    def stamp(self, name: str) -> str:  # noqa: ARG002
+        """Return size and modification time of the whole array."""
+        return self._stamp
+
+    def _header(self) -> bytes:
+        height, width, channels = self._values.shape[1:]
+        return f"P{5 if channels == 1 else 6} {width} {height} 255\n".encode()
+
+
+class DigitsStore(PixelStore):
     """The 1,797 handwritten digits of scikit-learn as 8 x 8 PGM files, named by their index.
 
     Source:
@@ -280,25 +310,7 @@ class DigitsStore:
 
         digits: Any = load_digits()
         self.labels: tuple[int, ...] = tuple(digits.target.tolist())
-        self._grey = (digits.images * 255 / _DIGIT_LEVELS).round().astype("uint8")
-
-    def members(self) -> list[Member]:
-        """Return the members 0000.pgm, 0001.pgm, ... in scikit-learn's order."""
-        return [Member(f"{index:04d}.pgm") for index in range(len(self.labels))]
-
-    def read(self, name: str) -> bytes:
-        """Return one digit as a binary PGM file; uncompressed, so the bytes are reproducible."""
-        header = f"P5 {_DIGIT_SIDE} {_DIGIT_SIDE} 255\n".encode()
-        data: bytes = self._grey[int(PurePosixPath(name).stem)].tobytes()
-        return header + data
-
-    def size_bytes(self, name: str) -> int:
-        """Return the size of the PGM file."""
-        return len(self.read(name))
-
-    def stamp(self, name: str) -> str:
-        """Return the name: the digits never change."""
-        return name
+        super().__init__((digits.images * 255 / _DIGIT_LEVELS).round().astype("uint8")[..., None], 4, "")
 
 
 def archive_stem(path: Path) -> str:

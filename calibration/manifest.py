@@ -8,16 +8,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from edgeship.calibration.datasets import Dataset
 from edgeship.calibration.loader import decode_each
 from edgeship.calibration.text import first_names
-from edgeship.toolkit.core.artifact import plain, read_json, sha256_bytes, write_json
+from edgeship.toolkit.core.artifact import sha256_bytes, write_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 from edgeship.toolkit.core.threads import ordered_map
-
-_SCHEMA = 1
+from edgeship.toolkit.core.typed_json import read_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,14 @@ class Manifest:
         source: Name of the source data set.
         source_digest: SHA-256 of the source's names, labels and sizes.
         entries: Images in order of use; classes alternate, so that every prefix is balanced.
+        schema: Version of the JSON form.
     """
 
     seed: int
     source: str
     source_digest: str
     entries: tuple[ManifestEntry, ...]
+    schema: Literal[1] = 1
 
 
 def select(
@@ -150,7 +152,7 @@ def locate(manifest: Manifest, dataset: Dataset) -> list[int]:
 
 def write(path: Path, manifest: Manifest) -> None:
     """Write a manifest as JSON."""
-    write_json(path, {"schema": _SCHEMA, **plain(manifest)})
+    write_json(path, manifest)
 
 
 def read(path: Path) -> Manifest:
@@ -159,17 +161,7 @@ def read(path: Path) -> Manifest:
     Raises:
         DataError: The file is absent, damaged, or not a manifest of this schema.
     """
-    data = read_json(path)
-    try:
-        if data["schema"] != _SCHEMA:
-            raise ValueError(f"schema {data['schema']}, expected {_SCHEMA}")
-        entries = tuple(ManifestEntry(**entry) for entry in data["entries"])
-        return Manifest(data["seed"], data["source"], data["source_digest"], entries)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a manifest of calibration images: {printable(str(error), 200)}",
-            hint="choose the images again",
-        ) from error
+    return read_as(path, Manifest)
 
 
 def _ordered(dataset: Dataset, seed: int) -> list[int]:

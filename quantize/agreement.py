@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgeship.quantization.torch_executor import Execution, TorchExecutor
-from edgeship.quantization.torch_ops import PLAIN, key
+from edgeship.quantization.torch_ops import PLAIN
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.graph import io
@@ -35,7 +35,7 @@ def matching_executor(model: ir.Model, images: FloatArray) -> TorchExecutor:
     Raises:
         ModelError: ONNX Runtime cannot run a single node, or the results still differ.
     """
-    if all(key(node) in PLAIN for node in model.graph):
+    if all(node.op_type in PLAIN for node in model.graph):
         network = TorchExecutor(model)
         network(torch.from_numpy(images))  # fails if a shape has a fixed batch
         return network

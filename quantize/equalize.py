@@ -119,7 +119,7 @@ def _unscalable(node: ir.Node) -> bool:
 
 def _groups(node: ir.Node) -> int:
     """Return the number of groups of a convolution."""
-    return node.attributes.get_int("group", 1) or 1
+    return node.attributes.get_int("group", 1)
 
 
 def _own_weights(space: Space) -> bool:

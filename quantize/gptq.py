@@ -153,7 +153,7 @@ def _layers(
     layers = []
     for node in network.nodes:
         name = str(node.inputs[1].name) if is_weighted(node) and node.inputs[1] is not None else ""
-        grouped = (node.attributes.get_int("group", 1) or 1) > 1
+        grouped = node.attributes.get_int("group", 1) > 1
         if name not in weights or network.reads[name] > 1 or grouped:
             continue
         weight = network.constants[name]

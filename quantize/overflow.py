@@ -143,7 +143,7 @@ def _paired_weights(
         weight = node.inputs[1] if is_weighted(node) else None
         if weight is None or str(weight.name) not in weights:
             continue
-        array, groups = edit.constant(weight).astype(np.float32), node.attributes.get_int("group", 1) or 1
+        array, groups = edit.constant(weight).astype(np.float32), node.attributes.get_int("group", 1)
         if groups > 1 and array.shape[:2] == (groups, 1):
             continue
         yield str(weight.name), array, weight_axis(node), "rows" if groups > 1 else order

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 import onnx_ir as ir
 
-from edgeship.quantization.torch_ops import OPERATIONS, key
+from edgeship.quantization.torch_ops import OPERATIONS
 from edgeship.toolkit.core.errors import QuantizationError, nearest
 from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
 from edgeship.toolkit.graph import io
@@ -163,7 +163,7 @@ def _is_from_unknown_operator(value: ir.Value | None) -> bool:
     node = value.producer() if value is not None else None
     while node is not None and node.op_type in LAYOUT_OPS | AVERAGE_OPS | {"MaxPool", "GlobalMaxPool"}:
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return node is not None and key(node) not in OPERATIONS
+    return node is not None and node.op_type not in OPERATIONS
 
 
 def _is_unfused_batch_norm(node: ir.Node) -> bool:

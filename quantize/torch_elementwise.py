@@ -66,21 +66,6 @@ def _divide(call: Call) -> Tensor:
     return torch.div(call[0], call[1], rounding_mode="trunc")
 
 
-def _modulo(call: Call) -> Tensor:
-    return (torch.fmod if call.integer("fmod", 0) else torch.remainder)(call[0], call[1])
-
-
-def _is_infinite(call: Call) -> Tensor:
-    up = call[0].isposinf() if call.integer("detect_positive", 1) else torch.zeros_like(call[0]).bool()
-    return up | call[0].isneginf() if call.integer("detect_negative", 1) else up
-
-
-def _shrink(call: Call) -> Tensor:
-    x, limit, bias = call[0], call.number("lambd", 0.5), call.number("bias", 0.0)
-    zero = torch.zeros_like(x)
-    return torch.where(x > limit, x - bias, torch.where(x < -limit, x + bias, zero))
-
-
 def _selu(call: Call) -> Tensor:
     alpha, gamma = call.number("alpha", 1.6732632423543772), call.number("gamma", 1.0507009873554805)
     return gamma * F.elu(call[0], alpha)
@@ -88,11 +73,6 @@ def _selu(call: Call) -> Tensor:
 
 def _gelu(call: Call) -> Tensor:
     return F.gelu(call[0], approximate=call.text("approximate", "none"))
-
-
-def _fast_gelu(call: Call) -> Tensor:
-    bias = call.get(1)
-    return F.gelu(call[0] if bias is None else call[0] + bias, approximate="tanh")
 
 
 def _thresholded_relu(call: Call) -> Tensor:
@@ -111,10 +91,6 @@ def _swish(call: Call) -> Tensor:
     return call[0] * torch.sigmoid(call.number("alpha", 1.0) * call[0])
 
 
-def _quick_gelu(call: Call) -> Tensor:
-    return call[0] * torch.sigmoid(call.number("alpha", 1.702) * call[0])
-
-
 _UNARY = {
     **{"Abs": torch.abs, "Neg": torch.neg, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt},
     **{"Reciprocal": torch.reciprocal, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos},
@@ -122,13 +98,12 @@ _UNARY = {
     **{"Cosh": torch.cosh, "Tanh": torch.tanh, "Asinh": torch.asinh, "Acosh": torch.acosh},
     **{"Atanh": torch.atanh, "Sigmoid": torch.sigmoid, "Relu": torch.relu, "Softplus": F.softplus},
     **{"Softsign": F.softsign, "Mish": F.mish, "HardSwish": F.hardswish, "IsNaN": torch.isnan},
-    **{"Not": torch.logical_not, "BitwiseNot": torch.bitwise_not},
+    **{"Not": torch.logical_not},
 }
 _BINARY = {
     **{"Equal": torch.eq, "Greater": torch.gt, "GreaterOrEqual": torch.ge, "Less": torch.lt},
     **{"LessOrEqual": torch.le, "And": torch.logical_and, "Or": torch.logical_or},
-    **{"Xor": torch.logical_xor, "BitwiseAnd": torch.bitwise_and, "BitwiseOr": torch.bitwise_or},
-    **{"BitwiseXor": torch.bitwise_xor},
+    "Xor": torch.logical_xor,
 }
 OPERATIONS: dict[str, Operation] = {
     **{name: _unary(function) for name, function in _UNARY.items()},
@@ -148,11 +123,8 @@ OPERATIONS: dict[str, Operation] = {
     "Selu": _selu,
     "Gelu": _gelu,
     "Swish": _swish,
-    "Shrink": _shrink,
     "ThresholdedRelu": _thresholded_relu,
     "Pow": lambda call: (call[0] ** call[1]).to(call[0].dtype),
-    "Mod": _modulo,
-    "IsInf": _is_infinite,
     "Where": lambda call: torch.where(call[0], call[1], call[2]),
     "Softmax": lambda call: call[0].softmax(call.integer("axis", -1)),
     "LogSoftmax": lambda call: call[0].log_softmax(call.integer("axis", -1)),
@@ -164,8 +136,4 @@ OPERATIONS: dict[str, Operation] = {
     "Min": lambda call: reduce(torch.minimum, call.all()),
     "Sum": lambda call: reduce(torch.add, call.all()),
     "Mean": lambda call: reduce(torch.add, call.all()) / len(call.all()),
-    "com.microsoft.Gelu": _gelu,
-    "com.microsoft.FastGelu": _fast_gelu,
-    "com.microsoft.BiasGelu": lambda call: F.gelu(call[0] + call[1]),
-    "com.microsoft.QuickGelu": _quick_gelu,
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgeship.quantization.node_call import Call, UnsupportedAttributeError
 from edgeship.quantization.onnx_node import OnnxNode, read_names
-from edgeship.quantization.torch_ops import NATIVE, OPERATIONS, key
+from edgeship.quantization.torch_ops import NATIVE, OPERATIONS
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.threads import check_stop, default_workers, ordered_map
@@ -116,7 +116,7 @@ class TorchExecutor:
         self.estimated = [
             node
             for node in self.nodes
-            if key(node) not in OPERATIONS or str(node.name) in execution.by_runtime
+            if node.op_type not in OPERATIONS or str(node.name) in execution.by_runtime
         ]
         self._runtime = {str(node.name): OnnxNode(node, model) for node in self.estimated}
         self.input = str(model.graph.inputs[0].name)
@@ -190,7 +190,7 @@ class TorchExecutor:
         first = node.inputs[0] if node.inputs else None
         literal = self.execution.one_image or first is None or str(first.name) not in self._with_batch
         try:
-            result = OPERATIONS[key(node)](Call(node, inputs, literal=literal))
+            result = OPERATIONS[node.op_type](Call(node, inputs, literal=literal))
         except (RuntimeError, IndexError, TypeError, ValueError, UnsupportedAttributeError) as error:
             raise ModelError(
                 f"operator {node.op_type} (node '{node.name}') cannot be computed in PyTorch: "

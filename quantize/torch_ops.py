@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -134,23 +132,8 @@ def _average_pool(call: Call) -> Tensor:
     return mean / pool(inside, kernel, strides, pads, ceil, include)
 
 
-def _lp_pool(call: Call) -> Tensor:
-    if call.integer("ceil_mode", 0) or call.ints("dilations", [1]) != [1] * len(call.ints("dilations", [1])):
-        raise UnsupportedAttributeError("ceil_mode or dilations")
-    kernel, p = call.ints("kernel_shape", [1, 1]), call.integer("p", 2)
-    x, pads = _padded(call, kernel, 0.0, [side // 2 for side in kernel])
-    strides = call.ints("strides", [1] * len(kernel))
-    mean: Tensor = _AVERAGE_POOL[len(kernel)](x.abs() ** p, kernel, strides, pads, False, True)
-    return (mean * math.prod(kernel)).pow(1 / p)
-
-
 def _spatial(call: Call) -> tuple[int, ...]:
     return tuple(range(2, call[0].ndim))
-
-
-def _global_lp_pool(call: Call) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(call[0], call.integer("p", 2), _spatial(call), keepdim=True)
-    return length
 
 
 LAYERS: dict[str, Operation] = {
@@ -161,10 +144,8 @@ LAYERS: dict[str, Operation] = {
     "Einsum": lambda call: torch.einsum(call.text("equation", "").replace(" ", ""), *call.all()),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "LpPool": _lp_pool,
     "GlobalAveragePool": lambda call: call[0].mean(_spatial(call), keepdim=True),
     "GlobalMaxPool": lambda call: call[0].amax(_spatial(call), keepdim=True),
-    "GlobalLpPool": _global_lp_pool,
 }
 OPERATIONS: dict[str, Operation] = {
     **LAYERS,
@@ -187,8 +168,3 @@ NATIVE = PLAIN | {
     *("Pow", "Softmax", "LogSoftmax", "LayerNormalization", "Max", "Min", "Concat", "ReduceMean"),
     *("ReduceSum", "Transpose", "Gather", "Reshape", "Squeeze", "Unsqueeze", "Pad", "Slice"),
 }
-
-
-def key(node: ir.Node) -> str:
-    """Return the key of a node's operator in `OPERATIONS`: its name, with the domain unless ONNX's own."""
-    return node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}.{node.op_type}"

@@ -44,36 +44,6 @@ def _count(x: Tensor, axes: list[int]) -> int:
     return math.prod(x.shape[axis] for axis in axes)
 
 
-def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    for axis in sorted(axes, reverse=True):
-        x = x.prod(axis, keepdim=keep)
-    return x
-
-
-def _arg(largest: bool) -> Operation:
-    def apply(call: Call) -> Tensor:
-        axis = call.integer("axis", 0) % call[0].ndim
-        if axis == 0 and not call.literal:
-            raise UnsupportedAttributeError("it mixes images")
-        last = bool(call.integer("select_last_index", 0))
-        values = call[0].flip(axis) if last else call[0]
-        best = (torch.argmax if largest else torch.argmin)(values, axis, bool(call.integer("keepdims", 1)))
-        return values.shape[axis] - 1 - best if last else best
-
-    return apply
-
-
-def _cumulative_sum(call: Call) -> Tensor:
-    axis = call.constant(1)[0] % call[0].ndim
-    if axis == 0 and not call.literal:
-        raise UnsupportedAttributeError("it mixes images")
-    x = call[0].flip(axis) if call.integer("reverse", 0) else call[0]
-    total = x.cumsum(axis)
-    if call.integer("exclusive", 0):
-        total = total - x
-    return total.flip(axis) if call.integer("reverse", 0) else total
-
-
 def _batch_norm(call: Call) -> Tensor:
     if call.integer("training_mode", 0):
         raise UnsupportedAttributeError("training_mode = 1")
@@ -113,19 +83,6 @@ def _rms_norm(call: Call) -> Tensor:
     return call[0] / (mean + call.number("epsilon", 1e-5)).sqrt() * call[1]
 
 
-def _lp_norm(call: Call) -> Tensor:
-    length = torch.linalg.vector_norm(call[0], call.integer("p", 2), call.integer("axis", -1), keepdim=True)
-    return torch.where(length == 0, torch.zeros_like(call[0]), call[0] / length)
-
-
-def _mean_variance_norm(call: Call) -> Tensor:
-    axes = call.ints("axes", [0, 2, 3])
-    if 0 in axes and not call.literal:
-        raise UnsupportedAttributeError("it mixes images")
-    centred = call[0] - call[0].mean(axes, keepdim=True)
-    return centred / (centred.square().mean(axes, keepdim=True).sqrt() + 1e-9)
-
-
 def _local_response_norm(call: Call) -> Tensor:
     size, x = call.integer("size", 1), call[0]
     before = (size - 1) // 2
@@ -140,21 +97,14 @@ OPERATIONS: dict[str, Operation] = {
     "ReduceSum": _reduction(lambda x, axes, keep: x.sum(axes, keep)),
     "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keep)),
     "ReduceMin": _reduction(lambda x, axes, keep: x.amin(axes, keep)),
-    "ReduceProd": _reduction(_product),
     "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keep)),
     "ReduceL2": _reduction(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep)),
-    "ReduceLogSum": _reduction(lambda x, axes, keep: x.sum(axes, keep).log()),
     "ReduceLogSumExp": _reduction(torch.logsumexp),
     "ReduceSumSquare": _reduction(lambda x, axes, keep: x.square().sum(axes, keep)),
-    "ArgMax": _arg(True),
-    "ArgMin": _arg(False),
-    "CumSum": _cumulative_sum,
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,
-    "LpNormalization": _lp_norm,
-    "MeanVarianceNormalization": _mean_variance_norm,
     "LRN": _local_response_norm,
 }

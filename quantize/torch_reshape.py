@@ -134,46 +134,6 @@ def _gather(call: Call) -> Tensor:
     return chosen if index.ndim == 1 else chosen.reshape(*shape[:axis], *index.shape, *shape[axis + 1 :])
 
 
-def _gather_elements(call: Call) -> Tensor:
-    axis = call.integer("axis", 0)
-    return torch.gather(call[0], axis, _nonnegative(call[1], call[0].shape[axis]))
-
-
-def _places(index: Tensor, shape: torch.Size) -> tuple[Tensor, ...]:
-    """Split indices (..., axes) into index tensors of the leading axes."""
-    return tuple(_nonnegative(each, shape[axis]) for axis, each in enumerate(index.unbind(-1)))
-
-
-def _gather_nd(call: Call) -> Tensor:
-    batch = call.integer("batch_dims", 0)
-    if not batch:
-        return call[0][_places(call[1], call[0].shape)]
-    values, index = call[0].flatten(0, batch - 1), call[1].flatten(0, batch - 1)
-    parts = [
-        each[_places(places, each.shape)]
-        for each, places in zip(values.unbind(0), index.unbind(0), strict=True)
-    ]
-    return torch.stack(parts).reshape(*call[0].shape[:batch], *parts[0].shape)
-
-
-def _scatter_nd(call: Call) -> Tensor:
-    reduction = call.text("reduction", "none")
-    if reduction not in {"none", "add"}:
-        raise UnsupportedAttributeError(f"reduction = {reduction}")
-    places = _places(call[1], call[0].shape)
-    return call[0].clone().index_put(places, call[2], accumulate=reduction == "add")
-
-
-def _scatter_elements(call: Call) -> Tensor:
-    axis, reduction = call.integer("axis", 0), call.text("reduction", "none")
-    index = _nonnegative(call[1], call[0].shape[axis])
-    if reduction == "none":
-        return call[0].scatter(axis, index, call[2])
-    if reduction == "add":
-        return call[0].scatter_add(axis, index, call[2])
-    raise UnsupportedAttributeError(f"reduction = {reduction}")
-
-
 def _depth_to_space(call: Call) -> Tensor:
     (n, c, h, w), b = call[0].shape, call.integer("blocksize", 1)
     if call.text("mode", "DCR") == "DCR":
@@ -189,21 +149,6 @@ def _space_to_depth(call: Call) -> Tensor:
     return blocks.reshape(n, c * b * b, h // b, w // b)
 
 
-def _trilu(call: Call) -> Tensor:
-    diagonal = 0 if call.get(1) is None else call.constant(1)[0]
-    return (torch.triu if call.integer("upper", 1) else torch.tril)(call[0], diagonal)
-
-
-def _one_hot(call: Call) -> Tensor:
-    depth, (off, on) = call.constant(1)[0], call[2].unbind()
-    index = _nonnegative(call[0], depth)
-    axis = call.integer("axis", -1)
-    hot = index.unsqueeze(axis) == torch.arange(depth).reshape(
-        [-1 if place == axis % (index.ndim + 1) else 1 for place in range(index.ndim + 1)]
-    )
-    return torch.where(hot, on, off)
-
-
 def _cast(call: Call) -> Tensor:
     kind = ir.DataType(call.integer("to", ir.DataType.FLOAT))
     if kind in {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}:
@@ -214,19 +159,6 @@ def _cast(call: Call) -> Tensor:
     if kind.name not in names:
         raise UnsupportedAttributeError(f"a Cast to {kind.name}")
     return call[0].to(getattr(torch, kind.name.lower()))
-
-
-def _top_k(call: Call) -> tuple[Tensor, ...]:
-    largest, ordered = bool(call.integer("largest", 1)), bool(call.integer("sorted", 1))
-    best = torch.topk(call[0], call.constant(1)[0], call.integer("axis", -1), largest, ordered)
-    return best.values, best.indices
-
-
-def _eye_like(call: Call) -> Tensor:
-    kind = ir.DataType(call.integer("dtype", ir.DataType.FLOAT))
-    rows, across = call[0].shape
-    eye = torch.arange(across)[None] - torch.arange(rows)[:, None] == call.integer("k", 0)
-    return eye.to(torch.float32 if kind == ir.DataType.FLOAT else torch.int64)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -241,10 +173,6 @@ OPERATIONS: dict[str, Operation] = {
     "Pad": _pad,
     "Slice": _slice,
     "Gather": _gather,
-    "GatherElements": _gather_elements,
-    "GatherND": _gather_nd,
-    "ScatterND": _scatter_nd,
-    "ScatterElements": _scatter_elements,
     "Expand": _expand,
     "Tile": lambda call: call[0].tile(call.constant(1)),
     "Split": _split,
@@ -252,12 +180,8 @@ OPERATIONS: dict[str, Operation] = {
     "Size": lambda call: torch.tensor(call[0].numel()),
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
-    "EyeLike": _eye_like,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
-    "Trilu": _trilu,
-    "OneHot": _one_hot,
     "Cast": _cast,
     "CastLike": lambda call: call[0].to(call[1].dtype),
-    "TopK": _top_k,
 }

@@ -17,9 +17,6 @@ BANNED = re.compile(
 )
 OPENING = re.compile(r"(What|Whether|How|Where|Which|Who)\b")
 ALLOWED = re.compile(r"\bdef test_\w+|\bapart_db\b")  # names of tests; a key of report.json
-PENDING = {  # file -> violations that are left; only smaller numbers are allowed
-    "quantize/runtime_check.py": 4,
-}
 
 
 def files():
@@ -49,10 +46,7 @@ def violations(text, python):
 
 @pytest.mark.parametrize("name", files())
 def test_docstrings_open_with_a_verb_or_noun_and_no_banned_word_is_used(name):
-    rows = violations((ROOT / name).read_text(encoding="utf-8"), name.endswith(".py"))
-    if name in PENDING and len(rows) <= PENDING[name]:
-        return
-    assert rows == []
+    assert violations((ROOT / name).read_text(encoding="utf-8"), name.endswith(".py")) == []
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 from measured import peak
 
-from edgeship.calibration.class_names import index_labels, read_class_aliases, read_class_names
+from edgeship.calibration.class_names import index_labels, read_class_aliases
 from edgeship.toolkit.core.errors import DataError
 
 NAMES = ("tench", "great white shark, Carcharodon", "hen")
@@ -37,7 +37,7 @@ PAIRS = tuple(zip(IDS, NAMES, strict=True))
 )
 def test_every_form_has_the_same_names(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert read_class_names(tmp_path / name) == NAMES
+    assert tuple(each[-1] for each in read_class_aliases(tmp_path / name)) == NAMES
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_both_names_of_imagenet_are_read(tmp_path, name, text):
 
 def test_names_may_be_numbers_or_alike(tmp_path):
     (tmp_path / "a.txt").write_text("crane\ncrane\n3 of spades\n")  # ImageNet has two classes named crane
-    assert read_class_names(tmp_path / "a.txt") == ("crane", "crane", "3 of spades")
+    assert [each[-1] for each in read_class_aliases(tmp_path / "a.txt")] == ["crane", "crane", "3 of spades"]
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_names_may_be_numbers_or_alike(tmp_path):
 def test_what_is_no_list_of_names(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with peak() as used, pytest.raises(DataError, match=message) as caught:
-        read_class_names(tmp_path / name)
+        read_class_aliases(tmp_path / name)
     assert caught.value.hint and used.seconds < 2 and used.megabytes < 200
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(DataError, match="No such file"):
-        read_class_names(tmp_path / "a.txt")
+        read_class_aliases(tmp_path / "a.txt")
 
 
 def test_labels_are_indices_or_names():

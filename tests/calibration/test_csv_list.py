@@ -123,7 +123,7 @@ def test_utf16_as_spreadsheets_write_it(write):
         ),
         pytest.param("0.jpg,1\n./0.jpg,2\n", "0.jpg twice", id="twice in two spellings"),
         pytest.param("x" * 300 + ".jpg,1\n", "unknown file", id="a name too long"),
-        pytest.param("0\0.jpg,1\n", "unknown file", id="NUL"),
+        pytest.param("0\0.jpg,1\n", "unknown file|NUL", id="NUL"),
         pytest.param('"' + "x" * 200_000 + ".jpg,1\n", "no list of files|unknown", id="an open quote"),
     ],
 )

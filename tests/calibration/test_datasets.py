@@ -314,7 +314,7 @@ def test_a_linked_class_has_the_name_of_the_folder_itself(tmp_path, class_folder
     (path / "a").symlink_to(path / "b")
     dataset = open_dataset(path)
     assert [item.name for item in dataset.items] == ["b/000.jpg", "c/000.jpg"]
-    assert [each.reason for each in dataset.unused] == ["a link to a folder that is listed already"]
+    assert ["listed already" in each.reason for each in dataset.unused] == [True]
 
 
 def test_names_of_any_bytes(tmp_path, jpeg):

@@ -196,7 +196,7 @@ def test_statistics_of_the_first_layer_show_the_preprocessing(tmp_path, picture,
     assert severity == "error" and "trained with ImageNet's mean and std:" in what
     exchanged = Stem(stem.weight[:, ::-1], stem.mean, stem.variance, stem.stride)
     ((severity, what),) = whats(dataset, imagenet, stem=exchanged)
-    assert severity == "warning" and "trained with the stated mean and std, then BGR order:" in what
+    assert severity == "warning" and "BGR order" in what
 
 
 def test_files_with_red_and_blue_exchanged_since_training(tmp_path, picture, encode):
@@ -205,7 +205,7 @@ def test_files_with_red_and_blue_exchanged_since_training(tmp_path, picture, enc
     for path in (tmp_path / "x").rglob("*.png"):
         path.write_bytes(encode(Image.fromarray(np.asarray(Image.open(path))[..., ::-1].copy()), "PNG"))
     ((severity, what),) = whats(open_dataset(tmp_path / "x"), imagenet, stem=stem)
-    assert severity == "warning" and "mean and std, and files without red and blue exchanged:" in what
+    assert severity == "warning" and "red and blue exchanged" in what
 
 
 def test_foreign_images(tmp_path, picture, encode, class_folder):

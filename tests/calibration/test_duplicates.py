@@ -35,4 +35,12 @@ def test_a_recompressed_half_size_copy_is_found_and_another_picture_is_not(tmp_p
     first, other = (each.resize((128, 128), Image.Resampling.BICUBIC) for each in small)
     first.resize((64, 64)).save(tmp_path / "copy.jpg", quality=60)
     with Image.open(tmp_path / "copy.jpg") as copy:
-        assert similar_pairs([hash_image(first), hash_image(other), hash_image(copy)]) == [(0, 2)]
+        hashes = [hash_image(first), hash_image(other), hash_image(copy)]
+    assert similar_pairs(hashes) == [(0, 2)]
+    assert all(np.linalg.norm(each.thumbnail) == pytest.approx(1, abs=1e-5) for each in hashes)
+
+
+@pytest.mark.parametrize("image", [Image.new("L", (64, 64), 90), Image.new("L", (4, 64), 90)])
+def test_flat_and_tiny_images_are_like_no_other(image):
+    assert not hash_image(image).thumbnail.any()
+    assert similar_pairs([hash_image(image)] * 2) == []

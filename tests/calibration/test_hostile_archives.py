@@ -45,7 +45,7 @@ def test_members_outside_are_refused(tmp_path, name, pack):
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_links_and_special_files_in_a_tar_are_refused(tmp_path, kind):
-    with pytest.raises(DataError, match=r"member 'cat/a\.jpg' is a link or special file"):
+    with pytest.raises(DataError, match=r"member 'cat/a\.jpg' is a link"):
         open_dataset(tar_with(tmp_path / "a.tar", "cat/a.jpg", kind, "/etc/passwd"))
 
 
@@ -171,7 +171,7 @@ def test_other_small_files_of_gigabytes(tmp_path, name, monkeypatch):
             info = tarfile.TarInfo("cat/a.jpg")
             info.size = 64 << 20
             archive.addfile(info, io.BytesIO(bytes(info.size)))
-    with peak() as used, pytest.raises(DataError, match=r"unpacks to .* over 100 times its size"):
+    with peak() as used, pytest.raises(DataError, match=r"unpacks to .* 100 times"):
         open_dataset(path)
     assert used.seconds < 2 and used.megabytes < 100
 

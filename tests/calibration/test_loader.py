@@ -99,7 +99,7 @@ def test_skipped_images_are_counted_and_the_batches_stay_full(class_folder):
 
 def test_only_bad_images_are_an_error_even_when_skipping():
     dataset = in_memory(5, lambda index: b"nothing")
-    with pytest.raises(DataError, match="none of the 5 images of memory can be decoded"):
+    with pytest.raises(DataError, match="none of the 5 images"):
         list(batches(dataset, range(5), SMALL, batch=2, skip_bad=True))
 
 

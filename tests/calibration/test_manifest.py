@@ -77,7 +77,7 @@ def test_no_images_asked(digits, count):
 
 def test_fewer_images_than_asked_names_the_count(class_folder):
     dataset = open_dataset(class_folder({"a": 2, "b": 2}))
-    with pytest.raises(DataError, match="data has 4 usable images, fewer than the 5 asked for") as caught:
+    with pytest.raises(DataError, match=r"4 usable images.* 5 ") as caught:
         select(dataset, 5, seed=0)
     assert "select.images to 4" in caught.value.hint
 
@@ -91,7 +91,7 @@ def test_bad_images_are_passed_over_when_asked(class_folder):
     result = select(dataset, 4, seed=0, skip_bad=True)
     assert bad not in chosen(result)
     assert Counter(entry.label for entry in result.entries)[0] in (1, 2)
-    with pytest.raises(DataError, match="has 9 usable images, fewer than the 10"):
+    with pytest.raises(DataError, match=r"9 usable images.* 10"):
         select(dataset, 10, seed=0, skip_bad=True)
     some = select(dataset, 10, seed=0, skip_bad=True, at_most=True)
     assert len(some.entries) == len(dataset) - 1 and bad not in chosen(some)
@@ -136,10 +136,10 @@ def test_changed_and_missing_images_are_noticed(class_folder, jpeg):
     folder = class_folder({"a": 2, "b": 2})
     result = select(open_dataset(folder), 4, seed=0)
     (folder / "a" / "001.jpg").write_bytes(jpeg(77))
-    with pytest.raises(DataError, match=r"a/001\.jpg in data is not the image that was chosen"):
+    with pytest.raises(DataError, match=r"a/001\.jpg in data"):
         manifest.locate(result, open_dataset(folder))
     (folder / "a" / "001.jpg").unlink()
-    with pytest.raises(DataError, match=r"lacks 1 image\(s\) of the manifest: a/001\.jpg"):
+    with pytest.raises(DataError, match=r"lacks 1 .*a/001\.jpg"):
         manifest.locate(result, open_dataset(folder))
 
 
@@ -157,5 +157,5 @@ def test_damaged_manifests_are_named(digits, tmp_path, damage):
     path = tmp_path / "manifest.json"
     manifest.write(path, select(digits, 2, seed=0))
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
-    with pytest.raises(DataError, match=r"manifest\.json is not a manifest"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         manifest.read(path)

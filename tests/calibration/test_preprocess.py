@@ -152,9 +152,7 @@ def test_one_channel_is_luma():
 
 @pytest.mark.parametrize("size", [(3, 9), (9, 3), (1, 1)])
 def test_an_image_smaller_than_the_crop_is_named(size):
-    with pytest.raises(
-        DataError, match=r"cat/1\.jpg is \d x \d, smaller than the crop of 4 pixels"
-    ) as caught:
+    with pytest.raises(DataError, match=r"cat/1\.jpg is \d x \d, smaller .* 4 pixels") as caught:
         apply(Image.new("RGB", size), PLAIN, "cat/1.jpg")
     assert "resize" in caught.value.hint
 

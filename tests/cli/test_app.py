@@ -303,7 +303,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     weights = ("--set", f"load.weights={checkpoint}", "--store", str(store))
     done = edgeship(*arguments, *weights, preexec_fn=small_files_only)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: no room left to write below" in done.stderr and "edgeship store gc" in done.stderr
+    assert "no room left" in done.stderr and "edgeship store gc" in done.stderr
     assert not list(store.glob("tmp/*")) and not list(store.glob("objects/*"))
     again = edgeship(*arguments, *weights)
     assert again.returncode == 0 and Path(again.stdout.strip()).is_dir()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, multinomial, t
-from scipy.stats import norm as normal
+from scipy.integrate import quad
+from scipy.stats import beta, binomtest, multinomial, t
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.proportion import confint_proportions_2indep
 
@@ -36,6 +36,18 @@ def test_the_interval_is_the_quantile_of_the_melded_distributions(lost, won, n):
     assert drop == pytest.approx(100 * (lost - won) / n)
     assert low == pytest.approx(100 * expected, abs=0.25)
     assert abs(low - 100 * expected) < 0.01 * (drop - low)
+
+
+@pytest.mark.parametrize(("lost", "won", "n"), [(9, 0, 40), (10, 1, 21), (60, 30, 5000)])
+def test_a_positive_bound_has_exactly_its_probability(lost, won, n):
+    _, (low, _) = statistics.paired_drop(*outcomes(n - lost - won, lost, won, 0))
+    assert low > 0
+
+    def below(balance):
+        share = beta.cdf(low / 100 / (2 * balance - 1), lost + won, n - lost - won + 1)
+        return beta.pdf(balance, lost, won + 1) * share
+
+    assert beta.cdf(0.5, lost, won + 1) + quad(below, 0.5, 1)[0] == pytest.approx(0.025, abs=5e-5)
 
 
 @pytest.mark.parametrize("n", [1, 355, 10_000])
@@ -100,6 +112,12 @@ def test_so_many_images_decide_and_a_few_less_do_not(lost, won, images, limit):
     assert needed > images and decided(needed) and not decided(0.88 * needed)
 
 
+def test_more_images_than_anyone_labels_are_not_stated(monkeypatch):
+    assert statistics.images_to_decide(1, 0, 40, 0.5) > 200
+    monkeypatch.setattr(statistics, "MOST_IMAGES", 200)
+    assert statistics.images_to_decide(1, 0, 40, 0.5) is None
+
+
 def test_no_number_of_images_decides_a_drop_at_the_limit():
     assert statistics.images_to_decide(10, 0, 1000, 1.0) is None
     assert statistics.images_to_decide(0, 0, 300, 0.0) is None
@@ -147,7 +165,6 @@ def test_confident_and_always_right_is_perfectly_calibrated():
 
 
 def test_quantiles_are_those_of_the_distributions():
-    assert pytest.approx(normal.ppf(0.975)) == statistics.Z95
     assert pytest.approx(t.ppf(0.975, 9)) == statistics.T95_9
 
 

@@ -108,9 +108,7 @@ def test_one_of_two_devices_fails(edgeship, park, bundle):
         add(edgeship, park.entry(server, server.folder.name, tags=("all",)))
     dead.stop()
     done = edgeship("deploy", bundle().path, "--tag", "all", "--max-failures", "1", "--parallel", "1")
-    assert isinstance(done.exception, DeviceError) and "1 of 2 devices failed; dead: nothing listens" in str(
-        done.exception
-    )
+    assert isinstance(done.exception, DeviceError) and "1 of 2 devices failed; dead: " in str(done.exception)
     assert live(good) and "unreachable" in edgeship("status").stdout
 
 

@@ -268,7 +268,7 @@ def test_two_deployments_to_one_device_at_once(settled, bundle):
     thread = threading.Thread(target=lambda: outcomes.append(release.deploy(entry, second, QUICK, hold)))
     thread.start()
     assert building.wait(120)
-    with pytest.raises(RefusedError, match=r"another deployment is running: .+@.+, since 20") as caught:
+    with pytest.raises(RefusedError, match=r"another deployment .*: .+@.+, since 20") as caught:
         release.deploy(entry, third, QUICK, quiet)
     assert caught.value.code == "locked" and "--wait" in caught.value.hint
     assert release.status(entry)["locked_by"]
@@ -350,7 +350,7 @@ def test_only_trusted_signatures_run(settled, bundle, tmp_path):
     release.trust(entry, f"builds@example.org {keys['ours'].with_suffix('.pub').read_text()}", QUICK)
     with pytest.raises(RefusedError, match="not signed"):
         release.deploy(entry, bundle(version=2), QUICK, quiet)
-    with pytest.raises(RefusedError, match="not from a signer this device trusts"):
+    with pytest.raises(RefusedError, match="signer"):
         release.deploy(entry, bundles.sign(bundle(version=2), keys["other"]), QUICK, quiet)
     signed = bundles.sign(bundle(version=2), keys["ours"])
     stolen = bundles.sign(bundle(version=3), keys["ours"])  # signature of another manifest

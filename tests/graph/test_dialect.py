@@ -184,7 +184,7 @@ def test_an_operator_that_opset_13_has_not_is_refused_with_a_hint(tmp_path):
     proto = of_opset(9)
     proto.graph.node[1].op_type = "Affine"  # of Caffe2's exporter
     onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(ModelError, match=r"opset 9 cannot be raised to 13: .*Affine") as caught:
+    with pytest.raises(ModelError, match=r"opset 9 .* 13: .*Affine") as caught:
         io.read_classifier(tmp_path / "m.onnx")
     assert "opset 13" in caught.value.hint
 

@@ -431,7 +431,7 @@ def test_a_batch_that_cannot_be_another_is_refused(tmp_path):
     model.graph.inputs[0].shape = type(model.graph.inputs[0].shape)(["batch", 3, 8, 8])
     infer(model)
     io.save(model, tmp_path / "open.onnx")
-    with pytest.raises(ModelError, match="batch of 1 and cannot run one of 2") as caught:
+    with pytest.raises(ModelError, match="batch of 1 and") as caught:
         check_batch_change(tmp_path / "m.onnx", tmp_path / "open.onnx", images(2), (1, 2))
     assert "export.batch=1" in caught.value.hint
 

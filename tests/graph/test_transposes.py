@@ -150,5 +150,5 @@ def test_pixels_that_are_not_cast_are_refused(tmp_path):
     one = numpy_helper.from_array(np.array(1, np.uint8), "one")
     proto = helper.make_graph(nodes, "g", [image], [logits], [one])
     onnx.save(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "n.onnx")
-    with pytest.raises(ModelError, match=r"uint8 and read by node 'shift' \(BitShift\)"):
+    with pytest.raises(ModelError, match=r"'shift' \(BitShift\)"):
         io.read_classifier(tmp_path / "n.onnx")

@@ -22,8 +22,8 @@ RENAMED = {"min": "max", "max": "min", "all": "any", "any": "all", "sorted": "li
 NO_EFFECT = {"strict", "frozen", "slots", "indent", "encoding", "exist_ok", "copy", "parents"}  # keywords
 
 
-def of(text: str) -> Iterator[tuple[int, str, str]]:
-    """Return every mutation of a source text: line, change, and the whole text with it."""
+def of(text: str) -> Iterator[tuple[str, str, str]]:
+    """Return every mutation of a source text: line:column, change, and the whole text with it."""
     tree = ast.parse(text)
     starts = [0]
     for line in text.encode().splitlines(keepends=True):
@@ -37,7 +37,7 @@ def of(text: str) -> Iterator[tuple[int, str, str]]:
         before = data[start:end].decode()
         faulty = (data[:start] + replacement.encode() + data[end:]).decode()
         shown = (" ".join(before.split()), " ".join(replacement.split()))
-        yield node.lineno, f"{shown[0][:90]} -> {shown[1][:90]}", faulty
+        yield f"{node.lineno}:{node.col_offset + 1}", f"{shown[0][:90]} -> {shown[1][:90]}", faulty
 
 
 def _faults(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str]]:

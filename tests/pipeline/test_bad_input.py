@@ -129,7 +129,7 @@ class TestImages:
         done = start(until="evaluate", evaluate={"skip_unreadable": True}, **sections)
         assert read_json(done.folder("evaluate") / "accuracy.json")["data"]["images"] == 11
         (found,) = read_json(done.folder("evaluate") / "findings.json")
-        assert found["what"] == "1 unreadable image(s) of test were left out: dog/3.png"
+        assert found["what"].startswith("1 unreadable image(s) of test") and "dog/3.png" in found["what"]
 
     def test_grey_palette_and_transparent_images_are_fine(self, start, photos):
         for number, mode in enumerate(("L", "P", "RGBA", "LA")):

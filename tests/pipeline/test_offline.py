@@ -58,7 +58,7 @@ def is_explained(done, folder):
     assert "Traceback" not in done.stderr
     error, hint = [line for line in done.stderr.splitlines() if line.startswith(("error: ", " hint: "))]
     assert error.startswith(f"error: cannot download {URL}: ")
-    assert hint == f" hint: fetch {URL} on a connected machine and set load.weights to the file"
+    assert URL in hint and "set load.weights" in hint
     assert done.stdout == ""
     assert not [file for file in (folder / "cache").rglob("*") if file.is_file()]
 

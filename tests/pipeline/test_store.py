@@ -45,6 +45,14 @@ def test_equal_content_is_kept_once_and_has_one_digest(store):
     assert first.digest == second.digest != other.digest
 
 
+def test_what_a_killed_run_left_is_no_part_of_the_next_result(store):
+    left = store.root / "tmp" / "k"
+    left.mkdir(parents=True)
+    (left / "half").write_text("x")
+    entry, _ = store.make("load", "k", write("whole"))
+    assert entry.files == {"a.txt": 5}
+
+
 def test_redo_replaces_the_result_and_keeps_the_old_folder_for_its_readers(store):
     old, _ = store.make("bench", "k", write("1"))
     new, made = store.make("bench", "k", write("2"), redo=True)

@@ -143,7 +143,7 @@ def test_streams_alone_meet_a_latency_and_no_more():
     assert kl(dense, small) < 0.75 * kl(dense, cut)
     with pytest.raises(ModelError, match=r"cannot meet 0\.10 .*; 0\.\d\d can"):
         prune(dense, IMAGES, replace(options, latency_ratio=0.1), measure)
-    with pytest.raises(ModelError, match=r"does not pay here: 5\.000 ms dense, 4\.900 ms"):
+    with pytest.raises(ModelError, match=r"5\.000 ms dense, 4\.900 ms"):
         hardly = replace(options, latency_ratio=0.99)
         prune(dense, IMAGES, hardly, lambda arch: 5.0 if arch == dense.architecture else 4.9)
 
@@ -171,16 +171,16 @@ def test_streams_and_blocks_together_meet_a_latency(part):
 def test_pruning_that_does_not_pay_is_refused_with_figures():
     with pytest.raises(ModelError, match=r"cannot be met; 1\.00 can"):
         prune(lively(), IMAGES, PruneOptions(latency_ratio=0.7, channel_multiple=2), lambda arch: 5.0)
-    with pytest.raises(ModelError, match=r"does not pay here: 9\.000 ms dense, 8\."):
+    with pytest.raises(ModelError, match=r"9\.000 ms dense, 8\."):
         prune(lively(), IMAGES, PruneOptions(latency_ratio=0.98, channel_multiple=2), fake_device)
     with pytest.raises(ModelError, match="needs a device"):
         prune(lively(), IMAGES, PruneOptions(latency_ratio=0.5))
 
 
 def test_a_goal_out_of_reach_says_what_can_be_met():
-    with pytest.raises(ModelError, match=r"0\.05 of the multiply-accumulates cannot be met; 0\.\d\d can"):
+    with pytest.raises(ModelError, match=r"0\.05 of the multiply-accumulates .*; 0\.\d\d can"):
         prune(lively(), IMAGES, PruneOptions(macs_ratio=0.05, channel_multiple=2))
-    with pytest.raises(ModelError, match=r"0\.02 of the multiply-accumulates cannot be met; 0\.\d\d can"):
+    with pytest.raises(ModelError, match=r"0\.02 of the multiply-accumulates .*; 0\.\d\d can"):
         prune(
             lively("resnet18"), IMAGES, PruneOptions(macs_ratio=0.02, channel_multiple=2, scope="both")
         )  # still of the dense

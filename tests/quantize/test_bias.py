@@ -63,3 +63,14 @@ def test_an_outlier_is_left_out_wherever_it_stands(corrections):
 def test_the_tenth_at_either_end_is_left_out():
     errors = torch.tensor([[50.0], [1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [7.0], [-90.0], [8.0]])
     assert bias._trimmed_mean(errors).tolist() == pytest.approx([4.5])
+
+
+def test_tensors_are_freed_after_their_last_read():
+    g = Graph(size=8)
+    g.head(g.unary("Relu", g.conv("images", 4)))
+    network = TorchExecutor(ir.from_proto(g.model()))
+    part = bias._Part(network, torch.zeros(2, 3, 8, 8), {}, {})
+    node = network.nodes[0]
+    part.run(node)
+    part.correct(node, None, unused=["images"])
+    assert set(part._values) == {str(node.outputs[0].name)}

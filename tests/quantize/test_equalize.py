@@ -232,3 +232,19 @@ def test_channels_that_are_all_zero_give_no_factors(tmp_path):
     assert np.isfinite(logits(changed, pixels)).all()
     np.testing.assert_allclose(logits(changed, pixels), logits(model, pixels), atol=1e-5)
     assert all(np.isfinite(each.high).all() for each in scaled.tensors.values())
+
+
+def test_a_channel_that_an_add_repeats_is_not_scaled(tmp_path):
+    """One convolution of one channel, added to one of four."""
+    g = Graph()
+    one = g.conv("images", 1)
+    wide = g.conv(
+        "images", 4, weight=g.random.normal(size=(4, 3, 3, 3)) * [[[[1.0]]], [[[9.0]]], [[[1.0]]], [[[4.0]]]]
+    )
+    added = g.unary("Relu", g.node("Add", [wide, one], g.shapes[wide]))
+    g.head(g.conv(added, 4))
+    pixels = images(8)
+    model, statistics = calibrated(ir.from_proto(g.model()), tmp_path, pixels)
+    changed, _ = equalize(model, statistics, 0.5)
+    before, after = logits(model, pixels), logits(changed, pixels)
+    assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()

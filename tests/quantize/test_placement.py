@@ -143,6 +143,24 @@ def test_a_max_pool_shares_the_scale_of_its_input_or_has_its_own():
     assert pool.input[0] not in placed(graph, "tensorrt")
 
 
+@pytest.mark.parametrize(
+    ("activation", "attributes", "quantized"),
+    [
+        ("Relu", {"count_include_pad": 1, "pads": [1, 1, 1, 1]}, True),
+        ("HardSwish", {"count_include_pad": 1, "pads": [1, 1, 1, 1]}, False),
+        ("HardSwish", {"count_include_pad": 1, "auto_pad": "SAME_UPPER"}, False),
+        ("HardSwish", {"count_include_pad": 1, "pads": [0, 0, 0, 0]}, True),
+        ("HardSwish", {"count_include_pad": 0, "pads": [1, 1, 1, 1]}, True),
+    ],
+)
+def test_signed_averages_that_count_padding_read_float(activation, attributes, quantized):
+    g = Graph()
+    x = g.unary(activation, g.conv("images", 4))
+    channels, height, width = g.shapes[x]
+    g.head(g.node("AveragePool", [x], (channels, height, width), kernel_shape=[3, 3], **attributes))
+    assert (x in placed(g, "openvino", padded_average=False)) is quantized
+
+
 def test_only_what_cannot_be_negative_is_unsigned():
     g = Graph()
     for kind in ("Relu", "Sigmoid", "HardSwish"):

@@ -24,6 +24,7 @@ SEVEN = QuantSpec("int8", symmetric=True, bits=7)
         pytest.param(INT8, 0.5, 2.54, 0.02, 0, id="symmetric: the range is widened to hold 0"),
         pytest.param(UINT8, 0.0, 5.1, 0.02, 0, id="unsigned: after ReLU"),
         pytest.param(AFFINE, -1.0, 4.1, 0.02, 50, id="asymmetric: 50 steps below zero"),
+        pytest.param(replace(INT8, symmetric=False), -1.0, 4.1, 0.02, -78, id="asymmetric and signed"),
         pytest.param(SEVEN, -1.26, 1.26, 0.02, 0, id="7 bits: 63 steps a side"),
         pytest.param(INT8, 0.0, 0.0, MIN_SCALE, 0, id="all zero"),
     ],

@@ -111,7 +111,7 @@ class TestBadInput:
 
     def test_all_zero_images(self, effort, tmp_path):
         summary = self.close(residual(), tmp_path, np.zeros((4, 3, 16, 16), np.float32), effort)
-        assert "activation 'images' is zero on every calibration image" in summary["warnings"]
+        assert any("activation 'images' is zero" in each for each in summary["warnings"])
 
     def test_constant_images(self, effort, tmp_path):
         self.close(residual(), tmp_path, np.full((4, 3, 16, 16), 0.7, np.float32), effort)
@@ -134,7 +134,7 @@ class TestBadInput:
         self_bias = next(t for t in g.initializers if t.name == "conv2.bias")
         self_bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, -1, np.float32), "conv2.bias"))
         summary = self.close(g.head(g.conv(first, 4)), tmp_path, images(8), effort)
-        assert "activation 'relu3' is zero on every calibration image" in summary["warnings"]
+        assert any("activation 'relu3' is zero" in each for each in summary["warnings"])
 
     def test_an_outlier_of_a_million(self, effort, tmp_path):
         """One pixel of one image: nothing breaks, and the tensors whose scale it spoils are named."""

@@ -60,6 +60,12 @@ def test_activations_that_can_be_negative(kind):
     [
         (lambda g: g.op("Pad", g.start(), g.integers(0, 0, 1, 1, 0, 0, 1, 1), g.constant(-1.0)), False),
         (lambda g: g.op("Pad", g.start(), g.integers(0, 0, 1, 1, 0, 0, 1, 1), g.constant(1.0)), True),
+        (
+            lambda g: g.op(
+                "Pad", g.start(), g.integers(0, 0, 1, 1, 0, 0, 1, 1), g.constant(-1.0), mode="reflect"
+            ),
+            True,
+        ),
         (lambda g: g.op("Resize", g.start(), "", g.constant([1, 1, 2, 2]), mode="cubic"), False),
         (lambda g: g.op("Add", g.start(), g.constant(-0.5)), False),
         (lambda g: g.op("Add", g.start(), g.constant(0.5)), True),

@@ -74,6 +74,8 @@ def test_saved_statistics_come_back(tmp_path):
     Statistics(7, {"a/b": tensor, "c": tensor}, np.ones((2, 3, 4, 4), np.float32), "bf16").save(tmp_path)
     got = Statistics.load(tmp_path)
     assert got.precision == "bf16"
+    assert got.lowest == {"a/b": tensor.low.min(), "c": tensor.low.min()}
+    assert got.largest == dict.fromkeys(("a/b", "c"), tensor.largest)
     assert (got.images, list(got.tensors), got.probe.shape) == (7, ["a/b", "c"], (2, 3, 4, 4))
     np.testing.assert_array_equal(got.tensors["a/b"].sample, tensor.sample)
 

@@ -11,7 +11,7 @@ import torch
 from onnx import helper
 
 from edgeship.quantization.node_call import Call
-from edgeship.quantization.torch_ops import OPERATIONS, key
+from edgeship.quantization.torch_ops import OPERATIONS
 
 RANDOM = np.random.default_rng(0)
 MAP = RANDOM.normal(size=(2, 4, 6, 5)).astype(np.float32)
@@ -37,7 +37,7 @@ def normal(*shape):
     return np.random.default_rng(len(shape) + sum(shape)).normal(size=shape).astype(np.float32)
 
 
-def case(kind, *inputs, opset=17, outputs=1, step=False, domain="", atol=2e-5, **attributes):
+def case(kind, *inputs, opset=17, outputs=1, step=False, atol=2e-5, **attributes):
     """One node; `step`: its derivative is zero nearly everywhere, or it has none."""
     words = [f"{name}={value}" for name, value in attributes.items()]
     shapes = ["x".join(map(str, each.shape)) for each in inputs[:1] if each is not None]
@@ -48,7 +48,6 @@ def case(kind, *inputs, opset=17, outputs=1, step=False, domain="", atol=2e-5, *
         opset,
         outputs,
         step,
-        domain,
         atol,
         id=" ".join([kind, str(opset), *shapes, *words]),
     )
@@ -65,17 +64,12 @@ ELEMENTWISE = [
     case("Mish", MAP, opset=18),
     case("Gelu", MAP, opset=20),
     case("Gelu", MAP, opset=20, approximate="tanh"),
-    case("Gelu", MAP, domain="com.microsoft"),
-    case("FastGelu", MAP, normal(5), domain="com.microsoft", atol=1e-4),
-    case("QuickGelu", MAP, domain="com.microsoft", alpha=1.2),
-    case("BiasGelu", MAP, normal(5), domain="com.microsoft"),
     case("HardSigmoid", MAP, alpha=0.3, beta=0.4),
     case("Elu", MAP, alpha=0.4),
     case("Celu", MAP, alpha=0.4),
     case("Selu", MAP, alpha=1.5, gamma=0.8),
     case("LeakyRelu", MAP, alpha=0.3),
     case("ThresholdedRelu", MAP, alpha=0.3),
-    case("Shrink", MAP, lambd=0.4, bias=0.1),
     case("PRelu", MAP, normal(4, 1, 1)),
     case("Clip", MAP, scalar(f32(-0.4)), scalar(f32(0.6))),
     case("Clip", MAP, None, scalar(f32(0.6))),
@@ -86,14 +80,11 @@ ELEMENTWISE = [
     case("Div", i64(-7, 7, 9), i64(2, 2, -4), step=True),
     case("Pow", POSITIVE, scalar(f32(1.7))),
     case("Pow", MAP, scalar(i64(3))),
-    case("Mod", i64(-7, 7, 9), i64(2, 3, -4), step=True),
-    case("Mod", MAP * 5, f32(1.5), fmod=1, step=True),
     *(case(n, MAP, normal(4, 1, 1), step=True) for n in ("Greater", "Less", "GreaterOrEqual", "LessOrEqual")),
     case("Equal", np.round(MAP), np.round(MAP[:1]), step=True),
     *(case(name, FLAGS, FLAGS[:1], step=True) for name in ("And", "Or", "Xor")),
     case("Not", FLAGS, step=True),
     case("Where", FLAGS, MAP, normal(1, 4, 1, 5)),
-    case("IsInf", f32(1, np.inf, -np.inf), detect_negative=0, step=True),
     case("Softmax", MAP, axis=1),
     case("Softmax", MAP),
     case("LogSoftmax", MAP, axis=2),
@@ -102,8 +93,8 @@ REDUCTIONS = [
     *(
         case(f"Reduce{name}", values, *given, opset=opset, **attributes)
         for name, values in (
-            *(("Max", MAP), ("Min", MAP), ("L1", MAP), ("L2", MAP), ("SumSquare", MAP), ("Prod", MAP)),
-            *(("LogSum", POSITIVE), ("LogSumExp", MAP), ("Mean", MAP)),
+            *(("Max", MAP), ("Min", MAP), ("L1", MAP), ("L2", MAP), ("SumSquare", MAP)),
+            *(("LogSumExp", MAP), ("Mean", MAP)),
         )
         for opset, given, attributes in (
             (13, (), {"axes": [2, 3]}),
@@ -112,26 +103,16 @@ REDUCTIONS = [
             (18, (), {"keepdims": 0}),
             (18, (), {"noop_with_empty_axes": 1}),
         )
-        if name != "LogSum" or "noop_with_empty_axes" not in attributes
     ),
     case("ReduceSum", MAP, i64(2, 3), keepdims=0),
     case("ReduceSum", MAP),
     case("ReduceSum", MAP, noop_with_empty_axes=1),
-    case("ArgMax", MAP, axis=1, step=True),
-    case("ArgMin", np.round(MAP), axis=-1, keepdims=0, select_last_index=1, step=True),
-    *(
-        case("CumSum", MAP, scalar(i64(axis)), exclusive=exclusive, reverse=reverse)
-        for axis, exclusive, reverse in ((1, 0, 0), (-1, 1, 0), (2, 0, 1), (3, 1, 1))
-    ),
     case("InstanceNormalization", MAP, normal(4), normal(4, 1)[:, 0], epsilon=1e-3),
     case("GroupNormalization", MAP, normal(2), f32(0.1, 0.3), opset=18, num_groups=2),
     case("GroupNormalization", MAP, normal(4), f32(0, 1, 2, 3), opset=21, num_groups=2, epsilon=1e-3),
     case("LayerNormalization", MAP, normal(5), f32(0, 1, 2, 3, 4)),
     case("LayerNormalization", MAP, normal(6, 5), axis=2, epsilon=1e-3),
     case("RMSNormalization", MAP, normal(5), opset=23),
-    case("LpNormalization", MAP, axis=1),
-    case("LpNormalization", MAP, axis=-1, p=1),
-    case("MeanVarianceNormalization", MAP, axes=[2, 3]),
     case("BatchNormalization", MAP, normal(4), f32(0, 1, 2, 3), f32(0.1, 0, 0, 0.3), f32(1, 2, 0.5, 1)),
     *(
         case("LRN", MAP, size=size, alpha=alpha, beta=beta, bias=bias)
@@ -160,16 +141,9 @@ RESHAPES = [
     case("ConstantOfShape", i64(2, 3), step=True),
     case("Range", scalar(i64(1)), scalar(i64(9)), scalar(i64(3)), step=True),
     case("Range", scalar(f32(1)), scalar(f32(-2)), scalar(f32(-0.75)), step=True),
-    case("EyeLike", ROWS, k=1, step=True),
     case("DepthToSpace", MAP, blocksize=2),
     case("DepthToSpace", MAP, blocksize=2, mode="CRD"),
     case("SpaceToDepth", MAP[:, :, :, :4], blocksize=2),
-    case("Trilu", MAP, upper=0),
-    case("Trilu", MAP, scalar(i64(1))),
-    case("OneHot", i64(0, 2, -1), scalar(i64(4)), f32(0.2, 0.9), step=True),
-    case("OneHot", i64(0, 2), scalar(i64(3)), f32(0, 1), axis=0, step=True),
-    case("TopK", MAP, i64(2), axis=1, outputs=2),
-    case("TopK", MAP, i64(3), largest=0, outputs=2),
     case("Reshape", MAP, i64(0, -1, 10)),
     case("Reshape", MAP, i64(8, 30)),
     *(case("Flatten", MAP, axis=axis) for axis in (0, 1, 2, -1)),
@@ -181,13 +155,6 @@ RESHAPES = [
     case("Concat", MAP, MAP[:, :1], axis=1),
     case("Gather", MAP, scalar(i64(2)), axis=1),
     case("Gather", MAP, np.array([[0, -1], [2, 1]]), axis=2),
-    case("GatherElements", MAP, np.array([[[[0, 3, -1, 1, 2]]]]), axis=1, opset=17),
-    case("GatherND", MAP, np.array([[0, 1], [1, -1]])),
-    case("GatherND", MAP, np.array([[[0], [3]], [[2], [-1]]]), batch_dims=1),
-    case("ScatterND", ROWS, np.array([[1]]), normal(1, 6)),
-    case("ScatterND", ROWS, np.array([[0, 1], [0, 1]]), f32(1, 2), reduction="add", opset=18),
-    case("ScatterElements", ROWS, np.array([[1, 3]]), f32([0.5, 0.7]), axis=1),
-    case("ScatterElements", ROWS, np.array([[1, 1]]), f32([0.5, 0.7]), axis=1, reduction="add", opset=18),
     case("Slice", MAP, i64(-1, 0), i64(-99, 99), i64(2, 3), i64(-2, 2)),
     case("Slice", MAP, i64(0, 1), i64(2, 3)),
     case("Pad", MAP, i64(0, 1, 2, 0, 0, 0, 1, 3), scalar(f32(0.5))),
@@ -233,10 +200,6 @@ LAYERS = [
     case("AveragePool", MAP, kernel_shape=[3, 2], pads=[1, 0, 0, 1], count_include_pad=1),
     case("AveragePool", MAP, kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_LOWER"),
     case("AveragePool", MAP, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
-    case("LpPool", MAP, kernel_shape=[2, 3], strides=[2, 1], p=3, opset=18),
-    case("LpPool", MAP, kernel_shape=[2, 2], pads=[1, 1, 1, 1]),
-    case("GlobalLpPool", MAP, p=2),
-    case("GlobalLpPool", MAP[..., 0], p=1),
     case("GlobalAveragePool", MAP),
     case("GlobalMaxPool", MAP),
     case("GridSample", MAP, np.tanh(normal(2, 3, 4, 2)), opset=20, mode="linear", align_corners=1),
@@ -255,11 +218,11 @@ def resize(scales=None, sizes=None, opset=19, roi=None, **attributes):
 
 
 UP, DOWN, MIXED = (1, 1, 2, 2), (1, 1, 0.5, 0.6), (1, 1, 1.7, 0.8)
-TRANSFORMATIONS = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric")
+TRANSFORMATIONS = ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
 RESIZES = [
     *(
         resize(scales, mode=mode, coordinate_transformation_mode=where)
-        for mode in ("nearest", "linear", "cubic")
+        for mode in ("nearest", "linear")
         for where in TRANSFORMATIONS
         for scales in (UP, DOWN, MIXED)
     ),
@@ -271,25 +234,11 @@ RESIZES = [
     ),
     *(
         resize(sizes=sizes, mode=mode, opset=opset)
-        for mode in ("nearest", "linear", "cubic")
+        for mode in ("nearest", "linear")
         for sizes in ((2, 4, 9, 3), (2, 4, 1, 8))
         for opset in (13, 19)
     ),
-    *(
-        resize(DOWN, mode=mode, antialias=1, exclude_outside=outside)
-        for mode, outside in (("linear", 0), ("cubic", 0), ("cubic", 1))
-    ),
-    resize(MIXED, mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1),
-    resize(sizes=(8, 8), mode="linear", axes=[2, 3], keep_aspect_ratio_policy="not_larger"),
-    resize(sizes=(8, 8), mode="linear", axes=[3, 2], keep_aspect_ratio_policy="not_smaller"),
     resize((1.5,), mode="linear", axes=[3]),
-    resize(
-        sizes=(2, 4, 5, 7),
-        roi=(0, 0, 0.1, -0.2, 1, 1, 0.8, 1.1),
-        mode="linear",
-        coordinate_transformation_mode="tf_crop_and_resize",
-        extrapolation_value=0.3,
-    ),
 ]
 
 
@@ -303,15 +252,15 @@ def run(model, feeds, names):
 
 
 @pytest.mark.parametrize(
-    ("kind", "inputs", "attributes", "opset", "outputs", "step", "domain", "atol"),
+    ("kind", "inputs", "attributes", "opset", "outputs", "step", "atol"),
     [*ELEMENTWISE, *REDUCTIONS, *RESHAPES, *LAYERS, *RESIZES],
 )
 def test_values_are_those_of_onnx_runtime_and_gradients_those_of_differences(
-    kind, inputs, attributes, opset, outputs, step, domain, atol
+    kind, inputs, attributes, opset, outputs, step, atol
 ):
     names = [f"in{place}" if each is not None else "" for place, each in enumerate(inputs)]
     results = [f"out{place}" for place in range(outputs)]
-    proto = helper.make_node(kind, names, results, name="node", domain=domain, **attributes)
+    proto = helper.make_node(kind, names, results, name="node", **attributes)
     given = {name: each for name, each in zip(names, inputs, strict=True) if name}
     graph = helper.make_graph(
         [proto],
@@ -322,14 +271,13 @@ def test_values_are_those_of_onnx_runtime_and_gradients_those_of_differences(
         ],
         [onnx.helper.make_empty_tensor_value_info(name) for name in results],
     )
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     expected = run(model, given, results)
     node = next(iter(ir.from_proto(model).graph))
 
     def work(*values):
         tensors = iter(values)
-        got = OPERATIONS[key(node)](Call(node, [next(tensors) if n else None for n in names]))
+        got = OPERATIONS[node.op_type](Call(node, [next(tensors) if n else None for n in names]))
         return got if isinstance(got, tuple) else (got,)
 
     tensors = [torch.from_numpy(np.array(each)) for each in given.values()]

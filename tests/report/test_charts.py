@@ -158,9 +158,7 @@ def test_a_layer_without_a_time_has_no_bar_and_is_fused_only_where_the_runtime_s
     assert chart.layout["yaxis"]["categoryarray"] == ["conv"]
     assert [formatting.layer_time(layer, int8) for layer in layers] == ["0.250 ms", "fused", "not known"]
     total = formatting.layer_total(int8)
-    assert (
-        total.startswith("0.250 ms in 1 timed layer,") and "1 listed layer whose time is not known" in total
-    )
+    assert total.startswith("0.250 ms in 1 timed layer,") and "1 listed layer" in total
     assert f"without the profiler takes {formatting.milliseconds(int8.latency_ms.p50)}" in total
     untimed = replace(int8, audit=layers[1:])
     assert formatting.layer_total(untimed) == ""

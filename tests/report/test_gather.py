@@ -147,7 +147,7 @@ def test_a_simulation_is_never_a_measurement(run):
         "measured",
         HERE,
     )
-    assert "latency of tensorrt-int8: does not run on this machine" in report.missing
+    assert any(each.startswith("latency of tensorrt-int8: ") for each in report.missing)
 
 
 def test_infinite_sqnr_is_no_figure(run):
@@ -228,7 +228,7 @@ def test_cut_off_logits_are_named_and_the_rest_goes_on(run):
     path = run["evaluate"] / "logits" / "openvino-int8.npy"
     path.write_bytes(path.read_bytes()[:500])
     report = report_of(run)
-    assert any(line.startswith("evaluate: logits of openvino-int8 cannot be read") for line in report.missing)
+    assert any(line.startswith("evaluate: logits of openvino-int8") for line in report.missing)
     assert by_name(report)["openvino-int8"].paired is None
     assert by_name(report)["openvino-int8-pruned"].paired is not None
 
@@ -257,7 +257,7 @@ def test_without_labels_agreement_remains_and_accuracy_is_null(tmp_path):
     assert int8.top1 is int8.drop_pp is int8.paired.lost is int8.paired.ece is None
     assert 0.9 < int8.agreement < 1
     assert int8.paired.changed == round((1 - int8.agreement) * 600)
-    assert "accuracy of openvino-int8 (the images have no labels)" in report.missing
+    assert any(each.startswith("accuracy of openvino-int8 (") for each in report.missing)
 
 
 def test_measurements_other_than_latency_are_reported_with_their_method(run):
@@ -274,7 +274,7 @@ def test_measurements_other_than_latency_are_reported_with_their_method(run):
     page = render.html(report)
     for text in ("24.0 MB", "32.0 MB", "2.60 ms", "Not measured: energy per image (no power sensor)."):
         assert text in page
-    assert "Peak memory while loading: a process of its own." in page
+    assert "Peak memory while loading" in page
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_the_page_says_how_the_processor_adds_int8_products(run, sums, text):
     edit(run, "bench", "device.json", lambda device: device.update(int8_sums=sums))
     page = render.html(report_of(run))
     assert text in page
-    assert "4 % of the processors, 0 % taken by other guests" in page
+    assert "4 % of the processors, 0 % taken" in page
     assert "<dt>Timed</dt><dd>2026-01-02 03:04:05 UTC</dd>" in page  # and not when it was rendered
 
 

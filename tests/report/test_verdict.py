@@ -265,7 +265,7 @@ def test_a_float_network_that_is_faster_in_another_runtime_is_named(change, leve
 def test_nothing_timed_on_a_busy_machine_is_praised(environment, level):
     (verdict,) = verdicts(report(FP32, INT8, environment=environment))
     assert verdict.level == level
-    assert ("other work disturbed the timing: measure again" in verdict.sentence) == (level == "needs_data")
+    assert ("measure again" in verdict.sentence) == (level == "needs_data")
     assert ("is 3.00× as fast" in verdict.sentence) == (level == "pass")
     (missed,) = verdicts(report(FP32, INT8, speed=4.0, environment=environment))
     assert missed.level == ("needs_data" if level == "needs_data" else "fail")
@@ -281,10 +281,8 @@ def test_layers_in_float_and_layers_of_unknown_precision_are_distinguished():
         for i in range(count)
     ]
     (verdict,) = verdicts(report(FP32, replace(INT8, audit=tuple(layers), weighted_layers=8)))
-    assert "4 of 8 layers with weights run in float: fp160, fp161, fp162…." in verdict.steps
-    assert (
-        "1 of 8 layers with weights are not listed, so their precision is unknown: unknown0." in verdict.steps
-    )
+    assert any("4 of 8 layers" in each and "fp160, fp161, fp162" in each for each in verdict.steps)
+    assert any("1 of 8 layers" in each and "unknown0" in each for each in verdict.steps)
 
 
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])

@@ -167,8 +167,8 @@ def test_what_a_version_cannot_do_is_refused_with_a_way_out(version, options, sa
 
 
 LAYERS = (("layer1.conv2", "fp16"), ("layer2.conv2", "fp16"))
-# flag: does trtexec of 8.2, 8.4, 8.5, 8.6, 10.3, 10.7, 10.13, 10.16, 11.4 have it?
-FLAGS = {
+FLAG_VERSIONS = ((8, 2), (8, 4), (8, 5), (8, 6), (10, 3), (10, 7), (10, 13), (10, 16), (11, 4))
+FLAGS = {  # flag: y where trtexec of the version has it
     "--int8": "yyyyyyyyn",
     "--fp16": "yyyyyyyyn",
     "--calib": "yyyyyyyyn",
@@ -194,7 +194,7 @@ EVERYWHERE = {
 
 @pytest.mark.parametrize(
     ("place", "version"),
-    list(enumerate(("8.2", "8.4", "8.5", "8.6", "10.3", "10.7", "10.13", "10.16", "11.4"))),
+    [(place, f"{major}.{minor}") for place, (major, minor) in enumerate(FLAG_VERSIONS)],
 )
 def test_every_flag_exists_in_that_version(place, version):
     shapes = ShapeProfile((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
@@ -235,7 +235,7 @@ def test_layer_precisions_are_younger_than_8_2_and_the_plan_notes_it():
 
 def test_the_table_of_flags_agrees_with_the_tests():
     for flag, (first, without) in versions.TRTEXEC.items():
-        for version, there in zip(((8, 2), (8, 4), (8, 5), (8, 6), (10, 3)), FLAGS[flag], strict=False):
+        for version, there in zip(FLAG_VERSIONS, FLAGS[flag], strict=True):
             assert versions.has_flag(version, flag) is (there == "y"), flag
         assert without is None or first < without
     assert versions.has_flag((8, 2), "--onnx")

@@ -15,7 +15,6 @@ TAIL = 0.025  # of either side of a 95 % interval
 NODES, WEIGHTS = (points / 2 for points in np.polynomial.legendre.leggauss(64))
 NODES = NODES + 0.5  # quadrature over [0, 1]
 MOST_IMAGES = 10_000_000  # more would not be labelled to settle a verdict
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 T95_9 = 2.2621571627409915  # that of Student's t with 9 degrees of freedom: ten batch medians
 NOISY = 0.05  # `variation` above which a latency is called noisy
 FEWEST_RUNS = 50  # timings of which a median has an interval: five in each batch
@@ -132,11 +131,9 @@ def mcnemar(lost: int, won: int) -> float:
         McNemar 1947, Psychometrika 12(2), 153-157; the exact form is the binomial test of `lost` out of
         `lost + won` at one half.
     """
-    n = lost + won
-    log_all = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(min(lost, won) + 1)
-    ]
-    return min(1.0, 2 * math.fsum(math.exp(term - n * math.log(2)) for term in log_all))
+    from scipy import special
+
+    return min(1.0, 2 * float(special.bdtr(min(lost, won), lost + won, 0.5)))
 
 
 def unpaired_difference(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple[float, tuple[float, float]]:
@@ -153,10 +150,10 @@ def unpaired_difference(right_a: int, n_a: int, right_b: int, n_b: int) -> tuple
 
 def wilson(right: int, n: int) -> tuple[float, float, float]:
     """Return a proportion and its 95 % score interval (low, high)."""
-    p, z2 = right / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return p, centre - half, centre + half
+    from scipy import stats
+
+    interval = stats.binomtest(right, n).proportion_ci(method="wilson")
+    return right / n, float(interval.low), float(interval.high)
 
 
 def expected_calibration_error(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 CHUNK = 8  # items per task: amortizes its overhead, bounds the memory
@@ -82,24 +80,6 @@ def default_workers() -> int:
 
 def granted_cores() -> int:
     """Return the number of usable cores: the affinity, limited by a container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    groups = Path("/sys/fs/cgroup")
-    quota = cgroup_cores(
-        *(_text(groups / name) for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
-    )
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    import joblib  # type: ignore[import-untyped]
 
-
-def cgroup_cores(cpu_max: str, quota_us: str = "", period_us: str = "") -> float | None:
-    """Return the cores of a control group, version 2 ("200000 100000", "max 100000") or 1; None: all."""
-    parts = cpu_max.split() or [quota_us.strip(), period_us.strip()]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[1]) == 0:
-        return None
-    return int(parts[0]) / int(parts[1])
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text()
-    except OSError:
-        return ""
+    return int(joblib.cpu_count())

@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,10 +29,11 @@ from edgeship.toolkit.core.artifact import (
     write_json,
 )
 from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, nearest
-from edgeship.toolkit.core.tensors import Interpolation, Preprocess, PreprocessSource
+from edgeship.toolkit.core.tensors import Interpolation, Preprocess, PreprocessSource, sides
 from edgeship.toolkit.core.text import printable
+from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.models.recognize import Tensors, canonical, recognize, unnest
-from edgeship.toolkit.models.resnet import Architecture, ResNet, Shortcut, Stem, Unit, Widths
+from edgeship.toolkit.models.resnet import Architecture, ResNet
 
 TENSORS, WIDTHS = "model.safetensors", "widths.json"
 METADATA = "edgeship"  # key of the description inside a safetensors file
@@ -74,6 +75,16 @@ class Loaded:
     preprocess_source: PreprocessSource | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """Content of widths.json, and of the metadata of a safetensors file."""
+
+    architecture: Architecture
+    preprocess: Preprocess | None = None
+    preprocess_source: PreprocessSource | None = None
+    schema: Literal[1] = 1
+
+
 def load(source: Path, model: str = "auto") -> Loaded:
     """Read a checkpoint, or a folder written by `save`.
 
@@ -104,12 +115,13 @@ def load(source: Path, model: str = "auto") -> Loaded:
         key: value.to(torch.float32) if value.is_floating_point() else value for key, value in renamed.items()
     }
     _check_finite(state, file)
-    if description is not None:
-        arch, preprocess = _from_description(description, file)
+    described = None if description is None else _from_description(description, file)
+    if described is not None:
+        arch = described.architecture
         if model not in ("auto", arch.name):
             raise DataError(f"{source} is a {arch.name}, not {model}", hint=f"set load.model={arch.name}")
     else:
-        arch, preprocess = recognize(state, model, file.name), None
+        arch = recognize(state, model, file.name)
     with torch.device("meta"):
         net = ResNet(arch)
     for key, buffer in net.state_dict().items():
@@ -124,8 +136,9 @@ def load(source: Path, model: str = "auto") -> Loaded:
         ) from error
     for parameter in net.parameters():
         parameter.requires_grad_(True)
-    source_stored = (description or {}).get("preprocess_source")
-    return Loaded(net.eval(), preprocess, sha256_file(file), source_stored)
+    if described is None:
+        return Loaded(net.eval(), None, sha256_file(file))
+    return Loaded(net.eval(), described.preprocess, sha256_file(file), described.preprocess_source)
 
 
 def save(
@@ -146,12 +159,7 @@ def save(
     Returns:
         The safetensors file; it includes the description, so that it can be loaded alone.
     """
-    description = {
-        "schema": 1,
-        "architecture": plain(model.architecture),
-        "preprocess": plain(preprocess),
-        "preprocess_source": source,
-    }
+    description = plain(_Description(model.architecture, preprocess, source))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_bytes(folder / TENSORS, serialize(state, metadata={METADATA: canonical_json(description)}))
     write_json(folder / WIDTHS, description)
@@ -312,60 +320,40 @@ def _check_finite(state: Tensors, file: Path) -> None:
             )
 
 
-def _from_description(description: Any, file: Path) -> tuple[Architecture, Preprocess | None]:
-    try:
-        arch = _architecture(description["architecture"])
-        preprocess = _preprocess(description["preprocess"])
-        with torch.device("meta"):
-            ResNet(arch)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ModelError) as error:
-        raise DataError(
-            f"the description of {file} cannot be used: {printable(str(error), 200)}",
-            hint="save the checkpoint again with this version",
-        ) from error
-    return arch, preprocess
-
-
-def _architecture(stored: Any) -> Architecture:
-    """Read and validate an architecture; its sizes are bounded before a network is built."""
-    fields = dict(stored)
-    widths = fields.pop("widths")
-    inner = tuple(tuple(tuple(block) for block in stage) for stage in widths["inner"])
-    arch = Architecture(**fields, widths=Widths(widths["stem"], tuple(widths["streams"]), inner))
-    blocks = [block for stage in inner for block in stage]
+def _from_description(content: Any, file: Path) -> _Description:
+    """Read and validate the description of a checkpoint; sizes are bounded before a network is built."""
+    description = from_json(content, _Description, str(file))
+    arch, preprocess = description.architecture, description.preprocess
+    blocks = [block for stage in arch.widths.inner for block in stage]
     numbers = [arch.classes, arch.channels, arch.widths.stem, *arch.widths.streams]
     numbers += [width for block in blocks for width in block]
-    if len(blocks) > _MOST_BLOCKS or len(inner) != len(arch.widths.streams):
-        raise ValueError(f"{len(blocks)} blocks in {len(inner)} stages of {len(arch.widths.streams)} widths")
-    if invalid := [number for number in numbers if type(number) is not int or not 1 <= number <= _MOST_WIDTH]:
-        raise ValueError(f"{invalid[0]!r} is no number of channels or classes")
-    allowed = {
-        "unit": get_args(Unit),
-        "shortcut": get_args(Shortcut),
-        "stem": get_args(Stem),
-        "preactivation": (True, False),
-    }
-    for field, values in allowed.items():
-        if getattr(arch, field) not in values:
-            raise ValueError(f"{field} is {getattr(arch, field)!r}; expected one of {values}")
-    if not isinstance(arch.name, str) or any(len(block) > 2 for block in blocks):
-        raise ValueError(f"name is {arch.name!r}, or a block has more than two widths")
-    return arch
+    problem = ""
+    if len(blocks) > _MOST_BLOCKS or len(arch.widths.inner) != len(arch.widths.streams):
+        problem = f"{len(blocks)} blocks in {len(arch.widths.streams)} stages"
+    elif any(len(block) > 2 for block in blocks) or not 1 <= min(numbers) <= max(numbers) <= _MOST_WIDTH:
+        problem = f"{numbers} channels and classes"
+    elif preprocess is not None and not _is_sensible(preprocess):
+        problem = f"preprocessing {preprocess}"
+    if not problem:
+        try:
+            with torch.device("meta"):
+                ResNet(arch)
+        except (ModelError, RuntimeError, AttributeError, IndexError) as error:
+            problem = printable(str(error), 200)
+    if problem:
+        raise DataError(
+            f"the description of {file} cannot be used: {problem[:300]}",
+            hint="save the checkpoint again with this version",
+        )
+    return description
 
 
-def _preprocess(fields: Any) -> Preprocess | None:
-    if fields is None:
-        return None
-    preprocess = Preprocess.from_json(fields)
-    for size in (preprocess.crop, preprocess.resize):
-        for side in size if isinstance(size, tuple) else (size,):
-            if side is not None and (type(side) is not int or not 1 <= side <= _MOST_SIDE):
-                raise ValueError(f"a side of {side!r} pixels")
-    numbers = (*preprocess.mean, *preprocess.std)
-    if len(preprocess.mean) != len(preprocess.std) or len(preprocess.mean) not in (1, 3):
-        raise ValueError(f"mean {preprocess.mean} and std {preprocess.std}; expected 1 or 3 values each")
-    if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
-        raise ValueError(f"mean {preprocess.mean} and std {preprocess.std}; expected finite numbers")
-    if min(preprocess.std) <= 0 or preprocess.interpolation not in get_args(Interpolation):
-        raise ValueError(f"std {preprocess.std} or interpolation {preprocess.interpolation!r}")
-    return preprocess
+def _is_sensible(preprocess: Preprocess) -> bool:
+    lengths = [*sides(preprocess.crop), *(() if preprocess.resize is None else sides(preprocess.resize))]
+    return (
+        1 <= min(lengths) <= max(lengths) <= _MOST_SIDE
+        and len(preprocess.mean) == len(preprocess.std) in (1, 3)
+        and all(isinstance(n, (int, float)) and math.isfinite(n) for n in (*preprocess.mean, *preprocess.std))
+        and min(preprocess.std) > 0
+        and preprocess.interpolation in get_args(Interpolation)
+    )

@@ -158,7 +158,7 @@ def _limits(gates: list[Gate]) -> str:
     """Return the limits as text: max_drop_pp = 1 and min_speedup = 2 (judged by the point)."""
     names = [f"{gate.name} = {gate.limit:g}" for gate in gates]
     by_point = " (judged by the point)" if any(gate.judged_by == "point" for gate in gates) else ""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) + by_point
+    return " and ".join(names) + by_point
 
 
 def _undecided(gate: Gate) -> str:
