@@ -170,7 +170,15 @@ def test_a_missed_limit_is_exit_code_3_after_the_report_is_written(recipe, finis
         'quantize.effort = "fast"\n'
         f"bench = {{runs = {RUNS}, throughput_s = 0.01, warmup_s = 0.0}}\n"
     )
-    arguments = ["run", str(toml), "--store", str(finished[2] / "store"), "--out", str(tmp_path / "out")]
+    arguments = [
+        "run",
+        str(toml),
+        "--store",
+        str(finished[2] / "store"),
+        "--out",
+        str(tmp_path / "out"),
+        "--overwrite",
+    ]
     arguments += ["--set", "compile.targets=openvino"]
     with pytest.raises(SystemExit) as left:
         app.main([*arguments, "--set", "report.max_latency_ms=1e-6", "--set", "report.judge_by=point"])
@@ -185,7 +193,8 @@ def test_a_missed_limit_is_exit_code_3_after_the_report_is_written(recipe, finis
     assert "(no verdict)" in shown.out and "misses max_drop_pp: nothing could be judged" in shown.err
 
 
-def test_json_is_all_that_stdout_gets(recipe, finished, tmp_path, capsys):
+def test_json_is_all_that_stdout_gets(recipe, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the default of --out is a folder there
     toml = tmp_path / "tiny.toml"
     toml.write_text(f"load.weights = {json.dumps(recipe['load']['weights'])}\n")
     arguments = ["run", str(toml), "--store", str(finished[2] / "store"), "--json"]

@@ -274,7 +274,12 @@ def test_out_keeps_what_no_run_has_put_there(start, tmp_path):
     for name in notes[:2]:
         (out / name).write_text("precious")
     start(built("openvino", "onnxruntime"), BUILDING, out=out)
-    ours = {"run.json", "report.json", *(f"engines/{n.split('-')[0]}/{n}/graph.onnx" for n in ENGINES)}
+    ours = {
+        "run.json",
+        "recipe.toml",
+        "report.json",
+        *(f"engines/{n.split('-')[0]}/{n}/graph.onnx" for n in ENGINES),
+    }
     assert set(RunIndex.read(out).files) == ours and files(out) == {*ours, *notes[:2]}
     (out / notes[2]).write_text("precious")
     start(built("onnxruntime"), BUILDING, out=out)

@@ -219,6 +219,17 @@ class Resumable(Command):
     """A command that saves its progress: repeating it after an interruption continues."""
 
 
+def note(text: str) -> None:
+    """Print a note to stderr, with the options of the running command, unless --quiet."""
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        if (context.find_root().obj or {}).get("quiet"):
+            return
+        if isinstance(context.command, Command):
+            text = context.command.in_own_words(text)
+    click.echo(f"note: {text}", err=True)
+
+
 STORE = click.option(
     "--store",
     "store_root",

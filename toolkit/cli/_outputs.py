@@ -1,10 +1,54 @@
-"""Checks of output paths: no input and no other command's network is overwritten."""
+"""Checks of output paths, before any work: they can be written, and nothing else is overwritten."""
 
 from __future__ import annotations
 
+import os
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import click
+
+from edgeship.toolkit.cli._options import note
 from edgeship.toolkit.core.errors import RecipeError
+
+
+class OutPath(click.Path):
+    """A path that can be written: the folder that exists nearest to it is checked at once."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(path_type=Path, **settings)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path.
+
+        Raises:
+            RecipeError: It cannot be written.
+        """
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        reason = ""
+        if existing != path.absolute() and not existing.is_dir():
+            reason = f"{existing} is a file"
+        elif not os.access(existing, os.W_OK):
+            reason = f"no permission to write to {existing}"
+        if reason:
+            raise RecipeError(
+                f"--out {path} cannot be written: {reason}", hint="name another path with --out"
+            )
+        return path
+
+
+def unused_folder(out: Path) -> Path:
+    """Return the folder, or the first of NAME-2, NAME-3, ... that holds no files, and say so."""
+    out = out.absolute() if out.name in ("", "..") else out
+    for number in count(1):
+        folder = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            break
+    if folder != out:
+        note(f"{out} holds files; the results are written to {folder} (--overwrite replaces those of a run)")
+    return folder
 
 
 def refuse_inputs(out: Path, *inputs: Path | str) -> None:

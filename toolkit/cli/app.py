@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -20,6 +22,14 @@ from edgeship.toolkit.core.errors import ToolkitError, nearest
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 RESUMES = "finished work is saved; repeat the command to continue"
 RESTARTS = "no partial results were saved; repeat the command to start again"
+TASKS = {  # title of the help -> commands
+    "Start": ("run", "init", "list", "doctor"),
+    "Models and images": ("train", "data", "inspect", "audit"),
+    "Compress": ("prune", "quantize"),
+    "Measure and report": ("bench", "report", "compare"),
+    "Deploy": ("bundle", "deploy", "device", "status", "rollback", "prune-releases", "export-jetson"),
+    "Housekeeping": ("store", "completion"),
+}
 
 
 class Commands(click.Group):
@@ -37,8 +47,19 @@ class Commands(click.Group):
             return None
         module = importlib.import_module(f"edgeship.toolkit.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
-        _with_debug(command)
+        _with_common_options(command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by task, each with its whole first sentence."""
+        listed = [name for names in TASKS.values() for name in names]
+        others = tuple(name for name in self.list_commands(ctx) if name not in listed)
+        for title, names in {**TASKS, "Other": others}.items():
+            commands = [(name, command) for name in names if (command := self.get_command(ctx, name))]
+            rows = [(name, (command.help or "").split("\n\n")[0]) for name, command in commands]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl([(name, " ".join(text.split())) for name, text in rows], col_max=16)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -58,8 +79,8 @@ class _UnknownCommandError(click.UsageError):
 
 @click.group(
     cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Start with: edgeship run quickstart --out runs/quickstart",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: edgeship run quickstart",
 )
 @click.version_option(metadata.version("edgeship"), prog_name="edgeship")
 def app() -> None:
@@ -83,13 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if (code := _complete()) is not None:
+        return code
     debug = resumable = False
     # OpenMP's default of spinning at barriers slows training tenfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)  # clean up as after Ctrl-C
     try:
         with app.make_context("edgeship", arguments) as context:
-            context.obj = {"debug": False}
+            context.obj = {"debug": False, "quiet": False}
             try:
                 app.invoke(context)
             finally:
@@ -99,6 +122,9 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
     except click.UsageError as error:
         help_command = f"{error.ctx.command_path if error.ctx else 'edgeship'} --help"
         _print(error.format_message(), getattr(error, "hint", f"see `{help_command}`"))
@@ -119,7 +145,23 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of stdout exited, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if debug:
+            raise
+        _print(
+            f"{error.filename or 'a file'}: {error.strerror or error}",
+            "check the path, its permissions and the free space",
+        )
+        return 1
     return 0
+
+
+def _complete() -> int | None:
+    if "_EDGESHIP_COMPLETE" not in os.environ:
+        return None
+    from edgeship.toolkit.cli.completion import complete
+
+    return complete(app)
 
 
 def _print(message: str, hint: str) -> None:
@@ -129,9 +171,28 @@ def _print(message: str, hint: str) -> None:
     click.echo(f"{error} {message}\n{tip} {hint}", err=True)
 
 
-def _with_debug(command: click.Command) -> None:
-    """Add the option --debug to a command and its subcommands."""
+def _with_common_options(command: click.Command) -> None:
+    """Add --quiet, --verbose and --debug to a command and its subcommands."""
     if not any(parameter.name == "debug" for parameter in command.params):
+        if not any("-v" in parameter.opts for parameter in command.params):
+            command.params.append(
+                click.Option(
+                    ["-v", "--verbose"],
+                    is_flag=True,
+                    expose_value=False,
+                    callback=_set_verbose,
+                    help="Log more, to standard error.",
+                )
+            )
+        command.params.append(
+            click.Option(
+                ["-q", "--quiet"],
+                is_flag=True,
+                expose_value=False,
+                callback=_set_quiet,
+                help="Print results and errors only: no progress, no notes.",
+            )
+        )
         command.params.append(
             click.Option(
                 ["--debug"],
@@ -142,12 +203,31 @@ def _with_debug(command: click.Command) -> None:
             )
         )
     for inner in getattr(command, "commands", {}).values():
-        _with_debug(inner)
+        _with_common_options(inner)
 
 
 def _note_debug(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
     if value:
         ctx.find_root().obj["debug"] = True
+
+
+def _set_quiet(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+    if value:
+        ctx.find_root().obj["quiet"] = True
+        _log_from(logging.ERROR, ctx)
+
+
+def _set_verbose(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+    if value:
+        logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+        _log_from(logging.DEBUG, ctx)
+
+
+def _log_from(level: int, ctx: click.Context) -> None:
+    """Set the level of the product's log until the command ends."""
+    logger = logging.getLogger("edgeship")
+    ctx.call_on_close(partial(logger.setLevel, logger.level))
+    logger.setLevel(level)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

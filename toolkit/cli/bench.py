@@ -102,9 +102,9 @@ def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines
     from edgeship.toolkit.graph import io
     from edgeship.toolkit.graph.layout import InputForm
 
+    graph = io.read(file)
     if not names:
         raise RecipeError(f"{file.name} needs a target", hint="--target openvino or --target onnxruntime")
-    graph = io.read(file)
     if not graph.quantized and graph.form not in (InputForm(), InputForm("NHWC", "uint8")):
         planes = folder / "planes.onnx"  # input forms of sessions: float32 (N, C, H, W) or uint8 (N, H, W, C)
         click.echo(f"note: {file.name} takes {graph.form}; timed as {InputForm()}", err=True)

@@ -38,6 +38,8 @@ from edgeship.toolkit.graph.standard import (
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings become our errors
 SMALL_BYTES = 1024  # largest constants used by inference: shapes, axes, bounds
 
+CHECKPOINTS = {".pth", ".pt", ".safetensors", ".ckpt"}
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -111,7 +113,9 @@ def _read(path: Path) -> ir.Model:
     except Exception as error:  # protobuf and onnx-ir raise many types for a damaged file
         raise ModelError(
             f"{path.name} is not a readable ONNX file: {_first_line(error)}",
-            hint="export it again",
+            hint="a checkpoint is a MODEL of `edgeship run` and `edgeship prune`"
+            if path.suffix.lower() in CHECKPOINTS
+            else "export it again",
         ) from error
     return model
 

@@ -1,5 +1,6 @@
 """Publish the results of a run in the folder of `--out`, with run.json as index.
 
+recipe.toml                         the recipe: `edgeship run OUT/recipe.toml` gives the same result
 report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the report, with seconds and cache state of the stages of this run
@@ -17,9 +18,10 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json
+from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
-from edgeship.toolkit.pipeline.recipe import Recipe
+from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
+from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
 from edgeship.toolkit.runs.index import RunIndex, StageResult
 from edgeship.toolkit.runs.variant_id import REFERENCE
@@ -38,7 +40,7 @@ def command(recipe: Recipe) -> str | None:
     """Return the command line that runs a recipe again; None for a recipe built in Python."""
     if not recipe.name:
         return None
-    changed = _differences(recipe, Recipe.read(recipe.name))
+    changed = _differences(recipe, recipe_of(recipe.name))
     return shlex.join(
         ["edgeship", "run", recipe.name, *(part for text in changed for part in ("--set", text))]
     )
@@ -64,7 +66,7 @@ def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
         RecipeError: A file with the name of an output exists; other files may stay.
     """
     owned = _owned(out)
-    claimed = [RUN, *(PAGES if "report" in stages else ())]
+    claimed = [RUN, Path(RECIPE), *(PAGES if "report" in stages else ())]
     if "compile" in stages and not owned:  # else run.json lists the engines
         for target in (*recipe.compile.targets, REFERENCE.target):
             files = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
@@ -82,7 +84,9 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     """
     folders = {stage.name: stage.folder for stage in stages}
     outputs = _outputs(folders)
-    written: dict[Path, object] = {}
+    written: dict[Path, object] = {
+        Path(RECIPE): f"# {command(recipe) or 'edgeship.run'}\n\n{as_toml(recipe)}"
+    }
     if "report" in folders:
         written[Path(REPORT)] = read_report(folders["report"], stages)
     new, owned = not out.exists(), _owned(out)
@@ -100,7 +104,10 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
                 (incoming / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(outputs[place], incoming / place)
             for place, content in written.items():
-                write_json(incoming / place, content)
+                if isinstance(content, str):
+                    write_text(incoming / place, content)
+                else:
+                    write_json(incoming / place, content)
             for place in stale:
                 _remove(place, out)
             for place in (*written, *changed):  # run.json first: killed after it, the rest is still ours

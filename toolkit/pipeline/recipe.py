@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -261,6 +262,52 @@ class Recipe:
         return self.finetune.source or self.select.source
 
 
+def named(recipe: Recipe, name: str) -> Recipe:
+    """Return a recipe with the name of the model that it is of."""
+    return replace(recipe, name=name)
+
+
+def as_toml(recipe: Recipe, *, commented: bool = False) -> str:
+    """Return the text of a recipe file: the options that differ from the defaults.
+
+    Paths are absolute, so that the file may be moved.
+
+    Args:
+        recipe: The recipe.
+        commented: Include every option, with its help, as a comment where it has the default.
+    """
+    lines: list[str] = []
+
+    def section(title: str, options: Any, usual: Any) -> None:
+        own, inner = [], []
+        for name, each in declared(options).items():
+            value, default = getattr(options, name), getattr(usual, name)
+            if is_dataclass(value):
+                inner.append((f"{title}.{name}" if title else name, value, default))
+            elif value != default:
+                own += [f"# {each.metadata['help']}"] * commented
+                own.append(f"{name} = {_toml(_absolute(each.metadata, value))}")
+            elif commented:
+                example = "" if value is None else f" {_toml(value)}"
+                own += [f"# {each.metadata['help']}", f"# {name} ={example}"]
+        if own and title:
+            lines.extend(["", f"[{title}]", *own])
+        for part in inner:
+            section(*part)
+
+    section("", recipe, Recipe())
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _absolute(rules: Mapping[str, Any], value: Any) -> Any:
+    named_file = names_path(rules, value) and existing(value)
+    return str(Path(value).expanduser().absolute()) if named_file else value
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # of these types JSON is TOML
+
+
 def names() -> tuple[str, ...]:
     """Return the names of the bundled recipes."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
@@ -307,7 +354,7 @@ def check_required(recipe: Recipe, stages: Iterable[str]) -> None:
             if each.metadata.get("required") and not getattr(options, each.name):
                 raise RecipeError(
                     f"{stage}.{each.name} is not set",
-                    hint=f"--set {stage}.{each.name}=... : {each.metadata['help']}",
+                    hint=f"set it: --set {stage}.{each.name}=... ({each.metadata['help'].rstrip('.')})",
                 )
 
 

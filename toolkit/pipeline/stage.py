@@ -31,6 +31,7 @@ class Stage:
             the code of `work`.
         on_device: Returns True if the result with this recipe depends on this machine; None: never.
         extra_key: Returns further parts of the cache key, from the recipe; None: there are none.
+        idle: Returns True if the stage has nothing to do with this recipe and only passes files on.
         needs_run_info: Add the input `run`, a folder with run.json (`publish.describe`).
     """
 
@@ -41,6 +42,7 @@ class Stage:
     implementation: Callable[[Recipe], Callable[..., None]] | None = None
     on_device: Callable[[Recipe], bool] | None = None
     extra_key: Callable[[Recipe], Any] | None = None
+    idle: Callable[[Recipe], bool] | None = None
     needs_run_info: bool = False
 
     def options(self, recipe: Recipe) -> tuple[str, ...]:

@@ -295,8 +295,16 @@ def _times_candidates(recipe: Recipe) -> bool:
     return recipe.prune.latency_ratio is not None
 
 
+def _unpruned(recipe: Recipe) -> bool:
+    return recipe.prune.method == "none"
+
+
+def _not_finetuned(recipe: Recipe) -> bool:
+    return recipe.finetune.epochs == 0 or _unpruned(recipe)
+
+
 def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.prune.method == "none":
+    if _unpruned(recipe):
         return ()
     source = () if recipe.prune.source else ("select.source",)
     timing = ("compile.targets", "bench.threads") if _times_candidates(recipe) else ()
@@ -321,8 +329,8 @@ def _read_by_quantize(recipe: Recipe) -> tuple[str, ...]:
 
 STAGES = (
     Stage("load", load, reads=("export.size",), implementation=load_and_export.loader),
-    Stage("prune", prune, needs=("load",), reads=_read_by_prune, on_device=_times_candidates),
-    Stage("finetune", finetune, needs=("load", "prune"), reads=_read_by_finetune),
+    Stage("prune", prune, needs=("load",), reads=_read_by_prune, idle=_unpruned, on_device=_times_candidates),
+    Stage("finetune", finetune, needs=("load", "prune"), reads=_read_by_finetune, idle=_not_finetuned),
     Stage("export", export, needs=("load", "prune", "finetune")),
     Stage("select", select, needs=("load", "export"), reads=("evaluate.source",)),
     Stage(
