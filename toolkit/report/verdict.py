@@ -23,7 +23,7 @@ STAMPS: dict[Level, str] = {  # in order of preference among the variants of a t
     "fail": "FAIL",
 }
 ORDER = tuple(STAMPS)
-SHIPPED: tuple[Level, ...] = ("pass", "no_limit", "needs_data", "not_measured")  # with a file to ship
+SHIPPED: tuple[Level, ...] = ("pass", "no_limit", "needs_data", "not_measured", "no_verdict")  # with a file
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
