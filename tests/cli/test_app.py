@@ -322,7 +322,7 @@ RENAMED = [
     ),
     (
         ("quantize", "no.onnx", "digits", "--target=openvino", "--out=q.onnx", "--max-drop-pp=1"),
-        {"--max-drop-pp": "--max-validation-drop-pp"},
+        {"--max-drop-pp": "--max-drop"},
     ),
     (
         ("prune", "no.pth", "digits", "--out", "net", "--macs", "0.5", "--target-latency", "0.5"),

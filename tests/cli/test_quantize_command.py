@@ -11,7 +11,7 @@ from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.loader import batches
 from edgeship.toolkit.cli import app
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.models import export, resnet
+from edgeship.toolkit.models import export, resnet, weights
 from edgeship.toolkit.pipeline import mixed_precision
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -163,3 +163,34 @@ def test_an_assumed_preprocessing_is_called_so(tmp_path, capfd, stated):
     assert ("assumed: ImageNet" in captured.err) == (not stated)
     properties = {each.key: each.value for each in onnx.load(tmp_path / "q.onnx").metadata_props}
     assert properties["preprocess_source"] == origin and "preprocess" in properties
+
+
+def test_the_answer_has_accuracy_layers_sizes_and_the_next_command(network, tmp_path, capfd):
+    assert quantize(network, tmp_path / "q.onnx") == 0
+    lines = capfd.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines}
+    assert "of 200 held-out images" in rows["agreement"] and "dB, simulation" in rows["SQNR"]
+    assert "20 of 20 layers" in rows["INT8"] and str(tmp_path / "q.onnx") in rows["file"]
+    assert "edgeship audit" in rows["next"] and "mean 0.5, 0.5, 0.5" in rows["images"]
+    assert quantize(network, tmp_path / "q.onnx", "--json") == 0
+    figures = json.loads(capfd.readouterr().out)
+    assert f"{100 * figures['agreement']:.2f} %" in rows["agreement"] and figures["images"] == 200
+    assert figures["int8_bytes"] == (tmp_path / "q.onnx").stat().st_size
+    tensors = figures["activations"].values()
+    assert tensors and not any("counts" in tensor for tensor in tensors)
+    assert quantize(network, tmp_path / "q.onnx", "--json", "--histograms") == 0
+    tensors = json.loads(capfd.readouterr().out)["activations"].values()
+    assert all(len(tensor["counts"]) == 64 for tensor in tensors)
+
+
+def test_a_checkpoint_is_quantized_as_its_onnx_file(network, tmp_path):
+    torch.manual_seed(0)
+    net = resnet.ResNet(resnet.architecture("resnet20", width=4)).eval()
+    prepare = Preprocess(16, 16, MEAN, STD)
+    checkpoint = weights.save(net, tmp_path / "net", prepare)
+    export.export(net, tmp_path / "net.onnx", size=16, preprocess=prepare)
+    graphs = []
+    for model in (checkpoint, tmp_path / "net.onnx"):
+        assert quantize(model, tmp_path / "q.onnx") == 0
+        graphs.append((tmp_path / "q.onnx").read_bytes())
+    assert graphs[0] == graphs[1]

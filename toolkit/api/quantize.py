@@ -35,6 +35,7 @@ from edgeship.toolkit.graph.pixels import add_pixel_input
 from edgeship.toolkit.pipeline import datasets, evaluation, mixed_precision, preprocessing, verbs
 from edgeship.toolkit.pipeline.mixed_precision import HeldOut, Trials
 from edgeship.toolkit.pipeline.recipe import Recipe
+from edgeship.toolkit.report import formatting
 
 if TYPE_CHECKING:
     import onnx
@@ -109,22 +110,23 @@ class Quantized:
         content["sqnr_db"] = self.sqnr_db if np.isfinite(self.sqnr_db) else None
         return content
 
-    def summary(self) -> str:
-        """Return the figures as lines of text."""
+    def summary(self, *, notes: bool = True) -> str:
+        """Return the figures, and the warnings as notes, as lines of text."""
         kind = "held-out" if self.held_out else "calibration"
-        sizes = f"{_megabytes(self.float_bytes)} -> {_megabytes(self.int8_bytes)}"
+        ratio = self.float_bytes / self.int8_bytes
+        sizes = f"{formatting.size(self.float_bytes)} -> {formatting.size(self.int8_bytes)}"
         lines = [
             f"agreement   {100 * self.agreement:.2f} % of {self.images} {kind} images have FP32's class",
             f"SQNR        {self.sqnr_db:.1f} dB, {self.measured_on}",
             f"INT8        {self.int8_layers} of {self.layers} layers",
-            f"size        {sizes} ({self.float_bytes / self.int8_bytes:.1f} times)",
+            f"size        {sizes}" + (f", a factor of {ratio:.1f}" if ratio > 1 else ""),
             f"calibrated  on {self.calibration_images} images, in {self.seconds:.0f} s",
         ]
         if self.preprocess is not None:
             values = (self.preprocess.mean, self.preprocess.std)
             mean, std = (", ".join(f"{x:.4g}" for x in each) for each in values)
             lines.append(f"images      {self.preprocess_source}: mean {mean}; std {std}")
-        return "\n".join([*lines, *(f"note: {each}" for each in self.warnings)])
+        return "\n".join([*lines, *(f"note: {each}" for each in self.warnings if notes)])
 
 
 def quantize(
@@ -173,23 +175,30 @@ def quantize(
         >>> print(result.summary())  # doctest: +SKIP
         >>> result.save("resnet18-int8.onnx")  # doctest: +SKIP
     """
-    began = time.perf_counter()
     table = {
         "compile": {"targets": [target]},
         "quantize": options,
-        "load": {"preprocess": stated(preprocess)},
-        "export": {"size": size} if size else {},
+        "load": {"preprocess": stated(preprocess), "output": output or ""},
+        "export": {"input": input, **({"size": size} if size else {})},
         "select": {"skip_unreadable": skip_unreadable, "seed": seed},
     }
-    recipe = Recipe.build(table)
+    return quantize_by(Recipe.build(table), model, images, calibration_images=calibration_images)
+
+
+def quantize_by(
+    recipe: Recipe, model: Model, images: Images, *, calibration_images: int | None = None
+) -> Quantized:
+    """Quantize a model by the options of a recipe, for its first target; otherwise as `quantize`."""
+    began = time.perf_counter()
+    target, pixel_input = recipe.compile.targets[0], recipe.export.input == "uint8"
     limited = mixed_precision.limited(recipe.quantize)
     with logged_progress(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = as_source(images)
         given = source.shape if isinstance(source, ImageStream) else None
-        shape = given or (3, *preprocessing.resolve(recipe.load.preprocess, None, size).sides)
+        shape = given or (3, *preprocessing.resolve(recipe.load.preprocess, None, recipe.export.size).sides)
         file = onnx_file(model, folder, recipe, shape)
-        graph, prepared, origin = _prepared_graph(file, output, recipe, given, input)
+        graph, prepared, origin = _prepared_graph(file, recipe, given)
         known = isinstance(source, str) or origin != "assumed"
         if known:
             graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
@@ -209,7 +218,7 @@ def quantize(
             quantized,
             recipe.quantize,
             validation=data.held_out if limited else None,
-            pixels=prepared if input == "uint8" else None,
+            pixels=prepared if pixel_input else None,
         )
         _check_runs(summary["runtime_check"], target)
         engine = Trials(target, float_file, data.held_out, folder).engine(quantized)
@@ -217,13 +226,13 @@ def quantize(
             {"float": evaluation.Engine(float_file, None), "int8": engine}, "comparing with the float model"
         )
         layers = _weighted_layers(quantized)
-        if input == "uint8":
+        if pixel_input:
             add_pixel_input(quantized, prepared, folder / "pixels.onnx")
             quantized = folder / "pixels.onnx"
-        written = InputForm("NHWC", "uint8") if input == "uint8" else InputForm()
+        written = InputForm("NHWC", "uint8") if pixel_input else InputForm()
         notes = preprocessing.notes(graph.form, graph.normalization, prepared, written) if known else []
         if known and origin == "assumed":
-            notes.append("; ".join(preprocessing.assumed_note(prepared, "")))
+            notes.append("; ".join(preprocessing.assumed_note(prepared)))
         summary["input"] = {"file": graph.form, "written": written, "normalization": graph.normalization}
         import onnx
 
@@ -271,18 +280,16 @@ def stated(preprocess: Preprocess | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _prepared_graph(
-    file: Path, output: str | None, recipe: Recipe, shape: tuple[int, int, int] | None, input_type: InputType
+    file: Path, recipe: Recipe, shape: tuple[int, int, int] | None
 ) -> tuple[io.Classifier, Preprocess, PreprocessSource]:
     """Read a graph for quantization; return it with the preprocessing of its images and the origin of that.
 
     Args:
         file: The ONNX file.
-        output: Name of the logits; None: the only output.
         recipe: Options of loading and export.
         shape: Channels, height and width of preprocessed images; None: images are decoded.
-        input_type: Input of the quantized graph.
     """
-    graph = io.read_classifier(file, output)
+    graph = io.read_classifier(file, recipe.load.output or None)
     wanted = recipe.export.size
     if shape is not None and graph.size is None and wanted is None:
         wanted = as_size(*shape[1:])
@@ -292,7 +299,7 @@ def _prepared_graph(
     origin = preprocessing.source_of(options, graph.preprocess, graph.preprocess_source, graph.normalization)
     if shape is None:
         preprocessing.check_channels(prepared, graph.channels)
-    preprocessing.check_known(input_type, origin)
+    preprocessing.check_known(recipe.export.input, origin)
     check_conversion(graph, prepared.crop)
     return (fix_size(graph, wanted) if wanted else graph), prepared, origin
 
@@ -393,10 +400,6 @@ def _weighted_layers(file: Path) -> list[bool]:
         elif weight is not None and (source is None or source.op_type == "Constant"):
             quantized.append(False)
     return quantized
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.3g} MB"
 
 
 __all__ = ["Quantized", "quantize"]

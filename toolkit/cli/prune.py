@@ -3,145 +3,100 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, STORE, Resumable, SizeType
-from edgeship.toolkit.cli._outputs import refuse_other_network
-from edgeship.toolkit.core.tensors import Size
+from edgeship.toolkit.cli._options import (
+    JSON,
+    PREPROCESS,
+    STORE,
+    Resumable,
+    data_argument,
+    note,
+    recipe_options,
+)
+from edgeship.toolkit.cli._outputs import OutPath, refuse_other_network
 
 
 @click.command(
     cls=Resumable,
-    former={
-        "--keep": "--keep-ratio",
-        "--macs": "--macs-ratio",
-        "--target-latency": "--latency-ratio",
-        "--max-drop-pp": "--max-expected-drop-pp",
-        "--step": "--channel-multiple",
-    },
     epilog="""\b
 Examples:
   edgeship prune resnet18.pth photos/ --keep-ratio 0.5 --out small
   edgeship prune resnet18.pth photos/ --latency-ratio 0.6 --target openvino --out fast
-  edgeship prune resnet18.pth photos/ --max-expected-drop-pp 1 --no-compare --out safe
-  edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.6,0.5,0.4 --test test.zip --out family
+  edgeship prune resnet18.pth photos/ --max-drop 1 --no-compare --out safe
+  edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.5 --eval-data test.zip --out family
 """,
 )
-@click.argument("weights")
-@click.argument("source")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
-)
-@click.option("--keep-ratio", type=float, metavar="RATIO", help="Ratio of the channels in blocks to keep.")
-@click.option("--macs-ratio", type=float, metavar="RATIO", help="Ratio of the multiply-accumulates to keep.")
-@click.option(
-    "--latency-ratio", type=float, metavar="RATIO", help="INT8 latency over that of the dense network."
-)
-@click.option(
-    "--max-expected-drop-pp", type=float, metavar="POINTS", help="Expected top-1 drop, in percentage points."
-)
+@click.argument("model")
+@data_argument("source")
+@recipe_options("select.source", needed=("select.source",))
+@click.option("--out", required=True, type=OutPath(file_okay=False), help="Folder to write.")
+@recipe_options("prune.keep_ratio", "prune.macs_ratio", "prune.latency_ratio", "prune.max_expected_drop_pp")
 @click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: one run for each.")
-@click.option(
-    "--model", default="auto", show_default=True, help="Architecture, e.g. resnet18; auto: from the file."
-)
-@click.option("--size", type=SizeType(), help="Input size in pixels.  [default: that of WEIGHTS, else 224]")
-@click.option("--images", type=int, default=1000, show_default=True, help="Number of images of SOURCE.")
-@click.option(
-    "--test",
-    default="",
-    metavar="SOURCE",
-    help="Images to measure accuracy with.  [default: a fifth of SOURCE, which is then left out of the rest]",
-)
-@click.option("--target", default="openvino", show_default=True, help="Target of the INT8 networks.")
-@click.option("--threads", type=int, default=1, show_default=True, help="CPU threads of timed inferences.")
-@click.option(
-    "--seconds", type=float, default=2.0, show_default=True, help="Timed inferences per network, in seconds."
-)
-@click.option("--method", default="obs", show_default=True, help="obs, activation, batchnorm or magnitude.")
-@click.option(
-    "--channel-multiple", type=int, default=16, show_default=True, help="Channel counts are multiples of it."
-)
-@click.option("--scope", default="block", show_default=True, help="Channels: block, residual or both.")
-@click.option("--drop-blocks", is_flag=True, help="Allow removal of whole residual blocks.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the image selection.")
+@recipe_options("prune.method", "prune.scope", "prune.drop_blocks", "prune.channel_multiple", method="obs")
+@recipe_options("prune.images", "prune.flip_augment", "prune.seed", "load.model", "export.size")
+@recipe_options("evaluate.source", text="Evaluation images.  [default: a fifth of SOURCE]")
+@recipe_options("compile.targets", targets=("openvino",))
+@recipe_options("bench.threads", "bench.duration_s")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Evaluate and time in INT8.")
 @PREPROCESS
 @JSON
 @STORE
 def command(
     *,
-    weights: str,
-    source: str,
+    model: str,
+    options: dict[str, Any],
     out: Path,
     widths: str | None,
-    model: str,
-    size: Size | None,
-    test: str,
-    target: str,
-    threads: int,
-    seconds: float,
     compare: bool,
-    settings: tuple[str, ...],
     as_json: bool,
     store_root: Path | None,
-    **how: float | int | bool | str | None,
 ) -> None:
     """Prune a ResNet without labels or training.
 
-    WEIGHTS is a ResNet checkpoint, SOURCE a folder, archive, CSV list or digits:train of images.
-    OUT receives model.safetensors, widths.json and plan.json, usable as load.weights of a recipe, and, unless
-    --no-compare, report, engines and graphs as `edgeship run` writes them: accuracy and latency of the pruned
-    and of the dense network in FP32 and INT8. With --widths there is one such folder per ratio, and
-    comparison.md: accuracy against latency of all of them, with the knee marked.
+    MODEL is a ResNet checkpoint or a recipe, SOURCE (or --data) a folder, archive, CSV list or digits:train
+    of images. OUT receives model.safetensors, widths.json and plan.json, usable as MODEL of other commands,
+    and, unless --no-compare, report, engines and graphs as `edgeship run` writes them: accuracy and latency
+    of the pruned and of the dense network in FP32 and INT8. With --widths there is one such folder per ratio,
+    and comparison.md: accuracy against latency of all of them, with the knee marked.
 
-    RATIO is a number between 0 and 1. Exactly one goal is required: one of the options of RATIO,
-    RATIOS or POINTS.
+    RATIO is a number between 0 and 1. Exactly one goal is required: one of the options of RATIO, RATIOS or
+    POINTS, or that of the recipe.
 
     Results of finished stages are cached: repeating the command after an interruption continues at the last
     finished block.
     """
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.errors import RecipeError
-    from edgeship.toolkit.pipeline import Recipe, Store, run
+    from edgeship.toolkit.pipeline import Store, run
+    from edgeship.toolkit.pipeline.model_recipe import recipe_of, with_data
     from edgeship.toolkit.prune.options import GOALS
 
-    goals = [name for name in GOALS if how[name] is not None]
-    if len(goals) + (widths is not None) != 1:
+    if model in ("", "train"):
+        raise RecipeError(
+            f"MODEL is '{model}', expected a checkpoint: prune does not train",
+            hint=f"train first: edgeship train {options['select.source']} --model resnet18 --out net",
+        )
+    goals = [name for name in GOALS if f"prune.{name}" in options]
+    if len(goals) + (widths is not None) != 1 and not (model.endswith(".toml") and not goals and not widths):
         raise RecipeError(
             f"{len(goals) + (widths is not None)} pruning goals, expected 1",
-            hint="one of --keep-ratio, --macs-ratio, --latency-ratio, --max-expected-drop-pp and --widths",
+            hint="one of --keep-ratio, --macs-ratio, --latency-ratio, --max-drop and --widths",
         )
-    if weights in ("", "train"):
-        raise RecipeError(
-            f"WEIGHTS is '{weights}', expected a checkpoint: prune does not train",
-            hint=f"train first: edgeship train {source} --model resnet18 --out net",
-        )
-    loads = {"model": weights} if weights.endswith(".onnx") else {"model": model, "weights": weights}
-    held_out = compare and not test
-    table: dict[str, Any] = {
-        "load": loads,
-        "export": {"size": size} if size else {},
-        "prune": {name: value for name, value in how.items() if value is not None},
-        "select": {"source": f"{source}:train" if held_out else source},
-        "compile": {"targets": [target]},
-        "evaluate": {"source": f"{source}:test" if held_out else test},
-        "bench": {"threads": threads, "duration_s": seconds, "throughput_s": 0.0},
-    }
-    settings = tuple(f"load.preprocess.{text}" for text in settings)
+    ratios = _ratios(widths)
+    given = {"bench.throughput_s": 0.0, **(with_data(options) if compare else options)}
     recipes = {
-        out / f"keep-{ratio:g}" if widths else out: Recipe.build(
-            {**table, "prune": {**table["prune"], "keep_ratio": ratio}} if widths else table, settings
+        out / f"keep-{ratio:g}" if widths else out: recipe_of(
+            model, {**given, "prune.keep_ratio": ratio} if widths else given
         )
-        for ratio in _ratios(widths)
+        for ratio in ratios
     }
     for folder in recipes:
-        refuse_other_network(folder, last="plan.json", source=weights)
-    with show_progress() as progress, _own_hints():
+        refuse_other_network(folder, last="plan.json", source=model)
+    with show_progress() as progress:
         for folder, recipe in recipes.items():
             finished = run(
                 recipe,
@@ -154,10 +109,11 @@ def command(
     if not compare:
         click.echo("\n".join(map(str, recipes)))
         return
-    _print_comparison(list(recipes), target, out, as_json=as_json)
+    target = recipe.compile.targets[0]
+    _print_comparison(list(recipes), target, options["select.source"], out, as_json=as_json)
 
 
-def _print_comparison(folders: list[Path], target: str, out: Path, *, as_json: bool) -> None:
+def _print_comparison(folders: list[Path], target: str, source: str, out: Path, *, as_json: bool) -> None:
     """Print accuracy against latency of the networks; of several, write comparison.md too."""
     from edgeship.toolkit.core.artifact import plain, write_text
     from edgeship.toolkit.report import compare_runs, render
@@ -176,7 +132,9 @@ def _print_comparison(folders: list[Path], target: str, out: Path, *, as_json: b
         return
     render.print_table(compare_runs.FRONTIER, rows, expendable=("speed-up over FP32", "MACs"))
     for folder in folders:
-        click.echo(f"report: {folder / 'report.html'}")
+        click.echo(f"report:  {folder / 'report.html'}")
+    click.echo(f"file:    {folders[-1] / 'model.safetensors'}")
+    click.echo(f"next:    edgeship run {folders[-1]} --data {source}")
 
 
 def _write_network(stage: Path, folder: Path) -> None:
@@ -186,19 +144,7 @@ def _write_network(stage: Path, folder: Path) -> None:
     for name in ("model.safetensors", "widths.json", "plan.json"):
         write_bytes(folder / name, (stage / name).read_bytes())
     for warning in read_json(folder / "plan.json")["warnings"]:
-        click.echo(f"note: {warning}", err=True)
-
-
-@contextmanager
-def _own_hints() -> Iterator[None]:
-    """Rewrite the hints of errors: recipe option -> command-line option."""
-    from edgeship.toolkit.core.errors import RecipeError
-
-    try:
-        yield
-    except RecipeError as error:
-        hint = error.hint.replace("--set load.preprocess.", "--preprocess ")
-        raise RecipeError(str(error), hint=hint) from error
+        note(warning)
 
 
 def _ratios(widths: str | None) -> list[float]:
