@@ -8,10 +8,12 @@ OUT    ?= runs/quickstart
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help run docs pictures test lint test-slow test-arm64 mutants bench bench-peers bench-pruning clean
+.PHONY: help install run docs pictures test lint test-slow test-arm64 mutants bench bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed ## .venv/bin/edgeship, with what it needs
 
 run: $(VENV)/.installed ## the whole path on the embedded data: digits, ResNet-18, INT8, report
 	$(BIN)/edgeship run quickstart --out $(OUT)

@@ -1,6 +1,7 @@
-"""Make the pictures of README and docs: `python -m docs.pictures [RUN]`, RUN from `edgeship run --out`.
+"""Make the pictures of README and docs: `python -m docs.pictures [RUN | drawings]`.
 
-Without RUN it runs the quickstart. The report's screenshot needs Debian's chromium and chromium-driver.
+RUN is a folder of `edgeship run --out`; without it the quickstart runs. `drawings` makes only those that
+show no run: layers and frontier. The report's screenshot needs Debian's chromium.
 """
 
 from __future__ import annotations
@@ -116,6 +117,11 @@ def screenshot(page: Path, out: Path) -> None:
 
 def main() -> None:
     """Write all pictures."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    (PICTURES / "layers.svg").write_text(layers(), encoding="utf-8")
+    (PICTURES / "frontier.svg").write_text(frontier(), encoding="utf-8")
+    if sys.argv[1:] == ["drawings"]:
+        return
     run = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "quickstart"
     edgeship = [sys.executable, "-m", "edgeship.toolkit.cli.app"]
     if not run.is_dir():
@@ -129,9 +135,6 @@ def main() -> None:
     shown = subprocess.run(
         [*edgeship, "report", str(run)], capture_output=True, text=True, check=True, env=environment
     )
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    (PICTURES / "layers.svg").write_text(layers(), encoding="utf-8")
-    (PICTURES / "frontier.svg").write_text(frontier(), encoding="utf-8")
     terminal(shown.stdout, PICTURES / "terminal.svg")
     if shutil.which("chromium"):
         screenshot(run / "report.html", PICTURES / "report.png")

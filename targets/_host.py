@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeship.targets import Compiled, Session
-from edgeship.targets._batching import in_batches
 from edgeship.targets._timing import loop_ips
-from edgeship.targets.runner.backend import ArraySession, Backend, BuildOptions
+from edgeship.targets.runner.backend import Backend, BuildOptions
 from edgeship.targets.runner.failures import Failure
+from edgeship.targets.runner.inference import Inference
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme
@@ -33,33 +31,18 @@ class HostSession:
 
     def __init__(self, session: Any, title: str, reason: Callable[[Exception], str] = last_line) -> None:
         self.session, self._title, self._reason = session, title, reason
-        self._prepared = 0
+        self._inference = Inference(session)
+        self.prepare = self._inference.prepare
 
     @property
     def takes_pixels(self) -> bool:
         """Return True for uint8 images (N, H, W, C), False for float32 (N, C, H, W)."""
-        return bool(self.session.takes_pixels)
+        return self._inference.takes_pixels
 
     def infer(self, images: FloatArray | PixelArray) -> FloatArray:
         """Return logits (N, classes) of images in the form it takes."""
-        limit = self.session.batch or min(self.session.batch_max or len(images), len(images))
-        return in_batches(self._run, images, limit)
-
-    def prepare(self, batch: int) -> None:
-        """Allocate for inferences of `batch` images."""
-        if self._prepared != batch:
-            self.session.prepare(batch, True, False)
-            self._prepared = batch
-
-    def _run(self, images: FloatArray | PixelArray) -> FloatArray:
         try:
-            if isinstance(self.session, ArraySession):
-                logits: FloatArray = self.session.run(images)
-                return logits
-            self.prepare(len(images))
-            kind = np.uint8 if self.takes_pixels else np.float32
-            self.session.load(np.ascontiguousarray(images, kind).tobytes())
-            self.session.step()
+            logits: FloatArray = self._inference(images)
         except Failure as failure:
             raise target_error(failure) from failure
         except Exception as error:  # the exception classes of a runtime may share no base but Exception
@@ -67,7 +50,7 @@ class HostSession:
                 f"{self._title} cannot run images of shape {images.shape}: {self._reason(error)}",
                 hint=OTHER_IMAGES,
             ) from error
-        return np.frombuffer(self.session.logits(), np.float32).reshape(len(images), -1)
+        return logits
 
 
 class HostTarget:

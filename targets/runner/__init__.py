@@ -25,6 +25,23 @@ from edgeship.targets.runner.cli import main
 sys.exit(main())
 """
 
+CLASSIFY_NAME = "classify.py"
+
+# In the folder of a release: a program, and the module that applications import.
+CLASSIFY = """\
+\"\"\"Classify images with this release: `python3 classify.py photo.jpg`, or `from classify import Classifier`.\"\"\"
+import os
+import sys
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.realpath(FOLDER), "runner", "%s"))
+from edgeship.targets.runner.classifier import Classifier, Prediction, Result  # noqa: E402, F401
+from edgeship.targets.runner.classify import main  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(main(FOLDER))
+""" % FILE_NAME
+
 
 def source(backends: Mapping[str, bytes] | None = None) -> bytes:
     """Return the runner as one file, a zip archive that Python runs; the same bytes on every machine.

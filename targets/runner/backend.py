@@ -160,3 +160,7 @@ class Backend(Protocol):
     def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> Session:
         """Load an engine."""
         ...
+
+    def open_file(self, file: str, threads: int | None) -> Session:
+        """Load a file of the SDK as it is, without a sidecar."""
+        ...

@@ -1,4 +1,4 @@
-"""Preprocess decoded images to network inputs, identically for calibration, evaluation and devices.
+"""Decode images and preprocess them to network inputs, identically for calibration, evaluation and devices.
 
 1. Resize so that the shorter side has `resize` pixels; the longer one is truncated:
    int(resize * long / short). A `resize` of (height, width) sets both sides, whatever the aspect ratio.
@@ -13,11 +13,15 @@ the same pixels with the fixed-point arithmetic of Pillow's Resample.c (22 bits,
 
 from __future__ import annotations
 
+import functools
+import io
+import struct
 from typing import Any, Callable, Optional, Tuple, Union
 
 import numpy as np
 
 try:
+    import PIL
     from PIL import Image as _pillow
 except ImportError:  # a device without Pillow
     _pillow = None  # type: ignore[assignment]
@@ -26,9 +30,114 @@ Image: Any = _pillow
 
 Size = Union[int, Tuple[int, int]]  # shorter side, or (height, width), in pixels
 
+# Pillow formats that are read. Others stay disabled: EPS, for one, runs programs from the file in an interpreter.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS_SINCE = 8  # major release of Pillow that can limit the formats
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Pillow's transpose
+_MOST_BYTES = 400_000_000  # of a decoded image, copies included: 100 megapixels of a JPEG, else 50
+
 _FIXED_BITS = 32 - 8 - 2  # of a coefficient: sums over 8-bit pixels stay below 2**31
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bits, as Pillow rounds it
 _GREY_MODES = 2  # dimensions of a grey image array
+
+
+class DecodeError(ValueError):
+    """A file that is no complete image; the message follows the name of the file."""
+
+
+def decode(data: bytes) -> Any:
+    """Decode an image file to upright RGB.
+
+    The format follows from the content, not the suffix. Grey is repeated over the channels, palettes are
+    looked up, alpha is dropped without blending (as in training pipelines), CMYK is converted, 16-bit samples
+    are reduced to their high byte, EXIF orientation is applied, and an animation's first frame is used.
+
+    Args:
+        data: Content of the file.
+
+    Returns:
+        An RGB image of Pillow.
+
+    Raises:
+        DecodeError: The file is empty, corrupt, truncated, not an image, or needs over 400 MB when decoded.
+        ImportError: Pillow is not installed.
+    """
+    if Image is None:
+        raise ImportError("Pillow is not installed")
+    if not data:
+        raise DecodeError("is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data), **_formats()) as image:
+            _check_size(image)
+            image.load()
+            turn = _TURNS.get(_orientation(image))
+            return _rgb(image if turn is None else image.transpose(turn))
+    except PIL.UnidentifiedImageError as error:
+        raise DecodeError("is not an image") from error
+    except Exception as error:  # broken files make Pillow's plug-ins raise many types
+        raise DecodeError(f"cannot be decoded: {error}") from error
+
+
+@functools.lru_cache(maxsize=None)
+def _formats() -> Any:
+    """Return the limit to the formats that this build of Pillow reads."""
+    Image.init()
+    usual = int(PIL.__version__.split(".")[0]) >= _FORMATS_SINCE
+    return {"formats": tuple(name for name in _FORMATS if name in Image.OPEN)} if usual else {}
+
+
+def _check_size(image: Any) -> None:
+    """Raise if the size in the header needs too much memory, before memory is allocated."""
+    each = 16 if image.mode.startswith("I") else 8  # bytes per pixel with a copy; 16 bits go through int64
+    if image.format == "JPEG" and image.mode == "RGB" and _orientation(image) not in _TURNS:
+        each = 4
+    needed = image.width * image.height * each
+    if needed > _MOST_BYTES:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels need {needed // 10**6} MB, more than {_MOST_BYTES // 10**6}"
+        )
+
+
+def _orientation(image: Any) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, struct.error, OSError):
+        return 1  # an image with broken metadata can still be decoded
+
+
+def _rgb(image: Any) -> Any:
+    if image.mode.startswith("I"):
+        samples = np.asarray(image).astype(np.int64)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise ValueError("32-bit samples have no agreed range")
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point samples have no agreed range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns when it converts such a palette to RGB directly
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_sides(value: Any) -> Tuple[int, int]:
+    """Return height and width of a size in JSON: N, or [height, width].
+
+    Raises:
+        TypeError, ValueError: The value is no size.
+    """
+    height, width = (value, value) if isinstance(value, int) else value
+    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        raise ValueError(f"{value!r} is no size")
+    return height, width
+
+
+def read_resize(value: Any) -> Optional[Size]:
+    """Return a resize in JSON: null, N (the shorter side), or [height, width].
+
+    Raises:
+        TypeError, ValueError: The value is no size.
+    """
+    return value if value is None or (isinstance(value, int) and value > 0) else read_sides(value)
 
 
 def resized_sides(height: int, width: int, resize: Optional[Size]) -> Tuple[int, int]:
@@ -181,6 +290,7 @@ def _lanczos(x: Any) -> Any:
     return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0.0)  # noqa: PLR2004
 
 
+FILTERS = ("bilinear", "bicubic", "nearest", "lanczos")
 _KERNELS: "dict[str, Tuple[Callable[[Any], Any], float]]" = {
     "bilinear": (_bilinear, 1.0),
     "bicubic": (_bicubic, 2.0),

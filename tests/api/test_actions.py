@@ -56,16 +56,21 @@ def test_an_engine_is_compiled_and_classifies(quantized, digits, tmp_path):
     built = edgeship.compile(quantized, "openvino", tmp_path / "engine")
     assert built.runs_here and built.int8_layers == (20, 20) and built.size_bytes > 1000
     stated = edgeship.evaluate(quantized, digits.pixels[:4], "openvino")
-    with edgeship.Classifier(built.file, preprocess=PREPROCESS, top=3) as classify:
-        classes, probabilities = classify(digits.pixels[0])
-        predictions = classify.predict(digits.pixels[:4])
-    assert len(classes) == 3 and (np.diff(probabilities) <= 0).all()
-    assert {int(each.classes[0]) for each in predictions} == set(stated.classes.tolist())
-    with edgeship.Classifier(quantized) as classify:  # preprocessing is in the file
-        assert classify(digits.pixels[0]).probabilities.sum() <= 1 + 1e-6
-    with edgeship.Classifier(built.file) as classify, pytest.raises(edgeship.ToolkitError, match="unknown"):
-        classify(digits.pixels[0])
-    with pytest.raises(edgeship.ToolkitError, match="is no model"):
+    names = [f"digit {index}" for index in range(10)]
+    with edgeship.Classifier(built.file, preprocess=PREPROCESS, labels=names) as classifier:
+        best = classifier(digits.pixels[0]).top(3)
+        results = classifier(list(digits.pixels[:4]))
+    assert len(best) == 3 and best[0].label == f"digit {best[0].index}"
+    assert best[0].probability >= best[1].probability >= best[2].probability
+    assert [each.index for each in results] == stated.logits.argmax(1).tolist()
+    with edgeship.Classifier(quantized) as classifier:  # preprocessing is in the file
+        assert classifier(digits.pixels[0]).probabilities.sum() == pytest.approx(1)
+    with (
+        edgeship.Classifier(built.file) as classifier,
+        pytest.raises(edgeship.ToolkitError, match=r"model\.json"),
+    ):
+        classifier(digits.pixels[0])
+    with pytest.raises(edgeship.ToolkitError, match="no engine at"):
         edgeship.Classifier(tmp_path)
 
 

@@ -19,7 +19,8 @@ layers = torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1
 images = np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32)
 result = edgeship.quantize(torch.nn.Sequential(*layers), images, effort="fast")
 file = result.save("int8.onnx")
-print(edgeship.__version__, result.images, len(edgeship.Classifier(file)(images[0]).classes))
+(classified,) = edgeship.Classifier(file).classify_inputs(images[:1])
+print(edgeship.__version__, result.images, len(classified.labels))
 """
 
 

@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> Path:
         np.save(stages["evaluate"] / "logits" / f"{name}.npy", logits)
         measured[name] = AccuracyRow(COUNT, "measured", f"where {name} ran", 0.9, None, 0, (0, 0), 1, None)
     np.save(stages["evaluate"] / "labels.npy", labels)
-    Accuracies(EvaluationData("digits", COUNT, ()), measured).write(stages["evaluate"])
+    Accuracies(EvaluationData("digits", COUNT, tuple("0123456789")), measured).write(stages["evaluate"])
     write_json(
         stages["evaluate"] / "images.json",
         {"source": "digits", "digest": "cd" * 32, "names": [dataset.items[index].name for index in indices]},

@@ -160,7 +160,7 @@ def test_the_summary_of_benchmarks_is_that_of_the_results():
 @pytest.mark.parametrize("name", ["layers", "frontier"])
 def test_drawings_are_those_of_today(name):
     drawn = (pictures.PICTURES / f"{name}.svg").read_text(encoding="utf-8")
-    assert drawn == getattr(pictures, name)(), "run `make pictures`"
+    assert drawn == getattr(pictures, name)(), "run `python -m docs.pictures drawings`"
 
 
 def test_pictures_load_nothing_from_elsewhere():
@@ -168,3 +168,7 @@ def test_pictures_load_nothing_from_elsewhere():
         text = file.read_text(encoding="utf-8").replace("http://www.w3.org/", "")
         assert "http" not in text, file
         assert "<title>" in text or 'class="rich-terminal"' in text
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    assert benchmarks.summary() in (ROOT / "README.md").read_text(encoding="utf-8")

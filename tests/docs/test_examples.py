@@ -45,9 +45,10 @@ def folder(materials, tmp_path, tmp_path_factory, monkeypatch):
     store = tmp_path_factory.getbasetemp() / "store"  # pages share results
     for name, value in {
         "EDGESHIP_STORE": store,
+        "HOME": tmp_path / "home",
         "XDG_CONFIG_HOME": tmp_path / "config",
-        "COLUMNS": 130,
-        "NO_COLOR": 1,
+        "COLUMNS": 80,
+        "FORCE_COLOR": 1,  # a terminal, for rich
         "PYTHONPATH": ROOT,
     }.items():
         monkeypatch.setenv(name, str(value))

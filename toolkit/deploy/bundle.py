@@ -22,6 +22,7 @@ from edgeship.targets import runner
 from edgeship.toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, labels_text
 
 SCHEMA = 1
 THREADS = 1  # default CPU threads of timing on a device; equal to the default of runs
@@ -70,6 +71,7 @@ class Contents:
         evaluation: Packed evaluation set; None: accuracy is not measured on the device.
         gates: Limits on the device (see `verification`).
         provenance: Versions and digests of the run.
+        description: Class names and preprocessing for applications (`runs.description`); None: no classifier.
         threads: CPU threads of timing on devices, equal to those of the run.
         runner: Program that builds and verifies on the device; empty: the device runner.
     """
@@ -80,6 +82,7 @@ class Contents:
     evaluation: Path | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    description: Mapping[str, Any] | None = None
     threads: int = THREADS
     runner: bytes = b""
 
@@ -300,6 +303,14 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
     program = scratch / runner.FILE_NAME
     program.write_bytes(contents.runner or targets.runner_archive(graph.target for graph in contents.graphs))
     yield RUNNER, (program, ())
+    if contents.description is not None:
+        for name, text in (
+            (DESCRIPTION, canonical_json(contents.description)),
+            (LABELS, labels_text(contents.description)),
+            (runner.CLASSIFY_NAME, runner.CLASSIFY),
+        ):
+            (scratch / name).write_text(text, encoding="utf-8")
+            yield name, (scratch / name, ())
     if contents.evaluation is not None:
         yield EVALUATION, (contents.evaluation, ())
     for graph in contents.graphs:

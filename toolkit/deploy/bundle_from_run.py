@@ -16,6 +16,7 @@ from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
+from edgeship.toolkit.runs.description import description
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
@@ -91,6 +92,7 @@ def make(
             evaluation=evaluation,
             gates=gates or {},
             provenance=_provenance(source),
+            description=description(source.model, source.classes),
             threads=source.threads,
         )
         return bundles.make(contents, out)
@@ -115,7 +117,8 @@ class _Run:
         self.quantized = read_as(
             self._folders["quantize"] / QuantizationSummary.FILE, dict[str, QuantizationSummary]
         )
-        self.evaluated = Accuracies.read(self._folders["evaluate"]).variants
+        accuracy = Accuracies.read(self._folders["evaluate"])
+        self.evaluated, self.classes = accuracy.variants, accuracy.data.classes
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images = EvaluatedImages.read(self._folders["evaluate"])
 

@@ -5,6 +5,7 @@ report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the report, with seconds and cache state of the stages of this run
 engines/<target>/<variant>/         engines, and the Q/DQ graph of each
+engines/model.json, labels.txt      preprocessing and class names, for applications
 run.json                            `RunIndex`; files it does not list are never overwritten or removed
 """
 
@@ -23,7 +24,10 @@ from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
 from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
+from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text
 from edgeship.toolkit.runs.index import RunIndex, StageResult
+from edgeship.toolkit.runs.measured import Accuracies
+from edgeship.toolkit.runs.network import ModelInfo
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
 RUN, REPORT = Path(RunIndex.FILE), "report.json"
@@ -71,7 +75,7 @@ def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
         for target in (*recipe.compile.targets, REFERENCE.target):
             files = sorted((out / ENGINES / target).glob(f"{target}-*/*"))
             claimed += [file.relative_to(out) for file in files]
-        claimed += [ENGINES] if (out / ENGINES).is_file() else []
+        claimed += [ENGINES] if (out / ENGINES).is_file() else [ENGINES / DESCRIPTION, ENGINES / LABELS]
     _refuse_foreign(claimed, owned, out)
 
 
@@ -89,6 +93,8 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     }
     if "report" in folders:
         written[Path(REPORT)] = read_report(folders["report"], stages)
+    if "compile" in folders:
+        written |= _description(folders)
     new, owned = not out.exists(), _owned(out)
     _refuse_foreign((RUN, *outputs, *written), owned, out)
     stale = {place for place in owned - {*outputs} if ENGINES in place.parents}
@@ -121,6 +127,15 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     finally:
         if new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
+
+
+def _description(folders: Mapping[str, Path]) -> dict[Path, object]:
+    """Return model.json and labels.txt of the engines, for applications."""
+    described = description(
+        ModelInfo.read(folders["load"]),
+        Accuracies.read(folders["evaluate"]).data.classes if "evaluate" in folders else (),
+    )
+    return {ENGINES / DESCRIPTION: described, ENGINES / LABELS: labels_text(described)}
 
 
 def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]:

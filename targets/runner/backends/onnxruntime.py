@@ -71,6 +71,13 @@ class OnnxRuntime:
         except Exception as error:
             raise from_error(error, doing="loading the engine") from error
 
+    def open_file(self, file: str, threads: int | None) -> OnnxRuntimeSession:
+        """Load an ONNX file with all optimizations."""
+        try:
+            return OnnxRuntimeSession(self.session(file, threads), threads)
+        except Exception as error:
+            raise from_error(error, doing=f"loading {file}") from error
+
     def session(self, graph: str | bytes, threads: int | None, level: str = "all", exact: bool = False, **more: Any) -> Any:
         """Return an InferenceSession.
 
@@ -111,6 +118,10 @@ class OnnxRuntimeSession(ArraySession):
     def run(self, images: Any) -> Any:
         """Run one inference."""
         return self._session.run(None, {self._name: images})[0]
+
+    def metadata(self) -> dict[str, str]:
+        """Return the metadata_props of the graph."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
 
     def layers(self, profile: bool) -> dict[str, Any]:
         """Return the kernels in the runtime's profile; there is no other listing."""

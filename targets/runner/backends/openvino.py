@@ -85,6 +85,13 @@ class OpenVINO:
             raise failure from error
         return OpenVINOSession(self._sdk, compiled)
 
+    def open_file(self, file: str, threads: int | None) -> OpenVINOSession:
+        """Load an OpenVINO IR or an ONNX file."""
+        try:
+            return OpenVINOSession(self._sdk, self.compile(file, threads))
+        except RuntimeError as error:
+            raise from_error(error, doing=f"loading {file}") from error
+
     def compile(self, model: Any, threads: int | None, precision: str = "fp32", **config: str) -> Any:
         """Return the compiled model of a graph: a model or the path of a file."""
         return self._core.compile_model(model, "CPU", {**_config(precision, threads), **config})

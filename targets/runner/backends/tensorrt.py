@@ -123,6 +123,11 @@ class TensorRT:
         """Load a plan."""
         return _TensorRTSession(self._sdk, self._log, engine)
 
+    def open_file(self, file: str, threads: int | None) -> _TensorRTSession:
+        """Load the file of a plan."""
+        with open(file, "rb") as stream:
+            return self.open(stream.read(), "int8", threads, False)
+
 
 class _TensorRTSession:
     threads = None  # of a CPU

@@ -1,0 +1,439 @@
+"""Classify images with an engine of edgeship: the same code on devices, in applications and on the host.
+
+    classifier = Classifier("/opt/edgeship/current")      # a release, an engine folder, or a file
+    result = classifier("photo.jpg")                      # or uint8 (H, W, 3) RGB, or a list of images
+    print(result.label, result.probability, result.top(5))
+
+Needs NumPy and the runtime of the engine; Pillow for image files. A `Classifier` of a release follows `current`:
+after a switch it loads the new engine in the background and uses it from the next image on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import io
+import json
+import os
+import threading
+from typing import Any, Iterator
+
+import numpy as np
+
+from . import backends, engines, imaging
+from .failures import Failure
+from .inference import Inference
+
+DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
+SCHEMA = 1
+RELEASE_ENGINE = os.path.join("engine", "model")
+COLORS = ("rgb", "bgr")
+_ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
+_LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
+_SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A class of an image: its index, its name and its probability."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Classification of one image.
+
+    Attributes:
+        probabilities: (classes,) float32.
+        logits: (classes,) float32, as the engine returned them.
+        labels: Names of the classes.
+    """
+
+    probabilities: Any
+    logits: Any
+    labels: list[str]
+
+    def top(self, count: int = 5) -> list[Prediction]:
+        """Return the most probable classes, best first."""
+        order = np.argsort(-self.logits, kind="stable")[:count]
+        return [Prediction(int(i), self.labels[i], float(self.probabilities[i])) for i in order]
+
+    @property
+    def index(self) -> int:
+        """Return the index of the most probable class."""
+        return int(self.logits.argmax())
+
+    @property
+    def label(self) -> str:
+        """Return the name of the most probable class."""
+        return self.labels[self.index]
+
+    @property
+    def probability(self) -> float:
+        """Return the probability of the most probable class."""
+        return float(self.probabilities[self.index])
+
+
+class Description:
+    """Class names and preprocessing of a model.
+
+    Args:
+        record: Content of model.json.
+        where: Its path, for messages.
+
+    Raises:
+        Failure: A field is absent or has another form.
+    """
+
+    def __init__(self, record: Any, where: str) -> None:
+        try:
+            values = record["preprocess"]
+            self.schema = record["schema"]
+            self.labels = [str(name) for name in record["labels"]]
+            self.resize = imaging.read_resize(values["resize"])
+            self.crop = imaging.read_sides(values["crop"])
+            self.mean, self.std = ([float(each) for each in values[key]] for key in ("mean", "std"))
+            self.interpolation = str(values["interpolation"])
+            self.source = str(record.get("preprocess_source", "unknown"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _bad_description(where, f"field {error}") from error
+        if self.schema != SCHEMA:
+            raise _bad_description(where, f"schema {self.schema}, expected {SCHEMA}")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not min(self.std) > 0:
+            raise _bad_description(where, f"mean {self.mean} and std {self.std}: 1 or 3 channels, std above 0")
+        if self.interpolation not in imaging.FILTERS:
+            raise _bad_description(where, f"interpolation {self.interpolation}: {', '.join(imaging.FILTERS)}")
+
+
+class Classifier:
+    """A loaded engine with its preprocessing and class names; calls from several threads take turns.
+
+    Args:
+        path: A release (`<root>/current`), a folder with an engine, or an engine file: model.xml of OpenVINO,
+            .onnx, .plan of TensorRT. Its model.json is in the same folder or above.
+        threads: CPU threads; None: all that the process may use.
+        description: Content of model.json; None: the file, or the metadata of an ONNX file.
+        follow: Load the new engine after `path` was switched to another folder; see `reload`.
+
+    Raises:
+        Failure: The engine, its runtime or its model.json is missing or damaged.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None,
+        description: dict[str, Any] | None = None, follow: bool = True,
+    ) -> None:  # fmt: skip
+        self.path, self._threads, self._follow = os.fspath(path), threads, follow
+        self._description = description
+        self._lock, self._reload_lock = threading.Lock(), threading.Lock()
+        self._loading: threading.Thread | None = None
+        self.reload_error: Exception | None = None
+        self._identity = _identity(self.path)
+        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description)
+
+    def __call__(self, images: Any, *, color: str = "rgb") -> Any:
+        """Classify one image or a list of them.
+
+        Args:
+            images: Path, encoded bytes, Pillow image or uint8 array (H, W, 3) or (H, W) of one image; or a list
+                or an array (N, H, W, 3) of several.
+            color: Order of the channels of arrays: rgb, or bgr as OpenCV reads them.
+
+        Returns:
+            A `Result`, or a list of them.
+
+        Raises:
+            Failure: An image cannot be decoded or has another form.
+        """
+        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4  # noqa: PLR2004
+        with self._used() as engine:
+            results = engine.classify(list(images) if several else [images], color)
+        return results if several else results[0]
+
+    def classify_inputs(self, inputs: Any) -> list[Result]:
+        """Classify network inputs (N, ...) that are preprocessed already, as `inputs` returns them."""
+        with self._used() as engine:
+            return engine.results(inputs)
+
+    def inputs(self, images: Any, *, color: str = "rgb") -> Any:
+        """Return the network inputs (N, ...) of a list of images, as the engine receives them."""
+        with self._used() as engine:
+            return engine.inputs(images, color)
+
+    @property
+    def labels(self) -> list[str]:
+        """Return the class names."""
+        with self._used() as engine:
+            return engine.labels
+
+    def warm_up(self, runs: int = 3) -> None:
+        """Run inferences of a black image, so that the first real one takes no longer than others."""
+        with self._used() as engine:
+            for _ in range(runs):
+                engine.warm_up()
+
+    def reload(self, *, wait: bool = True) -> bool:
+        """Load the engine anew if `path` leads to another folder or file now.
+
+        Args:
+            wait: Return after the new engine is in use; else it is loaded in the background.
+
+        Returns:
+            True if there is a new engine.
+
+        Raises:
+            Failure: The new engine cannot be loaded (with `wait`); the old one stays in use.
+        """
+        with self._reload_lock:
+            loading = self._loading
+            if loading is None and self._switched():
+                loading = self._loading = threading.Thread(target=self._load, daemon=True)
+                loading.start()
+        if loading is None:
+            return False
+        if wait:
+            loading.join()
+            if self.reload_error is not None:
+                raise self.reload_error
+        return True
+
+    def close(self) -> None:
+        """Free the engine."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
+            self._engine = None
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _switched(self) -> bool:
+        """Return True if the path leads to another folder or file than the engine is from."""
+        try:
+            return _identity(self.path) != self._identity
+        except OSError:  # removed: the engine in memory stays in use
+            return False
+
+    def _load(self) -> None:
+        """Load the engine that `path` leads to, and exchange it for the one in use between two calls."""
+        try:
+            identity = _identity(self.path)
+            engine = _Engine(os.path.realpath(self.path), self._threads, self._description)
+            with self._lock:
+                old, self._engine, self._identity = self._engine, engine, identity
+                self.reload_error = None
+            if old is None:  # closed in the meantime
+                self.close()
+            else:
+                old.close()
+        except Exception as error:  # the engine in use stays; a later switch is tried again
+            self.reload_error = error
+            with contextlib.suppress(OSError):
+                self._identity = _identity(self.path)
+        finally:
+            self._loading = None
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[_Engine]:
+        if self._follow:
+            self.reload(wait=False)
+        with self._lock:
+            if self._engine is None:
+                raise Failure("closed", f"the classifier of {self.path} is closed", "close() was called", "open it anew")
+            yield self._engine
+
+
+class _Engine:
+    """An engine, its preprocessing and its class names."""
+
+    def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None) -> None:
+        file, backend = _find_engine(path)
+        session: Any
+        if backend is None:
+            session, _, _ = engines.open_engine(file, None, threads)
+        else:
+            session = backends.load(backend).open_file(file, threads)
+        self._inference, self._file = Inference(session), file
+        self._how = _describe(file, session) if description is None else Description(description, "description")
+        self.labels = self._how.labels if self._how else []
+        self._channels_first = len(session.image_shape) == 3 and self._shape_agrees(session.image_shape)  # noqa: PLR2004
+        self._shape = self._input_shape(session.image_shape)
+        self._probabilities: bool | None = None  # True: the graph ends in a Softmax
+        self.warm_up()
+
+    def results(self, inputs: Any) -> list[Result]:
+        """Return the results of ready inputs."""
+        logits = self._inference(inputs)
+        if not self.labels:
+            self.labels = [str(index) for index in range(logits.shape[1])]
+        if len(self.labels) != logits.shape[1]:
+            raise _bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
+        if self._probabilities is None:
+            self._probabilities = _are_probabilities(logits)
+        probabilities = logits if self._probabilities else _softmax(logits)
+        return [Result(*row, self.labels) for row in zip(probabilities, logits)]
+
+    def classify(self, images: list[Any], color: str) -> list[Result]:
+        """Return the result of each image."""
+        return self.results(self.inputs(images, color)) if images else []
+
+    def inputs(self, images: list[Any], color: str) -> Any:
+        """Return the preprocessed images in the form that the engine takes."""
+        how = self._how
+        if how is None:
+            raise Failure(
+                "description-missing", f"no {DESCRIPTION} for {self._file}",
+                "it has the preprocessing and the class names",
+                f"copy {DESCRIPTION} of the run's engines/ folder to the engine, or pass description=",
+            )  # fmt: skip
+        if color not in COLORS:
+            raise Failure("color-unknown", f"color is {color!r}", f"expected {' or '.join(COLORS)}", "color='bgr'")
+        pixels = np.stack([self._pixels(_decoded(image, color), how) for image in images])
+        if self._inference.takes_pixels:
+            return pixels
+        ready = imaging.normalize(pixels, how.mean, how.std)
+        return ready if self._channels_first else np.ascontiguousarray(ready.transpose(0, 2, 3, 1))
+
+    def warm_up(self) -> None:
+        """Run one inference of zeros, if the size of the input is known."""
+        if -1 not in self._shape:
+            self.results(np.zeros((1, *self._shape), "u1" if self._inference.takes_pixels else "f4"))
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._inference.session.close()
+
+    @staticmethod
+    def _pixels(image: Any, how: Description) -> Any:
+        try:
+            return imaging.pixels(image, how.resize, how.crop, how.interpolation, len(how.mean))
+        except ValueError as error:
+            raise Failure("image-small", f"the image is {error}", "the resize keeps it below the crop",
+                          "give a larger image") from error  # fmt: skip
+
+    def _shape_agrees(self, shape: tuple[int, ...]) -> bool:
+        """Return True if images are (C, H, W): as described, else with 1 or 3 channels in front."""
+        if self._inference.takes_pixels:
+            return False
+        if self._how is None:
+            return shape[0] in (1, 3)
+        return _fits(shape, (len(self._how.mean), *self._how.crop))
+
+    def _input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one input; -1 where unknown."""
+        if self._how is None:
+            return shape
+        channels, crop = len(self._how.mean), self._how.crop
+        expected = (channels, *crop) if self._channels_first else (*crop, channels)
+        if not _fits(shape, expected):
+            raise Failure(
+                "shape-mismatch", f"the engine takes images of {shape}, {DESCRIPTION} describes {expected}",
+                "engine and description come from different runs", "use the files of one run or release",
+            )  # fmt: skip
+        return expected
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    return len(shape) == len(expected) and all(side in (-1, size) for side, size in zip(shape, expected))
+
+
+def _find_engine(path: str) -> tuple[str, str | None]:
+    """Return the engine file of a path and its backend; None: an engine with a sidecar."""
+    if os.path.isfile(path):
+        if os.path.exists(path + ".json"):
+            return path, None
+        backend = _ENGINES.get(os.path.splitext(path)[1])
+        if backend is not None:
+            return path, backend
+    elif os.path.isfile(os.path.join(path, RELEASE_ENGINE)):
+        return os.path.join(path, RELEASE_ENGINE), None
+    elif os.path.isdir(path):
+        for suffix, backend in _ENGINES.items():
+            for file in sorted(glob.glob(os.path.join(glob.escape(path), f"model{suffix}"))):
+                return file, backend
+    raise Failure(
+        "engine-missing", f"no engine at {path}", "expected a release, a folder with model.xml, model.onnx or "
+        "model.plan, or such a file", "`edgeship list` names runs and devices",
+    )  # fmt: skip
+
+
+def _describe(file: str, session: Any) -> Description | None:
+    """Return the description of an engine: model.json of its folder or above, else metadata of the file."""
+    folder = os.path.dirname(os.path.abspath(file))
+    for _ in range(_LEVELS_UP):
+        path = os.path.join(folder, DESCRIPTION)
+        if os.path.isfile(path) and os.path.abspath(file) + ".json" != path:
+            try:
+                with open(path, encoding="utf-8") as stream:
+                    return Description(json.load(stream), path)
+            except (OSError, ValueError, RecursionError) as error:
+                raise _bad_description(path, str(error)) from error
+        folder = os.path.dirname(folder)
+    stored = session.metadata() if hasattr(session, "metadata") else {}
+    if "preprocess" not in stored:
+        return None
+    try:
+        values = {key: json.loads(stored[key]) for key in ("preprocess", "labels") if key in stored}
+    except (ValueError, RecursionError) as error:
+        raise _bad_description(file, str(error)) from error
+    return Description({"schema": SCHEMA, "labels": [], **values}, file)
+
+
+def _decoded(image: Any, color: str) -> Any:
+    """Return a Pillow image or an array of RGB or grey."""
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            with open(image, "rb") as stream:
+                return _decode(stream.read(), os.fspath(image))
+        except OSError as error:
+            raise Failure("image-missing", f"cannot read {image}", str(error.strerror), "check the path") from error
+    if isinstance(image, (bytes, bytearray, io.BytesIO)):
+        return _decode(image.getvalue() if isinstance(image, io.BytesIO) else bytes(image), "image")
+    if imaging.Image is not None and isinstance(image, imaging.Image.Image):
+        return image
+    array = np.asarray(image)
+    grey, rgb = array.ndim == 2, array.ndim == 3 and array.shape[2] == 3  # noqa: PLR2004
+    if array.dtype != np.uint8 or not (grey or rgb) or 0 in array.shape:
+        raise Failure(
+            "image-form", f"an image has shape {array.shape} and type {array.dtype}",
+            "expected uint8 (H, W, 3), RGB, or (H, W)", "give decoded pixels in 0..255, not prepared inputs",
+        )  # fmt: skip
+    return np.ascontiguousarray(array[..., ::-1]) if rgb and color == "bgr" else array
+
+
+def _decode(data: bytes, name: str) -> Any:
+    try:
+        return imaging.decode(data)
+    except ImportError as error:
+        raise Failure("pillow-missing", f"cannot decode {name}", "Pillow is not installed", "pip install pillow") from error
+    except imaging.DecodeError as error:
+        raise Failure("image-damaged", f"{name} {error}", "the file is no complete image", "replace it") from error
+
+
+def _are_probabilities(outputs: Any) -> bool:
+    """Return True for a graph that ends in a Softmax: its outputs are shares of 1."""
+    sums = outputs.sum(1)
+    return bool((outputs >= 0).all() and np.abs(sums - 1).max() < _SUM_TOLERANCE)
+
+
+def _softmax(logits: Any) -> Any:
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Return what differs after a switch: the folder or file that a path leads to."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, 0 if os.path.isdir(path) else status.st_mtime_ns
+
+
+def _bad_description(where: str, problem: str) -> Failure:
+    return Failure("description-damaged", f"{where}: {problem}", "it is damaged or from another version",
+                   "copy it again from the run or the release")  # fmt: skip

@@ -1,0 +1,58 @@
+"""`edgeship predict`: classify images with an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeship.toolkit.cli._options import JSON, Command
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  edgeship predict runs/r18 photo.jpg
+  edgeship predict runs/r18 photos/ --variant onnxruntime-int8 --json
+  edgeship predict net-int8.onnx 'camera/*.png' --top 1
+  cat photo.jpg | edgeship predict runs/r18/engines/openvino/openvino-int8 -
+""",
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "--variant", metavar="NAME", help="Variant of a run.  [default: an INT8 engine of this machine]"
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Number of classes for each image.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]")
+@JSON
+def command(
+    *, path: Path, images: tuple[str, ...], variant: str | None, top: int, threads: int | None, as_json: bool
+) -> None:
+    """Classify images; print the most probable classes with their probabilities.
+
+    PATH is the folder of a run, an engine folder of it, model.xml of OpenVINO, or an ONNX file. IMAGE is an
+    image file, a folder, a pattern, or - for standard input. The images are preprocessed as for calibration.
+    """
+    from edgeship.targets.runner.classifier import Classifier
+    from edgeship.targets.runner.classify import classify
+    from edgeship.targets.runner.failures import Failure
+    from edgeship.toolkit.core.errors import DataError
+    from edgeship.toolkit.runs.engines import engine_of
+
+    try:
+        with Classifier(engine_of(path, variant), threads=threads) as classifier:
+            failed = classify(classifier, images, top=top, as_json=as_json, write=click.echo)
+    except Failure as failure:
+        raise DataError(f"{failure} ({failure.cause})", hint=failure.cure) from failure
+    if failed:
+        raise DataError(
+            f"{failed} images were not classified", hint="replace or remove the files named above"
+        )
