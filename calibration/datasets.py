@@ -207,16 +207,32 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
 
 
 def _split(dataset: Dataset, part: str) -> Dataset:
-    """Return the images for training or for testing, every fifth of each class in the order of a hash."""
+    """Return the images for training or for testing, every fifth of each class in the order of a hash.
+
+    Images of equal content are in the same part.
+    """
     turns: Counter[int | None] = Counter()
-    chosen = set()
-    for item in sorted(dataset.items, key=lambda each: sha256_bytes(each.name.encode(errors="replace"))):
-        if ("test" if turns[item.label] % _TEST_EVERY == 1 else "train") == part:
-            chosen.add(item)
-        turns[item.label] += 1
-    items = tuple(item for item in dataset.items if item in chosen)
+    parts: dict[str, str] = {}  # content -> part
+    contents = _contents(dataset)
+    order = [sha256_bytes(item.name.encode(errors="replace")) for item in dataset.items]
+    for index in sorted(range(len(dataset)), key=order.__getitem__):
+        if contents[index] not in parts:
+            label = dataset.items[index].label
+            parts[contents[index]] = "test" if turns[label] % _TEST_EVERY == 1 else "train"
+            turns[label] += 1
+    items = tuple(item for item, each in zip(dataset.items, contents, strict=True) if parts[each] == part)
     note = f"{dataset.name} is split by names: {len(items)} of {len(dataset)} images are for {part}ing"
     return replace(dataset, name=f"{dataset.name}:{part}", items=items, notes=(*dataset.notes, note))
+
+
+def _contents(dataset: Dataset) -> list[str]:
+    """Return an identifier of each image's content; only images of equal size are read."""
+    sizes = [dataset.size_bytes(index) for index in range(len(dataset))]
+    counts = Counter(sizes)
+    return [
+        dataset.digest(index) if counts[size] > 1 else dataset.items[index].name
+        for index, size in enumerate(sizes)
+    ]
 
 
 def _need_labels(dataset: Dataset) -> None:

@@ -98,6 +98,18 @@ def test_data_options(place, monkeypatch):
     assert with_data({"export.size": 8}) == {"export.size": 8}
 
 
+def test_equal_images_of_a_folder_are_split_into_the_same_part(tmp_path):
+    digits = open_dataset("digits:train")
+    for index in range(40):
+        for copy in "abc":
+            (tmp_path / "photos" / copy).mkdir(parents=True, exist_ok=True)
+            digits.image(index).save(tmp_path / "photos" / copy / f"{copy}{index}.png")
+    parts = [open_dataset(f"{tmp_path / 'photos'}:{part}") for part in ("train", "test")]
+    train, test = ({part.digest(index) for index in range(len(part))} for part in parts)
+    assert not train & test and len(train | test) == 40
+    assert sum(map(len, parts)) == 120 and len(parts[1]) >= 12
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeship.toolkit.cli._options import JSON
-from edgeship.toolkit.cli._outputs import refuse_inputs
+from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 from edgeship.toolkit.core.errors import GateError, ModelError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ Examples:
 @click.option("--fix", is_flag=True, help="Write a repaired graph to --out.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutPath(dir_okay=False),
     help="File of the repaired graph.  [default: SOURCE-fixed.onnx]",
 )
 @click.option(

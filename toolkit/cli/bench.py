@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, Command, recipe_options
+from edgeship.toolkit.cli._options import JSON, Command, note, recipe_options
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray
@@ -107,7 +107,7 @@ def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines
         raise RecipeError(f"{file.name} needs a target", hint="--target openvino or --target onnxruntime")
     if not graph.quantized and graph.form not in (InputForm(), InputForm("NHWC", "uint8")):
         planes = folder / "planes.onnx"  # input forms of sessions: float32 (N, C, H, W) or uint8 (N, H, W, C)
-        click.echo(f"note: {file.name} takes {graph.form}; timed as {InputForm()}", err=True)
+        note(f"{file.name} takes {graph.form}; timed as {InputForm()}")
         io.save(io.read_classifier(file).model, planes)
         file = planes
     engines = {}

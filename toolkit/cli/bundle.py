@@ -6,15 +6,18 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._outputs import refuse_inputs
+from edgeship.toolkit.cli._options import Command
+from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 
 
 @click.command(
+    cls=Command,
+    former={"--images": "--eval-images"},
     epilog="\b\nExamples:\n  edgeship bundle runs/quickstart\n"
-    "  edgeship bundle runs/main --variant tensorrt-int8-pruned --sign ~/.ssh/release --out main.tar"
+    "  edgeship bundle runs/main --variant tensorrt-int8-pruned --sign ~/.ssh/release --out main.tar",
 )
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: RUN/bundle.tar]")
+@click.option("--out", type=OutPath(dir_okay=False), help="File to write.  [default: RUN/bundle.tar]")
 @click.option(
     "--variant",
     "variants",
@@ -29,8 +32,10 @@ from edgeship.toolkit.cli._outputs import refuse_inputs
     help="Number of golden images, for the self-test on the device.",
 )
 @click.option(
-    "--images",
+    "--eval-images",
+    "images",
     default=500,
+    metavar="N",
     show_default=True,
     type=click.IntRange(0),
     help="Number of images to measure accuracy with on the device; 0: none.",

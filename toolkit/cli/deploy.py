@@ -16,10 +16,12 @@ from edgeship.toolkit.cli._devices import (
     states,
 )
 from edgeship.toolkit.cli._options import Resumable
+from edgeship.toolkit.cli._outputs import OutPath
 
 
 @click.command(
     cls=Resumable,
+    former={"--time": "--duration", "--report": "--out"},
     epilog="\b\nExamples:\n  edgeship deploy runs/quickstart --device nano-1\n"
     "  edgeship deploy runs/main --tag shop --parallel 10 --canaries 2 --max-failures 0.05\n"
     "  edgeship deploy bundle.tar --device nano-1 --dry-run",
@@ -46,12 +48,17 @@ from edgeship.toolkit.cli._options import Resumable
 @click.option(
     "--limit", "limit_s", default=3600.0, show_default=True, help="Time limit of a build, in seconds."
 )
-@click.option("--time", "timing_s", default=3.0, show_default=True, help="Seconds of timed inferences.")
+@click.option(
+    "--duration",
+    "timing_s",
+    default=3.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Seconds of timed inferences.",
+)
 @WAIT
 @DRY_RUN
-@click.option(
-    "--report", "folder", type=click.Path(path_type=Path), help="Folder for fleet.json and fleet.md."
-)
+@click.option("--out", "folder", type=OutPath(file_okay=False), help="Folder for fleet.json and fleet.md.")
 def command(
     run: Path,
     *,

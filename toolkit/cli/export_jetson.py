@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeship.toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON, Command
+from edgeship.toolkit.cli._outputs import OutPath
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray, PixelArray
 
 
 @click.command(
+    cls=Command,
+    former={"--images": "--data"},
     epilog="""\b
 Examples:
   edgeship export-jetson runs/main --out orin-nano
   edgeship export-jetson runs/main --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
-  edgeship export-jetson int8.onnx --float float.onnx --images calibration.npy --out orin-nano
-"""
+  edgeship export-jetson int8.onnx --float float.onnx --data calibration.npy --out orin-nano
+""",
 )
 @click.argument("model", type=click.Path(exists=True, path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=OutPath(file_okay=False), help="Folder to write.")
 @click.option(
     "--module", default="Orin Nano", show_default=True, help="Jetson module, e.g. 'Orin Nano' or 'AGX Orin'."
 )
@@ -40,7 +43,8 @@ Examples:
     help="Float ONNX file, to build an FP16 engine for comparison.  [default: that of the run]",
 )
 @click.option(
-    "--images",
+    "--data",
+    "images",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Preprocessed images for self-test and DLA calibration: .npy, float32 (N, C, H, W), or uint8 "
     "(N, H, W, C) for a graph with pixel input.  [default: calibration images of the run, else noise]",
