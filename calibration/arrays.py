@@ -26,6 +26,7 @@ _IMAGE_KEYS = ("x", "images", "image", "imgs", "data", "inputs", "arr")
 _LABEL_KEYS = ("y", "labels", "label", "targets", "target", "classes", "arr")
 _CHANNELS = (1, 3, 4)
 _MOST_LABEL_BYTES = 1 << 28
+npy_format: Any = np.lib.format  # untyped before NumPy 2.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +183,11 @@ def read_header(stream: IO[bytes]) -> Header:
     Raises:
         ValueError: The header is invalid or of an unknown version.
     """
-    version = np.lib.format.read_magic(stream)
+    version = npy_format.read_magic(stream)
     if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        shape, fortran, dtype = npy_format.read_array_header_1_0(stream)
     elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
     else:
         raise ValueError(f"format version {version}; expected 1.0 or 2.0")
     if any(length < 0 for length in shape):
@@ -232,7 +233,7 @@ def _read_labels(path: Path, key: str, header: Header) -> list[str]:
         )
     try:
         with zipfile.ZipFile(path) as archive, open_member(archive, archive.getinfo(f"{key}.npy")) as stream:
-            values = np.lib.format.read_array(stream, allow_pickle=False).ravel()
+            values = npy_format.read_array(stream, allow_pickle=False).ravel()
         if values.dtype.kind == "S":
             values = np.char.decode(values, "utf-8")
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,8 @@ def stem_divergence(stem: Stem, inputs: FloatArray) -> float:
         Mean over the O channels of KL(N(images) || N(training)), in nats; 0: equal, above 1: unlike.
     """
     height, width = stem.weight.shape[2:]
-    windows = np.lib.stride_tricks.sliding_window_view(inputs, (height, width), (2, 3))
+    view: Any = np.lib.stride_tricks.sliding_window_view  # typed for one axis before NumPy 2.3
+    windows: FloatArray = view(inputs, (height, width), (2, 3))
     rows, columns = windows.shape[2:4]
     positions = _POSITIONS if len(inputs) <= SAMPLE else _POSITIONS // 2  # fewer positions suffice
     step_y, step_x = (stem.stride * max(1, size // (stem.stride * positions)) for size in (rows, columns))

@@ -27,7 +27,6 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/cli/_progress.py
         toolkit/cli/deploy.py
         toolkit/cli/doctor.py
-        toolkit/cli/run.py
         toolkit/cli/store.py
         toolkit/core/options.py
         toolkit/core/plugins.py
@@ -36,6 +35,12 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "cli/test_outputs.py": "toolkit/cli/audit.py toolkit/cli/bundle.py",
     "cli/test_prune_command.py": "toolkit/cli/device.py",
     "cli/test_quantize_command.py": "toolkit/cli/inspect.py",
+    "cli/test_run_command.py": """
+        toolkit/cli/completion.py
+        toolkit/cli/init.py
+        toolkit/cli/list.py
+        toolkit/pipeline/model_recipe.py
+    """,
     "core/test_paired_statistics.py": "toolkit/core/statistics.py",
     "core/test_typed_json.py": """
         toolkit/core/artifact.py
@@ -161,6 +166,11 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/runs/network.py
         toolkit/runs/quantized.py
     """,
+    "runner/test_runner_classifier.py": """
+        targets/runner/classify.py
+        toolkit/cli/predict.py
+        toolkit/runs/description.py
+    """,
     "runner/test_runner_cpu.py": """
         targets/runner/backends/onnxruntime.py
         targets/runner/backends/openvino.py
@@ -181,13 +191,13 @@ COVERED_BY = {  # test file -> modules without a file of their name
         targets/runner/backends/__init__.py
         targets/runner/backends/tensorrt.py
         targets/runner/cuda.py
+        targets/runner/inference.py
     """,
     "targets/test_audit_command.py": "targets/_openvino_audit.py toolkit/cli/export_jetson.py",
     "targets/test_layer_times.py": "targets/_onnxruntime_profile.py",
     "targets/test_measurements.py": "targets/_cpu_load.py targets/_energy.py targets/_memory.py",
     "targets/test_runtimes.py": """
         targets/__init__.py
-        targets/_batching.py
         targets/_host.py
         targets/onnxruntime.py
         targets/openvino.py

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from edgeship.quantization.observers import clipped
 from edgeship.quantization.statistics import TensorStatistics
@@ -33,7 +36,7 @@ def observe(tensor: TensorStatistics, spec: QuantSpec) -> Range:
     return clipped(float(edges[best]), tensor)
 
 
-def divergence(histogram: np.ndarray[tuple[int], np.dtype[np.int64]], cut: int, levels: int) -> float:
+def divergence(histogram: npt.NDArray[Any], cut: int, levels: int) -> float:
     """Compute the KL divergence, in nats, between a cut histogram and its version with fewer levels."""
     counts = histogram[:cut].astype(np.float64)
     merged_into = np.arange(cut) * levels // cut

@@ -7,7 +7,6 @@ the DLA of AGX Orin alone, with precision from the types and the Q/DQ of the gra
 from __future__ import annotations
 
 import math
-import re
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -41,8 +40,6 @@ from edgeship.toolkit.graph.reference import Reference
 from edgeship.toolkit.graph.shapes import infer
 
 ALGORITHM = "EntropyCalibration2"  # required by a DLA: it calibrates before layers are fused
-HEADER = re.compile(r"TRT-(\d{4,6})-(EntropyCalibration2|EntropyCalibration|MinMaxCalibration)")
-LINE = re.compile(r"(?P<name>.+): (?P<scale>[0-9a-fA-F]{8})")
 SOURCE = "NVIDIA/Deep-Learning-Accelerator-SW, tools/qdq-translator and the operator support tables"
 RUNS = (
     "Conv",
@@ -113,28 +110,6 @@ def write_cache(cache: Cache) -> str:
             raise DataError(f"'{name}' has the scale {scale}", hint="calibrate again: scales are above zero")
         lines.append(f"{name}: {struct.pack('>f', scale).hex()}")
     return "\n".join(lines) + "\n"
-
-
-def read_cache(text: str) -> Cache:
-    """Parse a cache; names may hold colons, the last one counts.
-
-    Raises:
-        DataError: It is not a whole calibration cache.
-    """
-    lines = text.split("\n")
-    header = HEADER.fullmatch(lines[0])
-    if header is None or lines[-1] != "":
-        raise _no_cache("no header like TRT-8501-EntropyCalibration2, or its last line is cut off")
-    scales: dict[str, float] = {}
-    for number, line in enumerate(lines[1:-1], 2):
-        match = LINE.fullmatch(line)
-        if match is None or match["name"] in scales:
-            raise _no_cache(f"line {number} is not 'tensor: 8 hex digits', or its tensor came before")
-        (scale,) = struct.unpack(">f", bytes.fromhex(match["scale"]))
-        if not (math.isfinite(scale) and scale > 0):
-            raise _no_cache(f"line {number} holds the scale {scale}")
-        scales[match["name"]] = scale
-    return Cache(_header_version(int(header[1])), header[2], scales)
 
 
 def strip(model: ir.Model, ranges: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -395,7 +370,9 @@ def _without_scale(graph: ir.Graph, scales: Mapping[str, float]) -> list[ir.Valu
 
 def _scale(node: ir.Node) -> float:
     scale, zero = array(input_at(node, 1)), array(input_at(node, 2))
-    is_signed = input_at(node, 2) is None or (dtype(input_at(node, 2)) == "int8" and not np.any(zero))
+    is_signed = input_at(node, 2) is None or (
+        dtype(input_at(node, 2)) == "int8" and (zero is None or not zero.any())
+    )
     if scale is None or scale.size != 1 or not is_signed:
         raise ModelError(
             f"{label(node)} is not int8 with zero point 0 and one scale",
@@ -407,15 +384,6 @@ def _scale(node: ir.Node) -> float:
 def _header_number(version: tuple[int, int, int]) -> int:
     major, minor, patch = version
     return major * (10_000 if major >= 10 else 1000) + minor * 100 + patch
-
-
-def _header_version(number: int) -> tuple[int, int, int]:
-    factor = 10_000 if number >= 100_000 else 1000
-    return number // factor, number % factor // 100, number % 100
-
-
-def _no_cache(reason: str) -> DataError:
-    return DataError(f"not a calibration cache: {reason}", hint="write it again; it may have been cut off")
 
 
 def _finding(rule: str, node: str, message: str, fix: str) -> Finding:

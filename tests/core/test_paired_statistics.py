@@ -38,16 +38,20 @@ def test_the_interval_is_the_quantile_of_the_melded_distributions(lost, won, n):
     assert abs(low - 100 * expected) < 0.01 * (drop - low)
 
 
-@pytest.mark.parametrize(("lost", "won", "n"), [(9, 0, 40), (10, 1, 21), (60, 30, 5000)])
-def test_a_positive_bound_has_exactly_its_probability(lost, won, n):
+@pytest.mark.parametrize(
+    ("lost", "won", "n"), [(9, 0, 40), (10, 1, 21), (60, 30, 5000), (7, 1, 21), (2, 3, 40), (20, 25, 300)]
+)
+def test_the_lower_bound_has_exactly_its_probability(lost, won, n):
     _, (low, _) = statistics.paired_drop(*outcomes(n - lost - won, lost, won, 0))
-    assert low > 0
+    changed, balance = lost + won, beta(lost, won + 1)
+    share = beta(changed, n - changed + 1) if low > 0 else beta(changed + 1, n - changed)
 
-    def below(balance):
-        share = beta.cdf(low / 100 / (2 * balance - 1), lost + won, n - lost - won + 1)
-        return beta.pdf(balance, lost, won + 1) * share
+    def below(at):
+        part = share.cdf(low / 100 / (2 * at - 1))
+        return balance.pdf(at) * (part if low > 0 else 1 - part)
 
-    assert beta.cdf(0.5, lost, won + 1) + quad(below, 0.5, 1)[0] == pytest.approx(0.025, abs=5e-5)
+    probability = quad(below, 0.5, 1)[0] + balance.cdf(0.5) if low > 0 else quad(below, 0, 0.5)[0]
+    assert probability == pytest.approx(0.025, abs=4e-4)
 
 
 @pytest.mark.parametrize("n", [1, 355, 10_000])

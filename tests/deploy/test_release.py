@@ -246,7 +246,7 @@ def test_nothing_of_a_bundle_is_in_the_process_list(device):
     _, entry = device
     with connect(dataclasses.replace(entry, root=f"{entry.root}/SECRET")) as session:
         session.call("status")
-        lines = processes("json.loads(text.decode())")
+        lines = processes("os.fdopen(os.dup(0)")
     assert len(lines) >= 2 and not any("SECRET" in line for line in lines)  # here and there
 
 

@@ -43,6 +43,7 @@ TESTS = {  # module -> its test files; the quick ones first
         "quantize/test_signs.py",
         "quantize/test_torch_executor.py",
     ],
+    "toolkit/graph/signs.py": ["quantize/test_signs.py", "quantize/test_placement.py"],
     "quantize/bias.py": ["quantize/test_bias.py", "quantize/test_equalize.py"],
     "quantize/statistics.py": ["quantize/test_statistics.py", "quantize/test_calibrate.py"],
     "quantize/gptq.py": ["quantize/test_gptq.py"],
@@ -84,7 +85,7 @@ TESTS = {  # module -> its test files; the quick ones first
 
 REVIEW = (  # file, tests, text, replacement: faults that survived an earlier review
     (
-        "quantize/placement.py",
+        "toolkit/graph/signs.py",
         ["quantize/test_placement.py"],
         "all(_never_negative(each",
         "any(_never_negative(each",

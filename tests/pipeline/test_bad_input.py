@@ -246,9 +246,7 @@ class TestOnnx:
 
 class TestPruning:
     def test_a_goal_needs_a_method(self, start):
-        refused(
-            start, "prune.method is none", "prune.method=obs", error=RecipeError, prune={"keep_ratio": 0.5}
-        )
+        refused(start, "prune.method is none", "prune.method", error=RecipeError, prune={"keep_ratio": 0.5})
 
     def test_a_method_needs_a_goal(self, start):
         refused(start, "no goal", "prune.keep_ratio", error=RecipeError, prune={"method": "obs"})

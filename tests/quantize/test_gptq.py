@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from float_graphs import Graph, images
 
 from edgeship.quantization import gptq
-from edgeship.quantization.fake_quant import fake_quantize
+from edgeship.quantization.fake_quant import fake_quantize, quantized
 from edgeship.quantization.gptq import gptq_round as rounded_blocks
 from edgeship.quantization.gptq import gptq_weights
+from edgeship.quantization.overflow import clip_pairs
 from edgeship.quantization.qparams import weight_qparams
 from edgeship.quantization.second_moments import collect_moments
 from edgeship.quantization.torch_executor import TorchExecutor
@@ -203,3 +205,19 @@ def test_a_wide_layer_is_fitted_in_blocks_that_keep_most_of_the_gain(monkeypatch
     halves = lost(gptq_weights(network, values.numpy(), {"conv0.weight": qparams}).weights["conv0.weight"])
     assert seen == [2]
     assert whole < halves < whole + 0.25 * (nearest - whole)
+
+
+def test_rounded_weights_of_a_cpu_that_adds_pairs_do_not_saturate():
+    graph = Graph(size=8, channels=8)
+    graph.head(graph.conv("images", 4, weight=np.full((4, 8, 3, 3), 0.5, np.float32)))
+    network = TorchExecutor(ir.from_proto(graph.model()))
+    name = str(network.nodes[0].inputs[1].name)
+    qparams = weight_qparams(network.constants[name].numpy(), QuantSpec("int8", symmetric=True, axis=0))
+    images = torch.randn(8, 8, 8, 8, generator=torch.Generator().manual_seed(4)).numpy()
+
+    def steps(pairs):
+        values = gptq_weights(network, images, {name: qparams}, pairs=pairs).weights[name]
+        return quantized(values, qparams)
+
+    assert torch.equal(clip_pairs(steps("channels"), "channels"), steps("channels"))
+    assert not torch.equal(clip_pairs(steps(None), "channels"), steps(None))

@@ -19,6 +19,7 @@ from edgeship.quantization.placement import (
     is_weighted,
     never_negative,
     place,
+    preceding_layer,
     quantizable_tensors,
     weight_axis,
 )
@@ -243,6 +244,17 @@ def test_only_layers_in_float_get_weights_of_their_own():
     assert weights[third] != f"{second}.weight"
     assert weights[first] == f"{first}.weight"
     assert duplicate_shared_weights(model, place(model, scheme)) is model
+
+
+@pytest.mark.parametrize("shortcut_first", [True, False])
+def test_the_layer_before_a_join_is_that_of_the_deepest_branch(shortcut_first):
+    graph = Graph(size=8)
+    stem = graph.conv("images", 4)
+    deep, shortcut = graph.conv(graph.conv(graph.conv(stem, 4), 4), 4), graph.conv(stem, 4)
+    added = graph.add(shortcut, deep) if shortcut_first else graph.add(deep, shortcut)
+    graph.head(added)
+    model = ir.from_proto(graph.model())
+    assert preceding_layer(next(node for node in model.graph if node.op_type == "Add")) == deep
 
 
 def test_a_layer_in_float_reads_floats_and_the_next_one_integers():

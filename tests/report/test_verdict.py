@@ -60,6 +60,8 @@ def lossy(drop, low, high, **others):
         ),
         (replace(INT8, speedup=None, speedup_ci95=None), {}, "not_measured", "its speed-up is unknown"),
         (SIMULATED, {}, "not_measured", "[−0.20, 0.40] in simulation; its speed was not measured"),
+        (SIMULATED, {}, "not_measured", "measure it on the device"),
+        (replace(SIMULATED, runs_here=True), {}, "not_measured", "run the stage bench"),
         (replace(SIMULATED, drop_ci95_pp=(-2.0, 2.0)), {}, "not_measured", "max_drop_pp = 1 is undecided"),
         (replace(SIMULATED, drop_pp=5.0, drop_ci95_pp=(3.0, 6.0)), {}, "fail", "do not deploy it"),
         (
@@ -272,6 +274,21 @@ def test_nothing_timed_on_a_busy_machine_is_praised(environment, level):
     assert "min_speedup = 4 is undecided" not in missed.sentence  # the disturbance is named once
     (slow,) = verdicts(report(FP32, lossy(5.0, 4.0, 6.0), environment=environment))
     assert slow.level == "fail"  # its drop has nothing to do with the load
+
+
+@pytest.mark.parametrize(("own", "other"), [(10, 40), (40, 10)])
+def test_the_fewest_runs_are_stated(own, other):
+    base = replace(FP32, latency_ms=replace(latency(6.0), runs=other, p50_ci95=None))
+    int8 = replace(INT8, speedup_over=FP32.name, latency_ms=replace(latency(2.0), runs=own, p50_ci95=None))
+    (verdict,) = verdicts(report(base, int8))
+    assert "only 10 runs were timed" in verdict.sentence
+
+
+@pytest.mark.parametrize("interval", [(0.5, 1.5), (-0.5, 1.5), (0.0, 1.5), None])
+def test_more_effort_is_advised_where_a_drop_is_certain(interval):
+    int8 = replace(INT8, drop_pp=0.7, drop_ci95_pp=interval)
+    (verdict,) = verdicts(report(FP32, int8, drop=0.1))
+    assert any("quantize.effort" in step for step in verdict.steps) == (interval == (0.5, 1.5))
 
 
 def test_layers_in_float_and_layers_of_unknown_precision_are_distinguished():

@@ -239,6 +239,10 @@ def test_the_table_of_flags_agrees_with_the_tests():
             assert versions.has_flag(version, flag) is (there == "y"), flag
         assert without is None or first < without
     assert versions.has_flag((8, 2), "--onnx")
+    assert versions.has_flag((11, 0), "--noCudaGraph") and versions.has_flag(
+        (11, 0), "--includeDataTransfers"
+    )
+    assert not versions.has_flag((11, 0), "--int8") and not versions.has_flag((10, 0), "--workspace")
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,10 @@ def find_input_normalization(model: ir.Model, *, are_pixels: bool = False) -> In
     channels = image.shape[1] if image.shape is not None and len(image.shape) == 4 else None
     if not isinstance(channels, int):
         return None
-    gain, shift, nodes = np.ones(channels), np.zeros(channels), []
-    channel_map = np.arange(channels)  # channel of the tensor -> channel of the image
+    gain: Doubles = np.ones(channels)
+    shift: Doubles = np.zeros(channels)
+    nodes = []
+    channel_map: npt.NDArray[np.int64] = np.arange(channels)  # channel of the tensor -> channel of the image
     value, is_exact = image, True
     for _ in range(MAX_NODES):
         uses = value.uses()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import onnx
@@ -144,7 +145,7 @@ def _symbolic_sizes(value: ir.Value) -> list[int | str] | None:
     return None
 
 
-def _evaluate(node: ir.Node) -> list[np.ndarray] | None:
+def _evaluate(node: ir.Node) -> list[np.ndarray[Any, Any]] | None:
     """Return the constant results of a node; None if they depend on images or it is not folded."""
     if node.op_type not in FOLDED or node.domain not in {"", "ai.onnx"} or node.graph is None:
         return None
