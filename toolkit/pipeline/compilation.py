@@ -37,7 +37,9 @@ def planned(names: Sequence[str], graphs: Sequence[GraphName]) -> tuple[VariantI
     return tuple(dict.fromkeys((REFERENCE, *variants)))
 
 
-def recorded(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None) -> CompiledVariant:
+def recorded(
+    variant: VariantId, inputs: Inputs, out: Path, preprocess: Preprocess | None, *, version: str | None
+) -> CompiledVariant:
     """Compile a variant; a target that is missing or rejects the graph gives a record with its error.
 
     Raises:
@@ -45,7 +47,7 @@ def recorded(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preproce
     """
     source = variant.graph(inputs)
     try:
-        return compile_variant(variant, source, out, preprocess)
+        return compile_variant(variant, source, out, preprocess, version=version)
     except ToolkitError as error:
         check_room(out, source, error)
         shutil.rmtree(out / variant.name, ignore_errors=True)
@@ -53,7 +55,12 @@ def recorded(variant: VariantId, inputs: Inputs, out: Path, preprocess: Preproce
 
 
 def compile_variant(
-    variant: VariantId, source: Path, out: Path, preprocess: Preprocess | None = None
+    variant: VariantId,
+    source: Path,
+    out: Path,
+    preprocess: Preprocess | None = None,
+    *,
+    version: str | None = None,
 ) -> CompiledVariant:
     """Compile a variant.
 
@@ -63,6 +70,7 @@ def compile_variant(
         out: Parent of the folder of the variant; with `preprocess` also of the graph with pixel input and, if
             the engine runs here, of an engine with float input for comparison.
         preprocess: Normalization in engines with pixel input; None: engines have float input.
+        version: Version of the target's SDK on the device; None: the target's default.
 
     Raises:
         TargetError: The SDK is missing or rejects the graph.
@@ -74,11 +82,12 @@ def compile_variant(
     if preprocess is not None:
         graph = out / "graphs" / f"{variant.name}.onnx"
         add_pixel_input(source, preprocess, graph)
-    built = target.compile(graph, out / variant.name, variant.precision)
+    built = target.compile(graph, out / variant.name, variant.precision, version=version)
     warnings = list(built.warnings)
     if preprocess is not None and built.runs_here:
         float_input = f"float-input/{variant.name}"
-        float_input += f"/{target.compile(source, out / float_input, variant.precision).file}"
+        floats = target.compile(source, out / float_input, variant.precision, version=version)
+        float_input += f"/{floats.file}"
         engines = out / variant.name / built.file, out / float_input
         warnings += check_pixels(target, *engines, preprocess)
     return CompiledVariant(

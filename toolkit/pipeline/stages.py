@@ -198,9 +198,13 @@ def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """
     graphs = ExportedGraphs.read(inputs["export"])
     preprocess = graphs.preprocess if recipe.export.input == "uint8" else None
-    planned = compilation.planned(recipe.compile.targets, tuple(graphs.graphs))
     CompiledVariants(
-        {each.name: compilation.recorded(each, inputs, out, preprocess) for each in planned}
+        {
+            each.name: compilation.recorded(
+                each, inputs, out, preprocess, version=recipe.compile.device_version(each.target)
+            )
+            for each in compilation.planned(recipe.compile.targets, tuple(graphs.graphs))
+        }
     ).write(out)
 
 
