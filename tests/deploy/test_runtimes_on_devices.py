@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from loopback import QUICK, live, quiet
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.evalset_format import pack
 from edgeship.targets._device import this_cpu
+from edgeship.targets.runner.classifier import Classifier
+from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import release
@@ -22,6 +25,8 @@ from edgeship.toolkit.deploy.agent_client import RefusedError
 from edgeship.toolkit.deploy.bundle import Contents, Graph
 from edgeship.toolkit.deploy.bundle_from_run import choose_golden
 from edgeship.toolkit.deploy.verification import latency
+from edgeship.toolkit.runs.description import description
+from edgeship.toolkit.runs.network import ModelInfo
 
 FAKES = Path(__file__).parents[1] / "runner" / "fakes"
 IMAGES = 64
@@ -207,3 +212,61 @@ def test_int8_is_refused_where_the_gpu_has_none(park, tmp_path):
     with pytest.raises(release.DeviceError, match=r"nano cannot run (int8 on )?tensorrt") as caught:
         release.deploy(entry, shipped, QUICK, quiet)
     assert caught.value.hint and not server.root.exists()
+
+
+PREPROCESS = Preprocess(32, 32, (0.5,) * 3, (0.25,) * 3)
+
+FOLLOW = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from classify import Classifier
+classifier = Classifier(sys.argv[1])
+for line in sys.stdin:
+    result = classifier(line.strip())
+    print(json.dumps([result.label, [float(x) for x in result.logits]]), flush=True)
+    classifier.reload()
+"""
+
+
+def described(tmp_path, prefix):
+    labels = tuple((f"{prefix}{index}",) for index in range(10))
+    info = ModelInfo("residual", "", 1, 10, PREPROCESS, "stated", labels)
+    return dataclasses.replace(contents(tmp_path), description=description(info))
+
+
+def test_a_release_classifies_and_an_application_follows_the_next_one(intel, tmp_path):
+    server, entry = intel
+    release.deploy(entry, bundles.make(described(tmp_path, "first "), tmp_path / "1.tar"), QUICK, quiet)
+    current = next(server.root.rglob("current"))
+    picture = tmp_path / "a b.png"
+    open_dataset("digits:test").image(7).save(picture)
+    command = [sys.executable, "-I", str(current / "classify.py"), str(picture), "--json", "--top", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    classes = json.loads(done.stdout)["classes"]
+    with Classifier(current) as classifier:  # the engine that the device built, read by the same library here
+        expected = classifier(picture)
+    assert [each["index"] for each in classes] == np.argsort(-expected.logits)[:3].tolist()
+    assert classes[0]["label"] == expected.label == f"first {expected.index}"
+    assert classes[0]["probability"] == pytest.approx(expected.probability)
+    assert json.loads((current / "model.json").read_text())["preprocess"] == plain(PREPROCESS)
+    assert (current / "labels.txt").read_text().splitlines()[:2] == ["first 0", "first 1"]
+
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", FOLLOW, str(current)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as application:
+
+        def ask():
+            application.stdin.write(f"{picture}\n")
+            application.stdin.flush()
+            return json.loads(application.stdout.readline())
+
+        label, logits = ask()
+        assert label == expected.label and np.allclose(logits, expected.logits)
+        release.deploy(entry, bundles.make(described(tmp_path, "second "), tmp_path / "2.tar"), QUICK, quiet)
+        labels = [ask()[0] for _ in range(3)]
+        assert labels[-1] == f"second {expected.index}" and {*labels} <= {expected.label, labels[-1]}
+        application.stdin.close()
+        assert application.wait(30) == 0
