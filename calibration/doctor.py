@@ -14,7 +14,6 @@ from PIL import Image
 
 from edgeship.calibration.datasets import Dataset
 from edgeship.calibration.duplicates import ImageHash, hash_image, similar_pairs
-from edgeship.calibration.findings import Finding, Severity
 from edgeship.calibration.loader import decode_each
 from edgeship.calibration.preprocess import check, pixels
 from edgeship.calibration.preprocessing_check import SAMPLE, Stem, check_colours, check_stem
@@ -22,6 +21,7 @@ from edgeship.calibration.text import first_names
 from edgeship.toolkit.core import progress
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import PixelArray
+from edgeship.toolkit.core.results import DataFinding, Severity
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import ordered_map
 
@@ -61,7 +61,7 @@ def examine(
     classes: int | None = None,
     stem: Stem | None = None,
     workers: int | None = None,
-) -> list[Finding]:
+) -> list[DataFinding]:
     """Check calibration images.
 
     Finds unreadable and blank images, exact and near duplicates, overlap with the evaluation images, missing
@@ -136,29 +136,29 @@ def _decode(
     return decoded
 
 
-def _named(severity: Severity, names: Sequence[str], what: str, hint: str) -> list[Finding]:
+def _named(severity: Severity, names: Sequence[str], what: str, hint: str) -> list[DataFinding]:
     """Return a finding with the number of the names and the first of them; none without a name."""
-    return [Finding(severity, f"{len(names)} {what}: {first_names(names)}", hint)] if names else []
+    return [DataFinding(severity, f"{len(names)} {what}: {first_names(names)}", hint)] if names else []
 
 
-def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[Finding]:
+def _unreadable(dataset: Dataset, decoded: _Decoded) -> list[DataFinding]:
     hint = "replace or remove them, or leave them out with --skip-unreadable"
     return _named("error", decoded.unreadable, f"image(s) of {dataset.name} cannot be decoded", hint)
 
 
-def _blank(decoded: _Decoded, colours: _Colours) -> list[Finding]:
+def _blank(decoded: _Decoded, colours: _Colours) -> list[DataFinding]:
     each = zip(decoded.names, colours.variance, strict=True)
     blank = [name for name, variance in each if variance.max() < _BLANK]
     return _named("warning", blank, "image(s) have one colour only", "remove them")
 
 
-def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[Finding]:
+def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> list[DataFinding]:
     if not dataset.labelled:
-        return [Finding("info", f"{dataset.name} has no labels: coverage of the classes is unknown")]
+        return [DataFinding("info", f"{dataset.name} has no labels: coverage of the classes is unknown")]
     findings = []
     if classes is not None and len(dataset.classes) != classes:
         message = f"{dataset.name} has {len(dataset.classes)} classes, the model {classes}"
-        findings.append(Finding("warning", message, "use images of all classes, in the model's order"))
+        findings.append(DataFinding("warning", message, "use images of all classes, in the model's order"))
     counts = Counter(dataset.labels[list(indices)].tolist())
     missing = [name for label, name in enumerate(dataset.classes) if label not in counts]
     hint = "raise select.images to a multiple of the number of classes"
@@ -167,12 +167,12 @@ def _labels(dataset: Dataset, indices: Sequence[int], classes: int | None) -> li
     if most > max(_UNEVEN * fewest, fewest + 1):
         message = f"{most} images of {dataset.classes[largest]}, {fewest} of {dataset.classes[smallest]}"
         findings.append(
-            Finding("warning", f"classes are uneven: {message}", "add images of the small classes")
+            DataFinding("warning", f"classes are uneven: {message}", "add images of the small classes")
         )
     return findings
 
 
-def _duplicates(decoded: _Decoded) -> list[Finding]:
+def _duplicates(decoded: _Decoded) -> list[DataFinding]:
     copies: dict[str, list[str]] = defaultdict(list)
     for name, digest in zip(decoded.names, decoded.digests, strict=True):
         copies[digest].append(name)
@@ -188,7 +188,7 @@ def _duplicates(decoded: _Decoded) -> list[Finding]:
     )
 
 
-def _overlap(decoded: _Decoded, other: _Decoded) -> list[Finding]:
+def _overlap(decoded: _Decoded, other: _Decoded) -> list[DataFinding]:
     evaluated = dict(zip(other.digests, other.names, strict=True))
     exact = [
         f"{name} = {evaluated[digest]}"
@@ -206,7 +206,7 @@ def _overlap(decoded: _Decoded, other: _Decoded) -> list[Finding]:
     )
 
 
-def _preprocessing(colours: _Colours, preprocess: Preprocess, stem: Stem | None) -> list[Finding]:
+def _preprocessing(colours: _Colours, preprocess: Preprocess, stem: Stem | None) -> list[DataFinding]:
     means, variances = np.stack(colours.mean), np.stack(colours.variance)
     mean = means.mean(0)
     std = np.sqrt((variances + means**2).mean(0) - mean**2)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeship.calibration.findings import Finding
 from edgeship.calibration.preprocess_forms import STATED, Form, value_forms
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.results import DataFinding
 from edgeship.toolkit.core.tensors import Preprocess
 
 _BETTER = 0.4  # report another preprocessing if its divergence is below this share of the stated one's
@@ -88,7 +88,7 @@ def better_form(divergences: dict[Form, float], noise: float = _NOISE) -> Form |
     return best if better else None
 
 
-def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[Finding]:
+def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[DataFinding]:
     """Compare the stated preprocessing with the usual ones by the checkpoint's BatchNorm statistics.
 
     Args:
@@ -100,7 +100,7 @@ def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[F
     stated, best = next(iter(divergences.values())), better_form(divergences)
     if best is not None:
         return [
-            Finding(
+            DataFinding(
                 "error" if stated > _FOREIGN else "warning",
                 f"the checkpoint seems to be trained with {best.name}: first layer statistics are "
                 f"{divergences[best]:.3g} nats from those of training; with {STATED} {stated:.3g}",
@@ -109,7 +109,7 @@ def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[F
         ]
     if stated > _FOREIGN:
         return [
-            Finding(
+            DataFinding(
                 "warning",
                 f"the first layer's statistics are {stated:.3g} nats from those of training: images or "
                 "preprocessing are unlike the training images",
@@ -119,7 +119,7 @@ def check_stem(stem: Stem, images: PixelArray, preprocess: Preprocess) -> list[F
     return []
 
 
-def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> list[Finding]:
+def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> list[DataFinding]:
     """Compare the images' colours with the stated mean and std.
 
     Args:
@@ -130,7 +130,7 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
     stated_mean, stated_std = np.array(preprocess.mean), np.array(preprocess.std)
     if stated_mean.max() > 1 or stated_std.max() > 1:
         return [
-            Finding(
+            DataFinding(
                 "error",
                 f"mean {preprocess.mean} and std {preprocess.std} look like units of 0..255",
                 "divide mean and std in load.preprocess by 255",
@@ -141,7 +141,7 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
     fit, fit_swapped = float(np.abs(shift).mean()), float(np.abs(swapped).mean())
     if fit_swapped < _BETTER * fit and fit - fit_swapped > _TINT:
         return [
-            Finding(
+            DataFinding(
                 "warning",
                 f"the images' mean colour {_text(mean)} fits the stated mean {_text(stated_mean)} better "
                 "with red and blue exchanged",
@@ -150,7 +150,7 @@ def check_colours(mean: FloatArray, std: FloatArray, preprocess: Preprocess) -> 
         ]
     if np.abs(shift).max() > 1 or spread.min() < 0.5 or spread.max() > 2:
         return [
-            Finding(
+            DataFinding(
                 "warning",
                 f"after preprocessing the channels have mean {_text(shift)} and std {_text(spread)}; "
                 "expected about 0 and 1",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgeship.calibration.findings import Finding
 from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.results import DataFinding
 
 _TOLERANCE = 0.02  # negligible growth of a scale when the number of images doubles
 
@@ -65,17 +65,17 @@ def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
     return Curve(tuple(steps), tuple(scale.values()), enough)
 
 
-def sample_size_finding(curve: Curve, network: str = "") -> Finding:
+def sample_size_finding(curve: Curve, network: str = "") -> DataFinding:
     """Return a finding: the calibration images are enough (info) or too few (warning)."""
     total = curve.images[-1]
     named = f"the {network} network" if network else ""
     if curve.enough is not None:
-        return Finding(
+        return DataFinding(
             "info",
             f"{curve.enough} calibration images set the scales{named and f' of {named}'} to within 2 %; "
             f"there are {total}",
         )
-    return Finding(
+    return DataFinding(
         "warning",
         f"{total} calibration images are few{named and f' for {named}'}: half of them set scales only "
         f"{_at_half(curve):.0%} as large as all of them",

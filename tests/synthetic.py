@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image
 
 from edgeship.toolkit.core import statistics
+from edgeship.toolkit.core.results import StageRun
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DEVICE = {
-    "name": "Synthetic CPU @ 2.0 GHz",
+    "cpu": "Synthetic CPU @ 2.0 GHz",
     "arch": "x86_64",
     "instruction_sets": ["avx2", "avx512_vnni"],
     "cores": 2,
@@ -231,10 +232,6 @@ def synthetic_run(
     for name in variants:
         target, precision = name.removesuffix("-pruned").rsplit("-", 1)
         compiled[name] = {
-            "target": target,
-            "precision": precision,
-            "pruned": name.endswith("-pruned"),
-            "folder": name,
             "file": "model.xml",
             "runs_here": target != "tensorrt",
             "note": "compiled and run"
@@ -246,7 +243,7 @@ def synthetic_run(
             "error": None,
             "hint": None,
         }
-    write(folders["compile"] / "compiled.json", compiled)
+    write(folders["compile"] / "compiled.json", {"variants": compiled})
     right = logits.argmax(1) == labels
     accuracy = {}
     for name, values in variants.items():
@@ -256,6 +253,7 @@ def synthetic_run(
             "top1": float((values.argmax(1) == labels).mean()) if labelled else None,
             "top5": float(top5) if labelled else None,
             "images": images,
+            "source": "simulated" if name.startswith("tensorrt") else "measured",
             "measured_on": SIMULATED if name.startswith("tensorrt") else HERE,
             "drop_pp": drop if labelled else None,
             "drop_ci95_pp": list(interval) if labelled else None,
@@ -310,10 +308,7 @@ def synthetic_run(
     return folders
 
 
-STAGES = [
-    {"name": name, "seconds": 1.5, "cached": name == "load"}
-    for name in ("load", "export", "quantize", "evaluate", "bench")
-]
+STAGES = [StageRun(name, 1.5, name == "load") for name in ("load", "export", "quantize", "evaluate", "bench")]
 COMMAND = "edgeship run quickstart --set quantize.effort=max"
 
 

@@ -193,7 +193,7 @@ def sidecar(engine: str) -> dict[str, Any]:
             "sidecar-missing", f"no usable {engine}.json next to the engine",
             "a build writes the sidecar of its engine", "build again with this runner",
         )  # fmt: skip
-    return record
+    return dict(record)
 
 
 def _valid(engine: str, key: str) -> dict[str, Any] | None:

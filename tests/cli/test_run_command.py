@@ -63,7 +63,7 @@ def test_a_checkpoint_and_a_folder_are_enough_and_its_recipe_repeats_the_run(cal
     assert report["data"]["calibration_images"] + report["data"]["eval_images"] == 121
     assert any("photos is split" in finding["what"] for finding in report["findings"])
     assert "stage  4 of 9  calibrate" in err and "prune" not in err and "finetune" not in err
-    file = next(line.split()[1] for line in out.splitlines() if line.startswith("file:"))
+    file = next(line.split()[-1] for line in out.splitlines() if line.startswith("  file"))
     assert (place / file).is_file() and "report:  runs/net/report.html" in out and "next:    edgeship" in out
     code, out, err = call("run", "runs/net/recipe.toml", "--rerun", "evaluate")
     assert code == 0 and "runs/net holds files" in err and "runs/net-2" in out

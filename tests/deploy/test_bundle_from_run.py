@@ -16,6 +16,8 @@ from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import bundle_from_run
+from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
+from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluationData
 from edgeship.toolkit.runs.network import ModelInfo
 
 COUNT = 40
@@ -28,12 +30,7 @@ def run(tmp_path: Path) -> Path:
     dataset = open_dataset("digits:test")
     indices = list(range(0, 2 * COUNT, 2))
     random = np.random.default_rng(0)
-    names = {
-        "onnxruntime-fp32": ("onnxruntime", "fp32", False),
-        "openvino-int8": ("openvino", "int8", False),
-        "openvino-int8-pruned": ("openvino", "int8", True),
-        "tensorrt-int8": ("tensorrt", "int8", False),
-    }
+    names = ("onnxruntime-fp32", "openvino-int8", "openvino-int8-pruned", "tensorrt-int8")
     stages = {
         name: tmp_path / name for name in ("load", "export", "calibrate", "quantize", "compile", "evaluate")
     }
@@ -47,18 +44,9 @@ def run(tmp_path: Path) -> Path:
         stages["quantize"] / "quantize.json", {name: {"int8_sums": sums} for name, sums in made_for.items()}
     )
     (stages["export"] / "float.onnx").write_text("graph float")
-    compiled = {
-        name: {"target": target, "precision": precision, "pruned": pruned, "file": "x"}
-        for name, (target, precision, pruned) in names.items()
-    }
-    compiled["lost-int8"] = {
-        "target": "lost",
-        "precision": "int8",
-        "pruned": False,
-        "file": None,
-        "error": "no SDK",
-    }
-    write_json(stages["compile"] / "compiled.json", compiled)
+    compiled = {name: CompiledVariant("x") for name in names}
+    compiled["lost-int8"] = CompiledVariant(error="no SDK")
+    CompiledVariants(compiled).write(stages["compile"])
     (stages["evaluate"] / "logits").mkdir()
     labels = dataset.labels[indices]
     measured = {}
@@ -66,17 +54,19 @@ def run(tmp_path: Path) -> Path:
         logits = random.normal(size=(COUNT, 10)).astype(np.float32)
         logits[np.arange(COUNT), labels] += 2
         np.save(stages["evaluate"] / "logits" / f"{name}.npy", logits)
-        measured[name] = {"measured_on": f"where {name} ran"}
+        measured[name] = AccuracyRow(COUNT, "measured", f"where {name} ran", 0.9, None, 0, (0, 0), 1, None)
     np.save(stages["evaluate"] / "labels.npy", labels)
-    accuracy = {"variants": measured, "data": {"classes": [*"0123456789"]}}
-    write_json(stages["evaluate"] / "accuracy.json", accuracy)
+    Accuracies(EvaluationData("digits", COUNT, tuple("0123456789")), measured).write(stages["evaluate"])
     write_json(
         stages["evaluate"] / "images.json",
-        {"digest": "cd" * 32, "names": [dataset.items[index].name for index in indices]},
+        {"source": "digits", "digest": "cd" * 32, "names": [dataset.items[index].name for index in indices]},
     )
     out = tmp_path / "run"
     out.mkdir()
-    described = [{"name": name, "folder": str(folder), "digest": name * 2} for name, folder in stages.items()]
+    described = [
+        {"name": name, "folder": str(folder), "digest": name * 2, "seconds": 1.0, "cached": False}
+        for name, folder in stages.items()
+    ]
     recipe = {"evaluate": {"source": "digits:test"}, "bench": {"threads": 2}}
     write_json(
         out / "run.json", {"schema": 1, "command": "edgeship run x", "recipe": recipe, "stages": described}
@@ -104,10 +94,6 @@ def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: 
 
 
 def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
-    compiled = run.parent / "compile" / "compiled.json"
-    records = json.loads(compiled.read_text())
-    records["tensorrt-int8"]["folder"] = "tensorrt-int8"
-    compiled.write_text(json.dumps(records))
     (run.parent / "compile/tensorrt-int8").mkdir()
     (run.parent / "compile/tensorrt-int8" / bundle_from_run.TYPED).write_text("typed graph")
     bundle = bundle_from_run.bundle_of(run)

@@ -241,7 +241,9 @@ def write(results: dict[tuple[str, str, str], str]) -> None:
         lines += ["", "| where | change | result |", "|---|---|---|"]
         for module, place, change in sorted(keys, key=lambda each: (not results[each].startswith("s"), each)):
             lines.append(f"| {module}:{place} | `{change}` | {results[module, place, change]} |")
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole = RESULTS.with_suffix(f".{os.getpid()}")  # a parallel run reads the file
+    whole.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole.replace(RESULTS)
 
 
 def main() -> None:

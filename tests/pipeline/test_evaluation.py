@@ -15,6 +15,7 @@ from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import Recipe, datasets, evaluation
 from edgeship.toolkit.pipeline.fingerprints import key_values
+from edgeship.toolkit.runs.compiled import CompiledVariant
 from edgeship.toolkit.runs.variant_id import VariantId
 
 PREPROCESS = Preprocess(8, 8, (0.5,) * 3, (0.25,) * 3)
@@ -133,11 +134,9 @@ def test_no_readable_image_is_an_error(work, tmp_path):
 
 def test_a_float_graph_that_is_only_simulated_is_not_run_twice(tmp_path):
     graph = Graph().head("images").save(tmp_path / "float.onnx")
-    built = {"folder": "f", "file": "model.onnx", "graph": None}
     records = {
-        VariantId("onnxruntime", "fp32"): {**built, "runs_here": True},
-        VariantId("openvino", "fp32"): {**built, "runs_here": True},
-        VariantId("tensorrt", "fp32"): {**built, "runs_here": False},
+        VariantId(target, "fp32"): CompiledVariant("model.onnx", runs_here=target != "tensorrt")
+        for target in ("onnxruntime", "openvino", "tensorrt")
     }
     inputs = {"export": graph.parent, "compile": tmp_path / "compile", "quantize": tmp_path}
     found = dict(evaluation.engines(records, inputs))

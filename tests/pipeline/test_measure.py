@@ -8,10 +8,11 @@ from qdq_graphs import FLOAT, residual_net, save
 from edgeship import targets
 from edgeship.calibration import preprocess as preprocessing
 from edgeship.targets import _energy, _memory
-from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.errors import RecipeError, TargetError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.pipeline import measure, variants
+from edgeship.toolkit.pipeline import measure
 from edgeship.toolkit.pipeline.recipe import BenchOptions
+from edgeship.toolkit.runs.measured import LatencyRecord
 
 PREPROCESS = Preprocess(resize=36, crop=32)
 QUICK = BenchOptions(runs=2, warmup_s=0.0, throughput_s=0.01)
@@ -45,8 +46,8 @@ def test_end_to_end_begins_at_decoded_images_and_takes_the_next_ones(takes_pixel
 
 def test_noise_has_the_form_that_a_session_takes():
     images = np.zeros((2, 3, 8, 9), np.float32)
-    assert variants.session_input(FakeSession(takes_pixels=False), images) is images
-    noise = variants.session_input(FakeSession(takes_pixels=True), images)
+    assert measure.session_input(FakeSession(takes_pixels=False), images) is images
+    noise = measure.session_input(FakeSession(takes_pixels=True), images)
     assert (noise.dtype, noise.shape) == (np.uint8, (2, 8, 9, 3)) and noise.std() > 50
 
 
@@ -68,15 +69,15 @@ def test_throughput_at_every_batch_the_engine_takes(tmp_path, monkeypatch, batch
     monkeypatch.setattr(_memory, "measure", lambda *_: {"peak_bytes": 5, "resident_bytes": 4})
     monkeypatch.setattr(_energy, "per_call_mj", lambda run, _seconds: 12.0 + 0 * len(run()))
     found = measured(tmp_path, batch)
-    row = found["variants"]["onnxruntime-fp32"]
-    assert " ".join(row["throughput"]) == known
-    assert all(ips > 0 for ips in row["throughput"].values())
-    assert row["throughput_ips"] == row["throughput"][str(batch or 3)]
-    assert (row["memory_bytes"], row["resident_bytes"]) == (5, 4)
-    assert row["energy_mj"] == 12.0 / (batch or 3)  # of an image, not of a batch
-    assert min(row["end_to_end_ms"]) > 0
-    assert "2 images of 50 x 40 pixels" in found["how"]["end_to_end_ms"]
-    assert found["not_measured"] == {}
+    row = found.variants["onnxruntime-fp32"]
+    assert " ".join(row.throughput) == known
+    assert all(ips > 0 for ips in row.throughput.values())
+    assert row.throughput_ips == row.throughput[str(batch or 3)]
+    assert (row.memory_bytes, row.resident_bytes) == (5, 4)
+    assert row.energy_mj == 12.0 / (batch or 3)  # of an image, not of a batch
+    assert min(row.end_to_end_ms) > 0
+    assert "2 images of 50 x 40 pixels" in found.how["end_to_end_ms"]
+    assert found.not_measured == {}
 
 
 def test_what_cannot_be_measured_is_left_out_and_named(tmp_path, monkeypatch):
@@ -86,13 +87,26 @@ def test_what_cannot_be_measured_is_left_out_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(_memory, "measure", refuse)
     monkeypatch.setattr(_energy, "per_call_mj", refuse)
     found = measured(tmp_path, 1)
-    assert found["not_measured"] == {"energy_mj": "no sensor", "memory_bytes": "no sensor"}
-    row = found["variants"]["onnxruntime-fp32"]
-    assert row["throughput_ips"] > 0 and not row.keys() & {"energy_mj", "memory_bytes", "resident_bytes"}
+    assert found.not_measured == {"energy_mj": "no sensor", "memory_bytes": "no sensor"}
+    row = found.variants["onnxruntime-fp32"]
+    assert row.throughput_ips > 0 and row.energy_mj is row.memory_bytes is row.resident_bytes is None
 
 
 def test_no_second_for_it_measures_latency_alone(tmp_path):
     found = measured(tmp_path, 1, BenchOptions(runs=2, warmup_s=0.0, throughput_s=0.0))
-    assert found["variants"]["onnxruntime-fp32"].keys() == {"samples_ms", "warning"}
-    assert len(found["variants"]["onnxruntime-fp32"]["samples_ms"]) == 2
-    assert (found["batch"], found["threads"], found["not_measured"]) == (1, 1, {})
+    row = found.variants["onnxruntime-fp32"]
+    assert row == LatencyRecord(row.samples_ms, row.warning) and len(row.samples_ms) == 2
+    assert (found.batch, found.threads, found.not_measured) == (1, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "graph", "batch"), [(None, None, 1), (None, 4, 4), (8, None, 8), (4, 4, 4)]
+)
+def test_the_batch_that_is_timed(asked, graph, batch):
+    assert measure.bench_batch(BenchOptions(batch=asked), graph) == batch
+
+
+def test_a_batch_the_graph_cannot_take():
+    with pytest.raises(RecipeError, match=r"bench\.batch = 8, but the graph takes 1") as caught:
+        measure.bench_batch(BenchOptions(batch=8), 1)
+    assert "export.batch=8" in caught.value.hint

@@ -8,6 +8,7 @@ import torch
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.progress import listening
+from edgeship.toolkit.core.typed_json import from_json, read_as
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
 from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
@@ -16,6 +17,7 @@ from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
 from edgeship.toolkit.report import quantization_charts
 from edgeship.toolkit.runs.network import ExportedGraphs
+from edgeship.toolkit.runs.quantized import PruningSummary
 
 SIZE = 8
 NARROW = {"method": "obs", "keep_ratio": 0.5, "channel_multiple": 1, "images": 30, "flip_augment": False}
@@ -67,15 +69,14 @@ def test_what_a_search_tried_is_drawn_as_a_frontier(start):
         }
     )
     plan = read_json(found.folder("prune") / "plan.json")
-    drawn = quantization_charts.frontier(plan)
+    drawn = quantization_charts.frontier(from_json(plan, PruningSummary, ""))
     line, knee, chosen = drawn.data
     assert line["x"] == sorted(row["macs"] for row in plan["frontier"])
     assert line["x"][-1] == plan["macs_before"] and line["y"][-1] == 0.0
     assert chosen["x"] == [plan["macs_after"]] and chosen["y"] == [plan["expected_drop_pp"]]
     assert knee["x"][0] in line["x"]
-    assert (
-        quantization_charts.frontier(read_json(start(NARROW).folder("prune") / "plan.json")) is None
-    )  # one candidate
+    single = read_as(start(NARROW).folder("prune") / "plan.json", PruningSummary)  # one candidate
+    assert quantization_charts.frontier(single) is None
 
 
 def test_only_a_latency_binds_it_to_the_machine():

@@ -10,11 +10,13 @@ from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline.code_closure import Sources
-from edgeship.toolkit.pipeline.publish import command, read_run
+from edgeship.toolkit.pipeline.publish import command
 from edgeship.toolkit.pipeline.recipe import CompileOptions, Recipe, SelectOptions
 from edgeship.toolkit.pipeline.runner import run
 from edgeship.toolkit.pipeline.stage import Stage
 from edgeship.toolkit.pipeline.store import Store
+from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
+from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.network import ModelInfo
 
 CALLS = []
@@ -201,10 +203,10 @@ def test_other_failures_keep_their_traceback(start):
 def test_out_gets_the_report_and_where_everything_is(start, tmp_path):
     out = tmp_path / "out"
     _, result = start(out=out)
-    content = read_run(out)
-    assert [stage["name"] for stage in content["stages"]] == ["load", "select", "calibrate", "report"]
-    assert content["stages"][1]["folder"] == str(result.folder("select"))
-    assert content["recipe"]["select"]["source"] == "digits"
+    content = RunIndex.read(out)
+    assert [stage.name for stage in content.stages] == ["load", "select", "calibrate", "report"]
+    assert content.stages[1].folder == result.folder("select")
+    assert content.recipe["select"]["source"] == "digits"
     inside = json.loads((out / "report.json").read_text())
     assert [stage["name"] for stage in inside["stages"]] == ["load", "select", "calibrate", "report"]
     assert (out / "report.json").stat().st_mode & 0o777 == 0o644
@@ -251,12 +253,10 @@ def compile(recipe, inputs, out, work_dir):
     """Records as the stage leaves them, of engines that are files with a word in them."""
     records = {}
     for name in ENGINES if "openvino" in recipe.compile.targets else ENGINES[:1]:
-        target, precision = name.split("-")
         (out / name).mkdir()
         (out / name / "graph.onnx").write_text(name)
-        records[name] = {"target": target, "precision": precision, "pruned": False, "folder": name}
-        records[name] |= {"file": "graph.onnx", "graph": None}
-    write_json(out / "compiled.json", records)
+        records[name] = CompiledVariant("graph.onnx")
+    CompiledVariants(records).write(out)
 
 
 BUILDING = (*STAGES[:3], Stage("compile", compile, needs=("calibrate",)), STAGES[3])
@@ -279,11 +279,11 @@ def test_out_keeps_what_no_run_has_put_there(start, tmp_path):
         (out / name).write_text("precious")
     start(built("openvino", "onnxruntime"), BUILDING, out=out)
     ours = {*OWN, *(f"engines/{n.split('-')[0]}/{n}/graph.onnx" for n in ENGINES)}
-    assert set(read_run(out)["files"]) == ours and files(out) == {*ours, *notes[:2]}
+    assert set(RunIndex.read(out).files) == ours and files(out) == {*ours, *notes[:2]}
     (out / notes[2]).write_text("precious")
     start(built("onnxruntime"), BUILDING, out=out)
     ours.remove("engines/openvino/openvino-int8/graph.onnx")
-    assert set(read_run(out)["files"]) == ours and files(out) == {*ours, *notes}
+    assert set(RunIndex.read(out).files) == ours and files(out) == {*ours, *notes}
     assert all((out / name).read_text() == "precious" for name in notes)
 
 
@@ -337,11 +337,8 @@ def test_a_run_json_from_elsewhere_cannot_name_files_outside(start, tmp_path):
     out = tmp_path / "out"
     start(built("onnxruntime"), BUILDING, out=out)
     (tmp_path / "mine").write_text("mine")
-    content = read_run(out)
-    write_json(
-        out / "run.json",
-        {**content, "files": [*content["files"], "engines/../../mine", str(tmp_path / "mine")]},
-    )
+    content = RunIndex.read(out)
+    replace(content, files=(*content.files, "engines/../../mine", str(tmp_path / "mine"))).write(out)
     start(built("openvino"), BUILDING, out=out)
     assert (tmp_path / "mine").read_text() == "mine"
 

@@ -221,3 +221,17 @@ def test_rounded_weights_of_a_cpu_that_adds_pairs_do_not_saturate():
 
     assert torch.equal(clip_pairs(steps("channels"), "channels"), steps("channels"))
     assert not torch.equal(clip_pairs(steps(None), "channels"), steps(None))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "block", "most"),
+    [(64, 3, 144, 16), (8, 3, 144, 8), (64, 1, 144, 64), (64, 3, 4, 1)],
+)
+def test_a_block_has_about_so_many_inputs(channels, kernel, block, most):
+    graph = Graph(size=8, channels=channels)
+    graph.head(graph.conv("images", 4, kernel))
+    network = TorchExecutor(ir.from_proto(graph.model()))
+    name = str(network.nodes[0].inputs[1].name)
+    qparams = weight_qparams(network.constants[name].numpy(), COARSE)
+    (layer,) = gptq._layers(network, {name: qparams}, block, None)
+    assert layer.blocked.channels == most

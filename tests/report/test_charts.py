@@ -10,7 +10,15 @@ from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.chart import log_axis
 from edgeship.toolkit.report.charts import charts
 from edgeship.toolkit.report.gather import gather
-from edgeship.toolkit.report.quantization_charts import clip_points, clipping, frontier, sensitivity
+from edgeship.toolkit.report.quantization_charts import clipping, frontier, sensitivity
+from edgeship.toolkit.runs.quantized import (
+    ActivationScale,
+    LayerSensitivity,
+    PruningCandidate,
+    PruningSummary,
+    QuantizationSummary,
+    Sensitivity,
+)
 
 
 @pytest.fixture
@@ -106,13 +114,13 @@ def test_histogram_bins_are_merged_without_losing_a_count(report):
     [("int8", 0.5, 0, (-64.0, 63.5)), ("uint8", 0.5, 0, (0.0, 127.5)), ("uint8", 0.1, 55, (-5.5, 20.0))],
 )
 def test_clip_points_by_hand(dtype, scale, zero, points):
-    assert clip_points({"dtype": dtype, "scale": scale, "zero_point": zero}) == pytest.approx(points)
+    assert ActivationScale(dtype, scale, zero, 0.0, 1.0).clip_points == pytest.approx(points)
 
 
 def test_the_part_of_a_range_that_is_kept():
-    tensor = {"dtype": "uint8", "scale": 0.01, "zero_point": 0, "low": 0.0, "high": 5.1}
-    flat = {**tensor, "high": 0.0}
-    chart = clipping({"openvino": {"activations": {"a": tensor, "b": {**tensor, "scale": 1.0}, "c": flat}}})
+    tensor = ActivationScale("uint8", scale=0.01, zero_point=0, low=0.0, high=5.1)
+    tensors = {"a": tensor, "b": replace(tensor, scale=1.0), "c": replace(tensor, high=0.0)}
+    chart = clipping({"openvino": QuantizationSummary(tensors)})
     assert chart.data[0]["y"] == pytest.approx([50.0, 100.0, 100.0])
 
 
@@ -125,12 +133,16 @@ def test_channels_of_a_dropped_block_are_gone(report):
 
 
 def test_the_knee_is_where_accuracy_stops_paying():
-    rows = [{"macs": m, "top1": t} for m, t in [(1, 0.50), (2, 0.78), (3, 0.80), (4, 0.81), (5, 0.82)]]
-    knee = next(trace for trace in frontier({"frontier": rows}).data if trace["name"] == "knee")
+    rows = [PruningCandidate(m, top1=t) for m, t in [(1, 0.50), (2, 0.78), (3, 0.80), (4, 0.81), (5, 0.82)]]
+    knee = next(
+        trace for trace in frontier(PruningSummary(frontier=tuple(rows))).data if trace["name"] == "knee"
+    )
     assert (knee["x"], knee["y"]) == ([2], [78.0])
-    assert frontier({"frontier": rows[:1]}) is None
-    unlabelled = [{"macs": m, "expected_drop_pp": 82 - 100 * t} for m, t in [(1, 0.50), (2, 0.78), (5, 0.82)]]
-    assert frontier({"frontier": unlabelled}).data[1]["x"] == [2]
+    assert frontier(PruningSummary(frontier=tuple(rows[:1]))) is None
+    unlabelled = [
+        PruningCandidate(m, expected_drop_pp=82 - 100 * t) for m, t in [(1, 0.50), (2, 0.78), (5, 0.82)]
+    ]
+    assert frontier(PruningSummary(frontier=tuple(unlabelled))).data[1]["x"] == [2]
 
 
 def test_a_layer_without_a_time_has_no_bar_and_is_fused_only_where_the_runtime_says_so(report):
@@ -211,16 +223,17 @@ def test_drops_per_class_have_the_whiskers_of_their_intervals(report):
 
 def test_only_layers_that_cost_are_in_the_chart_of_costs():
     rows = [
-        {"name": name, "drop_db": drop} for name, drop in (("a", 0.5), ("b", -1.0), ("c", 0.0), ("d", 2.0))
+        LayerSensitivity(name, drop_db=drop)
+        for name, drop in (("a", 0.5), ("b", -1.0), ("c", 0.0), ("d", 2.0))
     ]
-    (bars,) = sensitivity({"openvino": {"layers": rows}}).data
+    (bars,) = sensitivity({"openvino": Sensitivity(tuple(rows))}).data
     assert (bars["y"], bars["x"]) == (["d", "a"], [2.0, 0.5])
-    assert sensitivity({"openvino": {"layers": rows[1:3]}}) is None
+    assert sensitivity({"openvino": Sensitivity(tuple(rows[1:3]))}) is None
 
 
 def test_an_expected_drop_keeps_its_sign_and_better_is_up():
-    rows = [{"macs": m, "expected_drop_pp": drop} for m, drop in ((1, 9.0), (2, 1.0), (3, 0.0))]
-    chart = frontier({"frontier": rows})
+    rows = [PruningCandidate(m, expected_drop_pp=drop) for m, drop in ((1, 9.0), (2, 1.0), (3, 0.0))]
+    chart = frontier(PruningSummary(frontier=tuple(rows)))
     assert chart.data[0]["y"] == [9.0, 1.0, 0.0]
     assert chart.layout["yaxis"]["autorange"] == "reversed"
     assert chart.data[1]["y"] == [1.0]

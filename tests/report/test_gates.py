@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from report_rows import FP32, INT8, SIMULATED, latency, paired
 
-from edgeship.toolkit.core.results import InputCheck, Variant
+from edgeship.toolkit.core.results import Environment, InputCheck, Variant
 from edgeship.toolkit.report import gates
 
 DROP, SPEED, MS = (1.0, None, None), (None, 2.0, None), (None, None, 3.0)
@@ -60,10 +60,10 @@ def test_an_undecided_drop_says_how_many_images_would_decide():
 @pytest.mark.parametrize(
     "environment",
     [
-        {"other_share": 0.5},
-        {"stolen_share": 0.2},
-        {"throttled": True},
-        {"load_average": [9, 9, 9], "cores": 2},
+        Environment(other_share=0.5),
+        Environment(stolen_share=0.2),
+        Environment(throttled=True),
+        Environment(load_average=(9, 9, 9), cores=2),
     ],
 )
 def test_a_time_of_a_busy_machine_decides_nothing_by_the_interval(limits, environment):

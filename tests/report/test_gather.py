@@ -1,7 +1,8 @@
 """Assembly of the report: figures unchanged, missing files and values listed."""
 
+import gzip
 import json
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from edgeship.toolkit.report import render
 from edgeship.toolkit.report.gather import gather
 from edgeship.toolkit.report.verdict import warnings
 
+PINNED = Path(__file__).with_name("report.json.gz")
 PUBLIC = """
     name target precision pruned top1 top5 images measured_on drop_pp drop_ci95_pp agreement sqnr_db
     latency_ms throughput_ips size_bytes macs parameters int8_layers weighted_layers audit
@@ -21,6 +23,41 @@ PUBLIC = """
 
 def report_of(folders, **gates):
     return gather(folders, recipe={"name": "synthetic"}, stages=STAGES, command=COMMAND, **gates)
+
+
+def without_lists(value):
+    """Leave out long lists of numbers."""
+    if isinstance(value, dict):
+        return {
+            key: without_lists(item)
+            for key, item in value.items()
+            if key not in ("samples", "counts", "flips")
+        }
+    return [without_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def flat(value, path=""):
+    """Return path -> value of every leaf."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    leaves = {} if items or value in ([], {}) else {path: value}
+    for key, item in items:
+        leaves |= flat(item, f"{path}/{key}")
+    return leaves
+
+
+def test_the_report_of_a_run_keeps_its_keys_their_order_and_its_figures(tmp_path):
+    """report.json is as the version before the typed contracts wrote it; only the time of writing differs."""
+    folders = synthetic_run(tmp_path / "run", images=120)
+    written = without_lists(plain(report_of(folders, max_drop_pp=1.0, min_speedup=1.0, max_latency_ms=9.0)))
+    written["created"] = None
+    for variant in written["variants"]:  # newer keys
+        assert variant.pop("title") == ""
+        assert variant.pop("file") == f"engines/{variant['target']}/{variant['name']}/model.xml"
+    expected = flat(json.loads(gzip.decompress(PINNED.read_bytes())))
+    found = flat(written)
+    assert list(found) == list(expected)
+    for path, value in expected.items():
+        assert found[path] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), path
 
 
 def by_name(report):
@@ -65,8 +102,8 @@ def test_figures_are_those_of_the_stages(run):
     assert int8.speedup == by_name(report)["openvino-fp32"].latency_ms.p50 / int8.latency_ms.p50
     assert int8.speedup_over == "openvino-fp32"
     assert by_name(report)["openvino-int8-pruned"].macs == 90_000_000
-    assert report.data["calibration_images"] == 300
-    assert report.environment["cpu"] == "Synthetic CPU @ 2.0 GHz"
+    assert report.data.calibration_images == 300
+    assert report.environment.cpu == "Synthetic CPU @ 2.0 GHz"
 
 
 def test_the_samples_that_are_kept_are_not_biased_by_the_order_of_runs(run):
@@ -175,7 +212,7 @@ def test_a_null_anywhere_leaves_a_report(run, name):
 def test_nothing_at_all_is_still_a_report():
     report = gather({}, recipe="nothing", stages=[])
     assert report.variants == ()
-    assert report.model["macs"] is None
+    assert report.model.macs is None
     assert "evaluate: not run" in report.missing
 
 
@@ -198,7 +235,7 @@ def test_cut_off_logits_are_named_and_the_rest_goes_on(run):
 
 def test_a_target_that_failed_keeps_its_reason(run):
     def fail(compiled):
-        compiled["tensorrt-int8"].update(
+        compiled["variants"]["tensorrt-int8"].update(
             error="tensorrt is not installed", hint="pip install tensorrt", audit=[]
         )
 
@@ -255,10 +292,9 @@ def test_the_page_says_how_the_processor_adds_int8_products(run, sums, text):
 def test_a_report_of_an_earlier_bench_has_no_such_lines(run):
     keys = ("other_share", "stolen_share", "int8_sums", "throttled", "timed")
     edit(run, "bench", "device.json", lambda device: [device.pop(key) for key in keys])
-    report = report_of(run)
-    bare = replace(report, environment={k: v for k, v in report.environment.items() if k not in keys})
-    assert "INT8 sums" not in render.html(bare)
-    assert "<dt>Throttled for heat</dt><dd>unknown</dd>" in render.html(bare)
+    page = render.html(report_of(run))
+    assert "INT8 sums" not in page
+    assert "<dt>Throttled for heat</dt><dd>unknown</dd>" in page
 
 
 @pytest.mark.parametrize(("stage", "figure"), [("bench", "latency of"), ("evaluate", "accuracy of")])

@@ -14,7 +14,7 @@ from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.results import LatencySummary
 from edgeship.toolkit.report import formatting, paired_analysis, render
 from edgeship.toolkit.report.gather import gather
-from edgeship.toolkit.report.verdict import STAMPS
+from edgeship.toolkit.report.verdict import STAMPS, files_to_ship
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -209,7 +209,7 @@ def test_a_thousand_classes_and_fifty_thousand_images_stay_under_15_mb(run, repo
 
     large = replace(
         report,
-        data={**report.data, "classes": [f"a class of the thousand, number {i}" for i in range(1000)]},
+        data=replace(report.data, classes=tuple(f"a class of the thousand, number {i}" for i in range(1000))),
         variants=tuple(replace(v, paired=paired if v.paired else None) for v in report.variants),
     )
     assert len(paired.classes) == 1000
@@ -316,3 +316,22 @@ def test_the_verdicts_are_the_same_in_json_markdown_page_and_terminal(report, ca
         assert sentence in terminal
         assert f"{STAMPS[each['level']]}: **{each['sentence']}**" in render.markdown(report)
         assert f"{formatting.target(each['target'])}: {STAMPS[each['level']]}" in render.html(report)
+
+
+def test_the_terminal_ends_with_each_verdict_and_its_file(report, capsys, tmp_path):
+    render.terminal(report, tmp_path)
+    lines = " ".join(capsys.readouterr().out.split())
+    last = lines[lines.index("✓ PASS") if "✓ PASS" in lines else lines.rindex("NEEDS MORE DATA") :]
+    files = files_to_ship(report)
+    assert files and all(f": {tmp_path / file}" in lines for file in files.values())
+    levels = {each.target: each.level for each in report.verdicts}
+    assert lines.count("file to ship: ") == list(levels.values()).count("pass")
+    assert "gate" not in last.lower()
+    page = render.html(report)
+    for each in report.verdicts:
+        card = page[page.index(f'<li class="verdict {each.level}">') :].partition("</li>")[0]
+        assert STAMPS[each.level].startswith(("PASS", "NEEDS MORE DATA", "FAIL"))
+        assert STAMPS[each.level] in card
+    assert [f"<code>{file}</code>" in page for file in files.values()] == [True] * len(files)
+    failed = replace(report, verdicts=tuple(replace(each, level="fail") for each in report.verdicts))
+    assert files_to_ship(failed) == {}

@@ -9,7 +9,7 @@ import pytest
 from report_rows import FP32, INT8, SIMULATED, latency, paired
 from synthetic import STAGES
 
-from edgeship.toolkit.core.results import InputCheck, LayerAudit, Variant
+from edgeship.toolkit.core.results import Environment, InputCheck, LayerAudit, Variant
 from edgeship.toolkit.core.statistics import drop_interval
 from edgeship.toolkit.pipeline.stages import STAGES as STAGES_OF_A_RUN
 from edgeship.toolkit.report import gates
@@ -20,7 +20,7 @@ EMPTY = gather({}, recipe="r", stages=STAGES)
 
 
 def report(*variants, drop=1.0, speed=None, by="interval", environment=None, checks=()):
-    environment = environment or {}
+    environment = environment or Environment()
     judged = gates.judge(variants, drop, speed, None, by=by, environment=environment, checks=checks)
     return replace(EMPTY, variants=variants, gates=judged, environment=environment, input_checks=checks)
 
@@ -172,7 +172,7 @@ def test_a_speed_up_of_few_runs_is_not_praised(run, runs):
 
 def test_noise_and_load_are_warned_of():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.12))
-    environment = {"cores": 2, "load_average": [5.0, 1.0, 1.0], "throttled": True}
+    environment = Environment(cores=2, load_average=(5.0, 1.0, 1.0), throttled=True)
     first, second, third = warnings(replace(report(FP32, noisy), environment=environment))
     assert "openvino-int8 12.0 %" in first
     assert "throttled" in second
@@ -183,7 +183,7 @@ def test_noise_and_load_are_warned_of():
 
 def test_the_advice_to_measure_again_works_on_a_stored_measurement():
     noisy = replace(INT8, latency_ms=replace(latency(2.0), cv=0.4))
-    (verdict,) = verdicts(replace(report(FP32, noisy), environment={"other_share": 0.5}))
+    (verdict,) = verdicts(replace(report(FP32, noisy), environment=Environment(other_share=0.5)))
     for text in (verdict.sentence, warnings(report(FP32, noisy))[0]):
         (stage,) = re.findall("measure again on an idle machine, with `--[a-z]+ ([a-z]+)`", text)
         assert stage in [each.name for each in STAGES_OF_A_RUN]
@@ -209,7 +209,7 @@ def test_a_pruned_variant_is_set_against_the_one_in_int8_without_pruning():
     assert all(
         text in verdict.steps[0] for text in ("1.25 ms", "OpenVINO INT8 without pruning 2.00 ms", "1.60×")
     )
-    (busy,) = verdicts(report(FP32, INT8, pruned, environment={"other_share": 0.5}))
+    (busy,) = verdicts(report(FP32, INT8, pruned, environment=Environment(other_share=0.5)))
     assert not any("without pruning" in step for step in busy.steps)
 
 
@@ -258,10 +258,10 @@ def test_a_float_network_that_is_faster_in_another_runtime_is_named(change, leve
 @pytest.mark.parametrize(
     ("environment", "level"),
     [
-        ({"other_share": 0.5}, "needs_data"),
-        ({"stolen_share": 0.1}, "needs_data"),
-        ({"throttled": True}, "needs_data"),
-        ({"other_share": 0.1, "stolen_share": 0.0}, "pass"),
+        (Environment(other_share=0.5), "needs_data"),
+        (Environment(stolen_share=0.1), "needs_data"),
+        (Environment(throttled=True), "needs_data"),
+        (Environment(other_share=0.1, stolen_share=0.0), "pass"),
     ],
 )
 def test_nothing_timed_on_a_busy_machine_is_praised(environment, level):
@@ -305,7 +305,7 @@ def test_layers_in_float_and_layers_of_unknown_precision_are_distinguished():
 @pytest.mark.parametrize("sums", ["pairs", "exact", None])
 def test_only_a_processor_without_vnni_is_blamed(sums):
     slow = report(FP32, replace(INT8, speedup=0.8))
-    (verdict,) = verdicts(replace(slow, environment={"int8_sums": sums}))
+    (verdict,) = verdicts(replace(slow, environment=Environment(int8_sums=sums)))
     assert any("See the time per layer" in step for step in verdict.steps)
     assert any("VNNI" in step for step in verdict.steps) == (sums == "pairs")
 
@@ -313,9 +313,12 @@ def test_only_a_processor_without_vnni_is_blamed(sums):
 @pytest.mark.parametrize(
     ("environment", "texts"),
     [
-        ({"other_share": 0.4}, ["other work used 40 % of its processors"]),
-        ({"other_share": 0.1, "cores": 2, "load_average": [5.0, 1.0, 1.0]}, []),  # the load was before
-        ({"other_share": 0.0, "stolen_share": 0.11}, ["gave 11 % of the processor time to other guests"]),
+        (Environment(other_share=0.4), ["other work used 40 % of its processors"]),
+        (Environment(other_share=0.1, cores=2, load_average=(5.0, 1.0, 1.0)), []),  # the load was before
+        (
+            Environment(other_share=0.0, stolen_share=0.11),
+            ["gave 11 % of the processor time to other guests"],
+        ),
     ],
 )
 def test_what_other_work_took_counts_more_than_the_load(environment, texts):

@@ -19,7 +19,7 @@ from edgeship.targets.tensorrt import fp16_graph, jetson_folder, lint, rtx_check
 from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph.pixels import add_pixel_input
-from edgeship.toolkit.pipeline.variants import check_pixels
+from edgeship.toolkit.pipeline.compilation import check_pixels
 
 PREPROCESS = Preprocess(resize=16, crop=16)
 NAMES = ("openvino", "onnxruntime", "tensorrt")

@@ -27,6 +27,7 @@ from edgeship.toolkit.pipeline.evaluation import Engine, Work
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.runner import Run
 from edgeship.toolkit.pipeline.runner import run as run_recipe
+from edgeship.toolkit.runs.compiled import engine_file
 from edgeship.toolkit.runs.variant_id import VariantId
 
 if TYPE_CHECKING:
@@ -352,15 +353,15 @@ def benchmark(
         measured = verbs.benchmark(options, engines, images)
     results = {
         label: Latency(
-            statistics.percentile(row["samples_ms"], 50),
-            statistics.percentile(row["samples_ms"], 90),
-            statistics.percentile(row["samples_ms"], 99),
-            tuple(row["samples_ms"]),
-            measured["batch"],
-            measured["threads"],
-            row["warning"],
+            statistics.percentile(row.samples_ms, 50),
+            statistics.percentile(row.samples_ms, 90),
+            statistics.percentile(row.samples_ms, 99),
+            row.samples_ms,
+            measured.batch,
+            measured.threads,
+            row.warning,
         )
-        for label, row in measured["variants"].items()
+        for label, row in measured.variants.items()
     }
     return results if isinstance(models, Mapping) else results[""]
 
@@ -441,9 +442,8 @@ def _engine(file: Path, target: str | None, folder: Path, *, quantized: bool) ->
     """Return the engine of a graph; without a target that runs here, the graph itself, to be simulated."""
     if target is None:
         return Engine(file, None)
-    precision = "int8" if quantized else "fp32"
-    variant = VariantId(target, precision, False)  # type: ignore[arg-type]
+    variant = VariantId(target, "int8" if quantized else "fp32")
     built = verbs.compile(variant, file, folder)
-    if not built["runs_here"]:
+    if not built.runs_here:
         return Engine(file, None)
-    return Engine(folder / built["folder"] / built["file"], target)
+    return Engine(engine_file(variant, built, {"compile": folder}), target)

@@ -15,6 +15,7 @@ from edgeship.toolkit.cli._options import JSON, Command, note, recipe_options
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray
+    from edgeship.toolkit.runs.measured import Latencies
 
 DEFAULT_SIZE = 224  # pixels, if no graph fixes the size
 Engines = dict[str, tuple[str, Path]]
@@ -44,6 +45,7 @@ def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) 
     are printed in milliseconds; the last column is the ratio to the median of the first row.
     """
     from edgeship.toolkit.cli._progress import show_progress
+    from edgeship.toolkit.core.artifact import plain
     from edgeship.toolkit.pipeline import verbs
     from edgeship.toolkit.pipeline.recipe import Recipe
 
@@ -59,7 +61,7 @@ def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) 
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
         measured = verbs.benchmark(how, engines, _noise(how, _common(shapes)))
-    click.echo(json.dumps(measured, indent=1) if as_json else _table(measured), nl=as_json)
+    click.echo(json.dumps(plain(measured), indent=1) if as_json else _table(measured), nl=as_json)
 
 
 def _labels(paths: Sequence[Path]) -> dict[str, Path]:
@@ -83,14 +85,14 @@ def _labels(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _of_run(out: Path) -> tuple[Engines, Shape]:
     """Return the engines of a finished run and their input shape."""
-    from edgeship.toolkit.pipeline import variants
-    from edgeship.toolkit.pipeline.publish import read_run
+    from edgeship.toolkit.runs.compiled import engines
+    from edgeship.toolkit.runs.index import RunIndex
     from edgeship.toolkit.runs.network import ExportedGraphs
 
-    folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
+    folders = RunIndex.read(out).folders
     graphs = ExportedGraphs.read(folders["export"])
     shape = (graphs.batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
-    return variants.engines(folders["compile"]), shape
+    return engines(folders), shape
 
 
 def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, Shape]:
@@ -145,7 +147,7 @@ def _shape_text(shape: Shape) -> str:
 def _noise(options: Any, shape: Shape) -> FloatArray:
     import numpy as np
 
-    from edgeship.toolkit.pipeline.variants import bench_batch
+    from edgeship.toolkit.pipeline.measure import bench_batch
 
     batch, channels, height, width = shape
     area = (height or width or DEFAULT_SIZE, width or height or DEFAULT_SIZE)
@@ -153,20 +155,20 @@ def _noise(options: Any, shape: Shape) -> FloatArray:
     return np.random.default_rng(0).normal(size=(count, channels, *area)).astype(np.float32)
 
 
-def _table(measured: dict[str, Any]) -> str:
+def _table(measured: Latencies) -> str:
     from edgeship.toolkit.core.statistics import percentile
 
-    rows = measured["variants"]
+    rows = measured.variants
     width = max(map(len, rows))
     lines = [f"{'':<{width}}   p50 ms   p90 ms   p99 ms  mean ms   runs   of first"]
     first = None
     for name, row in rows.items():
-        samples = row["samples_ms"]
+        samples = row.samples_ms
         middle = percentile(samples, 50)
         first = first or middle
         figures = (middle, percentile(samples, 90), percentile(samples, 99), sum(samples) / len(samples))
         text = " ".join(f"{figure:8.3f}" for figure in figures)
-        warning = f"  {row['warning']}" if row["warning"] else ""
+        warning = f"  {row.warning}" if row.warning else ""
         lines.append(f"{name:<{width}} {text} {len(samples):6d} {middle / first:9.3f}x{warning}")
-    lines.append(f"batch {measured['batch']}, {measured['threads']} thread(s); {measured['included']}")
+    lines.append(f"batch {measured.batch}, {measured.threads} thread(s); {measured.included}")
     return "\n".join(lines) + "\n"

@@ -101,12 +101,12 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
         ready: Return graphs with float32 input even if the run's engines have pixel input.
     """
     from edgeship.quantization.statistics import Statistics
-    from edgeship.toolkit.core.artifact import read_json
     from edgeship.toolkit.core.errors import DataError
-    from edgeship.toolkit.pipeline.publish import read_run
+    from edgeship.toolkit.runs.compiled import CompiledVariants
+    from edgeship.toolkit.runs.index import RunIndex
     from edgeship.toolkit.runs.variant_id import VariantId
 
-    folders = {stage["name"]: Path(stage["folder"]) for stage in read_run(out)["stages"]}
+    folders = RunIndex.read(out).folders
     if not {"export", "calibrate", "quantize"} <= set(folders):
         raise DataError(
             f"{out} has no INT8 graphs", hint="run the recipe without --until, or with --until quantize"
@@ -118,10 +118,13 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
         raise DataError(
             f"{out} has no graph for TensorRT", hint="run the recipe with --set compile.targets=tensorrt"
         )
-    compiled = {} if ready or "compile" not in folders else read_json(folders["compile"] / "compiled.json")
-    pixels = [compiled.get(variant.name, {}).get("graph") for variant in (int8, fp32)]
-    if all(pixels):
-        return folders["compile"] / pixels[0], folders["compile"] / pixels[1], None
+    if not ready and "compile" in folders:
+        built = CompiledVariants.read(folders["compile"]).built()
+        pixels = [
+            folders["compile"] / each.graph for v in (int8, fp32) if (each := built.get(v)) and each.graph
+        ]
+        if len(pixels) == 2:
+            return pixels[0], pixels[1], None
     probe = Statistics.load(folders["calibrate"] / fp32.float_graph).probe
     return model, fp32.graph(folders), probe
 

@@ -93,7 +93,7 @@ def _show_run(run: Path, kind: str | None, show: bool, mlflow: bool) -> None:
         formatted = {"md": render.markdown, "json": render.text_json, "junit": render.junit}[kind](report)
         click.echo(formatted, nl=False)
     elif not (show or mlflow):
-        render.terminal(report)
+        render.terminal(report, folder)
     if mlflow:
         from edgeship.toolkit.report import tracking
 

@@ -162,34 +162,15 @@ def _name(model: str) -> str:
 
 
 def _show(finished: Run, out: Path | None) -> None:
-    """Print the report, the path of the file to ship, and the next command."""
+    """Print the report with the files to ship, and the next command."""
     from edgeship.toolkit.report import render
 
     report = render.load(finished.folder("report") / "report.json")
-    render.terminal(report)
+    render.terminal(report, out)
     click.echo(f"\nreport:  {(out or finished.folder('report')) / 'report.html'}")
     if out is None:
         return
-    first = report.verdicts[0] if report.verdicts else None
-    files = _shipped(finished, out, first.target) if first else []
-    if first and files:
-        click.echo(f"file:    {files[0]}")
-    if first and first.level == "pass":
+    if report.verdicts and report.verdicts[0].level == "pass":
         click.echo(f"next:    edgeship bundle {shlex.quote(str(out))}")
     else:
         click.echo(f"next:    edgeship report {shlex.quote(str(out))} --open")
-
-
-def _shipped(finished: Run, out: Path, target: str) -> list[Path]:
-    """Return the INT8 engine files of a target in the folder of a run, the one to ship first."""
-    from edgeship.toolkit.core.artifact import read_json
-
-    records = read_json(finished.folder("compile") / "compiled.json")
-    latency = {each["name"]: each["latency_ms"] for each in finished.report["variants"]}
-    names = [
-        name for name, each in records.items() if each["target"] == target and each["precision"] == "int8"
-    ]
-    names.sort(key=lambda name: latency[name]["p50"] if latency.get(name) else float("inf"))
-    folders = [out / "engines" / target / name for name in names]
-    files = [folder / str(records[folder.name]["file"]) for folder in folders]
-    return [file for file in files if file.is_file()]

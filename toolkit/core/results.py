@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
+
+from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -186,6 +188,7 @@ class Paired:
     flips: tuple[Flip, ...]
 
 
+Source = Literal["measured", "simulated", "published"]
 Kind = Literal["measured", "simulated", "published", "not run"]
 
 
@@ -207,6 +210,7 @@ class Variant:
         speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
         note: Compilation and checks, in words.
         error: Reason why it was not run; `hint`: the remedy.
+        file: Engine, or the graph that a device compiles, below the folder of the run.
         batch_throughput: Batch size -> images a second, where measured.
         memory_bytes: Peak memory of the session; resident_bytes: memory during inference; energy_mj:
             millijoules an image; end_to_end_ms: from decoded images, median; float_end_to_end_ms: the same
@@ -251,6 +255,7 @@ class Variant:
     end_to_end_ms: float | None = None
     float_end_to_end_ms: float | None = None
     paired: Paired | None = None
+    file: str | None = None
 
 
 JudgeBy = Literal["interval", "point"]
@@ -334,6 +339,84 @@ class Verdict:
     steps: tuple[str, ...] = ()
 
 
+Severity = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFinding:
+    """One finding of the checks of images.
+
+    Attributes:
+        severity: "error" invalidates the result, "warning" may degrade it, "info" needs no action.
+        what: Problem or observation, with examples.
+        hint: One command or setting; empty if no action is needed.
+    """
+
+    severity: Severity
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedModel:
+    """The network of a run, as in `runs.network`, with its multiply-accumulates and input size in pixels."""
+
+    name: str | None = None
+    weights_sha256: str | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    input_px: Size | None = None
+    preprocess: Preprocess | None = None
+    preprocess_source: PreprocessSource | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedData:
+    """The images of a run.
+
+    Attributes:
+        calibration_precision: Type of the floats in which the statistics were computed.
+        classes: Class names, by index.
+        eval_digest: SHA-256 of names and contents of the evaluated images.
+    """
+
+    name: str | None = None
+    eval_images: int | None = None
+    calibration_images: int | None = None
+    calibration_source: str | None = None
+    calibration_precision: str | None = None
+    classes: tuple[str, ...] = ()
+    eval_source: str | None = None
+    eval_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The machine of the bench stage, as in `Device`, and its load during the timing.
+
+    Attributes:
+        load_average: Of 1, 5 and 15 minutes.
+        other_share: Fraction of all processors used by other processes; `stolen_share`: by other guests.
+        int8_sums: "pairs" of INT8 products are added in 16 bits and may overflow.
+        timed: Time of the measurement, UTC, ISO 8601.
+    """
+
+    cpu: str | None = None
+    instruction_sets: tuple[str, ...] | None = None
+    cores: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    arch: str | None = None
+    memory_bytes: int | None = None
+    power_mode: str | None = None
+    clocks_mhz: float | None = None
+    load_average: tuple[float, ...] | None = None
+    throttled: bool | None = None
+    other_share: float | None = None
+    stolen_share: float | None = None
+    int8_sums: Literal["exact", "pairs"] | None = None
+    timed: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class StageRun:
     """One stage of the run."""
@@ -349,23 +432,20 @@ class RunReport:
 
     Attributes:
         recipe: The recipe as it was run, or its name.
-        model: name, weights_sha256, parameters, macs.
-        data: name, eval_images, calibration_images; then classes and eval_digest.
-        environment: cpu, instruction_sets, cores, versions; then the rest of `Device`.
         command: Command line that reproduces the run.
         created: UTC, ISO 8601.
         missing: Missing parts of the report, in words.
-        findings: severity, what, hint: findings of the data check.
+        findings: Findings of the data check.
         input_checks: Checks of preprocessing, labels and baseline that limit the verdicts.
         verdicts: One per target with an INT8 variant; empty in older reports.
         details: JSON of single stages for experts: export, quantization, pruning, training, bench.
     """
 
     schema: int
-    recipe: dict[str, Any] | str
-    model: dict[str, Any]
-    data: dict[str, Any]
-    environment: dict[str, Any]
+    recipe: dict[str, object] | str
+    model: ReportedModel
+    data: ReportedData
+    environment: Environment
     variants: tuple[Variant, ...]
     gates: tuple[Gate, ...]
     stages: tuple[StageRun, ...]
@@ -373,10 +453,10 @@ class RunReport:
     command: str | None = None
     created: str | None = None
     missing: tuple[str, ...] = ()
-    findings: tuple[dict[str, str], ...] = ()
+    findings: tuple[DataFinding, ...] = ()
     input_checks: tuple[InputCheck, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
     @property
     def missed(self) -> tuple[Gate, ...]:

@@ -101,6 +101,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:  # Any: a JSON value, a 
             _convert(key, arguments[0], where): _convert(item, arguments[1], _join(where, key))
             for key, item in value.items()
         }
+    if kind is Path:
+        return Path(_convert(value, str, where))
     if hasattr(kind, "from_json"):
         try:
             return kind.from_json(value)

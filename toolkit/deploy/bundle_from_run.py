@@ -7,20 +7,27 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeship import targets
 from edgeship.targets.tensorrt import jetson, repair
-from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
+from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
 from edgeship.toolkit.runs.description import description
+from edgeship.toolkit.runs.index import RunIndex
+from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
+from edgeship.toolkit.runs.quantized import QuantizationSummary
 from edgeship.toolkit.runs.variant_id import VariantId
+
+if TYPE_CHECKING:
+    from edgeship.calibration.datasets import Dataset
 
 GOLDEN = 8  # images of the self-test
 EVALUATION = 500  # images of the packed evaluation set
@@ -112,64 +119,55 @@ class _Run:
     """Results of the stages of a run."""
 
     def __init__(self, out: Path) -> None:
-        self._run = read_json(out / "run.json")
-        self.digests = {stage["name"]: stage["digest"] for stage in self._run["stages"]}
-        self._folders = {stage["name"]: Path(stage["folder"]) for stage in self._run["stages"]}
+        self.index = RunIndex.read(out)
+        self.digests = {stage.name: stage.digest for stage in self.index.stages}
+        self._folders = self.index.folders
         for stage in (*_STAGES, "compile", "evaluate"):
-            if not self._folders.get(stage, Path()).is_dir() or stage not in self._folders:
+            if stage not in self._folders or not self._folders[stage].is_dir():
                 raise DataError(
                     f"{out} has no result of the stage '{stage}'",
                     hint="run the recipe again, to its end; finished stages are reused",
                 )
-        self.command = self._run["command"]
-        device = {name: self._run["recipe"].get("compile", {}).get(name) for name in ("jetpack", "tensorrt")}
+        device = {name: self.index.recipe.get("compile", {}).get(name) for name in ("jetpack", "tensorrt")}
         self.tensorrt = jetson.choose(**device) if any(device.values()) else None
-        self.threads: int = self._run["recipe"]["bench"]["threads"]
+        self.threads: int = self.index.recipe["bench"]["threads"]
         self.model = ModelInfo.read(self._folders["load"])
-        self.compiled: dict[str, Any] = read_json(self._folders["compile"] / "compiled.json")
-        self.quantized: dict[str, Any] = read_json(self._folders["quantize"] / "quantize.json")
-        accuracy = read_json(self._folders["evaluate"] / "accuracy.json")
-        self.evaluated: dict[str, Any] = accuracy["variants"]
-        self.classes: list[str] = accuracy["data"]["classes"]
+        self.compiled = CompiledVariants.read(self._folders["compile"])
+        self.quantized = read_as(
+            self._folders["quantize"] / QuantizationSummary.FILE, dict[str, QuantizationSummary]
+        )
+        accuracy = Accuracies.read(self._folders["evaluate"])
+        self.evaluated, self.classes = accuracy.variants, accuracy.data.classes
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
-        self.images: dict[str, Any] = read_json(self._folders["evaluate"] / "images.json")
+        self.images = EvaluatedImages.read(self._folders["evaluate"])
 
     def logits(self, variant: str) -> FloatArray:
         """Return the (N, classes) logits of the evaluated images."""
         logits: FloatArray = np.load(self._folders["evaluate"] / "logits" / f"{variant}.npy")
         return logits
 
-    def graph(self, variant: str, golden: list[int], packed: list[int] | None) -> Graph:
+    def graph(self, name: str, golden: list[int], packed: list[int] | None) -> Graph:
         """Return a variant to ship: ONNX file, golden logits and simulated accuracy."""
-        record = self.compiled[variant]
-        logits = self.logits(variant)
-        variant_id = VariantId(record["target"], record["precision"], record["pruned"])
-        sums = None
-        if record["precision"] == "int8":
-            sums = self.quantized[variant_id.quantized_graph].get("int8_sums")
-        if record.get("graph"):  # a graph with pixel input
-            file = self._folders["compile"] / record["graph"]
-        else:
-            file = variant_id.graph(self._folders)
+        variant, logits = VariantId.parse(name), self.logits(name)
         reference, simulated = None, None
         if packed is not None:
             reference = logits[packed]
             simulated = {
                 **_accuracy(reference, self.labels[packed]),
                 "images": len(packed),
-                "measured_on": self.evaluated[variant]["measured_on"],
+                "measured_on": self.evaluated[name].measured_on,
             }
-        typed = self._folders["compile"] / (record.get("folder") or ".") / TYPED
+        typed = self._folders["compile"] / name / TYPED
         return Graph(
-            variant,
-            record["target"],
-            record["precision"],
-            file,
+            name,
+            variant.target,
+            variant.precision,
+            graph_file(variant, self.compiled.variants[name], self._folders),
             logits[golden],
             reference,
             simulated,
             typed if typed.is_file() else None,
-            sums,
+            self.quantized[variant.quantized_graph].int8_sums if variant.precision == "int8" else None,
         )
 
     def inputs(self, positions: list[int]) -> FloatArray | PixelArray:
@@ -178,7 +176,7 @@ class _Run:
 
         dataset, indices = self._located(positions)
         stream = batches(dataset, indices, self.model.preprocess, batch=len(indices))
-        takes_pixels = any(record.get("input") == "uint8" for record in self.compiled.values())
+        takes_pixels = any(record.input == "uint8" for record in self.compiled.variants.values())
         return np.concatenate([batch.pixels if takes_pixels else batch.images for batch in stream])
 
     def pack(self, positions: list[int], out: Path) -> None:
@@ -188,16 +186,16 @@ class _Run:
         dataset, indices = self._located(positions)
         pack(dataset, indices, self.model.preprocess, out)
 
-    def _located(self, positions: list[int]) -> tuple[Any, list[int]]:
+    def _located(self, positions: list[int]) -> tuple[Dataset, list[int]]:
         from edgeship.calibration.class_order import match_classes
         from edgeship.calibration.datasets import open_dataset
 
-        source = self._run["recipe"]["evaluate"]["source"]
+        source = self.index.recipe["evaluate"]["source"]
         dataset = open_dataset(source, use="evaluate")
         if (names := self.model.class_names) and dataset.labelled:
             dataset = match_classes(dataset, names)
         indices = {item.name: index for index, item in enumerate(dataset.items)}
-        chosen = [self.images["names"][position] for position in positions]
+        chosen = [self.images.names[position] for position in positions]
         missing = [name for name in chosen if name not in indices]
         if missing:
             raise DataError(
@@ -207,20 +205,21 @@ class _Run:
 
 
 def _choose(
-    compiled: Mapping[str, Any], evaluated: Mapping[str, Any], variants: Sequence[str]
+    compiled: CompiledVariants, evaluated: Mapping[str, AccuracyRow], variants: Sequence[str]
 ) -> Sequence[str]:
     for name in variants:
         if name not in evaluated:
-            cause = compiled.get(name, {}).get("error")
+            failed = compiled.variants.get(name)
+            cause = f": {failed.error}" if failed and failed.error else ""
             raise DataError(
-                f"the run has no variant '{name}'" + (f": {cause}" if cause else ""),
+                f"the run has no variant '{name}'{cause}",
                 hint=nearest(name, evaluated),
             )
     if variants:
         return variants
     # Pruned variants come last and replace the others.
-    names = sorted(evaluated, key=lambda name: compiled[name]["pruned"])
-    chosen = {compiled[name]["target"]: name for name in names if compiled[name]["precision"] == "int8"}
+    ids = sorted(map(VariantId.parse, evaluated), key=lambda each: each.pruned)
+    chosen = {each.target: each.name for each in ids if each.precision == "int8"}
     if not chosen:
         raise DataError("the run has no INT8 variant to ship", hint="choose a variant with --variant NAME")
     return list(chosen.values())
@@ -259,13 +258,13 @@ def _accuracy(logits: FloatArray, labels: IntArray) -> dict[str, float | None]:
     }
 
 
-def _provenance(source: _Run) -> dict[str, Any]:
+def _provenance(source: _Run) -> dict[str, object]:
     """Return the provenance of the graphs; equal for equal recipes, independent of time."""
     return {
         "edgeship": metadata.version("edgeship"),
-        "command": source.command,
+        "command": source.index.command,
         "model": source.model.name,
         "weights_sha256": source.model.weights_sha256,
         "stages": {stage: source.digests[stage] for stage in _STAGES},
-        "evaluation": source.images["digest"],
+        "evaluation": source.images.digest,
     }

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from edgeship.toolkit.core.artifact import canonical_json, read_json, sha256_bytes
+from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.runs.measured import EvaluatedImages
 
 if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
     from edgeship.calibration.datasets import Dataset
-    from edgeship.calibration.findings import Finding
     from edgeship.calibration.manifest import Manifest
     from edgeship.calibration.sets import Use
+    from edgeship.toolkit.core.results import DataFinding
     from edgeship.toolkit.pipeline.recipe import SelectOptions
 
 
@@ -119,7 +120,7 @@ def check_readable(dataset: Dataset, indices: list[int]) -> None:
         pass
 
 
-def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[Finding]:
+def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list[DataFinding]:
     """Return a finding on unreadable images that the selection skipped."""
     from edgeship.calibration import manifest
 
@@ -130,20 +131,20 @@ def left_out(dataset: Dataset, options: SelectOptions, chosen: Manifest) -> list
     return unreadable(dataset, sorted(bad))
 
 
-def unreadable(dataset: Dataset, names: list[str]) -> list[Finding]:
+def unreadable(dataset: Dataset, names: list[str]) -> list[DataFinding]:
     """Return a warning on images that were left out because they cannot be decoded."""
-    from edgeship.calibration.findings import Finding
     from edgeship.calibration.text import first_names
+    from edgeship.toolkit.core.results import DataFinding
 
     message = f"{len(names)} unreadable image(s) of {dataset.name} were left out: {first_names(names)}"
-    return [Finding("warning", message, "replace or remove them")] if names else []
+    return [DataFinding("warning", message, "replace or remove them")] if names else []
 
 
-def opened(dataset: Dataset) -> list[Finding]:
+def opened(dataset: Dataset) -> list[DataFinding]:
     """Return the notes on an opened source of images, for the report."""
-    from edgeship.calibration.findings import Finding
+    from edgeship.toolkit.core.results import DataFinding
 
-    return [Finding("info", note) for note in dataset.notes]
+    return [DataFinding("info", note) for note in dataset.notes]
 
 
 def calibration(source: str, selected: Path) -> tuple[Dataset, list[int]]:
@@ -174,14 +175,14 @@ def subset(dataset: Dataset, images: int | Literal["all"]) -> list[int]:
     return sorted(manifest.locate(manifest.select(dataset, images, seed=0), dataset))
 
 
-def identity(dataset: Dataset, indices: IntArray) -> dict[str, Any]:
+def identity(dataset: Dataset, indices: IntArray) -> EvaluatedImages:
     """Return the names of the evaluated images, and one digest over names and contents."""
     from edgeship.toolkit.core.threads import ordered_map
 
     names = [dataset.items[index].name for index in indices]
     contents = list(ordered_map(dataset.digest, indices.tolist()))
     digest = sha256_bytes(canonical_json(list(zip(names, contents, strict=True))).encode())
-    return {"source": dataset.name, "digest": digest, "names": names}
+    return EvaluatedImages(dataset.name, digest, tuple(names))
 
 
 def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
@@ -193,5 +194,5 @@ def thumbnails(source: str, evaluated: Path) -> Callable[[int], bytes] | None:
     except DataError:
         return None
     places = {item.name: index for index, item in enumerate(dataset.items)}
-    names = read_json(evaluated / "images.json")["names"]
+    names = EvaluatedImages.read(evaluated).names
     return lambda index: dataset.read(places[names[index]])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from edgeship.toolkit.core.artifact import sha256_file
 from edgeship.toolkit.core.parallel import Backend, ordered
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.pipeline import datasets, variants
+from edgeship.toolkit.pipeline import datasets
+from edgeship.toolkit.runs.compiled import CompiledVariant, engine_file, graph_file
 from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
@@ -84,6 +85,21 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """Logits of the variants on N images.
+
+    Attributes:
+        logits: Variant -> (N, classes).
+        labels: N class indices; -1 is unknown.
+        indices: N positions in the data set.
+    """
+
+    logits: dict[str, FloatArray]
+    labels: IntArray
+    indices: IntArray
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """Logits of the engines on one batch, and the names of images that cannot be decoded."""
 
@@ -93,14 +109,14 @@ class Part:
     skipped: tuple[str, ...]
 
 
-def engines(records: Mapping[VariantId, Mapping[str, Any]], inputs: Inputs) -> tuple[tuple[str, Engine], ...]:
+def engines(records: Mapping[VariantId, CompiledVariant], inputs: Inputs) -> tuple[tuple[str, Engine], ...]:
     """Return the engine of every variant; a simulated float graph shares that of ONNX Runtime."""
     result: dict[str, Engine] = {}
     floats: dict[str, Engine] = {}
     for variant, record in records.items():
-        target = variant.target if record["runs_here"] else None
-        graph = variants.built_of(variant, record, inputs)
-        file = inputs["compile"] / record["folder"] / record["file"] if target else graph
+        target = variant.target if record.runs_here else None
+        graph = graph_file(variant, record, inputs)
+        file = engine_file(variant, record, inputs) if target else graph
         engine = Engine(file, target)
         if variant.precision == "fp32" and target in {None, REFERENCE.target}:
             engine = floats.setdefault(sha256_file(graph), engine)
@@ -110,7 +126,7 @@ def engines(records: Mapping[VariantId, Mapping[str, Any]], inputs: Inputs) -> t
 
 def run(
     work: Work, indices: Sequence[int], *, workers: int | None, backend: Backend, label: str
-) -> tuple[variants.Outcome, list[str]]:
+) -> tuple[Outcome, list[str]]:
     """Run images through every engine: the inference loop of all evaluations.
 
     Every worker has its own sessions, each on one thread, so the result is bit-identical for any number of
@@ -149,7 +165,7 @@ def run(
     labels, places = (
         np.concatenate([getattr(each, name) for each in decoded]) for name in ("labels", "indices")
     )
-    return variants.Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
+    return Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
 
 
 def _run_task(work: Work, batches: Sequence[Sequence[int]]) -> list[Part]:

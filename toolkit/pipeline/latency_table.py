@@ -17,6 +17,7 @@ from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, wri
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.statistics import percentile
 from edgeship.toolkit.core.tensors import Size, as_size, sides
+from edgeship.toolkit.runs.compiled import engine_file
 from edgeship.toolkit.runs.variant_id import VariantId
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ class LatencyTable:
             variant = VariantId(name, "int8", pruned=True)
             verbs.quantize(graph, ranges, name, folder / "int8.onnx", how, check=False)
             built = verbs.compile(variant, folder / "int8.onnx", folder)
-            if built["runs_here"]:
-                return targets.get(name), folder / variant.name / built["file"]
+            if built.runs_here:
+                return targets.get(name), engine_file(variant, built, {"compile": folder})
         raise ModelError(
             f"prune.latency_ratio: none of {', '.join(self._names)} runs on this machine",
             hint="set prune.macs_ratio, or run on the device",

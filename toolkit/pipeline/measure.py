@@ -1,10 +1,13 @@
-"""Measure latency, throughput, memory, energy and end-to-end time from decoded images."""
+"""Measure latency, throughput, memory, energy and end-to-end time of engines."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -12,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship import targets
-from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.errors import RecipeError, TargetError
 from edgeship.toolkit.core.progress import track
-from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.core.results import Environment
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.pipeline import variants
+from edgeship.toolkit.runs.measured import Latencies, LatencyRecord
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from edgeship.targets._cpu_load import Activity
     from edgeship.toolkit.pipeline.recipe import BenchOptions
 
 BATCHES = (1, 2, 4, 8, 16)  # of a graph with a dynamic batch
@@ -40,7 +45,7 @@ def measure(
     dynamic: bool = False,
     pictures: Sequence[Image.Image] = (),
     preprocess: Preprocess | None = None,
-) -> dict[str, Any]:
+) -> Latencies:
     """Measure every engine, interleaved; quantities that cannot be measured here are listed with the reason.
 
     Args:
@@ -51,25 +56,25 @@ def measure(
         dynamic: True if the engines have a dynamic batch.
         pictures: Decoded images for end-to-end runs; without, they are left out.
         preprocess: Preprocessing of an image, with `pictures`.
-
-    Returns:
-        The content of latency.json.
     """
     with ExitStack() as stack:
-        sessions = variants.loaded(options, files, stack)
-        measured = {**variants.latencies(options, sessions, images), "how": {}, "not_measured": {}}
-        if options.throughput_s:
-            floats = variants.loaded(options, ready, stack)
-            if preprocess is not None:
-                _end_to_end(
-                    measured, sessions, floats, len(images), pictures, preprocess, options.throughput_s
-                )
-            _energy(measured, options, sessions, images)
-        shaped = {name: variants.session_input(session, images) for name, session in sessions.items()}
-    if options.throughput_s:
-        _memory(measured, options, files, shaped)
-        _throughput(measured, options, files, shaped, dynamic=dynamic)
+        sessions = loaded(options, files, stack)
+        measured = latencies(options, sessions, images)
+        if not options.throughput_s:
+            return measured
+        floats = loaded(options, ready, stack)
+        if preprocess is not None:
+            _end_to_end(measured, sessions, floats, pictures, preprocess, options.throughput_s)
+        _energy(measured, options, sessions, images)
+        shaped = {name: session_input(session, images) for name, session in sessions.items()}
+    _memory(measured, options, files, shaped)
+    _throughput(measured, options, files, shaped, dynamic=dynamic)
     return measured
+
+
+def _add(measured: Latencies, name: str, **figures: Any) -> None:
+    """Add figures to the record of a variant; Any: the type of each field."""
+    measured.variants[name] = replace(measured.variants[name], **figures)
 
 
 def end_to_end(
@@ -88,10 +93,9 @@ def end_to_end(
 
 
 def _end_to_end(
-    measured: dict[str, Any],
+    measured: Latencies,
     sessions: Mapping[str, targets.Session],
     floats: Mapping[str, targets.Session],
-    batch: int,
     pictures: Sequence[Image.Image],
     preprocess: Preprocess,
     duration_s: float,
@@ -99,20 +103,20 @@ def _end_to_end(
     from edgeship.targets._timing import interleave
 
     runs = {
-        f"{key} {name}": end_to_end(session, batch, pictures, preprocess)
+        f"{key} {name}": end_to_end(session, measured.batch, pictures, preprocess)
         for key, loaded in (("end_to_end_ms", sessions), ("float_end_to_end_ms", floats))
         for name, session in loaded.items()
     }
     for run, samples in interleave(runs, warmup_s=0.1, duration_s=duration_s).items():
         key, name = run.split(" ", 1)
-        measured["variants"][name][key] = samples
+        _add(measured, name, **{key: samples})
     sizes = sorted(f"{width} x {height}" for width, height in {picture.size for picture in pictures})
     shown = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
-    measured["how"]["end_to_end_ms"] = f"{HOW_END_TO_END}; {len(pictures)} images of {shown} pixels"
+    measured.how["end_to_end_ms"] = f"{HOW_END_TO_END}; {len(pictures)} images of {shown} pixels"
 
 
 def _energy(
-    measured: dict[str, Any],
+    measured: Latencies,
     options: BenchOptions,
     sessions: Mapping[str, targets.Session],
     images: FloatArray,
@@ -121,19 +125,19 @@ def _energy(
 
     for name, session in sessions.items():
         try:
-            call_mj = per_call_mj(variants.inference(session, images), options.throughput_s)
+            call_mj = per_call_mj(inference(session, images), options.throughput_s)
         except TargetError as error:
-            measured["not_measured"]["energy_mj"] = str(error)
+            measured.not_measured["energy_mj"] = str(error)
             return
-        measured["variants"][name]["energy_mj"] = call_mj / len(images)
-    measured["how"]["energy_mj"] = how()
+        _add(measured, name, energy_mj=call_mj / len(images))
+    measured.how["energy_mj"] = how()
 
 
 def _memory(
-    measured: dict[str, Any],
+    measured: Latencies,
     options: BenchOptions,
     files: Mapping[str, tuple[str, Path]],
-    shaped: Mapping[str, Any],
+    shaped: Mapping[str, FloatArray | PixelArray],
 ) -> None:
     from edgeship.targets._memory import HOW, measure
 
@@ -142,31 +146,114 @@ def _memory(
         try:
             memory = measure(target, engine, shaped[name], options.threads)
         except TargetError as error:
-            measured["not_measured"]["memory_bytes"] = str(error)
+            measured.not_measured["memory_bytes"] = str(error)
             return
-        measured["variants"][name]["memory_bytes"] = memory["peak_bytes"]
-        measured["variants"][name]["resident_bytes"] = memory["resident_bytes"]
-    measured["how"]["memory_bytes"] = HOW
+        _add(measured, name, memory_bytes=memory["peak_bytes"], resident_bytes=memory["resident_bytes"])
+    measured.how["memory_bytes"] = HOW
 
 
 def _throughput(
-    measured: dict[str, Any],
+    measured: Latencies,
     options: BenchOptions,
     files: Mapping[str, tuple[str, Path]],
-    shaped: Mapping[str, Any],
+    shaped: Mapping[str, FloatArray | PixelArray],
     *,
     dynamic: bool,
 ) -> None:
     """Measure images per second at each batch, engines interleaved against drift of the clock."""
-    own = measured["batch"]
+    own = measured.batch
     batches = sorted({*BATCHES, own}) if dynamic else [own]
-    rows = measured["variants"]
     for batch in track(batches, "measuring throughput"):
         for name, (target, engine) in files.items():
             images = np.resize(shaped[name], (batch, *shaped[name].shape[1:]))
             ips = targets.get(target).throughput_ips(
                 engine, images, threads=options.threads, duration_s=options.throughput_s
             )
-            rows[name].setdefault("throughput", {})[str(batch)] = ips
+            _add(measured, name, throughput={**measured.variants[name].throughput, str(batch): ips})
             if batch == own:
-                rows[name]["throughput_ips"] = ips
+                _add(measured, name, throughput_ips=ips)
+
+
+def bench_batch(options: BenchOptions, fixed: int | None) -> int:
+    """Return the batch size of one timed inference.
+
+    Args:
+        options: The bench section.
+        fixed: Batch of the graph; None: dynamic.
+
+    Raises:
+        RecipeError: The graph has a fixed batch of another size.
+    """
+    if options.batch and fixed and options.batch != fixed:
+        raise RecipeError(
+            f"bench.batch = {options.batch}, but the graph takes {fixed}",
+            hint=f"set export.batch={options.batch}, or export.batch=dynamic",
+        )
+    return options.batch or fixed or 1
+
+
+def loaded(
+    options: BenchOptions, files: Mapping[str, tuple[str, Path]], stack: ExitStack
+) -> dict[str, targets.Session]:
+    """Open a session per engine; the stack closes them."""
+    return {
+        name: stack.enter_context(targets.get(target).open(engine, threads=options.threads))
+        for name, (target, engine) in files.items()
+    }
+
+
+def latencies(
+    options: BenchOptions, sessions: Mapping[str, targets.Session], images: FloatArray
+) -> Latencies:
+    """Time sessions, interleaved, on one batch (N, C, H, W)."""
+    from edgeship.targets._timing import interleave, noise_warning
+
+    samples = interleave(
+        {name: inference(session, images) for name, session in sessions.items()},
+        warmup_s=options.warmup_s,
+        duration_s=None if options.runs else options.duration_s,
+        count=options.runs,
+    )
+    return Latencies(
+        included="one call: input copied in, inference, output copied out; interrupted ones repeated",
+        threads=options.threads,
+        batch=len(images),
+        variants={name: LatencyRecord(taken, noise_warning(taken)) for name, taken in samples.items()},
+    )
+
+
+def inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:
+    """Return a function that runs one batch (N, C, H, W), in the input type of the session."""
+    batch = session_input(session, images)
+    return lambda: session.infer(batch)
+
+
+def session_input(session: targets.Session, images: FloatArray) -> FloatArray | PixelArray:
+    """Return the images (N, C, H, W), or random pixels (N, H, W, C) for a session with pixel input."""
+    if not session.takes_pixels:
+        return images
+    count, channels, height, width = images.shape
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), np.uint8)
+
+
+def environment(activity: Activity) -> Environment:
+    """Describe this machine and its load during a measurement."""
+    from edgeship.targets._device import this_cpu, this_device
+
+    here = this_device()
+    return Environment(
+        cpu=here.name,
+        instruction_sets=here.instruction_sets,
+        cores=here.cores,
+        versions=here.versions,
+        arch=here.arch,
+        memory_bytes=here.memory_bytes,
+        power_mode=here.power_mode,
+        clocks_mhz=here.clocks_mhz,
+        load_average=os.getloadavg(),
+        throttled=activity.throttled,
+        other_share=activity.other_share,
+        stolen_share=activity.stolen_share,
+        int8_sums=this_cpu().int8_sums,
+        timed=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )

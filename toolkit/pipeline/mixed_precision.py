@@ -19,7 +19,7 @@ from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.statistics import agreement, paired_drop
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph.cost import cost_shares
-from edgeship.toolkit.pipeline import datasets, evaluation, variants
+from edgeship.toolkit.pipeline import datasets, evaluation, measure
 
 if TYPE_CHECKING:
     from edgeship.calibration import manifest
@@ -231,7 +231,7 @@ class Trials:
             for name in ("fp32", "int8", "mixed"):
                 engine = self.folder / name / built.file
                 session = stack.enter_context(targets.get(self.target).open(engine, threads=1))
-                runs[name] = variants.inference(session, pixels)
+                runs[name] = measure.inference(session, pixels)
             samples = interleave(runs, warmup_s=TIMED_S / 4, duration_s=TIMED_S)
         return {name: float(np.median(taken)) for name, taken in samples.items()}
 

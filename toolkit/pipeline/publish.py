@@ -6,8 +6,7 @@ predictions.npz                     first class of every image and variant, for 
 report.json                         the report, with seconds and cache state of the stages of this run
 engines/<target>/<variant>/         engines, and the Q/DQ graph of each
 engines/model.json, labels.txt      preprocessing and class names, for applications
-run.json                            schema, recipe, command, stages [{name, folder, digest, seconds, cached}],
-                                    files: those of runs; no other file is ever overwritten or removed
+run.json                            `RunIndex`; files it does not list are never overwritten or removed
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,43 +23,21 @@ from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, wri
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
 from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
+from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text
+from edgeship.toolkit.runs.index import RunIndex, StageResult
+from edgeship.toolkit.runs.measured import Accuracies
 from edgeship.toolkit.runs.network import ModelInfo
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
-SCHEMA = 1
-RUN, REPORT = Path("run.json"), "report.json"
+RUN, REPORT = Path(RunIndex.FILE), "report.json"
 PAGES = tuple(Path(name) for name in (REPORT, "report.md", "report.html", "junit.xml", "predictions.npz"))
 ENGINES = Path("engines")
 
 
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """Result of one stage of a run.
-
-    Attributes:
-        name: Name of the stage.
-        folder: Its files in the store; read only.
-        digest: Content digest of the folder.
-        seconds: Duration of the computation.
-        cached: True if the result is from an earlier run.
-    """
-
-    name: str
-    folder: Path
-    digest: str
-    seconds: float
-    cached: bool
-
-
-def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> dict[str, Any]:
+def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> RunIndex:
     """Return the content of run.json."""
-    return {
-        "schema": SCHEMA,
-        "recipe": plain(recipe),
-        "command": command(recipe),
-        "stages": [{**plain(stage), "folder": str(stage.folder)} for stage in stages],
-    }
+    return RunIndex(1, plain(recipe), command(recipe), stages)
 
 
 def command(recipe: Recipe) -> str | None:
@@ -111,7 +88,9 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     """
     folders = {stage.name: stage.folder for stage in stages}
     outputs = _outputs(folders)
-    written: dict[Path, Any] = {Path(RECIPE): f"# {command(recipe) or 'edgeship.run'}\n\n{as_toml(recipe)}"}
+    written: dict[Path, object] = {
+        Path(RECIPE): f"# {command(recipe) or 'edgeship.run'}\n\n{as_toml(recipe)}"
+    }
     if "report" in folders:
         written[Path(REPORT)] = read_report(folders["report"], stages)
     if "compile" in folders:
@@ -120,7 +99,8 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     _refuse_foreign((RUN, *outputs, *written), owned, out)
     stale = {place for place in owned - {*outputs} if ENGINES in place.parents}
     files = sorted({RUN, *outputs, *written, *(owned - stale)})
-    written = {RUN: {**describe(recipe, stages), "files": files}, **written}
+    index = replace(describe(recipe, stages), files=tuple(file.as_posix() for file in files))
+    written = {RUN: index, **written}
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
@@ -149,11 +129,11 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             out.rmdir()
 
 
-def _description(folders: Mapping[str, Path]) -> dict[Path, Any]:
+def _description(folders: Mapping[str, Path]) -> dict[Path, object]:
     """Return model.json and labels.txt of the engines, for applications."""
     described = description(
         ModelInfo.read(folders["load"]),
-        read_json(folders["evaluate"] / "accuracy.json")["data"]["classes"] if "evaluate" in folders else (),
+        Accuracies.read(folders["evaluate"]).data.classes if "evaluate" in folders else (),
     )
     return {ENGINES / DESCRIPTION: described, ENGINES / LABELS: labels_text(described)}
 
@@ -167,18 +147,16 @@ def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]
 
 def _outputs(folders: Mapping[str, Path]) -> dict[Path, Path]:
     """Return path in the `--out` folder -> file in the store."""
-    from edgeship.toolkit.pipeline.variants import built_of, runnable
-
     outputs: dict[Path, Path] = {}
     if report := folders.get("report"):
         pages = [file for file in report.rglob("*") if file.is_file() and file.name != REPORT]
         outputs |= {file.relative_to(report): file for file in pages}
     if compiled := folders.get("compile"):
-        for variant, record in runnable(folders).items():
-            place, folder = Path("engines") / variant.target / variant.name, compiled / record["folder"]
+        for variant, record in CompiledVariants.read(compiled).built().items():
+            place, folder = Path(published_folder(variant)), compiled / variant.name
             files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
             if not any(file.suffix == ".onnx" for file in files):
-                files[place / "graph.onnx"] = built_of(variant, record, folders)
+                files[place / "graph.onnx"] = graph_file(variant, record, folders)
             outputs |= files
     return outputs
 
@@ -186,9 +164,8 @@ def _outputs(folders: Mapping[str, Path]) -> dict[Path, Path]:
 def _owned(out: Path) -> frozenset[Path]:
     """Return the files of an earlier run in a folder, as listed in its run.json."""
     try:
-        index = read_run(out)
-        places = [Path(name) for name in index["files"]]
-    except (DataError, AttributeError, KeyError, TypeError):  # no run.json, or a foreign file of that name
+        places = [Path(name) for name in RunIndex.read(out).files]
+    except DataError:  # no run.json, or a foreign file of that name
         return frozenset()
     inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
     return frozenset(place for place in inside if (out / place).is_file())
@@ -217,17 +194,3 @@ def _same(source: Path, target: Path) -> bool:
         return False
     copy, original = target.stat(), source.stat()
     return (copy.st_size, copy.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
-
-
-def read_run(out: Path) -> dict[str, Any]:
-    """Read the run.json of an `--out` folder.
-
-    Raises:
-        DataError: The file is missing, or has another schema.
-    """
-    index: dict[str, Any] = read_json(out / "run.json")
-    if index.get("schema") != SCHEMA:
-        raise DataError(
-            f"{out / 'run.json'} has schema {index.get('schema')}, not {SCHEMA}", hint="run the recipe again"
-        )
-    return index

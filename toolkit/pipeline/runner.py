@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from edgeship.toolkit.core.artifact import plain, write_json
+from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
 from edgeship.toolkit.pipeline.fingerprints import (
     Fingerprint,
@@ -19,11 +19,12 @@ from edgeship.toolkit.pipeline.fingerprints import (
     fingerprint,
     key_values,
 )
-from edgeship.toolkit.pipeline.publish import StageResult, check_overwrite, describe, publish, read_report
+from edgeship.toolkit.pipeline.publish import check_overwrite, describe, publish, read_report
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required
 from edgeship.toolkit.pipeline.stage import Stage, restricted
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.pipeline.store import Store, key_of
+from edgeship.toolkit.runs.index import StageResult
 
 State: TypeAlias = Literal["started", "waiting", "done", "cached"]
 Watcher: TypeAlias = Callable[[str, State, float], None]  # stage, state, seconds
@@ -150,7 +151,7 @@ def _run_stage(
             check_unchanged(outside, fingerprints)
             return
         with tempfile.TemporaryDirectory() as folder:
-            write_json(Path(folder) / "run.json", describe(recipe, tuple(done.values())))
+            describe(recipe, tuple(done.values())).write(Path(folder))
             stage.work(view, {**inputs, "run": Path(folder)}, out, work_dir)
 
     try:

@@ -8,31 +8,33 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from edgeship.toolkit.core.artifact import read_json, write_json
-from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.pipeline import (
+    accuracy,
     baseline_check,
+    compilation,
     datasets,
     evaluation,
     finetuning,
     load_and_export,
+    measure,
     mixed_precision,
     pruning,
     quantizing,
-    variants,
     verbs,
 )
-from edgeship.toolkit.pipeline.measure import PICTURES
 from edgeship.toolkit.pipeline.preprocessing import check_known
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
+from edgeship.toolkit.runs.compiled import CompiledVariants, engines, float_engines
+from edgeship.toolkit.runs.index import RunIndex
+from edgeship.toolkit.runs.measured import Accuracies, EvaluationData
 from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, quantized_name
 
@@ -192,44 +194,31 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
 def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Compile every variant, with an audit of the layer precisions that the runtime executes.
 
-    Writes one folder per variant, and compiled.json {variant: {target, precision, pruned, folder, file,
-    runs_here, note, audit, warnings, instead, size_bytes, input, graph, float_input, error, hint}}; see
-    `variants.build`. A target that is missing or rejects the graph is recorded with its error.
+    Writes one folder per variant, and compiled.json (`CompiledVariants`).
     """
     graphs = ExportedGraphs.read(inputs["export"])
     preprocess = graphs.preprocess if recipe.export.input == "uint8" else None
-    compiled = {}
-    for variant in variants.planned(recipe.compile.targets, tuple(graphs.graphs)):
-        record = {
-            "name": variant.name,
-            **asdict(variant),
-            "folder": None,
-            "file": None,
-            "size_bytes": None,
-            "runs_here": False,
+    CompiledVariants(
+        {
+            each.name: compilation.recorded(
+                each, inputs, out, preprocess, version=recipe.compile.device_version(each.target)
+            )
+            for each in compilation.planned(recipe.compile.targets, tuple(graphs.graphs))
         }
-        try:
-            version = recipe.compile.device_version(variant.target)
-            record |= verbs.compile(variant, variant.graph(inputs), out, preprocess, version=version)
-        except ToolkitError as error:
-            variants.check_room(out, variant.graph(inputs), error)
-            shutil.rmtree(out / variant.name, ignore_errors=True)
-            record |= {"error": str(error), "hint": error.hint}
-        compiled[variant.name] = record
-    write_json(out / "compiled.json", compiled)
+    ).write(out)
 
 
 def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
-    Writes accuracy.json, logits/<variant>.npy, labels.npy, images.json, findings.json and
-    input_checks.json [`InputCheck`].
+    Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
+    findings.json [`DataFinding`] and input_checks.json [`InputCheck`].
     """
     options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
-    planned = variants.runnable(inputs)
+    built = CompiledVariants.read(inputs["compile"]).built()
     work = evaluation.Work(
-        evaluation.engines(planned, inputs),
+        evaluation.engines(built, inputs),
         options.source,
         graphs.classes,
         graphs.preprocess,
@@ -248,62 +237,57 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
         np.save(out / "logits" / f"{name}.npy", logits)
-    write_json(out / "images.json", datasets.identity(dataset, outcome.indices))
+    datasets.identity(dataset, outcome.indices).write(out)
     write_json(out / "findings.json", datasets.opened(dataset) + datasets.unreadable(dataset, skipped))
     reference = outcome.logits[REFERENCE.name]
     write_json(
         out / "input_checks.json", baseline_check.check_run(inputs, dataset, outcome.indices, reference)
     )
-    write_json(
-        out / "accuracy.json",
-        {
-            "data": {"name": dataset.name, "images": len(outcome.labels), "classes": dataset.classes},
-            "variants": variants.accuracies(outcome, planned),
-        },
-    )
+    data = EvaluationData(dataset.name, len(outcome.labels), dataset.classes)
+    Accuracies(data, accuracy.accuracies(outcome, built)).write(out)
 
 
 def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Time every variant that runs here, interleaved in one process; then throughput, memory and energy.
 
-    Writes latency.json and device.json: the machine and its CPU load during the measurement.
+    Writes latency.json (`Latencies`) and device.json (`Environment`).
     """
     from edgeship.targets._cpu_load import Watch
 
     graphs = ExportedGraphs.read(inputs["export"])
-    batch = variants.bench_batch(recipe.bench, graphs.batch)
+    batch = measure.bench_batch(recipe.bench, graphs.batch)
     shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
     with Watch() as watch:
         measured = verbs.benchmark(
             recipe.bench,
-            variants.engines(inputs["compile"]),
+            engines(inputs),
             np.random.default_rng(0).normal(size=shape).astype(np.float32),
-            ready=variants.float_engines(inputs["compile"]),
+            ready=float_engines(inputs),
             dynamic=graphs.batch is None,
-            pictures=[dataset.image(index) for index in indices[:PICTURES]],
+            pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
             preprocess=graphs.preprocess,
         )
-    write_json(out / "latency.json", measured)
-    write_json(out / "device.json", {**variants.device(), **asdict(watch.activity)})
+    measured.write(out)
+    write_json(out / "device.json", measure.environment(watch.activity))
 
 
 def report(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Gather the results of all stages into report.json, report.md and report.html, and check the limits."""
     from edgeship.toolkit.report import gather, render
 
-    limits, run = recipe.report, read_json(inputs["run"] / "run.json")
+    limits, run = recipe.report, RunIndex.read(inputs["run"])
     gathered = gather.gather(
         inputs,
-        recipe=run["recipe"],
-        stages=run["stages"],
-        command=run["command"],
+        recipe=run.recipe,
+        stages=run.stages,
+        command=run.command,
         max_drop_pp=limits.max_drop_pp,
         min_speedup=limits.min_speedup,
         max_latency_ms=limits.max_latency_ms,
         judge_by=limits.judge_by,
     )
-    thumbnails = datasets.thumbnails(run["recipe"]["evaluate"]["source"], inputs["evaluate"])
+    thumbnails = datasets.thumbnails(run.recipe["evaluate"]["source"], inputs["evaluate"])
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 COLOURS = {"openvino": "@blue", "tensorrt": "@green", "onnxruntime": "@grey"}
+Figure: TypeAlias = dict[str, Any]  # Any: a Plotly trace or layout, JSON
 WORST = 20  # maximum of rows in a chart of the worst classes or layers
 
 
@@ -25,9 +26,9 @@ class Chart:
 
     title: str
     alt: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any] = field(default_factory=dict)
-    choices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    data: list[Figure]
+    layout: Figure = field(default_factory=dict)
+    choices: dict[str, list[Figure]] = field(default_factory=dict)
 
 
 def text(value: str) -> str:
@@ -35,7 +36,7 @@ def text(value: str) -> str:
     return html.escape(value, quote=False)
 
 
-def log_axis(title: str, low: float, high: float) -> dict[str, Any]:
+def log_axis(title: str, low: float, high: float) -> Figure:
     """Return a logarithmic axis with ticks at 1, 2 and 5 of every decade."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     ticks = [step * 10.0**power for power in range(first, last + 1) for step in (1, 2, 5)]

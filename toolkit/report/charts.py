@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from edgeship.toolkit.core.results import RunReport, Variant
 from edgeship.toolkit.report import formatting, quantization_charts
-from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, log_axis, text
+from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, Figure, log_axis, text
+from edgeship.toolkit.report.details import details
 
 SYMBOLS = {"fp32": "circle", "fp16": "square", "int8": "diamond"}
 
 
 def charts(report: RunReport) -> dict[str, Chart]:
     """Return the charts that have data, by their key in the page."""
+    shown = details(report)
     drawn: dict[str, Chart | None] = {
         "tradeoff": _tradeoff(report),
         "drop": _drop(report),
         "latency": _latency(report.variants),
         "throughput": _throughput(report.variants),
-        "sqnr": quantization_charts.sqnr(report.details.get("sensitivity")),
-        "sensitivity": quantization_charts.sensitivity(report.details.get("sensitivity")),
-        "clipping": quantization_charts.clipping(report.details.get("quantize")),
-        "activations": quantization_charts.activations(report.details.get("quantize")),
-        "weights": quantization_charts.weights(report.details.get("quantize")),
-        "widths": quantization_charts.widths(report.details.get("pruning")),
-        "refit": quantization_charts.refit(report.details.get("pruning")),
-        "frontier": quantization_charts.frontier(report.details.get("pruning")),
+        "sqnr": quantization_charts.sqnr(shown.sensitivity),
+        "sensitivity": quantization_charts.sensitivity(shown.sensitivity),
+        "clipping": quantization_charts.clipping(shown.quantize),
+        "activations": quantization_charts.activations(shown.quantize),
+        "weights": quantization_charts.weights(shown.quantize),
+        "widths": quantization_charts.widths(shown.pruning),
+        "refit": quantization_charts.refit(shown.pruning),
+        "frontier": quantization_charts.frontier(shown.pruning),
     }
     for variant in report.variants:
-        drawn[f"classes-{variant.name}"] = _classes(variant, report.data.get("classes") or [])
+        drawn[f"classes-{variant.name}"] = _classes(variant, report.data.classes)
     for target in dict.fromkeys(v.target for v in report.variants):
         drawn[f"layers-{target}"] = _layers([v for v in report.variants if v.target == target], target)
     return {name: chart for name, chart in drawn.items() if chart is not None}
@@ -58,7 +59,7 @@ def _tradeoff(report: RunReport) -> Chart | None:
         latency, top1 = v.latency_ms, v.top1
         if latency is None or top1 is None:
             continue
-        trace: dict[str, Any] = {
+        trace: Figure = {
             "type": "scatter",
             "mode": "markers+text" if labelled else "markers",
             "name": text(formatting.title(v)),
@@ -195,7 +196,7 @@ def _drop(report: RunReport) -> Chart | None:
     )
 
 
-def _line(x: float, colour: str, dash: str) -> dict[str, Any]:
+def _line(x: float, colour: str, dash: str) -> Figure:
     return {
         "type": "line",
         "x0": x,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgeship.toolkit.core import statistics
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import LatencySummary, RunReport, Variant
-from edgeship.toolkit.core.tensors import read_size, size_text
+from edgeship.toolkit.core.tensors import size_text
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.paired_analysis import StoredPredictions, load_predictions
 from edgeship.toolkit.report.quantization_charts import knee_of
@@ -103,7 +103,7 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
             drop, interval = statistics.unpaired_difference(
                 round(base.top1 * base.images), base.images, round(other.top1 * other.images), other.images
             )
-            same = first.report.data.get("eval_digest") == run.report.data.get("eval_digest")
+            same = first.report.data.eval_digest == run.report.data.eval_digest
             remarks.append(
                 "predictions were not kept: unpaired, wider interval"
                 if same
@@ -112,10 +112,9 @@ def _difference(first: Run, base: Variant, run: Run, other: Variant) -> Differen
     if base.kind != other.kind:
         remarks.append(f"accuracy {base.kind} vs {other.kind}")
     obstacle = _obstacle(base.latency_ms, other.latency_ms) or _disturbed(first.report, run.report)
-    sizes = [each.report.model.get("input_px") for each in (first, run)]
-    if None not in sizes and sizes[0] != sizes[1]:
-        first_px, px = (size_text(read_size(size)) for size in sizes)
-        remarks.append(f"input {first_px} vs {px} px")
+    sizes = [size for each in (first, run) if (size := each.report.model.input_px) is not None]
+    if len(sizes) == 2 and sizes[0] != sizes[1]:
+        remarks.append(f"input {size_text(sizes[0])} vs {size_text(sizes[1])} px")
     ratio = distinct = None
     if base.latency_ms and other.latency_ms:
         ratio = base.latency_ms.p50 / other.latency_ms.p50
@@ -147,10 +146,10 @@ def _outcomes(
     first: Run, base: Variant, run: Run, other: Variant
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
     """Return per-image correctness of both variants; None if the images are not the same."""
-    digest = first.report.data.get("eval_digest")
+    digest = first.report.data.eval_digest
     if (
         not digest
-        or digest != run.report.data.get("eval_digest")
+        or digest != run.report.data.eval_digest
         or first.predictions is None
         or run.predictions is None
     ):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from edgeship.toolkit.core.results import LatencySummary, LayerAudit, Variant
+from edgeship.toolkit.runs.quantized import Sensitivity
 from edgeship.toolkit.runs.variant_id import split_pruned
 
 NONE = "not measured"
@@ -103,13 +103,13 @@ def decibel(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{signed(value, digits)} dB"
 
 
-def probe(sensitivity: Mapping[str, Any]) -> str:
+def probe(sensitivity: Sensitivity) -> str:
     """Return a sentence on the images of a target's sensitivities and the SQNR of the logits on them."""
-    number = sensitivity.get("images")
+    number = sensitivity.images
     images_of = f"{'some' if number is None else whole(number)} calibration images"
-    rows = [row for row in sensitivity.get("layers") or () if row.get("float_sqnr_db") is not None]
-    if rows:
-        images_of += f" (SQNR of the logits there: {decibel(rows[0]['float_sqnr_db'] - rows[0]['drop_db'])})"
+    for row in sensitivity.layers[:1]:
+        if row.float_sqnr_db is not None and row.drop_db is not None:
+            images_of += f" (SQNR of the logits there: {decibel(row.float_sqnr_db - row.drop_db)})"
     return f"Measured on {images_of}. The SQNR in the section Accuracy is of the evaluation images."
 
 
@@ -243,12 +243,16 @@ def label(classes: Sequence[str], index: int | None) -> str:
     return str(classes[index]) if index < len(classes) else f"class {index}"
 
 
-def recipe_name(recipe: Any) -> str:
+def recipe_name(recipe: object) -> str:
     """Return the name of a recipe: the text itself, or its `name`."""
-    return recipe if isinstance(recipe, str) else str(recipe.get("name") or "recipe")
+    return (
+        recipe
+        if isinstance(recipe, str)
+        else str((isinstance(recipe, Mapping) and recipe.get("name")) or "recipe")
+    )
 
 
-def flat_options(recipe: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat_options(recipe: object, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (`section.key`, value as text) of every recipe option."""
     if not isinstance(recipe, Mapping):
         return

@@ -9,17 +9,16 @@ that runs here fails, and so does a gate that applies to no variant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
 
-from edgeship.toolkit.core.results import Gate, InputCheck, JudgeBy, Variant
+from edgeship.toolkit.core.results import Environment, Gate, InputCheck, JudgeBy, Variant
 from edgeship.toolkit.core.statistics import images_to_decide
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.timing import disturbances
 
 Interval = tuple[float, float] | None
+UNKNOWN = Environment()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def judge(
     max_latency_ms: float | None,
     *,
     by: JudgeBy = "interval",
-    environment: Mapping[str, Any] = MappingProxyType({}),
+    environment: Environment = UNKNOWN,
     checks: Sequence[InputCheck] = (),
 ) -> tuple[Gate, ...]:
     """Apply every gate that is set to every variant.
@@ -79,7 +78,7 @@ class _Evaluator:
     """Arguments of `judge`, and the targets that run on this machine."""
 
     by: JudgeBy
-    environment: Mapping[str, Any]
+    environment: Environment
     checks: Sequence[InputCheck]
     working: frozenset[str]
 

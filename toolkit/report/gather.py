@@ -1,42 +1,13 @@
-"""Assembly of the report from stage folders; absent values stay None and are listed in `missing`.
-
-In addition to the contract files (model.json, graphs.json, compiled.json, accuracy.json, latency.json, ...),
-these optional files are read:
-
-calibrate/findings.json findings on the number of images, form as select/findings.json
-evaluate/findings.json  findings on skipped images, form as select/findings.json
-evaluate/input_checks.json [`InputCheck`]: checks of preprocessing, labels and baseline
-evaluate/images.json    {"source", "digest": SHA-256 of names and contents, "names": [N file names]}
-bench/latency.json      a variant may add "throughput": {"<batch>": images a second}, "memory_bytes"
-                        (peak), "resident_bytes", "energy_mj" (an image), "end_to_end_ms" [samples],
-                        "float_end_to_end_ms" [samples] with float32 input, "measured_on", "threads",
-                        "batch", "marks": warnings about its time; at the top level, "how" and "not_measured":
-                        {key of a variant: text}
-bench/device.json       `Device`, and "load_average": [1, 5, 15 minutes], "throttled": bool, "other_share" and
-                        "stolen_share": fraction of all processors used by other processes and guests,
-                        "int8_sums": "exact", or "pairs" (may overflow), "timed": UTC, ISO 8601
-quantize/quantize.json  {target or target-pruned: {..., "warnings",
-                         "activations": {name: {"dtype", "scale", "zero_point", "low", "high", "counts"}},
-                         "weights": {name: {"channels", "smallest_scale", "median_scale", "largest_scale"}}}}
-                        low, high: observed range; counts: histogram in equal bins over that range
-quantize/sensitivity.json   {target or target-pruned: {"layers": [{"name", "kind", "sqnr_db", "drop_db",
-                         "reverted", "why"}]}}
-                        "images": number of calibration images; sqnr_db: of the layer's output with all layers
-                        quantized; alone_sqnr_db: of the logits with this layer alone quantized; drop_db: SQNR
-                        gain of the logits with this layer alone in float; reverted: left in float, why
-prune/plan.json         `PrunePlan`, and "frontier": [{"macs" or "latency_ms",
-                         "top1" or "expected_drop_pp", "chosen": bool}]
-finetune/history.json   `History`
-"""
+"""Assembly of the report from stage folders; absent values stay None and are listed in `missing`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -45,31 +16,53 @@ from edgeship.toolkit.core.artifact import plain, read_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.results import (
+    DataFinding,
+    Environment,
     InputCheck,
     JudgeBy,
-    Kind,
     LatencySummary,
-    LayerAudit,
+    Paired,
+    ReportedData,
+    ReportedModel,
     RunReport,
     StageRun,
     Variant,
 )
-from edgeship.toolkit.core.typed_json import JsonFile
+from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.report import gates, paired_analysis
 from edgeship.toolkit.report.verdict import verdicts
-from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
-from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
+from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants, published_folder
+from edgeship.toolkit.runs.index import StageResult
+from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages, Latencies, LatencyRecord
+from edgeship.toolkit.runs.network import ExportedGraph, ExportedGraphs, ModelInfo
+from edgeship.toolkit.runs.quantized import PruningSummary, QuantizationSummary, Sensitivity
+from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, VariantId
 
 SCHEMA = 1
 KEPT_SAMPLES = 1000
-F = TypeVar("F", bound=JsonFile)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """The part of select/manifest.json that is reported."""
+
+    source: str
+    entries: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """The part of calibrate/float/statistics.json that is reported."""
+
+    precision: str | None = None
 
 
 def gather(
     folders: Mapping[str, Path],
     *,
-    recipe: Mapping[str, Any] | str,
-    stages: Iterable[Mapping[str, Any]],
+    recipe: dict[str, object] | str,
+    stages: Iterable[StageResult | StageRun],
     max_drop_pp: float | None = None,
     min_speedup: float | None = None,
     max_latency_ms: float | None = None,
@@ -81,7 +74,7 @@ def gather(
     Args:
         folders: Stage name -> folder; without the stages that were not run.
         recipe: Recipe with all options, or its name.
-        stages: name, seconds and cached of every stage, in order.
+        stages: The stages, in order.
         max_drop_pp: Largest allowed top-1 drop, in percentage points; None: no such gate.
         min_speedup: Smallest allowed ratio of FP32 latency to the variant's.
         max_latency_ms: Largest allowed median latency.
@@ -89,13 +82,13 @@ def gather(
         command: Command that reproduces the run.
     """
     run = _Run(folders)
-    variants, environment, checks = run.variants(), run.environment(), run.input_checks()
+    variants, checks = run.variants(), run.input_checks()
     report = RunReport(
         schema=SCHEMA,
-        recipe=recipe if isinstance(recipe, str) else dict(recipe),
+        recipe=recipe,
         model=run.model(),
         data=run.data(),
-        environment=environment,
+        environment=run.environment,
         variants=variants,
         gates=gates.judge(
             variants,
@@ -103,12 +96,10 @@ def gather(
             min_speedup,
             max_latency_ms,
             by=judge_by,
-            environment=environment,
+            environment=run.environment,
             checks=checks,
         ),
-        stages=tuple(
-            StageRun(str(s["name"]), round(float(s["seconds"]), 3), bool(s["cached"])) for s in stages
-        ),
+        stages=tuple(StageRun(each.name, round(each.seconds, 3), each.cached) for each in stages),
         command=command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         findings=run.findings(),
@@ -119,239 +110,178 @@ def gather(
 
 
 class _Run:
-    """Reader of the stage folders; `missing` lists absent files and values."""
+    """Reader of the stage folders; `missing` lists absent and damaged files and absent values."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = folders
         self.missing: list[str] = []
-        self.accuracy: dict[str, Any] = self.read("evaluate", "accuracy.json", {})
-        self.latency: dict[str, Any] = self.read("bench", "latency.json", {})
-        self.graphs = self.load("export", ExportedGraphs)
-        self.compiled: dict[str, Any] = self.read("compile", "compiled.json", {})
-        self.info = self.load("load", ModelInfo)
-        self.quantized: dict[str, Any] = self.read("quantize", "quantize.json", {})
-        self.device: dict[str, Any] = self.read("bench", "device.json", {})
-        self.images: dict[str, Any] = self.read("evaluate", "images.json", {}, expected=False)
+        self.accuracy = self.read("evaluate", Accuracies.FILE, Accuracies)
+        self.latency = self.read("bench", Latencies.FILE, Latencies)
+        self.graphs = self.read("export", ExportedGraphs.FILE, ExportedGraphs)
+        self.compiled = self.read("compile", CompiledVariants.FILE, CompiledVariants)
+        self.network = self.read("load", ModelInfo.FILE, ModelInfo)
+        self.quantized = self.read("quantize", QuantizationSummary.FILE, dict[str, QuantizationSummary]) or {}
+        self.environment = self.read("bench", "device.json", Environment) or Environment()
+        self.images = self.read("evaluate", EvaluatedImages.FILE, EvaluatedImages, expected=False)
 
-    def read(self, stage: str, name: str, default: Any, *, expected: bool = True) -> Any:
-        """Read a JSON file of a stage; if absent, add a line to `missing` and return `default`."""
+    def read(self, stage: str, name: str, kind: type[T], *, expected: bool = True) -> T | None:
+        """Read a JSON file of a stage; if absent or damaged, add a line to `missing` and return None."""
         folder = self.folders.get(stage)
         if folder is not None and (folder / name).is_file():
             try:
-                return read_json(folder / name)
+                return read_as(folder / name, kind)
             except DataError as error:
                 self.missing.append(f"{stage}: {error}")
-                return default
-        if expected:
+        elif expected:
             self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: no {name}")
-        return default
+        return None
 
-    def load(self, stage: str, kind: type[F]) -> F | None:
-        """Read the file of a stage; if it is absent or damaged, add a line to `missing` and return None."""
-        folder = self.folders.get(stage)
-        if folder is None or not (folder / kind.FILE).is_file():
-            self.missing.append(f"{stage}: not run" if folder is None else f"{stage}: no {kind.FILE}")
-            return None
-        try:
-            return kind.read(folder)
-        except DataError as error:
-            self.missing.append(f"{stage}: {error}")
-            return None
-
-    def model(self) -> dict[str, Any]:
-        info, graphs = self.info, self.graphs
-        graph = graphs.graphs.get("float") if graphs else None
-        described = info or graphs
-        return {
-            "name": info.name if info else None,
-            "weights_sha256": info.weights_sha256 if info else None,
-            "parameters": info.parameters if info else graph.parameters if graph else None,
-            "macs": graph.macs if graph else None,
-            "input_px": plain(graphs.preprocess.crop) if graphs else None,
-            "preprocess": plain(described.preprocess) if described else None,
-            "preprocess_source": info.preprocess_source if info else None,
-        }
-
-    def data(self) -> dict[str, Any]:
-        data = self.accuracy.get("data") or {}
-        manifest = self.read("select", "manifest.json", {})
-        entries = manifest.get("entries")
-        calibrated = self.read("calibrate", "float/statistics.json", {}, expected=False)
-        classes = data.get("classes") or []
-        return {
-            "name": data.get("name"),
-            "eval_images": data.get("images"),
-            "calibration_images": len(entries) if entries is not None else None,
-            "calibration_source": manifest.get("source"),
-            "calibration_precision": calibrated.get("precision"),
-            "classes": list(classes) if isinstance(classes, (list, tuple)) else [],
-            "eval_source": self.images.get("source"),
-            "eval_digest": self.images.get("digest"),
-        }
-
-    def findings(self) -> tuple[dict[str, str], ...]:
-        return tuple(
-            {key: str(finding.get(key) or "") for key in ("severity", "what", "hint")}
-            for stage in ("select", "calibrate", "evaluate")
-            for finding in self.read(stage, "findings.json", [], expected=stage == "select") or ()
+    def model(self) -> ReportedModel:
+        network, graphs = self.network, self.graphs
+        graph = self._graph("float")
+        described = network or graphs
+        return ReportedModel(
+            name=network.name if network else None,
+            weights_sha256=network.weights_sha256 if network else None,
+            parameters=network.parameters if network else graph.parameters if graph else None,
+            macs=graph.macs if graph else None,
+            input_px=graphs.preprocess.crop if graphs else None,
+            preprocess=described.preprocess if described else None,
+            preprocess_source=network.preprocess_source if network else None,
         )
+
+    def data(self) -> ReportedData:
+        data = self.accuracy.data if self.accuracy else None
+        selection = self.read("select", "manifest.json", _Selection)
+        calibrated = self.read("calibrate", "float/statistics.json", _Statistics, expected=False)
+        return ReportedData(
+            name=data.name if data else None,
+            eval_images=data.images if data else None,
+            calibration_images=len(selection.entries) if selection else None,
+            calibration_source=selection.source if selection else None,
+            calibration_precision=calibrated.precision if calibrated else None,
+            classes=data.classes if data else (),
+            eval_source=self.images.source if self.images else None,
+            eval_digest=self.images.digest if self.images else None,
+        )
+
+    def findings(self) -> tuple[DataFinding, ...]:
+        lists = (
+            self.read(stage, "findings.json", list[DataFinding], expected=stage == "select")
+            for stage in ("select", "calibrate", "evaluate")
+        )
+        return tuple(finding for findings in lists for finding in findings or ())
 
     def input_checks(self) -> tuple[InputCheck, ...]:
-        return tuple(
-            InputCheck(check["code"], check["effect"], check["message"], check.get("hint") or "")
-            for check in self.read("evaluate", "input_checks.json", [], expected=False)
-        )
+        return tuple(self.read("evaluate", "input_checks.json", list[InputCheck], expected=False) or ())
 
-    def environment(self) -> dict[str, Any]:
-        device = dict(self.device)
-        return {
-            "cpu": device.pop("name", None),
-            "instruction_sets": device.pop("instruction_sets", None),
-            "cores": device.pop("cores", None),
-            "versions": device.pop("versions", {}),
-            **dict.fromkeys(
-                ("arch", "memory_bytes", "power_mode", "clocks_mhz", "load_average", "throttled")
-            ),
-            **dict.fromkeys(("other_share", "stolen_share", "int8_sums")),
-            **device,
-        }
-
-    def details(self) -> dict[str, Any]:
-        plan = self.read("prune", "plan.json", {}, expected=False)
+    def details(self) -> dict[str, object]:
+        plan = self.read("prune", "plan.json", PruningSummary, expected=False)
+        sensitivity = self.read("quantize", Sensitivity.FILE, dict[str, Sensitivity], expected=False)
+        graphs, latency = self.graphs, self.latency
+        bench = {"how": latency.how, "not_measured": latency.not_measured} if latency else {}
         details = {
-            "export": self._export(),
-            "pruning": plan if plan.get("method", "none") != "none" else None,
-            "training": self.read("finetune", "history.json", None, expected=False),
-            "quantize": self.quantized,
-            "sensitivity": self.read("quantize", "sensitivity.json", None, expected=False),
-            "bench": {key: self.latency[key] for key in ("how", "not_measured") if self.latency.get(key)},
+            "export": graphs
+            and {"parity": graphs.parity, "size": plain(graphs.preprocess.crop), "batch": graphs.batch},
+            "pruning": self._json("prune", "plan.json") if plan and plan.method != "none" else None,
+            "training": self.read("finetune", "history.json", dict[str, object], expected=False),
+            "quantize": self._json("quantize", QuantizationSummary.FILE) if self.quantized else None,
+            "sensitivity": self._json("quantize", Sensitivity.FILE) if sensitivity else None,
+            "bench": {key: value for key, value in bench.items() if value},
         }
         return {key: _finite(value) or None for key, value in details.items()}
 
-    def _export(self) -> dict[str, Any]:
-        graphs = self.graphs
-        if graphs is None:
-            return {}
-        return {"parity": graphs.parity, "size": plain(graphs.preprocess.crop), "batch": graphs.batch}
+    def _json(self, stage: str, name: str) -> object:
+        """Return all fields of a file that was read before."""
+        content: object = read_json(self.folders[stage] / name)
+        return content
 
     def variants(self) -> tuple[Variant, ...]:
-        accuracy, latency = self.accuracy.get("variants") or {}, self.latency.get("variants") or {}
-        names = list(dict.fromkeys([*self.compiled, *accuracy, *latency]))
-        paired = self._paired(names)
-        summaries = {name: self._latency(latency.get(name)) for name in names}
-        return tuple(
-            self._variant(name, accuracy.get(name) or {}, latency.get(name) or {}, summaries, paired)
-            for name in names
+        names = dict.fromkeys(
+            name for part in (self.compiled, self.accuracy, self.latency) if part for name in part.variants
         )
+        paired = self._paired(names)
+        ids = [VariantId.parse(name) for name in names]
+        latencies = {each: latency for each in ids if (latency := self._latency(each.name)) is not None}
+        return tuple(self._variant(each, latencies, paired.get(each.name)) for each in ids)
+
+    def _graph(self, name: GraphName) -> ExportedGraph | None:
+        return self.graphs.graphs.get(name) if self.graphs else None
 
     def _variant(
-        self,
-        name: str,
-        accuracy: Mapping[str, Any],
-        timing: Mapping[str, Any],
-        summaries: Mapping[str, LatencySummary | None],
-        paired: Mapping[str, Any],
+        self, identity: VariantId, latencies: Mapping[VariantId, LatencySummary], paired: Paired | None
     ) -> Variant:
-        compiled = self.compiled.get(name) or {}
-        variant = VariantId.parse(name)
-        audit = tuple(_layer(layer) for layer in compiled.get("audit") or ())
-        weighted = [layer for layer in audit if layer.weighted]
-        graph = self.graphs.graphs.get(variant.float_graph) if self.graphs else None
-        quantized: dict[str, Any] = {}
-        if variant.precision == "int8":
-            quantized = self.quantized.get(variant.quantized_graph) or {}
-        kind = _kind(accuracy, summaries[name])
-        over = next(
-            (
-                n
-                for n in (f"{variant.target}-fp32", REFERENCE.name)
-                if n != name and summaries.get(n) is not None
-            ),
-            None,
-        )
-        base, own = summaries.get(over) if over else None, summaries[name]
-        if kind != "not run" and own is None and self.latency:
-            why = "" if compiled.get("runs_here", True) else ": does not run on this machine"
-            self.missing.append(f"latency of {name}{why}")
-        if kind == "not run":
-            self.missing.append(
-                f"{name}: not run" + (f" ({compiled['error']})" if compiled.get("error") else "")
-            )
-        elif accuracy.get("top1") is None and self.accuracy:
-            why = " (the images have no labels)" if accuracy.get("images") else ""
-            self.missing.append(f"accuracy of {name}{why}")
-        interval = accuracy.get("drop_ci95_pp")
-        reference = variant == REFERENCE
-        return Variant(
+        name = identity.name
+        accuracy = self.accuracy.variants.get(name) if self.accuracy else None
+        compiled = self.compiled.variants.get(name) if self.compiled else None
+        timing = self.latency.variants.get(name) if self.latency else None
+        graph, own = self._graph(identity.float_graph), latencies.get(identity)
+        row = Variant(
             name=name,
-            target=variant.target,
-            precision=variant.precision,
-            pruned=variant.pruned,
-            top1=_finite(accuracy.get("top1")),
-            top5=_finite(accuracy.get("top5")),
-            images=accuracy.get("images"),
-            measured_on=accuracy.get("measured_on"),
-            drop_pp=None if reference else _finite(accuracy.get("drop_pp")),
-            drop_ci95_pp=(interval[0], interval[1]) if interval and not reference else None,
-            agreement=None if reference else _finite(accuracy.get("agreement")),
-            sqnr_db=None if reference else _finite(accuracy.get("sqnr_db")),
+            target=identity.target,
+            precision=identity.precision,
+            pruned=identity.pruned,
             latency_ms=own,
-            throughput_ips=_finite(timing.get("throughput_ips")),
-            size_bytes=compiled.get("size_bytes"),
             macs=graph.macs if graph else None,
             parameters=graph.parameters if graph else None,
-            int8_layers=sum(layer.precision == "int8" for layer in weighted) if audit else None,
-            weighted_layers=len(weighted) if audit else None,
-            audit=audit,
-            kind=kind,
-            title=compiled.get("title") or "",
-            runs_here=bool(compiled.get("runs_here", own is not None)),
-            speedup=base.p50 / own.p50 if base and own and own.p50 > 0 else None,
-            speedup_ci95=_quotient(base, own),
-            speedup_over=over if base and own else None,
-            note=compiled.get("note") or None,
-            error=compiled.get("error") or None,
-            hint=compiled.get("hint") or None,
-            warnings=(
-                *(quantized.get("warnings") or ()),
-                *(compiled.get("warnings") or ()),
-                *(timing.get("marks") or ()),
-            ),
-            batch_throughput={
-                str(batch): ips for batch, ips in (timing.get("throughput") or {}).items() if ips
-            },
-            memory_bytes=timing.get("memory_bytes"),
-            resident_bytes=timing.get("resident_bytes"),
-            energy_mj=_finite(timing.get("energy_mj")),
-            end_to_end_ms=_median(timing.get("end_to_end_ms")),
-            float_end_to_end_ms=_median(timing.get("float_end_to_end_ms")),
-            paired=paired.get(name),
+            kind=accuracy.source if accuracy else "measured" if own else "not run",
+            runs_here=own is not None,
+            warnings=self._warnings(identity, compiled),
+            paired=paired,
         )
+        if accuracy:
+            row = _with_accuracy(row, accuracy)
+        if compiled:
+            row = _with_engine(row, compiled)
+            if compiled.file is not None:
+                row = replace(row, file=str(published_folder(identity) / compiled.file))
+        if timing:
+            row = _with_measurements(row, timing)
+        bases = (VariantId(identity.target, "fp32"), REFERENCE)
+        over = next((base for base in bases if base != identity and base in latencies), None)
+        if over and own:
+            row = _with_speedup(row, own, over.name, latencies[over])
+        self._note_absent(row)
+        return row
 
-    def _latency(self, timing: Mapping[str, Any] | None) -> LatencySummary | None:
-        samples = [float(sample) for sample in (timing or {}).get("samples_ms") or ()]
-        if timing is None or not samples:
+    def _warnings(self, identity: VariantId, compiled: CompiledVariant | None) -> tuple[str, ...]:
+        quantized = self.quantized.get(identity.quantized_graph) if identity.precision == "int8" else None
+        return (*(quantized.warnings if quantized else ()), *(compiled.warnings if compiled else ()))
+
+    def _note_absent(self, row: Variant) -> None:
+        if row.kind != "not run" and row.latency_ms is None and self.latency:
+            why = "" if row.runs_here or not self.compiled else ": does not run on this machine"
+            self.missing.append(f"latency of {row.name}{why}")
+        if row.kind == "not run":
+            self.missing.append(f"{row.name}: not run" + (f" ({row.error})" if row.error else ""))
+        elif row.top1 is None and self.accuracy:
+            why = " (the images have no labels)" if row.images else ""
+            self.missing.append(f"accuracy of {row.name}{why}")
+
+    def _latency(self, name: str) -> LatencySummary | None:
+        latency = self.latency
+        samples = latency.variants[name].samples_ms if latency and name in latency.variants else ()
+        if latency is None or not samples:
             return None
-        mean = math.fsum(samples) / len(samples)
         # Random sample: a fixed stride would hide runs that alternate between fast and slow.
         few = min(len(samples), KEPT_SAMPLES)
         shown = np.sort(np.random.default_rng(0).choice(len(samples), few, replace=False)).tolist()
         return LatencySummary(
-            batch=timing.get("batch", self.latency.get("batch")),
+            batch=latency.batch,
             p50=statistics.percentile(samples, 50),
             p90=statistics.percentile(samples, 90),
             p99=statistics.percentile(samples, 99),
-            mean=mean,
+            mean=math.fsum(samples) / len(samples),
             runs=len(samples),
-            threads=timing.get("threads", self.latency.get("threads")),
+            threads=latency.threads,
             cv=statistics.variation(samples),
             p50_ci95=statistics.median_interval(samples),
-            included=timing.get("included", self.latency.get("included")),
-            measured_on=timing.get("measured_on", self.device.get("name")),
+            included=latency.included,
+            measured_on=self.environment.cpu,
             samples=tuple(round(samples[i], 5) for i in shown),
         )
 
-    def _paired(self, names: Iterable[str]) -> dict[str, Any]:
+    def _paired(self, names: Iterable[str]) -> dict[str, Paired]:
         folder = self.folders.get("evaluate")
         reference = self._predictions(REFERENCE.name)
         if folder is None or reference is None:
@@ -362,13 +292,13 @@ class _Run:
         if labels is None or len(labels) != len(reference.first):
             self.missing.append("evaluate: no labels.npy of the length of the logits")
             labels = None
-        files = self.images.get("names")
-        files = files if files and len(files) == len(reference.first) else None
+        files = self.images.names if self.images else ()
+        named = files if len(files) == len(reference.first) else None
         paired = {}
         for name in names:
             other = self._predictions(name) if name != REFERENCE.name else None
             if other is not None and len(other.first) == len(reference.first):
-                paired[name] = paired_analysis.compare(REFERENCE.name, reference, other, labels, files)
+                paired[name] = paired_analysis.compare(REFERENCE.name, reference, other, labels, named)
         return paired
 
     def _predictions(self, name: str) -> paired_analysis.Predictions | None:
@@ -383,41 +313,73 @@ class _Run:
             return None
 
 
-def _kind(accuracy: Mapping[str, Any], latency: LatencySummary | None) -> Kind:
-    where = str(accuracy.get("measured_on") or "").lower()
-    if accuracy.get("images") and "simulat" in where:
-        return "simulated"
-    if accuracy.get("images") and "published" in where:
-        return "published"
-    return "measured" if accuracy.get("images") or latency else "not run"
-
-
-def _layer(layer: Mapping[str, Any]) -> LayerAudit:
-    return LayerAudit(
-        name=str(layer["name"]),
-        kind=str(layer.get("kind", "")),
-        precision=str(layer.get("precision", "")),
-        weighted=bool(layer.get("weighted", False)),
-        warning=str(layer.get("warning") or ""),
-        time_ms=_finite(layer.get("time_ms")),
-        fused=bool(layer.get("fused", False)),
+def _with_accuracy(row: Variant, accuracy: AccuracyRow) -> Variant:
+    """Add the accuracy; the reference has no drop against itself."""
+    row = replace(
+        row,
+        top1=accuracy.top1,
+        top5=accuracy.top5,
+        images=accuracy.images,
+        measured_on=accuracy.measured_on,
+    )
+    if row.name == REFERENCE.name:
+        return row
+    return replace(
+        row,
+        drop_pp=accuracy.drop_pp,
+        drop_ci95_pp=accuracy.drop_ci95_pp,
+        agreement=accuracy.agreement,
+        sqnr_db=accuracy.sqnr_db,
     )
 
 
-def _quotient(base: LatencySummary | None, own: LatencySummary | None) -> tuple[float, float] | None:
-    """Return a conservative interval of the speed-up: the extreme ratios of the two median intervals."""
-    if base is None or own is None or base.p50_ci95 is None or own.p50_ci95 is None:
-        return None
-    (base_low, base_high), (own_low, own_high) = base.p50_ci95, own.p50_ci95
-    return (base_low / own_high, base_high / own_low) if own_low > 0 else None
+def _with_engine(row: Variant, compiled: CompiledVariant) -> Variant:
+    """Add size and audit of the engine, or the error of its compilation."""
+    weighted = [layer for layer in compiled.audit if layer.weighted]
+    return replace(
+        row,
+        size_bytes=compiled.size_bytes,
+        int8_layers=sum(layer.precision == "int8" for layer in weighted) if compiled.audit else None,
+        weighted_layers=len(weighted) if compiled.audit else None,
+        audit=compiled.audit,
+        title=compiled.title,
+        runs_here=compiled.runs_here,
+        note=compiled.note or None,
+        error=compiled.error,
+        hint=compiled.hint,
+    )
 
 
-def _median(samples: Any) -> float | None:
+def _with_measurements(row: Variant, timing: LatencyRecord) -> Variant:
+    """Add throughput, memory, energy and end-to-end time."""
+    return replace(
+        row,
+        throughput_ips=timing.throughput_ips,
+        batch_throughput={batch: ips for batch, ips in timing.throughput.items() if ips},
+        memory_bytes=timing.memory_bytes,
+        resident_bytes=timing.resident_bytes,
+        energy_mj=timing.energy_mj,
+        end_to_end_ms=_median(timing.end_to_end_ms),
+        float_end_to_end_ms=_median(timing.float_end_to_end_ms),
+    )
+
+
+def _with_speedup(row: Variant, own: LatencySummary, over: str, base: LatencySummary) -> Variant:
+    """Add the speed-up over a base; its interval has the extreme ratios of the two median intervals."""
+    interval = None
+    if base.p50_ci95 and own.p50_ci95 and own.p50_ci95[0] > 0:
+        (base_low, base_high), (own_low, own_high) = base.p50_ci95, own.p50_ci95
+        interval = (base_low / own_high, base_high / own_low)
+    speedup = base.p50 / own.p50 if own.p50 > 0 else None
+    return replace(row, speedup=speedup, speedup_ci95=interval, speedup_over=over)
+
+
+def _median(samples: tuple[float, ...]) -> float | None:
     return float(np.median(samples)) if samples else None
 
 
-def _finite(value: Any) -> Any:
-    """Replace infinities and NaN by None, because JSON has neither."""
+def _finite(value: object) -> object:
+    """Replace infinities and NaN in JSON by None, because JSON has neither."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -6,7 +6,6 @@ import base64
 import io
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jinja2
 
@@ -22,7 +21,7 @@ TINY = 24  # side in pixels below which a picture is enlarged
 def page(
     report: RunReport,
     environment: jinja2.Environment,
-    context: Mapping[str, Any],
+    context: Mapping[str, object],
     thumbnails: Callable[[int], bytes] | None,
 ) -> str:
     """Render the page.

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from edgeship.toolkit.report import formatting
-from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, log_axis, text
+from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, Figure, log_axis, text
+from edgeship.toolkit.runs.quantized import ActivationScale, PruningSummary, QuantizationSummary, Sensitivity
 from edgeship.toolkit.runs.variant_id import split_pruned
 
 BINS = 64  # maximum of histogram bins
-ACTIVATION = ("dtype", "scale", "zero_point", "low", "high")
 EXPECTED_DROP = {
     "title": "expected drop, pp (no labels)",
     "autorange": "reversed",
 }  # reversed: better is up, as in charts of top-1
-INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
-def sqnr(sensitivity: Any) -> Chart | None:
+def sqnr(sensitivities: Mapping[str, Sensitivity]) -> Chart | None:
     """Chart the SQNR of each layer's output when everything is quantized."""
-    shown = _per_target(sensitivity, "sqnr_db")
+    shown = {
+        target: rows
+        for target, each in sensitivities.items()
+        if (rows := {row.name: row.sqnr_db for row in each.layers if row.sqnr_db is not None})
+    }
     if not shown:
         return None
     return Chart(
         "SQNR of layer outputs, on calibration images",
         "; ".join(
-            f"{formatting.target(target)}: lowest {formatting.decibel(min(row['sqnr_db'] for row in rows))} "
-            f"at {min(rows, key=lambda row: row['sqnr_db'])['name']}"
+            f"{formatting.target(target)}: lowest {formatting.decibel(min(rows.values()))} "
+            f"at {min(rows, key=rows.__getitem__)}"
             for target, rows in shown.items()
         ),
         [
@@ -35,8 +37,8 @@ def sqnr(sensitivity: Any) -> Chart | None:
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": text(formatting.target(target)),
-                "x": [text(row["name"]) for row in rows],
-                "y": [row["sqnr_db"] for row in rows],
+                "x": [text(name) for name in rows],
+                "y": list(rows.values()),
                 "marker": {"size": 6},
                 "line": {"color": _colour(target), "width": 1.5},
             }
@@ -51,34 +53,32 @@ def sqnr(sensitivity: Any) -> Chart | None:
     )
 
 
-def sensitivity(sensitivity: Any) -> Chart | None:
+def sensitivity(sensitivities: Mapping[str, Sensitivity]) -> Chart | None:
     """Chart the most sensitive layers: SQNR gain of the logits with one layer in float."""
     shown = {
-        target: costly
-        for target, rows in _per_target(sensitivity, "drop_db").items()
-        if (costly := [row for row in rows if row["drop_db"] > 0])
+        target: sorted(costly, key=lambda pair: -pair[0])
+        for target, each in sensitivities.items()
+        if (costly := [(row.drop_db, row) for row in each.layers if row.drop_db and row.drop_db > 0])
     }
     if not shown:
         return None
     choices = {}
     for target, rows in shown.items():
-        worst = sorted(rows, key=lambda row: -row["drop_db"])[:WORST]
         choices[formatting.target(target)] = [
             {
                 "type": "bar",
                 "orientation": "h",
                 "name": text(formatting.target(target)),
-                "x": [row["drop_db"] for row in worst],
-                "y": [text(row["name"]) for row in worst],
-                "marker": {"color": ["@orange" if row.get("reverted") else "@blue" for row in worst]},
+                "x": [drop_db for drop_db, _ in rows[:WORST]],
+                "y": [text(row.name) for _, row in rows[:WORST]],
+                "marker": {"color": ["@orange" if row.reverted else "@blue" for _, row in rows[:WORST]]},
             }
         ]
     count = max(len(traces[0]["y"]) for traces in choices.values())
     return Chart(
         "Most sensitive layers",
         "; ".join(
-            f"{formatting.target(target)}: {max(rows, key=lambda row: row['drop_db'])['name']}, "
-            f"{len(rows)} in all"
+            f"{formatting.target(target)}: {rows[0][1].name}, {len(rows)} in all"
             for target, rows in shown.items()
         ),
         next(iter(choices.values())),
@@ -91,43 +91,13 @@ def sensitivity(sensitivity: Any) -> Chart | None:
     )
 
 
-def _per_target(sensitivity: Any, key: str) -> dict[str, list[dict[str, Any]]]:
-    rows = {
-        target: [row for row in content.get("layers") or () if row.get("name") and row.get(key) is not None]
-        for target, content in (sensitivity or {}).items()
-        if isinstance(content, Mapping)
-    }
-    return {target: layers for target, layers in rows.items() if layers}
-
-
 def _colour(target: str) -> str:
     return COLOURS.get(split_pruned(target)[0], "@orange")
 
 
-def _tensors(quantized: Any, kind: str, needed: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return target -> tensor -> quantization data, without tensors that lack a needed key."""
-    by_target = {
-        target: {
-            name: dict(tensor)
-            for name, tensor in (summary.get(kind) or {}).items()
-            if isinstance(tensor, Mapping) and all(tensor.get(key) is not None for key in needed)
-        }
-        for target, summary in (quantized or {}).items()
-        if isinstance(summary, Mapping)
-    }
-    return {target: tensors for target, tensors in by_target.items() if tensors}
-
-
-def clip_points(tensor: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the lowest and highest value that an activation's integers represent."""
-    lowest, highest = INTEGERS[tensor["dtype"]]
-    scale, zero = tensor["scale"], tensor["zero_point"]
-    return (lowest - zero) * scale, (highest - zero) * scale
-
-
-def clipping(quantized: Any) -> Chart | None:
+def clipping(quantized: Mapping[str, QuantizationSummary]) -> Chart | None:
     """Chart the part of each activation's observed range that its integers represent."""
-    shown = _tensors(quantized, "activations", ACTIVATION)
+    shown = {target: each.activations for target, each in quantized.items() if each.activations}
     if not shown:
         return None
     data, least = [], []
@@ -136,9 +106,9 @@ def clipping(quantized: Any) -> Chart | None:
     for target, tensors in shown.items():
         shares = {}
         for name, tensor in tensors.items():
-            low, high = clip_points(tensor)
-            width = tensor["high"] - tensor["low"]
-            reached = min(high, tensor["high"]) - max(low, tensor["low"])
+            low, high = tensor.clip_points
+            width = tensor.high - tensor.low
+            reached = min(high, tensor.high) - max(low, tensor.low)
             shares[name] = 100 * min(max(reached / width, 0.0), 1.0) if width > 0 else 100.0
         lowest = min(shares, key=shares.__getitem__)
         least.append(f"{formatting.target(target)}: lowest {shares[lowest]:.0f} % at {lowest}")
@@ -174,15 +144,14 @@ def clipping(quantized: Any) -> Chart | None:
     )
 
 
-def activations(quantized: Any) -> Chart | None:
+def activations(quantized: Mapping[str, QuantizationSummary]) -> Chart | None:
     """Chart a histogram of each activation, with the clip points of every target."""
-    shown = _tensors(quantized, "activations", ACTIVATION)
-    choices: dict[str, list[dict[str, Any]]] = {}
-    for target, tensors in shown.items():
-        for name, tensor in tensors.items():
-            if tensor.get("counts") and tensor["high"] > tensor["low"]:
+    choices: dict[str, list[Figure]] = {}
+    for target, each in quantized.items():
+        for name, tensor in each.activations.items():
+            if tensor.counts and tensor.high > tensor.low:
                 traces = choices.setdefault(name, [_histogram(tensor)])
-                traces += [_clip(x, max(traces[0]["y"]), target) for x in clip_points(tensor)]
+                traces += [_clip(x, max(traces[0]["y"]), target) for x in tensor.clip_points]
     if not choices:
         return None
     return Chart(
@@ -199,20 +168,20 @@ def activations(quantized: Any) -> Chart | None:
     )
 
 
-def _histogram(tensor: Mapping[str, Any]) -> dict[str, Any]:
-    counts = _rebin([float(count) for count in tensor["counts"]])
-    width = (tensor["high"] - tensor["low"]) / len(counts)
+def _histogram(tensor: ActivationScale) -> Figure:
+    counts = _rebin(tensor.counts)
+    width = (tensor.high - tensor.low) / len(counts)
     return {
         "type": "bar",
         "name": "values",
         "marker": {"color": "@pale", "line": {"width": 0}},
-        "x": [tensor["low"] + (i + 0.5) * width for i in range(len(counts))],
+        "x": [tensor.low + (i + 0.5) * width for i in range(len(counts))],
         "y": counts,
         "width": width,
     }
 
 
-def _clip(x: float, top: float, target: str) -> dict[str, Any]:
+def _clip(x: float, top: float, target: str) -> Figure:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -230,16 +199,15 @@ def _rebin(counts: Sequence[float]) -> list[float]:
     return [sum(counts[i : i + step]) for i in range(0, len(counts), step)] if step > 1 else list(counts)
 
 
-def weights(quantized: Any) -> Chart | None:
+def weights(quantized: Mapping[str, QuantizationSummary]) -> Chart | None:
     """Chart the spread of weight scales over the channels of each layer."""
-    shown = _tensors(quantized, "weights", ("largest_scale",))
-    if not shown:
+    target, tensors = next(((t, each.weights) for t, each in quantized.items() if each.weights), ("", {}))
+    if not tensors:
         return None
-    target, tensors = next(iter(shown.items()))
     names = [text(name) for name in tensors]
-    largest = [float(tensor["largest_scale"]) for tensor in tensors.values()]
+    largest = [tensor.largest_scale for tensor in tensors.values()]
     smallest = largest
-    trace: dict[str, Any] = {
+    trace: Figure = {
         "type": "scatter",
         "mode": "markers",
         "name": "largest channel",
@@ -247,9 +215,10 @@ def weights(quantized: Any) -> Chart | None:
         "y": largest,
         "marker": {"color": "@blue", "size": 6},
     }
-    if all(tensor.get(key) for key in ("median_scale", "smallest_scale") for tensor in tensors.values()):
-        median = [float(tensor["median_scale"]) for tensor in tensors.values()]
-        smallest = [float(tensor["smallest_scale"]) for tensor in tensors.values()]
+    median = [tensor.median_scale for tensor in tensors.values() if tensor.median_scale]
+    lowest = [tensor.smallest_scale for tensor in tensors.values() if tensor.smallest_scale]
+    if len(median) == len(lowest) == len(largest):
+        smallest = lowest
         trace |= {
             "name": "median channel",
             "y": median,
@@ -275,22 +244,11 @@ def weights(quantized: Any) -> Chart | None:
     )
 
 
-def channels(widths: Mapping[str, Any]) -> dict[str, int]:
-    """Return the channel counts of a network by position; a dropped block has none."""
-    counts = {"stem": int(widths["stem"])}
-    for stage, stream in enumerate(widths["streams"], 1):
-        counts[f"stream{stage}"] = int(stream)
-        for block, inner in enumerate(widths["inner"][stage - 1]):
-            counts |= {f"layer{stage}.{block}.inner{i}": int(count) for i, count in enumerate(inner, 1)}
-    return counts
-
-
-def widths(plan: Any) -> Chart | None:
+def widths(plan: PruningSummary | None) -> Chart | None:
     """Chart the channels of each group before and after pruning."""
-    pair = [(plan or {}).get(key) or {} for key in ("widths_before", "widths_after")]
-    if not all(each.get(key) for each in pair for key in ("stem", "streams", "inner")):
+    if plan is None or plan.widths_before is None or plan.widths_after is None:
         return None
-    before, after = (channels(each) for each in pair)
+    before, after = plan.widths_before.by_position(), plan.widths_after.by_position()
     names = [text(name) for name in before]
     return Chart(
         "Channels before and after pruning",
@@ -315,9 +273,9 @@ def widths(plan: Any) -> Chart | None:
     )
 
 
-def refit(plan: Any) -> Chart | None:
+def refit(plan: PruningSummary | None) -> Chart | None:
     """Chart the relative error of each refitted layer on held-out images."""
-    errors = {name: error for name, error in ((plan or {}).get("errors") or {}).items() if error is not None}
+    errors = {name: error for name, error in plan.errors.items() if error is not None} if plan else {}
     if not errors:
         return None
     worst = max(errors, key=errors.__getitem__)
@@ -340,19 +298,22 @@ def refit(plan: Any) -> Chart | None:
     )
 
 
-def frontier(plan: Any) -> Chart | None:
+def frontier(plan: PruningSummary | None) -> Chart | None:
     """Chart accuracy against cost of the pruning candidates, with the knee."""
-    rows = (plan or {}).get("frontier") or []
-    cost = next((key for key in ("latency_ms", "macs") if rows and all(row.get(key) for row in rows)), None)
-    measured = all(row.get("top1") is not None for row in rows)
-    if cost is None or len(rows) < 2 or not (measured or all("expected_drop_pp" in row for row in rows)):
+    rows = plan.frontier if plan else ()
+    timed = all(row.latency_ms for row in rows)
+    measured = all(row.top1 is not None for row in rows)
+    points = sorted(
+        (cost, 100 * row.top1 if row.top1 is not None and measured else row.expected_drop_pp, row.chosen)
+        for row in rows
+        if (cost := row.latency_ms if timed else row.macs) and (measured or row.expected_drop_pp is not None)
+    )
+    if len(points) < max(len(rows), 2):
         return None
-    rows = sorted(rows, key=lambda row: float(row[cost]))
-    x = [row[cost] for row in rows]
-    y = [100 * row["top1"] if measured else row["expected_drop_pp"] for row in rows]
+    x, y = [point[0] for point in points], [point[1] or 0.0 for point in points]
     knee = knee_of(x, y if measured else [-drop for drop in y])
-    chosen = [i for i, row in enumerate(rows) if row.get("chosen")]
-    data: list[dict[str, Any]] = [
+    chosen = [i for i, point in enumerate(points) if point[2]]
+    data: list[Figure] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
@@ -379,14 +340,14 @@ def frontier(plan: Any) -> Chart | None:
             "marker": {"color": "@purple", "size": 12, "symbol": "star"},
         },
     ]
-    reading = formatting.milliseconds if cost == "latency_ms" else formatting.count
+    reading = formatting.milliseconds if timed else formatting.count
     height = f"{y[knee]:.2f} % top-1" if measured else f"an expected drop of {formatting.points(y[knee])}"
     return Chart(
         "Pruning candidates and knee",
         f"{len(rows)} candidates; the knee is at {reading(x[knee])}, {height}",
         data if chosen else data[:2],
         {
-            "xaxis": {"title": "latency, ms" if cost == "latency_ms" else "multiply-accumulates"},
+            "xaxis": {"title": "latency, ms" if timed else "multiply-accumulates"},
             "yaxis": {"title": "top-1, %"} if measured else EXPECTED_DROP,
             "showlegend": True,
             "height": 360,

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import re
-import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeship.toolkit.core.artifact import plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.core.statistics import NOISY
+from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.report import formatting, gather, paired_analysis
-from edgeship.toolkit.report.verdict import STAMPS, verdicts, warnings
+from edgeship.toolkit.report.details import details
+from edgeship.toolkit.report.verdict import STAMPS, files_to_ship, verdicts, warnings
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
 if TYPE_CHECKING:
@@ -26,8 +25,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CLASSES_SHOWN = 100  # in report.md
+FILE = ("file", "file to ship")  # of a verdict, of PASS
 WIDE = 160  # columns of text in a file or pipe
-VERDICTS = {"pass": ("✓", "green"), "fail": ("✗", "red"), "not_measured": ("○", "cyan")}
+VERDICTS = {
+    "pass": ("✓", "green"),
+    "fail": ("✗", "red"),
+    "no_gain": ("✗", "red"),
+    "not_measured": ("○", "cyan"),
+}
 DOUBTFUL = ("!", "yellow")  # every other verdict
 GATES = {  # outcome -> mark, word, colour
     "pass": ("✓", "passed", "green"),
@@ -95,13 +100,7 @@ def load(run: Path) -> RunReport:
             f"{path} has schema {schema}, expected schema {gather.SCHEMA}",
             hint="read it with the edgeship version that wrote it, or run the recipe again with this one",
         )
-    try:
-        return typing.cast("RunReport", _build(RunReport, content))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a valid report: {error!r}",
-            hint="run the recipe again; the file was edited or truncated",
-        ) from error
+    return from_json(content, RunReport, str(path))
 
 
 def markdown(report: RunReport) -> str:
@@ -128,8 +127,13 @@ def junit(report: RunReport) -> str:
     return text
 
 
-def terminal(report: RunReport) -> None:
-    """Print the table of variants, the verdicts and the gates to stdout."""
+def terminal(report: RunReport, out: Path | None = None) -> None:
+    """Print the table of variants, gates and notes to stdout, and last the verdict on each target.
+
+    Args:
+        report: The report.
+        out: Folder of the run; None: files are named relative to it.
+    """
     from rich.text import Text
 
     print_table(
@@ -172,11 +176,6 @@ def terminal(report: RunReport) -> None:
     if baselines := formatting.speedup_baselines(report.variants):
         console.print(Text(f"speed-up: {baselines}", style="dim"))
     console.print()
-    for verdict in report.verdicts or verdicts(report):
-        mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
-        console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
-        if verdict.level == "no_verdict":
-            console.print(*(Text(f"  {step}", style="dim") for step in verdict.steps))
     if report.gates:
         console.print(Text(_judged_by(report), style="dim"))
     for gate in report.gates:
@@ -191,6 +190,16 @@ def terminal(report: RunReport) -> None:
         console.print(Text(mark, style=style), Text(f"{check.message}{hint}"))
     for warning in warnings(report):
         console.print(Text("note  ", style="yellow"), Text(warning))
+    console.print()
+    files = files_to_ship(report)
+    for verdict in report.verdicts or verdicts(report):
+        mark, style = VERDICTS.get(verdict.level, DOUBTFUL)
+        console.print(Text(f"{mark} {STAMPS[verdict.level]}", style=style), Text(verdict.sentence))
+        if verdict.target in files:
+            label = FILE[verdict.level == "pass"]
+            console.print(Text(f"  {label}: {(out or Path()) / files[verdict.target]}"), soft_wrap=True)
+        if verdict.level == "no_verdict":
+            console.print(*(Text(f"  {step}", style="dim") for step in verdict.steps))
 
 
 def print_table(
@@ -257,18 +266,22 @@ def _console() -> Console:
     return console
 
 
-def _context(report: RunReport) -> dict[str, Any]:
+def _context(report: RunReport) -> dict[str, object]:
     return {
         "report": report,
+        "details": details(report),
         "words": formatting,
         "verdicts": report.verdicts or verdicts(report),  # older reports have none
         "stamps": STAMPS,
+        "files": files_to_ship(report),
+        "file_label": FILE,
         "gate_marks": GATES,
         "judged_by": _judged_by(report),
         "warnings": warnings(report),
         "reference": REFERENCE.name,
         "classes_shown": CLASSES_SHOWN,
         "gate_names": list(dict.fromkeys(gate.name for gate in report.gates)),
+        "preprocess": plain(report.model.preprocess) or {},
         "titles": {v.name: formatting.title(v) for v in report.variants},
         "noisy": NOISY,
         "sources": formatting.sources(report.variants),
@@ -306,24 +319,3 @@ def _prose(text: str) -> Markup:
     parts = re.split("`([^`]+)`", text)
     code = Markup("<code>{}</code>")
     return Markup("").join(code.format(part) if place % 2 else part for place, part in enumerate(parts))
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Convert JSON to the dataclass, tuple or plain value of a type hint; ignore unknown keys."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (UnionType, typing.Union):
-        if value is None:
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), value)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return typing.cast(Any, kind)(
-            **{
-                f.name: _build(hints[f.name], value[f.name])
-                for f in dataclasses.fields(kind)
-                if f.name in value
-            }
-        )
-    if origin is tuple:
-        return tuple(_build(arguments[0], item) for item in value)
-    return value

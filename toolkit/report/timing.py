@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from edgeship.toolkit.core.results import LatencySummary
+from edgeship.toolkit.core.results import Environment, LatencySummary
 from edgeship.toolkit.core.statistics import FEWEST_RUNS
 
 OTHERS, STOLEN = 0.25, 0.05  # limits of other work and of steal time, in fractions of all processors
@@ -13,12 +10,12 @@ AGAIN = "measure again on an idle machine, with `--rerun bench`"  # else the cac
 MORE_RUNS = f"time at least {FEWEST_RUNS} (`--set bench.runs={FEWEST_RUNS}`, or a longer bench.duration_s)"
 
 
-def disturbances(environment: Mapping[str, Any]) -> list[str]:
+def disturbances(environment: Environment) -> list[str]:
     """List disturbances of the timing: throttling, other work (or the load average) and steal time."""
     lines = []
-    others, stolen = environment.get("other_share"), environment.get("stolen_share")
-    load, cores = environment.get("load_average"), environment.get("cores")
-    if environment.get("throttled"):
+    others, stolen = environment.other_share, environment.stolen_share
+    load, cores = environment.load_average, environment.cores
+    if environment.throttled:
         lines.append("The processor was throttled during the timing: the latencies are too high.")
     if others is not None and others > OTHERS:
         lines.append(

@@ -31,9 +31,7 @@ def log(report: RunReport, folder: Path) -> str:
     except ImportError as error:
         raise ToolkitError("mlflow is not installed", hint="pip install 'edgeship[mlflow]'") from error
     try:
-        with mlflow.start_run(
-            run_name=f"{report.model.get('name')} {formatting.recipe_name(report.recipe)}"
-        ) as run:
+        with mlflow.start_run(run_name=f"{report.model.name} {formatting.recipe_name(report.recipe)}") as run:
             mlflow.log_params({key: value[:LONGEST] for key, value in formatting.flat_options(report.recipe)})
             mlflow.log_metrics(metrics(report))
             mlflow.set_tags({"edgeship.command": report.command or "", "edgeship.schema": str(report.schema)})

@@ -15,14 +15,15 @@ SET_LIMIT = "set one with `--set report.max_drop_pp=1`"
 
 STAMPS: dict[Level, str] = {  # in order of preference among the variants of a target
     "pass": "PASS",
-    "no_limit": "NO LIMIT SET",
+    "no_limit": "NEEDS MORE DATA (no limit set)",
     "needs_data": "NEEDS MORE DATA",
-    "no_gain": "NO GAIN",
-    "not_measured": "NOT MEASURED",
-    "no_verdict": "NO VERDICT",
+    "no_gain": "FAIL (no gain)",
+    "not_measured": "NEEDS MORE DATA (not measured)",
+    "no_verdict": "NEEDS MORE DATA (no verdict)",
     "fail": "FAIL",
 }
 ORDER = tuple(STAMPS)
+SHIPPED: tuple[Level, ...] = ("pass", "no_limit", "needs_data", "not_measured", "no_verdict")  # with a file
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
@@ -47,6 +48,13 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
         else verdict
         for verdict, best in judged
     )
+
+
+def files_to_ship(report: RunReport) -> dict[str, str]:
+    """Return target -> file of the variant of its verdict, below the folder of the run; not of a failure."""
+    shown = [each.target for each in report.verdicts or verdicts(report) if each.level in SHIPPED]
+    best = {target: _verdict(report, target)[1] for target in shown}
+    return {target: v.file for target, v in best.items() if v is not None and v.file is not None}
 
 
 def _rank(verdict: Verdict, best: Variant | None) -> tuple[int, float]:
@@ -88,8 +96,10 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
         return Verdict(target, "not_measured", sentence, (hint,) if hint else ()), None
     ranked = sorted(((*_level(v, report), v) for v in ran), key=lambda each: _merit(each[0], each[2]))
     level, sentence, best = ranked[0]
+    if level == "pass":  # of the best variant only
+        sentence = f"{sentence[:-1]}, deploy it."
     dense = next((v for v in ran if best.pruned and not v.pruned and not _doubt(best, report)), None)
-    pairs = report.environment.get("int8_sums") == "pairs"
+    pairs = report.environment.int8_sums == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in ranked[1:])
     return Verdict(
         target, level, sentence, (*_pruning_gain(best, dense), *_steps(best, level, pairs=pairs), *others)
@@ -141,7 +151,7 @@ def _level(v: Variant, report: RunReport) -> tuple[Level, str]:
     caution = next((check for check in report.input_checks if check.effect == "no_pass"), None)
     if caution is not None:
         return "needs_data", f"{facts}, but {caution.message.rstrip('.')}{_cure(caution.hint)}."
-    return "pass", f"{facts}: it meets {_limits(met)}, deploy it."
+    return "pass", f"{facts}: it meets {_limits(met)}."
 
 
 def _limits(gates: list[Gate]) -> str:

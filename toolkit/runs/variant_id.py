@@ -1,4 +1,4 @@
-"""Define the identity of a variant: target, precision, pruned or not; its name and its graph."""
+"""Define the identity of a variant: its name, and the graph that it is compiled from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""Define run.json: the recipe of a run, its stages and their folders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from edgeship.toolkit.core.typed_json import JsonFile
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """Result of one stage of a run.
+
+    Attributes:
+        name: Name of the stage.
+        folder: Its files in the store; read only.
+        digest: Content digest of the folder.
+        seconds: Duration of the computation.
+        cached: True if the result is from an earlier run.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunIndex(JsonFile):
+    """A run.
+
+    Attributes:
+        recipe: All options; Any: those of the version that wrote it.
+        command: Command line that reproduces the run; None for a recipe built in Python.
+        stages: The stages that were run, in order.
+        files: Files of the `--out` folder that runs have written.
+    """
+
+    FILE: ClassVar[str] = "run.json"
+    schema: Literal[1]
+    recipe: dict[str, Any]
+    command: str | None
+    stages: tuple[StageResult, ...]
+    files: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Return stage -> folder."""
+        return {stage.name: stage.folder for stage in self.stages}
