@@ -94,7 +94,10 @@ def test_data_options(place, monkeypatch):
     given = with_data({"select.source": "photos", "evaluate.source": "flat", "select.images": 7})
     assert given == {"select.source": "photos", "evaluate.source": "flat", "select.images": 7}
     digits = with_data({"select.source": "digits"})
-    assert (digits["select.source"], digits["evaluate.source"]) == ("digits:train", "digits:test")
+    assert (digits["select.source"], digits["evaluate.source"]) == (
+        "digits:calibration",
+        "digits:evaluation",
+    )
     assert with_data({"export.size": 8}) == {"export.size": 8}
 
 
