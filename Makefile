@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 PINS   := $(shell $(PYTHON) -c 'import sys; print("constraints-3.10.txt" if sys.version_info < (3, 11) else "constraints.txt")')
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS)
 OUT    ?= runs/quickstart
+RTX    := 1.4.0.76 1.5.0.114 1.6.1.120 1.7.1.116
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help install run docs pictures test lint test-slow test-arm64 mutants bench bench-peers bench-pruning clean
+.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-arm64 mutants bench bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,6 +37,13 @@ lint: $(VENV)/.installed-dev ## format, lint, types, layers
 test-slow: $(VENV)/.installed-dev ## checks that take minutes; a local Ray and Dask among them
 	$(PIP) --editable '.[dev,ray,dask]'
 	$(BIN)/python -m pytest -m 'slow and not arm64'
+
+test-tensorrt: $(VENV)/.installed-dev ## the linter against four versions of NVIDIA's parser on 2,000 mutated graphs (1 GB)
+	for version in $(RTX); do \
+	  test -d $(VENV)/rtx/$$version/tensorrt_rtx \
+	  || $(BIN)/python -m pip install --quiet --target $(VENV)/rtx/$$version tensorrt-rtx-cu12==$$version || exit 1; \
+	done
+	$(BIN)/python tests/parser_gate.py $(VENV)/rtx $(ARGS)
 
 test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debian's qemu-user-static, binfmt-support, debootstrap)
 	$(BIN)/python -m pytest -m arm64

@@ -84,8 +84,10 @@ class Target(Protocol):
         """
         ...
 
-    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
-        """Compile an ONNX file into the folder `out`.
+    def compile(
+        self, model: Path, out: Path, precision: Precision, *, version: str | None = None
+    ) -> Compiled:
+        """Compile an ONNX file into the folder `out`; `version` is that of the SDK on the device, if known.
 
         Raises:
             TargetError: The SDK is absent or rejects the graph.

@@ -77,8 +77,11 @@ class HostTarget:
         """Return the version of the installed SDK."""
         return {self.name: self._backend().version}
 
-    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+    def compile(
+        self, model: Path, out: Path, precision: Precision, *, version: str | None = None
+    ) -> Compiled:
         """Build an engine for this machine; its name holds the precision."""
+        del version  # it runs here
         backend = self._backend()
         with tempfile.TemporaryDirectory() as scratch:
             try:

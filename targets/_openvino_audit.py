@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgeship.targets._timing import quick_mean
+from edgeship.targets.runner.backends.openvino import OpenVINOSession
 from edgeship.toolkit.core.results import LayerAudit, Precision
 
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16"}
@@ -23,31 +19,29 @@ KINDS = {
     "Reduce": "Pooling",  # the global average pool
 }
 WEIGHTED = ("Convolution", "FullyConnected")
-PROFILED_RUNS = 30  # at most
-PROFILED_S = 1.0  # and no new run after so many seconds
 
 
-def audit(compiled: Any, model: Path, precision: Precision) -> tuple[LayerAudit, ...]:
+def audit(session: OpenVINOSession, model: Path, precision: Precision) -> tuple[LayerAudit, ...]:
     """Return the layers of a compiled model: convolutions, Adds, pools and fully connected layers.
 
     The runtime model has the precision of a layer's inputs. An INT8 convolution that writes floats, which the
     next layer quantizes again, gets a warning, and an Add fused into it does not count as INT8.
 
     Args:
-        compiled: A compiled model with PERF_COUNT on.
+        session: A session of a model compiled with PERF_COUNT.
         model: Its ONNX file.
         precision: Requested precision; only "int8" gives warnings.
     """
     import onnx
 
-    took_ms = _profile(compiled)
+    took_ms = session.times_ms()
     graph = onnx.load(str(model), load_external_data=False).graph
     names = {
         alias: node.name or node.output[0] for node in graph.node for alias in (node.output[0], node.name)
     }
     adds = {node.name or node.output[0] for node in graph.node if node.op_type == "Add"}
     layers: list[LayerAudit] = []
-    for node in compiled.get_runtime_model().get_ordered_ops():
+    for node in session.compiled.get_runtime_model().get_ordered_ops():
         facts = _texts(node.get_rt_info())
         originals = _onnx_names(facts, names)
         kind = KINDS.get(facts.get("layerType", ""))
@@ -111,28 +105,6 @@ def _onnx_names(facts: Mapping[str, str], names: Mapping[str, str]) -> list[str]
         names.get(part.removesuffix("/WithoutBiases")) for part in facts["originalLayersNames"].split(",")
     )
     return list(dict.fromkeys(name for name in nodes if name is not None))
-
-
-def _profile(compiled: Any) -> dict[str, float]:
-    """Return the milliseconds of each layer; empty if height or width of the input is dynamic."""
-    entry = compiled.input(0)
-    if any(dimension.is_dynamic for dimension in list(entry.get_partial_shape())[1:]):
-        return {}
-    lengths = [
-        1 if dimension.is_dynamic else dimension.get_length() for dimension in entry.get_partial_shape()
-    ]
-    request, images = compiled.create_infer_request(), np.zeros(lengths, entry.get_element_type().to_dtype())
-    request.infer([images])  # the first run also prepares
-    took_ms: defaultdict[str, list[float]] = defaultdict(list)
-    began = time.perf_counter()
-    for _ in range(PROFILED_RUNS):
-        request.infer([images])
-        for layer in request.profiling_info:
-            if layer.status == layer.Status.EXECUTED:
-                took_ms[layer.node_name].append(1000 * layer.real_time.total_seconds())
-        if time.perf_counter() - began > PROFILED_S:
-            break
-    return {name: quick_mean(each) for name, each in took_ms.items()}
 
 
 def _texts(info: Any) -> dict[str, str]:

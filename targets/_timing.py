@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -66,11 +65,6 @@ def interleave(
         done, turns = done + timed, turns + 1
         report_progress("timing", done, count)
     return {name: tuple(values) for name, values in samples.items()}
-
-
-def quick_mean(samples: Sequence[float]) -> float:
-    """Return the mean of the fastest quarter: other load only slows a run down."""
-    return statistics.fmean(sorted(samples)[: math.ceil(len(samples) / 4)])
 
 
 def noise_warning(samples_ms: Sequence[float]) -> str:

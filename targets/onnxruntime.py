@@ -66,8 +66,11 @@ class OnnxRuntime:
         """Return the version of the installed ONNX Runtime."""
         return {"onnxruntime": str(_sdk().__version__)}
 
-    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+    def compile(
+        self, model: Path, out: Path, precision: Precision, *, version: str | None = None
+    ) -> Compiled:
         """Copy the graph, which ONNX Runtime compiles on loading, and audit the fused layers."""
+        del version  # it runs here
         out.mkdir(parents=True, exist_ok=True)
         layers = _audit(model, out / ".optimized.onnx", precision)
         shutil.copyfile(model, out / ENGINE)
@@ -158,8 +161,7 @@ def _audit(model: Path, optimized: Path, precision: Precision) -> tuple[LayerAud
         )
         name = re.sub(r"_token_\d+$", "", node.name) or node.output[0]  # its fusions number their nodes
         layers.append(LayerAudit(name, kind, runs, kind in WEIGHTED, warning))
-    trace = str(optimized.with_name(".trace"))
-    profiled = _session(model, 1, enable_profiling=True, profile_file_prefix=trace)
+    profiled = OnnxRuntimeSession(_session(model, 1, profile=True), 1)
     nodes = onnx.load(str(model), load_external_data=False).graph.node
     took_ms = profile(profiled, nodes, {layer.name for layer in layers})
     return tuple(replace(layer, time_ms=took_ms.get(layer.name)) for layer in layers)

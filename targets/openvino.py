@@ -55,18 +55,21 @@ class OpenVINO:
         """Return the version of the installed OpenVINO."""
         return {"openvino": str(sdk().__version__).split("-", maxsplit=1)[0]}
 
-    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+    def compile(
+        self, model: Path, out: Path, precision: Precision, *, version: str | None = None
+    ) -> Compiled:
         """Convert to OpenVINO's format (`model.xml`, `model.bin`) and audit the compiled layers.
 
         Weights are stored as FP16 for "fp16" only; the CPU computes in FP32.
         """
+        del version  # it runs here
         ov = sdk()
         out.mkdir(parents=True, exist_ok=True)
         try:
             network = core().read_model(str(model))
             _number_unnamed_nodes(network, model)
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
-            layers = audit(_compiled(out / ENGINE, 1, PERF_COUNT="YES").compiled, model, precision)
+            layers = audit(_compiled(out / ENGINE, 1, PERF_COUNT="YES"), model, precision)
         except RuntimeError as error:
             raise _refused(model, error) from error
         return Compiled(

@@ -161,6 +161,24 @@ def wrong_side(model):
         model.graph.node.extend(nodes)
 
 
+def floats_dequantized(model):
+    quantize = node(model, "maxpool_quantized")
+    node(model, "maxpool_dequantized").input[0] = quantize.input[0]
+    model.graph.node.remove(quantize)
+
+
+def two_dimensional_scales(model):
+    scales = numpy_helper.to_array(initializer(model, "conv1.weight_scale"))
+    set_value(model, "conv1.weight_scale", scales.reshape(-1, 1))
+
+
+def half_before_flatten(model):
+    for item in model.graph.node:
+        if item.name.startswith("pool_"):
+            item.input[1] = "pool_half"
+    model.graph.initializer.append(numpy_helper.from_array(np.float16(0.03), "pool_half"))
+
+
 def integers_read_directly(model):
     made = helper.make_node("MaxPool", ["images_quantized"], ["pooled"], name="max", kernel_shape=[1, 1])
     place = list(model.graph.node).index(node(model, "images_dequantized"))

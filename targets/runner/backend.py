@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Callable, NamedTuple, Protocol
 
 from . import sysfs
+
+_PROFILE_RUNS, _PROFILE_S = 31, 1.0  # maximum; no new run after so many seconds
 
 
 class BuildOptions(NamedTuple):
@@ -87,6 +89,7 @@ class ArraySession:
 
     takes_pixels: bool
     image_shape: tuple[int, ...]
+    batch: int | None
     _images: Any = None
     _logits: Any = None
 
@@ -115,6 +118,20 @@ class ArraySession:
     def logits(self) -> bytes:
         """Return the logits of the last step."""
         return bytes(self._logits.astype("<f4").tobytes())
+
+    def run_zeros(self, after_each: Callable[[], object] = lambda: None) -> bool:
+        """Run zeros for a profile; return False if a side of the images is dynamic."""
+        if min(self.image_shape) < 0:
+            return False
+        if self._images is None:
+            self.prepare(self.batch or 1, False, False)
+        started_s = time.perf_counter()
+        for _ in range(_PROFILE_RUNS):
+            self.step()
+            after_each()
+            if time.perf_counter() - started_s > _PROFILE_S:
+                break
+        return True
 
     def layers(self, profile: bool) -> dict[str, Any]:
         """Return no layers: the runtime does not list them."""

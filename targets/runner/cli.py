@@ -49,7 +49,7 @@ evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--b
 infer     --engine ENGINE --input x.f32 --out y.f32 [--threads T] (x.u8, of an engine that takes pixels)
           -> "images", "shape"
 inspect   --engine ENGINE [--profile] -> "layers", "bindings", as the runtime lists them, and "times_ms"
-          {layer: mean of a run} with --profile
+          {layer: milliseconds} with --profile
 
 --root DIR reads the device's files below DIR instead of / (a mounted image, or a test). --sdk MODULE imports
 MODULE in place of `tensorrt`. Nothing runs as root and nothing is changed outside the named files.

@@ -184,7 +184,7 @@ def sidecar(engine: str) -> dict[str, Any]:
     """
     try:
         with open(engine + ".json", encoding="utf-8") as stream:
-            record = json.load(stream)
+            record: dict[str, Any] = json.load(stream)
         usable = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in _SIDECAR.items())
     except (OSError, ValueError, RecursionError):
         usable = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +10,15 @@ from pathlib import Path
 from edgeship.targets import Compiled, Session, Target
 from edgeship.targets._messages import summed_up
 from edgeship.targets._timing import loop_ips
-from edgeship.targets.tensorrt import fp16_graph, lint, local_gpu, rtx_check
+from edgeship.targets.tensorrt import fp16_graph, local_gpu, repair, rtx_check
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
-from edgeship.toolkit.core.results import Finding, LayerAudit, Precision
+from edgeship.toolkit.core.results import LayerAudit, Precision
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
 TYPED = "typed.onnx"  # the same with FP16 types, for a TensorRT that goes by the types of the graph alone
-PORTABLE = "8.5"  # what this version reads is read by every later one; an engine is built on the device
 
 
 class TensorRT:
@@ -51,34 +50,41 @@ class TensorRT:
                 return found
             raise
 
-    def compile(self, model: Path, out: Path, precision: Precision) -> Compiled:
+    def compile(
+        self, model: Path, out: Path, precision: Precision, *, version: str | None = None
+    ) -> Compiled:
         """Lint and build a graph: for this GPU if there is one, else ahead of time as a check.
 
+        Args:
+            model: An ONNX file; an opset too new for `version` is lowered.
+            out: Folder of the engine, or of the graph to build on the device.
+            precision: "int8" where the graph has Q/DQ.
+            version: TensorRT version on the device; None: as `repair.fit`.
+
         Raises:
+            ModelError: The opset cannot be lowered.
             TargetError: The linter, the parser or the builder refuses the graph.
         """
-        findings = lint.lint(model, PORTABLE)
-        refused = [finding for finding in findings if finding.severity == "error"]
-        if refused:
-            raise TargetError(_refusal(model, refused), hint=_audit_hint(model))
-        warnings = summed_up((found.rule, found.node, found.message) for found in findings)
-        if local_gpu.available():
-            engine, build_warnings = local_gpu.build(model, precision)
-            write_bytes(out / ENGINE, engine)
-            with local_gpu.opened(out / ENGINE) as session:
-                audit = session.audit(model)
-            instead, no_typed = _typed(model, out, precision)
-            note = f"built for this GPU by TensorRT {local_gpu.version()}"
-            warnings = (*warnings, *build_warnings, *no_typed)
-            return Compiled(
-                ENGINE, runs_here=True, note=note, audit=audit, warnings=warnings, instead=instead
+        with tempfile.TemporaryDirectory() as scratch:
+            graph = Path(scratch) / GRAPH
+            fitted = repair.fit(model, version, graph)
+            warnings = ((fitted.note,) if fitted.note else ()) + summed_up(
+                (found.rule, found.node, found.message) for found in fitted.findings
             )
-        note, audit, parser_warnings = _checked(model)
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model, out / GRAPH)
-        instead, no_typed = _typed(model, out, precision)
-        warnings = (*warnings, *parser_warnings, *no_typed)
-        return Compiled(GRAPH, runs_here=False, note=note, audit=audit, warnings=warnings, instead=instead)
+            if local_gpu.available():
+                engine, build_warnings = local_gpu.build(graph, precision)
+                write_bytes(out / ENGINE, engine)
+                with local_gpu.opened(out / ENGINE) as session:
+                    audit = session.audit(graph)
+                file, note = ENGINE, f"built for this GPU by TensorRT {local_gpu.version()}"
+            else:
+                note, audit, build_warnings = _checked(graph, model)
+                write_bytes(out / GRAPH, graph.read_bytes())
+                file = GRAPH
+            instead, no_typed = _typed(graph, out, precision)
+        warnings = (*warnings, *build_warnings, *no_typed)
+        runs_here = file == ENGINE
+        return Compiled(file, runs_here=runs_here, note=note, audit=audit, warnings=warnings, instead=instead)
 
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
@@ -115,31 +121,21 @@ def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...
     return (TYPED,), ()
 
 
-def _checked(model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
+def _checked(graph: Path, model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
     """Return note, layers and warnings of a graph that is checked here and built on a device."""
     try:
-        verdict = rtx_check.check(model)
+        verdict = rtx_check.check(graph)
     except TargetError as absent:
         note = "passed the linter only, not read by NVIDIA's parser, not built for a Jetson"
         return note, (), (f"{absent}: {absent.hint}",)
     if not verdict.accepted:
         message = f"TensorRT's parser and builder refuse {model}: {verdict.errors[0]}"
-        raise TargetError(message, hint=_audit_hint(model))
+        raise TargetError(message, hint=f"`edgeship audit {model}` names node, rule and fix")
     note = f"accepted by TensorRT-RTX {verdict.version} parser and builder, not built for a Jetson"
     doubts = summed_up(
         (layer.warning, layer.name, layer.warning) for layer in verdict.layers if layer.warning
     )
     return note, verdict.layers, (*verdict.warnings, *doubts)
-
-
-def _refusal(model: Path, refused: list[Finding]) -> str:
-    first = refused[0]
-    more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-    return f"TensorRT would refuse or misread {model}: {first.node}: {first.message} ({first.rule}{more})"
-
-
-def _audit_hint(model: Path) -> str:
-    return f"`edgeship audit {model} --target tensorrt` names node, rule and fix; --fix repairs what it can"
 
 
 TARGET: Target = TensorRT()  # annotated, so mypy checks it against the protocol

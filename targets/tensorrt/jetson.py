@@ -111,6 +111,7 @@ JETPACKS = (  # the one table of module, JetPack and TensorRT; L4T versions are 
         installable=True,
     ),
 )
+PORTABLE = "8.5"  # default version: later ones read what this one reads
 TOO_OLD = {  # JetPack -> its TensorRT; source: _L4T_TABLE, MLPerf v1.1 AGX Xavier record
     "4.4.1": "7.1.3",
     "4.5": "7.1.3",
@@ -231,30 +232,35 @@ def newest_jetpack(module: Module) -> str:
     ]
 
 
-def choose(module: Module, *, jetpack: str | None = None, tensorrt: str | None = None) -> str:
-    """Return the version of TensorRT on a module, as exact as it is known.
+def choose(module: Module | None = None, *, jetpack: str | None = None, tensorrt: str | None = None) -> str:
+    """Return the version of TensorRT on a device, as exact as it is known.
 
     Args:
-        module: The Jetson module.
+        module: The Jetson module; None: any device with TensorRT.
         jetpack: JetPack or L4T version on it; None takes the newest that the module has.
-        tensorrt: TensorRT on it, also as dpkg prints it; None takes the JetPack's.
+        tensorrt: TensorRT on it, also as dpkg prints it; None takes the JetPack's. Without all three it is
+            `PORTABLE`.
 
     Raises:
         DeviceError: They do not exist together; the hint has those that do.
         RecipeError: `tensorrt` is not a version.
     """
-    rows = [line for line in JETPACKS if module.name in line.modules]
+    name = "a Jetson" if module is None else module.name
+    rows = [line for line in JETPACKS if module is None or module.name in line.modules]
+    if module is None and jetpack is None:
+        versions.rules(tensorrt or PORTABLE)  # refuses unknown ones
+        return ".".join(map(str, versions.parse(tensorrt or PORTABLE)))
     if jetpack is not None or tensorrt is None:
-        release = newest_jetpack(module) if jetpack is None else release_name(jetpack)
+        release = newest_jetpack(module) if module and jetpack is None else release_name(str(jetpack))
         matches = [line for line in rows if release in line.releases]
         if not matches:
             releases = ", ".join(dict.fromkeys(name for line in rows for name in line.releases))
-            raise DeviceError(f"{module.name} has no JetPack {release}", hint=f"its releases are {releases}")
+            raise DeviceError(f"{name} has no JetPack {release}", hint=f"its releases are {releases}")
         if tensorrt is None:
             return min(matches, key=lambda line: line.installable).tensorrt
-        rows, place = matches, f"{module.name} with JetPack {release}"
+        rows, place = matches, f"{name} with JetPack {release}"
     else:
-        place = module.name
+        place = name
     version = versions.parse(tensorrt)
     exact = {line.tensorrt for line in rows if _agree(version, versions.parse(line.tensorrt))}
     if not exact:

@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.targets import onnxruntime, runner
-from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, lint, versions
+from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, repair, versions
 from edgeship.targets.tensorrt.builder import BuildOptions
 from edgeship.toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
-from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.graph.load import load_unchanged
@@ -89,9 +89,14 @@ def write(
                 hint="give both in one form: the self-test has one set of images",
             )
         graphs["fp16"] = plain
-    warnings = [text for graph in graphs.values() for text in _checked(graph, version)]
+    warnings: list[str] = []
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        for precision, graph in graphs.items():
+            graphs[precision] = Path(scratch) / f"{precision}.onnx"
+            fitted = repair.fit(graph, version, graphs[precision])
+            warnings += [f"{graph.name}: {fitted.note}"] if fitted.note else []
+            warnings += [f"{finding.node}: {finding.message}" for finding in fitted.findings]
         folder = Path(scratch) / "out"
         folder.mkdir()
         plans = {precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()}
@@ -100,7 +105,12 @@ def write(
         if dla_core is not None:
             ready: Any = images  # never pixels, as checked above
             bundle = dla.write(
-                model, folder / "dla", module=module, version=version, images=ready, core=dla_core
+                next(iter(graphs.values())),
+                folder / "dla",
+                module=module,
+                version=version,
+                images=ready,
+                core=dla_core,
             )
             warnings.extend(f"{item.node}: {item.message}" for item in bundle.findings)
             if bundle.half_layers:
@@ -140,17 +150,6 @@ def _precision(model: Path) -> str:
 
 def _takes_pixels(model: Path) -> bool:
     return load_unchanged(model).graph.inputs[0].dtype == ir.DataType.UINT8
-
-
-def _checked(model: Path, version: str) -> list[str]:
-    findings = lint.lint(model, version)
-    refused = [finding for finding in findings if finding.severity == "error"]
-    if refused:
-        raise TargetError(
-            f"TensorRT {version} refuses or misreads {model}: {refused[0].node}: {refused[0].message}",
-            hint=f"`edgeship audit {model} --target tensorrt --trt {version} --fix` repairs what it can",
-        )
-    return [f"{finding.node}: {finding.message}" for finding in findings]
 
 
 def _graph(model: Path, folder: Path, precision: str, version: str) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def findings(model: ir.Model, rules: Rules) -> list[Finding]:
             results.append(_integer_operator(node))
         elif node.op_type in (QUANTIZE, DEQUANTIZE):
             results.extend(_quantizer(node, rules))
-        if node.op_type in WEIGHTED:
+        if node.op_type in (*WEIGHTED, "Add"):
             results.extend(_mixed_types(node))
     results.extend(placement.findings(graph))
     return sorted(dict.fromkeys(results), key=lambda finding: finding.severity == "warning")
@@ -207,6 +207,13 @@ def _scale(node: ir.Node, rules: Rules) -> Iterator[Finding]:
     if scales is None:
         yield _computed(node, "scale")
         return
+    if scales.ndim > 1:
+        yield Finding(
+            *("scale-shape", "error", label(node)),
+            f"scales of shape {scales.shape}: TensorRT reads one scale, or one row of them",
+            "reshape them to a scalar, or to (output channels,)",
+            f"{versions.CPU_PARSER}: Invalid rank for the scale tensor",
+        )
     valid = np.isfinite(scales) & (scales > 0)
     if not (scales.size and valid.all()):
         yield Finding(
@@ -263,6 +270,13 @@ def _partner(node: ir.Node, rules: Rules) -> Iterator[Finding]:
     """Yield a finding for a Q without a DQ, and for stored integers where a version needs floats."""
     others = [reader for reader in node.outputs[0].consumers() if reader.op_type != DEQUANTIZE]
     first = input_at(node, 0)
+    if node.op_type == DEQUANTIZE and _reads_floats(first):
+        yield Finding(
+            *("dequantize-without-quantize", "error", label(node)),
+            "its input is float, not the integers of a QuantizeLinear",
+            "put a QuantizeLinear with the same scale before it",
+            f"{versions.CPU_PARSER}: input has type Float but must have type ... Int8",
+        )
     if node.op_type == QUANTIZE and others:
         yield Finding(
             *("quantize-without-dequantize", "error", label(node)),
@@ -280,22 +294,50 @@ def _partner(node: ir.Node, rules: Rules) -> Iterator[Finding]:
         )
 
 
+def _reads_floats(value: ir.Value | None) -> bool:
+    """Return True if a tensor is no result of a Q or Cast, also through operators that move values."""
+    node = producer(value)
+    while node is not None and node.op_type in placement.COMMUTING:
+        value = input_at(node, 0)
+        node = producer(value)
+    if node is None:
+        return value is not None and _float_type(value) != ""
+    return node.op_type not in (QUANTIZE, "Cast", *INTEGER_OPERATORS)
+
+
 def _mixed_types(node: ir.Node) -> Iterator[Finding]:
-    """Yield a finding if data, weight and bias of a layer differ in type; that of a DQ is its scale's."""
-    types = {}
-    for role, value in zip(("data", "weight", "bias"), node.inputs, strict=False):
-        pair = producer(value)
-        source = input_at(pair, 1) if pair is not None and pair.op_type == DEQUANTIZE else value
-        if pair is None or pair.op_type == DEQUANTIZE:
-            types[role] = dtype(source)
+    """Yield a finding if data, weight and bias of a layer, or the inputs of an Add, differ in float type."""
+    roles = ("first input", "second input") if node.op_type == "Add" else ("data", "weight", "bias")
+    types = {role: _float_type(value) for role, value in zip(roles, node.inputs, strict=False)}
+    if node.op_type in WEIGHTED:  # an Add may compute shapes
+        stored = zip(roles, map(dtype, node.inputs), strict=False)
+        types |= {role: kind for role, kind in stored if "int" in kind}
     types = {role: kind for role, kind in types.items() if kind}
-    if len({kind for kind in types.values() if kind.startswith("float")}) > 1:
+    if len(set(types.values())) > 1:
         yield Finding(
             *("mixed-types", "error", label(node)),
             ", ".join(f"{role} is {kind}" for role, kind in types.items()),
-            "make data, weight and bias of one layer the same type",
+            "make the inputs of one layer the same type",
             f"{versions.CPU_PARSER}: `input` and `bias` must be of same type",
         )
+
+
+def _float_type(value: ir.Value | None) -> str:
+    """Return the float type of a tensor: that of a DQ's scale or of the first input; "" if it is unknown.
+
+    float64 counts as float32, to which the parser converts it.
+    """
+    visited: set[int] = set()
+    while (node := producer(value)) is not None and id(node) not in visited:
+        visited.add(id(node))  # an invalid graph may have a cycle
+        if node.op_type == "Cast":
+            value = None if integer(node, "to", 0) != ir.DataType.FLOAT16 else value
+            return "float16" if value is not None else ""
+        value = input_at(node, int(node.op_type in (DEQUANTIZE, "Where")))
+    kind = value.dtype.name.lower() if value is not None and value.dtype is not None else dtype(value)
+    return {"float": "float32", "double": "float32", "float64": "float32"}.get(
+        kind, kind if "float" in kind else ""
+    )
 
 
 def channel_axis(node: ir.Node) -> int | None:

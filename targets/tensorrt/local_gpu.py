@@ -36,7 +36,7 @@ def version() -> str:
 
 
 def build(model: Path, precision: Precision) -> tuple[bytes, tuple[str, ...]]:
-    """The plan, and what the parser and builder warned of.
+    """Build a plan; return it with the warnings of parser and builder.
 
     From TensorRT 11 on types come from the graph alone, so there it is made FP16-typed first.
 
@@ -58,7 +58,7 @@ def build(model: Path, precision: Precision) -> tuple[bytes, tuple[str, ...]]:
 
 @contextmanager
 def opened(engine: Path) -> Iterator[LiveSession]:
-    """A plan loaded on the GPU.
+    """Load a plan on the GPU.
 
     Raises:
         TargetError: No GPU, or a plan of another version or GPU, with the cause and the cure.
@@ -82,7 +82,7 @@ class LiveSession(HostSession):
     """A loaded plan."""
 
     def audit(self, model: Path | None) -> tuple[LayerAudit, ...]:
-        """The layers as the engine executes them, with their times; named like the ONNX nodes of `model`."""
+        """Return the layers as executed, with their times, named after the ONNX nodes of `model`."""
         self.prepare(self.session.batch or 1)
         nodes = engine_analysis.onnx_nodes(model) if model is not None else {}
         return engine_analysis.layers(self.session.layers(True), nodes)

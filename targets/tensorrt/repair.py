@@ -13,15 +13,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeship.targets.tensorrt import versions
+from edgeship.targets.tensorrt.jetson import PORTABLE
 from edgeship.targets.tensorrt.lint import channel_axis, findings, opset_of, output_channels
 from edgeship.targets.tensorrt.placement import dequantized_copy, is_quantized, main_and_shortcut
 from edgeship.targets.tensorrt.versions import Rules
-from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.artifact import write_bytes
+from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.results import Finding
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.edit import Names, add_constant
 from edgeship.toolkit.graph.load import load_unchanged
-from edgeship.toolkit.graph.opset import downgrade_opset
+from edgeship.toolkit.graph.opset import PORTABLE_OPSET, downgrade_opset
 from edgeship.toolkit.graph.query import (
     DEQUANTIZE,
     QUANTIZE,
@@ -51,6 +53,21 @@ class Repair:
 
     fixed: tuple[Finding, ...]
     left: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Result of `fit`.
+
+    Attributes:
+        version: TensorRT version that reads the graph.
+        note: Conversion of the opset, for the user; empty without one.
+        findings: Warnings of the linter.
+    """
+
+    version: str
+    note: str
+    findings: tuple[Finding, ...]
 
 
 def fix(model: Path, version: str, out: Path) -> Repair:
@@ -85,6 +102,50 @@ def fix(model: Path, version: str, out: Path) -> Repair:
     return Repair(tuple(item for item in before if (item.rule, item.node) not in left), tuple(after))
 
 
+def fit(model: Path, version: str | None, out: Path) -> Fitted:
+    """Write a graph for a TensorRT version: in an opset that it reads, and without errors of the linter.
+
+    Args:
+        model: An ONNX file.
+        version: TensorRT version; None: `jetson.PORTABLE`, or if an operator has no form in its opset the
+            oldest release that reads the graph.
+        out: File to write; may be `model`.
+
+    Raises:
+        ModelError: The file is no ONNX model, or an operator has no form in that opset.
+        RecipeError: The version is unknown.
+        TargetError: TensorRT refuses or misreads the graph.
+    """
+    graph, chosen = load_unchanged(model), version or PORTABLE
+    rules = versions.rules(chosen)
+    opset, lowered, note = opset_of(graph.graph), min(rules.max_opset, PORTABLE_OPSET), ""
+    newer = next((each for each in versions.RELEASES if each.max_opset >= opset), None)
+    if opset > rules.max_opset:
+        try:
+            _lower_opset(graph, lowered)
+            note = f"converted from opset {opset} to {lowered} for TensorRT {rules.name}"
+        except ModelError:
+            if version is not None or newer is None:
+                raise
+            rules, chosen = newer, newer.name
+            note = f"opset {opset} was kept, it has no form in {lowered}: for TensorRT {chosen} and later"
+    results = findings(graph, rules)
+    refused = [finding for finding in results if finding.severity == "error"]
+    if refused:
+        first, more = refused[0], f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+        reason = f"{first.node}: {first.message} ({first.rule}{more})"
+        command = f"edgeship audit {model} --target tensorrt --trt {chosen}"
+        raise TargetError(
+            f"TensorRT {chosen} refuses or misreads {model}: {reason}",
+            hint=f"`{command}` names node, rule and fix; --fix repairs what it can",
+        )
+    if opset_of(graph.graph) != opset:
+        io.save(graph, out)
+    elif out != model:
+        write_bytes(out, model.read_bytes())
+    return Fitted(chosen, note, tuple(results))
+
+
 def _repair(model: ir.Model, rules: Rules) -> None:
     graph = model.graph
     _float_biases(graph)
@@ -96,7 +157,7 @@ def _repair(model: ir.Model, rules: Rules) -> None:
     RemoveUnusedNodesPass()(model)
     graph.sort()
     if opset_of(graph) > rules.max_opset:
-        _lower_opset(model, min(rules.max_opset, 17))
+        _lower_opset(model, min(rules.max_opset, PORTABLE_OPSET))
 
 
 def _float_biases(graph: ir.Graph) -> None:
@@ -258,7 +319,7 @@ def _lower_opset(model: ir.Model, opset: int) -> None:
     if (refused := downgrade_opset(model, opset)) is not None:
         raise ModelError(
             f"opset {newer} cannot be lowered to {opset}: {refused} has no form there",
-            hint=f"export the model again with opset {opset}",
+            hint=f"export it again with opset {opset}, or state a newer TensorRT (--trt or --jetpack)",
         )
 
 

@@ -37,7 +37,7 @@ class Absent:
     scheme = targets.get("tensorrt").scheme
     opens_graphs = False
 
-    def compile(self, model, out, precision):
+    def compile(self, model, out, precision, *, version=None):
         raise TargetError("tensorrt is not installed", hint="pip install it")
 
 

@@ -8,7 +8,7 @@ from synthetic import STAGES, synthetic_run
 
 from edgeship.toolkit.core import statistics
 from edgeship.toolkit.report import render
-from edgeship.toolkit.report.compare_runs import Run, compare, markdown
+from edgeship.toolkit.report.compare_runs import Run, compare, differing_options, markdown
 from edgeship.toolkit.report.gather import gather
 
 
@@ -122,3 +122,15 @@ def test_markdown_has_a_row_per_variant_and_run(runs):
     text = markdown(runs, compare(runs))
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + 2 * 5
     assert "significant" in text
+
+
+def test_the_options_that_differ_are_listed(runs):
+    first, second = (
+        replace(
+            run, report=replace(run.report, recipe={"name": name, "select": {"images": count, "seed": 0}})
+        )
+        for run, name, count in zip(runs, "ab", (10, 20), strict=True)
+    )
+    assert differing_options((first, second)) == {"select.images": ("10", "20")}
+    assert markdown((first, second), ()).startswith(f"| option | {first.name} | {second.name} |\n| --- ")
+    assert differing_options((first, first)) == differing_options(runs) == {}

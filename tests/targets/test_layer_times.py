@@ -10,6 +10,7 @@ from qdq_graphs import OPENVINO, residual_net, save
 from edgeship import targets
 from edgeship.targets._onnxruntime_profile import profile
 from edgeship.targets._timing import interleave
+from edgeship.targets.runner.backends.onnxruntime import OnnxRuntimeSession
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
@@ -36,14 +37,18 @@ class Profiled:
 
     def __init__(self, trace, events, shape):
         self.trace, self.shape, self.runs = trace, shape, 0
+        trace.parent.mkdir()
         trace.write_text(json.dumps([{"cat": "Session", "name": "load", "dur": 9}, *events]))
 
     def get_inputs(self):
         return [type("Entry", (), {"name": "images", "shape": self.shape, "type": "tensor(float)"})]
 
+    get_outputs = get_inputs
+
     def run(self, _outputs, feeds):
         assert feeds["images"].shape == (1, 3, 8, 8)
         self.runs += 1
+        return [feeds["images"]]
 
     def end_profiling(self):
         return str(self.trace)
@@ -70,14 +75,14 @@ def test_a_fused_layer_is_found_by_the_name_of_what_it_took_in(tmp_path):
         event("pool", 4),
         event("made_by_a_fusion", 5),
     ]
-    session = Profiled(tmp_path / "trace.json", events, ["batch", 3, 8, 8])
-    found = profile(session, NODES, {"conv1", "conv2", "add"})
+    session = Profiled(tmp_path / "profile" / "trace.json", events, ["batch", 3, 8, 8])
+    found = profile(OnnxRuntimeSession(session, 1), NODES, {"conv1", "conv2", "add"})
     assert found == pytest.approx({"conv1": 0.015, "conv2": 0.05})  # of five the quickest two: 10 and 20 us
     assert session.runs > 1
-    assert not (tmp_path / "trace.json").exists()
+    assert not (tmp_path / "profile").exists()
 
 
 def test_an_input_that_cannot_be_made_up_is_not_run(tmp_path):
-    session = Profiled(tmp_path / "trace.json", [event("conv1", 1)], [1, 3, "height", "width"])
-    assert profile(session, NODES, {"conv1"}) == {}
+    session = Profiled(tmp_path / "profile" / "trace.json", [event("conv1", 1)], [1, 3, "height", "width"])
+    assert profile(OnnxRuntimeSession(session, 1), NODES, {"conv1"}) == {}
     assert session.runs == 0

@@ -64,7 +64,7 @@ def test_values_that_fp16_cannot_hold_are_a_warning_and_the_portable_graph_stays
 def test_illegal_graphs_are_refused_by_the_parser_and_before_it_by_the_linter(placement, says, tmp_path):
     path = save(residual_net(placement), tmp_path / "net.onnx")
     assert says in rtx_check.check(path).errors[0]
-    with pytest.raises(TargetError, match="refuse or misread") as caught:
+    with pytest.raises(TargetError, match="refuses or misreads") as caught:
         TARGET.compile(path, tmp_path / "out", "int8")
     assert "edgeship audit" in caught.value.hint
     assert not (tmp_path / "out").exists()

@@ -103,7 +103,7 @@ def test_long_runs_take_short_turns(clock):
 
 def test_a_duration_is_kept_and_samples_are_milliseconds():
     got = interleave({"sleep": lambda: time.sleep(0.002)}, warmup_s=0, duration_s=0.1)["sleep"]
-    assert 20 <= len(got) <= 60
+    assert 10 <= len(got) <= 60  # a busy machine sleeps longer
     assert all(2 <= sample < 50 for sample in got)
 
 
@@ -112,8 +112,8 @@ def test_a_short_duration_still_gives_ten_runs():
 
 
 def test_the_mean_of_the_quickest_quarter():
-    assert _timing.quick_mean([9.0, 1.0, 2.0, 8.0, 7.0]) == 1.5  # two of five
-    assert _timing.quick_mean([3.0]) == 3.0
+    assert runner_timing.quick_mean([9.0, 1.0, 2.0, 8.0, 7.0]) == 1.5  # two of five
+    assert runner_timing.quick_mean([3.0]) == 3.0
 
 
 def test_noise_is_told_in_percent():

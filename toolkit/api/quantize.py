@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeship import targets
 from edgeship.toolkit.api._logging import LOGGER, logged_progress
 from edgeship.toolkit.api.images import Images, ImageStream, as_source
 from edgeship.toolkit.api.models import Model, onnx_file
@@ -230,6 +231,7 @@ def quantize_by(
             add_pixel_input(quantized, prepared, folder / "pixels.onnx")
             quantized = folder / "pixels.onnx"
         written = InputForm("NHWC", "uint8") if pixel_input else InputForm()
+        fitted = _fit_device(quantized, target, recipe.compile.device_version(target))
         notes = preprocessing.notes(graph.form, graph.normalization, prepared, written) if known else []
         if known and origin == "assumed":
             notes.append("; ".join(preprocessing.assumed_note(prepared)))
@@ -253,7 +255,7 @@ def quantize_by(
             prepared if known else None,
             origin if known else None,
             time.perf_counter() - began,
-            (*notes, *summary.pop("warnings")),
+            (*notes, *fitted, *summary.pop("warnings")),
             summary,
         )
     for warning in result.warnings:
@@ -382,6 +384,21 @@ def _check_runs(checked: dict[str, Any] | None, target: str) -> None:
             f"{target} does not run the quantized graph: {checked['reason']}",
             hint="list the operators with `edgeship inspect graph`, or try another target",
         )
+
+
+def _fit_device(file: Path, target: str, version: str | None) -> list[str]:
+    """Convert a file for the TensorRT version of the device; return notes.
+
+    Raises:
+        ModelError: An operator has no form in that version's opset.
+        TargetError: The version refuses the graph.
+    """
+    if not targets.get(target).checks_rules:
+        return []
+    from edgeship.targets.tensorrt import repair
+
+    note = repair.fit(file, version, file).note
+    return [note] if note else []
 
 
 def _weighted_layers(file: Path) -> list[bool]:

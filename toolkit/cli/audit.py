@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON
+from edgeship.toolkit.cli._options import JSON, Command, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 from edgeship.toolkit.core.errors import GateError, ModelError
 
@@ -21,14 +21,15 @@ ENGINE_SUFFIXES = (".plan", ".engine", ".trt")
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Examples:
   edgeship audit model.onnx --target openvino
-  edgeship audit model.onnx --target tensorrt --trt 8.5
+  edgeship audit model.onnx --target tensorrt --jetpack 6.2
   edgeship audit model.onnx --target tensorrt --trt 8.5 --fix --out legal.onnx
   edgeship audit graph.json --profile profile.json --model model.onnx
   edgeship audit engines/int8 engines/fp16
-"""
+""",
 )
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("other", required=False, type=click.Path(exists=True, path_type=Path))
@@ -38,9 +39,7 @@ Examples:
     show_default=True,
     help="Target of an ONNX file: openvino, onnxruntime or tensorrt.",
 )
-@click.option(
-    "--trt", default="8.5", show_default=True, metavar="VERSION", help="TensorRT version of the device."
-)
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option("--fix", is_flag=True, help="Write a repaired graph to --out.")
 @click.option(
     "--out",
@@ -63,7 +62,7 @@ def command(
     source: Path,
     other: Path | None,
     target: str,
-    trt: str,
+    options: dict[str, Any],
     fix: bool,
     out: Path | None,
     profile: Path | None,
@@ -72,7 +71,7 @@ def command(
 ) -> None:
     """Audit an ONNX file or a TensorRT engine.
 
-    SOURCE is an ONNX file, which is checked against the rules of TensorRT --trt or compiled for another
+    SOURCE is an ONNX file, checked against the rules of the device's TensorRT or compiled for another
     --target; a TensorRT engine record (the graph.json of `trtexec --exportLayerInfo` or of the runner's
     `inspect`, a log of `trtexec --dumpLayerInfo`, or a folder with graph.json and profile.json); or a
     TensorRT engine, if this machine's GPU can load it. With a second engine record as OTHER, the two are
@@ -82,6 +81,8 @@ def command(
     weighted layer is unknown.
     """
     from edgeship import targets
+    from edgeship.targets.tensorrt import jetson
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     if other is not None:
         _compare(source, other, model, as_json=as_json)
@@ -91,7 +92,8 @@ def command(
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
         if fixed is not None:
             refuse_inputs(fixed, source)
-        _lint(source, trt, fixed, as_json=as_json)
+        version = Recipe.build({}, options).compile.device_version() or jetson.PORTABLE
+        _lint(source, version, fixed, as_json=as_json)
     elif source.suffix == ".onnx":
         _compile(source, target, as_json=as_json)
     elif source.suffix in ENGINE_SUFFIXES:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import Command
+from edgeship.toolkit.cli._options import Command, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 
 
@@ -46,6 +47,7 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     help="Limit of the top-1 loss on the device against the simulation, in percentage points.  [default: 1]",
 )
 @click.option("--max-latency-ms", type=float, help="Limit of the median latency on the device, in ms.")
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--sign",
     "key",
@@ -62,6 +64,7 @@ def command(
     max_gap_pp: float | None,
     max_latency_ms: float | None,
     key: Path | None,
+    options: dict[str, Any],
 ) -> None:
     """Pack a run into one file for deployment.
 
@@ -71,14 +74,16 @@ def command(
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.deploy import bundle as bundles
     from edgeship.toolkit.deploy import bundle_from_run
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
     target = out or run / bundle_from_run.FILE
     refuse_inputs(target, *([key] if key is not None else ()))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
+    version = Recipe.build({}, options).compile.device_version()
     with show_progress():
         bundle = bundle_from_run.make(
-            run, target, variants=variants, golden=golden, images=images, gates=gates
+            run, target, variants=variants, golden=golden, images=images, gates=gates, version=version
         )
     if key is not None:
         bundle = bundles.sign(bundle, key)

@@ -28,7 +28,8 @@ def command(runs: tuple[Path, ...], kind: str) -> None:
     RUN is a folder written by `edgeship run --out`, or its report.json. Accuracies are compared image by
     image if both runs were evaluated on the same images (paired 95 % interval), else with a wider, unpaired
     interval. Latencies are compared if device, batch and threads are equal and no other work disturbed the
-    timing. A drop is positive when the run is less accurate than the first one.
+    timing. A drop is positive when the run is less accurate than the first one. Recipe options that differ
+    are listed first.
     """
     import json
 
@@ -40,9 +41,13 @@ def command(runs: tuple[Path, ...], kind: str) -> None:
     loaded = [compare_runs.Run.read(run) for run in runs]
     differences = compare_runs.compare(loaded)
     if kind == "json":
-        click.echo(json.dumps({"base": loaded[0].name, "differences": plain(differences)}, indent=1))
+        options = compare_runs.differing_options(loaded)
+        content = {"base": loaded[0].name, "options": options, "differences": differences}
+        click.echo(json.dumps(plain(content), indent=1))
     elif kind == "md":
         click.echo(compare_runs.markdown(loaded, differences), nl=False)
     else:
+        if options_rows := compare_runs.options_table(loaded):
+            render.print_table(options_rows[0], options_rows[1:])
         rows = compare_runs.table(loaded, differences)
         render.print_table(compare_runs.COLUMNS, rows, expendable=compare_runs.EXPENDABLE)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, Command
+from edgeship.toolkit.cli._options import JSON, Command, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath
 
 if TYPE_CHECKING:
@@ -30,12 +30,7 @@ Examples:
 @click.option(
     "--module", default="Orin Nano", show_default=True, help="Jetson module, e.g. 'Orin Nano' or 'AGX Orin'."
 )
-@click.option("--trt", metavar="VERSION", help="TensorRT version of the module.  [default: from --jetpack]")
-@click.option(
-    "--jetpack",
-    metavar="VERSION",
-    help="JetPack or L4T version of the module.  [default: the module's newest]",
-)
+@recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--float",
     "plain",
@@ -62,8 +57,7 @@ def command(
     model: Path,
     out: Path,
     module: str,
-    trt: str | None,
-    jetpack: str | None,
+    options: dict[str, Any],
     plain: Path | None,
     images: Path | None,
     dla_core: int | None,
@@ -78,8 +72,10 @@ def command(
     """
     from edgeship.targets.tensorrt import jetson, jetson_folder
     from edgeship.toolkit.core.artifact import plain as as_plain
+    from edgeship.toolkit.pipeline.recipe import Recipe
 
-    version = jetson.choose(jetson.module(module), jetpack=jetpack, tensorrt=trt)
+    device = Recipe.build({}, options).compile
+    version = jetson.choose(jetson.module(module), jetpack=device.jetpack, tensorrt=device.tensorrt)
     samples = _images(images) if images is not None else None
     if model.is_dir():
         model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)

@@ -56,6 +56,8 @@ Examples:
     "export.input",
     "export.size",
     "load.output",
+    "compile.jetpack",
+    "compile.tensorrt",
 )
 @PREPROCESS
 @JSON

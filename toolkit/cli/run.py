@@ -44,6 +44,8 @@ Examples:
     "evaluate.source",
     "select.images",
     "compile.targets",
+    "compile.jetpack",
+    "compile.tensorrt",
     "export.size",
     "report.max_drop_pp",
     "quantize.effort",

@@ -333,12 +333,13 @@ def _annotation(options: Any, name: str) -> Any:
 
 def from_text(text: str, annotation: Any) -> Any:
     """Parse a value of a command line: as TOML where possible, else as text; a str option is text."""
-    if annotation is str and not text.startswith(('"', "'")):
-        return text
+    none_or_text = None if text in ("none", "None") and _optional(annotation) else text
+    if members(annotation) == [str] and not text.startswith(('"', "'")):
+        return none_or_text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return None if text in ("none", "None") and _optional(annotation) else text
+        return none_or_text
 
 
 def _optional(annotation: Any) -> bool:

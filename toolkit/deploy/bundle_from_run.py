@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeship import targets
+from edgeship.targets.tensorrt import jetson, repair
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
@@ -55,6 +58,7 @@ def make(
     golden: int = GOLDEN,
     images: int = EVALUATION,
     gates: Mapping[str, float] | None = None,
+    version: str | None = None,
 ) -> Bundle:
     """Bundle a run.
 
@@ -66,9 +70,12 @@ def make(
         golden: Images of the self-test.
         images: Maximum images of the evaluation set; 0: no evaluation set.
         gates: Limits on the device, see `verification`.
+        version: TensorRT version on the device; None: that of the run's recipe, if it states one.
 
     Raises:
         DataError: The run is unfinished, has no such variant, or its images are missing.
+        ModelError: The opset of a graph cannot be lowered for that TensorRT.
+        TargetError: That TensorRT refuses a graph.
     """
     source = _Run(run)
     chosen = _choose(source.compiled, source.evaluated, variants)
@@ -78,9 +85,10 @@ def make(
         evaluation = Path(scratch) / "images.set" if images else None
         if evaluation:
             source.pack(packed, evaluation)
+        graphs = [source.graph(name, positions, packed if evaluation else None) for name in chosen]
         contents = Contents(
             name=source.model.name,
-            graphs=[source.graph(name, positions, packed if evaluation else None) for name in chosen],
+            graphs=[_fitted(graph, version or source.tensorrt, Path(scratch)) for graph in graphs],
             golden_inputs=source.inputs(positions),
             evaluation=evaluation,
             gates=gates or {},
@@ -89,6 +97,15 @@ def make(
             threads=source.threads,
         )
         return bundles.make(contents, out)
+
+
+def _fitted(graph: Graph, version: str | None, folder: Path) -> Graph:
+    """Return a graph for a TensorRT version; those of other targets are unchanged."""
+    if version is None or not targets.get(graph.target).checks_rules:
+        return graph
+    file = folder / f"{graph.variant}.onnx"
+    repair.fit(graph.file, version, file)
+    return replace(graph, file=file)
 
 
 class _Run:
@@ -105,6 +122,8 @@ class _Run:
                     hint="run the recipe again, to its end; finished stages are reused",
                 )
         self.command = self._run["command"]
+        device = {name: self._run["recipe"].get("compile", {}).get(name) for name in ("jetpack", "tensorrt")}
+        self.tensorrt = jetson.choose(**device) if any(device.values()) else None
         self.threads: int = self._run["recipe"]["bench"]["threads"]
         self.model = ModelInfo.read(self._folders["load"])
         self.compiled: dict[str, Any] = read_json(self._folders["compile"] / "compiled.json")

@@ -29,6 +29,26 @@ def _targets() -> tuple[str, ...]:
     return targets.names()
 
 
+def _jetpack(value: Any) -> str:
+    from edgeship.targets.tensorrt import jetson
+
+    return jetson.release_name(_text(value))
+
+
+def _tensorrt(value: Any) -> str:
+    from edgeship.targets.tensorrt import versions
+
+    versions.rules(_text(value))
+    return str(value)
+
+
+def _text(value: Any) -> str:
+    """Return a text; a number such as 10.10 has lost a digit."""
+    if not isinstance(value, str):
+        raise ValueError(value)  # noqa: TRY004  (as `read` of `option`)
+    return value
+
+
 def _cores() -> int:
     from edgeship.toolkit.core.threads import granted_cores
 
@@ -142,6 +162,35 @@ class CompileOptions:
         flag="--target",
         metavar="TARGET",
     )
+    jetpack: str | None = option(
+        None,
+        "JetPack or L4T version of the device; default: the newest of its module, if that is known.",
+        read=_jetpack,
+        metavar="VERSION",
+    )
+    tensorrt: str | None = option(
+        None,
+        "TensorRT version of the device, in quotes; default: that of the JetPack, else 8.5.",
+        read=_tensorrt,
+        flag="--trt",
+        metavar="VERSION",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a TensorRT that the JetPack does not have."""
+        self.device_version()
+
+    def device_version(self, target: str = "tensorrt") -> str | None:
+        """Return the version of a target's SDK on the device; None if no option states it.
+
+        Raises:
+            DeviceError: No JetPack has that TensorRT.
+        """
+        if target != "tensorrt" or not (self.jetpack or self.tensorrt):
+            return None
+        from edgeship.targets.tensorrt import jetson
+
+        return jetson.choose(jetpack=self.jetpack, tensorrt=self.tensorrt)
 
 
 @dataclass(frozen=True, slots=True)

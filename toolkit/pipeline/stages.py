@@ -209,7 +209,8 @@ def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
             "runs_here": False,
         }
         try:
-            record |= verbs.compile(variant, variant.graph(inputs), out, preprocess)
+            version = recipe.compile.device_version(variant.target)
+            record |= verbs.compile(variant, variant.graph(inputs), out, preprocess, version=version)
         except ToolkitError as error:
             variants.check_room(out, variant.graph(inputs), error)
             shutil.rmtree(out / variant.name, ignore_errors=True)

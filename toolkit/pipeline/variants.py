@@ -59,7 +59,12 @@ def planned(names: Sequence[str], graphs: Sequence[GraphName]) -> tuple[VariantI
 
 
 def build(
-    variant: VariantId, source: Path, out: Path, preprocess: Preprocess | None = None
+    variant: VariantId,
+    source: Path,
+    out: Path,
+    preprocess: Preprocess | None = None,
+    *,
+    version: str | None = None,
 ) -> dict[str, Any]:
     """Compile a variant.
 
@@ -69,6 +74,7 @@ def build(
         out: Parent of the folder of the variant; with `preprocess` also of the graph with pixel input and, if
             the engine runs here, of an engine with float input for comparison.
         preprocess: Normalization in engines with pixel input; None: engines have float input.
+        version: Version of the target's SDK on the device; None: the target's default.
 
     Returns:
         Its record in compiled.json; `graph` and `float_input` are files below `out`, or None.
@@ -83,11 +89,12 @@ def build(
     if preprocess is not None:
         graph = out / "graphs" / f"{variant.name}.onnx"
         add_pixel_input(source, preprocess, graph)
-    built = target.compile(graph, out / variant.name, variant.precision)
+    built = target.compile(graph, out / variant.name, variant.precision, version=version)
     warnings = list(built.warnings)
     if preprocess is not None and built.runs_here:
         float_input = f"float-input/{variant.name}"
-        float_input += f"/{target.compile(source, out / float_input, variant.precision).file}"
+        floats = target.compile(source, out / float_input, variant.precision, version=version)
+        float_input += f"/{floats.file}"
         engines = out / variant.name / built.file, out / float_input
         warnings += check_pixels(target, *engines, preprocess)
     return {

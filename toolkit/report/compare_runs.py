@@ -230,6 +230,26 @@ def _row(run: Run, v: Variant, d: Difference | None) -> tuple[str, ...]:
     )
 
 
+def differing_options(runs: Sequence[Run]) -> dict[str, tuple[str, ...]]:
+    """Return recipe option -> its value in every run, of the options that are not the same in all.
+
+    A run without the option has the value "". A report may have only the name of its recipe; then there are
+    no options to compare.
+    """
+    recipes = [dict(formatting.flat_options(run.report.recipe)) for run in runs]
+    if not all(recipes):
+        return {}
+    names = dict.fromkeys(name for recipe in recipes for name in recipe if name != "name")
+    values = {name: tuple(recipe.get(name, "") for recipe in recipes) for name in names}
+    return {name: each for name, each in values.items() if len(set(each)) > 1}
+
+
+def options_table(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return the options that differ as rows, the first of headings; empty if there are none."""
+    rows = [(name, *values) for name, values in differing_options(runs).items()]
+    return [("option", *(run.name for run in runs)), *rows] if rows else []
+
+
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows, the first of headings, as a Markdown table."""
     ruled = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
@@ -237,8 +257,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(runs: Sequence[Run], differences: Sequence[Difference]) -> str:
-    """Return the comparison as a Markdown table."""
+    """Return the comparison, and the options that differ, as Markdown tables."""
     lines = markdown_table([COLUMNS, *table(runs, differences)])
+    options = options_table(runs)
+    if options:
+        lines = f"{markdown_table(options)}\n{lines}"
     return f"{lines}\nDrops and speed-ups are relative to {runs[0].name}; a positive drop is a loss.\n"
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from typing import Any
 
 from .. import sysfs
 from ..backend import ArraySession, BuildOptions, Built
 from ..failures import from_error
+from ..timing import quick_mean
 
-_PROFILE_RUNS = 20
+_SUFFIX = "_kernel_time"
 _ERRORS_ONLY = 3  # errors also arrive as exceptions
 
 
@@ -63,11 +65,8 @@ class OnnxRuntime:
 
     def open(self, engine: bytes, precision: str, threads: int | None, profile: bool) -> OnnxRuntimeSession:
         """Load an optimized graph as it is."""
-        more: dict[str, Any] = {}
-        if profile:
-            more = {"enable_profiling": True, "profile_file_prefix": os.path.join(tempfile.mkdtemp(), "profile")}
         try:
-            return OnnxRuntimeSession(self.session(engine, threads, "disable_all", **more), threads)
+            return OnnxRuntimeSession(self.session(engine, threads, "disable_all", profile=profile), threads)
         except Exception as error:
             raise from_error(error, doing="loading the engine") from error
 
@@ -78,7 +77,10 @@ class OnnxRuntime:
         except Exception as error:
             raise from_error(error, doing=f"loading {file}") from error
 
-    def session(self, graph: str | bytes, threads: int | None, level: str = "all", exact: bool = False, **more: Any) -> Any:
+    def session(
+        self, graph: str | bytes, threads: int | None, level: str = "all", exact: bool = False, profile: bool = False,
+        **more: Any,
+    ) -> Any:  # fmt: skip
         """Return an InferenceSession.
 
         Args:
@@ -86,6 +88,7 @@ class OnnxRuntime:
             threads: CPU threads; None: all.
             level: Optimization level: all, extended or disable_all.
             exact: Run every Q and DQ in float arithmetic, without fusion.
+            profile: Write a profile into a temporary folder.
             more: Attributes of SessionOptions.
         """
         settings = self._sdk.SessionOptions()
@@ -97,6 +100,9 @@ class OnnxRuntime:
             settings.intra_op_num_threads = threads
         if exact:
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
+        if profile:
+            settings.enable_profiling = True
+            settings.profile_file_prefix = os.path.join(tempfile.mkdtemp(), "profile")
         for name, value in more.items():
             setattr(settings, name, value)
         return self._sdk.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
@@ -125,23 +131,26 @@ class OnnxRuntimeSession(ArraySession):
 
     def layers(self, profile: bool) -> dict[str, Any]:
         """Return the kernels in the runtime's profile; there is no other listing."""
-        for _ in range(_PROFILE_RUNS):
-            self.step()
+        nodes, samples = {}, {}
+        for name, runs in self.kernels().items():
+            arguments = runs[0].get("args", {})
+            types = [next(iter(item)) for item in arguments.get("input_type_shape", [])]
+            nodes[name] = {"name": name, "type": arguments.get("op_name"), "input_types": types}
+            samples[name] = quick_mean([run["dur"] / 1e3 for run in runs])
+        return {"layers": list(nodes.values()), "bindings": [], **({"times_ms": samples} if profile else {})}
+
+    def kernels(self) -> dict[str, list[dict[str, Any]]]:
+        """Return kernel -> events of the profile, which is ended; empty if a side of the images is dynamic."""
+        complete = self.run_zeros()
         path = self._session.end_profiling()
         with open(path, encoding="utf-8") as stream:
             events = json.load(stream)
-        os.remove(path)
-        os.rmdir(os.path.dirname(path))
-        nodes: dict[str, dict[str, Any]] = {}
-        times: dict[str, float] = {}
-        for event in events:
-            arguments = event.get("args", {})
-            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                name = event["name"][: -len("_kernel_time")]
-                types = [next(iter(item)) for item in arguments.get("input_type_shape", [])]
-                nodes[name] = {"name": name, "type": arguments.get("op_name"), "input_types": types}
-                times[name] = times.get(name, 0.0) + event["dur"] / 1e3 / _PROFILE_RUNS
-        return {"layers": list(nodes.values()), "bindings": [], **({"times_ms": times} if profile else {})}
+        shutil.rmtree(os.path.dirname(path))
+        kernels: dict[str, list[dict[str, Any]]] = {}
+        for event in events if complete else ():
+            if event.get("cat") == "Node" and event["name"].endswith(_SUFFIX):
+                kernels.setdefault(event["name"][: -len(_SUFFIX)], []).append(event)
+        return kernels
 
     def close(self) -> None:
         """Free the session."""

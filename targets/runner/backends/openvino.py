@@ -10,8 +10,7 @@ from typing import Any, cast
 from .. import sysfs
 from ..backend import ArraySession, BuildOptions, Built
 from ..failures import Failure, from_error
-
-_PROFILE_RUNS = 20
+from ..timing import quick_mean
 
 
 def load(sdk: str | None = None) -> OpenVINO:
@@ -143,13 +142,20 @@ class OpenVINOSession(ArraySession):
             )
         record: dict[str, Any] = {"layers": nodes, "bindings": []}
         if profile:
-            totals: dict[str, float] = {}
-            for _ in range(_PROFILE_RUNS):
-                self.step()
-                for item in self._request.profiling_info:
-                    totals[item.node_name] = totals.get(item.node_name, 0.0) + item.real_time.total_seconds() * 1e3
-            record["times_ms"] = {name: total / _PROFILE_RUNS for name, total in totals.items()}
+            record["times_ms"] = self.times_ms()
         return record
+
+    def times_ms(self) -> dict[str, float]:
+        """Return layer -> milliseconds of a model compiled with PERF_COUNT; empty if a side is dynamic."""
+        samples: dict[str, list[float]] = {}
+
+        def collect() -> None:
+            for item in self._request.profiling_info:
+                if item.status == item.Status.EXECUTED:
+                    samples.setdefault(item.node_name, []).append(item.real_time.total_seconds() * 1e3)
+
+        self.run_zeros(collect)
+        return {name: quick_mean(each) for name, each in samples.items()}
 
     def close(self) -> None:
         """Free the request before the model."""

@@ -319,12 +319,12 @@ class ICudaEngine:
         if len(self.contexts):
             _cudart.complain("the engine was destroyed before its context")
 
-    def alive(self):
+    def _alive(self):
         if self._runtime() is None:
             raise SystemError("crash: the runtime was freed while its engine was used")
 
     def create_execution_context(self):
-        self.alive()
+        self._alive()
         if self.graph.fault == "context":
             return _say(self._runtime()._log, ILogger.Severity.ERROR, self.graph.message)
         context = IExecutionContext(self)
@@ -400,7 +400,7 @@ class IExecutionContext:
         engine = self._engine()
         if engine is None:
             raise SystemError("crash: the engine was freed while its context was used")
-        engine.alive()
+        engine._alive()
         return engine
 
     if _AT >= (8, 5):
