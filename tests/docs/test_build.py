@@ -13,7 +13,7 @@ from browsing import violations
 
 from docs import pictures
 from docs.generators import benchmarks, commands, errors, recipe, schema
-from edgeship.toolkit.cli.app import app
+from edgeship.toolkit.cli import app as cli
 from edgeship.toolkit.core import errors as error_module
 from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.pipeline.recipe import option_help
@@ -91,8 +91,8 @@ def test_axe_finds_nothing(site, browser, axe, page, dark):
 
 def test_every_command_and_option_has_its_place():
     text = "".join(page for _, page in commands.pages())
-    for name in app.list_commands(None):
-        command = app.get_command(None, name)
+    for name in cli.app.list_commands(None):
+        command = cli.app.get_command(None, name)
         assert f"# edgeship {name}\n" in text
         for parameter in command.params:
             if parameter.param_type_name == "option" and not parameter.hidden:
@@ -147,6 +147,16 @@ def test_every_error_class_has_cause_cure_and_messages():
         assert "**Cure.**" in text
     assert "is not a TensorRT version" in pages["errors/RecipeError.md"]
     assert sum(1 for _ in errors.messages()) > 200
+
+
+def test_an_error_in_a_terminal_links_to_the_page_of_its_class(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with pytest.raises(SystemExit):
+        cli.main(["run", "no-such-recipe"])
+    address = re.search(r"\x1b\]8;;(file://\S+)\x1b\\.*error:", capsys.readouterr().err)[1]
+    kind = Path(address.removeprefix("file://")).stem
+    assert kind in [each.__name__ for each in errors.classes()]
 
 
 def test_the_summary_of_benchmarks_is_that_of_the_results():

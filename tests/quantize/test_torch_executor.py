@@ -80,7 +80,7 @@ def test_it_agrees_with_onnx_runtime(build, tmp_path):
     expected = session.run(None, {"images": pixels})[0]
     with torch.inference_mode():
         got = TorchExecutor(io.read_classifier(path).model)(torch.from_numpy(pixels)).numpy()
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(got, expected, atol=5e-5 * np.abs(expected).max())
 
 
 def test_gradients_of_every_activation_are_those_of_differences(tmp_path):

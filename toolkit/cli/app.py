@@ -135,7 +135,7 @@ def _run(arguments: list[str]) -> int:
     except ToolkitError as error:
         if debug:
             raise
-        _print(str(error), error.hint)
+        _print(str(error), error.hint, _page(error))
         return error.exit_code
     except (KeyboardInterrupt, click.Abort) as interrupt:
         # Python's codecs raise KeyboardInterrupt with messages of their own, which are of no use here.
@@ -164,11 +164,19 @@ def _complete() -> int | None:
     return complete(app)
 
 
-def _print(message: str, hint: str) -> None:
+def _print(message: str, hint: str, page: str = "") -> None:
     error, tip = ("error:", " hint:")
     if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         error, tip = click.style(error, fg="red", bold=True), click.style(tip, fg="cyan")
+        error = f"\x1b]8;;{page}\x1b\\{error}\x1b]8;;\x1b\\" if page else error  # a link, by OSC 8
     click.echo(f"{error} {message}\n{tip} {hint}", err=True)
+
+
+def _page(error: ToolkitError) -> str:
+    """Return the address of the page with causes and cures of an error's class; empty without the sources."""
+    top = Path(__file__).resolve().parents[2]
+    file = top / "docs" / "pages" / "errors" / f"{type(error).__name__}.md"
+    return file.as_uri() if file.is_file() else ""
 
 
 def _with_common_options(command: click.Command) -> None:
