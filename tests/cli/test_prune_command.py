@@ -101,7 +101,7 @@ def test_without_test_images_half_of_the_source_is_evaluated(prune, tmp_path):
     assert code == 0 and "dense" in out and "report.html" in out
     report = render.load(tmp_path / "out")
     train = len(open_dataset("digits:train"))
-    assert report.data["eval_images"] == pytest.approx(train / 2, abs=10)
+    assert report.data.eval_images == pytest.approx(train / 2, abs=10)
 
 
 def test_an_interrupted_pass_goes_on_from_its_last_block(prune, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_ne
 from edgeship import targets
 from edgeship.quantization.statistics import Statistics
 from edgeship.toolkit.cli.app import main
+from edgeship.toolkit.runs.index import RunIndex, StageResult
 
 
 @pytest.fixture
@@ -158,10 +159,10 @@ def finished(tmp_path):
     save(residual_net(FLOAT), stages["export"] / "float.onnx")
     save(residual_net(TENSORRT), stages["quantize"] / "tensorrt.onnx")
     Statistics(12, {}, images(12)).save(stages["calibrate"] / "float")
-    listed = [{"name": name, "folder": str(folder)} for name, folder in stages.items()]
+    listed = tuple(StageResult(name, folder, "", 1.0, False) for name, folder in stages.items())
     run = tmp_path / "run"
     run.mkdir()
-    (run / "run.json").write_text(json.dumps({"schema": 1, "stages": listed}))
+    RunIndex(1, {}, None, listed).write(run)
     return run
 
 
