@@ -252,5 +252,5 @@ def test_shell_completion(call, shell, words, found):
 def test_a_checkpoint_named_onnx_is_called_a_checkpoint(call, tmp_path):
     with zipfile.ZipFile(tmp_path / "net.onnx", "w") as archive:
         archive.writestr("archive/data.pkl", b"")
-    code, _, err = call("run", tmp_path / "net.onnx", "--data", "photos")
+    code, _, err = call("run", str(tmp_path / "net.onnx"), "--data", "photos")
     assert code == 1 and "net.onnx is a zip file" in err and "rename a checkpoint to end in .pth" in err
