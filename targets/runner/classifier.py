@@ -132,7 +132,10 @@ class Classifier:
         self._lock, self._reload_lock = threading.Lock(), threading.Lock()
         self._loading: threading.Thread | None = None
         self.reload_error: Exception | None = None
-        self._identity = _identity(self.path)
+        try:
+            self._identity = _identity(self.path)
+        except OSError as error:
+            raise Failure("engine-missing", f"no engine at {self.path}", str(error.strerror), "check the path") from error
         self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:

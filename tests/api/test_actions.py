@@ -108,3 +108,20 @@ def test_a_deployment_needs_known_devices(tmp_path):
     (tmp_path / "devices.toml").write_text("")
     with pytest.raises(edgeship.ToolkitError):
         edgeship.deploy(tmp_path, ["nowhere"], inventory=tmp_path / "devices.toml")
+
+
+def test_a_checkpoint_is_run_on_a_folder_of_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESHIP_STORE", str(tmp_path / "store"))
+    file = weights.save(
+        resnet.build(resnet.architecture("resnet20", classes=10, width=4), seed=0), tmp_path / "net"
+    )
+    finished = edgeship.run(file, data="digits", overrides={"export.size": 8}, until="select")
+    assert finished.recipe.evaluate.source == "digits:evaluation"
+    again = edgeship.run(finished.recipe, overrides={"select.images": 7}, until="select")
+    assert again.recipe.select.images == 7
+    with pytest.raises(edgeship.ToolkitError, match="there are no images"):
+        edgeship.run(file)
+    with pytest.raises(edgeship.ToolkitError, match="recipe is a NoneType"):
+        edgeship.run(None)
+    with pytest.raises(edgeship.ToolkitError, match="no engine at nowhere"):
+        edgeship.Classifier("nowhere")

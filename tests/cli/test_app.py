@@ -12,7 +12,7 @@ import click
 import pytest
 
 from edgeship.toolkit.cli import app as cli
-from edgeship.toolkit.core.errors import GateError, ToolkitError
+from edgeship.toolkit.core.errors import GateError, ToolkitError, nearest
 from edgeship.toolkit.core.options import warn_renamed
 
 HEAVY = (
@@ -340,3 +340,8 @@ def test_former_option_names_are_accepted_and_hidden(capsys, caplog, arguments, 
     assert texts == [f"option {former} is called {current} now" for former, current in names.items()]
     _, out, _ = call(capsys, arguments[0], "--help")
     assert all(current in out and f"{former} " not in out for former, current in names.items())
+
+
+def test_a_hint_lists_no_more_names_than_fit():
+    hint = nearest("zz", (f"photo{number}.png" for number in range(1000)))
+    assert "photo0.png" in hint and "960 more" in hint and len(hint) < 800

@@ -17,13 +17,15 @@ from edgeship.toolkit.api.images import Images, ImageStream, as_source
 from edgeship.toolkit.api.models import Model, onnx_file
 from edgeship.toolkit.api.quantize import stated
 from edgeship.toolkit.core import statistics
-from edgeship.toolkit.core.errors import DataError, ModelError, TargetError
+from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, TargetError
+from edgeship.toolkit.core.options import with_overrides, with_values
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.results import LayerAudit
 from edgeship.toolkit.core.tensors import Preprocess, Size, as_size, sides
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.pipeline import datasets, preprocessing, pruning, verbs
 from edgeship.toolkit.pipeline.evaluation import Engine, Work
+from edgeship.toolkit.pipeline.model_recipe import recipe_of, with_data
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.runner import Run
 from edgeship.toolkit.pipeline.runner import run as run_recipe
@@ -366,11 +368,19 @@ def benchmark(
     return results if isinstance(models, Mapping) else results[""]
 
 
-def run(recipe: Recipe | str | Path, *, out: str | Path | None = None, **settings: Any) -> Run:
-    """Run a recipe, from weights to the report.
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """Run a model or a recipe, from weights to the report.
 
     Args:
-        recipe: A recipe, the path of a TOML file, or the name of one that comes with edgeship.
+        recipe: A checkpoint or an ONNX file; or a recipe, the path of a TOML file, the name of one that comes
+            with edgeship, or the folder of a run.
+        data: Images for calibration and evaluation, as of `edgeship run --data`; None: those of the recipe.
         out: Folder for the report, the engines and `run.json`; None: results stay in the store only.
         **settings: `overrides` of a path or a name (a mapping from `section.key` to a value), and all others
             of `edgeship.toolkit.pipeline.run`.
@@ -383,8 +393,19 @@ def run(recipe: Recipe | str | Path, *, out: str | Path | None = None, **setting
         >>> finished.report["verdicts"]  # doctest: +SKIP
     """
     overrides = settings.pop("overrides", {})
-    if not isinstance(recipe, Recipe):
-        recipe = Recipe.read(recipe, overrides)
+    if data is not None:
+        overrides = with_data({**overrides, "select.source": str(data)})
+    if isinstance(recipe, (str, Path)):
+        recipe = recipe_of(str(recipe), overrides)
+    elif not isinstance(recipe, Recipe):
+        raise RecipeError(
+            f"recipe is a {type(recipe).__name__}, expected a path, a name or a Recipe",
+            hint="pass the path of a checkpoint, an ONNX file or a recipe",
+        )
+    elif overrides:
+        recipe = with_values(recipe, with_overrides({}, overrides, Recipe))
+    if not recipe.select.source and "until" not in settings:
+        raise RecipeError("there are no images: select.source is not set", hint="pass data=FOLDER")
     with logged_progress():
         return run_recipe(recipe, out=out, **settings)
 

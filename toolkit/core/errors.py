@@ -66,11 +66,17 @@ class GateError(ToolkitError):
     exit_code = 3
 
 
+LISTED = 40  # names in a hint; a folder may have thousands
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the hint for a misspelt name: the nearest known name, or all of them."""
     names = sorted(known)
-    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean '{matches[0]}'?" if matches else f"known: {', '.join(names)}"
+    matches = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    if matches:
+        return f"did you mean '{matches[0]}'?"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"known: {', '.join(names[:LISTED])}{more}"
 
 
 def _rebuild(kind: type[ToolkitError], message: str, hint: str) -> ToolkitError:
