@@ -360,7 +360,7 @@ def _find_engine(path: str) -> tuple[str, str | None]:
                 return file, backend
     raise Failure(
         "engine-missing", f"no engine at {path}", "expected a release, a folder with model.xml, model.onnx or "
-        "model.plan, or such a file", "`edgeship list` names runs and devices",
+        "model.plan, or such a file", "`edgeship run MODEL --data FOLDER` makes engines",
     )  # fmt: skip
 
 

@@ -58,6 +58,8 @@ def classify(
         try:
             classes = classifier(image).top(top)
         except Failure as failure:
+            if failure.code == "description-missing":  # of the engine, not of the image
+                raise
             failed += 1
             record: dict[str, Any] = {"image": name, "error": str(failure)}
             write(json.dumps(record) if as_json else f"{name}: error: {failure}")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -132,6 +133,15 @@ def test_equal_images_of_a_folder_are_split_into_the_same_part(tmp_path):
         (("run", "net", "--data", "photos", "--calibration-images", "0"), "at least 1", "Number of"),
         (("bench", "net/model.safetensors"), "is not a readable ONNX file", "edgeship run"),
         (("init", "--out", "net"), "net' is a directory", "--help"),
+        (("--target", "openvino", "run", "net"), "No such option '--target'", "edgeship COMMAND --target"),
+        (("bundle", "nett"), "'nett' does not exist", "did you mean 'net'"),
+        (("compare", "one/a.png", "one/a.png"), "one/a.png is a file, not the folder of a run", "run --out"),
+        (("predict", "notes.txt", "one/a.png"), "no engine at notes.txt", "edgeship run MODEL --data"),
+        (
+            ("quantize", "net", "one", "--target", "openvino", "--out", "notes.txt/q.onnx"),
+            "is a file",
+            "--out",
+        ),
         (("list", "recips"), "recips", "list --help"),
     ],
 )
@@ -237,3 +247,10 @@ def test_shell_completion(call, shell, words, found):
     command = [sys.executable, "-m", "edgeship.toolkit.cli.app"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert found in done.stdout, done.stderr
+
+
+def test_a_checkpoint_named_onnx_is_called_a_checkpoint(call, tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.onnx", "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+    code, _, err = call("run", str(tmp_path / "net.onnx"), "--data", "photos")
+    assert code == 1 and "net.onnx is a zip file" in err and "rename a checkpoint to end in .pth" in err

@@ -164,6 +164,20 @@ def test_a_file_that_is_cut_off(suffix, part, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (b"\x08\x08\x12\x07pytorch", "an ONNX file, not a checkpoint", "end in .onnx"),
+        (b"hello", "neither a zip", "save"),
+    ],
+)
+def test_a_file_of_another_kind(content, message, hint, tmp_path):
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        weights.load(tmp_path / "net.pth")
+    assert hint in caught.value.hint
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_and_infinite_weights_name_their_tensor(bad, tmp_path):
     state = network().state_dict()

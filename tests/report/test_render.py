@@ -335,3 +335,17 @@ def test_the_terminal_ends_with_each_verdict_and_its_file(report, capsys, tmp_pa
     assert [f"<code>{file}</code>" in page for file in files.values()] == [True] * len(files)
     failed = replace(report, verdicts=tuple(replace(each, level="fail") for each in report.verdicts))
     assert files_to_ship(failed) == {}
+
+
+def test_a_table_wider_than_the_terminal_without_every_expendable_column_is_one_block_per_row(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr(render, "WIDE", 30)
+    columns = ("variant", "drop, pp [95 %]", "p50", "agree")
+    render.print_table(
+        columns, [("openvino-int8", "0.00 [−0.62, 0.62]", "0.072 ms", "")], expendable=("p50",)
+    )
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[1] == "openvino-int8" and lines[4] == "  p50: 0.072 ms"
+    assert " ".join(" ".join(lines[2:4]).split()) == "drop, pp [95 %]: 0.00 [−0.62, 0.62]"
+    assert all(len(line) <= 30 for line in lines)

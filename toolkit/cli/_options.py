@@ -222,12 +222,16 @@ class Resumable(Command):
 def note(text: str) -> None:
     """Print a note to stderr, with the options of the running command, unless --quiet."""
     context = click.get_current_context(silent=True)
-    if context is not None:
-        if (context.find_root().obj or {}).get("quiet"):
-            return
-        if isinstance(context.command, Command):
-            text = context.command.in_own_words(text)
-    click.echo(f"note: {text}", err=True)
+    if context is not None and (context.find_root().obj or {}).get("quiet"):
+        return
+    click.echo(f"note: {own_words(text)}", err=True)
+
+
+def own_words(text: str) -> str:
+    """Return a message with the options of the running command in place of the names in a recipe."""
+    context = click.get_current_context(silent=True)
+    command = context.command if context else None
+    return command.in_own_words(text) if isinstance(command, Command) else text
 
 
 STORE = click.option(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -126,8 +128,8 @@ def _run(arguments: list[str]) -> int:
         click.echo(error.format_message())
         return 0
     except click.UsageError as error:
-        help_command = f"{error.ctx.command_path if error.ctx else 'edgeship'} --help"
-        _print(error.format_message(), getattr(error, "hint", f"see `{help_command}`"))
+        message = " ".join(error.format_message().split())  # click lists choices on lines of their own
+        _print(message, getattr(error, "hint", "") or _usage_hint(error))
         return error.exit_code
     except click.ClickException as error:
         _print(error.format_message(), "check the path and its permissions")
@@ -148,12 +150,26 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        _print(
-            f"{error.filename or 'a file'}: {error.strerror or error}",
-            "check the path, its permissions and the free space",
-        )
+        place = f"{error.filename}: " if error.filename else ""
+        hint = "check the path, its permissions and the free space"
+        if error.errno == errno.ENOSPC:
+            hint = "free space on the disk that is written to, or write to another one, e.g. with --out"
+        _print(f"{place}{error.strerror or error}", hint)
         return 1
     return 0
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    """Return the next step after wrong usage: the place of an option, the nearest path, or the help."""
+    context = error.ctx
+    if isinstance(error, click.NoSuchOption) and not error.possibilities and context and not context.parent:
+        return f"options follow the command: edgeship COMMAND {error.option_name} ..."
+    missing = re.search(r"(?:Path|File|Directory) '(.+)' does not exist", error.message)
+    if missing and (path := Path(missing[1])).parent.is_dir():
+        others = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+        if others:
+            return nearest(path.name, others[:1000])
+    return f"see `{context.command_path if context else 'edgeship'} --help`"
 
 
 def _complete() -> int | None:

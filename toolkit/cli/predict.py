@@ -51,7 +51,15 @@ def command(
         with Classifier(engine_of(path, variant), threads=threads) as classifier:
             failed = classify(classifier, images, top=top, as_json=as_json, write=click.echo)
     except Failure as failure:
-        raise DataError(f"{failure} ({failure.cause})", hint=failure.cure) from failure
+        if failure.code == "engine-missing":
+            raise DataError(
+                f"no engine at {path}: expected the folder of a run, an engine of it, or an ONNX file",
+                hint="make engines of a model with `edgeship run MODEL --data FOLDER`",
+            ) from failure
+        cure = failure.cure
+        if failure.code == "description-missing":
+            cure = "`edgeship quantize` and `edgeship run` write it: quantize the model, or name a run"
+        raise DataError(f"{failure} ({failure.cause})", hint=cure) from failure
     if failed:
         raise DataError(
             f"{failed} images were not classified", hint="replace or remove the files named above"

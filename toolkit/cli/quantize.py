@@ -8,8 +8,16 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, Command, data_argument, note, recipe_options
-from edgeship.toolkit.cli._outputs import refuse_inputs
+from edgeship.toolkit.cli._options import (
+    JSON,
+    PREPROCESS,
+    Command,
+    data_argument,
+    note,
+    own_words,
+    recipe_options,
+)
+from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 from edgeship.toolkit.core.errors import GateError
 
 
@@ -34,9 +42,7 @@ Examples:
     needed=("compile.targets",),
     text="Runtime that OUT is for: openvino, onnxruntime or tensorrt.  [required]",
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="ONNX file to write."
-)
+@click.option("--out", required=True, type=OutPath(dir_okay=False), help="ONNX file to write.")
 @recipe_options(
     "select.images",
     text="Number of calibration images.  [default: 300, or four fifths of fewer images]",
@@ -89,7 +95,9 @@ def command(*, model: str, options: dict[str, Any], out: Path, as_json: bool, hi
     for warning in result.warnings:
         note(warning)
     if as_json:
-        click.echo(json.dumps(result.to_json(histograms=histograms), indent=1))
+        content = result.to_json(histograms=histograms)
+        content["warnings"] = [own_words(text) for text in content["warnings"]]
+        click.echo(json.dumps(content, indent=1))
     else:
         click.echo(result.summary(notes=False))
         click.echo(f"file        {out}")

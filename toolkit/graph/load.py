@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,11 @@ def _read(path: Path) -> ir.Model:
     except ModelError:
         raise
     except Exception as error:  # protobuf and onnx-ir raise many types for a damaged file
+        if path.suffix.lower() not in CHECKPOINTS and zipfile.is_zipfile(path):
+            raise ModelError(
+                f"{path.name} is a zip file, as PyTorch writes checkpoints, not an ONNX file",
+                hint="rename a checkpoint to end in .pth",
+            ) from error
         raise ModelError(
             f"{path.name} is not a readable ONNX file: {_first_line(error)}",
             hint="a checkpoint is a MODEL of `edgeship run` and `edgeship prune`"

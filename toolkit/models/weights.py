@@ -280,6 +280,12 @@ def _short_reason(error: Exception) -> str:
 
 
 def _damaged_file(file: Path, reason: str) -> DataError:
+    with file.open("rb") as stream:
+        head = stream.read(2)
+    if head[:1] == b"\x08" and head[1:] <= b"\x20":  # field 1 of an ONNX ModelProto, the IR version
+        return DataError(f"{file} is an ONNX file, not a checkpoint", hint="rename it to end in .onnx")
+    if head[:1] != b"\x80" and head != b"PK":
+        reason = "it is neither a zip file nor a pickle, as PyTorch writes them"
     return DataError(
         f"cannot read {file}: {reason}",
         hint="the file is damaged, cut off, or no state dict; copy or save it again",

@@ -42,7 +42,7 @@ def input_size(graph: Classifier, asked: Size | None) -> Size | None:
         takes = " x ".join("any" if side is None else str(side) for side in own)
         raise RecipeError(
             f"export.size = {size_text(asked or 0)}, but {graph.path.name} takes {takes} pixels",
-            hint="remove export.size (--size): the ONNX file has a fixed size",
+            hint="remove export.size: the ONNX file has a fixed size",
         )
     height, width = (a or b for a, b in zip(own, requested, strict=True))
     if height is None and width is None:

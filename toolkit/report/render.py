@@ -81,9 +81,10 @@ def find(run: Path) -> Path:
         DataError: There is no such file.
     """
     for path in (run / "report.json", run / "report" / "report.json") if run.is_dir() else (run,):
-        if path.is_file():
+        if path.is_file() and path.suffix == ".json":
             return path
-    raise DataError(f"no report.json in {run}", hint="name a folder written by `edgeship run --out`")
+    place = f"{run} is a file, not" if run.is_file() else f"no report.json in {run}:"
+    raise DataError(f"{place} the folder of a run", hint="name a folder written by `edgeship run --out`")
 
 
 def load(run: Path) -> RunReport:
@@ -218,6 +219,7 @@ def print_table(
     console = _console()
     cells = [["–" if cell in (formatting.NONE, formatting.UNKNOWN) else cell for cell in row] for row in rows]
     dropped: list[str] = []
+    whole = (columns, cells)
     for column in expendable:
         if _width(columns, cells) <= console.width:
             break
@@ -225,6 +227,9 @@ def print_table(
         columns = [*columns[:place], *columns[place + 1 :]]
         cells = [[*row[:place], *row[place + 1 :]] for row in cells]
         dropped.append(column)
+    if _width(columns, cells) > console.width:
+        _print_blocks(console, *whole)
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         wordy = column in ("run", "variant", "remarks", "accuracy", "speed")
@@ -240,6 +245,15 @@ def print_table(
     console.print(table)
     if dropped:
         console.print(f"columns not shown at this width: {', '.join(dropped)}", style="dim")
+
+
+def _print_blocks(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print each row as lines of heading and cell, for a terminal narrower than a table."""
+    for name, *cells in rows:
+        console.print(f"\n{name}", style="bold")
+        for heading, cell in zip(columns[1:], cells, strict=True):
+            if cell:
+                console.print(f"  {heading}: {cell}")
 
 
 def _width(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
