@@ -63,7 +63,7 @@ def network_of(folder: Path) -> tuple[ResNet, Preprocess]:
     if not (folder / weights.WIDTHS).is_file():
         raise ModelError(
             "an ONNX file cannot be pruned: its channels are not known to belong together",
-            hint="give the checkpoint of a ResNet, or quantize the ONNX file without pruning",
+            hint="give load.weights of a ResNet: its checkpoint, not an ONNX file",
         )
     return weights.load(folder).model, ModelInfo.read(folder).preprocess
 
