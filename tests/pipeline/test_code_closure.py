@@ -221,7 +221,7 @@ def test_the_installed_sources_are_those_that_run_and_are_read_quickly():
     fresh = sources(ROOT)
     for keyed in KEYED:
         fresh.digest(function(*keyed))
-    assert time.process_time() - started < 1.0  # 0.25 s where nothing else runs
+    assert time.process_time() - started < 3.0  # 0.3 s where nothing else runs
 
 
 def traced(stage, called):
