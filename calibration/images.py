@@ -11,10 +11,7 @@ from edgeship.targets.runner import imaging
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.text import printable
 
-SUFFIXES = (
-    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
+SUFFIXES = imaging.SUFFIXES
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # Pillow's complaints are raised, not printed
 warnings.simplefilter("error", Image.DecompressionBombWarning)  # `decode` raises it as an error

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 from PIL import Image
 
 from edgeship.targets.runner import imaging
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
-from edgeship.toolkit.core.tensors import Interpolation, Preprocess, Size, sides, size_text
+from edgeship.toolkit.core.tensors import Preprocess, Size, sides, size_text
 
-_FILTERS = get_args(Interpolation)
 _MOST_PIXELS = 1 << 26  # of a resized image: 256 MiB in Pillow, an aspect ratio of 1,024 at 256 pixels
 
 
@@ -33,8 +30,8 @@ def check(preprocess: Preprocess) -> None:
         problem = f"mean {preprocess.mean} and std {preprocess.std} need 3 channels each, or 1 for grey"
     elif not np.isfinite([preprocess.mean, preprocess.std]).all() or min(preprocess.std) <= 0:
         problem = f"mean {preprocess.mean} and std {preprocess.std} must be finite, and std above 0"
-    elif preprocess.interpolation not in _FILTERS:
-        problem = f"no interpolation named '{preprocess.interpolation}' (known: {', '.join(_FILTERS)})"
+    elif preprocess.interpolation not in imaging.FILTERS:
+        problem = f"no interpolation named '{preprocess.interpolation}' (known: {', '.join(imaging.FILTERS)})"
     if problem:
         raise DataError(f"unusable preprocessing: {problem}", hint="correct load.preprocess in the recipe")
 

@@ -273,7 +273,16 @@ class _Engine:
 
     def results(self, inputs: Any) -> list[Result]:
         """Return the results of ready inputs."""
-        logits = self._inference(inputs)
+        try:
+            logits = self._inference(inputs)
+        except Failure:
+            raise
+        except Exception as error:  # the exception classes of a runtime may share no base but Exception
+            raise Failure(
+                "inference-failed", f"the engine cannot run inputs of shape {getattr(inputs, 'shape', None)}",
+                str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+                f"give (N, {', '.join(map(str, self._shape))}), as `inputs` returns",
+            ) from error  # fmt: skip
         if not self.labels:
             self.labels = [str(index) for index in range(logits.shape[1])]
         if len(self.labels) != logits.shape[1]:

@@ -10,13 +10,10 @@ import os
 import sys
 from typing import Any, Callable, Iterable, Iterator
 
+from . import imaging
 from .classifier import Classifier
 from .failures import Failure
 
-SUFFIXES = (
-    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
-    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-)
 STDIN = "-"
 
 
@@ -92,7 +89,7 @@ def _files(name: str) -> Iterator[str]:
     if os.path.isdir(name):
         for folder, folders, files in os.walk(name):
             folders.sort()
-            yield from (os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(SUFFIXES))
+            yield from (os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(imaging.SUFFIXES))
     elif os.path.exists(name):
         yield name
     else:

@@ -30,6 +30,10 @@ Image: Any = _pillow
 
 Size = Union[int, Tuple[int, int]]  # shorter side, or (height, width), in pixels
 
+SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
 # Pillow formats that are read. Others stay disabled: EPS, for one, runs programs from the file in an interpreter.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _FORMATS_SINCE = 8  # major release of Pillow that can limit the formats

@@ -72,6 +72,9 @@ def test_an_engine_is_compiled_and_classifies(quantized, digits, tmp_path):
         classifier(digits.pixels[0])
     with pytest.raises(edgeship.ToolkitError, match="no engine at"):
         edgeship.Classifier(tmp_path)
+    for values in ({"crop": SIDE}, {"crop": SIDE, "mean": [0.5] * 3}, {"crop": SIDE, "means": 0, "std": 1}):
+        with pytest.raises(edgeship.ToolkitError, match=r"preprocess is .*(mean|std)"):
+            edgeship.Classifier(built.file, preprocess=values)  # ImageNet's are never assumed
 
 
 def test_models_are_timed_against_each_other(net, quantized):

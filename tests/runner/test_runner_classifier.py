@@ -165,6 +165,9 @@ def test_a_folder_without_an_engine_and_an_engine_without_a_description(publishe
         with pytest.raises(Failure, match=r"no model.json"):
             classifier(np.zeros((16, 16, 3), np.uint8))
         (result,) = classifier.classify_inputs(np.zeros((1, 3, 16, 16), np.float32))
+        with pytest.raises(Failure, match=r"cannot run inputs of shape \(1, 3, 8, 9\)") as caught:
+            classifier.classify_inputs(np.zeros((1, 3, 8, 9), np.float32))
+        assert "(N, 3, 16, 16)" in caught.value.cure
     assert len(result.labels) == 10
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from edgeship.targets.runner import classifier as device
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import plain
-from edgeship.toolkit.core.errors import TargetError
+from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.runs.engines import engine_of
 
@@ -27,6 +27,7 @@ class Classifier(device.Classifier):
         threads: CPU threads; None: all.
 
     Raises:
+        DataError: `preprocess` lacks crop, mean or std, or has another key.
         TargetError: The engine, its runtime or its model.json is missing or damaged.
 
     Example:
@@ -46,7 +47,7 @@ class Classifier(device.Classifier):
     ) -> None:
         stated = None
         if preprocess is not None:
-            values = preprocess if isinstance(preprocess, Preprocess) else Preprocess(**preprocess)
+            values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
             stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
         with _as_toolkit_errors():
             super().__init__(engine_of(Path(path).expanduser(), variant), threads=threads, description=stated)
@@ -59,6 +60,37 @@ class Classifier(device.Classifier):
         """
         with _as_toolkit_errors():
             return super().__call__(images, color=color)
+
+    def classify_inputs(self, inputs: Any) -> list[device.Result]:
+        """Classify network inputs (N, ...) that are preprocessed already.
+
+        Raises:
+            TargetError: The engine does not take them.
+        """
+        with _as_toolkit_errors():
+            return super().classify_inputs(inputs)
+
+    def reload(self, *, wait: bool = True) -> bool:
+        """Load the engine anew if the path leads to another one; return True if there is one.
+
+        Raises:
+            TargetError: The new engine cannot be loaded; the old one stays in use.
+        """
+        with _as_toolkit_errors():
+            return super().reload(wait=wait)
+
+
+def _stated(preprocess: Mapping[str, Any]) -> Preprocess:
+    """Return a preprocessing that is stated in full: nothing is assumed for an application."""
+    try:
+        if missing := {"crop", "mean", "std"} - preprocess.keys():
+            raise KeyError(*sorted(missing))
+        return Preprocess.from_json({"resize": None, **preprocess})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"preprocess is {preprocess!r}: {error}",
+            hint="state crop, mean and std, and where they apply resize and interpolation",
+        ) from error
 
 
 @contextmanager
