@@ -35,8 +35,8 @@ def write(source: Source, folder: Path) -> Readme:
             "framerate=30/1 ! pngdec'\n```",
             "One JSON object for each frame is printed. `--live` drops frames that arrive while one is "
             "classified. `--model /opt/edgeship/current` follows a release. The program asks GStreamer for "
-            "RGB frames of the source's own size; resize, crop and normalization are the library's. Frames of "
-            "a YUV source are converted by `videoconvert` with the matrix and range in the stream's caps.",
+            "RGB frames of the source's own size; resize, crop and normalization are the library's. Frames "
+            "of a YUV source are converted by `videoconvert` with the matrix and range in the stream's caps.",
         ),
         checked="the program runs in edgeship's tests with Debian's GStreamer: PNG files of odd widths give "
         "the library's classes.",

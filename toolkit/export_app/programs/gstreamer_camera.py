@@ -17,7 +17,7 @@ from typing import Any
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(FOLDER, "runner", "edgeship_runner.pyz"))
 
-# GStreamer loads libunwind, whose _Unwind_Resume would end the program at the first C++ exception of OpenVINO.
+# GStreamer loads libunwind, whose _Unwind_Resume would end the program at a C++ exception of OpenVINO.
 # That of libgcc_s has to be in the global scope before it.
 with contextlib.suppress(OSError):
     ctypes.CDLL("libgcc_s.so.1", mode=ctypes.RTLD_GLOBAL)
