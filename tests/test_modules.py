@@ -59,6 +59,10 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
     "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
+    "export_app/test_gstreamer.py": """
+        toolkit/export_app/kinds/gstreamer_python.py
+        toolkit/export_app/programs/gstreamer_camera.py
+    """,
     "export_app/test_http.py": "toolkit/export_app/programs/http_service.py",
     "export_app/test_export_app.py": """
         toolkit/cli/export_app.py

@@ -17,7 +17,7 @@ def export(capsys, *arguments):
     return leaving.value.code or 0, captured.out, captured.err
 
 
-@pytest.mark.parametrize("kind", export_app.kinds())
+@pytest.mark.parametrize("kind", export_app.names())
 def test_a_folder_says_how_it_starts_its_pixels_and_what_was_checked(published, tmp_path, capsys, kind):
     out = tmp_path / "folder with a space"
     code, printed, _ = export(capsys, published.folder, "--for", kind, "--out", out)

@@ -10,7 +10,7 @@ import click
 
 from edgeship.toolkit.cli._options import JSON, Command
 from edgeship.toolkit.cli._outputs import OutPath
-from edgeship.toolkit.export_app import kinds
+from edgeship.toolkit.export_app import names
 
 
 @click.command(
@@ -18,11 +18,11 @@ from edgeship.toolkit.export_app import kinds
     epilog="""\b
 Examples:
   edgeship export-app runs/r18 --for http --out service
-  edgeship export-app runs/r18 --for http --variant onnxruntime-int8 --out service
+  edgeship export-app runs/r18 --for gstreamer-python --variant onnxruntime-int8 --out camera
 """,
 )
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--for", "kind", type=click.Choice(kinds()), required=True, help="Kind of application.")
+@click.option("--for", "kind", type=click.Choice(names()), required=True, help="Kind of application.")
 @click.option("--out", required=True, type=OutPath(file_okay=False), help="Folder to write.")
 @click.option(
     "--variant",

@@ -48,7 +48,7 @@ class Exported:
     start: str
 
 
-def kinds() -> list[str]:
+def names() -> list[str]:
     """Return the names of the kinds."""
     files = (Path(__file__).parent / "kinds").glob("[!_]*.py")
     return sorted(file.stem.replace("_", "-") for file in files)
@@ -64,7 +64,7 @@ def write(run: Path, kind: str, out: Path, variant: str | None = None) -> Export
 
     Args:
         run: Folder of the run.
-        kind: One of `kinds()`.
+        kind: One of `names()`.
         out: Folder to make; it must not exist, or be empty.
         variant: Variant of the run; None: an INT8 engine that the application can use.
 
@@ -88,8 +88,8 @@ def write(run: Path, kind: str, out: Path, variant: str | None = None) -> Export
         if out.exists():
             out.rmdir()
         shutil.move(str(folder), str(out))
-    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    return Exported(out, engine.variant.name, tuple(names), readme.start)
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return Exported(out, engine.variant.name, tuple(files), readme.start)
 
 
 def program(name: str) -> str:
