@@ -44,6 +44,8 @@ Examples:
     "evaluate.source",
     "select.images",
     "compile.targets",
+    "compile.precisions",
+    "compile.module",
     "compile.jetpack",
     "compile.tensorrt",
     "export.size",
