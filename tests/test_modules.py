@@ -59,6 +59,15 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
     "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
+    "export_app/test_generated.py": """
+        toolkit/export_app/kinds/dlstreamer.py
+        toolkit/export_app/kinds/ovms.py
+        toolkit/export_app/kinds/ros2.py
+        toolkit/export_app/kinds/triton.py
+        toolkit/export_app/programs/kserve_client.py
+        toolkit/export_app/programs/ros2_node.py
+        toolkit/export_app/tensorrt_build.py
+    """,
     "export_app/test_gstreamer.py": """
         toolkit/export_app/kinds/gstreamer_python.py
         toolkit/export_app/programs/gstreamer_camera.py
