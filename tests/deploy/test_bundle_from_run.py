@@ -164,6 +164,8 @@ def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tm
 
     image = next(batches(dataset, [2 * place], PREPROCESS, batch=1)).images[0]
     np.testing.assert_array_equal(inputs[0], image)
+    assert sorted(golden["files"]) == list("0123")
+    assert bundle.read(f"golden/openvino/{golden['files']['0']}") == dataset.read(2 * place)
 
 
 def test_golden_cases_are_clear_in_every_variant() -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
 
 GOLDEN = 8  # images of the self-test
+LARGEST_FILE_BYTES = 2_000_000  # of an image file that a bundle carries
 EVALUATION = 500  # images of the packed evaluation set
 FILE = "bundle.tar"  # in the folder of the run
 TOP = 5
@@ -101,6 +102,7 @@ def make(
             name=source.model.name,
             graphs=[_fitted(graph, version or source.tensorrt, Path(scratch)) for graph in graphs],
             golden_inputs=source.inputs(positions),
+            golden_files=source.files(positions),
             evaluation=evaluation,
             gates=gates or {},
             provenance=_provenance(source),
@@ -190,6 +192,12 @@ class _Run:
         stream = batches(dataset, indices, self.model.preprocess, batch=len(indices))
         takes_pixels = any(record.input == "uint8" for record in self.compiled.variants.values())
         return np.concatenate([batch.pixels if takes_pixels else batch.images for batch in stream])
+
+    def files(self, positions: list[int]) -> dict[int, bytes]:
+        """Return the files of evaluated images, by place among the positions, without large ones."""
+        dataset, indices = self._located(positions)
+        small = [row for row, index in enumerate(indices) if dataset.size_bytes(index) <= LARGEST_FILE_BYTES]
+        return {row: dataset.read(indices[row]) for row in small}
 
     def pack(self, positions: list[int], out: Path) -> None:
         """Write evaluated images as one file for devices."""

@@ -163,7 +163,13 @@ def verify(
         "problems": [*probed["problems"], *risks],
         "build": _subset(built, "key", "reused", "build_s", "size_bytes", "backend", "version", "warnings"),
         "selftest": _subset(
-            tested, "images", "cosine_min", "cosine_mean", "top1_agreement", "largest_difference"
+            tested,
+            "images",
+            "cosine_min",
+            "cosine_mean",
+            "top1_agreement",
+            "largest_difference",
+            "application",
         ),
         "accuracy": None if evaluated is None else _accuracy(entry, evaluated, simulated),
         **_latency(timed),

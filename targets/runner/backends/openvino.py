@@ -96,7 +96,12 @@ class OpenVINO:
     def open_file(self, file: str, threads: int | None) -> OpenVINOSession:
         """Load an OpenVINO IR or an ONNX file."""
         try:
-            return OpenVINOSession(self._sdk, self.compile(file, threads))
+            model = self._core.read_model(file)
+            session = OpenVINOSession(self._sdk, self.compile(model, threads))
+            if model.has_rt_info("edgeship"):
+                stated = model.get_rt_info("edgeship").value
+                session.stated = {key: str(getattr(each, "value", each)) for key, each in stated.items()}
+            return session
         except RuntimeError as error:
             raise from_error(error, doing=f"loading {file}") from error
 
@@ -118,6 +123,7 @@ class OpenVINOSession(ArraySession):
 
     def __init__(self, sdk: Any, compiled: Any) -> None:
         self.compiled = compiled
+        self.stated: dict[str, str] = {}  # class names and preprocessing of the file
         shape, out = compiled.input(0).partial_shape, compiled.output(0).partial_shape
         self.batch = None if shape[0].is_dynamic else shape[0].get_length()
         self.batch_max = self.batch
@@ -142,6 +148,10 @@ class OpenVINOSession(ArraySession):
             self._request.infer([images], share_inputs=True)
         self._bound = prepared
         return self._request.get_output_tensor(0).data.copy()
+
+    def metadata(self) -> dict[str, str]:
+        """Return the properties under rt_info/edgeship of the file."""
+        return self.stated
 
     def layers(self, profile: bool) -> dict[str, Any]:
         """Return the nodes of the runtime model, with the precision that each runs in."""
