@@ -190,6 +190,7 @@ def provenance(origin: Origin) -> str:
     def statement(
         kind: str, name: str, digest: str, options: object, inputs: Sequence[str]
     ) -> dict[str, Any]:
+        resolved = [{"name": each, "digest": {"sha256": digests[each]}} for each in inputs if each in digests]
         return {
             "_type": STATEMENT,
             "subject": [{"name": name, "digest": {"sha256": digest}}],
@@ -198,11 +199,7 @@ def provenance(origin: Origin) -> str:
                 "buildDefinition": {
                     "buildType": _BUILD_TYPE.format(kind),
                     "externalParameters": options,
-                    "resolvedDependencies": [
-                        {"name": each, "digest": {"sha256": digests[each]}}
-                        for each in inputs
-                        if each in digests
-                    ],
+                    **({"resolvedDependencies": resolved} if resolved else {}),  # older runs lack them
                 },
                 "runDetails": {"builder": builder},
             },
