@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from edgeship.targets.runner import classifier as device
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.runs.engines import engine_of
 
@@ -50,7 +50,7 @@ class Classifier(device.Classifier):
             values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
             stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
         with _as_toolkit_errors():
-            super().__init__(engine_of(Path(path).expanduser(), variant), threads=threads, description=stated)
+            super().__init__(engine_of(user_path(path), variant), threads=threads, description=stated)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:
         """Classify one image or a list of them, see `targets.runner.classifier.Classifier`.
