@@ -1,6 +1,7 @@
 """The classifier: the classes of the report from a run, an engine or a file; a live switch of releases."""
 
 import json
+import re
 import shutil
 import threading
 
@@ -13,7 +14,9 @@ from edgeship.calibration.datasets import open_dataset
 from edgeship.targets.runner import classifier as module
 from edgeship.targets.runner.classifier import Classifier
 from edgeship.targets.runner.failures import Failure
+from edgeship.toolkit.api.classifier import is_simulated
 from edgeship.toolkit.cli import app
+from edgeship.toolkit.deploy import bundle_from_run
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, datasets, run
 from edgeship.toolkit.runs import description
@@ -162,6 +165,10 @@ def test_a_folder_without_an_engine_and_an_engine_without_a_description(publishe
         Classifier(tmp_path)
     shutil.copytree(published[0] / "engines/openvino/openvino-int8", tmp_path / "engine")
     with Classifier(tmp_path / "engine") as classifier:
+        assert classifier.labels[0].startswith("digit 0")  # stated in the file
+    file = tmp_path / "engine" / "model.xml"
+    file.write_text(re.sub("<(/?)edgeship>", r"<\1other>", file.read_text("utf-8")), "utf-8")
+    with Classifier(tmp_path / "engine") as classifier:
         with pytest.raises(Failure, match=r"no model.json"):
             classifier(np.zeros((16, 16, 3), np.uint8))
         (result,) = classifier.classify_inputs(np.zeros((1, 3, 16, 16), np.float32))
@@ -253,6 +260,28 @@ def test_the_command_prints_classes_of_files_folders_and_patterns(published, pic
     code, printed, errors = predict(capsys, out, tmp_path, "--top", "1")
     assert code == 1 and "bad.png" in printed and "1 images were not classified" in errors
     assert printed.count("%") == 3
+
+
+def test_the_command_classifies_with_the_graphs_of_a_bundle(published, pictures, tmp_path, capsys):
+    out, _ = published
+    bundle = bundle_from_run.make(out, tmp_path / "b.tar", golden=2, images=0).path
+    pictures[0].save(tmp_path / "0.png")
+    for variant in ("openvino-int8", "onnxruntime-int8"):
+        arguments = (tmp_path / "0.png", "--json", "--variant", variant)
+        code, of_bundle, errors = predict(capsys, bundle, *arguments)
+        assert code == 0 and not errors
+        assert of_bundle == predict(capsys, out, *arguments)[1]
+    bundle.write_bytes(bundle.read_bytes()[:3000])
+    code, _, errors = predict(capsys, bundle, tmp_path / "0.png")
+    assert code == 1 and "no bundle" in errors
+
+
+def test_a_graph_for_another_machine_is_simulated(published, tmp_path):
+    folder = tmp_path / "tensorrt" / "tensorrt-int8"
+    folder.mkdir(parents=True)
+    shutil.copy(published[0] / "engines/openvino/openvino-int8/graph.onnx", folder / "model.onnx")
+    assert is_simulated(folder)
+    assert not is_simulated(published[0] / "engines/openvino/openvino-int8")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-COLOURS = {"live": "green", "unchanged": "green", "planned": "cyan", "failed": "red", "interrupted": "red"}
+COLOURS = {"live": "green", "unchanged": "green", "planned": "cyan"} | dict.fromkeys(
+    ("failed", "unknown", "interrupted"), "red"
+)
 
 INVENTORY = click.option(
     "--inventory",
@@ -116,8 +118,8 @@ def raise_failures(outcomes: Sequence[DeployOutcome]) -> None:
     from edgeship.toolkit.core.errors import DeviceError
 
     if any(outcome.state == "interrupted" for outcome in outcomes):
-        raise KeyboardInterrupt("interrupted; the live releases of the devices are unchanged")
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+        raise KeyboardInterrupt("interrupted; devices listed as interrupted keep their live release")
+    failed = [outcome for outcome in outcomes if outcome.state in {"failed", "unknown"}]
     if len(outcomes) == 1 and failed:
         raise DeviceError(failed[0].error, hint=failed[0].hint)
     if failed:

@@ -35,6 +35,7 @@ TASKS = {  # title of the help -> commands
     "Compress": ("prune", "quantize"),
     "Measure and report": ("bench", "report", "compare", "predict"),
     "Deploy": ("bundle", "deploy", "device", "status", "rollback", "prune-releases", "export-jetson"),
+    "Build an application": ("export-app",),
     "Housekeeping": ("store", "completion"),
 }
 

@@ -23,7 +23,7 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     "--variant",
     "variants",
     multiple=True,
-    help="Variant to pack; repeatable, one per target.  [default: INT8, pruned if the run pruned]",
+    help="Variant to pack; repeatable, one per target.  [default: INT8, else FP16, pruned if the run pruned]",
 )
 @click.option(
     "--golden",

@@ -45,6 +45,8 @@ Examples:
     "evaluate.source",
     "select.images",
     "compile.targets",
+    "compile.precisions",
+    "compile.module",
     "compile.jetpack",
     "compile.tensorrt",
     "export.size",
@@ -171,6 +173,7 @@ def _show(finished: Run, out: Path | None) -> None:
     click.echo(f"\nreport:  {(out or finished.folder('report')) / 'report.html'}")
     if out is None:
         return
+    click.echo(f"use:     edgeship predict {shlex.quote(str(out))} IMAGE")
     if report.verdicts and report.verdicts[0].level == "pass":
         click.echo(f"next:    edgeship bundle {shlex.quote(str(out))}")
     else:

@@ -239,7 +239,7 @@ def convert(
 
 def _misfit(value: Any, annotation: Any) -> bool:
     """Return True if a value does not have a plain type; an int is a float, a bool is neither."""
-    kinds = (int, float) if annotation is float else annotation
+    kinds = (int, float) if annotation is float else str if get_origin(annotation) is Literal else annotation
     return not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)
 
 

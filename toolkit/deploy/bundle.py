@@ -74,6 +74,7 @@ class Contents:
         description: Class names and preprocessing for applications (`runs.description`); None: no classifier.
         threads: CPU threads of timing on devices, equal to those of the run.
         runner: Program that builds and verifies on the device; empty: the device runner.
+        golden_files: Image files of some golden inputs, by row, to test the path of an application.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Contents:
     description: Mapping[str, Any] | None = None
     threads: int = THREADS
     runner: bytes = b""
+    golden_files: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +321,7 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
         if graph.typed is not None:
             yield typed_path(graph.target), (graph.typed, needed)
         golden = scratch / "golden" / graph.target
-        runner.write_golden(golden, contents.golden_inputs, graph.golden)
+        runner.write_golden(golden, contents.golden_inputs, graph.golden, contents.golden_files)
         for file in golden.iterdir():
             yield f"{golden_path(graph.target)}/{file.name}", (file, needed)
         if graph.reference is not None:

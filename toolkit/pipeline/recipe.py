@@ -15,6 +15,7 @@ from edgeship.toolkit.core.errors import RecipeError, nearest
 from edgeship.toolkit.core.options import declared, option, read_toml, with_overrides, with_values
 from edgeship.toolkit.core.parallel import Backend
 from edgeship.toolkit.core.paths import user_path
+from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
 from edgeship.toolkit.models.train_options import TrainOptions
 from edgeship.toolkit.pipeline.fingerprints import existing, names_path
@@ -34,6 +35,12 @@ def _jetpack(value: Any) -> str:
     from edgeship.targets.tensorrt import jetson
 
     return jetson.release_name(_text(value))
+
+
+def _module(value: Any) -> str:
+    from edgeship.targets.tensorrt import jetson
+
+    return jetson.module(_text(value)).name
 
 
 def _tensorrt(value: Any) -> str:
@@ -169,6 +176,17 @@ class CompileOptions:
         flag="--target",
         metavar="TARGET",
     )
+    precisions: tuple[Precision, ...] = option(
+        ("fp16", "int8"),
+        "Precisions besides FP32, for the targets that have them: bf16, fp16, int8.",
+        flag="--precision",
+    )
+    module: str | None = option(
+        None,
+        "Jetson module, e.g. 'Orin Nano'; without INT8 arithmetic (Nano, TX2) it gets no INT8 variant.",
+        read=_module,
+        metavar="NAME",
+    )
     jetpack: str | None = option(
         None,
         "JetPack or L4T version of the device; default: the newest of its module, if that is known.",
@@ -184,20 +202,21 @@ class CompileOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a TensorRT that the JetPack does not have."""
+        """Refuse a TensorRT that the module or the JetPack does not have."""
         self.device_version()
 
     def device_version(self, target: str = "tensorrt") -> str | None:
         """Return the version of a target's SDK on the device; None if no option states it.
 
         Raises:
-            DeviceError: No JetPack has that TensorRT.
+            DeviceError: No JetPack has that TensorRT, or the module has no such JetPack.
         """
-        if target != "tensorrt" or not (self.jetpack or self.tensorrt):
+        if target != "tensorrt" or not (self.module or self.jetpack or self.tensorrt):
             return None
         from edgeship.targets.tensorrt import jetson
 
-        return jetson.choose(jetpack=self.jetpack, tensorrt=self.tensorrt)
+        module = jetson.module(self.module) if self.module else None
+        return jetson.choose(module, jetpack=self.jetpack, tensorrt=self.tensorrt)
 
 
 @dataclass(frozen=True, slots=True)
