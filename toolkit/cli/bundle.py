@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import Command, recipe_options
+from edgeship.toolkit.cli._options import Command, Number, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 
 
@@ -29,7 +29,7 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     "--golden",
     default=8,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     help="Number of golden images, for the self-test on the device.",
 )
 @click.option(
@@ -38,15 +38,19 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     default=500,
     metavar="N",
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**6),
     help="Number of images to measure accuracy with on the device; 0: none.",
 )
 @click.option(
     "--max-gap-pp",
-    type=float,
+    type=Number(0, 100),
     help="Limit of the top-1 loss on the device against the simulation, in percentage points.  [default: 1]",
 )
-@click.option("--max-latency-ms", type=float, help="Limit of the median latency on the device, in ms.")
+@click.option(
+    "--max-latency-ms",
+    type=Number(0, 10**6, above=True),
+    help="Limit of the median latency on the device, in ms.",
+)
 @recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--sign",
