@@ -60,11 +60,21 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "deploy/test_hostile_devices.py": "toolkit/deploy/answers.py",
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
     "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
+    "export_app/test_generated.py": """
+        toolkit/export_app/kinds/dlstreamer.py
+        toolkit/export_app/kinds/ovms.py
+        toolkit/export_app/kinds/ros2.py
+        toolkit/export_app/kinds/triton.py
+        toolkit/export_app/programs/kserve_client.py
+        toolkit/export_app/programs/ros2_node.py
+        toolkit/export_app/tensorrt_build.py
+    """,
     "export_app/test_gstreamer.py": """
         toolkit/export_app/kinds/gstreamer_python.py
         toolkit/export_app/programs/gstreamer_camera.py
     """,
     "export_app/test_http.py": "toolkit/export_app/programs/http_service.py",
+    "export_app/test_cpp.py": "toolkit/export_app/kinds/cpp.py",
     "export_app/test_deepstream.py": "toolkit/export_app/kinds/deepstream.py",
     "export_app/test_export_app.py": """
         toolkit/cli/export_app.py

@@ -40,6 +40,10 @@ class TensorRT:
             store_integers=False,
         )
 
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return FP32, FP16 and INT8."""
+        return "fp32", "fp16", "int8"
+
     def versions(self) -> Mapping[str, str]:
         """Return the versions of TensorRT, if a GPU is there, and of TensorRT-RTX."""
         found = {"tensorrt": local_gpu.version()} if local_gpu.available() else {}
@@ -58,11 +62,12 @@ class TensorRT:
         Args:
             model: An ONNX file; an opset too new for `version` is lowered.
             out: Folder of the engine, or of the graph to build on the device.
-            precision: "int8" where the graph has Q/DQ.
+            precision: "int8" where the graph has Q/DQ; "fp16" for a float graph, whose FP16-typed form is
+                checked and simulated.
             version: TensorRT version on the device; None: as `repair.fit`.
 
         Raises:
-            ModelError: The opset cannot be lowered.
+            ModelError: The opset cannot be lowered, or a value does not fit into FP16.
             TargetError: The linter, the parser or the builder refuses the graph.
         """
         with tempfile.TemporaryDirectory() as scratch:
@@ -71,6 +76,7 @@ class TensorRT:
             warnings = ((fitted.note,) if fitted.note else ()) + summed_up(
                 (found.rule, found.node, found.message) for found in fitted.findings
             )
+            instead, no_typed = _typed(graph, out, precision)
             if local_gpu.available():
                 engine, build_warnings = local_gpu.build(graph, precision)
                 write_bytes(out / ENGINE, engine)
@@ -78,13 +84,18 @@ class TensorRT:
                     audit = session.audit(graph)
                 file, note = ENGINE, f"built for this GPU by TensorRT {local_gpu.version()}"
             else:
-                note, audit, build_warnings = _checked(graph, model)
+                note, audit, build_warnings = _checked(out / TYPED if precision == "fp16" else graph, model)
                 write_bytes(out / GRAPH, graph.read_bytes())
                 file = GRAPH
-            instead, no_typed = _typed(graph, out, precision)
-        warnings = (*warnings, *build_warnings, *no_typed)
-        runs_here = file == ENGINE
-        return Compiled(file, runs_here=runs_here, note=note, audit=audit, warnings=warnings, instead=instead)
+        return Compiled(
+            file,
+            runs_here=file == ENGINE,
+            note=note,
+            audit=audit,
+            warnings=(*warnings, *build_warnings, *no_typed),
+            instead=instead,
+            simulated=TYPED if precision == "fp16" else None,
+        )
 
     @contextmanager
     def open(self, engine: Path, *, threads: int | None = None) -> Iterator[Session]:
@@ -111,12 +122,14 @@ class TensorRT:
 
 
 def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Write the FP16-typed form for TensorRT 11; return its name, or a warning."""
+    """Write the FP16-typed form, for TensorRT 11 and for the FP16 variant; return its name, or a warning."""
     if precision == "fp32":
         return (), ()
     try:
         fp16_graph.to_half(model, out / TYPED)
     except ModelError as error:
+        if precision == "fp16":
+            raise
         return (), (f"no FP16-typed form for TensorRT 11: {error}",)
     return (TYPED,), ()
 

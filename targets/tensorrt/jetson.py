@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeship.targets.runner import facts
 from edgeship.targets.tensorrt import versions
 from edgeship.toolkit.core.errors import DeviceError, nearest
+from edgeship.toolkit.core.results import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Module:
     int8: bool
     dla_cores: int
     pattern: str
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions with arithmetic on its GPU, besides FP32."""
+        return ("fp16", "int8") if self.int8 else ("fp16",)
 
 
 _MAXWELL, _XAVIERS = ("Jetson Nano", "Jetson TX1", "Jetson TX2"), ("AGX Xavier", "Xavier NX")
@@ -279,6 +286,11 @@ def _span(releases: tuple[str, ...]) -> str:
     return releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
 
 
+def available(precisions: Sequence[Precision], module_name: str | None) -> tuple[Precision, ...]:
+    """Return those precisions of which a module has the arithmetic; all without a module."""
+    return tuple(each for each in precisions if not module_name or each in module(module_name).precisions)
+
+
 def require_int8(module: Module) -> None:
     """Refuse INT8 where the GPU has no arithmetic for it.
 
@@ -288,7 +300,7 @@ def require_int8(module: Module) -> None:
     if not module.int8:
         raise DeviceError(
             f"{module.name} (SM {module.sm}) computes no INT8: the engine would run in FP32, more slowly",
-            hint="use the fp16 variant there; it is the fastest this GPU has",
+            hint="its fastest is FP16: give the float graph, or the run: `edgeship export-jetson RUN`",
         )
 
 

@@ -179,6 +179,14 @@ def test_export_jetson_of_a_run_with_its_dla(edgeship, finished, tmp_path):
     assert "# dla\n/usr/src/tensorrt/bin/trtexec" in (tmp_path / "orin/README.md").read_text()
 
 
+def test_export_jetson_of_a_run_for_a_module_without_int8_has_fp16(edgeship, finished, tmp_path):
+    arguments = ("export-jetson", finished, "--module", "Jetson Nano", "--out", tmp_path / "nano")
+    assert edgeship(*arguments)[0] == 0
+    manifest = json.loads((tmp_path / "nano/manifest.json").read_text())
+    assert set(manifest["builds"]) == {"fp16"} and manifest["tensorrt"] == "8.2.1"
+    assert "--fp16" in manifest["builds"]["fp16"]["trtexec"]
+
+
 def test_export_jetson_says_which_layers_have_no_scale(edgeship, tmp_path):
     model = save(residual_net(TENSORRT), tmp_path / "net.onnx")
     arguments = ("--jetpack", "5.1.2", "--module", "AGX Orin", "--dla", "0", "--out", tmp_path / "out")

@@ -52,7 +52,7 @@ def test_modules(name, sm, int8, cores):
 def test_int8_is_refused_where_the_gpu_has_none():
     with pytest.raises(DeviceError, match="computes no INT8") as caught:
         jetson.require_int8(jetson.module("Jetson Nano"))
-    assert "fp16" in caught.value.hint
+    assert "FP16" in caught.value.hint
     jetson.require_int8(jetson.module("Orin Nano"))
 
 

@@ -47,7 +47,7 @@ Examples:
 @click.option(
     "--dla",
     "dla_core",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 7),
     metavar="CORE",
     help="Also write the files for this DLA core: graph without Q/DQ, calibration cache, FP16 layers.",
 )
@@ -66,7 +66,8 @@ def command(
     """Write a folder to copy to a Jetson.
 
     MODEL is an ONNX file, or a folder written by `edgeship run --out`, of which the INT8 graph for TensorRT
-    is taken (the pruned one if the run pruned). The folder has the graph, the runner, golden inputs and a
+    is taken, for a module without INT8 (Nano, TX2) the float graph, built in FP16 (the pruned one if the run
+    pruned). The folder has the graph, the runner, golden inputs and a
     README.md with the two commands to run on the Jetson. The engine is built there, because a TensorRT engine
     runs only on the GPU type and TensorRT version that it was built with.
     """
@@ -78,7 +79,8 @@ def command(
     version = jetson.choose(jetson.module(module), jetpack=device.jetpack, tensorrt=device.tensorrt)
     samples = _images(images) if images is not None else None
     if model.is_dir():
-        model, float_of_run, calibration = _of_run(model, ready=dla_core is not None)
+        int8 = jetson.module(module).int8
+        model, float_of_run, calibration = _of_run(model, ready=dla_core is not None, int8=int8)
         plain, samples = plain or float_of_run, samples if samples is not None else calibration
     done = jetson_folder.write(
         model, out, version=version, module=module, plain=plain, images=samples, dla_core=dla_core
@@ -93,12 +95,13 @@ def command(
     click.echo(f"wrote {done.folder}; see README.md there for the commands to run on the device")
 
 
-def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
-    """Return the INT8 graph for TensorRT of a run, its float graph, and calibration images.
+def _of_run(out: Path, *, ready: bool, int8: bool) -> tuple[Path, Path | None, FloatArray | None]:
+    """Return the INT8 graph for TensorRT of a run, its float graph to compare, and calibration images.
 
     Args:
         out: Folder of the run.
         ready: Return graphs with float32 input even if the run's engines have pixel input.
+        int8: False for a module without INT8: the float graph is the one to build, in FP16.
     """
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.core.errors import DataError
@@ -107,13 +110,15 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
     from edgeship.toolkit.runs.variant_id import VariantId
 
     folders = RunIndex.read(out).folders
-    if not {"export", "calibrate", "quantize"} <= set(folders):
+    if not {"export", "calibrate", *(["quantize"] if int8 else [])} <= set(folders):
         raise DataError(
-            f"{out} has no INT8 graphs", hint="run the recipe without --until, or with --until quantize"
+            f"{out} has no {'INT8' if int8 else 'float'} graphs",
+            hint="run the recipe without --until, or with --until quantize",
         )
     pruned = (folders["export"] / "pruned.onnx").is_file()
-    int8, fp32 = VariantId("tensorrt", "int8", pruned), VariantId("tensorrt", "fp32", pruned)
-    model = int8.graph(folders)
+    first = VariantId("tensorrt", "int8" if int8 else "fp16", pruned)
+    fp32 = VariantId("tensorrt", "fp32", pruned)
+    model = first.graph(folders)
     if not model.is_file():
         raise DataError(
             f"{out} has no graph for TensorRT", hint="run the recipe with --set compile.targets=tensorrt"
@@ -121,12 +126,12 @@ def _of_run(out: Path, *, ready: bool) -> tuple[Path, Path, FloatArray | None]:
     if not ready and "compile" in folders:
         built = CompiledVariants.read(folders["compile"]).built()
         pixels = [
-            folders["compile"] / each.graph for v in (int8, fp32) if (each := built.get(v)) and each.graph
+            folders["compile"] / each.graph for v in (first, fp32) if (each := built.get(v)) and each.graph
         ]
         if len(pixels) == 2:
-            return pixels[0], pixels[1], None
+            return pixels[0], pixels[1] if int8 else None, None
     probe = Statistics.load(folders["calibrate"] / fp32.float_graph).probe
-    return model, fp32.graph(folders), probe
+    return model, fp32.graph(folders) if int8 else None, probe
 
 
 def _images(path: Path) -> FloatArray | PixelArray:

@@ -84,8 +84,15 @@ def check_compatible(entry: Device, bundle: Bundle, probed: Mapping[str, Any]) -
         raise DeviceError(
             f"{entry.name} cannot run {precision} on {entry.target}: "
             f"it supports {', '.join(backend['precisions'])}",
-            hint="`edgeship bundle RUN --variant NAME` with a supported precision",
+            hint=_other_variant(bundle.manifest["targets"][entry.target]["variant"], entry, backend),
         )
+
+
+def _other_variant(packed: str, entry: Device, backend: Mapping[str, Any]) -> str:
+    """Return the command that packs a variant of the device's best precision, in the place of another."""
+    best = next(each for each in ("int8", "fp16", "fp32") if each in backend["precisions"])
+    name = f"{entry.target}-{best}" + "-pruned" * packed.endswith("-pruned")
+    return f"`edgeship bundle RUN --variant {name}`, then deploy again"
 
 
 def verify(

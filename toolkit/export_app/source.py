@@ -77,18 +77,38 @@ class Source:
         assumed = " Mean and std are **assumed**: set them in the recipe." if how.source == "assumed" else ""
         return f"{resize}, centre crop to {how.crop[0]} x {how.crop[1]}, {last}.{assumed}"
 
+    def has_probabilities(self) -> bool:
+        """Return True if the graph ends in a Softmax."""
+        from edgeship.toolkit.graph.load import load_unchanged
+
+        last = load_unchanged(self.graph).graph.outputs[0].producer()
+        return last is not None and last.op_type == "Softmax"
+
+    def engine_files(self) -> list[Path]:
+        """Return the files of the engine, without the graph that it was compiled from."""
+        return sorted(self.folder.glob("model.*"))
+
+    def labels_text(self) -> str:
+        """Return one class name a line."""
+        return "".join(f"{' '.join(name.split())}\n" for name in self.how.labels)
+
     def copy_engine(self, folder: Path) -> None:
-        """Copy the files of the engine, without the graph that it was compiled from, and its description."""
+        """Copy the files of the engine and its description."""
         folder.mkdir(parents=True)
-        for file in sorted(self.folder.glob("model.*")):
+        for file in self.engine_files():
             shutil.copyfile(file, folder / file.name)
-        for name in (DESCRIPTION, LABELS):
-            shutil.copyfile(self.run / ENGINES / name, folder / name)
+        shutil.copyfile(self.run / ENGINES / DESCRIPTION, folder / DESCRIPTION)
+        write_text(folder / LABELS, self.labels_text())
 
     def copy_library(self, folder: Path) -> None:
         """Write the classifier's library into an exported folder."""
         write_bytes(folder / LIBRARY, runner.source())
         write_text(folder / runner.CLASSIFY_NAME, runner.CLASSIFY)
+
+    def copy_client(self, folder: Path) -> None:
+        """Write what a program needs to prepare images for a server: library and description."""
+        write_bytes(folder / LIBRARY, runner.source())
+        shutil.copyfile(self.run / ENGINES / DESCRIPTION, folder / DESCRIPTION)
 
 
 def read(run: Path, targets: Sequence[str], variant: str | None = None) -> Source:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship import targets
 from edgeship.targets._device import this_device
+from edgeship.targets.tensorrt import jetson
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.parallel import ONE, Workers
 from edgeship.toolkit.core.quant import X86, FloatArray, QuantScheme
@@ -75,6 +76,12 @@ def quantize(
         summary["mixed"], warnings = summarize(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary
+
+
+def quantized_targets(recipe: Recipe) -> tuple[str, ...]:
+    """Return the targets with an INT8 variant: all, or none."""
+    precisions = jetson.available(recipe.compile.precisions, recipe.compile.module)
+    return recipe.compile.targets if "int8" in precisions else ()
 
 
 def workers(recipe: Recipe) -> Workers:

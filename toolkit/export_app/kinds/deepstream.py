@@ -9,11 +9,10 @@ import numpy as np
 
 from edgeship.targets import onnxruntime
 from edgeship.targets.runner.imaging import normalize
-from edgeship.targets.tensorrt import builder, jetson
 from edgeship.toolkit.core.artifact import write_text
 from edgeship.toolkit.core.errors import DataError
-from edgeship.toolkit.core.tensors import Preprocess, ShapeProfile
-from edgeship.toolkit.export_app import Readme
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.export_app import Readme, tensorrt_build
 from edgeship.toolkit.export_app.source import Source, tensors
 from edgeship.toolkit.graph.scalar_input import ScalarInput, to_scalar_input
 from edgeship.toolkit.runs.index import RunIndex
@@ -42,7 +41,7 @@ def write(source: Source, folder: Path) -> Readme:
     height, width = source.how.crop
     lossy = [name for name in source.how.labels if ";" in name]
     return Readme(
-        start=f"{_build(source)}\n"
+        start=f"{tensorrt_build.command(source)}\n"
         "gst-launch-1.0 uridecodebin uri=file:///path/video.mp4 ! m.sink_0 \\\n"
         f"  nvstreammux name=m batch-size=1 width={width} height={height} \\\n"
         "  ! nvinfer config-file-path=config_infer.txt ! fakesink",
@@ -122,17 +121,3 @@ def _configuration(source: Source, converted: ScalarInput) -> str:
 def _escaped(value: str) -> str:
     r"""Return a value of a GLib key file: backslashes and control characters are escaped."""
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-
-
-def _build(source: Source) -> str:
-    """Return the command that builds the engine on the device."""
-    compiled = RunIndex.read(source.run).recipe.get("compile", {})
-    version = jetson.choose(jetpack=compiled.get("jetpack"), tensorrt=compiled.get("tensorrt"))
-    profile = {}
-    if source.input.shape[0] < 0:
-        one = (1, *source.input.shape[1:])
-        profile = {source.input.name: ShapeProfile(one, one, one)}
-    precision = source.variant.precision
-    built = builder.plan(version, builder.BuildOptions(precision=precision, profile=profile))
-    words = [word.replace("{onnx}", "model.onnx").replace("{plan}", "model.plan") for word in built.trtexec]
-    return " ".join(["/usr/src/tensorrt/bin/trtexec", *words])
