@@ -17,7 +17,7 @@ from hostile_device import ESCAPES, KINDS, of, put
 
 from edgeship.toolkit.cli import app
 from edgeship.toolkit.core.errors import DeviceError, ToolkitError
-from edgeship.toolkit.deploy import agent_client, answers, release
+from edgeship.toolkit.deploy import agent_client, answer_types, answers, release
 from edgeship.toolkit.deploy.inventory import Device
 
 HOSTILE = Path(__file__).parent.with_name("hostile_device.py")
@@ -147,7 +147,10 @@ def honest(tmp_path_factory):
         )
         release.deploy(entry, scripted(folder / "b.tar"), QUICK, quiet)
         release.status(entry)
-        recorded["record"] = (json.loads((folder / "root/current/release.json").read_text()), answers.Record)
+        recorded["record"] = (
+            json.loads((folder / "root/current/release.json").read_text()),
+            answer_types.Record,
+        )
     return recorded
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from edgeship.toolkit.core.errors import DeviceError
-from edgeship.toolkit.deploy import agent, answers
+from edgeship.toolkit.deploy import agent, answer_types, answers
 from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.transport import command_line, explain, explain_start, printable
 
@@ -144,12 +144,12 @@ class AgentSession:
                 if self._noise_bytes > NOISE_BYTES:
                     raise self._too_much(f"{NOISE_BYTES >> 20} MiB of lines that are no answers")
             elif "error" in message:
-                answers.check(self.entry.name, do, message, answers.Refusal)
+                answers.check(self.entry.name, do, message, answer_types.Refusal)
                 raise RefusedError(
                     f"{self.entry.name}: {message['error']}", hint=message["hint"], code=message["code"]
                 )
             elif "ok" in message:
-                kind = answers.ANSWERS.get(do, dict[str, object])
+                kind = answer_types.ANSWERS.get(do, dict[str, object])
                 answer: dict[str, Any] = answers.check(self.entry.name, do, message["ok"], kind)
                 return answer
             else:
