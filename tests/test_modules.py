@@ -73,6 +73,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/export_app/programs/gstreamer_camera.py
     """,
     "export_app/test_http.py": "toolkit/export_app/programs/http_service.py",
+    "export_app/test_cpp.py": "toolkit/export_app/kinds/cpp.py",
     "export_app/test_deepstream.py": "toolkit/export_app/kinds/deepstream.py",
     "export_app/test_export_app.py": """
         toolkit/cli/export_app.py

@@ -97,7 +97,7 @@ def write(
         jetson.require_fp8(board.name, version)
     warnings: list[str] = []
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f".{out.name[:24]}.", dir=out.parent) as scratch:
         for precision, graph in graphs.items():
             graphs[precision] = Path(scratch) / f"{precision}.onnx"
             fitted = repair.fit(graph, version, graphs[precision])

@@ -14,6 +14,7 @@ from edgeship.targets.runner import classifier as device
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.runs.description import DESCRIPTION
@@ -55,7 +56,7 @@ class Classifier(device.Classifier):
         if preprocess is not None:
             values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
             stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
-        with _as_toolkit_errors(), engine_at(Path(path).expanduser(), variant) as engine:
+        with _as_toolkit_errors(), engine_at(user_path(path), variant) as engine:
             super().__init__(engine, threads=threads, description=stated)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:

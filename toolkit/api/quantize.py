@@ -17,6 +17,7 @@ from edgeship.toolkit.api.images import Images, ImageStream, as_source
 from edgeship.toolkit.api.models import Model, onnx_file
 from edgeship.toolkit.core.artifact import plain, write_bytes
 from edgeship.toolkit.core.errors import DataError, RecipeError, TargetError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import agreement, sqnr_db
 from edgeship.toolkit.core.tensors import InputType, Preprocess, PreprocessSource, Size, as_size, sides
@@ -87,7 +88,7 @@ class Quantized:
 
     def save(self, path: str | Path) -> Path:
         """Write the quantized model as an ONNX file, atomically; return its path."""
-        file = Path(path).expanduser()
+        file = user_path(path)
         write_bytes(file, self.model.SerializeToString())
         return file
 

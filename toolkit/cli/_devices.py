@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeship.toolkit.cli._options import Number
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -31,6 +33,7 @@ WAIT = click.option(
     "--wait",
     "wait_s",
     default=60.0,
+    type=Number(0, 86400),
     show_default=True,
     help="Seconds to wait for the lock of another deployment on the device.",
 )

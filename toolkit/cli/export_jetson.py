@@ -48,7 +48,7 @@ Examples:
 @click.option(
     "--dla",
     "dla_core",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 7),
     metavar="CORE",
     help="Also write the files for this DLA core: graph without Q/DQ, calibration cache, FP16 layers.",
 )

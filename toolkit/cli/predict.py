@@ -28,12 +28,12 @@ Examples:
 )
 @click.option(
     "--top",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10**6),
     default=5,
     show_default=True,
     help="Number of classes for each image.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all]")
 @JSON
 def command(
     *, path: Path, images: tuple[str, ...], variant: str | None, top: int, threads: int | None, as_json: bool

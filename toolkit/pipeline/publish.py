@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
+from edgeship.toolkit.core.paths import leads_outside, refusal
 from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
 from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
 from edgeship.toolkit.runs.annotations import ANNOTATED, annotate
@@ -68,8 +69,14 @@ def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
     """Raise if a run of these stages would overwrite files that no run has written.
 
     Raises:
-        RecipeError: A file with the name of an output exists; other files may stay.
+        RecipeError: The folder cannot be written to, its engines are elsewhere, or a file with the name of an
+            output exists; other files may stay.
     """
+    if reason := refusal(out):
+        raise RecipeError(f"--out {out} cannot be written: {reason}", hint="name another folder with --out")
+    engines = out / ENGINES
+    for place in (engines, *engines.glob("*"), *engines.glob("*/*")):
+        _refuse_link(place.relative_to(out) / RUN, out)
     owned = _owned(out)
     claimed = [RUN, Path(RECIPE), *(PAGES if "report" in stages else ())]
     if "compile" in stages and not owned:  # else run.json lists the engines
@@ -126,7 +133,7 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             for place in (*written, *changed):  # run.json first: killed after it, the rest is still ours
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / place).replace(out / place)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
         raise ToolkitError(
             f"cannot write to {error.filename or out}: {error.strerror}",
             hint="name another folder with --out",
@@ -182,16 +189,25 @@ def _owned(out: Path) -> frozenset[Path]:
     except DataError:  # no run.json, or a foreign file of that name
         return frozenset()
     inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
-    return frozenset(place for place in inside if (out / place).is_file())
+    return frozenset(place for place in inside if (out / place).is_file() and not leads_outside(place, out))
 
 
 def _refuse_foreign(places: Iterable[Path], owned: Collection[Path], out: Path) -> None:
     for place in places:
+        _refuse_link(place, out)
         if place not in owned and ((out / place).exists() or (out / place).is_symlink()):
             raise RecipeError(
                 f"{out / place} would be overwritten, and no run of edgeship is known to have written it",
                 hint="name another folder with --out, or move the file away",
             )
+
+
+def _refuse_link(place: Path, out: Path) -> None:
+    if leads_outside(place, out):
+        raise RecipeError(
+            f"{(out / place).parent} is reached by a link, and is not in {out}",
+            hint="remove the link, or name another folder with --out",
+        )
 
 
 def _remove(place: Path, out: Path) -> None:
