@@ -23,7 +23,7 @@ FOLDER = "tuner"
 PAIRS = 4  # at most; trtexec takes one, or two and more with --refPair
 LIMIT = 0.01  # of 1 - cosine similarity
 TIMEOUT_S = 3600
-ROUTES = '''"""Print the knobs of `trtexec --helpBuildRoute`, one a line; arguments are parts of their names."""
+ROUTES = '''"""Print the knobs of `trtexec --helpBuildRoute`, one a line; arguments are parts of names."""
 
 import json
 import sys
