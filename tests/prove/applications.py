@@ -1,4 +1,4 @@
-"""Applications with one fault each, written by themselves: PIL, NumPy, PyTorch and ONNX Runtime, nothing of ours."""
+"""Applications with one fault each, written with PIL, NumPy, PyTorch and ONNX Runtime alone."""
 
 import io
 
@@ -92,18 +92,29 @@ class Application:
         return image.crop((left, top, left + side, top + side))
 
 
-FAULTS = """exif bgr limited-range nearest no-antialias bicubic lanczos squash longer-side crop-shift range-255
-range-1 not-normalized mean-missing std-missing mean-std-swapped mean-std-bgr normalized-twice half-input layout
-class-order""".split()
+FAULTS = (
+    *(
+        "exif",
+        "bgr",
+        "limited-range",
+        "nearest",
+        "no-antialias",
+        "bicubic",
+        "lanczos",
+        "squash",
+        "longer-side",
+    ),
+    *("crop-shift", "range-255", "range-1", "not-normalized", "mean-missing", "std-missing"),
+    *("mean-std-swapped", "mean-std-bgr", "normalized-twice", "half-input", "layout", "class-order"),
+)
 
 
 def picture(rng, width, height):
     """Return a colourful image with edges: coarse blocks and fine noise."""
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8)).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
+    blocks = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    coarse = np.asarray(blocks.resize((width, height), Image.Resampling.NEAREST)).astype(int)
     fine = rng.integers(-25, 26, (height, width, 3))
-    return Image.fromarray((np.asarray(coarse).astype(int) + fine).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((coarse + fine).clip(0, 255).astype(np.uint8))
 
 
 def encoded(image, **settings):

@@ -60,7 +60,7 @@ GOOD = [row("a.jpg", logits=[1, 2]), row("b/a.jpg", logits=[1, 2])]
         (row("b/c.png", **{"class": 2}), "class 2, expected 0 to 1"),
         (row("b/c.png", **{"class": "kiwis"}), "no class named"),
         (row("b/c.png", **{"class": None}), "the class is None"),
-        ("", "no answer for 1 of 3 images: b/c.png"),
+        ("", "no answer for 1 of 3 images: b/c"),
         ("[" * 100_000, "line 3 is no answer"),
     ],
 )
@@ -144,7 +144,7 @@ def test_tensors(tmp_path):
     with pytest.raises(DataError, match="no array"):
         answers.from_tensors(tmp_path, NAMES, (3, 2, 2))
     (tmp_path / "a.npy").unlink()
-    with pytest.raises(DataError, match="no tensor of a.jpg"):
+    with pytest.raises(DataError, match="no tensor of a"):
         answers.from_tensors(tmp_path, NAMES, (3, 2, 2))
     with pytest.raises(DataError, match="no folder"):
         answers.from_tensors(tmp_path / "none", NAMES, (3, 2, 2))

@@ -33,7 +33,7 @@ LEAST_TOLERANCE = 0.01  # FP16 runtimes; INT8 engines on other runtimes
 EXACT = 1e-6  # relative residual below which outputs are equal
 BETTER = 0.5  # residual that a fault leaves, of that without it
 MOSTLY = 0.25  # the same for a fault that leaves a difference unexplained
-SURE, EXCLUDED = 1e6, 100.0  # likelihood ratios to name a fault, and to exclude one
+SURE, SUSPECT, EXCLUDED = 1e6, 1e4, 100.0  # likelihood ratios to name, suspect and exclude a fault
 ODD = 0.01  # share of answers that are wrong for any reason
 FEW, KEPT = 16, 8  # images of the first look at pairs, and pairs that stay
 MOST_IMAGES = 1_000_000
@@ -54,7 +54,7 @@ class Diagnosis:
 
     Attributes:
         verdict: `proved`; `fault`; `undecided` (classes of too few images); `unexplained`.
-        faults: Hypotheses that explain the outputs and cannot be told from each other, best first.
+        faults: Hypotheses that explain the outputs and these images do not separate, best first.
         residual: Relative residual (log-likelihood of classes) of a right pipeline.
         left: The same under the first of `faults`; None without one.
         tolerance: Largest residual of a right pipeline.
@@ -274,7 +274,7 @@ def _diagnose_classes(pipeline: Pipeline, answers: Answers, catalogue: Sequence[
             for each in visible
             if clean - each.residual < math.log(EXCLUDED)
         )
-        if best is None or best.residual <= clean + math.log(EXCLUDED):
+        if best is None or best.residual <= clean + math.log(SUSPECT):
             return Diagnosis("proved", (), left=None, hidden=hidden, **base)  # type: ignore[arg-type]
         more = needed(logs(best.faults), clean_log, SURE)
         images = max(more, len(given) + 1) if more else None

@@ -217,6 +217,8 @@ def as_text(proof: Proof) -> list[str]:
     elif proof.cost_missing:
         lines.append(f"cost:     not measured: {proof.cost_missing}")
     lines += _residuals(proof)
+    if proof.verdict == "fault" and proof.kind != "classes" and (proof.residual_left or 0) > proof.tolerance:
+        lines.append("rest:     another difference remains: change this, and prove it again")
     if proof.images_needed:
         lines.append(f"images:   about {proof.images_needed} would decide, or logits of these")
     if proof.not_excluded and proof.verdict in ("proved", "undecided"):
