@@ -35,7 +35,7 @@ lint: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/lint-imports
 
 test-slow: $(VENV)/.installed-dev ## checks that take minutes; a local Ray and Dask among them
-	$(PIP) --editable '.[dev,ray,dask]'
+	$(PIP) --editable '.[dev,loadgen,ray,dask,signing]'
 	$(BIN)/python -m pytest -m 'slow and not arm64'
 
 test-tensorrt: $(VENV)/.installed-dev ## the linter against four versions of NVIDIA's parser on 2,000 mutated graphs (1 GB)

@@ -25,6 +25,7 @@ from edgeship.calibration.sets import SPLITS, Use, are_sets, choose_set, set_of,
 from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.text import printable
 
@@ -186,7 +187,7 @@ def open_dataset(source: str | Path, *, labelled: bool = False, use: Use | None 
     elif isinstance(source, str) and text.split(":", maxsplit=1)[0] == "digits":
         dataset = _open_digits(text)
     else:
-        path, inside = _split_path(Path(source).expanduser())
+        path, inside = _split_path(user_path(source))
         suffix = path.suffix.lower()
         if path.is_dir():
             dataset = _arrange(path, FolderStore(path), "", use)

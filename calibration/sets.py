@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.paths import user_path
 
 Use = Literal["train", "evaluate"]
 _SETS = {
@@ -22,7 +22,7 @@ def split_part(source: str) -> str:
     part = source.rpartition(":")[2]
     if part not in SPLITS or source in ("digits:train", "digits:test"):
         return ""
-    return "" if Path(source).expanduser().exists() else part
+    return "" if user_path(source).exists() else part
 
 
 def set_of(name: str) -> str:

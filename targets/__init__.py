@@ -36,6 +36,7 @@ class Compiled:
         audit: Layers as the runtime executes them; empty if unknown here.
         warnings: Warnings for the report.
         instead: Alternate files, which some devices need instead.
+        simulated: File with the types that the engine computes in, to simulate; None: the compiled graph.
     """
 
     file: str
@@ -44,6 +45,7 @@ class Compiled:
     audit: tuple[LayerAudit, ...] = ()
     warnings: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
+    simulated: str | None = None
 
 
 class Session(Protocol):
@@ -74,6 +76,10 @@ class Target(Protocol):
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme for a CPU; None: this machine's."""
+        ...
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return the precisions that it has, on this machine or on a device; FP32 and INT8 at least."""
         ...
 
     def versions(self) -> Mapping[str, str]:

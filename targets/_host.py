@@ -73,6 +73,10 @@ class HostTarget:
         """Return the quantization scheme for a CPU; None: this machine's."""
         return self._scheme(cpu)
 
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return FP32 and INT8."""
+        return "fp32", "int8"
+
     def versions(self) -> Mapping[str, str]:
         """Return the version of the installed SDK."""
         return {self.name: self._backend().version}

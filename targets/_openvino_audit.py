@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.targets.runner.backends.openvino import OpenVINOSession
-from edgeship.toolkit.core.results import LayerAudit, Precision
+from edgeship.toolkit.core.results import HALVES, LayerAudit, Precision
 
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 KINDS = {
@@ -30,7 +30,7 @@ def audit(session: OpenVINOSession, model: Path, precision: Precision) -> tuple[
     Args:
         session: A session of a model compiled with PERF_COUNT.
         model: Its ONNX file.
-        precision: Requested precision; only "int8" gives warnings.
+        precision: Requested precision; a layer in another one has a warning, except in "fp32".
     """
     import onnx
 
@@ -59,7 +59,9 @@ def _layer(
 ) -> LayerAudit:
     computes, writes = _precisions(facts)
     warning = ""
-    if wanted == "int8" and kind == "Convolution":
+    if wanted in HALVES and kind in WEIGHTED and computes != wanted:
+        warning = f"runs in {computes}"
+    elif wanted == "int8" and kind == "Convolution":
         if computes != "int8":
             warning = f"runs in {computes}: an input without Q/DQ, or no INT8 kernel for its shape"
         elif writes != "int8":

@@ -62,6 +62,10 @@ class OnnxRuntime:
             pair_sums=(cpu or this_cpu()).int8_sums == "pairs",
         )
 
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return FP32 and INT8: it computes FP16 graphs in FP32."""
+        return "fp32", "int8"
+
     def versions(self) -> Mapping[str, str]:
         """Return the version of the installed ONNX Runtime."""
         return {"onnxruntime": str(_sdk().__version__)}
@@ -102,7 +106,7 @@ class OnnxRuntime:
 
 @contextmanager
 def simulate(model: Path, *, threads: int | None = None) -> Iterator[Session]:
-    """Simulate a Q/DQ graph: each Q and DQ in float arithmetic, without fusion or saturation.
+    """Simulate a graph: Q and DQ in float arithmetic, without fusion or saturation; FP16 tensors rounded.
 
     The accuracy is that expected of a target that cannot run here. A fixed batch is made dynamic, which is
     faster and does not change the logits.
@@ -117,7 +121,10 @@ def _host_session(model: Path, threads: int | None, *, exact: bool = False) -> H
 
 def _session(model: Path, threads: int, level: str = "all", *, exact: bool = False, **more: Any) -> Any:
     try:
-        source = _any_batch(model) if exact else str(model)
+        source: str | bytes = str(model)
+        if exact:
+            source, float8 = _simulated(model)
+            level = "basic" if float8 else level  # "extended" takes zero points of FP8 for uint8: drops ReLUs
         return Backend(_sdk()).session(source, threads, level, exact, **more)
     except Exception as error:  # its exception classes share no base but Exception
         raise TargetError(
@@ -126,17 +133,22 @@ def _session(model: Path, threads: int, level: str = "all", *, exact: bool = Fal
         ) from error
 
 
-def _any_batch(model: Path) -> bytes:
-    """Return the graph with a dynamic batch, unless a constant shape has the batch."""
+def _simulated(model: Path) -> tuple[bytes, bool]:
+    """Return the graph with roundings for FP16 types, and True if it has FP8 types.
+
+    Its batch is dynamic, unless a constant shape has the batch.
+    """
     import onnx
 
-    loaded = onnx.load(str(model))
+    from edgeship.targets._half_types import as_rounding
+
+    loaded = as_rounding(onnx.load(str(model)))
     if not any(node.op_type in SHAPED for node in loaded.graph.node):
         for value in (*loaded.graph.input, *loaded.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         del loaded.graph.value_info[:]  # shapes of one batch
-    serialized: bytes = loaded.SerializeToString()
-    return serialized
+    float8 = any(item.data_type == onnx.TensorProto.FLOAT8E4M3FN for item in loaded.graph.initializer)
+    return loaded.SerializeToString(), float8
 
 
 def _audit(model: Path, optimized: Path, precision: Precision) -> tuple[LayerAudit, ...]:

@@ -16,12 +16,12 @@ from edgeship.targets._host import HostSession
 from edgeship.targets._messages import summed_up
 from edgeship.targets._openvino_audit import audit
 from edgeship.targets._timing import count_until
+from edgeship.targets.runner.backends.openvino import PRECISION_INFO, OpenVINOSession
 from edgeship.targets.runner.backends.openvino import OpenVINO as Backend
-from edgeship.targets.runner.backends.openvino import OpenVINOSession
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.openvino import core, reason, sdk
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
-from edgeship.toolkit.core.results import Precision
+from edgeship.toolkit.core.results import HALVES, Precision
 from edgeship.toolkit.core.threads import granted_cores
 
 ENGINE = "model.xml"
@@ -51,6 +51,14 @@ class OpenVINO:
             pair_sums=(cpu or this_cpu()).int8_sums == "pairs",
         )
 
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return FP32 and INT8, and the 16-bit floats that this CPU computes in."""
+        try:
+            halves = Backend(sdk(), core()).halves()
+        except TargetError:  # `compile` reports it
+            halves = []
+        return "fp32", *(each for each in HALVES if each in halves), "int8"
+
     def versions(self) -> Mapping[str, str]:
         """Return the version of the installed OpenVINO."""
         return {"openvino": str(sdk().__version__).split("-", maxsplit=1)[0]}
@@ -60,7 +68,7 @@ class OpenVINO:
     ) -> Compiled:
         """Convert to OpenVINO's format (`model.xml`, `model.bin`) and audit the compiled layers.
 
-        Weights are stored as FP16 for "fp16" only; the CPU computes in FP32.
+        The CPU computes float layers in FP32 unless `precision` is a 16-bit float, which the file states.
         """
         del version  # it runs here
         ov = sdk()
@@ -68,6 +76,8 @@ class OpenVINO:
         try:
             network = core().read_model(str(model))
             _number_unnamed_nodes(network, model)
+            if precision in HALVES:
+                network.set_rt_info(precision, list(PRECISION_INFO))
             ov.save_model(network, str(out / ENGINE), compress_to_fp16=precision == "fp16")
             layers = audit(_compiled(out / ENGINE, 1, PERF_COUNT="YES"), model, precision)
         except RuntimeError as error:

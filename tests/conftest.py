@@ -10,6 +10,7 @@ ALLOWED = (
     "GPU",
     "../shared",
     "Python 3.8",
+    "Debian's Python",
     "network",
     "registry",
 )  # what no machine of ours is promised to have

@@ -59,6 +59,26 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
     "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
+    "export_app/test_generated.py": """
+        toolkit/export_app/kinds/dlstreamer.py
+        toolkit/export_app/kinds/ovms.py
+        toolkit/export_app/kinds/ros2.py
+        toolkit/export_app/kinds/triton.py
+        toolkit/export_app/programs/kserve_client.py
+        toolkit/export_app/programs/ros2_node.py
+        toolkit/export_app/tensorrt_build.py
+    """,
+    "export_app/test_gstreamer.py": """
+        toolkit/export_app/kinds/gstreamer_python.py
+        toolkit/export_app/programs/gstreamer_camera.py
+    """,
+    "export_app/test_http.py": "toolkit/export_app/programs/http_service.py",
+    "export_app/test_cpp.py": "toolkit/export_app/kinds/cpp.py",
+    "export_app/test_deepstream.py": "toolkit/export_app/kinds/deepstream.py",
+    "export_app/test_export_app.py": """
+        toolkit/cli/export_app.py
+        toolkit/export_app/source.py
+    """,
     "graph/test_fold.py": "toolkit/graph/reference.py",
     "graph/test_foreign.py": """
         toolkit/graph/batch.py
@@ -279,6 +299,7 @@ def imported(path):
 
 WHOLE = {  # packages that are copied to devices, or whose plug-ins are all tested by `names()`
     "edgeship.toolkit.deploy.agent",
+    "edgeship.toolkit.export_app.programs",
     "edgeship.targets.runner",
     "edgeship.toolkit.prune.importances",
     "edgeship.quantization.observers",
@@ -288,6 +309,7 @@ PLUGINS = (  # packages whose modules are imported by name
     "edgeship.targets",
     "edgeship.targets.runner.backends",
     "edgeship.toolkit.cli",
+    "edgeship.toolkit.export_app.kinds",
 )
 
 

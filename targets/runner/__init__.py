@@ -64,24 +64,28 @@ def source(backends: Mapping[str, bytes] | None = None) -> bytes:
     return b"#!/usr/bin/env python3\n" + stream.getvalue()
 
 
-def write_golden(folder: Path, images: Any, logits: Any) -> None:
+def write_golden(folder: Path, images: Any, logits: Any, files: Mapping[int, bytes] | None = None) -> None:
     """Write golden inputs and the logits they must give, as the runner's `selftest` reads them.
 
     Args:
         folder: Where golden.json, inputs.f32 (or .u8) and logits.f32 go; made if absent.
         images: (N, C, H, W) array, preprocessed; or uint8 (N, H, W, C) of a graph that takes pixels.
         logits: (N, classes) array.
+        files: Image files of some inputs, by row, for the test of an application.
     """
     folder.mkdir(parents=True, exist_ok=True)
     inputs, kind = ("inputs.u8", "u1") if images.dtype == "uint8" else ("inputs.f32", "<f4")
-    files = {inputs: images.astype(kind).tobytes(), "logits.f32": logits.astype("<f4").tobytes()}
-    for name, data in files.items():
+    names = {row: f"image-{row}" for row in files or {}}
+    contents = {inputs: images.astype(kind).tobytes(), "logits.f32": logits.astype("<f4").tobytes()}
+    contents |= {names[row]: data for row, data in (files or {}).items()}
+    for name, data in contents.items():
         (folder / name).write_bytes(data)
     record = {
         "shape": list(images.shape),
         "classes": logits.shape[-1],
         "inputs": inputs,
         "logits": "logits.f32",
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        "files": {str(row): name for row, name in names.items()},
+        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
     }
     (folder / "golden.json").write_text(json.dumps(record, sort_keys=True) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ probe     [--root DIR] [--disk DIR] [--sdk MODULE] [--backend B (ask only this o
              {"available", "version", "precisions", "typed_only" (types of the graph alone decide), "cause", "cure"}},
              "best": backend name or null,
              "problems": [{"code", "cause", "cure"}]
-build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32] [--cache DIR]
+build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp8|fp16|bf16|fp32] [--cache DIR]
           [--profile MIN:OPT:MAX (batches)] [--workspace-mib M] [--optimization-level 0..5] [--strongly-typed]
           [--lock-timeout-s S] [--timeout-s S] [--force]
           Writes ENGINE and ENGINE.json (the sidecar) atomically; the same key is reused, never built twice.
@@ -26,9 +26,10 @@ build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|fp32]
 selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
           DIR holds golden.json {"shape": [N,C,H,W], "classes": K, "inputs": "inputs.f32", "logits": "logits.f32",
           "sha256": {file: digest}}, raw little-endian float32 (edgeship.targets.runner.write_golden writes it); of an engine
-          that takes pixels, "shape" is [N,H,W,C] and "inputs" "inputs.u8", raw uint8.
+          that takes pixels, "shape" is [N,H,W,C] and "inputs" "inputs.u8", raw uint8. "files": {row: image file}:
+          the classifier of applications decodes and prepares them, and has to give the logits of the prepared inputs.
           -> "verdict": "pass"|"fail", "images", "cosine_min", "cosine_mean", "top1_agreement",
-             "largest_difference", "latency_ms" (median wall), "reasons": [...]
+             "largest_difference", "latency_ms" (median wall), "application": {"images", ...}, "reasons": [...]
 time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [--duration-s 3] [--iterations 10]
           [--rounds 3] [--threads T] [--cuda-graph] [--no-transfers] [--samples] [--trtexec [PATH]]
           --duration-s and --iterations are totals of all rounds. Several engines are interleaved (A B C A B C).
@@ -58,6 +59,7 @@ MODULE in place of `tensorrt`. Nothing runs as root and nothing is changed outsi
 from __future__ import annotations
 
 import argparse
+import array
 import os
 import signal
 import sys
@@ -176,6 +178,7 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
         near = evalset.compare(got, expected.logits)
         origin = opened.origin()
     latency_ms = timing.percentile(walls, 50)
+    application = _application(options, expected.files, got)
     reasons = []
     if not evalset.finite(got):
         reasons.append("the engine gives logits that are no numbers")
@@ -185,8 +188,36 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
         reasons.append(f"top-1 agreement {near['top1_agreement']:.4f} is below {options.top1_min}")
     if options.latency_max_ms is not None and latency_ms > options.latency_max_ms:
         reasons.append(f"median latency {latency_ms:.3f} ms is above {options.latency_max_ms} ms")
+    if application["images"] and not reasons and (
+        application["top1_agreement"] < options.top1_min or not application["cosine_min"] >= options.cosine_min
+    ):
+        reasons.append(
+            f"image files give other logits than their prepared inputs (lowest cosine {application['cosine_min']:.5f}, "
+            f"top-1 agreement {application['top1_agreement']:.4f}): decoding or preprocessing differs on this device"
+        )
     return {"verdict": "fail" if reasons else "pass", "reasons": reasons, "images": expected.total, **near,
-            "batch": batch, "latency_ms": latency_ms, **origin}  # fmt: skip
+            "batch": batch, "latency_ms": latency_ms, "application": application, **origin}  # fmt: skip
+
+
+def _application(options: Any, files: dict[int, bytes], prepared: list[array.array[float]]) -> dict[str, Any]:
+    """Compare the logits that an application gets of image files with those of their prepared inputs.
+
+    Returns:
+        `images` and, if there are any, the keys of `evalset.compare`; else `why` they were not classified.
+    """
+    why = "the bundle has no image files" if not files else "another SDK is named" if options.sdk else None
+    try:
+        from . import classifier, imaging
+    except ImportError:
+        why = why or "NumPy is not installed"
+    else:
+        why = why or (None if imaging.Image is not None else "Pillow is not installed")
+    if why is not None:
+        return {"images": 0, "why": why}
+    with classifier.Classifier(options.engine, threads=options.threads, follow=False) as application:
+        results = application(list(files.values()))
+    logits = [array.array("f", result.logits.tolist()) for result in results]
+    return {"images": len(files), **evalset.compare(logits, [prepared[row] for row in files])}
 
 
 def _time(options: Any, output: Output) -> dict[str, Any]:
@@ -363,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--graph", required=True)
     build.add_argument("--out", required=True)
     build.add_argument("--backend", choices=backends.NAMES)
-    build.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32")
+    build.add_argument("--precision", choices=("fp32", "bf16", "fp16", "fp8", "int8"), default="fp32")
     build.add_argument("--cache")
     build.add_argument("--profile", type=_batches)
     build.add_argument("--workspace-mib", type=whole)

@@ -103,13 +103,14 @@ class Packed:
 
 
 class Golden(NamedTuple):
-    """Inputs with the logits they must give."""
+    """Inputs with the logits they must give, and the image files of some by row."""
 
     images: bytes
     logits: list[array.array[float]]
     total: int
     image_shape: tuple[int, ...]
     are_pixels: bool
+    files: dict[int, bytes]
 
 
 def golden(folder: str) -> Golden:
@@ -127,16 +128,20 @@ def golden(folder: str) -> Golden:
         are_pixels = names[0].endswith(".u8")
         value_bytes = 1 if are_pixels else _FLOAT_BYTES
         sizes = (count * math.prod(image_shape) * value_bytes, count * classes * _FLOAT_BYTES)
+        rows_of_files = {int(row): str(name) for row, name in record.get("files", {}).items()}
+        if any(not 0 <= row < count for row in rows_of_files):
+            raise ValueError("an image file of no row")
         contents = []
-        for name, size in zip(names, sizes):
+        for name, size in zip((*names, *rows_of_files.values()), (*sizes, *(None for _ in rows_of_files))):
             with open(os.path.join(folder, os.path.basename(name)), "rb") as stream:
                 data = stream.read()
-            if hashlib.sha256(data).hexdigest() != digests[name] or len(data) != size:
+            if hashlib.sha256(data).hexdigest() != digests[name] or size not in (None, len(data)):
                 raise _bad(name, "does not match golden.json")
             contents.append(data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad(path, f"is damaged ({error})") from error
-    return Golden(contents[0], rows(contents[1], classes), count, tuple(image_shape), are_pixels)
+    files = dict(zip(rows_of_files, contents[2:]))
+    return Golden(contents[0], rows(contents[1], classes), count, tuple(image_shape), are_pixels, files)
 
 
 def rows(data: bytes, classes: int) -> list[array.array[float]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeship.targets.runner import facts
 from edgeship.targets.tensorrt import versions
 from edgeship.toolkit.core.errors import DeviceError, nearest
+from edgeship.toolkit.core.results import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class Module:
     dla_cores: int
     pattern: str
 
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions with arithmetic on its GPU, besides FP32."""
+        eight_bits: tuple[Precision, ...] = ("int8",) if self.int8 else ()
+        return ("fp16", *(("fp8",) if float(self.sm) >= FP8_SM else ()), *eight_bits)
+
 
 _MAXWELL, _XAVIERS = ("Jetson Nano", "Jetson TX1", "Jetson TX2"), ("AGX Xavier", "Xavier NX")
 _ORINS = ("AGX Orin", "Orin NX", "Orin NX 16GB", "Orin NX 8GB", "Orin Nano")
@@ -110,6 +118,11 @@ JETPACKS = (  # the one table of module, JetPack and TensorRT; L4T versions are 
         ),
         installable=True,
     ),
+)
+FP8_SM, FP8_FROM = 8.9, "10.0"  # lowest compute capability with FP8; first strongly typed TensorRT
+FP8_SOURCES = (
+    "docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix (8.6: no FP8, 8.9: FP8); release properties "
+    "of TensorRT 10.10 for DRIVE OS (Thor: FP8); TensorRT-RTX 1.7.1, run without a GPU (refuses SM 8.6)"
 )
 PORTABLE = "8.5"  # default version: later ones read what this one reads
 TOO_OLD = {  # JetPack -> its TensorRT; source: _L4T_TABLE, MLPerf v1.1 AGX Xavier record
@@ -279,6 +292,38 @@ def _span(releases: tuple[str, ...]) -> str:
     return releases[0] if len(releases) == 1 else f"{releases[0]} to {releases[-1]}"
 
 
+def available(precisions: Sequence[Precision], module_name: str | None) -> tuple[Precision, ...]:
+    """Return those precisions of which a module has the arithmetic; all without a module."""
+    return tuple(each for each in precisions if not module_name or each in module(module_name).precisions)
+
+
+def require_fp8(module_name: str | None, version: str | None) -> None:
+    """Refuse FP8 where the GPU or its TensorRT has none.
+
+    Args:
+        module_name: The Jetson module; None: unknown, a GPU of compute capability 8.9 or newer is assumed.
+        version: Its TensorRT; None: unknown.
+
+    Raises:
+        DeviceError: It has no FP8; the hint names what it has.
+
+    Source:
+        `FP8_SOURCES`.
+    """
+    able = ", ".join(item.name for item in MODULES if "fp8" in item.precisions)
+    if module_name is not None and "fp8" not in module(module_name).precisions:
+        board = module(module_name)
+        raise DeviceError(
+            f"{board.name} (SM {board.sm}) computes no FP8: compute capability {FP8_SM} is the lowest",
+            hint=f"leave fp8 out of compile.precisions; of the Jetsons {able} has it",
+        )
+    if version is not None and versions.parse(version) < versions.parse(FP8_FROM):
+        raise DeviceError(
+            f"TensorRT {version} has no FP8 networks: they came with {FP8_FROM}",
+            hint=f"leave fp8 out of compile.precisions, or state the device's TensorRT ({able}: 10.13, 11.4)",
+        )
+
+
 def require_int8(module: Module) -> None:
     """Refuse INT8 where the GPU has no arithmetic for it.
 
@@ -288,7 +333,7 @@ def require_int8(module: Module) -> None:
     if not module.int8:
         raise DeviceError(
             f"{module.name} (SM {module.sm}) computes no INT8: the engine would run in FP32, more slowly",
-            hint="use the fp16 variant there; it is the fastest this GPU has",
+            hint="its fastest is FP16: give the float graph, or the run: `edgeship export-jetson RUN`",
         )
 
 

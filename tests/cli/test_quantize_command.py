@@ -163,6 +163,7 @@ def test_an_assumed_preprocessing_is_called_so(tmp_path, capfd, stated):
     assert ("assumed: ImageNet" in captured.err) == (not stated)
     properties = {each.key: each.value for each in onnx.load(tmp_path / "q.onnx").metadata_props}
     assert properties["preprocess_source"] == origin and "preprocess" in properties
+    assert json.loads(properties["labels"]) == list("0123456789")
 
 
 def test_the_answer_has_accuracy_layers_sizes_and_the_next_command(network, tmp_path, capfd):

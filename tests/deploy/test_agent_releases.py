@@ -62,9 +62,10 @@ def test_the_switch_is_on_the_disk_before_the_health_check_starts(releases, disk
         at_check.extend(disk)
 
     assert releases.activate("r1", check, "me", "deploy") is None
-    switch = at_check.index(("rename", str(releases.root / ".current"), str(releases.root / "current")))
-    assert ("sync", str(releases.root)) in at_check[switch:]
-    pending = at_check.index(
-        ("rename", str(releases.root / ".pending.json"), str(releases.root / "pending.json"))
-    )
-    assert pending < switch and ("sync", str(releases.root)) in at_check[pending:switch]
+    links = [
+        event for event in at_check if event[0] == "rename" and event[2] == str(releases.root / "current")
+    ]
+    assert links == [("rename", str(releases.root / ".current-trial"), str(releases.root / "current"))]
+    assert ("sync", str(releases.root)) in at_check[at_check.index(links[0]) :]
+    commits = [event[1] for event in disk[len(at_check) :] if event[0] == "rename"]
+    assert commits[0] == str(releases.root / ".current-proven")  # the first change after the check

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_rows import latency
 
 from edgeship.calibration import evalset_format
 from edgeship.calibration.datasets import open_dataset
-from edgeship.toolkit.core.artifact import write_json
+from edgeship.toolkit.core.artifact import read_json, write_json
 from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.results import Variant
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import bundle_from_run
+from edgeship.toolkit.report import verdict
+from edgeship.toolkit.report.gather import gather
 from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
 from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluationData
 from edgeship.toolkit.runs.network import ModelInfo
@@ -67,7 +71,11 @@ def run(tmp_path: Path) -> Path:
         {"name": name, "folder": str(folder), "digest": name * 2, "seconds": 1.0, "cached": False}
         for name, folder in stages.items()
     ]
-    recipe = {"evaluate": {"source": "digits:test"}, "bench": {"threads": 2}}
+    recipe = {
+        "evaluate": {"source": "digits:test"},
+        "select": {"source": "digits:train", "images": 12},
+        "bench": {"threads": 2},
+    }
     write_json(
         out / "run.json", {"schema": 1, "command": "edgeship run x", "recipe": recipe, "stages": described}
     )
@@ -91,6 +99,38 @@ def test_the_int8_variant_of_each_target_is_shipped_pruned_if_there_is_one(run: 
     assert (
         bundle.manifest["name"] == "resnet18" and bundle.manifest["provenance"]["command"] == "edgeship run x"
     )
+
+
+def test_a_faster_sixteen_bit_float_is_shipped_in_its_place(run: Path, monkeypatch) -> None:
+    fp16 = Variant("tensorrt-fp16", "tensorrt", "fp16", False, latency_ms=latency(1.0))
+    add_variant(run, "tensorrt-fp16")
+    assert "tensorrt-int8" in bundle_from_run._choose(bundle_from_run._Run(run), ())
+    folder = run.parent / "report"
+    folder.mkdir()
+    empty = gather({}, recipe="", stages=[])
+    write_json(folder / "report.json", empty)
+    index = read_json(run / "run.json")
+    index["stages"].append({**index["stages"][0], "name": "report", "folder": str(folder)})
+    write_json(run / "run.json", index)
+    monkeypatch.setattr(verdict, "to_ship", lambda report: {"tensorrt": fp16})
+    bundle = bundle_from_run.make(run, run.parent / "b.tar")
+    about = bundle.manifest["targets"]["tensorrt"]
+    assert (about["variant"], about["precision"]) == ("tensorrt-fp16", "fp16")
+
+
+def test_without_int8_the_sixteen_bit_float_is_shipped(run: Path) -> None:
+    add_variant(run, "other-fp16")
+    assert "other-fp16" in bundle_from_run._choose(bundle_from_run._Run(run), ())
+
+
+def add_variant(run: Path, name: str) -> None:
+    """Add an evaluated variant to a run: a copy of TensorRT's."""
+    for stage, file in (("compile", "compiled.json"), ("evaluate", "accuracy.json")):
+        content = read_json(run.parent / stage / file)
+        content["variants"][name] = content["variants"]["tensorrt-int8"]
+        write_json(run.parent / stage / file, content)
+    folder = run.parent / "evaluate/logits"
+    (folder / f"{name}.npy").write_bytes((folder / "tensorrt-int8.npy").read_bytes())
 
 
 def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
@@ -128,6 +168,8 @@ def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tm
 
     image = next(batches(dataset, [2 * place], PREPROCESS, batch=1)).images[0]
     np.testing.assert_array_equal(inputs[0], image)
+    assert sorted(golden["files"]) == list("0123")
+    assert bundle.read(f"golden/openvino/{golden['files']['0']}") == dataset.read(2 * place)
 
 
 def test_golden_cases_are_clear_in_every_variant() -> None:

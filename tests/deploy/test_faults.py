@@ -23,6 +23,7 @@ from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import agent, release
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
+from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
 BIG = 8 << 20  # bytes: more than fits into the buffers on the way
 
@@ -188,6 +189,14 @@ def test_health_check_fails_and_the_old_release_is_back(settled, bundle):
     assert well.state == "live" and release.status(entry)["bad"] == {}
 
 
+def test_a_failed_health_check_reports_the_reasons_of_the_runner(settled, bundle):
+    _, entry, _ = settled
+    result = """{"event": "result", "ok": true, "reasons": ["lowest cosine 0.5 is below 0.99"]}"""
+    negative = dataclasses.replace(entry, health=f"echo '{result}'; exit 3")
+    with pytest.raises(RefusedError, match=r"failed: exit code 3: lowest cosine 0\.5 is below"):
+        release.deploy(negative, bundle(version=2), QUICK, quiet)
+
+
 def test_client_leaves_during_the_health_check(settled, bundle):
     server, entry, first = settled
     slow = dataclasses.replace(entry, health="touch $EDGESHIP_ROOT/started; sleep 60")
@@ -206,12 +215,12 @@ def test_client_leaves_during_the_health_check(settled, bundle):
 
 
 SWITCH = {  # point of the failure -> line of the agent before which it happens
-    "before the intent is noted": "        write_json(self._pending,",
-    "after the intent is noted": "        failure: str | None = CUT_OFF",
-    "between the two links": "            temporary.replace(link)",
+    "before the links are made": "        trial = self._link(",
+    "before the switch": "            self._rename(trial)",
+    "before the switch is on the disk": "        sync_folder(self.root)\n\n    def _switch_back",
     "after the switch": "            failure = check()",
-    "after the check": "            if failure is None:\n                self._pending.unlink()",
-    "after the check, before the guard is disarmed": "            disarm()\n        if failure",
+    "after the check": "                proven.replace(self._current)",
+    "after the commit": "        if failure is None:\n            with suppress(OSError):",
 }
 
 
@@ -239,19 +248,38 @@ def test_kill_9_in_the_middle_of_the_switch(settled, bundle, monkeypatch, where,
     second = bundle(version=2)
     with reader(server):
         monkeypatch.setattr(agent, "source", fatal)
-        with pytest.raises(DeviceError, match="connection was lost"):
-            release.deploy(entry, second, QUICK, quiet)
-        monkeypatch.setattr(agent, "source", original)
-        if power == "killed":
-            assert soon(lambda: release.status(entry)["locked_by"] is None)
+        if where == "after the commit":  # the agent could not answer; the host asks again
+            assert release.deploy(entry, second, QUICK, quiet).state == "live"
+        else:
+            with pytest.raises(DeviceError, match=f"connection was lost .*; {first} is live"):
+                release.deploy(entry, second, QUICK, quiet)
             assert live(server) == first
-        pending = release.status(entry)["pending"]
+        monkeypatch.setattr(agent, "source", original)
+        assert release.status(entry)["pending"] is None
         again = release.deploy(entry, second, QUICK, quiet)
-    if power == "power cut" and where == "after the switch":
-        assert pending is not None and again.before == first  # rolled back first
-    assert again.state in {"live", "unchanged"} and live(server) == again.release
+    assert again.state == ("unchanged" if where == "after the commit" else "live")
+    assert live(server) == again.release
     status = release.status(entry)
     assert status["pending"] is None and status["bad"] == {} and status["previous"] == first
+
+
+def test_a_device_that_is_gone_after_the_switch_is_unknown(settled, bundle, monkeypatch):
+    server, entry, _ = settled
+    monkeypatch.setattr(release, "CONFIRM_S", 0.0)
+
+    def cut(state: str, _: str) -> None:
+        if state == "switching":
+            server.stop()
+
+    (outcome,) = rollout(
+        [entry],
+        lambda entry, on_state, connect: release.deploy(entry, bundle(version=2), QUICK, on_state, connect),
+        RolloutOptions(),
+        lambda _, state, detail: cut(state, detail),
+    )
+    assert outcome.state == "unknown" and "is live is unknown" in outcome.error
+    server.start()
+    assert soon(lambda: release.status(entry)["locked_by"] is None)
 
 
 def test_two_deployments_to_one_device_at_once(settled, bundle):
@@ -400,6 +428,35 @@ def test_disk_is_full(park, bundle, small_disk):
     assert not list((small_disk / "root/objects").glob("*.part"))  # the space is freed
     filler.unlink()
     assert release.deploy(entry, bundle(version=2, size=BIG), QUICK, quiet).release == live(server_on_disk)
+
+
+@pytest.mark.parametrize("full", ["blocks", "inodes"])
+@pytest.mark.parametrize("then", ["exit 1", "true"])
+def test_disk_fills_during_the_health_check(park, bundle, small_disk, full, then):
+    server = park.server("device")
+    entry = park.entry(server, root=str(small_disk / "root"))
+    server_on_disk = dataclasses.replace(server, folder=small_disk)
+    older, first = (release.deploy(entry, bundle(version=v), QUICK, quiet).release for v in (3, 1))
+    fill = {
+        "blocks": f"dd if=/dev/zero of={small_disk}/filler 2>/dev/null",
+        "inodes": f"mkdir {small_disk}/f; cd {small_disk}/f; i=0; "
+        "while true > $i; do i=$((i+1)); done 2>/dev/null",
+    }[full]
+    subprocess.run(["mount", "-o", "remount,nr_inodes=400", str(small_disk)], check=True)
+    failing = dataclasses.replace(entry, health=f"{fill}; {then}")
+    with reader(server_on_disk):
+        if then == "true":
+            assert release.deploy(failing, bundle(version=2), QUICK, quiet).release == live(server_on_disk)
+        else:
+            with pytest.raises(RefusedError, match="health check failed: exit code 1"):
+                release.deploy(failing, bundle(version=2), QUICK, quiet)
+            still(server_on_disk, first)
+            assert first not in release.status(entry)["bad"]
+        back = release.rollback(entry, older, QUICK, quiet)
+        assert back.state == "live" and live(server_on_disk) == older
+    assert release.status(entry)["pending"] is None
+    release.rollback(entry, first, QUICK, quiet)
+    assert release.prune(entry, 1, QUICK)["freed_bytes"] >= 0
 
 
 def test_a_silent_client_loses_the_lock(settled, monkeypatch):

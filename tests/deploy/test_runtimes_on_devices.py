@@ -228,15 +228,36 @@ for line in sys.stdin:
 """
 
 
-def described(tmp_path, prefix):
+def described(tmp_path, prefix, preprocess=PREPROCESS):
     labels = tuple((f"{prefix}{index}",) for index in range(10))
-    info = ModelInfo("residual", "", 1, 10, PREPROCESS, "stated", labels)
-    return dataclasses.replace(contents(tmp_path), description=description(info))
+    info = ModelInfo("residual", "", 1, 10, preprocess, "stated", labels)
+    made, dataset = contents(tmp_path), open_dataset("digits:test")
+    rows = enumerate(choose_golden([made.graphs[0].reference], 8))
+    files = {row: dataset.read(index) for row, index in rows}
+    return dataclasses.replace(made, golden_files=files, description=description(info))
+
+
+@pytest.mark.parametrize(
+    "preprocess",
+    [
+        dataclasses.replace(PREPROCESS, std=(0.1,) * 3),
+        dataclasses.replace(PREPROCESS, resize=48, interpolation="nearest"),
+    ],
+)
+def test_a_release_that_prepares_images_in_another_way_is_refused(intel, tmp_path, preprocess):
+    server, entry = intel
+    shipped = bundles.make(described(tmp_path, "first ", preprocess), tmp_path / "1.tar")
+    with pytest.raises(release.DeviceError, match="decoding or preprocessing differs"):
+        release.deploy(entry, shipped, QUICK, quiet)
+    assert not (server.root / "current").exists()
 
 
 def test_a_release_classifies_and_an_application_follows_the_next_one(intel, tmp_path):
     server, entry = intel
-    release.deploy(entry, bundles.make(described(tmp_path, "first "), tmp_path / "1.tar"), QUICK, quiet)
+    first = bundles.make(described(tmp_path, "first "), tmp_path / "1.tar")
+    application = release.deploy(entry, first, QUICK, quiet).record["selftest"]["application"]
+    assert application["images"] == 8 and application["top1_agreement"] == 1.0
+    assert application["largest_difference"] < 1e-4
     current = next(server.root.rglob("current"))
     picture = tmp_path / "a b.png"
     open_dataset("digits:test").image(7).save(picture)

@@ -35,6 +35,7 @@ class Absent:
     """A target whose SDK is not installed; the scheme is known all the same."""
 
     scheme = targets.get("tensorrt").scheme
+    precisions = targets.get("tensorrt").precisions
     opens_graphs = False
 
     def compile(self, model, out, precision, *, version=None):

@@ -19,6 +19,7 @@ ROWS = RANDOM.normal(size=(2, 6)).astype(np.float32)
 POSITIVE = (np.abs(MAP) + 0.2).astype(np.float32)
 UNIT = np.tanh(MAP) * 0.9
 FLAGS = MAP > 0
+OLD_RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
 
 
 def i64(*values):
@@ -258,6 +259,8 @@ def run(model, feeds, names):
 def test_values_are_those_of_onnx_runtime_and_gradients_those_of_differences(
     kind, inputs, attributes, opset, outputs, step, atol
 ):
+    if "noop_with_empty_axes" in attributes and OLD_RUNTIME:
+        pytest.skip("ONNX Runtime before 1.24 ignores noop_with_empty_axes")
     names = [f"in{place}" if each is not None else "" for place, each in enumerate(inputs)]
     results = [f"out{place}" for place in range(outputs)]
     proto = helper.make_node(kind, names, results, name="node", **attributes)

@@ -20,6 +20,6 @@ def test_unknown_layers_are_counted_and_not_as_float(precisions, shown):
     audit = [LayerAudit(f"conv{i}", "Convolution", each, weighted=True) for i, each in enumerate(precisions)]
     audit.append(LayerAudit("add", "Add", "unknown", weighted=False))
     variant = SimpleNamespace(
-        int8_layers=precisions.count("int8"), weighted_layers=len(precisions), audit=audit
+        precision="int8", int8_layers=precisions.count("int8"), weighted_layers=len(precisions), audit=audit
     )
     assert formatting.coverage(variant) == shown

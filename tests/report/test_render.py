@@ -181,7 +181,7 @@ def test_an_image_that_cannot_be_read_leaves_its_place_empty(report):
 
 def test_without_any_figure_the_page_still_says_so():
     page = render.html(gather({}, recipe="nothing", stages=[]))
-    assert "The run has no INT8 variant" in page
+    assert "The run has no INT8 or FP16 variant" in page
     assert "No latency was measured" in page
     assert "Missing: evaluate: not run" in page
 

@@ -217,6 +217,33 @@ FP16 = replace(FP32, name="openvino-fp16", precision="fp16", latency_ms=latency(
 BF16 = replace(FP32, name="openvino-bf16", precision="bf16", latency_ms=latency(1.8), speedup=3.3)
 
 
+def test_a_sixteen_bit_float_that_is_faster_than_int8_is_the_answer():
+    fp16 = replace(FP16, drop_pp=0.0, drop_ci95_pp=(-0.1, 0.1))
+    (verdict,) = verdicts(report(FP32, INT8, fp16))
+    assert verdict.level == "pass" and verdict.sentence.startswith("OpenVINO FP16 is 4.00× as fast")
+    assert any("INT8 brings no gain" in step and "FP16 is faster" in step for step in verdict.steps)
+
+
+def test_of_simulated_variants_int8_is_the_answer_unless_it_misses_a_limit_or_is_absent():
+    int8 = replace(SIMULATED, target="tensorrt", top1=0.9)
+    fp16 = replace(
+        int8, name="tensorrt-fp16", precision="fp16", top1=0.95, drop_pp=0.0, drop_ci95_pp=(-0.1, 0.1)
+    )
+    answers = [
+        next(v for v in verdicts(report(FP32, *rows)) if v.target == "tensorrt").sentence
+        for rows in ((fp16, int8), (fp16, replace(int8, drop_pp=5.0, drop_ci95_pp=(4.0, 6.0))), (fp16,))
+    ]
+    assert [sentence.split(" ")[1] for sentence in answers] == ["INT8", "FP16", "FP16"]
+
+
+def test_a_sixteen_bit_float_that_misses_a_limit_does_not_fail_a_run_with_int8():
+    slow = replace(FP16, latency_ms=latency(5.0), speedup=1.2, speedup_ci95=(1.1, 1.3), drop_pp=0.0)
+    rows = (FP32, INT8, slow)
+    missed = replace(report(*rows), gates=gates.judge(rows, None, 2.0, None)).missed
+    alone = replace(report(FP32, slow), gates=gates.judge((FP32, slow), None, 2.0, None)).missed
+    assert missed == () and [gate.variant for gate in alone] == ["openvino-fp16"]
+
+
 @pytest.mark.parametrize(
     ("others", "int8", "sentence"),
     [

@@ -1,6 +1,7 @@
 """The classifier: the classes of the report from a run, an engine or a file; a live switch of releases."""
 
 import json
+import re
 import shutil
 import threading
 
@@ -13,7 +14,9 @@ from edgeship.calibration.datasets import open_dataset
 from edgeship.targets.runner import classifier as module
 from edgeship.targets.runner.classifier import Classifier
 from edgeship.targets.runner.failures import Failure
+from edgeship.toolkit.api.classifier import is_simulated
 from edgeship.toolkit.cli import app
+from edgeship.toolkit.deploy import bundle_from_run
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, datasets, run
 from edgeship.toolkit.runs import description
@@ -80,6 +83,25 @@ def test_files_bytes_arrays_and_bgr_are_the_same_image(published, pictures, tmp_
         coloured[..., 0] //= 2
         assert not np.array_equal(classifier(coloured).logits, classifier(coloured, color="bgr").logits)
         np.testing.assert_array_equal(classifier(np.stack([array] * 2))[1].logits, expected)
+
+
+def test_nv12_frames_are_stated_in_full(published):
+    random = np.random.default_rng(0)
+    frame = random.integers(0, 256, (33, 20), np.uint8)
+    with Classifier(published[0] / "engines/openvino/openvino-int8") as classifier:
+        answers = {}
+        for color in module.NV12:
+            rgb = module.imaging.from_nv12(frame, *color.split("-")[1:])
+            answers[color] = classifier(frame, color=color).logits
+            np.testing.assert_array_equal(answers[color], classifier(rgb).logits)
+        assert len({each.tobytes() for each in answers.values()}) == 4
+        for color in ("nv12", "nv12-bt601", "NV12-bt601-full"):
+            with pytest.raises(Failure, match="color is") as caught:
+                classifier(frame, color=color)
+            assert "nv12-bt709-limited" in caught.value.cause
+        with pytest.raises(Failure, match="no NV12 frame") as caught:
+            classifier(frame[:32], color="nv12-bt601-full")
+        assert caught.value.code == "image-form"
 
 
 def test_without_pillow_arrays_give_the_same_logits(published, pictures, monkeypatch):
@@ -161,6 +183,10 @@ def test_a_folder_without_an_engine_and_an_engine_without_a_description(publishe
     with pytest.raises(Failure, match="no engine at"):
         Classifier(tmp_path)
     shutil.copytree(published[0] / "engines/openvino/openvino-int8", tmp_path / "engine")
+    with Classifier(tmp_path / "engine") as classifier:
+        assert classifier.labels[0].startswith("digit 0")  # stated in the file
+    file = tmp_path / "engine" / "model.xml"
+    file.write_text(re.sub("<(/?)edgeship>", r"<\1other>", file.read_text("utf-8")), "utf-8")
     with Classifier(tmp_path / "engine") as classifier:
         with pytest.raises(Failure, match=r"no model.json"):
             classifier(np.zeros((16, 16, 3), np.uint8))
@@ -253,6 +279,28 @@ def test_the_command_prints_classes_of_files_folders_and_patterns(published, pic
     code, printed, errors = predict(capsys, out, tmp_path, "--top", "1")
     assert code == 1 and "bad.png" in printed and "1 images were not classified" in errors
     assert printed.count("%") == 3
+
+
+def test_the_command_classifies_with_the_graphs_of_a_bundle(published, pictures, tmp_path, capsys):
+    out, _ = published
+    bundle = bundle_from_run.make(out, tmp_path / "b.tar", golden=2, images=0).path
+    pictures[0].save(tmp_path / "0.png")
+    for variant in ("openvino-int8", "onnxruntime-int8"):
+        arguments = (tmp_path / "0.png", "--json", "--variant", variant)
+        code, of_bundle, errors = predict(capsys, bundle, *arguments)
+        assert code == 0 and not errors
+        assert of_bundle == predict(capsys, out, *arguments)[1]
+    bundle.write_bytes(bundle.read_bytes()[:3000])
+    code, _, errors = predict(capsys, bundle, tmp_path / "0.png")
+    assert code == 1 and "no bundle" in errors
+
+
+def test_a_graph_for_another_machine_is_simulated(published, tmp_path):
+    folder = tmp_path / "tensorrt" / "tensorrt-int8"
+    folder.mkdir(parents=True)
+    shutil.copy(published[0] / "engines/openvino/openvino-int8/graph.onnx", folder / "model.onnx")
+    assert is_simulated(folder)
+    assert not is_simulated(published[0] / "engines/openvino/openvino-int8")
 
 
 @pytest.mark.parametrize(

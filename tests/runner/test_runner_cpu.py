@@ -102,6 +102,7 @@ def test_build_prove_and_infer(backend, build, run, images, logits, tmp_path):
     assert (tested.exit_code, tested.result["verdict"]) == (0, "pass")
     assert tested.result["cosine_min"] > 0.9999
     assert tested.result["top1_agreement"] == 1.0
+    assert tested.result["application"] == {"images": 0, "why": "the bundle has no image files"}
     (tmp_path / "x.f32").write_bytes(images.tobytes())
     run("infer", "--engine", engine, "--input", tmp_path / "x.f32", "--out", tmp_path / "y.f32")
     got = np.fromfile(tmp_path / "y.f32", "<f4").reshape(6, 10)

@@ -181,3 +181,25 @@ def test_images_it_cannot_take_are_a_target_error(name, tmp_path):
     ):
         session.infer(images(1)[:, :1])
     assert "edgeship inspect" in caught.value.hint
+
+
+@pytest.mark.skipif("bf16" not in targets.get("openvino").precisions(), reason="the CPU has no bfloat16")
+def test_openvino_computes_in_bfloat16_where_the_file_says_so(tmp_path):
+    model, target = save(residual_net(FLOAT), tmp_path / "net.onnx"), targets.get("openvino")
+    built = {each: target.compile(model, tmp_path / each, each) for each in ("fp32", "bf16")}
+    executed = {
+        name: {layer.precision for layer in compiled.audit if layer.weighted}
+        for name, compiled in built.items()
+    }
+    assert executed == {"fp32": {"fp32"}, "bf16": {"bf16"}}
+    logits = {}
+    for name, compiled in built.items():
+        with target.open(tmp_path / name / compiled.file, threads=1) as session:
+            logits[name] = session.infer(images(4))
+    error = np.abs(logits["fp32"] - logits["bf16"]).max() / np.abs(logits["fp32"]).max()
+    assert 2**-12 < error < 2**-5  # 8 bits of mantissa: not FP32, and close
+
+
+def test_a_cpu_without_sixteen_bit_floats_offers_none(monkeypatch):
+    monkeypatch.setattr("edgeship.targets.openvino.Backend.halves", lambda backend: [])
+    assert targets.get("openvino").precisions() == ("fp32", "int8")

@@ -19,6 +19,7 @@ from edgeship.toolkit.api.quantize import stated
 from edgeship.toolkit.core import statistics
 from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, TargetError
 from edgeship.toolkit.core.options import with_overrides, with_values
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.results import LayerAudit
 from edgeship.toolkit.core.tensors import Preprocess, Size, as_size, sides
@@ -59,7 +60,7 @@ class Pruned:
         """Write model.safetensors and widths.json, usable as `load.weights` of a recipe."""
         from edgeship.toolkit.models import weights
 
-        return weights.save(self.model, Path(folder).expanduser(), self.preprocess)
+        return weights.save(self.model, user_path(folder), self.preprocess)
 
 
 def prune(
@@ -126,7 +127,7 @@ def prune(
 def _checkpoint(model: Model, folder: Path) -> Path:
     """Return the path of a checkpoint; the tensors of a module are written to the folder."""
     if not hasattr(model, "state_dict"):
-        path = Path(str(model)).expanduser()
+        path = user_path(str(model))
         if hasattr(model, "SerializeToString") or path.suffix == ".onnx":
             raise ModelError(
                 "an ONNX file cannot be pruned: its channels are not known to belong together",
@@ -181,7 +182,7 @@ def compile(model: Model, target: str, out: str | Path, *, size: Size | None = N
     Raises:
         TargetError: The SDK is missing or rejects the graph.
     """
-    folder = Path(out).expanduser()
+    folder = user_path(out)
     with tempfile.TemporaryDirectory() as name:
         file = _float_or_quantized(model, Path(name), size)
         precision = "int8" if io.read(file).quantized else "fp32"

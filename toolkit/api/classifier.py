@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgeship import targets
 from edgeship.targets.runner import classifier as device
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError, TargetError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.runs.engines import engine_of
+from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.runs.description import DESCRIPTION
+from edgeship.toolkit.runs.engines import choose, engine_of
+
+BUNDLE_SUFFIX = ".tar"
 
 
 class Classifier(device.Classifier):
     """An engine with its preprocessing and class names.
 
     Args:
-        path: Folder of a run, or an engine folder of it; model.xml of OpenVINO; an ONNX file.
-        variant: Variant of a run; None: an INT8 engine of this machine.
+        path: Folder of a run, or an engine folder of it; a bundle; model.xml of OpenVINO; an ONNX file.
+        variant: Variant of a run or a bundle; None: an INT8 engine of this machine.
         preprocess: Preprocessing of images; None: as stated in model.json or in the ONNX file.
         labels: Class names, with `preprocess`; empty: indices.
         threads: CPU threads; None: all.
@@ -49,8 +56,8 @@ class Classifier(device.Classifier):
         if preprocess is not None:
             values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
             stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
-        with as_toolkit_errors():
-            super().__init__(engine_of(Path(path).expanduser(), variant), threads=threads, description=stated)
+        with as_toolkit_errors(), engine_at(user_path(path), variant) as engine:
+            super().__init__(engine, threads=threads, description=stated)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:
         """Classify one image or a list of them, see `targets.runner.classifier.Classifier`.
@@ -78,6 +85,42 @@ class Classifier(device.Classifier):
         """
         with as_toolkit_errors():
             return super().reload(wait=wait)
+
+
+@contextmanager
+def engine_at(path: Path, variant: str | None = None) -> Iterator[Path]:
+    """Yield the engine at a path for `targets.runner.classifier`, inside the block.
+
+    Args:
+        path: Folder of a run, an engine, or a bundle, whose graph is compiled as on a device.
+        variant: Variant of the run or the bundle; None: an INT8 engine of this machine.
+
+    Raises:
+        DataError: The bundle is damaged, or there is no such variant.
+        TargetError: The runtime of the graph is missing or refuses it.
+    """
+    if path.suffix != BUNDLE_SUFFIX or not path.is_file():
+        yield engine_of(path, variant)
+        return
+    bundle = bundles.load(path)
+    graphs = {about["variant"]: target for target, about in bundle.manifest["targets"].items()}
+    usable = [name for name, target in graphs.items() if targets.get(target).opens_graphs]
+    target = graphs[choose(path, tuple(graphs), usable, variant)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in (bundles.graph_path(target), DESCRIPTION):
+            if file in bundle.files:
+                (folder / Path(file).name).write_bytes(bundle.read(file))
+        precision = bundle.manifest["targets"][target]["precision"]
+        engine = folder / target / next(name for name, each in graphs.items() if each == target)
+        targets.get(target).compile(folder / f"{target}.onnx", engine, precision)
+        yield engine
+
+
+def is_simulated(engine: Path) -> bool:
+    """Return True for the folder <target>/<variant> of a target that does not run here: its graph does."""
+    known = engine.parent.name in targets.names()
+    return known and any(engine.glob("*.onnx")) and not targets.get(engine.parent.name).opens_graphs
 
 
 def _stated(preprocess: Mapping[str, Any]) -> Preprocess:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import as_size
 from edgeship.toolkit.pipeline import load_and_export
 from edgeship.toolkit.pipeline.recipe import Recipe, names
@@ -59,7 +60,7 @@ def onnx_file(model: Model, folder: Path, recipe: Recipe, shape: Shape | None = 
 
 
 def _of_path(path: str, folder: Path, recipe: Recipe) -> Path:
-    file = Path(path).expanduser()
+    file = user_path(path)
     if file.suffix == ".onnx":
         return file
     if file.suffix == ".toml" or (path in names() and not file.exists()):

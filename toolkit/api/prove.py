@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeship.targets.runner.classifier import Classifier
 from edgeship.toolkit.api._logging import logged_progress
-from edgeship.toolkit.api.classifier import as_toolkit_errors
+from edgeship.toolkit.api.classifier import as_toolkit_errors, engine_at
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.prove import answers as reading
 from edgeship.toolkit.prove import golden
 from edgeship.toolkit.prove.pipeline import Faults, Pipeline, preprocess_of
 from edgeship.toolkit.prove.proof import Cost, Proof, cost_of
 from edgeship.toolkit.prove.proof import prove as compare
-from edgeship.toolkit.runs.engines import engine_of
 
 if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
@@ -61,23 +62,23 @@ def prove(
         raise RecipeError(
             "one of outputs, command and tensors is needed", hint="name the outputs of the application"
         )
-    path = Path(run).expanduser()
+    path = user_path(run)
     with (
         logged_progress(),
         as_toolkit_errors(),
         Classifier(engine_of(path, variant), follow=False) as classifier,
     ):
         labels = classifier.labels
-        shown = golden.read(Path(images)) if images is not None else _golden(path, classifier, count)
+        shown = golden.read(user_path(images)) if images is not None else _golden(path, classifier, count)
         pipeline = Pipeline(classifier, [*shown.values()], [*shown])
         if command is not None:
             given = reading.from_command(command, shown, labels, timeout_s)
         elif tensors is not None:
-            given = reading.from_tensors(Path(tensors), [*shown], pipeline.inputs(()).shape[1:])
+            given = reading.from_tensors(user_path(tensors), [*shown], pipeline.inputs(()).shape[1:])
         elif callable(outputs):
             given = reading.from_function(outputs, shown, labels)
         else:
-            given = reading.from_lines(Path(str(outputs)), [*shown], labels)
+            given = reading.from_lines(user_path(str(outputs)), [*shown], labels)
 
         def cost(faults: Faults, order: IntArray | None) -> tuple[Cost | None, str]:
             if not cost_images:
@@ -107,15 +108,22 @@ def golden_images(
     Raises:
         ToolkitError: The evaluation images of the run are gone, or the folder holds other files.
     """
-    path = Path(run).expanduser()
+    path = user_path(run)
     with (
         logged_progress(),
         as_toolkit_errors(),
         Classifier(engine_of(path, variant), follow=False) as classifier,
     ):
         made = _golden(path, classifier, count)
-        golden.write(made, Path(folder), len(classifier.labels))
+        golden.write(made, user_path(folder), len(classifier.labels))
     return [Path(folder) / name for name in made]
+
+
+@contextmanager
+def _opened(path: Path, variant: str | None) -> Iterator[Classifier]:
+    with logged_progress(), as_toolkit_errors(), engine_at(path, variant) as engine:
+        with Classifier(engine, follow=False) as classifier:
+            yield classifier
 
 
 def _golden(run: Path, classifier: Classifier, count: int) -> dict[str, bytes]:

@@ -17,17 +17,10 @@ from edgeship.toolkit.api.images import Images, ImageStream, as_source
 from edgeship.toolkit.api.models import Model, onnx_file
 from edgeship.toolkit.core.artifact import plain, write_bytes
 from edgeship.toolkit.core.errors import DataError, RecipeError, TargetError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import agreement, sqnr_db
-from edgeship.toolkit.core.tensors import (
-    InputType,
-    Preprocess,
-    PreprocessSource,
-    Size,
-    as_size,
-    preprocess_metadata,
-    sides,
-)
+from edgeship.toolkit.core.tensors import InputType, Preprocess, PreprocessSource, Size, as_size, sides
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.conversion import check_conversion
 from edgeship.toolkit.graph.input_shape import fix_size
@@ -37,6 +30,8 @@ from edgeship.toolkit.pipeline import datasets, evaluation, mixed_precision, pre
 from edgeship.toolkit.pipeline.mixed_precision import HeldOut, Trials
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.report import formatting
+from edgeship.toolkit.runs.annotations import annotate, stated_labels
+from edgeship.toolkit.runs.description import class_labels
 
 if TYPE_CHECKING:
     import onnx
@@ -93,7 +88,7 @@ class Quantized:
 
     def save(self, path: str | Path) -> Path:
         """Write the quantized model as an ONNX file, atomically; return its path."""
-        file = Path(path).expanduser()
+        file = user_path(path)
         write_bytes(file, self.model.SerializeToString())
         return file
 
@@ -201,8 +196,6 @@ def quantize_by(
         file = onnx_file(model, folder, recipe, shape)
         graph, prepared, origin = _prepared_graph(file, recipe, given)
         known = isinstance(source, str) or origin != "assumed"
-        if known:
-            graph.model.metadata_props.update(preprocess_metadata(prepared, origin))
         if isinstance(source, ImageStream):
             data = _from_stream(
                 source, recipe, graph, prepared if known else None, calibration_images, limited=limited
@@ -230,6 +223,14 @@ def quantize_by(
         if pixel_input:
             add_pixel_input(quantized, prepared, folder / "pixels.onnx")
             quantized = folder / "pixels.onnx"
+        if known:
+            dataset = data.held_out.dataset
+            names = stated_labels(graph.model.metadata_props) or (dataset.classes if dataset else ())
+            labels = class_labels(graph.classes, data_classes=names)
+            annotate(
+                quantized,
+                {"labels": labels, "preprocess": plain(prepared), "preprocess_source": origin},
+            )
         written = InputForm("NHWC", "uint8") if pixel_input else InputForm()
         fitted = _fit_device(quantized, target, recipe.compile.device_version(target))
         notes = preprocessing.notes(graph.form, graph.normalization, prepared, written) if known else []

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from edgeship.toolkit.cli._options import Number
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-COLOURS = {"live": "green", "unchanged": "green", "planned": "cyan", "failed": "red", "interrupted": "red"}
+COLOURS = {"live": "green", "unchanged": "green", "planned": "cyan"} | dict.fromkeys(
+    ("failed", "unknown", "interrupted"), "red"
+)
 
 INVENTORY = click.option(
     "--inventory",
@@ -29,6 +33,7 @@ WAIT = click.option(
     "--wait",
     "wait_s",
     default=60.0,
+    type=Number(0, 86400),
     show_default=True,
     help="Seconds to wait for the lock of another deployment on the device.",
 )
@@ -113,8 +118,8 @@ def raise_failures(outcomes: Sequence[DeployOutcome]) -> None:
     from edgeship.toolkit.core.errors import DeviceError
 
     if any(outcome.state == "interrupted" for outcome in outcomes):
-        raise KeyboardInterrupt("interrupted; the live releases of the devices are unchanged")
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+        raise KeyboardInterrupt("interrupted; devices listed as interrupted keep their live release")
+    failed = [outcome for outcome in outcomes if outcome.state in {"failed", "unknown"}]
     if len(outcomes) == 1 and failed:
         raise DeviceError(failed[0].error, hint=failed[0].hint)
     if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -249,6 +250,20 @@ PREPROCESS = click.option(
     help="Preprocessing that the model file does not contain: resize, crop, mean, std or interpolation; "
     "repeatable. E.g. mean=0.5,0.5,0.5 (grey: mean=0.5), resize=96x128 (height x width, pixels).",
 )
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; click's own range has NaN in it."""
+
+    def __init__(self, least: float, most: float, *, above: bool = False) -> None:
+        super().__init__(least, most, min_open=above)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; call `fail` if `value` is none, or out of the range."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class SizeType(click.ParamType[Size]):

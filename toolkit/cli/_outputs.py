@@ -11,6 +11,7 @@ import click
 
 from edgeship.toolkit.cli._options import note
 from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.paths import refusal, user_path
 
 
 class OutPath(click.Path):
@@ -26,13 +27,7 @@ class OutPath(click.Path):
             RecipeError: It cannot be written.
         """
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        existing = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-        reason = ""
-        if existing != path.absolute() and not existing.is_dir():
-            reason = f"{existing} is a file"
-        elif not os.access(existing, os.W_OK):
-            reason = f"no permission to write to {existing}"
-        if reason:
+        if reason := refusal(path):
             raise RecipeError(
                 f"--out {path} cannot be written: {reason}", hint="name another path with --out"
             )
@@ -57,8 +52,8 @@ def refuse_inputs(out: Path, *inputs: Path | str) -> None:
     Raises:
         RecipeError: `out` is one of the inputs.
     """
-    target = out.expanduser().resolve()
-    if any(target == Path(each).expanduser().resolve() for each in inputs):
+    target = user_path(out).resolve()
+    if any(target == user_path(each).resolve() for each in inputs):
         raise RecipeError(
             f"--out {out} is an input of this command and would be overwritten",
             hint="name another file with --out",
@@ -77,7 +72,7 @@ def refuse_other_network(folder: Path, *, last: str, source: str) -> None:
         RecipeError: `source` is in the folder, or the folder has some of the three files, but not all.
     """
     network = folder / "model.safetensors"
-    source_path = Path(source).expanduser().resolve()
+    source_path = user_path(source).resolve()
     present = [name for name in (network.name, "widths.json", last) if (folder / name).exists()]
     if source_path in (folder.resolve(), network.resolve()) or len(present) in (1, 2):
         raise RecipeError(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import importlib
+import io
 import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,16 +23,19 @@ import click
 
 from edgeship.toolkit.cli._options import Resumable
 from edgeship.toolkit.core.errors import ToolkitError, nearest
+from edgeship.toolkit.core.paths import siblings
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 RESUMES = "finished work is saved; repeat the command to continue"
 RESTARTS = "no partial results were saved; repeat the command to start again"
+PLAIN = str.maketrans({"−": "-", "–": "-", "─": "-", "×": "x", "·": ".", "≥": ">=", "…": "...", "±": "+-"})
 TASKS = {  # title of the help -> commands
     "Start": ("run", "init", "list", "doctor"),
     "Models and images": ("train", "data", "inspect", "audit"),
     "Compress": ("prune", "quantize"),
     "Measure and report": ("bench", "report", "compare", "predict", "prove"),
     "Deploy": ("bundle", "deploy", "device", "status", "rollback", "prune-releases", "export-jetson"),
+    "Build an application": ("export-app",),
     "Housekeeping": ("store", "completion"),
 }
 
@@ -109,6 +115,10 @@ def _run(arguments: list[str]) -> int:
     if (code := _complete()) is not None:
         return code
     debug = resumable = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # closed
+                stream.reconfigure(errors="edgeship")
     # OpenMP's default of spinning at barriers slows training tenfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)  # clean up as after Ctrl-C
@@ -121,7 +131,8 @@ def _run(arguments: list[str]) -> int:
                 debug = context.obj["debug"]
                 called = app.get_command(context, context.invoked_subcommand or "")
                 resumable = isinstance(called, Resumable)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -145,11 +156,12 @@ def _run(arguments: list[str]) -> int:
         _print(message, RESUMES if resumable else RESTARTS)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of stdout exited, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
         if debug:
             raise
+        _drop_output()
         place = f"{error.filename}: " if error.filename else ""
         hint = "check the path, its permissions and the free space"
         if error.errno == errno.ENOSPC:
@@ -159,16 +171,33 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _drop_output() -> None:
+    """Discard what stdout still holds, where it cannot be written, so that Python does not try again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _replacement(error: UnicodeError) -> tuple[str, int]:
+    """Replace what a terminal or file of another encoding than UTF-8 cannot show."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return text.encode(error.encoding, "backslashreplace").decode(error.encoding), error.end
+
+
+codecs.register_error("edgeship", _replacement)
+
+
 def _usage_hint(error: click.UsageError) -> str:
     """Return the next step after wrong usage: the place of an option, the nearest path, or the help."""
     context = error.ctx
     if isinstance(error, click.NoSuchOption) and not error.possibilities and context and not context.parent:
         return f"options follow the command: edgeship COMMAND {error.option_name} ..."
     missing = re.search(r"(?:Path|File|Directory) '(.+)' does not exist", error.message)
-    if missing and (path := Path(missing[1])).parent.is_dir():
-        others = [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
-        if others:
-            return nearest(path.name, others[:1000])
+    if missing and (others := [name for name in siblings(Path(missing[1])) if not name.startswith(".")]):
+        return nearest(Path(missing[1]).name, others)
     return f"see `{context.command_path if context else 'edgeship'} --help`"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import Command, recipe_options
+from edgeship.toolkit.cli._options import Command, Number, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 
 
@@ -23,13 +23,13 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     "--variant",
     "variants",
     multiple=True,
-    help="Variant to pack; repeatable, one per target.  [default: INT8, pruned if the run pruned]",
+    help="Variant to pack; repeatable, one per target.  [default: INT8, else FP16, pruned if the run pruned]",
 )
 @click.option(
     "--golden",
     default=8,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     help="Number of golden images, for the self-test on the device.",
 )
 @click.option(
@@ -38,21 +38,30 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     default=500,
     metavar="N",
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**6),
     help="Number of images to measure accuracy with on the device; 0: none.",
 )
 @click.option(
     "--max-gap-pp",
-    type=float,
+    type=Number(0, 100),
     help="Limit of the top-1 loss on the device against the simulation, in percentage points.  [default: 1]",
 )
-@click.option("--max-latency-ms", type=float, help="Limit of the median latency on the device, in ms.")
+@click.option(
+    "--max-latency-ms",
+    type=Number(0, 10**6, above=True),
+    help="Limit of the median latency on the device, in ms.",
+)
 @recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
     "--sign",
     "key",
     type=click.Path(exists=True, path_type=Path),
-    help="SSH private key to sign the bundle with.",
+    help="SSH private key to sign the bundle with; devices check it.",
+)
+@click.option(
+    "--openssf-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Private ECDSA key (PEM) for a signature by OpenSSF model signing, in FILE.sig.json.",
 )
 def command(
     run: Path,
@@ -64,6 +73,7 @@ def command(
     max_gap_pp: float | None,
     max_latency_ms: float | None,
     key: Path | None,
+    openssf_key: Path | None,
     options: dict[str, Any],
 ) -> None:
     """Pack a run into one file for deployment.
@@ -77,7 +87,7 @@ def command(
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     target = out or run / bundle_from_run.FILE
-    refuse_inputs(target, *([key] if key is not None else ()))
+    refuse_inputs(target, *(each for each in (key, openssf_key) if each is not None))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
     version = Recipe.build({}, options).compile.device_version()
@@ -89,3 +99,5 @@ def command(
         bundle = bundles.sign(bundle, key)
     shipped = ", ".join(about["variant"] for about in bundle.manifest["targets"].values())
     click.echo(f"{bundle.path}: {bundle.id}, {shipped}{', signed' if key else ''}")
+    if openssf_key is not None:
+        click.echo(f"{bundles.sign_openssf(bundle, openssf_key)}: signature by OpenSSF model signing")

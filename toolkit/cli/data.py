@@ -36,7 +36,7 @@ Of a folder with train, val and test, SOURCE is train and --eval-data test or va
 @recipe_options("select.source", "evaluate.source", needed=("select.source",))
 @click.option(
     "--calibration-images",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10**9),
     metavar="N",
     help="Check only the calibration images that a run would select.  [default: all]",
 )

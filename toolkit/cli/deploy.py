@@ -15,7 +15,7 @@ from edgeship.toolkit.cli._devices import (
     selected_devices,
     states,
 )
-from edgeship.toolkit.cli._options import Resumable
+from edgeship.toolkit.cli._options import Number, Resumable
 from edgeship.toolkit.cli._outputs import OutPath
 
 
@@ -35,18 +35,23 @@ from edgeship.toolkit.cli._outputs import OutPath
     "--canaries",
     default=0,
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**6),
     help="Devices deployed to first; if one of them fails, the others are skipped.",
 )
 @click.option(
     "--max-failures",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Fraction of the devices that may fail before the rest is skipped.",
 )
 @click.option(
-    "--limit", "limit_s", default=3600.0, show_default=True, help="Time limit of a build, in seconds."
+    "--limit",
+    "limit_s",
+    default=3600.0,
+    show_default=True,
+    type=Number(0, 604800, above=True),
+    help="Time limit of a build, in seconds.",
 )
 @click.option(
     "--duration",
@@ -54,6 +59,7 @@ from edgeship.toolkit.cli._outputs import OutPath
     default=3.0,
     show_default=True,
     metavar="SECONDS",
+    type=Number(0, 86400, above=True),
     help="Seconds of timed inferences.",
 )
 @WAIT

@@ -73,7 +73,7 @@ def graph(model: Path, as_json: bool) -> None:
 @data_argument("source")
 @recipe_options("select.source", needed=("select.source",))
 @click.option(
-    "--images", type=click.IntRange(min=1), default=100, show_default=True, help="Number of images."
+    "--images", type=click.IntRange(1, 10**6), default=100, show_default=True, help="Number of images."
 )
 @PREPROCESS
 @JSON

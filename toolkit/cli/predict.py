@@ -22,38 +22,43 @@ Examples:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
-    "--variant", metavar="NAME", help="Variant of a run.  [default: an INT8 engine of this machine]"
+    "--variant",
+    metavar="NAME",
+    help="Variant of a run or a bundle.  [default: an INT8 engine of this machine]",
 )
 @click.option(
     "--top",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10**6),
     default=5,
     show_default=True,
     help="Number of classes for each image.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads.  [default: all]")
 @JSON
 def command(
     *, path: Path, images: tuple[str, ...], variant: str | None, top: int, threads: int | None, as_json: bool
 ) -> None:
     """Classify images; print the most probable classes with their probabilities.
 
-    PATH is the folder of a run, an engine folder of it, model.xml of OpenVINO, or an ONNX file. IMAGE is an
-    image file, a folder, a pattern, or - for standard input. The images are preprocessed as for calibration.
+    PATH is the folder of a run, an engine folder of it, a bundle (.tar), model.xml of OpenVINO, or an ONNX
+    file. IMAGE is an image file, a folder, a pattern, or - for standard input. The images are preprocessed
+    as for calibration.
     """
     from edgeship.targets.runner.classifier import Classifier
     from edgeship.targets.runner.classify import classify
     from edgeship.targets.runner.failures import Failure
+    from edgeship.toolkit.api.classifier import engine_at, is_simulated
     from edgeship.toolkit.core.errors import DataError
-    from edgeship.toolkit.runs.engines import engine_of
 
     try:
-        with Classifier(engine_of(path, variant), threads=threads) as classifier:
+        with engine_at(path, variant) as engine, Classifier(engine, threads=threads) as classifier:
+            if is_simulated(engine):
+                click.echo(f"{engine.name}: simulated, its graph runs in ONNX Runtime", err=True)
             failed = classify(classifier, images, top=top, as_json=as_json, write=click.echo)
     except Failure as failure:
         if failure.code == "engine-missing":
             raise DataError(
-                f"no engine at {path}: expected the folder of a run, an engine of it, or an ONNX file",
+                f"no engine at {path}: expected a run, an engine of it, a bundle, or an ONNX file",
                 hint="make engines of a model with `edgeship run MODEL --data FOLDER`",
             ) from failure
         cure = failure.cure

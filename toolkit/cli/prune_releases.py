@@ -15,7 +15,7 @@ from edgeship.toolkit.cli._devices import DRY_RUN, WAIT, device_options, selecte
     "--keep",
     default=3,
     show_default=True,
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**6),
     help="Number of most recent releases to keep.",
 )
 @WAIT

@@ -11,6 +11,7 @@ import click
 
 from edgeship.toolkit.cli._options import JSON, PREPROCESS, STORE, Resumable, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, unused_folder
+from edgeship.toolkit.core.paths import user_path
 
 if TYPE_CHECKING:
     from edgeship.toolkit.pipeline.recipe import Recipe
@@ -44,6 +45,8 @@ Examples:
     "evaluate.source",
     "select.images",
     "compile.targets",
+    "compile.precisions",
+    "compile.module",
     "compile.jetpack",
     "compile.tensorrt",
     "export.size",
@@ -154,7 +157,7 @@ def _busy(recipe: Recipe, until: str | None) -> list[str]:
 
 def _name(model: str) -> str:
     """Return the name of a run's folder: that of the model or recipe."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.stem in ("model", "recipe") or path.is_dir():  # named by their folder
         path = path.absolute() if path.is_dir() else path.absolute().parent
         return path.name
@@ -170,6 +173,7 @@ def _show(finished: Run, out: Path | None) -> None:
     click.echo(f"\nreport:  {(out or finished.folder('report')) / 'report.html'}")
     if out is None:
         return
+    click.echo(f"use:     edgeship predict {shlex.quote(str(out))} IMAGE")
     if report.verdicts and report.verdicts[0].level == "pass":
         click.echo(f"next:    edgeship bundle {shlex.quote(str(out))}")
     else:

@@ -39,6 +39,9 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
     else:
         rows = [row for name, status in statuses.items() for row in _rows(name, status)]
         print_table(("device", "release", "state", "variant", "top-1", "p50 latency"), rows)
+        live = next((entry for entry in chosen if statuses[entry.name].get("current")), None)
+        if live is not None:
+            click.echo(f"\nuse:     python3 {live.root}/current/classify.py IMAGE   (on {live.name})")
     failed = [status for status in statuses.values() if "error" in status]
     if failed:
         raise DeviceError(failed[0]["error"], hint=failed[0]["hint"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, STORE
+from edgeship.toolkit.cli._options import JSON, STORE, Number
 
 UNITS = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "kB"))
 
@@ -52,7 +52,9 @@ def command(context: click.Context, store_root: Path | None, as_json: bool) -> N
 
 
 @command.command(epilog="\b\nExample:\n  edgeship store gc --older-than 30")
-@click.option("--older-than", "days", type=float, metavar="DAYS", help="Also remove stages that are older.")
+@click.option(
+    "--older-than", "days", type=Number(0, 36500), metavar="DAYS", help="Also remove stages that are older."
+)
 @STORE
 @click.pass_context
 def gc(context: click.Context, days: float | None, store_root: Path | None) -> None:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from edgeship.toolkit.core.text import printable
+
 
 class ToolkitError(Exception):
     """A failure that the user can act on.
@@ -27,8 +29,8 @@ class ToolkitError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message, LONGEST))
+        self.hint = printable(hint, LONGEST)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.hint)  # keyword-only arguments do not pickle
@@ -66,13 +68,14 @@ class GateError(ToolkitError):
     exit_code = 3
 
 
+LONGEST = 2000  # characters of a message
 LISTED = 40  # names in a hint; a folder may have thousands
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the hint for a misspelt name: the nearest known name, or all of them."""
     names = sorted(known)
-    matches = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(str(name)[:255], names, n=1, cutoff=0.6)
     if matches:
         return f"did you mean '{matches[0]}'?"
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""

@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+LARGEST = 2**32 - 1  # number of an option that has no bound of its own
 
 
 def option(default: T, explanation: str, **rules: Any) -> T:
@@ -68,13 +69,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         RecipeError: The file cannot be read, or is not TOML; the message has line and column.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise RecipeError(
             f"{path} is not TOML: {error}", hint="write one `key = value` per line, with texts in quotes"
         ) from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        ValueError: The text is not TOML, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("its tables or lists are nested too deeply") from error
 
 
 def parse_override(text: str, options: type) -> tuple[str, Any]:
@@ -218,7 +231,7 @@ def convert(
         return tuple(convert(part, choices[0], where, rules) for part in items)
     if _misfit(value, annotation):
         raise _wrong(value, annotation, where)
-    if annotation is float:
+    if annotation is float and abs(value) <= LARGEST:  # of a larger int there may be no float
         value = float(value)
     _check(value, where, rules)
     return value
@@ -226,7 +239,7 @@ def convert(
 
 def _misfit(value: Any, annotation: Any) -> bool:
     """Return True if a value does not have a plain type; an int is a float, a bool is neither."""
-    kinds = (int, float) if annotation is float else annotation
+    kinds = (int, float) if annotation is float else str if get_origin(annotation) is Literal else annotation
     return not isinstance(value, kinds) or (isinstance(value, bool) and annotation is not bool)
 
 
@@ -275,6 +288,12 @@ def _union(value: Any, annotation: Any, where: str, rules: Mapping[str, Any]) ->
 def _check(value: Any, where: str, rules: Mapping[str, Any]) -> None:
     if isinstance(value, float) and math.isnan(value):
         raise RecipeError(f"{where} is not a number", hint="write a number")
+    if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise RecipeError(
+            f"{where} = '{value}' is not a text in UTF-8", hint="rename the file, or edit the value"
+        )
+    if isinstance(value, (int, float)):
+        rules = {"least": -LARGEST, "most": LARGEST, **rules}
     for rule, holds in (("above", operator.gt), ("least", operator.ge), ("most", operator.le)):
         if rule not in rules:
             continue
@@ -337,8 +356,8 @@ def from_text(text: str, annotation: Any) -> Any:
     if members(annotation) == [str] and not text.startswith(('"', "'")):
         return none_or_text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return _parsed(f"value = {text}")["value"]
+    except ValueError:
         return none_or_text
 
 

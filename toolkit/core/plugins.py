@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeship.toolkit.core.errors import RecipeError, nearest
+from edgeship.toolkit.core.paths import user_path
 
 FOLDERS = "EDGESHIP_PLUGINS"
 
@@ -75,7 +76,7 @@ def outside(package: str) -> dict[str, Path]:
             if spec is not None and spec.origin is not None:
                 files[name] = Path(spec.origin)
     for folder in filter(None, os.environ.get(FOLDERS, "").split(os.pathsep)):
-        found = sorted((Path(folder).expanduser() / _kind(package)).glob("*.py"))
+        found = sorted((user_path(folder) / _kind(package)).glob("*.py"))
         files |= {file.stem: file.absolute() for file in found if not file.stem.startswith("_")}
     return files
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+HALVES: tuple[Precision, ...] = ("bf16", "fp16")  # 16-bit floats: nothing is quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,5 +461,10 @@ class RunReport:
 
     @property
     def missed(self) -> tuple[Gate, ...]:
-        """Return the gates that were missed or not measured: any means exit code 3."""
-        return tuple(gate for gate in self.gates if gate.passed is False)
+        """Return the gates that were missed or not measured: any means exit code 3.
+
+        Those of a 16-bit float do not count where the target has a quantized variant: it need not be taken.
+        """
+        quantized = {v.target for v in self.variants if v.precision not in ("fp32", *HALVES)}
+        spare = {v.name for v in self.variants if v.precision in HALVES and v.target in quantized}
+        return tuple(gate for gate in self.gates if gate.passed is False and gate.variant not in spare)

@@ -15,13 +15,16 @@ from edgeship import targets
 from edgeship.targets.tensorrt import jetson, repair
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
+from edgeship.toolkit.core.results import HALVES, Environment, Precision, RunReport
 from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import evidence
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
-from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
+from edgeship.toolkit.report import verdict
+from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
 from edgeship.toolkit.runs.description import description
 from edgeship.toolkit.runs.index import RunIndex
-from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages
+from edgeship.toolkit.runs.measured import Accuracies, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
 from edgeship.toolkit.runs.quantized import QuantizationSummary
 from edgeship.toolkit.runs.variant_id import VariantId
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from edgeship.calibration.datasets import Dataset
 
 GOLDEN = 8  # images of the self-test
+LARGEST_FILE_BYTES = 2_000_000  # of an image file that a bundle carries
 EVALUATION = 500  # images of the packed evaluation set
 FILE = "bundle.tar"  # in the folder of the run
 TOP = 5
+PREFERRED: tuple[Precision, ...] = ("int8", "fp8", "fp16", "bf16")
 TYPED = "typed.onnx"  # graph with FP16 types, for runtimes without precision flags
 _STAGES = ("load", "export", "calibrate", "quantize")  # stages that determine a graph
 
@@ -72,8 +77,9 @@ def make(
     Args:
         run: The folder that `edgeship run --out` wrote.
         out: File to write.
-        variants: Names of the variants to ship, one per target; empty: the INT8 variant of every target,
-            pruned if the run pruned.
+        variants: Names of the variants to ship, one per target; empty: the INT8 variant of every target (a
+            16-bit float where there is none, or where it was measured to be the better one), pruned if the
+            run pruned.
         golden: Images of the self-test.
         images: Maximum images of the evaluation set; 0: no evaluation set.
         gates: Limits on the device, see `verification`.
@@ -85,7 +91,7 @@ def make(
         TargetError: That TensorRT refuses a graph.
     """
     source = _Run(run)
-    chosen = _choose(source.compiled, source.evaluated, variants)
+    chosen = _choose(source, variants)
     positions = choose_golden([source.logits(name) for name in chosen], golden)
     packed = _spread(len(source.labels), images)
     with TemporaryDirectory() as scratch:
@@ -93,15 +99,22 @@ def make(
         if evaluation:
             source.pack(packed, evaluation)
         graphs = [source.graph(name, positions, packed if evaluation else None) for name in chosen]
+        fitted = [_fitted(graph, version or source.tensorrt, Path(scratch)) for graph in graphs]
+        origin = source.origin(fitted)
         contents = Contents(
             name=source.model.name,
-            graphs=[_fitted(graph, version or source.tensorrt, Path(scratch)) for graph in graphs],
+            graphs=fitted,
             golden_inputs=source.inputs(positions),
+            golden_files=source.files(positions),
             evaluation=evaluation,
             gates=gates or {},
             provenance=_provenance(source),
             description=description(source.model, source.classes),
             threads=source.threads,
+            documents={
+                evidence.BOM: evidence.bill_of_materials(origin),
+                evidence.PROVENANCE: evidence.provenance(origin),
+            },
         )
         return bundles.make(contents, out)
 
@@ -141,6 +154,14 @@ class _Run:
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images = EvaluatedImages.read(self._folders["evaluate"])
 
+    def faster_in_float(self) -> dict[str, str]:
+        """Return target -> variant of its verdict where that is a 16-bit float that was timed."""
+        report = self._folders.get("report")
+        if report is None or not (report / "report.json").is_file():
+            return {}
+        best = verdict.to_ship(read_as(report / "report.json", RunReport))
+        return {target: v.name for target, v in best.items() if v.precision in HALVES and v.latency_ms}
+
     def logits(self, variant: str) -> FloatArray:
         """Return the (N, classes) logits of the evaluated images."""
         logits: FloatArray = np.load(self._folders["evaluate"] / "logits" / f"{variant}.npy")
@@ -162,13 +183,45 @@ class _Run:
             name,
             variant.target,
             variant.precision,
-            graph_file(variant, self.compiled.variants[name], self._folders),
+            (simulated_file if variant.precision == "fp8" else graph_file)(
+                variant, self.compiled.variants[name], self._folders
+            ),
             logits[golden],
             reference,
             simulated,
             typed if typed.is_file() else None,
             self.quantized[variant.quantized_graph].int8_sums if variant.precision == "int8" else None,
         )
+
+    def origin(self, graphs: Sequence[Graph]) -> evidence.Origin:
+        """Return the run as evidence; without the stages that measure time."""
+        stages = [stage for stage in self.index.stages if stage.name not in ("bench", "report")]
+        machine = self._folders.get("bench", Path()) / "device.json"
+        return evidence.Origin(
+            metadata.version("edgeship"),
+            self.model,
+            self.index.recipe,
+            stages,
+            self.images,
+            (self.images.source, self.index.recipe["select"]["source"]),
+            read_as(machine, Environment).versions if machine.is_file() else {},
+            [
+                evidence.ShippedGraph(
+                    graph.variant,
+                    graph.target,
+                    graph.precision,
+                    graph.file,
+                    self._stages_of(graph.variant),
+                    self.evaluated[graph.variant],
+                )
+                for graph in graphs
+            ],
+        )
+
+    def _stages_of(self, name: str) -> tuple[str, ...]:
+        """Return the stage that wrote the graph of a variant."""
+        file = graph_file(VariantId.parse(name), self.compiled.variants[name], self._folders)
+        return tuple(stage for stage, folder in self._folders.items() if folder in file.parents)
 
     def inputs(self, positions: list[int]) -> FloatArray | PixelArray:
         """Return evaluated images in the input form of the run's engines."""
@@ -178,6 +231,12 @@ class _Run:
         stream = batches(dataset, indices, self.model.preprocess, batch=len(indices))
         takes_pixels = any(record.input == "uint8" for record in self.compiled.variants.values())
         return np.concatenate([batch.pixels if takes_pixels else batch.images for batch in stream])
+
+    def files(self, positions: list[int]) -> dict[int, bytes]:
+        """Return the files of evaluated images, by place among the positions, without large ones."""
+        dataset, indices = self._located(positions)
+        small = [row for row, index in enumerate(indices) if dataset.size_bytes(index) <= LARGEST_FILE_BYTES]
+        return {row: dataset.read(indices[row]) for row in small}
 
     def pack(self, positions: list[int], out: Path) -> None:
         """Write evaluated images as one file for devices."""
@@ -204,9 +263,8 @@ class _Run:
         return dataset, [indices[name] for name in chosen]
 
 
-def _choose(
-    compiled: CompiledVariants, evaluated: Mapping[str, AccuracyRow], variants: Sequence[str]
-) -> Sequence[str]:
+def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
+    compiled, evaluated = source.compiled, source.evaluated
     for name in variants:
         if name not in evaluated:
             failed = compiled.variants.get(name)
@@ -218,10 +276,12 @@ def _choose(
     if variants:
         return variants
     # Pruned variants come last and replace the others.
-    ids = sorted(map(VariantId.parse, evaluated), key=lambda each: each.pruned)
-    chosen = {each.target: each.name for each in ids if each.precision == "int8"}
+    order = {precision: place for place, precision in enumerate(PREFERRED)}
+    ids = [each for each in map(VariantId.parse, evaluated) if each.precision in order]
+    ids.sort(key=lambda each: (-order[each.precision], each.pruned))
+    chosen = {each.target: each.name for each in ids} | source.faster_in_float()
     if not chosen:
-        raise DataError("the run has no INT8 variant to ship", hint="choose a variant with --variant NAME")
+        raise DataError("the run has only FP32 variants", hint="choose a variant with --variant NAME")
     return list(chosen.values())
 
 

@@ -10,12 +10,13 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeship import targets
 from edgeship.toolkit.core.artifact import write_text
-from edgeship.toolkit.core.errors import DeviceError, nearest
+from edgeship.toolkit.core.errors import DataError, DeviceError, nearest
+from edgeship.toolkit.core.paths import user_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -82,7 +83,7 @@ class Device:
 
 def default_path() -> Path:
     """Return the path of `edgeship/devices.toml` in the user's configuration folder."""
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    base = os.environ.get("XDG_CONFIG_HOME") or user_path("~/.config")
     return Path(base) / "edgeship" / "devices.toml"
 
 
@@ -96,7 +97,7 @@ def load(path: Path) -> dict[str, Device]:
         return {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DeviceError(
             f"cannot read {path}: {error}", hint="correct the file, or use another with --inventory FILE"
         ) from error
@@ -149,6 +150,12 @@ def parse(name: str, fields: Mapping[str, Any]) -> Device:
     for key in ("root", "health", "python", "key", "ssh_config"):
         if "\0" in fields.get(key, "") or "\n" in fields.get(key, ""):
             raise DeviceError(f"device {name!r}: {key} has a line break in it", hint="write it on one line")
+    parts = PurePosixPath(root := fields.get("root", "~/edgeship")).parts
+    if all(part[0] in "/~" for part in parts) or ".." in parts:
+        raise DeviceError(
+            f"device {name!r}: root = {root!r} is no folder of its own, and its files may be removed",
+            hint="write the path of a folder for edgeship alone, e.g. ~/edgeship",
+        )
     try:
         words = shlex.split(fields.get("python", "python3"))
     except ValueError as error:
@@ -157,8 +164,8 @@ def parse(name: str, fields: Mapping[str, Any]) -> Device:
         raise DeviceError(f"device {name!r}: python is empty", hint=_PYTHON)
     for key in ("key", "ssh_config"):  # files on this machine
         try:
-            Path(fields.get(key, "")).expanduser()
-        except RuntimeError as error:
+            user_path(fields.get(key, ""))
+        except DataError as error:
             raise DeviceError(
                 f"device {name!r}: {key} = {fields[key]!r}: {error}", hint="write the whole path"
             ) from error

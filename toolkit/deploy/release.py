@@ -6,7 +6,7 @@ import getpass
 import platform
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,13 @@ from edgeship.toolkit.deploy.verification import (
 Connect = Callable[[Device], AbstractContextManager[AgentSession]]
 
 HEALTH_S = 300.0
+CONFIRM_S = 20.0  # for the device to answer after a connection was lost in a switch
+SWITCH_S = 100.0  # for the agent there to notice the loss and switch back
 SPARE_BYTES = 32 << 20  # free space needed besides the files: engine, logs
+
+
+class UnknownStateError(DeviceError):
+    """The connection was lost in a switch, and the device does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ class DeployOutcome:
 
     Attributes:
         device: Name of the device.
-        state: "live" (switched), "unchanged", "planned" (dry run), "failed", "interrupted" or "skipped".
+        state: "live" (switched), "unchanged", "planned" (dry run), "failed", "unknown" (connection lost in
+            the switch), "interrupted" or "skipped".
         release: Requested release.
         before: Release that was live before; it still is unless `state` is "live".
         uploaded_bytes: Bytes sent, or to send in a dry run.
@@ -257,7 +264,7 @@ def _lock(session: AgentSession, options: DeployOptions, on_state: OnState) -> N
         on_event=lambda event: on_state("waiting", f"for {event['waiting_for']}"),
         answer_s=options.wait_s + 60.0,
         wait_s=options.wait_s,
-        who=f"{getpass.getuser()}@{platform.node()}",
+        who=_user(),
     )
 
 
@@ -365,15 +372,57 @@ def _activate(
     session: AgentSession, entry: Device, release: str, record: Mapping[str, Any], why: str
 ) -> None:
     selftest_command = [runner_python(entry), *_selftest_arguments(record["target"])]
-    session.call(
-        "activate",
-        answer_s=2 * HEALTH_S + 60.0,
-        release=release,
-        health=["sh", "-c", entry.health] if entry.health else selftest_command,
-        limit_s=HEALTH_S,
-        who=f"{getpass.getuser()}@{platform.node()}",
-        why=why,
+    try:
+        session.call(
+            "activate",
+            answer_s=2 * HEALTH_S + 60.0,
+            release=release,
+            health=["sh", "-c", entry.health] if entry.health else selftest_command,
+            limit_s=HEALTH_S,
+            who=_user(),
+            why=why,
+        )
+    except RefusedError:
+        raise
+    except DeviceError as error:
+        _confirm(entry, release, error)
+
+
+def _confirm(entry: Device, release: str, lost: DeviceError) -> None:
+    """Connect again after a connection was lost in a switch; raise unless the release is live.
+
+    Raises:
+        UnknownStateError: The device cannot be reached, or is still in the switch.
+        DeviceError: Another release is live.
+    """
+    give_up = time.monotonic() + CONFIRM_S
+    while True:
+        try:
+            with connect(entry) as session:
+                with suppress(RefusedError):  # another deployment waits for the lock as well
+                    session.call("lock", answer_s=SWITCH_S + 60.0, wait_s=SWITCH_S, who=_user())
+                status = session.call("status")
+            break
+        except DeviceError:
+            if time.monotonic() > give_up:
+                raise _unknown(entry, release, lost) from lost
+            time.sleep(1.0)
+    if status["pending"] is not None:
+        raise _unknown(entry, release, lost)
+    if not _is_live(status, release):
+        live = status["current"] or "no release"
+        raise DeviceError(f"{lost}; {live} is live", hint=lost.hint) from lost
+
+
+def _unknown(entry: Device, release: str, lost: DeviceError) -> UnknownStateError:
+    return UnknownStateError(
+        f"{lost}; whether {release} is live is unknown",
+        hint=f"`edgeship status --device {entry.name}` when it answers again",
     )
+
+
+def _user() -> str:
+    return f"{getpass.getuser()}@{platform.node()}"
 
 
 def _selftest_arguments(target: str) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.deploy.agent_client import AgentSession, connect
 from edgeship.toolkit.deploy.inventory import Device
-from edgeship.toolkit.deploy.release import Connect, DeployOutcome
+from edgeship.toolkit.deploy.release import Connect, DeployOutcome, UnknownStateError
 
 OnState = Callable[[str, str, str], None]  # device, state, detail
 Work = Callable[[Device, Callable[[str, str], None], Connect], DeployOutcome]
@@ -91,14 +91,16 @@ def rollout(
                 entry, lambda state, detail: on_state(entry.name, state, detail), connections.connect
             )
         except ToolkitError as error:
-            outcome = DeployOutcome(entry.name, "failed", error=str(error), hint=error.hint)
-            if connections.closed:
+            unknown = isinstance(error, UnknownStateError)
+            state = "unknown" if unknown else "failed"
+            outcome = DeployOutcome(entry.name, state, error=str(error), hint=error.hint)
+            if connections.closed and not unknown:
                 outcome = DeployOutcome(entry.name, "interrupted", error=CUT, hint="deploy again")
         on_state(entry.name, outcome.state, outcome.error)
         return outcome
 
     def failed() -> int:
-        return sum(outcome.state == "failed" for outcome in outcomes.values())
+        return sum(outcome.state in {"failed", "unknown"} for outcome in outcomes.values())
 
     canaries, rest = entries[: options.canaries], entries[options.canaries :]
     with ThreadPoolExecutor(options.parallel) as pool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from edgeship.toolkit.core.errors import DeviceError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.deploy.inventory import Device
 
 CONNECT_S = 8
@@ -161,7 +162,7 @@ def command_line(entry: Device, argv: Sequence[str]) -> list[str]:
     }
     command = ["ssh", "-T"]
     if entry.ssh_config:
-        command += ["-F", str(Path(entry.ssh_config).expanduser())]
+        command += ["-F", str(user_path(entry.ssh_config))]
     for name, value in options.items():
         command += ["-o", f"{name}={value}"]
     if entry.port:
@@ -170,7 +171,7 @@ def command_line(entry: Device, argv: Sequence[str]) -> list[str]:
         command += ["-l", entry.user]
     if entry.key:  # no others: sshd ends a login after six keys
         command += ["-o", "IdentitiesOnly=yes"]
-        command += ["-i", str(Path(entry.key).expanduser()).replace("%", "%%")]
+        command += ["-i", str(user_path(entry.key)).replace("%", "%%")]
     if entry.jump:
         command += ["-J", entry.jump]
     return [*command, "--", entry.host, shlex.join(argv)]

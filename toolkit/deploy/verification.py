@@ -83,8 +83,15 @@ def check_compatible(entry: Device, bundle: Bundle, probed: Mapping[str, Any]) -
         raise DeviceError(
             f"{entry.name} cannot run {precision} on {entry.target}: "
             f"it supports {', '.join(backend['precisions'])}",
-            hint="`edgeship bundle RUN --variant NAME` with a supported precision",
+            hint=_other_variant(bundle.manifest["targets"][entry.target]["variant"], entry, backend),
         )
+
+
+def _other_variant(packed: str, entry: Device, backend: Mapping[str, Any]) -> str:
+    """Return the command that packs a variant of the device's best precision, in the place of another."""
+    best = next(each for each in ("int8", "fp16", "fp32") if each in backend["precisions"])
+    name = f"{entry.target}-{best}" + "-pruned" * packed.endswith("-pruned")
+    return f"`edgeship bundle RUN --variant {name}`, then deploy again"
 
 
 def verify(
@@ -156,7 +163,13 @@ def verify(
         "problems": [*probed["problems"], *risks],
         "build": _subset(built, "key", "reused", "build_s", "size_bytes", "backend", "version", "warnings"),
         "selftest": _subset(
-            tested, "images", "cosine_min", "cosine_mean", "top1_agreement", "largest_difference"
+            tested,
+            "images",
+            "cosine_min",
+            "cosine_mean",
+            "top1_agreement",
+            "largest_difference",
+            "application",
         ),
         "accuracy": None if evaluated is None else _accuracy(entry, evaluated, simulated),
         **_latency(timed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -129,16 +130,29 @@ def _shift_bounds(
     mean, std = (np.float32(values[channel]) for values in (preprocess.mean, preprocess.std))
     normalized = (LEVELS.astype(np.float32) / np.float32(255) - mean) / std
     for node in readers:
-        if node.op_type != "QuantizeLinear" or node.inputs[1] is None:
+        if node.op_type != "QuantizeLinear" or node.inputs[1] is None or _is_float8(node):
             continue
-        scale = edit.constant(node.inputs[1])
-        third = node.inputs[2] if len(node.inputs) > 2 else None
-        zero_point = np.zeros((), np.uint8) if third is None else edit.constant(third)
-        ends, zero = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
-        integers = np.clip(np.round(normalized / scale.reshape(-1)[0]) + zero, ends.min, ends.max)
-        step = float(scale.reshape(-1)[0])
+        integers, zero, ends = quantized(node, normalized)
+        step = float(edit.constant(node.inputs[1]).reshape(-1)[0])
         lower_bounds, upper_bounds = (LEVELS * gain - (integers - zero + half) * step for half in (0.5, -0.5))
         yield (
             float(lower_bounds[integers < ends.max].max(initial=-np.inf)),  # clipped values do not bound it
             float(upper_bounds[integers > ends.min].min(initial=np.inf)),
         )
+
+
+def _is_float8(node: ir.Node) -> bool:
+    third = node.inputs[2] if len(node.inputs) > 2 else None
+    return third is not None and third.dtype == ir.DataType.FLOAT8E4M3FN
+
+
+def quantized(
+    node: ir.Node, values: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], float, np.iinfo[Any]]:
+    """Return the integers of a QuantizeLinear with one scale, its zero point, and the limits of its type."""
+    assert node.inputs[1] is not None
+    third = node.inputs[2] if len(node.inputs) > 2 else None
+    zero_point = np.zeros((), np.uint8) if third is None else edit.constant(third)
+    ends, zero = np.iinfo(zero_point.dtype), float(zero_point.reshape(-1)[0])
+    scale = edit.constant(node.inputs[1]).reshape(-1)[0]
+    return np.clip(np.round(values / scale) + zero, ends.min, ends.max), zero, ends

@@ -31,7 +31,7 @@ def accuracies(outcome: Outcome, records: Mapping[VariantId, CompiledVariant]) -
         rows[variant.name] = AccuracyRow(
             images=len(logits),
             source="measured" if record.runs_here else "simulated",
-            measured_on=here if record.runs_here else "simulation (ONNX Runtime)",
+            measured_on=here if record.runs_here else _simulation(variant, record),
             top1=float(correct.mean()) if labelled else None,
             top5=_top5(logits, labels) if labelled else None,
             drop_pp=drop if labelled else None,
@@ -40,6 +40,11 @@ def accuracies(outcome: Outcome, records: Mapping[VariantId, CompiledVariant]) -
             sqnr_db=_finite(statistics.sqnr_db(reference, logits)),
         )
     return rows
+
+
+def _simulation(variant: VariantId, record: CompiledVariant) -> str:
+    types = f"{variant.precision.upper()} types, " if record.simulated else ""
+    return f"simulation ({types}ONNX Runtime)"
 
 
 def _top5(logits: FloatArray, labels: IntArray) -> float | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from edgeship import targets
 from edgeship.toolkit.core import statistics
-from edgeship.toolkit.core.errors import ToolkitError
+from edgeship.toolkit.core.errors import TargetError, ToolkitError
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.runs.compiled import CompiledVariant
@@ -25,13 +26,32 @@ if TYPE_CHECKING:
 PIXEL_IMAGES = 2  # random images to compare the engines of both input types
 
 
-def planned(names: Sequence[str], graphs: Sequence[GraphName]) -> tuple[VariantId, ...]:
-    """Return all variants of these targets, unpruned and pruned, FP32 and INT8; the reference first."""
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
+def planned(
+    names: Sequence[str], graphs: Sequence[GraphName], precisions: Collection[Precision]
+) -> tuple[VariantId, ...]:
+    """Return all variants of these targets, unpruned and pruned; the reference first.
+
+    Args:
+        names: The targets.
+        graphs: The float graphs.
+        precisions: Those besides FP32, each for the targets that have it.
+
+    Raises:
+        TargetError: No target has a 16-bit float or FP8 that was asked for, except FP16.
+    """
+    offered = {name: targets.get(name).precisions() for name in names}
+    for precision in precisions:
+        if precision not in {"fp16", "int8", *chain.from_iterable(offered.values())}:
+            listed = "; ".join(f"{name}: {', '.join(each)}" for name, each in offered.items())
+            raise TargetError(
+                f"no target of the run has {precision.upper()} here ({listed})",
+                hint=f"leave {precision} out of compile.precisions",
+            )
     variants = (
         VariantId(target, precision, graph == "pruned")
         for target in names
-        for precision in precisions
+        for precision in get_args(Precision)
+        if precision == "fp32" or (precision in precisions and precision in offered[target])
         for graph in graphs
     )
     return tuple(dict.fromkeys((REFERENCE, *variants)))
@@ -101,6 +121,7 @@ def compile_variant(
         input="float32" if preprocess is None else "uint8",
         graph=None if preprocess is None else str(graph.relative_to(out)),
         float_input=float_input,
+        simulated=built.simulated,
     )
 
 

@@ -20,7 +20,7 @@ from edgeship.toolkit.core.parallel import Backend, ordered
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import datasets
-from edgeship.toolkit.runs.compiled import CompiledVariant, engine_file, graph_file
+from edgeship.toolkit.runs.compiled import CompiledVariant, engine_file, simulated_file
 from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def engines(records: Mapping[VariantId, CompiledVariant], inputs: Inputs) -> tup
     floats: dict[str, Engine] = {}
     for variant, record in records.items():
         target = variant.target if record.runs_here else None
-        graph = graph_file(variant, record, inputs)
+        graph = simulated_file(variant, record, inputs)
         file = engine_file(variant, record, inputs) if target else graph
         engine = Engine(file, target)
         if variant.precision == "fp32" and target in {None, REFERENCE.target}:

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from edgeship.toolkit.core.artifact import (
 )
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.options import declared
+from edgeship.toolkit.core.paths import siblings, user_path
 from edgeship.toolkit.core.progress import track
 
 FOLDER_LIMIT_BYTES = 16 << 30  # of a larger folder, names, sizes and times are hashed: reading takes minutes
 SETTLED_SECONDS = 2.0  # a file changed this recently may change again within one tick of its clock
-MOST_NAMES = 1000  # candidates for a hint
 WORDS = ("auto", "train", "none")  # values of path options that are never paths
 PREFIXES = ("digits", "torchvision:")
 
@@ -72,11 +71,10 @@ def check_exist(options: Any, section: str) -> None:
         if is_dataclass(value):
             check_exist(value, f"{section}.{each.name}")
         elif names_path(each.metadata, value) and not existing(value):
-            folder = Path(value).expanduser().parent
-            siblings = [item.name for item in islice(folder.iterdir(), MOST_NAMES)] if folder.is_dir() else []
+            near = siblings(user_path(value))
             raise DataError(
                 f"{section}.{each.name}: no such file or folder: {value}",
-                hint=nearest(Path(value).name, siblings) if siblings else "check the path",
+                hint=nearest(Path(value).name, near) if near else "check the path",
             )
 
 
@@ -91,16 +89,22 @@ def existing(value: str) -> tuple[Path, str] | None:
     """Return the file or folder of a path, and the rest: a path inside an archive, a part of a split.
 
     None if there is none.
+
+    Raises:
+        DataError: The path cannot be looked at.
     """
     from edgeship.calibration.sets import split_part
 
     if part := split_part(value):
         whole = existing(value.removesuffix(f":{part}"))
         return None if whole is None else (whole[0], f"{whole[1]}:{part}")
-    path = Path(value).expanduser()
-    for outer in (path, *path.parents):
-        if outer.is_file() or (outer == path and outer.is_dir()):
-            return outer, path.relative_to(outer).as_posix()
+    path = user_path(value)
+    try:
+        for outer in (path, *path.parents):
+            if outer.is_file() or (outer == path and outer.is_dir()):
+                return outer, path.relative_to(outer).as_posix()
+    except OSError as error:
+        raise DataError(f"cannot read {value}: {error.strerror}", hint="check the path") from error
     return None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgeship.toolkit.core.artifact import sha256_file
 from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size, preprocess_metadata, sides
 from edgeship.toolkit.pipeline import preprocessing
@@ -57,7 +58,7 @@ def load_checkpoint(recipe: Recipe, out: Path, _work_dir: Path) -> None:
             "load.weights is not set",
             hint="--set load.weights=FILE, torchvision:IMAGENET1K_V1 or train; an ONNX file is a load.model",
         )
-    source = Path(options.weights).expanduser()
+    source = user_path(options.weights)
     if options.weights.startswith("torchvision:"):
         source = weights.download(options.weights, options.model)
     loaded = weights.load(source, options.model)
@@ -130,7 +131,7 @@ def import_onnx(recipe: Recipe, out: Path, _work_dir: Path) -> None:
     from edgeship.toolkit.graph.conversion import check_conversion
 
     options = recipe.load
-    source = Path(options.model).expanduser()
+    source = user_path(options.model)
     graph = io.read_classifier(source, options.output or None)
     size = preprocessing.input_size(graph, recipe.export.size)
     prepared = preprocessing.resolve(options.preprocess, graph.preprocess, size, graph.normalization)
@@ -249,7 +250,7 @@ def _class_names(labels: str, classes: int) -> tuple[tuple[str, ...], ...]:
 
     if not labels:
         return ()
-    names = read_class_aliases(Path(labels).expanduser())
+    names = read_class_aliases(user_path(labels))
     if len(names) != classes:
         raise DataError(
             f"{labels} has {len(names)} class names, the network {classes} outputs",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.toolkit.core.errors import DataError, RecipeError, nearest
+from edgeship.toolkit.core.paths import siblings, user_path
 from edgeship.toolkit.pipeline import recipe as recipes
 from edgeship.toolkit.pipeline.recipe import Recipe
 
@@ -27,7 +28,7 @@ def recipe_of(model: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> 
     Raises:
         RecipeError: The model is none of these; or an option cannot be used.
     """
-    path = Path(model).expanduser()
+    path = user_path(model)
     if (path / RECIPE).is_file():
         return Recipe.read(path / RECIPE, overrides)
     if path.suffix.lower() == ".toml" or (not path.exists() and model in recipes.names()):
@@ -47,8 +48,7 @@ def _check_model(model: str, path: Path) -> None:
     if model.startswith("torchvision:"):
         return
     if not path.exists():
-        folder = path.parent
-        near = [item.name for item in folder.iterdir()][:1000] if folder.is_dir() else []
+        near = siblings(path)
         known = near if path.suffix or len(path.parts) > 1 else [*recipes.names(), *near]
         raise RecipeError(f"no checkpoint, ONNX file or recipe: {model}", hint=nearest(path.name, known))
     suffix = path.suffix.lower()

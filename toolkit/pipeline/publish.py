@@ -4,7 +4,7 @@ recipe.toml                         the recipe: `edgeship run OUT/recipe.toml` g
 report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the report, with seconds and cache state of the stages of this run
-engines/<target>/<variant>/         engines, and the Q/DQ graph of each
+engines/<target>/<variant>/         engines, and the Q/DQ graph of each, annotated (`runs.annotations`)
 engines/model.json, labels.txt      preprocessing and class names, for applications
 run.json                            `RunIndex`; files it does not list are never overwritten or removed
 """
@@ -21,8 +21,10 @@ from typing import Any
 
 from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
+from edgeship.toolkit.core.paths import leads_outside, refusal
 from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
 from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
+from edgeship.toolkit.runs.annotations import ANNOTATED, annotate
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text
 from edgeship.toolkit.runs.index import RunIndex, StageResult
@@ -67,8 +69,14 @@ def check_overwrite(recipe: Recipe, stages: Collection[str], out: Path) -> None:
     """Raise if a run of these stages would overwrite files that no run has written.
 
     Raises:
-        RecipeError: A file with the name of an output exists; other files may stay.
+        RecipeError: The folder cannot be written to, its engines are elsewhere, or a file with the name of an
+            output exists; other files may stay.
     """
+    if reason := refusal(out):
+        raise RecipeError(f"--out {out} cannot be written: {reason}", hint="name another folder with --out")
+    engines = out / ENGINES
+    for place in (engines, *engines.glob("*"), *engines.glob("*/*")):
+        _refuse_link(place.relative_to(out) / RUN, out)
     owned = _owned(out)
     claimed = [RUN, Path(RECIPE), *(PAGES if "report" in stages else ())]
     if "compile" in stages and not owned:  # else run.json lists the engines
@@ -93,8 +101,9 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     }
     if "report" in folders:
         written[Path(REPORT)] = read_report(folders["report"], stages)
-    if "compile" in folders:
-        written |= _description(folders)
+    described = _description(folders) if "compile" in folders else None
+    if described is not None:
+        written |= {ENGINES / DESCRIPTION: described, ENGINES / LABELS: labels_text(described)}
     new, owned = not out.exists(), _owned(out)
     _refuse_foreign((RUN, *outputs, *written), owned, out)
     stale = {place for place in owned - {*outputs} if ENGINES in place.parents}
@@ -106,9 +115,14 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
             incoming = Path(name)
             changed = [place for place, file in outputs.items() if not _same(file, out / place)]
+            if described != _stated_description(out):
+                changed += [place for place in outputs if place.suffix in ANNOTATED and place not in changed]
             for place in changed:
                 (incoming / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(outputs[place], incoming / place)
+                if described is not None and ENGINES in place.parents:
+                    annotate(incoming / place, described)
+                    shutil.copystat(outputs[place], incoming / place)
             for place, content in written.items():
                 if isinstance(content, str):
                     write_text(incoming / place, content)
@@ -119,7 +133,7 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             for place in (*written, *changed):  # run.json first: killed after it, the rest is still ours
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / place).replace(out / place)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+    except OSError as error:
         raise ToolkitError(
             f"cannot write to {error.filename or out}: {error.strerror}",
             hint="name another folder with --out",
@@ -129,13 +143,20 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
             out.rmdir()
 
 
-def _description(folders: Mapping[str, Path]) -> dict[Path, object]:
-    """Return model.json and labels.txt of the engines, for applications."""
-    described = description(
+def _description(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the content of model.json of the engines, for applications."""
+    return description(
         ModelInfo.read(folders["load"]),
         Accuracies.read(folders["evaluate"]).data.classes if "evaluate" in folders else (),
     )
-    return {ENGINES / DESCRIPTION: described, ENGINES / LABELS: labels_text(described)}
+
+
+def _stated_description(out: Path) -> object:
+    """Return the content of model.json of an earlier run; None without."""
+    try:
+        return read_json(out / ENGINES / DESCRIPTION)
+    except DataError:
+        return None
 
 
 def read_report(folder: Path, stages: tuple[StageResult, ...]) -> dict[str, Any]:
@@ -168,16 +189,25 @@ def _owned(out: Path) -> frozenset[Path]:
     except DataError:  # no run.json, or a foreign file of that name
         return frozenset()
     inside = [place for place in places if not place.is_absolute() and ".." not in place.parts]
-    return frozenset(place for place in inside if (out / place).is_file())
+    return frozenset(place for place in inside if (out / place).is_file() and not leads_outside(place, out))
 
 
 def _refuse_foreign(places: Iterable[Path], owned: Collection[Path], out: Path) -> None:
     for place in places:
+        _refuse_link(place, out)
         if place not in owned and ((out / place).exists() or (out / place).is_symlink()):
             raise RecipeError(
                 f"{out / place} would be overwritten, and no run of edgeship is known to have written it",
                 hint="name another folder with --out, or move the file away",
             )
+
+
+def _refuse_link(place: Path, out: Path) -> None:
+    if leads_outside(place, out):
+        raise RecipeError(
+            f"{(out / place).parent} is reached by a link, and is not in {out}",
+            hint="remove the link, or name another folder with --out",
+        )
 
 
 def _remove(place: Path, out: Path) -> None:
@@ -189,8 +219,9 @@ def _remove(place: Path, out: Path) -> None:
 
 
 def _same(source: Path, target: Path) -> bool:
-    """Return True if a copy has the size and time of its source."""
+    """Return True if a copy has the time of its source and its size, or is larger by its annotations."""
     if not target.is_file():
         return False
     copy, original = target.stat(), source.stat()
-    return (copy.st_size, copy.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
+    larger = copy.st_size > original.st_size and source.suffix in ANNOTATED
+    return copy.st_mtime_ns == original.st_mtime_ns and (copy.st_size == original.st_size or larger)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgeship import targets
 from edgeship.targets._device import this_device
+from edgeship.targets.tensorrt import jetson
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.parallel import ONE, Workers
 from edgeship.toolkit.core.quant import X86, FloatArray, QuantScheme
+from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import granted_cores
 from edgeship.toolkit.graph.io import Classifier, save
@@ -75,6 +77,13 @@ def quantize(
         summary["mixed"], warnings = summarize(summary["mixed"], trials, out)
         summary["warnings"] += warnings
     return summary
+
+
+def quantized_targets(recipe: Recipe, precision: Precision) -> tuple[str, ...]:
+    """Return the targets with a quantized variant of a precision, int8 or fp8."""
+    if precision not in jetson.available(recipe.compile.precisions, recipe.compile.module):
+        return ()
+    return tuple(each for each in recipe.compile.targets if precision in targets.get(each).precisions())
 
 
 def workers(recipe: Recipe) -> Workers:

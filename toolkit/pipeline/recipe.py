@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from edgeship.toolkit.core.artifact import canonical_json
 from edgeship.toolkit.core.errors import RecipeError, nearest
 from edgeship.toolkit.core.options import declared, option, read_toml, with_overrides, with_values
 from edgeship.toolkit.core.parallel import Backend
+from edgeship.toolkit.core.paths import user_path
+from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import InputType, Interpolation, Size, read_size
 from edgeship.toolkit.models.train_options import TrainOptions
 from edgeship.toolkit.pipeline.fingerprints import existing, names_path
@@ -33,6 +35,12 @@ def _jetpack(value: Any) -> str:
     from edgeship.targets.tensorrt import jetson
 
     return jetson.release_name(_text(value))
+
+
+def _module(value: Any) -> str:
+    from edgeship.targets.tensorrt import jetson
+
+    return jetson.module(_text(value)).name
 
 
 def _tensorrt(value: Any) -> str:
@@ -63,13 +71,18 @@ class PreprocessOptions:
         None,
         "Shorter side after resizing, in pixels, or both as HxW; 0 keeps the size.",
         least=0,
+        most=16384,
         read=partial(read_size, exact=True),
     )
     crop: Size | None = option(  # noqa: RUF009
-        None, "The centre crop, in pixels: N or HxW.", least=1, read=read_size
+        None, "The centre crop, in pixels: N or HxW.", least=1, most=8192, read=read_size
     )
-    mean: tuple[float, ...] | None = option(None, "Mean of each channel (RGB, pixels in 0..1).")
-    std: tuple[float, ...] | None = option(None, "Standard deviation of each channel.")
+    mean: tuple[float, ...] | None = option(
+        None, "Mean of each channel (RGB, pixels in 0..1).", least=-255.0, most=255.0
+    )
+    std: tuple[float, ...] | None = option(
+        None, "Standard deviation of each channel.", least=1e-6, most=255.0
+    )
     interpolation: Interpolation | None = option(None, "Resampling filter.")  # noqa: RUF009
 
 
@@ -118,10 +131,11 @@ class ExportOptions:
         None,
         "Input in pixels, N or HxW (height x width); default: that of the model.",
         least=1,
+        most=8192,
         read=read_size,
         metavar="N|HxW",
     )
-    batch: int | Literal["dynamic"] = option(1, "Images of one inference, or dynamic.", least=1)
+    batch: int | Literal["dynamic"] = option(1, "Images of one inference, or dynamic.", least=1, most=4096)
     input: InputType = option(  # noqa: RUF009
         "float32", "float32, or uint8: engines take decoded pixels and normalize them."
     )
@@ -162,6 +176,17 @@ class CompileOptions:
         flag="--target",
         metavar="TARGET",
     )
+    precisions: tuple[Precision, ...] = option(
+        ("fp16", "int8"),
+        "Precisions besides FP32, for the targets that have them: bf16, fp16, fp8 (Thor), int8.",
+        flag="--precision",
+    )
+    module: str | None = option(
+        None,
+        "Jetson module, e.g. 'Orin Nano'; without INT8 arithmetic (Nano, TX2) it gets no INT8 variant.",
+        read=_module,
+        metavar="NAME",
+    )
     jetpack: str | None = option(
         None,
         "JetPack or L4T version of the device; default: the newest of its module, if that is known.",
@@ -177,20 +202,25 @@ class CompileOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a TensorRT that the JetPack does not have."""
-        self.device_version()
+        """Refuse a TensorRT that the module or the JetPack does not have, and FP8 where either has none."""
+        version = self.device_version()
+        if "fp8" in self.precisions:
+            from edgeship.targets.tensorrt import jetson
+
+            jetson.require_fp8(self.module, version)
 
     def device_version(self, target: str = "tensorrt") -> str | None:
         """Return the version of a target's SDK on the device; None if no option states it.
 
         Raises:
-            DeviceError: No JetPack has that TensorRT.
+            DeviceError: No JetPack has that TensorRT, or the module has no such JetPack.
         """
-        if target != "tensorrt" or not (self.jetpack or self.tensorrt):
+        if target != "tensorrt" or not (self.module or self.jetpack or self.tensorrt):
             return None
         from edgeship.targets.tensorrt import jetson
 
-        return jetson.choose(jetpack=self.jetpack, tensorrt=self.tensorrt)
+        module = jetson.module(self.module) if self.module else None
+        return jetson.choose(module, jetpack=self.jetpack, tensorrt=self.tensorrt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +243,7 @@ class EvaluateOptions:
         False, "Leave unreadable images out and count them.", renamed_from="skip_bad"
     )
     workers: int | None = option(
-        None, "Batches in parallel; default: one per core, at most 8.", least=1, not_in_key=True
+        None, "Batches in parallel; default: one per core, at most 8.", least=1, most=256, not_in_key=True
     )
     backend: Backend = option(  # noqa: RUF009
         "threading", "Executor: threading, loky (processes), ray or dask (a cluster).", not_in_key=True
@@ -224,19 +254,27 @@ class EvaluateOptions:
 class BenchOptions:
     """Latency measurement."""
 
-    batch: int | None = option(None, "Images of one inference; default: the graph's, else 1.", least=1)
+    batch: int | None = option(
+        None, "Images of one inference; default: the graph's, else 1.", least=1, most=4096
+    )
     threads: int = option(1, "CPU threads of one session; not more than cores.", least=1, most=_cores)
     duration_s: float = option(
         2.0,
         "Seconds of timed inferences for each variant.",
         above=0.0,
+        most=86400.0,
         flag="--duration",
         former_flags=("--seconds",),
     )
-    runs: int | None = option(None, "Timed inferences of each variant, instead of a duration.", least=1)
-    warmup_s: float = option(0.5, "Seconds of warm-up inferences for each variant.", least=0.0)
+    runs: int | None = option(
+        None, "Timed inferences of each variant, instead of a duration.", least=1, most=10**7
+    )
+    warmup_s: float = option(0.5, "Seconds of warm-up inferences for each variant.", least=0.0, most=86400.0)
     throughput_s: float = option(
-        1.0, "Seconds each for throughput, end to end and energy; 0 skips them and memory.", least=0.0
+        1.0,
+        "Seconds each for throughput, end to end and energy; 0 skips them and memory.",
+        least=0.0,
+        most=86400.0,
     )
 
 
@@ -245,7 +283,7 @@ class ReportOptions:
     """Limits of a run (exit code 3 if one is missed); None: no limit."""
 
     max_drop_pp: float | None = option(
-        None, "Largest drop of top-1, in percentage points.", flag="--max-drop"
+        None, "Largest drop of top-1, in percentage points.", least=0.0, most=100.0, flag="--max-drop"
     )
     min_speedup: float | None = option(None, "Smallest speed-up over FP32 on the same target.", above=0.0)
     max_latency_ms: float | None = option(None, "Largest median latency, in milliseconds.", above=0.0)
@@ -350,7 +388,7 @@ def as_toml(recipe: Recipe, *, commented: bool = False) -> str:
 
 def _absolute(rules: Mapping[str, Any], value: Any) -> Any:
     named_file = names_path(rules, value) and existing(value)
-    return str(Path(value).expanduser().absolute()) if named_file else value
+    return str(user_path(value).absolute()) if named_file else value
 
 
 def _toml(value: Any) -> str:
@@ -420,7 +458,7 @@ def _with_absolute_paths(recipe: Path, table: dict[str, Any]) -> dict[str, Any]:
             if names_path(each.metadata, value):
                 absolute = str(recipe.absolute().parent / value)
                 result[key] = absolute if existing(absolute) else value
-            elif isinstance(value, dict) and each.default is not MISSING:
+            elif isinstance(value, dict) and is_dataclass(each.default):
                 result[key] = visit(value, each.default)
         return result
 

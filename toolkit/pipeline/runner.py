@@ -30,6 +30,7 @@ State: TypeAlias = Literal["started", "waiting", "done", "cached"]
 Watcher: TypeAlias = Callable[[str, State, float], None]  # stage, state, seconds
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+STORE_FULL = "free space with `edgeship store gc`, or set --store; finished stages stay stored"
 NO_ROOM_WORDS = ("no space left", "os error 28", "disk quota", "file too large", "os error 27")
 
 
@@ -107,7 +108,7 @@ def run(
         check_overwrite(recipe, [stage.name for stage in chosen], Path(out))
     store = store or Store()
     with ExitStack() as stack:
-        with _no_room_explained(store.root):
+        with _no_room_explained(store.root, STORE_FULL):
             stack.enter_context(store.in_use())
             done: dict[str, StageResult] = {}
             for stage in chosen:
@@ -115,7 +116,7 @@ def run(
                 done[stage.name] = _run_stage(stage, recipe, done, store, redo=again, watch=watch)
         finished = Run(recipe, tuple(done.values()))
         if out is not None:
-            with _no_room_explained(Path(out)):
+            with _no_room_explained(Path(out), "free space there, or name another folder with --out"):
                 publish(recipe, finished.stages, Path(out))
         return finished
 
@@ -165,7 +166,7 @@ def _run_stage(
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"interrupted in stage '{stage.name}'") from interrupt
     watch(stage.name, "done" if computed else "cached", entry.seconds)
-    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not computed)
+    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not computed, stage.needs)
 
 
 def _key(
@@ -197,17 +198,17 @@ def _this_device() -> Any:
 
 
 @contextmanager
-def _no_room_explained(folder: Path) -> Iterator[None]:
+def _no_room_explained(folder: Path, hint: str) -> Iterator[None]:
     """Translate the disk-full errors of libraries into one ToolkitError."""
     try:
         yield
     except ToolkitError as error:
         if _is_no_room(error):
-            raise _no_room(folder) from error
+            raise ToolkitError(f"no room left to write below {folder}", hint=hint) from error
         raise
     except Exception as error:
         if _is_no_room(error):
-            raise _no_room(folder) from error
+            raise ToolkitError(f"no room left to write below {folder}", hint=hint) from error
         raise
 
 
@@ -221,10 +222,3 @@ def _is_no_room(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _no_room(folder: Path) -> ToolkitError:
-    return ToolkitError(
-        f"no room left to write below {folder}",
-        hint="free space with `edgeship store gc`, or set --store; finished stages stay stored",
-    )

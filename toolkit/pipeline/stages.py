@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeship.targets.tensorrt import jetson
 from edgeship.toolkit.core.artifact import read_json, write_json
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray
@@ -161,6 +162,7 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
     from edgeship.calibration import manifest
+    from edgeship.quantization import float8
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.graph import io
 
@@ -175,7 +177,7 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     for graph_name, graph in graphs.graphs.items():
         statistics = Statistics.load(inputs["calibrate"] / graph_name)
         model = io.read_classifier(inputs["export"] / graph.file)
-        for target in track(recipe.compile.targets, f"quantizing {graph_name}"):
+        for target in track(quantizing.quantized_targets(recipe, "int8"), f"quantizing {graph_name}"):
             name = quantized_name(target, graph_name)
             summaries[name] = verbs.quantize(
                 model,
@@ -186,7 +188,12 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
                 workers=workers,
                 validation=validation,
             )
-    costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
+        for target in quantizing.quantized_targets(recipe, "fp8"):
+            name = quantized_name(f"{target}-fp8", graph_name)
+            summaries[name] = float8.write(
+                model, statistics, quantizing.scheme(recipe.quantize, target), out / f"{name}.onnx"
+            )
+    costs = {name: summary.pop("sensitivity", None) for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
     write_json(out / "quantize.json", summaries)
 
@@ -198,12 +205,13 @@ def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """
     graphs = ExportedGraphs.read(inputs["export"])
     preprocess = graphs.preprocess if recipe.export.input == "uint8" else None
+    precisions = jetson.available(recipe.compile.precisions, recipe.compile.module)
     CompiledVariants(
         {
             each.name: compilation.recorded(
                 each, inputs, out, preprocess, version=recipe.compile.device_version(each.target)
             )
-            for each in compilation.planned(recipe.compile.targets, tuple(graphs.graphs))
+            for each in compilation.planned(recipe.compile.targets, tuple(graphs.graphs), precisions)
         }
     ).write(out)
 
@@ -328,7 +336,13 @@ def _times_layers(recipe: Recipe) -> bool:
 def _read_by_quantize(recipe: Recipe) -> tuple[str, ...]:
     limit = ("select.source", "select.skip_unreadable", "evaluate.source", "evaluate.batch")
     workers = ("evaluate.workers", "evaluate.backend")
-    return ("compile.targets", *workers, *(limit if recipe.quantize.limited else ()))
+    return (
+        "compile.targets",
+        "compile.precisions",
+        "compile.module",
+        *workers,
+        *(limit if recipe.quantize.limited else ()),
+    )
 
 
 STAGES = (

@@ -12,6 +12,7 @@ a key owns `tmp/<key>`; runs take the lock of the store shared, `gc` and `clear`
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -32,9 +33,11 @@ from edgeship.toolkit.core.artifact import (
     write_sealed,
 )
 from edgeship.toolkit.core.errors import DataError, ToolkitError
+from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.progress import track
 
 DIGEST_LENGTH = 24  # hexadecimal digits in a name: 96 bits
+FOLDERS = ("objects", "keys", "digests", "locks", "partial", "tmp")
 VERIFY_DAYS = 7.0  # a disk can lose bits without a change of size or time
 
 _log = logging.getLogger("edgeship")
@@ -71,32 +74,38 @@ class Entry:
 def default_root() -> Path:
     """Return `$EDGESHIP_STORE`, else `edgeship/store` in the user's cache folder."""
     if own := os.environ.get("EDGESHIP_STORE"):
-        return Path(own).expanduser()
+        return user_path(own)
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "edgeship" / "store"
+    return user_path(cache) / "edgeship" / "store"
 
 
 class Store:
     """A folder of stage results that concurrent runs may share."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or default_root()).absolute()
+        self.root = (user_path(root) if root else default_root()).absolute()
+        self._lock_file = self.root / "locks" / "store"
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Lock the store against clearing during a run, after removal of abandoned temporary folders.
 
         Raises:
-            ToolkitError: The folder cannot be written to.
+            ToolkitError: The folder cannot be written to, or holds something else.
         """
         try:
-            for name in ("objects", "keys", "digests", "locks", "partial", "tmp"):
-                (self.root / name).mkdir(parents=True, exist_ok=True)
+            self._check_own()
+            self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_file.touch()  # from now on it is a store
+            for name in FOLDERS:
+                (self.root / name).mkdir(exist_ok=True)
             tag = self.root / "CACHEDIR.TAG"  # back-up programs skip such folders
             if not tag.exists():
                 tag.write_text("Signature: 8a477f597d28d172789f06886806bc55\n", encoding="ascii")
-            lock = (self.root / "locks" / "store").open("a")
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            lock = self._lock_file.open("a")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise ToolkitError(
                 f"cannot keep results in {self.root}: {error.strerror}",
                 hint="name another folder with --store or EDGESHIP_STORE",
@@ -299,6 +308,21 @@ class Store:
                 if _try_lock(stream):
                     _remove(path)
 
+    def _check_own(self) -> None:
+        """Raise unless the folder is a store, or empty: what is below it is removed without a question.
+
+        Raises:
+            ToolkitError: It holds something else, or a folder of the store is a link.
+        """
+        entries = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        links = [name for name in FOLDERS if (self.root / name).is_symlink()]
+        if links or (entries - {"locks"} and not self._lock_file.is_file()):
+            reason = f"{links[0]} is a link" if links else "it holds other files"
+            raise ToolkitError(
+                f"{self.root} is not a store: {reason}",
+                hint="name an empty folder with --store or EDGESHIP_STORE",
+            )
+
     def _no_store(self) -> ToolkitError:
         hint = "name the folder with --store or EDGESHIP_STORE"
         return ToolkitError(f"{self.root} is not a store", hint=hint)
@@ -307,7 +331,8 @@ class Store:
     def _alone(self) -> Iterator[None]:
         if not (self.root / "keys").is_dir():
             raise self._no_store()
-        with (self.root / "locks" / "store").open("a") as stream:
+        self._check_own()
+        with self._lock_file.open("a") as stream:
             if not _try_lock(stream):
                 raise ToolkitError(f"a run is using {self.root}", hint="wait until it has finished")
             yield
@@ -349,7 +374,7 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ class DistillOptions(TrainOptions):
 
     epochs: int = option(2, "Passes over the images; 0 = none.", least=0)
     batch: int = option(32, "Images a step.", least=2)
-    learning_rate: float = option(0.01, "Highest rate of the one-cycle schedule.", above=0.0)
+    learning_rate: float = option(0.01, "Highest rate of the one-cycle schedule.", above=0.0, most=1000.0)
     weight_decay: float = option(1e-4, "Decay of the weights.", least=0.0)
     feature_weight: float = option(
         1.0, "Weight of the loss on stage outputs, relative to that on logits.", least=0.0

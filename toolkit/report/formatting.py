@@ -144,12 +144,15 @@ def images(number: int) -> str:
 
 
 def coverage(variant: Variant) -> str:
-    """Return the weighted layers in INT8 of all weighted layers, and those of unknown precision."""
+    """Return the weighted layers in the variant's precision of all, and those of unknown precision."""
     if variant.int8_layers is None or variant.weighted_layers is None:
         return UNKNOWN
     unknown = sum(layer.weighted and layer.precision == "unknown" for layer in variant.audit)
     gap = f", {unknown} {UNKNOWN}" if unknown else ""
-    return f"{variant.int8_layers} of {variant.weighted_layers}{gap}"
+    if variant.precision in ("fp32", "int8"):
+        return f"{variant.int8_layers} of {variant.weighted_layers}{gap}"
+    own = sum(layer.weighted and layer.precision == variant.precision for layer in variant.audit)
+    return f"{own} of {variant.weighted_layers} {variant.precision.upper()}{gap}"
 
 
 def layer_time(layer: LayerAudit, variant: Variant) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from edgeship.toolkit.core.results import Gate, LatencySummary, Level, RunReport, Variant, Verdict
+from edgeship.toolkit.core.results import HALVES, Gate, LatencySummary, Level, RunReport, Variant, Verdict
 from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.timing import AGAIN, MORE_RUNS, disturbances, few_runs
@@ -27,12 +27,12 @@ SHIPPED: tuple[Level, ...] = ("pass", "no_limit", "needs_data", "not_measured", 
 
 
 def verdicts(report: RunReport) -> tuple[Verdict, ...]:
-    """Return one verdict per target with an INT8 variant, best first.
+    """Return one verdict per target with a variant that is not FP32, best first.
 
     A verdict is about the target's best variant and has a line on each other one. The fastest of several that
     pass is marked. With an input check of effect "no_verdict", every target has that level.
     """
-    targets = dict.fromkeys(v.target for v in report.variants if v.precision == "int8")
+    targets = dict.fromkeys(v.target for v in report.variants if v.precision != "fp32")
     refusal = next((check for check in report.input_checks if check.effect == "no_verdict"), None)
     if refusal is not None:
         hint = (refusal.hint,) if refusal.hint else ()
@@ -52,9 +52,14 @@ def verdicts(report: RunReport) -> tuple[Verdict, ...]:
 
 def files_to_ship(report: RunReport) -> dict[str, str]:
     """Return target -> file of the variant of its verdict, below the folder of the run; not of a failure."""
+    return {target: v.file for target, v in to_ship(report).items() if v.file is not None}
+
+
+def to_ship(report: RunReport) -> dict[str, Variant]:
+    """Return target -> variant of its verdict; not of a failure."""
     shown = [each.target for each in report.verdicts or verdicts(report) if each.level in SHIPPED]
     best = {target: _verdict(report, target)[1] for target in shown}
-    return {target: v.file for target, v in best.items() if v is not None and v.file is not None}
+    return {target: v for target, v in best.items() if v is not None}
 
 
 def _rank(verdict: Verdict, best: Variant | None) -> tuple[int, float]:
@@ -87,7 +92,7 @@ def warnings(report: RunReport) -> tuple[str, ...]:
 
 def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
     """Return the verdict on a target, and the variant that it is about."""
-    rows = [v for v in report.variants if v.target == target and v.precision == "int8"]
+    rows = [v for v in report.variants if v.target == target and v.precision != "fp32"]
     ran = [v for v in rows if v.kind != "not run"]
     if not ran:
         error = next((v.error for v in rows if v.error), "no engine was built").rstrip(".")
@@ -98,7 +103,8 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
     level, sentence, best = ranked[0]
     if level == "pass":  # of the best variant only
         sentence = f"{sentence[:-1]}, deploy it."
-    dense = next((v for v in ran if best.pruned and not v.pruned and not _doubt(best, report)), None)
+    whole = (v for v in ran if best.pruned and not v.pruned and v.precision == best.precision)
+    dense = next((v for v in whole if not _doubt(best, report)), None)
     pairs = report.environment.int8_sums == "pairs"
     others = tuple(f"Also: {other}" for _, other, _ in ranked[1:])
     return Verdict(
@@ -106,10 +112,12 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
     ), best
 
 
-def _merit(level: Level, v: Variant) -> tuple[int, float, float, float]:
-    """Return a sort key: level; drop, if undecided or without a limit; latency; top-1."""
+def _merit(level: Level, v: Variant) -> tuple[int, bool, float, float, float]:
+    """Return a sort key: level; undecided, untimed or without a limit INT8, then drop; latency; top-1."""
+    open_question = level in ("no_limit", "needs_data", "not_measured")
     drop = v.drop_pp if level in ("no_limit", "needs_data") and v.drop_pp is not None else 0.0
-    return ORDER.index(level), drop, v.latency_ms.p50 if v.latency_ms else math.inf, -(v.top1 or 0.0)
+    latency_ms = v.latency_ms.p50 if v.latency_ms else math.inf
+    return ORDER.index(level), open_question and v.precision != "int8", drop, latency_ms, -(v.top1 or 0.0)
 
 
 def _level(v: Variant, report: RunReport) -> tuple[Level, str]:
@@ -140,7 +148,8 @@ def _level(v: Variant, report: RunReport) -> tuple[Level, str]:
         return "needs_data", f"{facts}, but {'; '.join(part for part in (doubt, undecided) if part)}."
     rival = _rival(v, report)
     if rival or v.speedup <= 1.0:
-        return "no_gain", f"{facts}: INT8 brings no gain on this machine{f', {rival}' if rival else ''}."
+        kind = v.precision.upper()
+        return "no_gain", f"{facts}: {kind} brings no gain on this machine{f', {rival}' if rival else ''}."
     elsewhere = _rival(v, report, elsewhere=True)
     if elsewhere:
         return "no_gain", f"{facts}, but on this machine {elsewhere}, without a loss of accuracy."
@@ -174,7 +183,7 @@ def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | N
     """Return text about a faster variant in another precision; None if there is none.
 
     Args:
-        v: The INT8 variant.
+        v: The variant.
         report: The report.
         elsewhere: Look at FP32 variants of the other targets of this machine, not at the same target.
     """
@@ -182,7 +191,7 @@ def _rival(v: Variant, report: RunReport, *, elsewhere: bool = False) -> str | N
         (each.latency_ms.p50, each)
         for each in report.variants
         if each.pruned == v.pruned
-        and each.precision != "int8"
+        and each.precision != v.precision
         and each.latency_ms
         and (
             each.target != v.target and each.precision == "fp32" and each.runs_here and v.runs_here
@@ -244,11 +253,14 @@ def _steps(v: Variant, level: Level, *, pairs: bool) -> tuple[str, ...]:
     steps = []
     if level != "pass" and v.drop_ci95_pp and v.drop_ci95_pp[0] > 0:
         steps.append("To reduce the drop: `--set quantize.effort=max`, or more calibration images.")
-    for unknown, state in ((False, "run in float"), (True, "are not listed, so their precision is unknown")):
+    for unknown, state in (
+        (False, "run in float" if v.precision not in HALVES else f"do not run in {v.precision.upper()}"),
+        (True, "are not listed, so their precision is unknown"),
+    ):
         names = [
             layer.name
             for layer in v.audit
-            if layer.weighted and layer.precision != "int8" and (layer.precision == "unknown") == unknown
+            if layer.weighted and layer.precision != v.precision and (layer.precision == "unknown") == unknown
         ]
         if names:
             shown = ", ".join(names[:3]) + ("…" if len(names) > 3 else "")

@@ -29,6 +29,7 @@ class CompiledVariant:
         input: Input type of the engine.
         graph: Graph with pixel input that it was compiled from; None: the variant's own graph.
         float_input: The same engine with float input, for comparison; None: there is none.
+        simulated: File in the folder of the variant that is simulated where it does not run; None: the graph.
         error: Reason why there is no engine; `hint`: the remedy.
     """
 
@@ -42,6 +43,7 @@ class CompiledVariant:
     input: InputType = "float32"
     graph: str | None = None
     float_input: str | None = None
+    simulated: str | None = None
     error: str | None = None
     hint: str | None = None
 
@@ -72,6 +74,13 @@ def published_folder(variant: VariantId) -> PurePosixPath:
 def graph_file(variant: VariantId, record: CompiledVariant, folders: Mapping[str, Path]) -> Path:
     """Return the ONNX file that the engine of a variant was compiled from."""
     return folders["compile"] / record.graph if record.graph else variant.graph(folders)
+
+
+def simulated_file(variant: VariantId, record: CompiledVariant, folders: Mapping[str, Path]) -> Path:
+    """Return the ONNX file with the arithmetic of a variant."""
+    if record.simulated:
+        return folders["compile"] / variant.name / record.simulated
+    return graph_file(variant, record, folders)
 
 
 def engines(folders: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:

@@ -23,20 +23,22 @@ def description(info: ModelInfo, data_classes: Sequence[str] = ()) -> dict[str, 
         "schema": SCHEMA,
         "task": "classification",
         "name": info.name,
-        "labels": class_labels(info, data_classes),
+        "labels": class_labels(info.classes, info.class_names, data_classes),
         "preprocess": plain(info.preprocess),
         "preprocess_source": info.preprocess_source,
     }
 
 
-def class_labels(info: ModelInfo, data_classes: Sequence[str] = ()) -> list[str]:
+def class_labels(
+    classes: int, class_names: Sequence[Sequence[str]] = (), data_classes: Sequence[str] = ()
+) -> list[str]:
     """Return one name for each output: from `load.labels`, else of the class folders, else its index."""
-    if info.class_names:
-        names = [names[0] for names in info.class_names]
-    elif len(data_classes) == info.classes:
+    if class_names:
+        names = [names[0] for names in class_names]
+    elif len(data_classes) == classes:
         names = list(data_classes)
     else:
-        names = [str(index) for index in range(info.classes)]
+        names = [str(index) for index in range(classes)]
     return [" ".join(name.split()) or str(index) for index, name in enumerate(names)]
 
 

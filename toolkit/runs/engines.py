@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeship.toolkit.core.errors import DataError, nearest
@@ -24,16 +25,31 @@ def engine_of(path: Path, variant: str | None = None) -> Path:
     folders = {folder.name: folder for folder in sorted((path / ENGINES).glob("*/*")) if folder.is_dir()}
     if not folders:
         raise DataError(f"{path} has no engines", hint="run the recipe again, to its end, with this --out")
-    if variant is not None:
-        if variant not in folders:
-            raise DataError(f"{path} has no variant {variant}", hint=nearest(variant, folders))
-        return folders[variant]
     usable = [name for name, folder in folders.items() if any(folder.glob("model.[xo]*"))]
+    return folders[choose(path, tuple(folders), usable, variant)]
+
+
+def choose(path: Path, variants: Sequence[str], usable: Sequence[str], variant: str | None = None) -> str:
+    """Return the name of the engine to use of a run or a bundle.
+
+    Args:
+        path: Folder or file, for messages.
+        variants: All its variants.
+        usable: Those that run on this machine.
+        variant: Name of the variant; None: the first INT8 engine that runs on CPUs, OpenVINO's first.
+
+    Raises:
+        DataError: There is none of that name, or none that runs here.
+    """
+    if variant is not None:
+        if variant not in variants:
+            raise DataError(f"{path} has no variant {variant}", hint=nearest(variant, variants))
+        return variant
     if not usable:
         raise DataError(
-            f"{path} has no engine for this machine, only {', '.join(folders)}",
+            f"{path} has no engine for this machine, only {', '.join(variants)}",
             hint="run the recipe with --set compile.targets=openvino",
         )
     order = ("openvino-int8", "onnxruntime-int8", "openvino", "onnxruntime")
     ranks = {name: [*map(name.startswith, order), True].index(True) for name in usable}
-    return folders[min(usable, key=lambda name: (ranks[name], -len(name)))]  # a pruned one has a longer name
+    return min(usable, key=lambda name: (ranks[name], -len(name)))  # a pruned one has a longer name

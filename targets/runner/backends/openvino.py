@@ -12,6 +12,10 @@ from ..backend import ArraySession, BuildOptions, Built
 from ..failures import Failure, from_error
 from ..timing import quick_mean
 
+PRECISION_INFO = ("edgeship", "precision")  # place in a file's rt_info of the 16-bit float it is compiled for
+HALVES = {"BF16": "bf16", "FP16": "fp16"}  # optimization capability -> precision
+HINTS = {"bf16": "bf16", "fp16": "f16"}
+
 
 def load(sdk: str | None = None) -> OpenVINO:
     """Return the backend.
@@ -53,8 +57,13 @@ class OpenVINO:
         return sysfs.cpu_identity(tree)
 
     def precisions(self, tree: sysfs.Tree) -> list[str]:
-        """Return all: INT8 runs on every CPU."""
-        return ["fp32", "int8"]
+        """Return FP32, INT8, and the 16-bit floats that the CPU computes in."""
+        return ["fp32", "int8", *self.halves()]
+
+    def halves(self) -> list[str]:
+        """Return the 16-bit floats with arithmetic of this CPU."""
+        offered = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return [name for capability, name in HALVES.items() if capability in offered]
 
     def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
         """Compile for the CPU, and export."""
@@ -87,12 +96,25 @@ class OpenVINO:
     def open_file(self, file: str, threads: int | None) -> OpenVINOSession:
         """Load an OpenVINO IR or an ONNX file."""
         try:
-            return OpenVINOSession(self._sdk, self.compile(file, threads))
+            model = self._core.read_model(file)
+            session = OpenVINOSession(self._sdk, self.compile(model, threads))
+            if model.has_rt_info("edgeship"):
+                stated = model.get_rt_info("edgeship").value
+                session.stated = {key: str(getattr(each, "value", each)) for key, each in stated.items()}
+            return session
         except RuntimeError as error:
             raise from_error(error, doing=f"loading {file}") from error
 
-    def compile(self, model: Any, threads: int | None, precision: str = "fp32", **config: str) -> Any:
-        """Return the compiled model of a graph: a model or the path of a file."""
+    def compile(self, model: Any, threads: int | None, precision: str | None = None, **config: str) -> Any:
+        """Return the compiled model of a graph: a model or the path of a file.
+
+        Without a precision it is that of the file: a 16-bit float if it states one, else FP32.
+        """
+        if isinstance(model, str):
+            model = self._core.read_model(model)
+        if precision is None:
+            stated = list(PRECISION_INFO)
+            precision = str(model.get_rt_info(stated).value) if model.has_rt_info(stated) else "fp32"
         return self._core.compile_model(model, "CPU", {**_config(precision, threads), **config})
 
 
@@ -101,6 +123,7 @@ class OpenVINOSession(ArraySession):
 
     def __init__(self, sdk: Any, compiled: Any) -> None:
         self.compiled = compiled
+        self.stated: dict[str, str] = {}  # class names and preprocessing of the file
         shape, out = compiled.input(0).partial_shape, compiled.output(0).partial_shape
         self.batch = None if shape[0].is_dynamic else shape[0].get_length()
         self.batch_max = self.batch
@@ -125,6 +148,10 @@ class OpenVINOSession(ArraySession):
             self._request.infer([images], share_inputs=True)
         self._bound = prepared
         return self._request.get_output_tensor(0).data.copy()
+
+    def metadata(self) -> dict[str, str]:
+        """Return the properties under rt_info/edgeship of the file."""
+        return self.stated
 
     def layers(self, profile: bool) -> dict[str, Any]:
         """Return the nodes of the runtime model, with the precision that each runs in."""
@@ -164,7 +191,7 @@ class OpenVINOSession(ArraySession):
 
 def _config(precision: str, threads: int | None) -> dict[str, str]:
     # Without the hint, CPUs with bf16 arithmetic would run the float layers in bf16.
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f16" if precision == "fp16" else "f32"}
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32")}
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = str(threads)
     return config

@@ -4,7 +4,10 @@ __fake__ = True
 
 
 class Core:
-    """Empty stub."""
+    """Stub of a CPU without 16-bit floats."""
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        return ["FP32", "INT8"]
 
 
 def get_version() -> str:

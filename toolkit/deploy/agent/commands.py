@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ class Agent:
                 if time.monotonic() >= reported_from:
                     self._client.send({"event": {"waiting_for": self._lock_file.read_text()}})
                 self._client.wait(LOCK_PROBE_S / 4)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{who}, since {now()}".encode(), 0)
+        with suppress(OSError):  # a full disk
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{who}, since {now()}".encode(), 0)
         self._lock = descriptor
         return {"recovered": self._releases.recover()}
 
@@ -151,7 +153,8 @@ class Agent:
         failure = self._releases.activate(release, lambda: self._health(health, limit_s, release), who, why)
         if failure is not None:
             if before is not None:  # services that the command restarts return to the old release
-                self._health(health, limit_s, before)
+                with suppress(OSError):
+                    self._health(health, limit_s, before)
             raise RefusedError(
                 f"the health check failed: {failure}",
                 f"{before or 'no release'} is live, as before; run the health command on the device",
@@ -201,13 +204,20 @@ class Agent:
         current = str(self.root / "current")
         argv = _with_python([part.replace("{current}", current) for part in argv])
         variables = {"EDGESHIP_ROOT": str(self.root), "EDGESHIP_RELEASE": release}
+        reasons: list[str] = []
+
+        def listen(event: dict[str, Any]) -> None:
+            reasons.extend(map(str, event.get("reasons") or ()))
+            reasons.extend([str(event["error"].get("message"))] if event.get("error") else [])
+
         try:
             code, log = run_program(
-                self._client, argv, limit_s, cwd=current, variables=variables, on_event=lambda _: None
+                self._client, argv, limit_s, cwd=current, variables=variables, on_event=listen
             )
         except RefusedError as error:
             return str(error)
-        return None if code == 0 else f"exit code {code}: {log.strip()[-500:] or 'no output'}"
+        shown = "; ".join(reasons) or log.strip()[-500:] or "no output"
+        return None if code == 0 else f"exit code {code}: {shown}"
 
     def _check_signature(self, folder: Path) -> None:
         """Raise if the device has trusted signers and none of them signed the staged manifest."""

@@ -30,9 +30,9 @@ class ObjectStore:
     def receive(self, client: Client, digest: str, size: int, offset: int) -> None:
         """Receive bytes offset..size from the client; store the object if its digest matches."""
         whole, part = self._whole(digest), self._part(digest)
-        self._folder.mkdir(exist_ok=True)
         sha = hashlib.sha256()
         try:
+            self._folder.mkdir(exist_ok=True)
             with part.open("r+b" if offset else "wb") as stream:
                 _hash_start(stream, offset, sha)
                 stream.truncate()
@@ -90,7 +90,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, safe against a power cut."""
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w") as stream:
-        json.dump(value, stream, indent=1)
+        stream.write(json.dumps(value, indent=1))
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)

@@ -2,9 +2,13 @@
 
 <root>/releases/<name>/          bundle files (hard links to objects), engine, release.json
 <root>/releases/.staging-<name>/ release under test, not installed yet
-<root>/current -> releases/...   live release; replaced by rename only
-<root>/pending.json              exists from before a switch until its health check has passed
-<root>/state.json                history of switches, releases marked bad
+<root>/current                   link to the live release: releases/<name> once its health check has passed,
+                                 until then releases/<earlier>/../<name>, or releases/./<name> without one
+<root>/state.json                history of switches, releases marked bad: written after a switch
+<root>/.reserve-<n>              room for links and records when the disk is full
+
+The link is the only record that decides: one rename makes a release live on trial, one commits it or switches
+back. A switch makes its links first; later steps allocate nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import re
 import shutil
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable  # noqa: UP035 (Python 3.8)
+from typing import Any, Callable, TypeVar  # noqa: UP035 (Python 3.8)
 
 from edgeship.toolkit.deploy.agent.object_store import read_json, sync_folder, write_json
 from edgeship.toolkit.deploy.agent.protocol import RefusedError
@@ -23,6 +28,11 @@ from edgeship.toolkit.deploy.agent.protocol import RefusedError
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,126}\Z")
 KEYED = re.compile(r"[0-9a-f]{32}")  # prefix of the names of uploads and built engines
 CUT_OFF = "interrupted before its health check passed"
+HISTORY = 200  # switches to remember
+RESERVES, RESERVE_BYTES = 4, 16 << 10  # three links and a record
+TRIES = 3  # of switching back
+
+T = TypeVar("T")
 
 
 class Releases:
@@ -30,7 +40,7 @@ class Releases:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._pending = root / "pending.json"
+        self._current = root / "current"
 
     def folder(self, name: str) -> Path:
         """Return the folder of a release."""
@@ -49,11 +59,13 @@ class Releases:
 
     def current(self) -> str | None:
         """Return the name of the live release."""
-        try:
-            name = Path(os.readlink(str(self.root / "current"))).name  # noqa: PTH115 (Python 3.8)
-        except OSError:
-            return None
-        return name if (self.root / "releases" / name).exists() else None
+        name = self._target()[-1]
+        return name if NAME.match(name) and (self.root / "releases" / name).exists() else None
+
+    def pending(self) -> dict[str, str | None] | None:
+        """Return a release that is live on trial and the one before: {"from", "to"}; None without one."""
+        _, *earlier, name = self._target()
+        return {"from": earlier[0] if len(earlier) == 2 else None, "to": name} if earlier else None
 
     def previous(self) -> str | None:
         """Return the release to roll back to: the last one that was live before and is not marked bad."""
@@ -70,7 +82,7 @@ class Releases:
         return {
             "current": self.current(),
             "previous": self.previous(),
-            "pending": read_json(self._pending),
+            "pending": self.pending(),
             "releases": {f.name: read_json(f / "release.json") for f in self.installed()},
             **self._state(),
         }
@@ -103,36 +115,56 @@ class Releases:
 
         Returns:
             The failure; None if the release is live.
+
+        Raises:
+            RefusedError: The switch cannot be prepared (nothing has changed), or the file system refuses to
+                switch back: the release is live on trial.
         """
         before = self.current()
-        write_json(self._pending, {"from": before, "to": name})
-        disarm = self._start_guard(before, name)
+        trial = self._link("trial", f"releases/{before}/../{name}" if before else f"releases/./{name}")
+        proven = self._link("proven", f"releases/{name}")
+        self._link("back", f"releases/{before}" if before else "")
+        disarm = self._start_guard()
         failure: str | None = CUT_OFF
         try:
-            self._set_current(name)
+            self._rename(trial)
             failure = check()
-        finally:
             if failure is None:
-                self._pending.unlink()
-            else:
-                self._roll_back(before, name, failure)
+                proven.replace(self._current)  # the commit
+        except OSError as error:
+            failure = f"{error.strerror or error}: {error.filename}"
+        finally:
+            if failure is not None:
+                self._switch_back()
+                self._record(bad={name: failure})
             disarm()
         if failure is None:
-            state = self._state()
-            state["history"].append({"release": name, "at": now(), "who": who, "why": why})
-            state["bad"].pop(name, None)
-            write_json(self.root / "state.json", state)
+            with suppress(OSError):
+                sync_folder(self.root)
+            self._record(bad={name: None}, entry={"release": name, "at": now(), "who": who, "why": why})
         return failure
 
     def recover(self) -> str | None:
-        """Roll back an interrupted activation; return the release that was rolled back, or None."""
+        """Roll back an interrupted activation; return the release that was rolled back, or None.
+
+        Also records a switch for whose record there was no room, and reserves room again.
+        """
         self.clear_staging()
-        pending = read_json(self._pending)
-        if pending is None:
-            return None
-        self._roll_back(pending["from"], pending["to"], CUT_OFF)
-        name: str = pending["to"]
-        return name
+        trial, state, current = self.pending(), self._state(), self.current()
+        if trial is not None:
+            back = f"releases/{trial['from']}" if trial["from"] else ""
+            if self._read_link(self.root / ".current-back") != back:
+                self._link("back", back)
+            self._switch_back()
+            self._record(bad={str(trial["to"]): CUT_OFF})
+        elif current and (not state["history"] or state["history"][-1]["release"] != current):
+            self._record(
+                bad={current: None},
+                entry={"release": current, "at": now(), "who": "unknown", "why": "recorded later"},
+            )
+        with suppress(OSError):
+            self._reserve()
+        return None if trial is None else trial["to"]
 
     def clear_staging(self) -> None:
         """Remove staged releases."""
@@ -163,32 +195,97 @@ class Releases:
                 shutil.rmtree(str(folder))
         return {"removed": [folder.name for folder in removed], "freed_bytes": sum(sizes.values())}
 
+    def _target(self) -> list[str]:
+        """Return the components of the link `current`: releases, [., or earlier release and ..,] release."""
+        parts = self._read_link(self._current).split("/")
+        if parts[0] != "releases" or len(parts) < 2 or parts[1:-1] not in ([], ["."], [parts[1], ".."]):
+            return ["", ""]
+        return parts
+
+    @staticmethod
+    def _read_link(path: Path) -> str:
+        try:
+            return os.readlink(str(path))  # noqa: PTH115 (Python 3.8)
+        except OSError:
+            return ""
+
     def _state(self) -> dict[str, Any]:
-        state: dict[str, Any] = read_json(self.root / "state.json") or {"history": [], "bad": {}}
-        return state
+        """Return the history, and the releases marked bad; the one that is live has passed its check."""
+        state = read_json(self.root / "state.json")
+        state = state if isinstance(state, dict) else {}
+        history, bad = state.get("history"), state.get("bad")
+        bad = dict(bad) if isinstance(bad, dict) else {}
+        if self.pending() is None:
+            bad.pop(self.current(), None)
+        entries = history if isinstance(history, list) else []
+        return {"history": [e for e in entries if isinstance(e, dict) and "release" in e], "bad": bad}
 
-    def _roll_back(self, before: str | None, name: str, reason: str) -> None:
-        """Mark a release bad and make the earlier one live; safe to repeat after a power cut."""
+    def _record(self, bad: dict[str, str | None], entry: dict[str, str] | None = None) -> None:
+        """Mark releases as bad or good, and append to the history, if there is room; no switch needs it."""
         state = self._state()
-        state["bad"][name] = reason
-        write_json(self.root / "state.json", state)
-        self._set_current(before)
-        if self._pending.exists():
-            self._pending.unlink()
+        installed = {folder.name for folder in self.installed()}
+        marks = {**state["bad"], **bad}
+        state["bad"] = {name: why for name, why in marks.items() if why is not None and name in installed}
+        state["history"] = [*state["history"], *([entry] if entry else [])][-HISTORY:]
+        with suppress(OSError):
+            self._with_room(lambda: write_json(self.root / "state.json", state))
 
-    def _set_current(self, name: str | None) -> None:
-        """Point `current` to a release by a rename: a reader gets the old or the new release."""
-        link, temporary = self.root / "current", self.root / ".current"
-        if temporary.is_symlink():
-            temporary.unlink()
-        if name is not None:
-            temporary.symlink_to(f"releases/{name}")
-            temporary.replace(link)
-        elif link.is_symlink():
-            link.unlink()
+    def _reserve(self) -> None:
+        for number in range(RESERVES):
+            path = self.root / f".reserve-{number}"
+            if not path.exists():
+                try:
+                    path.write_bytes(os.urandom(RESERVE_BYTES))  # zeros may take no room
+                except OSError:
+                    path.unlink()
+                    raise
+
+    def _with_room(self, make: Callable[[], T]) -> T:
+        """Call a function that makes a file; after a failure give it the reserved room."""
+        try:
+            return make()
+        except OSError:
+            for path in self.root.glob(".reserve-*"):
+                path.unlink()
+            return make()
+
+    def _link(self, name: str, target: str) -> Path:
+        """Make a link for a later switch; without a target there is none."""
+        path = self.root / f".current-{name}"
+        with suppress(FileNotFoundError):
+            path.unlink()
+        if target:
+            self._with_room(lambda: path.symlink_to(target))
+        return path
+
+    def _rename(self, link: Path) -> None:
+        """Point `current` to another release by a rename: a reader gets the old or the new one."""
+        link.replace(self._current)
         sync_folder(self.root)
 
-    def _start_guard(self, before: str | None, name: str) -> Callable[[], None]:
+    def _switch_back(self) -> None:
+        """Make the release before a trial live again."""
+        back = self.root / ".current-back"
+        for tries in range(TRIES):
+            try:
+                if self.pending() is not None:
+                    if back.is_symlink():
+                        back.replace(self._current)
+                    else:
+                        self._current.unlink()
+                break
+            except OSError as error:
+                if tries == TRIES - 1:
+                    raise RefusedError(
+                        f"cannot switch back: {error.strerror or error}; {self.current()} stays live, "
+                        "although its health check has not passed",
+                        "check the device's file system (`dmesg`); a deployment or rollback tries again",
+                        "stuck",
+                    ) from error
+        with suppress(OSError):
+            sync_folder(self.root)
+
+    def _start_guard(self) -> Callable[[], None]:
         """Start the process that switches back if this one dies; the returned function ends it."""
         reader, writer = os.pipe()
         pid = os.fork()
@@ -200,13 +297,17 @@ class Releases:
                 for descriptor in (0, 1, 2):
                     os.dup2(null, descriptor)
                 if not os.read(reader, 1):
-                    self._roll_back(before, name, CUT_OFF)
+                    trial = self.pending()
+                    if trial is not None:
+                        self._switch_back()
+                        self._record(bad={str(trial["to"]): CUT_OFF})
             finally:
                 os._exit(0)
         os.close(reader)
 
         def disarm() -> None:
-            os.write(writer, b".")
+            with suppress(OSError):  # the guard was killed
+                os.write(writer, b".")
             os.close(writer)
             os.waitpid(pid, 0)
 

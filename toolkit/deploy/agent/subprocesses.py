@@ -8,15 +8,16 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
 import time
 from contextlib import suppress
-from typing import IO, Any, Callable, Iterator  # noqa: UP035 (Python 3.8)
+from typing import IO, Any, Callable, Iterator, Sequence  # noqa: UP035 (Python 3.8)
 
 from edgeship.toolkit.deploy.agent.protocol import BLOCK, SILENCE_S, Client, DisconnectedError, RefusedError
 
 LOG_TAIL = 4000  # bytes of a program's log to send back
+LONGEST_LINE = 1 << 20  # bytes of an event
 TICK_S = 0.5
+ENDING_S = 0.01  # between the end of a program's output and its own
 
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -42,66 +43,87 @@ def run_program(
         limit_s: Time limit in seconds.
         cwd: Working directory.
         variables: Environment variables to add.
-        on_event: Called with every output line that is JSON.
+        on_event: Called with every output line that is a JSON object.
 
     Returns:
-        Exit code (negative: killed by that signal) and the end of the log (stderr, output that is not JSON).
+        Exit code (negative: killed by that signal) and the end of the log (stderr, output that is no event).
 
     Raises:
         RefusedError: The program cannot be started, or exceeded the time limit.
         DisconnectedError: The client disconnected.
     """
-    with tempfile.TemporaryFile() as log:
-        try:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=cwd,
-                env=dict(os.environ, **variables),
-                start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (this process has one thread)
-            )
-        except OSError as error:
-            hint = "check the device's entry in the inventory"
-            raise RefusedError(f"cannot run {argv[0]}: {error.strerror}", hint) from error
-        output: IO[bytes] = child.stdout  # type: ignore[assignment]
-        code = None
-        try:
-            for line in _lines(client, child, output.fileno(), limit_s):
-                try:
-                    event = json.loads(line.decode())
-                except ValueError:
-                    log.write(line + b"\n")  # not an event: goes to the log
+    try:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=cwd,
+            env=dict(os.environ, **variables),
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (this process has one thread)
+        )
+    except OSError as error:
+        hint = "check the device's entry in the inventory"
+        raise RefusedError(f"cannot run {argv[0]}: {error.strerror}", hint) from error
+    log, rest, code = b"", b"", None
+    output: IO[bytes] = child.stdout  # type: ignore[assignment]
+    errors: IO[bytes] = child.stderr  # type: ignore[assignment]
+    try:
+        for stream, block in _blocks(client, child, (output, errors), limit_s):
+            if stream is errors:
+                log = (log + block)[-LOG_TAIL:]
+                continue
+            *lines, rest = (rest + block).split(b"\n")
+            if len(rest) > LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                event = _event(line)
+                if event is None:
+                    log = (log + line + b"\n")[-LOG_TAIL:]
                 else:
                     on_event(event)
-            code = child.wait()
-        finally:
-            if code is None:
-                _kill(child)
-            output.close()
-        log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL))
-        return code, log.read().decode(errors="replace")
+        code = child.wait()
+    finally:
+        if code is None:
+            _kill(child)
+        output.close()
+        errors.close()
+    return code, (log + rest)[-LOG_TAIL:].decode(errors="replace")
 
 
-def _lines(client: Client, child: subprocess.Popen[bytes], output: int, limit_s: float) -> Iterator[bytes]:
-    """Yield output lines of a child until it closes its output or ends."""
+def _event(line: bytes) -> Any:
+    """Return the event of a line, or None: it belongs to the log."""
+    try:
+        event = json.loads(line.decode())
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _blocks(
+    client: Client, child: subprocess.Popen[bytes], streams: Sequence[IO[bytes]], limit_s: float
+) -> Iterator[tuple[IO[bytes], bytes]]:
+    """Yield blocks of a child's output until it ends."""
     started = last_contact = time.monotonic()
-    rest = b""
+    unread, ended = list(streams), 0.0
     while True:
-        ready = select.select([0, output], [], [], TICK_S)[0]
+        watched: list[Any] = [0, *unread]
+        ready = select.select(watched, [], [], TICK_S if unread else ENDING_S)[0]
         if 0 in ready:
             client.check_connected()
             last_contact = time.monotonic()
-        if output in ready:
-            block = os.read(output, BLOCK)
-            if not block:
+        for stream in unread[:]:
+            if stream in ready:
+                block = os.read(stream.fileno(), BLOCK)
+                if block:
+                    yield stream, block
+                else:
+                    unread.remove(stream)
+        if child.poll() is not None:
+            ended = ended or time.monotonic()
+            if not set(ready) - {0} or time.monotonic() > ended + TICK_S:  # a daemon may hold its pipes open
                 return
-            *lines, rest = (rest + block).split(b"\n")
-            yield from lines
-        elif child.poll() is not None:  # a daemon that it started holds the pipe open
-            return
         if time.monotonic() > last_contact + SILENCE_S:
             raise DisconnectedError
         if time.monotonic() > started + limit_s:

@@ -1,0 +1,186 @@
+"""Read the part of a run that an application needs: an engine, its graph, class names and preprocessing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeship.targets import runner
+from edgeship.targets.runner.classifier import Description
+from edgeship.targets.runner.failures import Failure
+from edgeship.toolkit.core.artifact import read_json, write_bytes, write_text
+from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.runs.description import DESCRIPTION, LABELS
+from edgeship.toolkit.runs.engines import ENGINES
+from edgeship.toolkit.runs.index import RunIndex
+from edgeship.toolkit.runs.variant_id import VariantId
+
+LIBRARY = Path("runner", runner.FILE_NAME)  # of an exported folder: `classify.py` imports it from there
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Input or output of a graph; a side of the shape is -1 where it is dynamic."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An engine of a run.
+
+    Attributes:
+        run: Folder of the run.
+        variant: The variant of the engine.
+        folder: Folder with the files of the engine.
+        record: Content of model.json.
+        how: The same, checked: class names and preprocessing.
+        graph: ONNX file that the engine was compiled from.
+        input: Input of the graph: float32 (N, C, H, W) or uint8 (N, H, W, C).
+        output: Output of the graph, (N, classes).
+    """
+
+    run: Path
+    variant: VariantId
+    folder: Path
+    record: dict[str, Any]
+    how: Description
+    graph: Path
+    input: Tensor
+    output: Tensor
+
+    @property
+    def name(self) -> str:
+        """Return the name of the model, as safe for folders, addresses and packages."""
+        return _UNSAFE.sub("_", str(self.record["name"])).strip("._-") or "model"
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Return True if the engine takes uint8 pixels, which it normalizes itself."""
+        return self.input.type == "UINT8"
+
+    @property
+    def pixels(self) -> str:
+        """Return the preprocessing in words, for a README."""
+        how = self.how
+        side = "the shorter side to" if isinstance(how.resize, int) else "to (height, width)"
+        resize = "no resize" if how.resize is None else f"resize {side} {how.resize} ({how.interpolation})"
+        normalized = f"(pixel / 255 - {how.mean}) / {how.std} per channel"
+        last = "uint8 RGB, normalized in the graph" if self.takes_pixels else normalized
+        assumed = " Mean and std are **assumed**: set them in the recipe." if how.source == "assumed" else ""
+        return f"{resize}, centre crop to {how.crop[0]} x {how.crop[1]}, {last}.{assumed}"
+
+    def has_probabilities(self) -> bool:
+        """Return True if the graph ends in a Softmax."""
+        from edgeship.toolkit.graph.load import load_unchanged
+
+        last = load_unchanged(self.graph).graph.outputs[0].producer()
+        return last is not None and last.op_type == "Softmax"
+
+    def engine_files(self) -> list[Path]:
+        """Return the files of the engine, without the graph that it was compiled from."""
+        return sorted(self.folder.glob("model.*"))
+
+    def labels_text(self) -> str:
+        """Return one class name a line."""
+        return "".join(f"{' '.join(name.split())}\n" for name in self.how.labels)
+
+    def copy_engine(self, folder: Path) -> None:
+        """Copy the files of the engine and its description."""
+        folder.mkdir(parents=True)
+        for file in self.engine_files():
+            shutil.copyfile(file, folder / file.name)
+        shutil.copyfile(self.run / ENGINES / DESCRIPTION, folder / DESCRIPTION)
+        write_text(folder / LABELS, self.labels_text())
+
+    def copy_library(self, folder: Path) -> None:
+        """Write the classifier's library into an exported folder."""
+        write_bytes(folder / LIBRARY, runner.source())
+        write_text(folder / runner.CLASSIFY_NAME, runner.CLASSIFY)
+
+    def copy_client(self, folder: Path) -> None:
+        """Write what a program needs to prepare images for a server: library and description."""
+        write_bytes(folder / LIBRARY, runner.source())
+        shutil.copyfile(self.run / ENGINES / DESCRIPTION, folder / DESCRIPTION)
+
+
+def read(run: Path, targets: Sequence[str], variant: str | None = None) -> Source:
+    """Read an engine of a run.
+
+    Args:
+        run: Folder that `edgeship run --out` wrote.
+        targets: Targets that the application can use, the preferred one first.
+        variant: Name of the variant; None: the INT8 engine of the first target, the pruned one before others.
+
+    Raises:
+        DataError: The folder is no run, has no such engine, or the files of the engine do not fit each other.
+    """
+    if not (run / RunIndex.FILE).is_file():
+        raise DataError(
+            f"{run} is no run: it has no {RunIndex.FILE}",
+            hint="name a folder that `edgeship run --out` wrote",
+        )
+    folders = {folder.name: folder for folder in sorted((run / ENGINES).glob("*/*")) if folder.is_dir()}
+    fitting = [each for each in map(VariantId.parse, folders) if each.target in targets]
+    if variant is not None and variant not in {each.name for each in fitting}:
+        raise DataError(
+            f"{run} has no variant '{variant}' for this application",
+            hint=nearest(variant, [each.name for each in fitting] or folders),
+        )
+    chosen = [each for each in fitting if variant in (None, each.name)]
+    if not chosen:
+        raise DataError(
+            f"{run} has no engine of {' or '.join(targets)}, only {', '.join(folders) or 'none'}",
+            hint=f"run the recipe again with --set compile.targets={targets[0]}",
+        )
+    best = min(
+        chosen, key=lambda each: (each.precision != "int8", targets.index(each.target), not each.pruned)
+    )
+    return _source(run, best, folders[best.name])
+
+
+def _source(run: Path, variant: VariantId, folder: Path) -> Source:
+    where = run / ENGINES / DESCRIPTION
+    record = read_json(where)
+    try:
+        how = Description(record, str(where))
+    except Failure as failure:
+        raise DataError(f"{failure} ({failure.cause})", hint="run the recipe again") from failure
+    graph = next((file for name in ("model", "graph") if (file := folder / f"{name}.onnx").is_file()), None)
+    if graph is None:
+        raise DataError(f"{folder} has no ONNX file", hint="run the recipe again, to its end")
+    inputs, outputs = tensors(graph)
+    classes = outputs[0].shape[-1]
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or classes not in (-1, len(how.labels)):
+        raise DataError(
+            f"{graph} has {len(inputs)} inputs and {classes} classes, {where} {len(how.labels)} class names",
+            hint="run the recipe again: the files are of different runs",
+        )
+    return Source(run, variant, folder, record, how, graph, inputs[0], outputs[0])
+
+
+def tensors(graph: Path) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the inputs and the outputs of an ONNX file."""
+    from edgeship.toolkit.graph.load import load_unchanged
+
+    model = load_unchanged(graph).graph
+    inputs = [value for value in model.inputs if value.name not in model.initializers]
+    read = [
+        [
+            Tensor(
+                str(value.name),
+                value.dtype.name if value.dtype else "UNDEFINED",
+                tuple(side if isinstance(side, int) else -1 for side in value.shape or ()),
+            )
+            for value in values
+        ]
+        for values in (inputs, model.outputs)
+    ]
+    return read[0], read[1]
