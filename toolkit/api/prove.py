@@ -63,11 +63,7 @@ def prove(
             "one of outputs, command and tensors is needed", hint="name the outputs of the application"
         )
     path = user_path(run)
-    with (
-        logged_progress(),
-        as_toolkit_errors(),
-        Classifier(engine_of(path, variant), follow=False) as classifier,
-    ):
+    with _opened(path, variant) as classifier:
         labels = classifier.labels
         shown = golden.read(user_path(images)) if images is not None else _golden(path, classifier, count)
         pipeline = Pipeline(classifier, [*shown.values()], [*shown])
@@ -109,11 +105,7 @@ def golden_images(
         ToolkitError: The evaluation images of the run are gone, or the folder holds other files.
     """
     path = user_path(run)
-    with (
-        logged_progress(),
-        as_toolkit_errors(),
-        Classifier(engine_of(path, variant), follow=False) as classifier,
-    ):
+    with _opened(path, variant) as classifier:
         made = _golden(path, classifier, count)
         golden.write(made, user_path(folder), len(classifier.labels))
     return [Path(folder) / name for name in made]
@@ -121,9 +113,13 @@ def golden_images(
 
 @contextmanager
 def _opened(path: Path, variant: str | None) -> Iterator[Classifier]:
-    with logged_progress(), as_toolkit_errors(), engine_at(path, variant) as engine:
-        with Classifier(engine, follow=False) as classifier:
-            yield classifier
+    with (
+        logged_progress(),
+        as_toolkit_errors(),
+        engine_at(path, variant) as engine,
+        Classifier(engine, follow=False) as classifier,
+    ):
+        yield classifier
 
 
 def _golden(run: Path, classifier: Classifier, count: int) -> dict[str, bytes]:
