@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -208,7 +209,7 @@ def test_the_cuda_runtime_of_nvidias_wheels_is_used(tmp_path, monkeypatch):
     """The extra `tensorrt` brings no /usr/local/cuda."""
     library = tmp_path / "nvidia/cuda_runtime/lib/libcudart.so.12"
     library.parent.mkdir(parents=True)
-    with open("/proc/self/maps") as maps:  # any library will do
+    with Path("/proc/self/maps").open() as maps:  # any library will do
         shutil.copyfile(next(line.split()[-1] for line in maps if "/libm.so" in line), library)
     for name in ("_SONAMES", "_FOLDERS"):
         monkeypatch.setattr(cuda, name, ())
