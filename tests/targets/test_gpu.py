@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU with TensorRT can show: `make test-gpu`. Elsewhere each test skips with its reason.
+"""Checks that need an NVIDIA GPU with TensorRT: `make test-gpu`. Elsewhere each skips with its reason.
 
 Engines are built, run, compared with the simulation, audited and timed in every precision that the GPU has.
 """
