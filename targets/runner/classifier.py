@@ -28,7 +28,10 @@ from .inference import Inference
 DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
 SCHEMA = 1
 RELEASE_ENGINE = os.path.join("engine", "model")
-COLORS = ("rgb", "bgr")
+NV12 = {
+    f"nv12-{matrix}-{levels}": (matrix, levels) for matrix in imaging.MATRICES for levels in imaging.LEVELS
+}
+COLORS = ("rgb", "bgr", *NV12)
 _ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
 _LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
 _SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
@@ -144,7 +147,8 @@ class Classifier:
         Args:
             images: Path, encoded bytes, Pillow image or uint8 array (H, W, 3) or (H, W) of one image; or a list
                 or an array (N, H, W, 3) of several.
-            color: Order of the channels of arrays: rgb, or bgr as OpenCV reads them.
+            color: Form of arrays: rgb; bgr, as OpenCV reads them; or an NV12 frame (3/2 H, W) of a camera with
+                its matrix and levels, nv12-bt601-limited for one (`COLORS` has all).
 
         Returns:
             A `Result`, or a list of them.
@@ -306,7 +310,7 @@ class _Engine:
                 f"copy {DESCRIPTION} of the run's engines/ folder to the engine, or pass description=",
             )  # fmt: skip
         if color not in COLORS:
-            raise Failure("color-unknown", f"color is {color!r}", f"expected {' or '.join(COLORS)}", "color='bgr'")
+            raise Failure("color-unknown", f"color is {color!r}", f"expected {', '.join(COLORS)}", "color='bgr'")
         pixels = np.stack([self._pixels(_decoded(image, color), how) for image in images])
         if self._inference.takes_pixels:
             return pixels
@@ -411,6 +415,12 @@ def _decoded(image: Any, color: str) -> Any:
     if imaging.Image is not None and isinstance(image, imaging.Image.Image):
         return image
     array = np.asarray(image)
+    if color in NV12:
+        try:
+            return imaging.from_nv12(array, *NV12[color])
+        except ValueError as error:
+            raise Failure("image-form", f"an image of {error}", f"color is {color!r}",
+                          "give rows of luma and of chroma without padding") from error  # fmt: skip
     grey, rgb = array.ndim == 2, array.ndim == 3 and array.shape[2] == 3  # noqa: PLR2004
     if array.dtype != np.uint8 or not (grey or rgb) or 0 in array.shape:
         raise Failure(

@@ -48,6 +48,7 @@ def write(
     version: str,
     module: str,
     plain: Path | None = None,
+    float8: Path | None = None,
     images: FloatArray | PixelArray | None = None,
     dla_core: int | None = None,
 ) -> Handoff:
@@ -59,6 +60,7 @@ def write(
         version: TensorRT version on the device.
         module: Name of the Jetson module.
         plain: The float graph, to build and compare FP16 too.
+        float8: The FP8 graph, to build and compare it too.
         images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
             the self-test, all for the DLA's scales of tensors without Q/DQ; None tests with noise, and leaves
             layers without a scale in FP16 on the DLA.
@@ -89,6 +91,10 @@ def write(
                 hint="give both in one form: the self-test has one set of images",
             )
         graphs["fp16"] = plain
+    if float8 is not None:
+        graphs["fp8"] = float8
+    if "fp8" in graphs:
+        jetson.require_fp8(board.name, version)
     warnings: list[str] = []
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:24]}.", dir=out.parent) as scratch:
@@ -99,7 +105,9 @@ def write(
             warnings += [f"{finding.node}: {finding.message}" for finding in fitted.findings]
         folder = Path(scratch) / "out"
         folder.mkdir()
-        plans = {precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()}
+        plans: dict[str, dict[str, Any]] = {
+            precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()
+        }
         write_bytes(folder / runner.FILE_NAME, runner.source())
         _golden(model, folder / "golden", images)
         if dla_core is not None:
@@ -144,26 +152,27 @@ def write(
     return Handoff(out, names, tuple(warnings))
 
 
-def _precision(model: Path) -> str:
-    return "int8" if any(node.op_type == QUANTIZE for node in load_unchanged(model).graph) else "fp16"
+def _precision(model: Path) -> Precision:
+    graph = load_unchanged(model).graph
+    if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in graph.initializers.values()):
+        return "fp8"
+    return "int8" if any(node.op_type == QUANTIZE for node in graph) else "fp16"
 
 
 def _takes_pixels(model: Path) -> bool:
     return load_unchanged(model).graph.inputs[0].dtype == ir.DataType.UINT8
 
 
-def _graph(model: Path, folder: Path, precision: str, version: str) -> dict[str, Any]:
+def _graph(model: Path, folder: Path, precision: Precision, version: str) -> dict[str, Any]:
     """Copy one graph with the types for the version, and return its build record."""
-    strong = versions.rules(version).strongly_typed in ("recommended", "always")
+    strong = precision == "fp8" or versions.rules(version).strongly_typed in ("recommended", "always")
     name = f"model-{precision}.onnx"
     if strong:
         fp16_graph.to_half(model, folder / name)
     else:
         shutil.copyfile(model, folder / name)
-    kind: Precision = "int8" if precision == "int8" else "fp16"
-    built = builder.plan(
-        version, BuildOptions(precision=kind, half_typed=strong, timing_cache="timing.cache")
-    )
+    options = BuildOptions(precision=precision, half_typed=strong, timing_cache="timing.cache")
+    built = builder.plan(version, options)
     return {
         "graph": name,
         "strongly_typed": strong,

@@ -21,7 +21,7 @@ from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import evidence
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.report import verdict
-from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
+from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
 from edgeship.toolkit.runs.description import description
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, EvaluatedImages
@@ -183,7 +183,9 @@ class _Run:
             name,
             variant.target,
             variant.precision,
-            graph_file(variant, self.compiled.variants[name], self._folders),
+            (simulated_file if variant.precision == "fp8" else graph_file)(
+                variant, self.compiled.variants[name], self._folders
+            ),
             logits[golden],
             reference,
             simulated,
