@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.targets import onnxruntime, runner
-from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, repair, versions
+from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, repair, tuner, versions
 from edgeship.targets.tensorrt.builder import BuildOptions
 from edgeship.toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
 from edgeship.toolkit.core.errors import DataError
@@ -109,7 +109,7 @@ def write(
             precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()
         }
         write_bytes(folder / runner.FILE_NAME, runner.source())
-        _golden(model, folder / "golden", images)
+        tested, logits = _golden(model, folder / "golden", images)
         if dla_core is not None:
             ready: Any = images  # never pixels, as checked above
             bundle = dla.write(
@@ -134,7 +134,10 @@ def write(
                 "dla_core": dla_core,
                 "notes": bundle.notes,
             }
-        write_text(folder / "README.md", _readme(board.name, known, plans))
+        readme = _readme(board.name, known, plans)
+        if tuner.available(known.version):
+            readme += _tuning(model, next(iter(plans.values())), tested, logits, folder)
+        write_text(folder / "README.md", readme)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = {
             "schema": 1,
@@ -192,8 +195,10 @@ def _command(arguments: tuple[str, ...], graph: str) -> str:
     return " ".join(["/usr/src/tensorrt/bin/trtexec", *filled])
 
 
-def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -> None:
-    """Write golden inputs and their logits by an exact simulation of the graph."""
+def _golden(
+    model: Path, folder: Path, images: FloatArray | PixelArray | None
+) -> tuple[FloatArray | PixelArray, FloatArray]:
+    """Write golden inputs and their logits by an exact simulation of the graph; return both."""
     shape = [dim if isinstance(dim, int) else 0 for dim in load_unchanged(model).graph.inputs[0].shape or ()]
     if len(shape) != 4 or 0 in shape[1:]:
         raise DataError(f"the image size of {model} is not fixed", hint="export it with a fixed size")
@@ -205,7 +210,25 @@ def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -
         raise DataError(f"the images are {value}, {model} takes {expected}", hint="save them in that form")
     tested = images[: max(GOLDEN_IMAGES, shape[0])]
     with onnxruntime.simulate(model) as session:
-        runner.write_golden(folder, tested, session.infer(tested))
+        logits = session.infer(tested)
+    runner.write_golden(folder, tested, logits)
+    return tested, logits
+
+
+def _tuning(
+    model: Path, plan: dict[str, Any], tested: FloatArray | PixelArray, logits: FloatArray, folder: Path
+) -> str:
+    """Write the files of the tuner; return its part of the README."""
+    graph = load_unchanged(model).graph
+    first = graph.inputs[0]
+    batch = first.shape[0] if first.shape is not None and isinstance(first.shape[0], int) else 1
+    names = str(first.name), str(graph.outputs[0].name)
+    commands = tuner.write(folder, plan["trtexec"].split(), names, tested, logits, batch)
+    return (
+        "\nTensorRT's tuner tries other build routes, an hour at most, here of convolutions, and keeps the "
+        "fastest whose logits are as close to the simulated ones as in the self-test (not run by us):\n\n"
+        f"```sh\n{commands}\n```\n\nShip the plan, not the route: a second build gives another engine.\n"
+    )
 
 
 def _noise(shape: tuple[int, ...], *, pixels: bool) -> FloatArray | PixelArray:

@@ -195,6 +195,7 @@ FLAGS = {  # flag: y where trtexec of the version has it
     "--useSpinWait": "yyyyyyyyn",
     "--noCudaGraph": "nnnnnnnny",
     "--includeDataTransfers": "nnnnnnnny",
+    "--tuneBuildRouteFile": "nnnnnnnny",
 }
 EVERYWHERE = {
     *("--onnx", "--saveEngine", "--timingCacheFile", "--profilingVerbosity", "--sparsity", "--useDLACore"),
