@@ -1,6 +1,7 @@
 """The HTTP service: classes of the report through tritonclient, refusals, a live switch, a taken port."""
 
 import contextlib
+import http.client
 import json
 import re
 import shutil
@@ -147,6 +148,16 @@ def test_another_form_gets_status_400_and_no_class(port, change, message):
 def test_other_requests_are_refused_with_their_status(port, path, body, headers, status):
     code, text = ask(port, path, body, headers.items())
     assert code == status and json.loads(text)["error"]
+
+
+def test_a_request_that_is_too_long_is_refused_unread(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("POST", "/v2/models/my_net_1/infer")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413 and b"64 MiB" in answer.read()
+    connection.close()
 
 
 def test_a_damaged_file_and_a_small_image_are_the_request_s_fault(port):
