@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from edgeship.quantization.qparams import quantize_array
+from edgeship.quantization.qparams import stored_array
 from edgeship.toolkit.core.quant import FloatArray, QParams
 from edgeship.toolkit.graph import edit, io
 from edgeship.toolkit.graph.edit import Names
@@ -53,7 +54,8 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
     per_tensor = qparams.spec.axis is None
     scale = np.asarray(qparams.scale[0] if per_tensor else qparams.scale, np.float32)
     zero_point = qparams.zero_point[0] if per_tensor else qparams.zero_point
-    zero = np.add(zero_point, qparams.spec.offset).astype(qparams.spec.stored)
+    kind = ml_dtypes.float8_e4m3fn if qparams.spec.dtype == "float8e4m3fn" else qparams.spec.stored
+    zero = np.add(zero_point, qparams.spec.offset).astype(kind)
     constants = [
         edit.add_constant(graph, f"{name}/scale", scale, names),
         edit.add_constant(graph, f"{name}/zero_point", zero, names),
@@ -67,8 +69,9 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
         return new
 
     if folded:
-        integers = quantize_array(edit.constant(value), qparams).astype(qparams.spec.dtype)
-        stored = edit.add_constant(graph, f"{name}/quantized", integers, names)
+        stored = edit.add_constant(
+            graph, f"{name}/quantized", stored_array(edit.constant(value), qparams), names
+        )
         pair = [node("DequantizeLinear", stored, "dequantized")]
     else:
         quantize = node("QuantizeLinear", value, "quantized")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -41,7 +42,7 @@ def choose_qparams(observed: Range, spec: QuantSpec) -> QParams:
         )
     low, high = np.minimum(observed.low, 0.0), np.maximum(observed.high, 0.0)
     if spec.symmetric:
-        largest = np.maximum(-low, high) if spec.dtype == "int8" else high
+        largest = np.maximum(-low, high) if spec.dtype != "uint8" else high
         scale = np.maximum(largest / spec.quant_max, MIN_SCALE)
         zero_point = np.zeros_like(scale)
     else:
@@ -61,6 +62,15 @@ def weight_qparams(weight: npt.NDArray[np.float32], spec: QuantSpec) -> QParams:
     largest = np.abs(weight).max(rest)
     bound = tuple(largest.tolist())
     return choose_qparams(Range(tuple(-v for v in bound), bound), spec)
+
+
+def stored_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDArray[Any]:
+    """Quantize an array to the type in which it is stored."""
+    if qparams.spec.dtype != "float8e4m3fn":
+        return quantize_array(values, qparams).astype(qparams.spec.dtype)
+    scale, _ = _along_axis(values, qparams)
+    scaled = np.clip(values / scale.astype(np.float32), -qparams.spec.quant_max, qparams.spec.quant_max)
+    return scaled.astype(ml_dtypes.float8_e4m3fn)
 
 
 def quantize_array(values: npt.NDArray[np.float32], qparams: QParams) -> npt.NDArray[np.int32]:

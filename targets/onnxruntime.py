@@ -121,7 +121,10 @@ def _host_session(model: Path, threads: int | None, *, exact: bool = False) -> H
 
 def _session(model: Path, threads: int, level: str = "all", *, exact: bool = False, **more: Any) -> Any:
     try:
-        source = _simulated(model) if exact else str(model)
+        source: str | bytes = str(model)
+        if exact:
+            source, float8 = _simulated(model)
+            level = "basic" if float8 else level  # "extended" takes zero points of FP8 for uint8: drops ReLUs
         return Backend(_sdk()).session(source, threads, level, exact, **more)
     except Exception as error:  # its exception classes share no base but Exception
         raise TargetError(
@@ -130,8 +133,11 @@ def _session(model: Path, threads: int, level: str = "all", *, exact: bool = Fal
         ) from error
 
 
-def _simulated(model: Path) -> bytes:
-    """Return the graph with roundings for FP16 types, and a dynamic batch unless a constant shape has it."""
+def _simulated(model: Path) -> tuple[bytes, bool]:
+    """Return the graph with roundings for FP16 types, and True if it has FP8 types.
+
+    Its batch is dynamic, unless a constant shape has the batch.
+    """
     import onnx
 
     from edgeship.targets._half_types import as_rounding
@@ -141,8 +147,8 @@ def _simulated(model: Path) -> bytes:
         for value in (*loaded.graph.input, *loaded.graph.output):
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
         del loaded.graph.value_info[:]  # shapes of one batch
-    serialized: bytes = loaded.SerializeToString()
-    return serialized
+    float8 = any(item.data_type == onnx.TensorProto.FLOAT8E4M3FN for item in loaded.graph.initializer)
+    return loaded.SerializeToString(), float8
 
 
 def _audit(model: Path, optimized: Path, precision: Precision) -> tuple[LayerAudit, ...]:

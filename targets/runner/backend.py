@@ -13,7 +13,7 @@ _PROFILE_RUNS, _PROFILE_S = 31, 1.0  # maximum; no new run after so many seconds
 class BuildOptions(NamedTuple):
     """Options of a build; all are part of the engine's key."""
 
-    precision: str = "fp32"  # int8, fp16, bf16, fp32
+    precision: str = "fp32"  # int8, fp8, fp16, bf16, fp32
     profile: tuple[int, int, int] | None = None  # batch: lowest, usual, highest
     workspace_mib: int = 1024  # TensorRT's scratch memory
     optimization_level: int | None = None  # 0..5; None: the SDK's own

@@ -28,7 +28,10 @@ from .inference import Inference
 DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
 SCHEMA = 1
 RELEASE_ENGINE = os.path.join("engine", "model")
-COLORS = ("rgb", "bgr")
+NV12 = {
+    f"nv12-{matrix}-{levels}": (matrix, levels) for matrix in imaging.MATRICES for levels in imaging.LEVELS
+}
+COLORS = ("rgb", "bgr", *NV12)
 _ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
 _LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
 _SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
@@ -144,7 +147,8 @@ class Classifier:
         Args:
             images: Path, encoded bytes, Pillow image or uint8 array (H, W, 3) or (H, W) of one image; or a list
                 or an array (N, H, W, 3) of several.
-            color: Order of the channels of arrays: rgb, or bgr as OpenCV reads them.
+            color: Form of arrays: rgb; bgr, as OpenCV reads them; or an NV12 frame (3/2 H, W) of a camera with
+                its matrix and levels, nv12-bt601-limited for one (`COLORS` has all).
 
         Returns:
             A `Result`, or a list of them.
@@ -172,6 +176,18 @@ class Classifier:
         """Return the class names."""
         with self._used() as engine:
             return engine.labels
+
+    @property
+    def description(self) -> Description | None:
+        """Return preprocessing and class names; None if they are unknown."""
+        with self._used() as engine:
+            return engine.description
+
+    @property
+    def input_form(self) -> str:
+        """Return the form of the network inputs: pixels (uint8, N, H, W, C), nchw or nhwc (float32)."""
+        with self._used() as engine:
+            return engine.input_form
 
     def warm_up(self, runs: int = 3) -> None:
         """Run inferences of a black image, so that the first real one takes no longer than others."""
@@ -264,8 +280,8 @@ class _Engine:
         else:
             session = backends.load(backend).open_file(file, threads)
         self._inference, self._file = Inference(session), file
-        self._how = _describe(file, session) if description is None else Description(description, "description")
-        self.labels = self._how.labels if self._how else []
+        self.description = _describe(file, session) if description is None else Description(description, "description")
+        self.labels = self.description.labels if self.description else []
         self._channels_first = len(session.image_shape) == 3 and self._shape_agrees(session.image_shape)  # noqa: PLR2004
         self._shape = self._input_shape(session.image_shape)
         self._probabilities: bool | None = None  # True: the graph ends in a Softmax
@@ -298,7 +314,7 @@ class _Engine:
 
     def inputs(self, images: list[Any], color: str) -> Any:
         """Return the preprocessed images in the form that the engine takes."""
-        how = self._how
+        how = self.description
         if how is None:
             raise Failure(
                 "description-missing", f"no {DESCRIPTION} for {self._file}",
@@ -306,12 +322,17 @@ class _Engine:
                 f"copy {DESCRIPTION} of the run's engines/ folder to the engine, or pass description=",
             )  # fmt: skip
         if color not in COLORS:
-            raise Failure("color-unknown", f"color is {color!r}", f"expected {' or '.join(COLORS)}", "color='bgr'")
+            raise Failure("color-unknown", f"color is {color!r}", f"expected {', '.join(COLORS)}", "color='bgr'")
         pixels = np.stack([self._pixels(_decoded(image, color), how) for image in images])
         if self._inference.takes_pixels:
             return pixels
         ready = imaging.normalize(pixels, how.mean, how.std)
         return ready if self._channels_first else np.ascontiguousarray(ready.transpose(0, 2, 3, 1))
+
+    @property
+    def input_form(self) -> str:
+        """Return the form of the inputs: pixels, nchw or nhwc."""
+        return "pixels" if self._inference.takes_pixels else "nchw" if self._channels_first else "nhwc"
 
     def warm_up(self) -> None:
         """Run one inference of zeros, if the size of the input is known."""
@@ -334,15 +355,15 @@ class _Engine:
         """Return True if images are (C, H, W): as described, else with 1 or 3 channels in front."""
         if self._inference.takes_pixels:
             return False
-        if self._how is None:
+        if self.description is None:
             return shape[0] in (1, 3)
-        return _fits(shape, (len(self._how.mean), *self._how.crop))
+        return _fits(shape, (len(self.description.mean), *self.description.crop))
 
     def _input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of one input; -1 where unknown."""
-        if self._how is None:
+        if self.description is None:
             return shape
-        channels, crop = len(self._how.mean), self._how.crop
+        channels, crop = len(self.description.mean), self.description.crop
         expected = (channels, *crop) if self._channels_first else (*crop, channels)
         if not _fits(shape, expected):
             raise Failure(
@@ -411,6 +432,12 @@ def _decoded(image: Any, color: str) -> Any:
     if imaging.Image is not None and isinstance(image, imaging.Image.Image):
         return image
     array = np.asarray(image)
+    if color in NV12:
+        try:
+            return imaging.from_nv12(array, *NV12[color])
+        except ValueError as error:
+            raise Failure("image-form", f"an image of {error}", f"color is {color!r}",
+                          "give rows of luma and of chroma without padding") from error  # fmt: skip
     grey, rgb = array.ndim == 2, array.ndim == 3 and array.shape[2] == 3  # noqa: PLR2004
     if array.dtype != np.uint8 or not (grey or rgb) or 0 in array.shape:
         raise Failure(

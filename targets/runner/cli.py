@@ -16,7 +16,7 @@ probe     [--root DIR] [--disk DIR] [--sdk MODULE] [--backend B (ask only this o
              {"available", "version", "precisions", "typed_only" (types of the graph alone decide), "cause", "cure"}},
              "best": backend name or null,
              "problems": [{"code", "cause", "cure"}]
-build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp16|bf16|fp32] [--cache DIR]
+build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp8|fp16|bf16|fp32] [--cache DIR]
           [--profile MIN:OPT:MAX (batches)] [--workspace-mib M] [--optimization-level 0..5] [--strongly-typed]
           [--lock-timeout-s S] [--timeout-s S] [--force]
           Writes ENGINE and ENGINE.json (the sidecar) atomically; the same key is reused, never built twice.
@@ -394,7 +394,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--graph", required=True)
     build.add_argument("--out", required=True)
     build.add_argument("--backend", choices=backends.NAMES)
-    build.add_argument("--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32")
+    build.add_argument("--precision", choices=("fp32", "bf16", "fp16", "fp8", "int8"), default="fp32")
     build.add_argument("--cache")
     build.add_argument("--profile", type=_batches)
     build.add_argument("--workspace-mib", type=whole)

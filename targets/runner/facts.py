@@ -17,6 +17,7 @@ CHIPS = {  # device tree compatible -> (chip family, SM)
     "nvidia,tegra234": ("Orin", "8.7"),
     "nvidia,tegra264": ("Thor", "11.0"),
 }
+FP8_SM = (8, 9)  # lowest compute capability with FP8 arithmetic
 NO_INT8 = {"5.3": "Nano and TX1", "6.2": "TX2"}  # GPUs without INT8 arithmetic: FP16 is their best
 JETPACKS = {  # L4T -> JetPack; source: release records and the L4T table of rbonghi/jetson_stats
     "32.4.4": "4.4.1", "32.5.0": "4.5", "32.6.1": "4.6", "32.7.1": "4.6.1", "32.7.2": "4.6.2",

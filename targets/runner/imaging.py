@@ -43,6 +43,9 @@ _MOST_BYTES = 400_000_000  # of a decoded image, copies included: 100 megapixels
 
 _FIXED_BITS = 32 - 8 - 2  # of a coefficient: sums over 8-bit pixels stay below 2**31
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bits, as Pillow rounds it
+MATRICES = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}  # weights of red and blue in luma
+LEVELS = {"limited": (16, 219.0, 224.0), "full": (0, 255.0, 255.0)}  # black, ranges of luma and chroma
+_TIE = 2e-12  # above float64's error of a sum, below the distance of any other sum to half a level: halves go up
 _GREY_MODES = 2  # dimensions of a grey image array
 
 
@@ -121,6 +124,50 @@ def _rgb(image: Any) -> Any:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns when it converts such a palette to RGB directly
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def from_nv12(frame: Any, matrix: str, levels: str) -> Any:
+    """Convert an NV12 frame to RGB; the four pixels of a 2 x 2 block share their chroma.
+
+    Exact: the correctly rounded values of ITU-R BT.601-7 or BT.709-6 for every triple of samples.
+
+    Args:
+        frame: uint8 (3/2 height, width): rows of luma, then rows of Cb and Cr in turns; height and width even.
+        matrix: bt601 or bt709.
+        levels: limited (luma 16 to 235, chroma 16 to 240) or full (0 to 255).
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ValueError: The frame has another form.
+    """
+    rows, width = frame.shape if frame.ndim == _GREY_MODES else (0, 0)
+    if frame.dtype != np.uint8 or not rows or not width or rows % 3 or width % 2:
+        raise ValueError(f"{frame.dtype} {frame.shape} is no NV12 frame: uint8 (3/2 height, width), both even")
+    height = rows * 2 // 3
+    luma, red, green, blue = _yuv_tables(matrix, levels)
+    chroma = frame[height:].reshape(height // 2, width // 2, 2)
+    cb, cr = chroma[..., 0], chroma[..., 1]
+    base = luma[frame[:height]].reshape(height // 2, 2, width // 2, 2)
+    out = np.empty((height, width, 3), np.uint8)
+    for channel, part in enumerate((red[cr], green[0][cb] + green[1][cr], blue[cb])):
+        total = (base + part[:, None, :, None]).reshape(height, width)
+        out[..., channel] = np.clip(total, 0, 255)  # cut to whole levels: luma has half a level more
+    return out
+
+
+@functools.lru_cache(maxsize=None)
+def _yuv_tables(matrix: str, levels: str) -> Any:
+    """Return the summands of luma, and of chroma for red, green (two) and blue, of each sample value, float64."""
+    kr, kb = MATRICES[matrix]
+    kg = 1 - kr - kb
+    offset, luma_range, chroma_range = LEVELS[levels]
+    samples = np.arange(256)
+    y = (samples - offset) * (255 / luma_range)
+    c = (samples - 128) * (255 / chroma_range)
+    red, blue = 2 * (1 - kr) * c, 2 * (1 - kb) * c
+    return y + 0.5 + _TIE, red, (-blue * kb / kg, -red * kr / kg), blue
 
 
 def read_sides(value: Any) -> Tuple[int, int]:

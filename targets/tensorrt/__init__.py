@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeship.targets import Compiled, Session, Target
 from edgeship.targets._messages import summed_up
 from edgeship.targets._timing import loop_ips
-from edgeship.targets.tensorrt import fp16_graph, local_gpu, repair, rtx_check
+from edgeship.targets.tensorrt import fp16_graph, jetson, local_gpu, repair, rtx_check
 from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
@@ -41,8 +41,8 @@ class TensorRT:
         )
 
     def precisions(self) -> tuple[Precision, ...]:
-        """Return FP32, FP16 and INT8."""
-        return "fp32", "fp16", "int8"
+        """Return FP32, FP16, FP8 and INT8."""
+        return "fp32", "fp16", "fp8", "int8"
 
     def versions(self) -> Mapping[str, str]:
         """Return the versions of TensorRT, if a GPU is there, and of TensorRT-RTX."""
@@ -63,20 +63,27 @@ class TensorRT:
             model: An ONNX file; an opset too new for `version` is lowered.
             out: Folder of the engine, or of the graph to build on the device.
             precision: "int8" where the graph has Q/DQ; "fp16" for a float graph, whose FP16-typed form is
-                checked and simulated.
+                checked and simulated; "fp8" for a graph with FP8 Q/DQ, of which the form with FP16 types is
+                the only one.
             version: TensorRT version on the device; None: as `repair.fit`.
 
         Raises:
+            DeviceError: The TensorRT version has no FP8.
             ModelError: The opset cannot be lowered, or a value does not fit into FP16.
             TargetError: The linter, the parser or the builder refuses the graph.
         """
         with tempfile.TemporaryDirectory() as scratch:
             graph = Path(scratch) / GRAPH
-            fitted = repair.fit(model, version, graph)
+            if precision == "fp8":
+                jetson.require_fp8(None, version)
+            fitted = repair.fit(model, version or (jetson.FP8_FROM if precision == "fp8" else None), graph)
             warnings = ((fitted.note,) if fitted.note else ()) + summed_up(
                 (found.rule, found.node, found.message) for found in fitted.findings
             )
             instead, no_typed = _typed(graph, out, precision)
+            if precision == "fp8":
+                (out / TYPED).replace(graph)
+                instead = ()
             if local_gpu.available():
                 engine, build_warnings = local_gpu.build(graph, precision)
                 write_bytes(out / ENGINE, engine)
@@ -84,7 +91,8 @@ class TensorRT:
                     audit = session.audit(graph)
                 file, note = ENGINE, f"built for this GPU by TensorRT {local_gpu.version()}"
             else:
-                note, audit, build_warnings = _checked(out / TYPED if precision == "fp16" else graph, model)
+                checked = out / TYPED if precision == "fp16" else graph
+                note, audit, build_warnings = _checked(checked, model, precision)
                 write_bytes(out / GRAPH, graph.read_bytes())
                 file = GRAPH
         return Compiled(
@@ -94,7 +102,7 @@ class TensorRT:
             audit=audit,
             warnings=(*warnings, *build_warnings, *no_typed),
             instead=instead,
-            simulated=TYPED if precision == "fp16" else None,
+            simulated={"fp16": TYPED, "fp8": GRAPH}.get(precision),
         )
 
     @contextmanager
@@ -128,16 +136,20 @@ def _typed(model: Path, out: Path, precision: Precision) -> tuple[tuple[str, ...
     try:
         fp16_graph.to_half(model, out / TYPED)
     except ModelError as error:
-        if precision == "fp16":
+        if precision != "int8":
             raise
         return (), (f"no FP16-typed form for TensorRT 11: {error}",)
     return (TYPED,), ()
 
 
-def _checked(graph: Path, model: Path) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
+def _checked(
+    graph: Path, model: Path, precision: Precision
+) -> tuple[str, tuple[LayerAudit, ...], tuple[str, ...]]:
     """Return note, layers and warnings of a graph that is checked here and built on a device."""
     try:
-        verdict = rtx_check.check(graph)
+        verdict = rtx_check.check(
+            graph, rtx_check.WITH_FP8 if precision == "fp8" else rtx_check.NEAREST_TO_ORIN
+        )
     except TargetError as absent:
         note = "passed the linter only, not read by NVIDIA's parser, not built for a Jetson"
         return note, (), (f"{absent}: {absent.hint}",)

@@ -23,7 +23,7 @@ class BuildOptions:
     """Options of an engine build.
 
     Attributes:
-        precision: int8 means INT8 where the graph has Q/DQ, and FP16 elsewhere.
+        precision: int8 means INT8 where the graph has Q/DQ, and FP16 elsewhere; fp8 is always `half_typed`.
         half_typed: The graph carries FP16 types itself: it is built strongly typed.
         workspace_mib: Limit of scratch memory in MiB; 1024 to 2048 for a board with 8 GB.
         optimization_level: 0 (fast build) to 5 (slow build); 3 is TensorRT's own.
@@ -132,6 +132,11 @@ def _refuse(rule: Rules, options: BuildOptions) -> None:
         raise RecipeError(
             f"TensorRT {rule.name} cannot build an FP16-typed graph: it has no strong typing",
             hint="use the FP32-typed graph; the builder chooses FP16 itself",
+        )
+    if options.precision == "fp8" and not options.half_typed:
+        raise RecipeError(
+            "FP8 by a builder flag may be built in FP32 without a word (NVIDIA/TensorRT issue 4590)",
+            hint="use the FP8 graph with FP16 types (`edgeship export-jetson` writes it)",
         )
     if options.precision == "fp16" and rule.strongly_typed == "always" and not options.half_typed:
         raise RecipeError(

@@ -9,16 +9,14 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from edgeship.targets.tensorrt.lint import channel_axis, opset_of
+from edgeship.targets.tensorrt.lint import channel_axis
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.edit import Names, add_constant, set_constant
 from edgeship.toolkit.graph.load import load_unchanged
-from edgeship.toolkit.graph.opset import REDUCTIONS
+from edgeship.toolkit.graph.opset import FLOAT_OPSET, raise_opset
 from edgeship.toolkit.graph.query import QUANTIZE, array, input_at, label
 
-OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 from here on
-IR_VERSION = 9  # of ONNX 1.14, which brought opset 19
 NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -54,36 +52,15 @@ def to_half(model: Path, out: Path) -> None:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = value.type = None  # FP32 types would contradict
-    _raise_opset(loaded, names)
+    raise_opset(loaded)
     try:
         onnx.checker.check_model(ir.to_proto(loaded))
     except onnx.checker.ValidationError as error:
         raise ModelError(
-            f"no FP16-typed form in opset {OPSET}: {str(error).strip().splitlines()[0]}",
+            f"no FP16-typed form in opset {FLOAT_OPSET}: {str(error).strip().splitlines()[0]}",
             hint="keep the FP32-typed graph for this model",
         ) from error
     io.save(loaded, out)
-
-
-def _raise_opset(model: ir.Model, names: Names) -> None:
-    """Raise the opset to 19; axes of reductions and the parts of a Split changed in opset 18.
-
-    Source:
-        ONNX Operator Changelog, opset 18.
-    """
-    graph = model.graph
-    opset = opset_of(graph)
-    for node in list(graph) if opset < 18 else ():
-        if node.op_type in REDUCTIONS - {"ReduceSum"} and "axes" in node.attributes:
-            axes = np.array(node.attributes.pop("axes").as_ints(), np.int64)
-            node.resize_inputs(2)
-            node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_axes", axes, names))
-        if node.op_type == "Split" and len(node.inputs) == 1:
-            node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
-    for domain in graph.opset_imports:
-        if domain in ("", "ai.onnx"):
-            graph.opset_imports[domain] = max(opset, OPSET)
-    model.ir_version = max(model.ir_version or 0, IR_VERSION)
 
 
 def _snap_weights(graph: ir.Graph) -> None:

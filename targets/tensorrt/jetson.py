@@ -65,7 +65,8 @@ class Module:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """Precisions with arithmetic on its GPU, besides FP32."""
-        return ("fp16", "int8") if self.int8 else ("fp16",)
+        eight_bits: tuple[Precision, ...] = ("int8",) if self.int8 else ()
+        return ("fp16", *(("fp8",) if float(self.sm) >= FP8_SM else ()), *eight_bits)
 
 
 _MAXWELL, _XAVIERS = ("Jetson Nano", "Jetson TX1", "Jetson TX2"), ("AGX Xavier", "Xavier NX")
@@ -117,6 +118,11 @@ JETPACKS = (  # the one table of module, JetPack and TensorRT; L4T versions are 
         ),
         installable=True,
     ),
+)
+FP8_SM, FP8_FROM = 8.9, "10.0"  # lowest compute capability with FP8; first strongly typed TensorRT
+FP8_SOURCES = (
+    "docs.nvidia.com/deeplearning/tensorrt-rtx, support matrix (8.6: no FP8, 8.9: FP8); release properties "
+    "of TensorRT 10.10 for DRIVE OS (Thor: FP8); TensorRT-RTX 1.7.1, run without a GPU (refuses SM 8.6)"
 )
 PORTABLE = "8.5"  # default version: later ones read what this one reads
 TOO_OLD = {  # JetPack -> its TensorRT; source: _L4T_TABLE, MLPerf v1.1 AGX Xavier record
@@ -289,6 +295,33 @@ def _span(releases: tuple[str, ...]) -> str:
 def available(precisions: Sequence[Precision], module_name: str | None) -> tuple[Precision, ...]:
     """Return those precisions of which a module has the arithmetic; all without a module."""
     return tuple(each for each in precisions if not module_name or each in module(module_name).precisions)
+
+
+def require_fp8(module_name: str | None, version: str | None) -> None:
+    """Refuse FP8 where the GPU or its TensorRT has none.
+
+    Args:
+        module_name: The Jetson module; None: unknown, a GPU of compute capability 8.9 or newer is assumed.
+        version: Its TensorRT; None: unknown.
+
+    Raises:
+        DeviceError: It has no FP8; the hint names what it has.
+
+    Source:
+        `FP8_SOURCES`.
+    """
+    able = ", ".join(item.name for item in MODULES if "fp8" in item.precisions)
+    if module_name is not None and "fp8" not in module(module_name).precisions:
+        board = module(module_name)
+        raise DeviceError(
+            f"{board.name} (SM {board.sm}) computes no FP8: compute capability {FP8_SM} is the lowest",
+            hint=f"leave fp8 out of compile.precisions; of the Jetsons {able} has it",
+        )
+    if version is not None and versions.parse(version) < versions.parse(FP8_FROM):
+        raise DeviceError(
+            f"TensorRT {version} has no FP8 networks: they came with {FP8_FROM}",
+            hint=f"leave fp8 out of compile.precisions, or state the device's TensorRT ({able}: 10.13, 11.4)",
+        )
 
 
 def require_int8(module: Module) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeship.targets import onnxruntime, runner
-from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, repair, versions
+from edgeship.targets.tensorrt import builder, dla, fp16_graph, jetson, repair, tuner, versions
 from edgeship.targets.tensorrt.builder import BuildOptions
 from edgeship.toolkit.core.artifact import sha256_file, write_bytes, write_json, write_text
 from edgeship.toolkit.core.errors import DataError
@@ -48,6 +48,7 @@ def write(
     version: str,
     module: str,
     plain: Path | None = None,
+    float8: Path | None = None,
     images: FloatArray | PixelArray | None = None,
     dla_core: int | None = None,
 ) -> Handoff:
@@ -59,6 +60,7 @@ def write(
         version: TensorRT version on the device.
         module: Name of the Jetson module.
         plain: The float graph, to build and compare FP16 too.
+        float8: The FP8 graph, to build and compare it too.
         images: (N, C, H, W) preprocessed images, or uint8 (N, H, W, C) of a graph that takes pixels: some for
             the self-test, all for the DLA's scales of tensors without Q/DQ; None tests with noise, and leaves
             layers without a scale in FP16 on the DLA.
@@ -89,6 +91,10 @@ def write(
                 hint="give both in one form: the self-test has one set of images",
             )
         graphs["fp16"] = plain
+    if float8 is not None:
+        graphs["fp8"] = float8
+    if "fp8" in graphs:
+        jetson.require_fp8(board.name, version)
     warnings: list[str] = []
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name[:24]}.", dir=out.parent) as scratch:
@@ -99,9 +105,11 @@ def write(
             warnings += [f"{finding.node}: {finding.message}" for finding in fitted.findings]
         folder = Path(scratch) / "out"
         folder.mkdir()
-        plans = {precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()}
+        plans: dict[str, dict[str, Any]] = {
+            precision: _graph(graph, folder, precision, version) for precision, graph in graphs.items()
+        }
         write_bytes(folder / runner.FILE_NAME, runner.source())
-        _golden(model, folder / "golden", images)
+        tested, logits = _golden(model, folder / "golden", images)
         if dla_core is not None:
             ready: Any = images  # never pixels, as checked above
             bundle = dla.write(
@@ -126,7 +134,10 @@ def write(
                 "dla_core": dla_core,
                 "notes": bundle.notes,
             }
-        write_text(folder / "README.md", _readme(board.name, known, plans))
+        readme = _readme(board.name, known, plans)
+        if tuner.available(known.version):
+            readme += _tuning(model, next(iter(plans.values())), tested, logits, folder)
+        write_text(folder / "README.md", readme)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         manifest = {
             "schema": 1,
@@ -144,26 +155,27 @@ def write(
     return Handoff(out, names, tuple(warnings))
 
 
-def _precision(model: Path) -> str:
-    return "int8" if any(node.op_type == QUANTIZE for node in load_unchanged(model).graph) else "fp16"
+def _precision(model: Path) -> Precision:
+    graph = load_unchanged(model).graph
+    if any(value.dtype == ir.DataType.FLOAT8E4M3FN for value in graph.initializers.values()):
+        return "fp8"
+    return "int8" if any(node.op_type == QUANTIZE for node in graph) else "fp16"
 
 
 def _takes_pixels(model: Path) -> bool:
     return load_unchanged(model).graph.inputs[0].dtype == ir.DataType.UINT8
 
 
-def _graph(model: Path, folder: Path, precision: str, version: str) -> dict[str, Any]:
+def _graph(model: Path, folder: Path, precision: Precision, version: str) -> dict[str, Any]:
     """Copy one graph with the types for the version, and return its build record."""
-    strong = versions.rules(version).strongly_typed in ("recommended", "always")
+    strong = precision == "fp8" or versions.rules(version).strongly_typed in ("recommended", "always")
     name = f"model-{precision}.onnx"
     if strong:
         fp16_graph.to_half(model, folder / name)
     else:
         shutil.copyfile(model, folder / name)
-    kind: Precision = "int8" if precision == "int8" else "fp16"
-    built = builder.plan(
-        version, BuildOptions(precision=kind, half_typed=strong, timing_cache="timing.cache")
-    )
+    options = BuildOptions(precision=precision, half_typed=strong, timing_cache="timing.cache")
+    built = builder.plan(version, options)
     return {
         "graph": name,
         "strongly_typed": strong,
@@ -183,8 +195,10 @@ def _command(arguments: tuple[str, ...], graph: str) -> str:
     return " ".join(["/usr/src/tensorrt/bin/trtexec", *filled])
 
 
-def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -> None:
-    """Write golden inputs and their logits by an exact simulation of the graph."""
+def _golden(
+    model: Path, folder: Path, images: FloatArray | PixelArray | None
+) -> tuple[FloatArray | PixelArray, FloatArray]:
+    """Write golden inputs and their logits by an exact simulation of the graph; return both."""
     shape = [dim if isinstance(dim, int) else 0 for dim in load_unchanged(model).graph.inputs[0].shape or ()]
     if len(shape) != 4 or 0 in shape[1:]:
         raise DataError(f"the image size of {model} is not fixed", hint="export it with a fixed size")
@@ -196,7 +210,25 @@ def _golden(model: Path, folder: Path, images: FloatArray | PixelArray | None) -
         raise DataError(f"the images are {value}, {model} takes {expected}", hint="save them in that form")
     tested = images[: max(GOLDEN_IMAGES, shape[0])]
     with onnxruntime.simulate(model) as session:
-        runner.write_golden(folder, tested, session.infer(tested))
+        logits = session.infer(tested)
+    runner.write_golden(folder, tested, logits)
+    return tested, logits
+
+
+def _tuning(
+    model: Path, plan: dict[str, Any], tested: FloatArray | PixelArray, logits: FloatArray, folder: Path
+) -> str:
+    """Write the files of the tuner; return its part of the README."""
+    graph = load_unchanged(model).graph
+    first = graph.inputs[0]
+    batch = first.shape[0] if first.shape is not None and isinstance(first.shape[0], int) else 1
+    names = str(first.name), str(graph.outputs[0].name)
+    commands = tuner.write(folder, plan["trtexec"].split(), names, tested, logits, batch)
+    return (
+        "\nTensorRT's tuner tries other build routes, an hour at most, here of convolutions, and keeps the "
+        "fastest whose logits are as close to the simulated ones as in the self-test (not run by us):\n\n"
+        f"```sh\n{commands}\n```\n\nShip the plan, not the route: a second build gives another engine.\n"
+    )
 
 
 def _noise(shape: tuple[int, ...], *, pixels: bool) -> FloatArray | PixelArray:

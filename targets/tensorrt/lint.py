@@ -301,7 +301,7 @@ def _reads_floats(value: ir.Value | None) -> bool:
         value = input_at(node, 0)
         node = producer(value)
     if node is None:
-        return value is not None and _float_type(value) != ""
+        return value is not None and _float_type(value) not in ("", "float8e4m3fn")
     return node.op_type not in (QUANTIZE, "Cast", *INTEGER_OPERATORS)
 
 

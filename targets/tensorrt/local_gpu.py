@@ -46,7 +46,7 @@ def build(model: Path, precision: Precision) -> tuple[bytes, tuple[str, ...]]:
     """
     sdk = backends.load("tensorrt")
     with tempfile.TemporaryDirectory() as scratch:
-        if precision != "fp32" and versions.rules(sdk.version).strongly_typed == "always":
+        if precision in ("fp16", "int8") and versions.rules(sdk.version).strongly_typed == "always":
             fp16_graph.to_half(model, Path(scratch) / "half.onnx")
             model = Path(scratch) / "half.onnx"
         try:

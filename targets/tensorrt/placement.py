@@ -26,7 +26,7 @@ PLACEMENT = (
 )
 ALIGNMENT = "TensorRT Engine Explorer trex/lint.py; Model Optimizer modelopt/onnx/quantization/int8.py"
 COMMUTING = LAYOUT_OPS | {"MaxPool", "Identity"}  # a DQ moves forward through them
-INT8_CHANNELS = 16  # INT8 kernels compute multiples of this
+INT8_CHANNELS = 16  # 8-bit kernels compute multiples of this
 IMAGE_CHANNELS = 4
 
 
@@ -170,7 +170,7 @@ def _aligned(node: ir.Node) -> Iterator[Finding]:
     if unaligned:
         yield Finding(
             *("channel-alignment", "warning", label(node)),
-            f"{' and '.join(unaligned)} channels: INT8 kernels compute multiples of {INT8_CHANNELS}",
+            f"{' and '.join(unaligned)} channels: 8-bit kernels compute multiples of {INT8_CHANNELS}",
             "prune to multiples of 32 (at least 16)",
             ALIGNMENT,
         )

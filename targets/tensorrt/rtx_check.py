@@ -15,6 +15,7 @@ from edgeship.toolkit.core.tensors import ShapeProfile
 
 INSTALL_HINT = "pip install 'edgeship[tensorrt-rtx]' (NVIDIA's parser and builder; no GPU needed)"
 NEAREST_TO_ORIN = ("SM86",)  # Orin is SM 8.7, which TensorRT-RTX does not build for
+WITH_FP8 = ("SM89", "SM120")  # Thor is SM 11.0
 DYNAMIC_BATCH = ShapeProfile(min=(1,), opt=(8,), max=(32,))
 NO_GPU = "cudaError"  # a driver check that says nothing about the graph
 
@@ -25,7 +26,7 @@ KINDS = {
     "MatMul": "FullyConnected",
 }
 KERNELS = ("correlation", "gemm")  # others: runtime_fusion (with the next layers), kgen (generated code)
-PRECISIONS = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16"}
+PRECISIONS = {"Int8": "int8", "Half": "fp16", "Float": "fp32", "BFloat16": "bf16", "FP8": "fp8"}
 UNLISTED = "not in the builder's listing"
 LAYER = re.compile(
     r"^Name: (?P<name>.+?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
@@ -103,7 +104,7 @@ def weighted_nodes(model: Path) -> dict[str, str]:
 def layers(listing: str, nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
     """Return the layers with weights from the builder's listing; those absent from it have a warning.
 
-    A layer is INT8 where both its first input and its weights are; else its precision is that of the other.
+    A layer is INT8 or FP8 where both its first input and its weights are; else its precision is the other's.
 
     Args:
         listing: Text with one line a layer: "Name: ..., LayerType: ..., Inputs: [...], Constants: [...],
@@ -116,7 +117,9 @@ def layers(listing: str, nodes: Mapping[str, str]) -> tuple[LayerAudit, ...]:
         named = [line for line in lines if _names(line, node)]
         types = max((_weights_and_types(line) for line in named), default=(False, 0, []))[2]
         precisions = [PRECISIONS.get(each, each.lower()) for each in types]
-        precision = next((each for each in precisions if each != "int8"), "int8") if precisions else "unknown"
+        precision = "unknown"
+        if precisions:
+            precision = next((each for each in precisions if each not in ("int8", "fp8")), precisions[0])
         warning = "" if precisions else UNLISTED
         found.append(LayerAudit(node, KINDS[operator], precision, weighted=True, warning=warning))
     return tuple(found)

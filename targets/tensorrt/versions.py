@@ -114,6 +114,7 @@ TRTEXEC = {  # flag -> (first version, first version without it or None); source
     "--stronglyTyped": ((10, 0), None),
     "--noCudaGraph": ((11, 0), None),
     "--includeDataTransfers": ((11, 0), None),
+    "--tuneBuildRouteFile": ((11, 1), None),
 }
 
 

@@ -71,7 +71,11 @@ def run(tmp_path: Path) -> Path:
         {"name": name, "folder": str(folder), "digest": name * 2, "seconds": 1.0, "cached": False}
         for name, folder in stages.items()
     ]
-    recipe = {"evaluate": {"source": "digits:test"}, "bench": {"threads": 2}}
+    recipe = {
+        "evaluate": {"source": "digits:test"},
+        "select": {"source": "digits:train", "images": 12},
+        "bench": {"threads": 2},
+    }
     write_json(
         out / "run.json", {"schema": 1, "command": "edgeship run x", "recipe": recipe, "stages": described}
     )

@@ -1,6 +1,7 @@
 """Logins that are not as expected: each has its own cause and cure."""
 
 import errno
+import re
 import shlex
 import sys
 import time
@@ -127,7 +128,7 @@ def test_text_without_a_newline_before_the_first_answer(device, park):
 )
 def test_a_login_script_that_asks(login, words, device, park, monkeypatch):
     monkeypatch.setattr(agent_client, "PROMPT_S", 0.5)
-    monkeypatch.setattr(agent_client, "FIRST_ANSWER_S", 1.5)
+    monkeypatch.setattr(agent_client, "FIRST_ANSWER_S", 1.5 if login == "sleep 60" else 9.0)
     server, _ = device
     started = time.monotonic()
     with pytest.raises(DeviceError, match=words) as caught:
@@ -202,3 +203,22 @@ def test_python_may_be_a_command_with_arguments(device, park, bundle):
 def test_a_disk_of_the_device_that_cannot_be_written(error, words, hint):
     refusal = disk_refusal(error, "during run")
     assert refusal.code == "disk" and words in str(refusal) and hint in refusal.hint
+
+
+@pytest.mark.parametrize("name", ["run time", "100%h", "x" * 80, 'a"b', "q'", "a\\b", "${HOME}", "absent/é"])
+def test_odd_runtime_folders_do_not_reach_ssh(name, device, tmp_path, monkeypatch):
+    _, entry = device
+    folder = tmp_path / name
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    sockets = transport.control_folder()
+    assert len(f"{sockets}/{'0' * 40}.{'x' * 16}") < 108 and set(str(sockets)) & set(" %'\"\\$") == set()
+    assert release.status(entry)["current"] is None
+
+
+def test_runtime_folders_that_cannot_be_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/none")
+    assert transport.control_folder().name.startswith("edgeship-")
+    monkeypatch.setattr(transport, "_SOCKET_FOLDER", re.compile("/proc.*"))
+    with pytest.raises(DeviceError, match="no folder for the sockets"):
+        transport.control_folder()

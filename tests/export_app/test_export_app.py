@@ -1,7 +1,9 @@
 """Exported folders: complete, reproducible in form, refused where they would be wrong."""
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +26,15 @@ def test_a_folder_says_how_it_starts_its_pixels_and_what_was_checked(published, 
     assert code == 0 and "next: cd '" in printed
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "Checked:" in text and "Preprocessing:" in text
-    assert export_app.kind_module(kind).SUMMARY
+    assert export_app.kind_module(kind).SUMMARY[1:] in text
     code, _, errors = export(capsys, published.folder, "--for", kind, "--out", out)
     assert code == 1 and "not an empty folder" in errors
+
+
+def test_the_programs_have_the_syntax_of_python_3_8():
+    folder = Path(export_app.__file__).parent / "programs"
+    for path in folder.glob("*.py"):
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
 def test_the_engine_is_the_int8_one_or_the_named_one(published, tmp_path, capsys):

@@ -32,6 +32,10 @@ def plain(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("scalar") / "net.onnx"
     export.export(resnet.ResNet(resnet.architecture("resnet20", width=4)), path, size=16)
+    model = onnx.load(path)
+    stated = {"preprocess": "{}", "model_info mean_values": "1 2 3", "labels": '["a"]'}
+    onnx.helper.set_model_props(model, stated)
+    onnx.save(model, path)
     return path
 
 
@@ -57,6 +61,7 @@ def test_the_std_goes_into_the_first_weights(plain, tmp_path):
     assert done.form == "first weights"
     old, new = (onnx.load(path) for path in (plain, tmp_path / "out.onnx"))
     assert [node.op_type for node in new.graph.node] == [*(n.op_type for n in old.graph.node), "Softmax"]
+    assert [each.key for each in new.metadata_props] == ["labels"]  # the rest is of the other input
     expected = softmax(run(plain, normalize(PIXELS, USUAL.mean, USUAL.std)))
     computed = run(tmp_path / "out.onnx", done.inputs(PIXELS))
     np.testing.assert_allclose(computed, expected, atol=2e-6)

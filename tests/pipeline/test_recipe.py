@@ -1,10 +1,11 @@
 """Recipes: typed values from TOML and the command line, renamed options, errors."""
 
 import logging
+import re
 
 import pytest
 
-from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.errors import RecipeError, ToolkitError
 from edgeship.toolkit.core.options import read_toml, warn_renamed
 from edgeship.toolkit.core.threads import granted_cores
 from edgeship.toolkit.pipeline.recipe import Recipe, check_required, names
@@ -263,3 +264,24 @@ def test_a_size_of_equal_sides_is_one_number_but_a_resize_of_two_stays(recipe):
 def test_what_is_no_size_is_refused(written, recipe):
     with pytest.raises(RecipeError, match=r"export\.size"):
         Recipe.read(recipe(""), [f"export.size={written}"])
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"precisions": ["fp8", "int8"], "module": "thor"}, ""),
+        ({"precisions": ["fp8"], "module": "Orin NX"}, "computes no FP8"),
+        ({"precisions": ["fp8"], "jetpack": "6.0"}, "TensorRT 8.6.2 has no FP8"),
+        ({"precisions": ["int4"]}, "cannot be 'int4'"),
+        ({"module": "Orin Nano", "jetpack": "4.6.1"}, "Orin Nano has no JetPack 4.6.1"),
+        ({"module": "toaster"}, "no Jetson module"),
+    ],
+)
+def test_precisions_and_module_of_the_device(options, refusal):
+    table = {"select": {"source": "x"}, "compile": options}
+    if not refusal:
+        assert Recipe.build(table).compile.device_version() == "10.16.2"
+        return
+    with pytest.raises(ToolkitError, match=re.escape(refusal)) as caught:
+        Recipe.build(table)
+    assert caught.value.hint

@@ -85,6 +85,25 @@ def test_files_bytes_arrays_and_bgr_are_the_same_image(published, pictures, tmp_
         np.testing.assert_array_equal(classifier(np.stack([array] * 2))[1].logits, expected)
 
 
+def test_nv12_frames_are_stated_in_full(published):
+    random = np.random.default_rng(0)
+    frame = random.integers(0, 256, (33, 20), np.uint8)
+    with Classifier(published[0] / "engines/openvino/openvino-int8") as classifier:
+        answers = {}
+        for color in module.NV12:
+            rgb = module.imaging.from_nv12(frame, *color.split("-")[1:])
+            answers[color] = classifier(frame, color=color).logits
+            np.testing.assert_array_equal(answers[color], classifier(rgb).logits)
+        assert len({each.tobytes() for each in answers.values()}) == 4
+        for color in ("nv12", "nv12-bt601", "NV12-bt601-full"):
+            with pytest.raises(Failure, match="color is") as caught:
+                classifier(frame, color=color)
+            assert "nv12-bt709-limited" in caught.value.cause
+        with pytest.raises(Failure, match="no NV12 frame") as caught:
+            classifier(frame[:32], color="nv12-bt601-full")
+        assert caught.value.code == "image-form"
+
+
 def test_without_pillow_arrays_give_the_same_logits(published, pictures, monkeypatch):
     array = np.asarray(pictures[2])
     with Classifier(published[0] / "engines/openvino/openvino-int8") as classifier:

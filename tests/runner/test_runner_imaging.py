@@ -1,5 +1,8 @@
 """Preprocessing on devices: with Pillow the calibration's own, without it the same pixels from NumPy."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import PIL
 import pytest
@@ -73,3 +76,91 @@ def test_an_image_smaller_than_the_crop_is_refused(pillow, monkeypatch):
         monkeypatch.setattr(imaging, "Image", None)
     with pytest.raises(ValueError, match="20 x 30, smaller than the crop of 32 x 32"):
         imaging.pixels(picture(30, 20), None, (32, 32), "bilinear", 3)
+
+
+KNOWN = {  # (Y, Cb, Cr) -> RGB by the formulas of ITU-R BT.601-7 and BT.709-6, computed by hand
+    ("bt601", "limited"): {
+        (16, 128, 128): (0, 0, 0),
+        (235, 128, 128): (255, 255, 255),
+        (81, 90, 240): (254, 0, 0),
+        (145, 54, 34): (0, 255, 1),
+        (41, 240, 110): (0, 0, 255),
+        (126, 100, 150): (163, 121, 72),
+    },
+    ("bt709", "limited"): {
+        (63, 102, 240): (255, 1, 0),
+        (173, 42, 26): (0, 255, 1),
+        (126, 100, 150): (168, 122, 69),
+    },
+    ("bt601", "full"): {
+        (76, 85, 255): (254, 0, 0),
+        (126, 100, 150): (157, 120, 76),
+        (255, 128, 128): (255,) * 3,
+    },
+    ("bt709", "full"): {(126, 100, 150): (161, 121, 74), (0, 128, 128): (0, 0, 0)},
+}
+
+
+def coefficients(matrix, levels):
+    """Return the exact weights of (Y, Cb, Cr) in R, G and B, and the luma of black."""
+    kr, kb = {"bt601": (Fraction(299, 1000), Fraction(114, 1000))}.get(
+        matrix, (Fraction(2126, 10000), Fraction(722, 10000))
+    )
+    kg = 1 - kr - kb
+    y, c, black = (
+        (Fraction(255, 219), Fraction(255, 224), 16) if levels == "limited" else (Fraction(1),) * 2 + (0,)
+    )
+    red, blue = 2 * (1 - kr) * c, 2 * (1 - kb) * c
+    return [(y, 0 * c, red), (y, -blue * kb / kg, -red * kr / kg), (y, blue, 0 * c)], black
+
+
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("matrix", "levels"), KNOWN)
+def test_nv12_has_the_rounded_values_of_the_standard(matrix, levels, full):
+    for (y, cb, cr), expected in KNOWN[matrix, levels].items():
+        frame = np.array([[y, y], [y, y], [cb, cr]], np.uint8)
+        np.testing.assert_array_equal(imaging.from_nv12(frame, matrix, levels), np.full((2, 2, 3), expected))
+    chroma = np.stack(np.meshgrid(np.arange(256), np.arange(256), indexing="ij"), -1).reshape(256, 512)
+    cb, cr = chroma[:, 0::2].astype(np.int64) - 128, chroma[:, 1::2].astype(np.int64) - 128
+    weights, black = coefficients(matrix, levels)
+    for y in range(256 if full else 8):
+        frame = np.vstack([np.full((512, 512), y * (1 if full else 32)), chroma]).astype(np.uint8)
+        pixels = imaging.from_nv12(frame, matrix, levels)[::2, ::2]
+        for channel, row in enumerate(weights):
+            whole = math.lcm(*(each.denominator for each in row))
+            a, b, c = (int(each * whole) for each in row)
+            total = a * (int(frame[0, 0]) - black) + b * cb + c * cr
+            expected = np.clip((2 * total + whole) // (2 * whole), 0, 255)  # in integers, halves go up
+            np.testing.assert_array_equal(pixels[..., channel], expected)
+
+
+def test_nv12_luma_is_of_each_pixel_and_chroma_of_each_block():
+    frame = np.array([[16, 50, 90, 130], [170, 200, 235, 30], [90, 240, 54, 34]], np.uint8)
+    rgb = imaging.from_nv12(frame, "bt601", "limited")
+    for (row, column), (cb, cr) in {
+        (0, 1): (90, 240),
+        (1, 0): (90, 240),
+        (0, 3): (54, 34),
+        (1, 2): (54, 34),
+    }.items():
+        one = np.array([[frame[row, column]] * 2] * 2 + [[cb, cr]], np.uint8)
+        np.testing.assert_array_equal(rgb[row, column], imaging.from_nv12(one, "bt601", "limited")[0, 0])
+    padded = np.pad(frame, ((0, 0), (0, 3)))[:, :4]
+    np.testing.assert_array_equal(imaging.from_nv12(padded, "bt601", "limited"), rgb)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((6, 3), np.uint8),
+        np.zeros((0, 4), np.uint8),
+        np.zeros((6, 4, 1), np.uint8),
+        np.zeros((6, 4), np.int16),
+        np.zeros(24, np.uint8),
+    ],
+    ids=["rows", "odd width", "empty", "three sides", "type", "flat"],
+)
+def test_other_forms_are_no_nv12_frame(frame):
+    with pytest.raises(ValueError, match="no NV12 frame"):
+        imaging.from_nv12(frame, "bt601", "limited")

@@ -233,6 +233,19 @@ def test_a_quantized_graph_without_the_int8_flag_is_explained(run_fake, tmp_path
     assert answer.result["error"]["code"] == "int8-flag-missing"
 
 
+@pytest.mark.parametrize(
+    ("version", "sm", "allowed"),
+    [("10.13", "11.0", True), ("11", "8.9", True), ("10.13", "8.7", False), ("8.6", "8.9", False)],
+)
+def test_fp8_is_built_strongly_typed_where_gpu_and_version_have_it(version, sm, allowed, run_fake, tmp_path):
+    arguments = ["build", "--graph", graph(tmp_path / "g"), "--out", tmp_path / "e", "--backend", "tensorrt"]
+    answer = run_fake(version, *arguments, "--precision", "fp8", EDGESHIP_FAKE_SM=sm)
+    if allowed:  # the fake refuses a quantized graph of a weakly typed network without the INT8 flag
+        assert answer.exit_code == 0, answer.result
+    else:
+        assert answer.result["error"]["code"] == "precision-refused"
+
+
 def test_uint8_zero_points_are_an_error_although_the_parser_only_warns(run_fake, tmp_path):
     path = graph(tmp_path / "g", warnings=["Zero point has type UINT8; treating it as INT8"])
     answer = run_fake("10.13", "build", "--graph", path, "--out", tmp_path / "e", "--backend", "tensorrt")

@@ -17,6 +17,7 @@ FOLDERS = {"export": Path("e"), "quantize": Path("q")}
         (VariantId("openvino", "int8", True), "openvino-int8-pruned", "q/openvino-pruned.onnx"),
         (VariantId("my-npu", "fp32", True), "my-npu-fp32-pruned", "e/pruned.onnx"),
         (VariantId("tensorrt", "fp16"), "tensorrt-fp16", "e/float.onnx"),
+        (VariantId("tensorrt", "fp8", True), "tensorrt-fp8-pruned", "q/tensorrt-fp8-pruned.onnx"),
     ],
 )
 def test_a_variant_has_one_name_and_one_graph(variant, name, graph):

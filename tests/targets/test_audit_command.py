@@ -7,6 +7,7 @@ import pytest
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
 from edgeship import targets
+from edgeship.quantization import calibrate, float8
 from edgeship.quantization.statistics import Statistics
 from edgeship.toolkit.cli.app import main
 from edgeship.toolkit.runs.index import RunIndex, StageResult
@@ -185,6 +186,26 @@ def test_export_jetson_of_a_run_for_a_module_without_int8_has_fp16(edgeship, fin
     manifest = json.loads((tmp_path / "nano/manifest.json").read_text())
     assert set(manifest["builds"]) == {"fp16"} and manifest["tensorrt"] == "8.2.1"
     assert "--fp16" in manifest["builds"]["fp16"]["trtexec"]
+
+
+def test_export_jetson_of_a_run_with_fp8_for_thor(edgeship, finished, tmp_path):
+    path = next(tmp_path.rglob("float.onnx"))
+    float8.write(
+        path,
+        calibrate.collect(path, [images(4)]),
+        targets.get("tensorrt").scheme(),
+        path.parents[1] / "quantize/tensorrt-fp8.onnx",
+    )
+    for module, builds in (("Thor", {"int8", "fp16", "fp8"}), ("AGX Orin", {"int8", "fp16"})):
+        assert edgeship("export-jetson", finished, "--module", module, "--out", tmp_path / module)[0] == 0
+        manifest = json.loads((tmp_path / module / "manifest.json").read_text())
+        assert set(manifest["builds"]) == builds
+    built = json.loads((tmp_path / "Thor/manifest.json").read_text())["builds"]["fp8"]
+    assert (
+        built["strongly_typed"]
+        and built["network_flags"] == ["STRONGLY_TYPED"]
+        and built["builder_flags"] == []
+    )
 
 
 def test_export_jetson_says_which_layers_have_no_scale(edgeship, tmp_path):

@@ -132,6 +132,16 @@ def test_every_version_in_the_field_builds_every_precision_somehow(version, prec
     assert set(made.builder_flags) == (set() if made.group == "11" else wanted)
 
 
+def test_fp8_is_built_from_the_types_of_the_graph_alone():
+    for version in ("10.13", "11.4"):
+        made = plan(version, BuildOptions(precision="fp8", half_typed=True))
+        assert made.builder_flags == () and not {"--int8", "--fp16", "--fp8"} & set(made.trtexec)
+        assert ("--stronglyTyped" in made.trtexec) == (version == "10.13")
+    for version, half in (("10.13", False), ("8.6", True)):
+        with pytest.raises(RecipeError):
+            plan(version, BuildOptions(precision="fp8", half_typed=half))
+
+
 def test_dynamic_batch_sparsity_and_dla():
     shapes = ShapeProfile((1, 3, 224, 224), (8, 3, 224, 224), (16, 3, 224, 224))
     made = plan("10.3", BuildOptions(profile={"images": shapes}, sparsity=True))
@@ -185,6 +195,7 @@ FLAGS = {  # flag: y where trtexec of the version has it
     "--useSpinWait": "yyyyyyyyn",
     "--noCudaGraph": "nnnnnnnny",
     "--includeDataTransfers": "nnnnnnnny",
+    "--tuneBuildRouteFile": "nnnnnnnny",
 }
 EVERYWHERE = {
     *("--onnx", "--saveEngine", "--timingCacheFile", "--profilingVerbosity", "--sparsity", "--useDLACore"),

@@ -263,3 +263,30 @@ def test_pairs_that_do_not_exist_are_refused_with_those_that_do(name, jetpack, t
     with pytest.raises(DeviceError, match="has no") as caught:
         jetson.choose(jetson.module(name), jetpack=jetpack, tensorrt=tensorrt)
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("module", "version", "refusal"),
+    [
+        ("Thor", "10.13", ""),
+        ("Thor", None, ""),
+        (None, "10.16.2", ""),
+        ("AGX Orin", "10.16.2", "AGX Orin (SM 8.7) computes no FP8"),
+        ("Jetson Nano", None, "SM 5.3"),
+        (None, "8.6.2", "TensorRT 8.6.2 has no FP8"),
+    ],
+)
+def test_fp8_is_refused_where_gpu_or_tensorrt_have_none(module, version, refusal):
+    if not refusal:
+        jetson.require_fp8(module, version)
+        return
+    with pytest.raises(DeviceError) as caught:
+        jetson.require_fp8(module, version)
+    assert refusal in str(caught.value) and "Thor" in caught.value.hint
+
+
+def test_precisions_of_a_module():
+    both = ("fp16", "fp8", "int8")
+    available = {name: jetson.available(both, name) for name in ("Thor", "AGX Orin", "Jetson TX2")}
+    assert available == {"Thor": both, "AGX Orin": ("fp16", "int8"), "Jetson TX2": ("fp16",)}
+    assert jetson.available(both, None) == both

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeship.toolkit.cli._options import JSON, Command, note, recipe_options
+from edgeship.toolkit.cli._outputs import OutPath
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray
+    from edgeship.toolkit.pipeline.loadgen import Scenario
     from edgeship.toolkit.runs.measured import Latencies
 
 DEFAULT_SIZE = 224  # pixels, if no graph fixes the size
@@ -29,6 +31,7 @@ Examples:
   edgeship bench runs/quickstart
   edgeship bench float.onnx int8.onnx --target openvino --threads 2
   edgeship bench net.onnx --target openvino --target onnxruntime --batch 8
+  edgeship bench runs/quickstart --loadgen logs --scenario SingleStream
 """,
 )
 @click.argument(
@@ -36,8 +39,37 @@ Examples:
 )
 @recipe_options("compile.targets", text="Runtime of the ONNX files: openvino or onnxruntime; repeatable.")
 @recipe_options("bench.batch", "bench.threads", "bench.duration_s", "bench.runs")
+@click.option(
+    "--loadgen",
+    "logs",
+    type=OutPath(file_okay=False),
+    help="Also time by MLPerf LoadGen (pip install 'edgeship[loadgen]') and write its logs into this folder.",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(["SingleStream", "MultiStream", "Offline"]),
+    help="Scenario of --loadgen; repeatable.  [default: all]",
+)
+@click.option(
+    "--loadgen-duration-s",
+    "loadgen_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Shortest duration of a scenario; MLCommons' checker refuses less than 600.",
+)
 @JSON
-def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) -> None:
+def command(
+    *,
+    paths: tuple[Path, ...],
+    options: dict[str, Any],
+    logs: Path | None,
+    scenarios: tuple[Scenario, ...],
+    loadgen_s: float,
+    as_json: bool,
+) -> None:
     """Measure latency on this machine.
 
     PATH is an ONNX file (name its --target) or a folder written by `edgeship run --out`. All networks are
@@ -60,8 +92,23 @@ def command(*, paths: tuple[Path, ...], options: dict[str, Any], as_json: bool) 
             )
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
-        measured = verbs.benchmark(how, engines, _noise(how, _common(shapes)))
-    click.echo(json.dumps(plain(measured), indent=1) if as_json else _table(measured), nl=as_json)
+        images = _noise(how, _common(shapes))
+        measured, results = verbs.benchmark(how, engines, images), []
+        if logs is not None:
+            from edgeship.toolkit.pipeline import loadgen
+
+            shape, wanted = images.shape, scenarios or loadgen.SCENARIOS
+            results = loadgen.measure(engines, shape, wanted, logs, threads=how.threads, duration_s=loadgen_s)
+    if as_json:
+        click.echo(json.dumps(plain(measured) | ({"loadgen": plain(results)} if results else {}), indent=1))
+        return
+    click.echo(_table(measured), nl=False)
+    for each in results:
+        state = "valid" if each.valid else "INVALID (see its summary)"
+        short = "" if each.official else ", shorter than the official 600 s"
+        click.echo(
+            f"{each.engine}  {each.scenario}  {each.unit} {each.value:.3f}  {state}{short}: {each.folder}"
+        )
 
 
 def _labels(paths: Sequence[Path]) -> dict[str, Path]:

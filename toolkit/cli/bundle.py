@@ -56,7 +56,12 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
     "--sign",
     "key",
     type=click.Path(exists=True, path_type=Path),
-    help="SSH private key to sign the bundle with.",
+    help="SSH private key to sign the bundle with; devices check it.",
+)
+@click.option(
+    "--openssf-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Private ECDSA key (PEM) for a signature by OpenSSF model signing, in FILE.sig.json.",
 )
 def command(
     run: Path,
@@ -68,6 +73,7 @@ def command(
     max_gap_pp: float | None,
     max_latency_ms: float | None,
     key: Path | None,
+    openssf_key: Path | None,
     options: dict[str, Any],
 ) -> None:
     """Pack a run into one file for deployment.
@@ -81,7 +87,7 @@ def command(
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     target = out or run / bundle_from_run.FILE
-    refuse_inputs(target, *([key] if key is not None else ()))
+    refuse_inputs(target, *(each for each in (key, openssf_key) if each is not None))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
     version = Recipe.build({}, options).compile.device_version()
@@ -93,3 +99,5 @@ def command(
         bundle = bundles.sign(bundle, key)
     shipped = ", ".join(about["variant"] for about in bundle.manifest["targets"].values())
     click.echo(f"{bundle.path}: {bundle.id}, {shipped}{', signed' if key else ''}")
+    if openssf_key is not None:
+        click.echo(f"{bundles.sign_openssf(bundle, openssf_key)}: signature by OpenSSF model signing")

@@ -110,9 +110,10 @@ def command(
                 click.echo(f"{outcome.device}: {step}")
     else:
         fleet = fleet_report.report(outcomes, bundle.id, parallel=parallel)
+        written = folder and fleet_report.write(fleet, folder)
         print_table(fleet_report.COLUMNS, fleet_report.table(fleet))
         for outlier in fleet["outliers"]:
             click.echo(fleet_report.outlier_text(outlier))
-        if folder is not None:
-            click.echo(fleet_report.write(fleet, folder))
+        if written:
+            click.echo(written)
     raise_failures(outcomes)

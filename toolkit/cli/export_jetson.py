@@ -13,6 +13,7 @@ from edgeship.toolkit.cli._outputs import OutPath
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray, PixelArray
+    from edgeship.toolkit.core.results import Precision
 
 
 @click.command(
@@ -78,12 +79,20 @@ def command(
     device = Recipe.build({}, options).compile
     version = jetson.choose(jetson.module(module), jetpack=device.jetpack, tensorrt=device.tensorrt)
     samples = _images(images) if images is not None else None
+    float8 = None
     if model.is_dir():
-        int8 = jetson.module(module).int8
-        model, float_of_run, calibration = _of_run(model, ready=dla_core is not None, int8=int8)
+        has = jetson.module(module).precisions
+        model, float_of_run, float8, calibration = _of_run(model, ready=dla_core is not None, has=has)
         plain, samples = plain or float_of_run, samples if samples is not None else calibration
     done = jetson_folder.write(
-        model, out, version=version, module=module, plain=plain, images=samples, dla_core=dla_core
+        model,
+        out,
+        version=version,
+        module=module,
+        plain=plain,
+        float8=float8,
+        images=samples,
+        dla_core=dla_core,
     )
     if as_json:
         click.echo(json.dumps(as_plain(done), indent=1))
@@ -95,13 +104,15 @@ def command(
     click.echo(f"wrote {done.folder}; see README.md there for the commands to run on the device")
 
 
-def _of_run(out: Path, *, ready: bool, int8: bool) -> tuple[Path, Path | None, FloatArray | None]:
-    """Return the INT8 graph for TensorRT of a run, its float graph to compare, and calibration images.
+def _of_run(
+    out: Path, *, ready: bool, has: tuple[Precision, ...]
+) -> tuple[Path, Path | None, Path | None, FloatArray | None]:
+    """Return the INT8 graph for TensorRT of a run, its float and FP8 graphs to compare, calibration images.
 
     Args:
         out: Folder of the run.
         ready: Return graphs with float32 input even if the run's engines have pixel input.
-        int8: False for a module without INT8: the float graph is the one to build, in FP16.
+        has: Precisions of the module; without INT8 the float graph is the one to build, in FP16.
     """
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.core.errors import DataError
@@ -110,6 +121,7 @@ def _of_run(out: Path, *, ready: bool, int8: bool) -> tuple[Path, Path | None, F
     from edgeship.toolkit.runs.variant_id import VariantId
 
     folders = RunIndex.read(out).folders
+    int8 = "int8" in has
     if not {"export", "calibrate", *(["quantize"] if int8 else [])} <= set(folders):
         raise DataError(
             f"{out} has no {'INT8' if int8 else 'float'} graphs",
@@ -117,7 +129,7 @@ def _of_run(out: Path, *, ready: bool, int8: bool) -> tuple[Path, Path | None, F
         )
     pruned = (folders["export"] / "pruned.onnx").is_file()
     first = VariantId("tensorrt", "int8" if int8 else "fp16", pruned)
-    fp32 = VariantId("tensorrt", "fp32", pruned)
+    fp32, fp8 = VariantId("tensorrt", "fp32", pruned), VariantId("tensorrt", "fp8", pruned)
     model = first.graph(folders)
     if not model.is_file():
         raise DataError(
@@ -125,13 +137,22 @@ def _of_run(out: Path, *, ready: bool, int8: bool) -> tuple[Path, Path | None, F
         )
     if not ready and "compile" in folders:
         built = CompiledVariants.read(folders["compile"]).built()
-        pixels = [
-            folders["compile"] / each.graph for v in (first, fp32) if (each := built.get(v)) and each.graph
-        ]
-        if len(pixels) == 2:
-            return pixels[0], pixels[1] if int8 else None, None
+        pixels = {
+            v: folders["compile"] / each.graph
+            for v in (first, fp32, fp8)
+            if (each := built.get(v)) and each.graph
+        }
+        if first in pixels and fp32 in pixels:
+            eight = pixels.get(fp8) if "fp8" in has else None
+            return pixels[first], pixels[fp32] if int8 else None, eight, None
     probe = Statistics.load(folders["calibrate"] / fp32.float_graph).probe
-    return model, fp32.graph(folders) if int8 else None, probe
+    eight = fp8.graph(folders) if "fp8" in has and "quantize" in folders else None
+    return (
+        model,
+        fp32.graph(folders) if int8 else None,
+        eight if eight is not None and eight.is_file() else None,
+        probe,
+    )
 
 
 def _images(path: Path) -> FloatArray | PixelArray:

@@ -177,6 +177,7 @@ def _show(finished: Run, out: Path | None) -> None:
     if out is None:
         return
     click.echo(f"use:     edgeship predict {shlex.quote(str(out))} IMAGE")
+    click.echo(f"app:     edgeship export-app {shlex.quote(str(out))} --for http --out service")
     if report.verdicts and report.verdicts[0].level == "pass":
         click.echo(f"next:    edgeship bundle {shlex.quote(str(out))}")
     else:

@@ -43,7 +43,7 @@ class QuantSpec:
     """Quantization of one kind of tensor.
 
     Attributes:
-        dtype: Stored integer type.
+        dtype: Stored type: integers, or FP8 numbers (E4M3), which have no zero point.
         symmetric: Zero point fixed at 0, range the same on both sides (narrow: -127..127).
         axis: Channel axis of per-channel scales; None is per-tensor.
         bits: Bits of the type that are used; 7 avoids overflow of `vpmaddubsw` pair sums.
@@ -51,7 +51,7 @@ class QuantSpec:
             with a zero point of 128, the same steps.
     """
 
-    dtype: Literal["int8", "uint8"]
+    dtype: Literal["int8", "uint8", "float8e4m3fn"]
     symmetric: bool
     axis: int | None = None
     bits: int = 8
@@ -65,8 +65,8 @@ class QuantSpec:
         return -self.quant_max if self.symmetric else int(-(2 ** (self.bits - 1)))
 
     @property
-    def stored(self) -> Literal["int8", "uint8"]:
-        """Return the type of the integers of an activation in the graph."""
+    def stored(self) -> Literal["int8", "uint8", "float8e4m3fn"]:
+        """Return the type of the numbers of an activation in the graph."""
         return "uint8" if self.offset else self.dtype
 
     @property
@@ -76,7 +76,9 @@ class QuantSpec:
 
     @property
     def quant_max(self) -> int:
-        """Return the highest integer used."""
+        """Return the highest number used."""
+        if self.dtype == "float8e4m3fn":
+            return 448
         return int(2 ** (self.bits - (self.dtype == "int8")) - 1)
 
 

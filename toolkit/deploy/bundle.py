@@ -30,6 +30,7 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 EVALUATION = "evaluation/images.set"
 RUNNER = f"runner/{runner.FILE_NAME}"
 NAMESPACE = "edgeship"  # signatures of other namespaces are invalid for bundles
+NO_TARGET = "none"  # of files that no device needs
 _SAFE = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -75,6 +76,7 @@ class Contents:
         threads: CPU threads of timing on devices, equal to those of the run.
         runner: Program that builds and verifies on the device; empty: the device runner.
         golden_files: Image files of some golden inputs, by row, to test the path of an application.
+        documents: Other texts by name (`evidence`), which devices do not receive.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Contents:
     threads: int = THREADS
     runner: bytes = b""
     golden_files: Mapping[int, bytes] = field(default_factory=dict)
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +289,36 @@ def sign(bundle: Bundle, key: Path) -> Bundle:
     return load(bundle.path)
 
 
+def sign_openssf(bundle: Bundle, key: Path) -> Path:
+    """Sign a bundle's file by OpenSSF model signing; return the signature, a Sigstore bundle next to it.
+
+    Others check it with `model_signing verify key BUNDLE --signature FILE --public_key KEY`.
+
+    Args:
+        bundle: The bundle.
+        key: Private ECDSA key, PEM.
+
+    Raises:
+        DataError: The package is missing, or the key cannot be used.
+    """
+    try:
+        from model_signing import signing
+    except ImportError as error:
+        raise DataError(
+            f"OpenSSF model signing is not installed: {error}", hint="pip install 'edgeship[signing]'"
+        ) from error
+    signature = bundle.path.with_name(f"{bundle.path.name}.sig.json")
+    try:
+        with replacing(signature) as temporary:
+            signing.Config().use_elliptic_key_signer(private_key=key).sign(bundle.path, temporary)
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"cannot sign with {key}: {error}",
+            hint="make a key: `openssl ecparam -name prime256v1 -genkey -noout -out KEY`",
+        ) from error
+    return signature
+
+
 def _check(contents: Contents) -> None:
     targets = [graph.target for graph in contents.graphs]
     if len(set(targets)) != len(targets) or not targets:
@@ -313,6 +346,9 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
         ):
             (scratch / name).write_text(text, encoding="utf-8")
             yield name, (scratch / name, ())
+    for name, text in contents.documents.items():
+        (scratch / name).write_text(text, encoding="utf-8")
+        yield name, (scratch / name, (NO_TARGET,))
     if contents.evaluation is not None:
         yield EVALUATION, (contents.evaluation, ())
     for graph in contents.graphs:

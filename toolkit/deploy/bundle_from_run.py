@@ -15,12 +15,13 @@ from edgeship import targets
 from edgeship.targets.tensorrt import jetson, repair
 from edgeship.toolkit.core.errors import DataError, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
-from edgeship.toolkit.core.results import HALVES, Precision, RunReport
+from edgeship.toolkit.core.results import HALVES, Environment, Precision, RunReport
 from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import evidence
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.report import verdict
-from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file
+from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
 from edgeship.toolkit.runs.description import description
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, EvaluatedImages
@@ -98,9 +99,11 @@ def make(
         if evaluation:
             source.pack(packed, evaluation)
         graphs = [source.graph(name, positions, packed if evaluation else None) for name in chosen]
+        fitted = [_fitted(graph, version or source.tensorrt, Path(scratch)) for graph in graphs]
+        origin = source.origin(fitted)
         contents = Contents(
             name=source.model.name,
-            graphs=[_fitted(graph, version or source.tensorrt, Path(scratch)) for graph in graphs],
+            graphs=fitted,
             golden_inputs=source.inputs(positions),
             golden_files=source.files(positions),
             evaluation=evaluation,
@@ -108,6 +111,10 @@ def make(
             provenance=_provenance(source),
             description=description(source.model, source.classes),
             threads=source.threads,
+            documents={
+                evidence.BOM: evidence.bill_of_materials(origin),
+                evidence.PROVENANCE: evidence.provenance(origin),
+            },
         )
         return bundles.make(contents, out)
 
@@ -177,13 +184,45 @@ class _Run:
             name,
             variant.target,
             variant.precision,
-            graph_file(variant, self.compiled.variants[name], self._folders),
+            (simulated_file if variant.precision == "fp8" else graph_file)(
+                variant, self.compiled.variants[name], self._folders
+            ),
             logits[golden],
             reference,
             simulated,
             typed if typed.is_file() else None,
             self.quantized[variant.quantized_graph].int8_sums if variant.precision == "int8" else None,
         )
+
+    def origin(self, graphs: Sequence[Graph]) -> evidence.Origin:
+        """Return the run as evidence; without the stages that measure time."""
+        stages = [stage for stage in self.index.stages if stage.name not in ("bench", "report")]
+        machine = self._folders.get("bench", Path()) / "device.json"
+        return evidence.Origin(
+            metadata.version("edgeship"),
+            self.model,
+            self.index.recipe,
+            stages,
+            self.images,
+            (self.images.source, self.index.recipe["select"]["source"]),
+            read_as(machine, Environment).versions if machine.is_file() else {},
+            [
+                evidence.ShippedGraph(
+                    graph.variant,
+                    graph.target,
+                    graph.precision,
+                    graph.file,
+                    self._stages_of(graph.variant),
+                    self.evaluated[graph.variant],
+                )
+                for graph in graphs
+            ],
+        )
+
+    def _stages_of(self, name: str) -> tuple[str, ...]:
+        """Return the stage that wrote the graph of a variant."""
+        file = graph_file(VariantId.parse(name), self.compiled.variants[name], self._folders)
+        return tuple(stage for stage, folder in self._folders.items() if folder in file.parents)
 
     def inputs(self, positions: list[int]) -> FloatArray | PixelArray:
         """Return evaluated images in the input form of the run's engines."""

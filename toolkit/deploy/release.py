@@ -29,6 +29,7 @@ from edgeship.toolkit.deploy.verification import (
 Connect = Callable[[Device], AbstractContextManager[AgentSession]]
 
 HEALTH_S = 300.0
+LOCK_S = 60.0  # to remove what an interrupted deployment left
 CONFIRM_S = 20.0  # for the device to answer after a connection was lost in a switch
 SWITCH_S = 100.0  # for the agent there to notice the loss and switch back
 SPARE_BYTES = 32 << 20  # free space needed besides the files: engine, logs
@@ -261,8 +262,8 @@ def _named(entry: Device, status: Mapping[str, Any], to: str) -> str:
 def _lock(session: AgentSession, options: DeployOptions, on_state: OnState) -> None:
     session.call(
         "lock",
-        on_event=lambda event: on_state("waiting", f"for {event['waiting_for']}"),
-        answer_s=options.wait_s + 60.0,
+        on_event=lambda event: on_state("waiting", f"for {event.get('waiting_for')}"),
+        within_s=options.wait_s + LOCK_S,
         wait_s=options.wait_s,
         who=_user(),
     )
@@ -343,13 +344,21 @@ def _install(
     on_state("checking", "")
     files = bundle.files_for(entry.target, typed=typed_only(entry.target, probed))
     signature = bundle.signature_file
-    staged = session.call(
-        "stage",
-        release=release,
-        manifest=bundle.manifest_file.sha256,
-        signature=signature.sha256 if signature else None,
-        paths=[file.path for file in files if file.path not in {MANIFEST, SIGNATURE}],
-    )
+    request: dict[str, Any] = {
+        "release": release,
+        "manifest": bundle.manifest_file.sha256,
+        "signature": signature.sha256 if signature else None,
+        "paths": [file.path for file in files if file.path not in {MANIFEST, SIGNATURE}],
+    }
+    for last in (False, False, True):  # damaged copies of the manifest, then of other files
+        try:
+            staged = session.call("stage", **request)
+            break
+        except RefusedError as error:
+            if error.code != "damaged" or last:
+                raise
+        missing = _missing(session, files)
+        _upload(session, bundle, missing, sum(left for _, left in missing), on_state)
     try:
         record = verify(
             session,
@@ -375,7 +384,7 @@ def _activate(
     try:
         session.call(
             "activate",
-            answer_s=2 * HEALTH_S + 60.0,
+            within_s=2 * HEALTH_S + 60.0,
             release=release,
             health=["sh", "-c", entry.health] if entry.health else selftest_command,
             limit_s=HEALTH_S,
@@ -400,7 +409,7 @@ def _confirm(entry: Device, release: str, lost: DeviceError) -> None:
         try:
             with connect(entry) as session:
                 with suppress(RefusedError):  # another deployment waits for the lock as well
-                    session.call("lock", answer_s=SWITCH_S + 60.0, wait_s=SWITCH_S, who=_user())
+                    session.call("lock", within_s=SWITCH_S + LOCK_S, wait_s=SWITCH_S, who=_user())
                 status = session.call("status")
             break
         except DeviceError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -96,6 +97,12 @@ def rollout(
             outcome = DeployOutcome(entry.name, state, error=str(error), hint=error.hint)
             if connections.closed and not unknown:
                 outcome = DeployOutcome(entry.name, "interrupted", error=CUT, hint="deploy again")
+        except Exception as error:  # the other devices go on, and the report is written
+            logging.getLogger(__name__).debug("%s: unexpected error", entry.name, exc_info=True)
+            message = f"{entry.name}: unexpected {type(error).__name__}: {error}"
+            outcome = DeployOutcome(
+                entry.name, "failed", error=message, hint="report it: a fault of edgeship"
+            )
         on_state(entry.name, outcome.state, outcome.error)
         return outcome
 

@@ -16,6 +16,8 @@ from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.deploy.inventory import Device
 
 CONNECT_S = 8
+# 107 bytes of a socket's path, less `/`, 40 digits of %C and 17 characters of the temporary name.
+_SOCKET_FOLDER = re.compile(r"/[A-Za-z0-9/._+@-]{0,48}")
 
 # Pattern in ssh's output, message, hint; the first match counts. {0} is the host, {1} and {2} are groups.
 _JUMP = r"UNKNOWN port|kex_exchange_identification|stdio forwarding failed"  # through a jump host
@@ -190,21 +192,37 @@ def jump_log(entry: Device) -> str:
 
 
 def control_folder() -> Path:
-    """Return a private folder for the sockets of shared connections; short, as socket paths are limited.
+    """Return a private folder for the sockets of shared connections.
+
+    ssh limits their paths, and takes spaces, quotes and % in them as syntax: a folder with such a path is
+    passed over.
 
     Raises:
-        DeviceError: Another user owns the folder or has access.
+        DeviceError: No folder can be used, or another user owns it or has access.
     """
+    name = f"edgeship-{os.getuid()}"
     base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) / "edgeship" if base else Path(tempfile.gettempdir()) / f"edgeship-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
-        raise DeviceError(
-            f"{folder} is not yours alone: mode {status.st_mode & 0o777:o}, owner {status.st_uid}",
-            hint=f"`chmod 700 {folder}`, or remove it",
-        )
-    return folder
+    folders = [Path(base) / "edgeship"] if base else []
+    error = ""
+    for folder in (*folders, Path(tempfile.gettempdir()) / name, Path("/tmp") / name):  # noqa: S108
+        if not _SOCKET_FOLDER.fullmatch(str(folder)):
+            continue
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = folder.lstat()
+        except OSError as failure:
+            error = f"{folder}: {failure.strerror}"
+            continue
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
+            raise DeviceError(
+                f"{folder} is not yours alone: mode {status.st_mode & 0o777:o}, owner {status.st_uid}",
+                hint=f"`chmod 700 {folder}`, or remove it",
+            )
+        return folder
+    raise DeviceError(
+        f"no folder for the sockets of ssh: {error or 'the paths are too long'}",
+        hint="set XDG_RUNTIME_DIR to a folder of yours with a short path",
+    )
 
 
 def explain(entry: Device, exit_code: int | None, log: str) -> DeviceError:
@@ -229,8 +247,9 @@ def explain_start(entry: Device, exit_code: int | None, output: str) -> DeviceEr
             hint="install python3 on the device, or set python in the inventory",
         )
     if exit_code == -signal.SIGKILL:  # ended by `AgentSession.abort`
+        jump = f", or the jump host {entry.jump} does not answer" if entry.jump else ""
         return DeviceError(
-            f"{entry.name}: no answer from {entry.python}: it hangs, or a login script waits for input",
+            f"{entry.name}: no answer from {entry.python}: it hangs, or a login script waits for input{jump}",
             hint=f"`{command} -V` must print a version at once",
         )
     if exit_code in {0, 11} and not printable(

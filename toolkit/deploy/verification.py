@@ -20,6 +20,7 @@ from edgeship.targets.runner.failures import translate_exit
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.core.quant import Cpu
+from edgeship.toolkit.deploy import answer_types, answers
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError
 from edgeship.toolkit.deploy.bundle import Bundle
@@ -240,13 +241,14 @@ def run_runner(
         if event.get("event") == "result":
             result.update(event)
         elif event.get("event") == "progress":
+            answers.check(name, command, event, answer_types.Progress)
             count = f"{event['done']} of {event['total']}" if "total" in event else ""
             on_progress(count or f"{event['elapsed_s']:.0f} s")
 
     answer = session.call(
         "run",
         on_event=listen,
-        answer_s=limit_s + 60.0,
+        within_s=limit_s + 60.0,
         payload=payload,
         argv=[runner_python(session.entry), *arguments],
         limit_s=limit_s,
@@ -261,16 +263,20 @@ def run_runner(
             code="killed",
         )
     if exit_code == NEGATIVE:
-        reasons = "; ".join(result.get("reasons", ())) or "no reason reported"
-        raise RefusedError(f"{name}: {command} failed: {reasons}", hint=_MISMATCH_HINT, code=command)
+        reasons = "; ".join(answers.check(name, command, result.get("reasons") or [], list[str]))
+        raise RefusedError(
+            f"{name}: {command} failed: {reasons or 'no reason reported'}", hint=_MISMATCH_HINT, code=command
+        )
     if not result.get("ok"):
         error = result.get("error") or {"message": answer["log"].strip()[-500:] or f"exit code {exit_code}"}
+        answers.check(name, command, error, answer_types.Fault)
         raise RefusedError(
             f"{name}: {command} failed: {error['message']}",
             hint=error.get("cure") or f"`edgeship device probe {name}`",
             code=command,
         )
-    return result
+    checked: dict[str, Any] = answers.check(name, command, result, answer_types.RESULTS[command])
+    return checked
 
 
 def latency(record: Mapping[str, Any]) -> str:
@@ -286,6 +292,8 @@ def _accuracy(
 ) -> dict[str, Any]:
     expected = None if simulated is None else simulated["top1"]
     comparable = expected is not None and evaluated["top1"] is not None
+    if expected is not None and not comparable:  # the device could pass the gate by not answering
+        answers.check(entry.name, "evaluate", {"top1": None}, dict[str, answer_types.Fraction])
     return {
         **_subset(evaluated, "top1", "top5", "images", "agreement", "sqnr_db"),
         "measured_on": f"device {entry.name}",

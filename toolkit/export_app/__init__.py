@@ -3,7 +3,7 @@
 A kind of application is one file in `kinds`, named after it, with
 
     TARGETS   targets that it can use, the preferred one first
-    SUMMARY   one line for the help
+    SUMMARY   one line for the README
     write(source, folder) -> Readme    write its files
 """
 
@@ -84,7 +84,7 @@ def write(run: Path, kind: str, out: Path, variant: str | None = None) -> Export
         folder = Path(scratch) / "app"
         folder.mkdir()
         readme: Readme = module.write(engine, folder)
-        write_text(folder / "README.md", _readme(engine, kind, readme))
+        write_text(folder / "README.md", _readme(engine, kind, module.SUMMARY, readme))
         if out.exists():
             out.rmdir()
         shutil.move(str(folder), str(out))
@@ -97,9 +97,10 @@ def program(name: str) -> str:
     return (Path(programs.__file__).parent / name).read_text(encoding="utf-8")
 
 
-def _readme(engine: Source, kind: str, readme: Readme) -> str:
+def _readme(engine: Source, kind: str, summary: str, readme: Readme) -> str:
     parts = [
         f"# {engine.name}: {kind}",
+        f"{summary[0].upper()}{summary[1:]}.",
         f"`{engine.variant.name}` with {len(engine.how.labels)} classes, written by `edgeship export-app`.",
         f"```sh\n{readme.start}\n```",
         *readme.text,

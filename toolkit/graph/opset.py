@@ -13,6 +13,8 @@ from edgeship.toolkit.graph.fused import gelu, swish
 from edgeship.toolkit.graph.padding import expand_pads
 
 PORTABLE_OPSET = 17  # supported from TensorRT 8.4 on
+FLOAT_OPSET = 19  # QuantizeLinear and DequantizeLinear take FP16 and FP8 from here on
+FLOAT_IR_VERSION = 9  # of ONNX 1.14, which brought opset 19
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8}  # opset -> IR version of its first ONNX release
 REDUCTIONS = frozenset(
     f"Reduce{kind}"
@@ -44,6 +46,27 @@ def downgrade_opset(model: ir.Model, opset: int) -> str | None:
         graph.opset_imports[""] = opset
     model.ir_version = min(model.ir_version or IR_VERSIONS[17], IR_VERSIONS.get(opset, IR_VERSIONS[17]))
     return None
+
+
+def raise_opset(model: ir.Model) -> None:
+    """Raise the opset to 19; axes of reductions and the parts of a Split changed in opset 18.
+
+    Source:
+        ONNX Operator Changelog, opset 18.
+    """
+    graph, names = model.graph, Names(model.graph)
+    opset = graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
+    for node in list(graph) if opset < 18 else ():
+        if node.op_type in REDUCTIONS - {"ReduceSum"} and "axes" in node.attributes:
+            axes = np.array(node.attributes.pop("axes").as_ints(), np.int64)
+            node.resize_inputs(2)
+            node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_axes", axes, names))
+        if node.op_type == "Split" and len(node.inputs) == 1:
+            node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+    for domain in graph.opset_imports:
+        if domain in ("", "ai.onnx"):
+            graph.opset_imports[domain] = max(opset, FLOAT_OPSET)
+    model.ir_version = max(model.ir_version or 0, FLOAT_IR_VERSION)
 
 
 def _convert(model: ir.Model, source: int, opset: int) -> str | None:

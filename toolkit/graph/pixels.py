@@ -130,7 +130,7 @@ def _shift_bounds(
     mean, std = (np.float32(values[channel]) for values in (preprocess.mean, preprocess.std))
     normalized = (LEVELS.astype(np.float32) / np.float32(255) - mean) / std
     for node in readers:
-        if node.op_type != "QuantizeLinear" or node.inputs[1] is None:
+        if node.op_type != "QuantizeLinear" or node.inputs[1] is None or _is_float8(node):
             continue
         integers, zero, ends = quantized(node, normalized)
         step = float(edit.constant(node.inputs[1]).reshape(-1)[0])
@@ -139,6 +139,11 @@ def _shift_bounds(
             float(lower_bounds[integers < ends.max].max(initial=-np.inf)),  # clipped values do not bound it
             float(upper_bounds[integers > ends.min].min(initial=np.inf)),
         )
+
+
+def _is_float8(node: ir.Node) -> bool:
+    third = node.inputs[2] if len(node.inputs) > 2 else None
+    return third is not None and third.dtype == ir.DataType.FLOAT8E4M3FN
 
 
 def quantized(

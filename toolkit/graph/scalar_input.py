@@ -84,6 +84,9 @@ def to_scalar_input(source: Path, preprocess: Preprocess, out: Path) -> ScalarIn
     output = _with_probabilities(graph)
     result = ScalarInput(scale, offsets, form, output)
     _check_levels(result, ratios, preprocess, readers, source.name)
+    stated = classifier.model.metadata_props
+    for key in [key for key in stated if key.startswith(("preprocess", "model_info"))]:
+        del stated[key]  # of the other input
     io.save(classifier.model, out)
     return result
 

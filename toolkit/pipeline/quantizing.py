@@ -14,6 +14,7 @@ from edgeship.targets.tensorrt import jetson
 from edgeship.toolkit.core.errors import TargetError
 from edgeship.toolkit.core.parallel import ONE, Workers
 from edgeship.toolkit.core.quant import X86, FloatArray, QuantScheme
+from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.core.threads import granted_cores
 from edgeship.toolkit.graph.io import Classifier, save
@@ -78,10 +79,11 @@ def quantize(
     return summary
 
 
-def quantized_targets(recipe: Recipe) -> tuple[str, ...]:
-    """Return the targets with an INT8 variant: all, or none."""
-    precisions = jetson.available(recipe.compile.precisions, recipe.compile.module)
-    return recipe.compile.targets if "int8" in precisions else ()
+def quantized_targets(recipe: Recipe, precision: Precision) -> tuple[str, ...]:
+    """Return the targets with a quantized variant of a precision, int8 or fp8."""
+    if precision not in jetson.available(recipe.compile.precisions, recipe.compile.module):
+        return ()
+    return tuple(each for each in recipe.compile.targets if precision in targets.get(each).precisions())
 
 
 def workers(recipe: Recipe) -> Workers:

@@ -178,7 +178,7 @@ class CompileOptions:
     )
     precisions: tuple[Precision, ...] = option(
         ("fp16", "int8"),
-        "Precisions besides FP32, for the targets that have them: bf16, fp16, int8.",
+        "Precisions besides FP32, for the targets that have them: bf16, fp16, fp8 (Thor), int8.",
         flag="--precision",
     )
     module: str | None = option(
@@ -202,8 +202,12 @@ class CompileOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a TensorRT that the module or the JetPack does not have."""
-        self.device_version()
+        """Refuse a TensorRT that the module or the JetPack does not have, and FP8 where either has none."""
+        version = self.device_version()
+        if "fp8" in self.precisions:
+            from edgeship.targets.tensorrt import jetson
+
+            jetson.require_fp8(self.module, version)
 
     def device_version(self, target: str = "tensorrt") -> str | None:
         """Return the version of a target's SDK on the device; None if no option states it.

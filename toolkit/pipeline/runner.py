@@ -166,7 +166,7 @@ def _run_stage(
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"interrupted in stage '{stage.name}'") from interrupt
     watch(stage.name, "done" if computed else "cached", entry.seconds)
-    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not computed)
+    return StageResult(stage.name, entry.folder, entry.digest, entry.seconds, not computed, stage.needs)
 
 
 def _key(

@@ -162,6 +162,7 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     Writes <target>.onnx, <target>-pruned.onnx, quantize.json {target: summary} and sensitivity.json.
     """
     from edgeship.calibration import manifest
+    from edgeship.quantization import float8
     from edgeship.quantization.statistics import Statistics
     from edgeship.toolkit.graph import io
 
@@ -176,7 +177,7 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     for graph_name, graph in graphs.graphs.items():
         statistics = Statistics.load(inputs["calibrate"] / graph_name)
         model = io.read_classifier(inputs["export"] / graph.file)
-        for target in track(quantizing.quantized_targets(recipe), f"quantizing {graph_name}"):
+        for target in track(quantizing.quantized_targets(recipe, "int8"), f"quantizing {graph_name}"):
             name = quantized_name(target, graph_name)
             summaries[name] = verbs.quantize(
                 model,
@@ -187,7 +188,12 @@ def quantize(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
                 workers=workers,
                 validation=validation,
             )
-    costs = {name: summary.pop("sensitivity") for name, summary in summaries.items()}
+        for target in quantizing.quantized_targets(recipe, "fp8"):
+            name = quantized_name(f"{target}-fp8", graph_name)
+            summaries[name] = float8.write(
+                model, statistics, quantizing.scheme(recipe.quantize, target), out / f"{name}.onnx"
+            )
+    costs = {name: summary.pop("sensitivity", None) for name, summary in summaries.items()}
     write_json(out / "sensitivity.json", {name: cost for name, cost in costs.items() if cost})
     write_json(out / "quantize.json", summaries)
 

@@ -245,7 +245,8 @@ class _Run:
         return row
 
     def _warnings(self, identity: VariantId, compiled: CompiledVariant | None) -> tuple[str, ...]:
-        quantized = self.quantized.get(identity.quantized_graph) if identity.precision == "int8" else None
+        is_quantized = identity.precision in ("int8", "fp8")
+        quantized = self.quantized.get(identity.quantized_graph) if is_quantized else None
         return (*(quantized.warnings if quantized else ()), *(compiled.warnings if compiled else ()))
 
     def _note_absent(self, row: Variant) -> None:

@@ -21,6 +21,7 @@ class StageResult:
         digest: Content digest of the folder.
         seconds: Duration of the computation.
         cached: True if the result is from an earlier run.
+        needs: The stages whose results it read.
     """
 
     name: str
@@ -28,6 +29,7 @@ class StageResult:
     digest: str
     seconds: float
     cached: bool
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

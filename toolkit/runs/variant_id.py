@@ -50,12 +50,14 @@ class VariantId:
 
     @property
     def quantized_graph(self) -> str:
-        """Return the name of the quantized graph of its target, e.g. openvino-pruned."""
-        return quantized_name(self.target, self.float_graph)
+        """Return the name of the quantized graph of its target, e.g. openvino-pruned or tensorrt-fp8."""
+        return quantized_name(
+            f"{self.target}-fp8" if self.precision == "fp8" else self.target, self.float_graph
+        )
 
     def graph(self, folders: Mapping[str, Path]) -> Path:
         """Return the ONNX file that it is compiled from; `folders` are those of the stages."""
-        if self.precision == "int8":
+        if self.precision in ("int8", "fp8"):
             return folders["quantize"] / f"{self.quantized_graph}.onnx"
         return folders["export"] / f"{self.float_graph}.onnx"
 

@@ -62,8 +62,11 @@ class TensorRT:
         return {"sdk_module": self._sdk.__name__, "cuda": version, "sm": sm, "module": board.get("module")}
 
     def precisions(self, tree: sysfs.Tree) -> list[str]:
-        """Return the precisions; INT8 needs a GPU with INT8 arithmetic."""
-        return ["fp32", "fp16"] + ([] if self.identity(tree)["sm"] in facts.NO_INT8 else ["int8"])
+        """Return the precisions; INT8 and FP8 need a GPU with their arithmetic, FP8 also strong typing."""
+        sm = self.identity(tree)["sm"]
+        typed = self.typed_only or hasattr(self._sdk.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+        float8 = typed and sm is not None and tuple(map(int, sm.split("."))) >= facts.FP8_SM
+        return ["fp32", "fp16"] + ["fp8"] * float8 + ([] if sm in facts.NO_INT8 else ["int8"])
 
     def build(self, graph: str, options: BuildOptions, timing_cache: bytes, scratch: str) -> Built:
         """Parse and build; the graph is Q/DQ for INT8, so no calibrator is needed on any version."""
@@ -71,10 +74,10 @@ class TensorRT:
         log.forget()
         builder = _made(trt.Builder(log), log, "creating the builder")
         kinds = trt.NetworkDefinitionCreationFlag
-        creation = 0
+        creation, strong = 0, options.strongly_typed or options.precision == "fp8"  # FP8 by a flag may become FP32
         if hasattr(kinds, "EXPLICIT_BATCH") and _major(trt) < 10:  # from 10 on it is ignored, and warned about
             creation |= 1 << int(kinds.EXPLICIT_BATCH)
-        if options.strongly_typed and not self.typed_only:
+        if strong and not self.typed_only:
             if not hasattr(kinds, "STRONGLY_TYPED"):
                 raise Failure(
                     "strongly-typed-missing", f"TensorRT {self.version} has no strongly typed networks",
@@ -91,7 +94,7 @@ class TensorRT:
         log.refuse_unsigned()
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-        if not (self.typed_only or options.strongly_typed):
+        if not (self.typed_only or strong):
             flags = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8", "FP16")}[options.precision]
             for flag in flags:
                 config.set_flag(getattr(trt.BuilderFlag, flag))
@@ -103,7 +106,7 @@ class TensorRT:
         plan = _made(builder.build_serialized_network(network, config), log, "building the engine")
         saved = None if cache is None else bytes(config.get_timing_cache().serialize())
         warnings = log.warnings()
-        if options.precision != "fp32" and (options.strongly_typed or self.typed_only):
+        if options.precision in ("fp16", "int8") and (options.strongly_typed or self.typed_only):
             where = "FP16 only where" if options.precision == "fp16" else "FP16, where Q/DQ do not say INT8, only if"
             warnings.append(f"strongly typed: layers run in {where} the graph itself is FP16")
         return Built(bytes(plan), warnings, saved)

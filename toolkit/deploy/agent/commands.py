@@ -99,17 +99,19 @@ class Agent:
     def stage(self, release: str, manifest: str, signature: str | None, paths: list[str]) -> dict[str, Any]:
         """Assemble a release from uploads; verify the signature, then the digest of every file."""
         self._need_lock()
+        self._releases.clear_staging()
         folder = self._releases.staging(release)
         folder.mkdir(parents=True)
-        self._objects.link(manifest, folder / "manifest.json")
-        if signature is not None:
-            self._objects.link(signature, folder / "manifest.json.sig")
+        self._link_all(
+            {"manifest.json": manifest, **({} if signature is None else {"manifest.json.sig": signature})},
+            folder,
+        )
         self._check_signature(folder)
         listed = json.loads((folder / "manifest.json").read_text())["files"]
         for path in paths:
             if path not in listed or not all(_COMPONENT.match(part) for part in path.split("/")):
                 raise RefusedError(f"{path!r} is not a file of this bundle", "`edgeship bundle RUN`")
-            self._objects.link(listed[path]["sha256"], folder / path)
+        self._link_all({path: listed[path]["sha256"] for path in paths}, folder)
         return {"folder": str(folder)}
 
     def run(self, argv: list[str], limit_s: float, payload: int = 0) -> dict[str, Any]:
@@ -179,6 +181,19 @@ class Agent:
         """Remove the staged release when the connection ends."""
         if self._lock is not None:
             self._releases.clear_staging()
+
+    def _link_all(self, files: dict[str, str], folder: Path) -> None:
+        """Link objects into a folder, by path; if any are damaged, remove all of these and raise."""
+        damaged = self._objects.remove_damaged(files.values())
+        if damaged:
+            names = ", ".join(path for path, digest in files.items() if digest in damaged)
+            raise RefusedError(
+                f"the device's copies of {names} were damaged and are removed",
+                "check the device's storage (`dmesg`), and deploy again",
+                "damaged",
+            )
+        for path, digest in files.items():
+            self._objects.link(digest, folder / path)
 
     def _need_lock(self) -> None:
         assert self._lock is not None, "this command needs the lock"
@@ -255,6 +270,7 @@ def main() -> int:
     try:
         agent = Agent(client, client.request()["root"])
         client.send({"ok": {}})
+        client.start_heartbeat()
         while True:
             request = client.request()
             do = request.pop("do")

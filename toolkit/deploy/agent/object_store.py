@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Iterable  # noqa: UP035 (Python 3.8)
 
 from edgeship.toolkit.deploy.agent.protocol import BLOCK, Client, RefusedError, disk_refusal
 
@@ -19,7 +20,7 @@ class ObjectStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._fresh: set[str] = set()  # received and verified during this connection
+        self._fresh: set[str] = set()  # verified during this connection
 
     def have(self, digests: list[str]) -> dict[str, Any]:
         """Return the stored objects: {"whole": [digests], "part": {digest: bytes}}."""
@@ -56,18 +57,26 @@ class ObjectStore:
         sync_folder(self._folder)
         self._fresh.add(digest)
 
+    def remove_damaged(self, digests: Iterable[str]) -> list[str]:
+        """Verify objects of earlier connections again; return those that were damaged or are absent."""
+        damaged = []
+        for digest in digests:
+            whole = self._whole(digest)
+            if digest in self._fresh:
+                continue
+            if whole.exists() and _sha256(whole) == digest:
+                self._fresh.add(digest)
+            else:
+                damaged.append(digest)
+                with suppress(FileNotFoundError):
+                    whole.unlink()
+        return damaged
+
     def link(self, digest: str, path: Path) -> None:
-        """Hard-link an object into a release; verify objects of earlier connections again."""
-        whole = self._whole(digest)
-        if digest not in self._fresh and _sha256(whole) != digest:
-            whole.unlink()
-            raise RefusedError(
-                f"the device's copy of {path.name} is damaged and was removed",
-                "deploy again; if it recurs, check the device's storage",
-                "corrupt",
-            )
+        """Hard-link a verified object into a release."""
+        assert digest in self._fresh, digest
         path.parent.mkdir(parents=True, exist_ok=True)
-        os.link(str(whole), str(path))
+        os.link(str(self._whole(digest)), str(path))
 
     def _whole(self, digest: str) -> Path:
         if not DIGEST.match(digest):

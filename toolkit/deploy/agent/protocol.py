@@ -11,9 +11,13 @@ import errno
 import json
 import os
 import select
+import threading
+import time
+from contextlib import suppress
 from typing import Any, Iterator  # noqa: UP035 (Python 3.8)
 
 SILENCE_S = 90.0  # then the client counts as gone; it sends at least a blank line every 15 s
+HEARTBEAT_S = 2.0
 BLOCK = 1 << 18  # bytes read at once
 
 
@@ -34,6 +38,24 @@ class Client:
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._sending = threading.Lock()
+        # A process that is started in the middle of a line would keep the lock.
+        os.register_at_fork(
+            before=self._sending.acquire,
+            after_in_parent=self._sending.release,
+            after_in_child=self._sending.release,
+        )
+
+    def start_heartbeat(self) -> None:
+        """Send a blank line every HEARTBEAT_S from now on: the client gives up a silent agent."""
+
+        def beat() -> None:
+            with suppress(DisconnectedError):
+                while True:
+                    time.sleep(HEARTBEAT_S)
+                    self._write(b"\n")
+
+        threading.Thread(target=beat, daemon=True).start()
 
     def receive(self, limit: int) -> bytes:
         """Return the next bytes, at least one and at most `limit`."""
@@ -67,10 +89,13 @@ class Client:
 
     def send(self, value: dict[str, Any]) -> None:
         """Send one line."""
-        data = (json.dumps(value) + "\n").encode()
+        self._write((json.dumps(value) + "\n").encode())
+
+    def _write(self, data: bytes) -> None:
         try:
-            while data:
-                data = data[os.write(1, data) :]
+            with self._sending:
+                while data:
+                    data = data[os.write(1, data) :]
         except OSError as error:
             raise DisconnectedError from error
 

@@ -61,7 +61,7 @@ def run_program(
             cwd=cwd,
             env=dict(os.environ, **variables),
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (this process has one thread)
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 (the other thread sleeps, see `Client`)
         )
     except OSError as error:
         hint = "check the device's entry in the inventory"
