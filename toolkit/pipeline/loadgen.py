@@ -166,7 +166,7 @@ def _test(
 
 
 def _seconds(run: Any) -> float:
-    """Return the duration of the fastest of a few warm runs: an Offline test that is too fast is too short."""
+    """Return the duration of the fastest warm run: an Offline test of too few samples is too short."""
     taken = []
     for _ in range(_WARM_RUNS):
         began = time.perf_counter()
