@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeship.toolkit.api.actions import benchmark, compile, deploy, evaluate, prune, run
     from edgeship.toolkit.api.classifier import Classifier
+    from edgeship.toolkit.api.prove import golden_images, prove
     from edgeship.toolkit.api.quantize import quantize
     from edgeship.toolkit.core.errors import ToolkitError
     from edgeship.toolkit.core.tensors import Preprocess
@@ -36,6 +37,8 @@ __all__ = [
     "compile",
     "deploy",
     "evaluate",
+    "golden_images",
+    "prove",
     "prune",
     "quantize",
     "run",
@@ -47,6 +50,7 @@ _MODULES = {
     "Preprocess": "toolkit.core.tensors",
     "Recipe": "toolkit.pipeline.recipe",
     "ToolkitError": "toolkit.core.errors",
+    **dict.fromkeys(("golden_images", "prove"), "toolkit.api.prove"),
     "quantize": "toolkit.api.quantize",
 }
 

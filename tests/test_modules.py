@@ -121,6 +121,16 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "pipeline/test_runner.py": "toolkit/pipeline/publish.py",
     "pipeline/test_store.py": "toolkit/pipeline/fingerprints.py",
+    "prove/test_prove.py": """
+        toolkit/api/prove.py
+        toolkit/cli/prove.py
+        toolkit/prove/diagnosis.py
+        toolkit/prove/golden.py
+        toolkit/prove/outputs.py
+        toolkit/prove/pipeline.py
+        toolkit/prove/proof.py
+    """,
+    "prove/test_faults.py": "toolkit/prove/pixels.py",
     "prune/test_finetune.py": "toolkit/prune/distill_options.py",
     "prune/test_groups_and_apply.py": "toolkit/prune/groups.py",
     "prune/test_least_squares.py": """

@@ -177,6 +177,18 @@ class Classifier:
         with self._used() as engine:
             return engine.labels
 
+    @property
+    def description(self) -> Description | None:
+        """Return preprocessing and class names; None if they are unknown."""
+        with self._used() as engine:
+            return engine.description
+
+    @property
+    def input_form(self) -> str:
+        """Return the form of the network inputs: pixels (uint8, N, H, W, C), nchw or nhwc (float32)."""
+        with self._used() as engine:
+            return engine.input_form
+
     def warm_up(self, runs: int = 3) -> None:
         """Run inferences of a black image, so that the first real one takes no longer than others."""
         with self._used() as engine:
@@ -268,8 +280,8 @@ class _Engine:
         else:
             session = backends.load(backend).open_file(file, threads)
         self._inference, self._file = Inference(session), file
-        self._how = _describe(file, session) if description is None else Description(description, "description")
-        self.labels = self._how.labels if self._how else []
+        self.description = _describe(file, session) if description is None else Description(description, "description")
+        self.labels = self.description.labels if self.description else []
         self._channels_first = len(session.image_shape) == 3 and self._shape_agrees(session.image_shape)  # noqa: PLR2004
         self._shape = self._input_shape(session.image_shape)
         self._probabilities: bool | None = None  # True: the graph ends in a Softmax
@@ -302,7 +314,7 @@ class _Engine:
 
     def inputs(self, images: list[Any], color: str) -> Any:
         """Return the preprocessed images in the form that the engine takes."""
-        how = self._how
+        how = self.description
         if how is None:
             raise Failure(
                 "description-missing", f"no {DESCRIPTION} for {self._file}",
@@ -316,6 +328,11 @@ class _Engine:
             return pixels
         ready = imaging.normalize(pixels, how.mean, how.std)
         return ready if self._channels_first else np.ascontiguousarray(ready.transpose(0, 2, 3, 1))
+
+    @property
+    def input_form(self) -> str:
+        """Return the form of the inputs: pixels, nchw or nhwc."""
+        return "pixels" if self._inference.takes_pixels else "nchw" if self._channels_first else "nhwc"
 
     def warm_up(self) -> None:
         """Run one inference of zeros, if the size of the input is known."""
@@ -338,15 +355,15 @@ class _Engine:
         """Return True if images are (C, H, W): as described, else with 1 or 3 channels in front."""
         if self._inference.takes_pixels:
             return False
-        if self._how is None:
+        if self.description is None:
             return shape[0] in (1, 3)
-        return _fits(shape, (len(self._how.mean), *self._how.crop))
+        return _fits(shape, (len(self.description.mean), *self.description.crop))
 
     def _input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of one input; -1 where unknown."""
-        if self._how is None:
+        if self.description is None:
             return shape
-        channels, crop = len(self._how.mean), self._how.crop
+        channels, crop = len(self.description.mean), self.description.crop
         expected = (channels, *crop) if self._channels_first else (*crop, channels)
         if not _fits(shape, expected):
             raise Failure(

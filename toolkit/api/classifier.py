@@ -56,7 +56,7 @@ class Classifier(device.Classifier):
         if preprocess is not None:
             values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
             stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
-        with _as_toolkit_errors(), engine_at(user_path(path), variant) as engine:
+        with as_toolkit_errors(), engine_at(user_path(path), variant) as engine:
             super().__init__(engine, threads=threads, description=stated)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:
@@ -65,7 +65,7 @@ class Classifier(device.Classifier):
         Raises:
             TargetError: An image cannot be used.
         """
-        with _as_toolkit_errors():
+        with as_toolkit_errors():
             return super().__call__(images, color=color)
 
     def classify_inputs(self, inputs: Any) -> list[device.Result]:
@@ -74,7 +74,7 @@ class Classifier(device.Classifier):
         Raises:
             TargetError: The engine does not take them.
         """
-        with _as_toolkit_errors():
+        with as_toolkit_errors():
             return super().classify_inputs(inputs)
 
     def reload(self, *, wait: bool = True) -> bool:
@@ -83,7 +83,7 @@ class Classifier(device.Classifier):
         Raises:
             TargetError: The new engine cannot be loaded; the old one stays in use.
         """
-        with _as_toolkit_errors():
+        with as_toolkit_errors():
             return super().reload(wait=wait)
 
 
@@ -137,7 +137,8 @@ def _stated(preprocess: Mapping[str, Any]) -> Preprocess:
 
 
 @contextmanager
-def _as_toolkit_errors() -> Iterator[None]:
+def as_toolkit_errors() -> Iterator[None]:
+    """Raise the failures of the device's library as errors of the toolkit."""
     try:
         yield
     except Failure as failure:

@@ -33,7 +33,7 @@ TASKS = {  # title of the help -> commands
     "Start": ("run", "init", "list", "doctor"),
     "Models and images": ("train", "data", "inspect", "audit"),
     "Compress": ("prune", "quantize"),
-    "Measure and report": ("bench", "report", "compare", "predict"),
+    "Measure and report": ("bench", "report", "compare", "predict", "prove"),
     "Deploy": ("bundle", "deploy", "device", "status", "rollback", "prune-releases", "export-jetson"),
     "Build an application": ("export-app",),
     "Housekeeping": ("store", "completion"),
@@ -98,8 +98,8 @@ def app() -> None:
     quantization and compilation for OpenVINO, ONNX Runtime and TensorRT (Jetson), and reports accuracy and
     latency with 95 % intervals.
 
-    Exit codes: 0 success; 1 the command failed; 2 wrong usage (option or recipe); 3 a limit was missed;
-    130 interrupted.
+    Exit codes: 0 success; 1 the command failed; 2 wrong usage (option, recipe or missing path); 3 a limit
+    was missed; 130 interrupted.
     """
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -145,9 +145,10 @@ class _Run:
                     f"{out} has no result of the stage '{stage}'",
                     hint="run the recipe again, to its end; finished stages are reused",
                 )
-        device = {name: self.index.recipe.get("compile", {}).get(name) for name in ("jetpack", "tensorrt")}
+        versions: Any = str | None
+        device = {name: self.index.option(f"compile.{name}", versions) for name in ("jetpack", "tensorrt")}
         self.tensorrt = jetson.choose(**device) if any(device.values()) else None
-        self.threads: int = self.index.recipe["bench"]["threads"]
+        self.threads: int = self.index.option("bench.threads", int)
         self.model = ModelInfo.read(self._folders["load"])
         self.compiled = CompiledVariants.read(self._folders["compile"])
         self.quantized = read_as(
@@ -253,7 +254,7 @@ class _Run:
         from edgeship.calibration.class_order import match_classes
         from edgeship.calibration.datasets import open_dataset
 
-        source = self.index.recipe["evaluate"]["source"]
+        source = self.index.option("evaluate.source", str)
         dataset = open_dataset(source, use="evaluate")
         if (names := self.model.class_names) and dataset.labelled:
             dataset = match_classes(dataset, names)
