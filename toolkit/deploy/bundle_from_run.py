@@ -20,6 +20,7 @@ from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import evidence
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
+from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.report import verdict
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
 from edgeship.toolkit.runs.description import description
@@ -71,6 +72,7 @@ def make(
     images: int = EVALUATION,
     gates: Mapping[str, float] | None = None,
     version: str | None = None,
+    terms: Terms | None = None,
 ) -> Bundle:
     """Bundle a run.
 
@@ -84,6 +86,7 @@ def make(
         images: Maximum images of the evaluation set; 0: no evaluation set.
         gates: Limits on the device, see `verification`.
         version: TensorRT version on the device; None: that of the run's recipe, if it states one.
+        terms: Version and expiry of the release.
 
     Raises:
         DataError: The run is unfinished, has no such variant, or its images are missing.
@@ -108,6 +111,7 @@ def make(
             golden_files=source.files(positions),
             evaluation=evaluation,
             gates=gates or {},
+            terms=terms or Terms(),
             provenance=_provenance(source),
             description=description(source.model, source.classes),
             threads=source.threads,
