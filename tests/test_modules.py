@@ -57,7 +57,9 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/deploy/agent/protocol.py
         toolkit/deploy/agent/subprocesses.py
     """,
+    "deploy/test_hostile_bundles.py": "toolkit/deploy/manifest.py",
     "deploy/test_hostile_devices.py": "toolkit/deploy/answer_types.py toolkit/deploy/answers.py",
+    "deploy/test_trust.py": "toolkit/deploy/agent/policy.py",
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
     "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
     "export_app/test_generated.py": """
