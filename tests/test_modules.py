@@ -21,7 +21,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "calibration/test_datasets.py": "calibration/sets.py calibration/text.py toolkit/core/text.py",
     "calibration/test_doctor.py": "calibration/preprocessing_check.py",
-    "calibration/test_fuzz_data.py": "calibration/images.py",
+    "calibration/test_decoding.py": "calibration/images.py",
     "calibration/test_hostile_archives.py": "calibration/file_sources.py",
     "cli/test_app.py": """
         toolkit/cli/_progress.py
