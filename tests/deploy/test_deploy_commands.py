@@ -110,6 +110,9 @@ def test_one_of_two_devices_fails(edgeship, park, bundle):
     done = edgeship("deploy", bundle().path, "--tag", "all", "--max-failures", "1", "--parallel", "1")
     assert isinstance(done.exception, DeviceError) and "1 of 2 devices failed; dead: " in str(done.exception)
     assert live(good) and "unreachable" in edgeship("status").stdout
+    pruned = edgeship("prune-releases", "--device", "dead", "--tag", "all")
+    assert "good: removed no release" in pruned.stdout and "dead: failed" in pruned.stderr
+    assert isinstance(pruned.exception, DeviceError) and "1 of 2 devices failed" in str(pruned.exception)
 
 
 @pytest.mark.parametrize(

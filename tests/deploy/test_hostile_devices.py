@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from hostile_device import ESCAPES, KINDS, of, put
+from runner import jetson_tree
 
+from edgeship.targets.runner import sysfs
 from edgeship.toolkit.cli import app
 from edgeship.toolkit.core.errors import DeviceError, ToolkitError
 from edgeship.toolkit.deploy import agent_client, answer_types, answers, release
@@ -207,6 +209,13 @@ def test_texts_are_printable_and_lines_bounded():
             answers.parse("d0", odd)
     with pytest.raises(DeviceError, match="nested"):
         answers.parse("d0", b'{"ok": ' + b"[" * 50 + b"]" * 50 + b"}")
+
+
+@pytest.mark.parametrize("files", [jetson_tree.NANO, jetson_tree.ORIN_NANO, {}], ids=["Nano", "Orin", "bare"])
+def test_facts_of_honest_devices_are_taken(files, tmp_path):
+    root = jetson_tree.lay(tmp_path / "root", files) if files else tmp_path
+    facts = json.loads(json.dumps(sysfs.gather(sysfs.Tree(str(root)), "/")))
+    assert answers.check("d0", "probe", facts, answer_types.Facts)["memory"] is not None
 
 
 def test_a_damaged_record_spoils_no_status(honest):
