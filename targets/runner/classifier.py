@@ -17,6 +17,7 @@ import io
 import json
 import os
 import threading
+import time
 from typing import Any, Iterator
 
 import numpy as np
@@ -24,6 +25,7 @@ import numpy as np
 from . import backends, engines, imaging
 from .failures import Failure
 from .inference import Inference
+from .watch import open_watch, state_of
 
 DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
 SCHEMA = 1
@@ -102,6 +104,7 @@ class Description:
             self.mean, self.std = ([float(each) for each in values[key]] for key in ("mean", "std"))
             self.interpolation = str(values["interpolation"])
             self.source = str(record.get("preprocess_source", "unknown"))
+            self.monitor = record.get("monitor")
         except (KeyError, TypeError, ValueError) as error:
             raise _bad_description(where, f"field {error}") from error
         if self.schema != SCHEMA:
@@ -121,6 +124,7 @@ class Classifier:
         threads: CPU threads; None: all that the process may use.
         description: Content of model.json; None: the file, or the metadata of an ONNX file.
         follow: Load the new engine after `path` was switched to another folder; see `reload`.
+        monitor: State file of the monitor, see `watch`; None: next to `current` of a release, else no monitor.
 
     Raises:
         Failure: The engine, its runtime or its model.json is missing or damaged.
@@ -129,9 +133,11 @@ class Classifier:
     def __init__(
         self, path: str | os.PathLike[str], *, threads: int | None = None,
         description: dict[str, Any] | None = None, follow: bool = True,
+        monitor: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
         self.path, self._threads, self._follow = os.fspath(path), threads, follow
         self._description = description
+        self._monitor = state_of(self.path) if monitor is None else os.fspath(monitor)
         self._lock, self._reload_lock = threading.Lock(), threading.Lock()
         self._loading: threading.Thread | None = None
         self.reload_error: Exception | None = None
@@ -139,7 +145,7 @@ class Classifier:
             self._identity = _identity(self.path)
         except OSError as error:
             raise Failure("engine-missing", f"no engine at {self.path}", str(error.strerror), "check the path") from error
-        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description)
+        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description, self._monitor)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:
         """Classify one image or a list of them.
@@ -164,7 +170,13 @@ class Classifier:
     def classify_inputs(self, inputs: Any) -> list[Result]:
         """Classify network inputs (N, ...) that are preprocessed already, as `inputs` returns them."""
         with self._used() as engine:
-            return engine.results(inputs)
+            return engine.watched_results(inputs)
+
+    @property
+    def watch(self) -> dict[str, Any] | None:
+        """Return frames, evidence and alarm of the monitor; None without one."""
+        with self._used() as engine:
+            return None if engine.watch is None else engine.watch.status()
 
     def inputs(self, images: Any, *, color: str = "rgb") -> Any:
         """Return the network inputs (N, ...) of a list of images, as the engine receives them."""
@@ -244,7 +256,7 @@ class Classifier:
         """Load the engine that `path` leads to, and exchange it for the one in use between two calls."""
         try:
             identity = _identity(self.path)
-            engine = _Engine(os.path.realpath(self.path), self._threads, self._description)
+            engine = _Engine(os.path.realpath(self.path), self._threads, self._description, self._monitor)
             with self._lock:
                 old, self._engine, self._identity = self._engine, engine, identity
                 self.reload_error = None
@@ -272,7 +284,7 @@ class Classifier:
 class _Engine:
     """An engine, its preprocessing and its class names."""
 
-    def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None) -> None:
+    def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None, state: str | None) -> None:
         file, backend = _find_engine(path)
         session: Any
         if backend is None:
@@ -286,6 +298,7 @@ class _Engine:
         self._shape = self._input_shape(session.image_shape)
         self._probabilities: bool | None = None  # True: the graph ends in a Softmax
         self.warm_up()
+        self.watch = open_watch(self.description, self.input_form, state) if state else None
 
     def results(self, inputs: Any) -> list[Result]:
         """Return the results of ready inputs."""
@@ -310,7 +323,14 @@ class _Engine:
 
     def classify(self, images: list[Any], color: str) -> list[Result]:
         """Return the result of each image."""
-        return self.results(self.inputs(images, color)) if images else []
+        return self.watched_results(self.inputs(images, color)) if images else []
+
+    def watched_results(self, inputs: Any) -> list[Result]:
+        """Return the results of ready inputs, and show them to the monitor."""
+        start, results = time.perf_counter(), self.results(inputs)
+        if self.watch is not None:
+            self.watch.observe(inputs, [result.logits for result in results], time.perf_counter() - start)
+        return results
 
     def inputs(self, images: list[Any], color: str) -> Any:
         """Return the preprocessed images in the form that the engine takes."""
@@ -341,6 +361,8 @@ class _Engine:
 
     def close(self) -> None:
         """Free the engine."""
+        if self.watch is not None:
+            self.watch.close()
         self._inference.session.close()
 
     @staticmethod
