@@ -9,7 +9,7 @@ RTX    := 1.4.0.76 1.5.0.114 1.6.1.120 1.7.1.116
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-arm64 mutants bench bench-peers bench-pruning clean
+.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-gpu test-arm64 mutants fuzz bench bench-degradation bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,17 +45,28 @@ test-tensorrt: $(VENV)/.installed-dev ## the linter against four versions of NVI
 	done
 	$(BIN)/python tests/parser_gate.py $(VENV)/rtx $(ARGS)
 
+test-gpu: $(VENV)/.installed-dev ## what an NVIDIA GPU makes possible: TensorRT engines built, run, compared, audited, timed
+	test ! -e /dev/nvidiactl || $(PIP) --editable '.[dev,tensorrt]'
+	$(BIN)/python -m pytest -m gpu -rs tests/targets/test_gpu.py
+
 test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debian's qemu-user-static, binfmt-support, debootstrap)
 	$(BIN)/python -m pytest -m arm64
 
 mutants: $(VENV)/.installed-dev ## mutation tests of the numeric and safety-critical modules, about an hour; see tests/mutants/results.md
 	$(BIN)/python -W ignore tests/mutants/run.py $(ARGS)
 
+fuzz: $(VENV)/.installed-dev ## coverage-guided fuzzing of every parser, a minute each; findings in build/fuzz
+	-$(PIP) --only-binary :all: atheris==3.0.0
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(ARGS)
+
 bench: $(VENV)/.installed-bench ## quantization: the figures, compared with NNCF and ONNX Runtime
 	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)
 
 bench-peers: $(VENV)/.installed-peers ## quantization against every peer
 	$(BIN)/python tests/benchmarks/quantization.py --peers $(ARGS)
+
+bench-degradation: $(VENV)/.installed-dev ## plain and residual networks of two depths, two hours; smaller by ARGS
+	$(BIN)/python tests/benchmarks/degradation.py $(ARGS)
 
 bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, compared with Torch-Pruning
 	$(BIN)/python tests/benchmarks/pruning.py $(ARGS)

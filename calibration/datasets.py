@@ -24,7 +24,7 @@ from edgeship.calibration.file_sources import (
 from edgeship.calibration.sets import SPLITS, Use, are_sets, choose_set, set_of, split_part
 from edgeship.calibration.text import first_names
 from edgeship.toolkit.core.artifact import canonical_json, sha256_bytes
-from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.errors import DataError, missing, nearest
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.quant import IntArray
 from edgeship.toolkit.core.text import printable
@@ -71,6 +71,10 @@ class Dataset:
     unused: tuple[Unused, ...] = ()
     notes: tuple[str, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        """Escape control characters in the names of classes, which reach terminals, reports and metadata."""
+        object.__setattr__(self, "classes", tuple(map(printable, self.classes)))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -268,7 +272,7 @@ def _split_path(path: Path) -> tuple[Path, str]:
     if folder.is_dir():
         others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
         hint = nearest(path.name, others[:1000]) if others else f"{folder} is empty"
-    raise DataError(f"no such file or folder: {path}", hint=hint)
+    raise missing(DataError(f"no such file or folder: {path}", hint=hint))
 
 
 def _open_digits(text: str) -> Dataset:

@@ -24,6 +24,7 @@ import pytest
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.deploy.inventory import Device
+from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.deploy.release import DeployOptions
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -198,7 +199,13 @@ def make_key(path: Path) -> None:
 
 
 def scripted(
-    out: Path, version: int = 1, size: int = 4096, gates: dict[str, float] | None = None, **script: Any
+    out: Path,
+    version: int = 1,
+    size: int = 4096,
+    gates: dict[str, float] | None = None,
+    terms: Terms | None = None,
+    name: str = "scripted",
+    **script: Any,
 ) -> Bundle:
     """A bundle whose runner does what `script` says (see scripted_runner.py).
 
@@ -207,6 +214,8 @@ def scripted(
         version: Another version is another release.
         size: Bytes of the evaluation set, random.
         gates: Limits on the device.
+        terms: Version and expiry of the release.
+        name: Name of the model.
         script: For SCRIPT.
     """
     graph, data = out.with_suffix(".onnx"), out.with_suffix(".set")
@@ -224,12 +233,13 @@ def scripted(
         for target in ("openvino", "onnxruntime")
     ]
     contents = Contents(
-        "scripted",
+        name,
         graphs,
         np.zeros((2, 3, 4, 4), np.float32),
         data,
         gates=gates or {},
         runner=program.encode(),
+        terms=terms or Terms(),
     )
     return bundles.make(contents, out)
 

@@ -21,7 +21,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "calibration/test_datasets.py": "calibration/sets.py calibration/text.py toolkit/core/text.py",
     "calibration/test_doctor.py": "calibration/preprocessing_check.py",
-    "calibration/test_fuzz_data.py": "calibration/images.py",
+    "calibration/test_decoding.py": "calibration/images.py",
     "calibration/test_hostile_archives.py": "calibration/file_sources.py",
     "cli/test_app.py": """
         toolkit/cli/_progress.py
@@ -61,7 +61,9 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/deploy/agent/protocol.py
         toolkit/deploy/agent/subprocesses.py
     """,
+    "deploy/test_hostile_bundles.py": "toolkit/deploy/manifest.py",
     "deploy/test_hostile_devices.py": "toolkit/deploy/answer_types.py toolkit/deploy/answers.py",
+    "deploy/test_trust.py": "toolkit/deploy/agent/policy.py",
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
     "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
     "export_app/test_generated.py": """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import glob
+import os
+import sys
 from typing import Any
 
 from .failures import Failure, translate
@@ -166,6 +168,8 @@ def _load() -> Any:
         names.append(found)
     for folder in _FOLDERS:
         names += sorted(glob.glob(folder + "/libcudart.so*"), reverse=True)
+    for folder in sys.path:  # NVIDIA's wheels
+        names += sorted(glob.glob(os.path.join(folder, "nvidia", "*", "lib", "libcudart.so*")), reverse=True)
     for name in names:
         try:
             return ctypes.CDLL(name)

@@ -123,6 +123,24 @@ def test_without_int8_the_sixteen_bit_float_is_shipped(run: Path) -> None:
     assert "other-fp16" in bundle_from_run._choose(bundle_from_run._Run(run), ())
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "hint"),
+    [
+        ("tensorrt-fp16", None, "compile.precisions=fp16,int8"),
+        ("tensorrt-fp8", "Orin Nano", "tensorrt-int8"),  # cannot be made there
+        ("onnxruntime-fp16", None, "onnxruntime-fp32"),
+        ("tensorrt-int9", None, "tensorrt-int8"),
+    ],
+)
+def test_hint_of_an_absent_variant_names_one_that_can_be_made(run: Path, name, module, hint) -> None:
+    index = read_json(run / "run.json")
+    index["recipe"]["compile"] = {"module": module}
+    write_json(run / "run.json", index)
+    with pytest.raises(DataError, match=f"no variant '{name}'") as caught:
+        bundle_from_run.make(run, run / "b.tar", variants=[name])
+    assert hint in caught.value.hint
+
+
 def add_variant(run: Path, name: str) -> None:
     """Add an evaluated variant to a run: a copy of TensorRT's."""
     for stage, file in (("compile", "compiled.json"), ("evaluate", "accuracy.json")):

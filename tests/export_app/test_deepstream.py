@@ -10,6 +10,8 @@ import pytest
 from edgeship.targets import onnxruntime
 from edgeship.targets.runner import imaging
 from edgeship.toolkit import export_app
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.tensors import Preprocess
 
 KEYS = {  # of [property] that the form may use; Gst-nvinfer's documentation, DeepStream 5 to 9
     *("gpu-id", "onnx-file", "model-engine-file", "labelfile-path", "batch-size", "network-mode"),
@@ -40,6 +42,27 @@ def test_the_form_has_the_classes_of_the_report(published, tmp_path, variant):
     np.testing.assert_allclose(probabilities, powers / powers.sum(1, keepdims=True), atol=1e-5)
     text = (tmp_path / "app" / "README.md").read_text(encoding="utf-8")
     assert "16 of 16 classes equal" in text and "not run here" in text and "trtexec --onnx=model.onnx" in text
+
+
+def test_a_run_with_pixel_input_gives_its_float_graph_or_is_refused(published, tmp_path):
+    from edgeship.toolkit.graph.pixels import add_pixel_input
+
+    copy = tmp_path / "run"
+    shutil.copytree(published.folder, copy)
+    graph = copy / "engines/tensorrt/tensorrt-int8/model.onnx"
+    how = json.loads((copy / "engines/model.json").read_text())["preprocess"]
+    add_pixel_input(graph, Preprocess.from_json(how), graph)
+    export_app.write(copy, "deepstream", tmp_path / "app", "tensorrt-int8")
+    export_app.write(published.folder, "deepstream", tmp_path / "float", "tensorrt-int8")
+    for name in ("config_infer.txt", "README.md"):
+        assert (tmp_path / "app" / name).read_text() == (tmp_path / "float" / name).read_text()
+    index = json.loads((copy / "run.json").read_text())
+    for stage in index["stages"]:
+        stage["folder"] = str(tmp_path / "removed")
+    (copy / "run.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="takes uint8") as caught:
+        export_app.write(copy, "deepstream", tmp_path / "other", "tensorrt-int8")
+    assert "export.input=float32" in caught.value.hint and not (tmp_path / "other").exists()
 
 
 def test_labels_are_one_line_with_a_class_between_semicolons(published, tmp_path):

@@ -1,11 +1,14 @@
 """The HTTP service: classes of the report through tritonclient, refusals, a live switch, a taken port."""
 
+import contextlib
+import http.client
 import json
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 
@@ -30,10 +33,10 @@ def exported(published, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module")
-def port(exported):
-    command = [sys.executable, "service.py", "--port", "0", "--model", "current", "--threads", "1"]
-    with subprocess.Popen(command, cwd=exported, stderr=subprocess.PIPE, text=True) as service:
+@contextlib.contextmanager
+def serving(folder, *arguments):
+    command = [sys.executable, "service.py", "--port", "0", *arguments]
+    with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as service:
         found = None
         for line in service.stderr:
             found = found or re.search(r"http://127.0.0.1:(\d+)/v2/models/my_net_1", line)
@@ -41,6 +44,12 @@ def port(exported):
                 break
         yield int(found[1])
         service.terminate()
+
+
+@pytest.fixture(scope="module")
+def port(exported):
+    with serving(exported, "--model", "current", "--threads", "1") as number:
+        yield number
 
 
 def ask(port, path, data=None, headers=()):
@@ -141,6 +150,16 @@ def test_other_requests_are_refused_with_their_status(port, path, body, headers,
     assert code == status and json.loads(text)["error"]
 
 
+def test_a_request_that_is_too_long_is_refused_unread(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("POST", "/v2/models/my_net_1/infer")
+    connection.putheader("Content-Length", str(1 << 40))
+    connection.endheaders()
+    answer = connection.getresponse()
+    assert answer.status == 413 and b"64 MiB" in answer.read()
+    connection.close()
+
+
 def test_a_damaged_file_and_a_small_image_are_the_request_s_fault(port):
     body = b"\x03\0\0\0abc"
     tensor = {
@@ -186,3 +205,48 @@ def test_a_taken_port_and_a_missing_model_are_clear_errors(exported):
         [*command, "0", "--model", "none"], cwd=exported, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 1 and "no engine at none" in done.stderr
+
+
+@pytest.mark.slow
+def test_fifty_switches_under_requests_lose_none(published, tmp_path):
+    """Every request is answered with the right class of one release, and both releases answer."""
+    out = tmp_path / "app"
+    export_app.write(published.folder, "http", out)
+    record = json.loads((out / "model" / "model.json").read_text())
+    for name in "ab":
+        shutil.copytree(out / "model", out / name)
+        labels = [f"{name}{index}" for index in range(10)]
+        (out / name / "model.json").write_text(json.dumps({**record, "labels": labels}))
+    (out / "current").symlink_to("a")
+    expected = published.logits["openvino-int8"].argmax(1)
+    answers, failed, stop = [], [], threading.Event()
+
+    def requests(port, start):
+        number = start
+        while not stop.is_set():
+            index = number % len(published.images)
+            image = published.images[index]
+            tensor = {"name": "pixels", "shape": [1, *image.shape], "datatype": "UINT8"}
+            body = {
+                "inputs": [{**tensor, "data": image.reshape(-1).tolist()}],
+                "outputs": [{"name": "label"}],
+            }
+            status, text = ask(port, "/v2/models/my_net_1/infer", json.dumps(body).encode())
+            label = json.loads(text)["outputs"][0]["data"][0] if status == 200 else text
+            answers.append(label[0])
+            if label[1:] != str(expected[index]):
+                failed.append((status, label, index))
+            number += 1
+
+    with serving(out, "--model", "current", "--threads", "1") as port:
+        threads = [threading.Thread(target=requests, args=(port, start)) for start in (0, 7)]
+        for thread in threads:
+            thread.start()
+        for number in range(50):
+            (out / ".next").symlink_to("ba"[number % 2])
+            (out / ".next").replace(out / "current")
+            assert ask(port, "/v2/repository/models/my_net_1/load", b"")[0] == 200
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed and set(answers) == {"a", "b"} and len(answers) > 50

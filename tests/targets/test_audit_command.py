@@ -1,9 +1,11 @@
 """`edgeship audit` and `edgeship export-jetson` as a user meets them: output, exit code, hint."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from engine_records import dynamic
 from qdq_graphs import FLOAT, OPENVINO, TENSORRT, Placement, images, residual_net, save
 
 from edgeship import targets
@@ -27,6 +29,28 @@ def edgeship(capsys):
 def test_a_clean_graph(edgeship, tmp_path):
     code, out, err = edgeship("audit", save(residual_net(TENSORRT), tmp_path / "net.onnx"), "--trt", "8.5")
     assert (code, out, err) == (0, "TensorRT 8.5: nothing to change\n", "")
+
+
+def test_an_fp16_engine_is_audited_as_one(edgeship, tmp_path):
+    record = dynamic()
+    for item in record["Layers"]:
+        item.pop("Weights", None)
+        item.pop("TacticName", None)
+        for tensor in (*item["Inputs"], *item["Outputs"]):
+            tensor["Format/Datatype"] = "Row major linear FP16 format"
+    (tmp_path / "graph.json").write_text(json.dumps(record))
+    code, out, _ = edgeship("audit", tmp_path / "graph.json", "--precision", "fp16")
+    assert code == 0 and re.search(r"^(\d+) of \1 weighted layers run in FP16$", out, re.M)
+    code, out, err = edgeship("audit", tmp_path / "graph.json", "--precision", "fp8")
+    assert code == 3 and "0 of" in out and "do not run in FP8" in err and "it runs in FP16" in err
+
+
+def test_a_float_graph_is_right_for_fp16_and_not_for_int8(edgeship, tmp_path):
+    path = save(residual_net(FLOAT), tmp_path / "net.onnx")
+    assert edgeship("audit", path, "--precision", "fp16")[:2] == (0, "TensorRT 8.5: nothing to change\n")
+    assert edgeship("audit", path)[0] == 3
+    code, _, err = edgeship("audit", path, "--target", "onnxruntime", "--precision", "fp16")
+    assert code == 1 and "has no FP16" in err and "--precision int8" in err
 
 
 def test_a_bad_graph_is_told_and_repaired(edgeship, tmp_path):

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import pytest
 from qdq_graphs import FLOAT, TENSORRT, images, residual_net, save
 
 from edgeship.targets import tensorrt
+from edgeship.targets.runner import cuda
 from edgeship.targets.runner.backend import Built
 from edgeship.targets.runner.failures import Failure
 from edgeship.targets.tensorrt import jetson_folder, local_gpu
@@ -200,3 +203,19 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     model = save(residual_net(TENSORRT), tmp_path / "net.onnx")
     with pytest.raises(DataError, match="not an empty folder"):
         jetson_folder.write(model, tmp_path, version="10.3", module="Orin Nano")
+
+
+def test_the_cuda_runtime_of_nvidias_wheels_is_used(tmp_path, monkeypatch):
+    """The extra `tensorrt` brings no /usr/local/cuda."""
+    library = tmp_path / "nvidia/cuda_runtime/lib/libcudart.so.12"
+    library.parent.mkdir(parents=True)
+    with Path("/proc/self/maps").open() as maps:  # any library will do
+        shutil.copyfile(next(line.split()[-1] for line in maps if "/libm.so" in line), library)
+    for name in ("_SONAMES", "_FOLDERS"):
+        monkeypatch.setattr(cuda, name, ())
+    monkeypatch.setattr(cuda.ctypes.util, "find_library", lambda name: None)
+    monkeypatch.setattr(cuda.sys, "path", [str(tmp_path)])
+    assert cuda._load()._name == str(library)
+    monkeypatch.setattr(cuda.sys, "path", [])
+    with pytest.raises(Failure, match="no libcudart"):
+        cuda._load()

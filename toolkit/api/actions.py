@@ -15,7 +15,7 @@ from edgeship import targets
 from edgeship.toolkit.api._logging import logged_progress
 from edgeship.toolkit.api.images import Images, ImageStream, as_source
 from edgeship.toolkit.api.models import Model, onnx_file
-from edgeship.toolkit.api.quantize import stated
+from edgeship.toolkit.api.quantize import built, stated
 from edgeship.toolkit.core import statistics
 from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, TargetError
 from edgeship.toolkit.core.options import with_overrides, with_values
@@ -93,7 +93,7 @@ def prune(
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune import pruner
 
-    recipe = Recipe.build(
+    recipe = built(
         {
             "load": {"preprocess": stated(preprocess)},
             "export": {"size": size} if size else {},
@@ -247,9 +247,7 @@ def evaluate(
     Raises:
         ToolkitError: The model or an image cannot be used.
     """
-    recipe = Recipe.build(
-        {"load": {"preprocess": stated(preprocess)}, "export": {"size": size} if size else {}}
-    )
+    recipe = built({"load": {"preprocess": stated(preprocess)}, "export": {"size": size} if size else {}})
     with logged_progress(), tempfile.TemporaryDirectory() as name:
         source = as_source(images)
         shape = source.shape if isinstance(source, ImageStream) else None
@@ -333,7 +331,7 @@ def benchmark(
         TargetError: The target does not run on this machine.
     """
     table = {"threads": threads, "duration_s": duration_s, "throughput_s": 0.0, "batch": batch}
-    options = Recipe.build({"bench": table}).bench
+    options = built({"bench": table}).bench
     several = models if isinstance(models, Mapping) else {"": models}
     with logged_progress(), tempfile.TemporaryDirectory() as name:
         engines, shapes = {}, set()
@@ -452,7 +450,7 @@ def deploy(
 
 
 def _float_or_quantized(model: Model, folder: Path, size: Size | None) -> Path:
-    recipe = Recipe.build({"export": {"size": size} if size else {}})
+    recipe = built({"export": {"size": size} if size else {}})
     return onnx_file(model, folder, recipe, (3, *_sides(recipe)))
 
 

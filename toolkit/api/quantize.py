@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -178,7 +179,7 @@ def quantize(
         "export": {"input": input, **({"size": size} if size else {})},
         "select": {"skip_unreadable": skip_unreadable, "seed": seed},
     }
-    return quantize_by(Recipe.build(table), model, images, calibration_images=calibration_images)
+    return quantize_by(built(table), model, images, calibration_images=calibration_images)
 
 
 def quantize_by(
@@ -270,6 +271,24 @@ class _Data:
 
     batches: Iterable[FloatArray]
     held_out: HeldOut
+
+
+def built(table: dict[str, Any]) -> Recipe:
+    """Build the recipe of a call in Python; its errors name the arguments.
+
+    Raises:
+        RecipeError: An argument cannot be used.
+    """
+    try:
+        return Recipe.build(table)
+    except RecipeError as error:
+        names = "|".join(table)
+        error.args = (re.sub(rf"'?\b(?:{names})\.(\w+)'?", _argument, str(error)),)
+        raise
+
+
+def _argument(name: re.Match[str]) -> str:
+    return "target" if name[1] == "targets" else name[1]
 
 
 def stated(preprocess: Preprocess | Mapping[str, Any] | None) -> dict[str, Any]:

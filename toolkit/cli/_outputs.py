@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli._options import note
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.paths import refusal, user_path
 
@@ -35,14 +34,12 @@ class OutPath(click.Path):
 
 
 def unused_folder(out: Path) -> Path:
-    """Return the folder, or the first of NAME-2, NAME-3, ... that holds no files, and say so."""
+    """Return the folder, or the first of NAME-2, NAME-3, ... that holds no files."""
     out = out.absolute() if out.name in ("", "..") else out
     for number in count(1):
         folder = out if number == 1 else out.with_name(f"{out.name}-{number}")
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             break
-    if folder != out:
-        note(f"{out} holds files; the results are written to {folder} (--overwrite replaces those of a run)")
     return folder
 
 

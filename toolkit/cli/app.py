@@ -107,8 +107,8 @@ def app() -> None:
     quantization and compilation for OpenVINO, ONNX Runtime and TensorRT (Jetson), and reports accuracy and
     latency with 95 % intervals.
 
-    Exit codes: 0 success; 1 the command failed; 2 wrong usage (option or recipe); 3 a limit was missed;
-    130 interrupted.
+    Exit codes: 0 success; 1 the command failed; 2 wrong usage (option, recipe or missing path); 3 a limit
+    was missed; 130 interrupted.
     """
 
 

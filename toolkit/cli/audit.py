@@ -1,16 +1,18 @@
-"""`edgeship audit`: list the layers that run in INT8, and the problems of a graph or engine."""
+"""`edgeship audit`: list the precision of the layers, and the problems of a graph or engine."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from edgeship.toolkit.cli._options import JSON, Command, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
-from edgeship.toolkit.core.errors import GateError, ModelError
+from edgeship.toolkit.core.errors import GateError, ModelError, TargetError
+from edgeship.toolkit.core.results import HALVES, Precision
 
 if TYPE_CHECKING:
     from edgeship.targets.tensorrt.engine_analysis import Explanation
@@ -28,6 +30,7 @@ Examples:
   edgeship audit model.onnx --target tensorrt --jetpack 6.2
   edgeship audit model.onnx --target tensorrt --trt 8.5 --fix --out legal.onnx
   edgeship audit graph.json --profile profile.json --model model.onnx
+  edgeship audit engines/fp16 --precision fp16
   edgeship audit engines/int8 engines/fp16
 """,
 )
@@ -38,6 +41,13 @@ Examples:
     default="tensorrt",
     show_default=True,
     help="Target of an ONNX file: openvino, onnxruntime or tensorrt.",
+)
+@click.option(
+    "--precision",
+    default="int8",
+    show_default=True,
+    type=click.Choice([name for name in get_args(Precision) if name != "fp32"]),
+    help="Precision that the layers with weights should run in.",
 )
 @recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option("--fix", is_flag=True, help="Write a repaired graph to --out.")
@@ -62,6 +72,7 @@ def command(
     source: Path,
     other: Path | None,
     target: str,
+    precision: Precision,
     options: dict[str, Any],
     fix: bool,
     out: Path | None,
@@ -77,7 +88,7 @@ def command(
     TensorRT engine, if this machine's GPU can load it. With a second engine record as OTHER, the two are
     compared layer by layer.
 
-    Exit code 3: the graph violates a TensorRT rule, a layer does not run in INT8, or the precision of a
+    Exit code 3: the graph violates a TensorRT rule, a layer does not run in the precision, or that of a
     weighted layer is unknown.
     """
     from edgeship import targets
@@ -87,17 +98,17 @@ def command(
     if other is not None:
         _compare(source, other, model, as_json=as_json)
     elif source.is_dir() or not source.suffix or source.suffix.lower() in RECORD_SUFFIXES:
-        _explain(source, profile, model, as_json=as_json)
+        _explain(source, profile, model, precision, as_json=as_json)
     elif source.suffix == ".onnx" and targets.get(target).checks_rules:
         fixed = (out or source.with_name(f"{source.stem}-fixed.onnx")) if fix else None
         if fixed is not None:
             refuse_inputs(fixed, source)
         version = Recipe.build({}, options).compile.device_version() or jetson.PORTABLE
-        _lint(source, version, fixed, as_json=as_json)
+        _lint(source, version, fixed, precision, as_json=as_json)
     elif source.suffix == ".onnx":
-        _compile(source, target, as_json=as_json)
+        _compile(source, target, precision, as_json=as_json)
     elif source.suffix in ENGINE_SUFFIXES:
-        _live(source, model, as_json=as_json)
+        _live(source, model, precision, as_json=as_json)
     else:
         raise ModelError(
             f"{source.name} is neither an ONNX file (.onnx), nor a TensorRT engine "
@@ -106,7 +117,7 @@ def command(
         )
 
 
-def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> None:
+def _lint(source: Path, version: str, fixed: Path | None, precision: Precision, *, as_json: bool) -> None:
     from edgeship.targets.tensorrt import lint, repair
     from edgeship.toolkit.core.artifact import plain
 
@@ -130,9 +141,9 @@ def _lint(source: Path, version: str, fixed: Path | None, *, as_json: bool) -> N
             _print_finding(finding)
         verdict = f"{len(errors)} errors, {len(left) - len(errors)} warnings"
         where = f"; {len(fixed_findings)} fixed in {fixed}" if fixed is not None else ""
-        nothing = "nothing to change" if _quantized(source) else "nothing in INT8"
+        nothing = "nothing to change" if precision in HALVES or _quantized(source) else "nothing in INT8"
         click.echo(f"TensorRT {version}: {verdict if left else nothing}{where}")
-    _check_quantized(source, "tensorrt")
+    _check_quantized(source, "tensorrt", precision)
     if errors:
         repairable = any(finding.repairable for finding in errors) and fixed is None
         raise GateError(
@@ -147,24 +158,30 @@ def _print_finding(finding: Finding) -> None:
         click.echo(f"         {label}{text}")
 
 
-def _compile(source: Path, target: str, *, as_json: bool) -> None:
+def _compile(source: Path, target: str, precision: Precision, *, as_json: bool) -> None:
     import tempfile
 
     from edgeship import targets
     from edgeship.toolkit.core.artifact import plain
 
     with tempfile.TemporaryDirectory() as scratch:
-        compiled = targets.get(target).compile(source, Path(scratch), "int8")
+        runtime = targets.get(target)
+        if precision not in runtime.precisions():
+            raise TargetError(
+                f"{runtime.title} has no {precision.upper()} on this machine",
+                hint=f"--precision {', '.join(each for each in runtime.precisions() if each != 'fp32')}",
+            )
+        compiled = runtime.compile(source, Path(scratch), precision)
     if as_json:
         click.echo(json.dumps(plain(compiled), indent=1))
     else:
-        _layers(compiled.audit)
+        _layers(compiled.audit, precision)
         click.echo(compiled.note)
-    _check_quantized(source, target)
-    _gate(compiled.audit)
+    _check_quantized(source, target, precision)
+    _gate(compiled.audit, precision)
 
 
-def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
+def _live(source: Path, model: Path | None, precision: Precision, *, as_json: bool) -> None:
     from edgeship.targets.tensorrt import local_gpu
     from edgeship.toolkit.core.artifact import plain
 
@@ -173,11 +190,13 @@ def _live(source: Path, model: Path | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(plain(layers), indent=1))
     else:
-        _layers(layers)
-    _gate(layers)
+        _layers(layers, precision)
+    _gate(layers, precision)
 
 
-def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json: bool) -> None:
+def _explain(
+    source: Path, profile: Path | None, model: Path | None, precision: Precision, *, as_json: bool
+) -> None:
     from edgeship.targets.tensorrt.engine_analysis import ADVICE, explain
     from edgeship.toolkit.core.artifact import plain
 
@@ -189,7 +208,7 @@ def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json:
         for number, each in enumerate(profiles):
             if len(profiles) > 1:
                 click.echo(f"optimization profile {number}")
-            _explained(each)
+            _explained(each, precision)
     unknown = sum(each.precisions.get("unknown", 0) for each in profiles)
     if unknown:
         weighted = sum(sum(each.precisions.values()) for each in profiles)
@@ -197,11 +216,11 @@ def _explain(source: Path, profile: Path | None, model: Path | None, *, as_json:
     if not any(each.precisions for each in profiles):
         hint = "name the ONNX file with --model" if explanation.detailed else ADVICE
         raise GateError(f"no layer with weights recognized in {source.name}", hint=hint)
-    _gate(tuple(layer for each in profiles for layer in each.layers))
+    _gate(tuple(layer for each in profiles for layer in each.layers), precision)
 
 
-def _explained(explanation: Explanation) -> None:
-    _layers(explanation.layers, explanation)
+def _explained(explanation: Explanation, precision: Precision) -> None:
+    _layers(explanation.layers, precision, explanation)
     for item in explanation.reformats:
         click.echo(f"reformat {_time(item.time_ms)}  {item.change:<14} {item.cause}")
     for problem in explanation.problems:
@@ -225,7 +244,9 @@ def _compare(first: Path, second: Path, model: Path | None, *, as_json: bool) ->
     click.echo(diff.verdict)
 
 
-def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = None) -> None:
+def _layers(
+    layers: tuple[LayerAudit, ...], precision: Precision, explanation: Explanation | None = None
+) -> None:
     width = max((len(layer.name) for layer in layers), default=0)
     for layer in layers:
         share = explanation.share(layer.time_ms) if explanation is not None else None
@@ -236,10 +257,13 @@ def _layers(layers: tuple[LayerAudit, ...], explanation: Explanation | None = No
         click.echo(f"{line.rstrip()}  {layer.warning}".rstrip())
     weighted: list[Any] = [layer for layer in layers if layer.weighted]
     if weighted:
-        int8 = sum(layer.precision == "int8" for layer in weighted)
-        unknown = sum(layer.precision == "unknown" for layer in weighted)
-        gap = f", {unknown} unknown" if unknown else ""
-        click.echo(f"{int8} of {len(weighted)} weighted layers run in INT8{gap}")
+        counts = Counter(layer.precision for layer in weighted)
+        own = counts.pop(precision, 0)
+        others = "".join(
+            f", {count} {name if name == 'unknown' else f'in {name.upper()}'}"
+            for name, count in counts.items()
+        )
+        click.echo(f"{own} of {len(weighted)} weighted layers run in {precision.upper()}{others}")
 
 
 def _time(time_ms: float | None) -> str:
@@ -255,23 +279,32 @@ def _quantized(source: Path) -> bool:
     return any(node.op_type in QUANTIZED_OPS for node in nodes)
 
 
-def _check_quantized(source: Path, target: str) -> None:
-    """Raise if a graph has no Q/DQ node, so that no target can run it in INT8.
+def _check_quantized(source: Path, target: str, precision: Precision) -> None:
+    """Raise if a graph has no Q/DQ node, so that no target can run it in 8 bits.
 
     Raises:
         GateError: The graph is a float graph.
     """
-    if not _quantized(source):
+    if precision not in HALVES and not _quantized(source):
         raise GateError(
-            f"no Q/DQ in {source.name}: nothing would run in INT8",
+            f"no Q/DQ in {source.name}: nothing would run in {precision.upper()}",
             hint=f"quantize it: edgeship quantize {source} IMAGES --target {target} --out FILE",
         )
 
 
-def _gate(layers: tuple[LayerAudit, ...]) -> None:
-    warned = [layer for layer in layers if layer.warning]
-    if warned:
+def _gate(layers: tuple[LayerAudit, ...], precision: Precision) -> None:
+    """Raise for layers with a warning, and, except in INT8, for weights in another precision.
+
+    An INT8 graph may leave layers in float on purpose.
+    """
+    missed = [
+        layer
+        for layer in layers
+        if layer.warning or (precision != "int8" and layer.weighted and layer.precision != precision)
+    ]
+    if missed:
         raise GateError(
-            f"{len(warned)} of {len(layers)} layers do not run in INT8, first {warned[0].name}",
-            hint=warned[0].warning,
+            f"{len(missed)} of {len(layers)} layers do not run in {precision.upper()}, first "
+            f"{missed[0].name}",
+            hint=missed[0].warning or f"it runs in {missed[0].precision.upper()}",
         )

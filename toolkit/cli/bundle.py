@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_inputs
 )
 @recipe_options("compile.jetpack", "compile.tensorrt")
 @click.option(
+    "--version",
+    "release_version",
+    default=0,
+    type=click.IntRange(0, 2**53),
+    help="Version of the release: a device with trusted signers refuses lower ones from then on.",
+)
+@click.option(
+    "--expires",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="First day on which a device with trusted signers refuses the bundle.  [default: never]",
+)
+@click.option(
     "--sign",
     "key",
     type=click.Path(exists=True, path_type=Path),
@@ -72,6 +86,8 @@ def command(
     images: int,
     max_gap_pp: float | None,
     max_latency_ms: float | None,
+    release_version: int,
+    expires: datetime | None,
     key: Path | None,
     openssf_key: Path | None,
     options: dict[str, Any],
@@ -84,6 +100,7 @@ def command(
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.deploy import bundle as bundles
     from edgeship.toolkit.deploy import bundle_from_run
+    from edgeship.toolkit.deploy.manifest import Day, Terms
     from edgeship.toolkit.pipeline.recipe import Recipe
 
     target = out or run / bundle_from_run.FILE
@@ -91,9 +108,17 @@ def command(
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
     version = Recipe.build({}, options).compile.device_version()
+    terms = Terms(release_version, Day(f"{expires:%Y-%m-%d}") if expires else None)
     with show_progress():
         bundle = bundle_from_run.make(
-            run, target, variants=variants, golden=golden, images=images, gates=gates, version=version
+            run,
+            target,
+            variants=variants,
+            golden=golden,
+            images=images,
+            gates=gates,
+            version=version,
+            terms=terms,
         )
     if key is not None:
         bundle = bundles.sign(bundle, key)

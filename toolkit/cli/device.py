@@ -119,19 +119,31 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 @click.argument("signers", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", help="Name of the only model that the device takes.  [default: as before]")
+@click.option(
+    "--version-floor",
+    "floor",
+    default=0,
+    type=click.IntRange(0, 2**53),
+    help="Lowest version of a bundle that the device takes; it is never lowered.",
+)
 @INVENTORY
 @WAIT
-def trust(name: str, signers: Path, inventory: Path | None, wait_s: float) -> None:
+def trust(
+    name: str, signers: Path, *, model: str | None, floor: int, inventory: Path | None, wait_s: float
+) -> None:
     """Require signed bundles on a device.
 
     The device NAME then accepts only bundles signed by one of SIGNERS, an "allowed signers" file of
-    ssh-keygen(1): one line per signer, with a name and a public key.
+    ssh-keygen(1): one line per signer, with a name and a public key. It refuses bundles that are expired, and
+    older than the latest that was live there.
     """
     from edgeship.toolkit.deploy.release import DeployOptions
     from edgeship.toolkit.deploy.release import trust as set_trust
 
     entry = selected_devices(inventory, [name], ())[0]
-    set_trust(entry, signers.read_text(encoding="utf-8"), DeployOptions(wait_s=wait_s))
+    options = DeployOptions(wait_s=wait_s)
+    set_trust(entry, signers.read_text(encoding="utf-8"), options, model=model, floor=floor)
     click.echo(f"{name} accepts only bundles signed by {signers}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgeship.toolkit.cli._options import JSON, Command
+from edgeship.toolkit.core.text import printable
 
 
 @click.command(
@@ -48,24 +49,28 @@ def command(
     from edgeship.targets.runner.classify import classify
     from edgeship.targets.runner.failures import Failure
     from edgeship.toolkit.api.classifier import engine_at, is_simulated
-    from edgeship.toolkit.core.errors import DataError
+    from edgeship.toolkit.core.errors import DataError, missing
 
     try:
         with engine_at(path, variant) as engine, Classifier(engine, threads=threads) as classifier:
             if is_simulated(engine):
                 click.echo(f"{engine.name}: simulated, its graph runs in ONNX Runtime", err=True)
-            failed = classify(classifier, images, top=top, as_json=as_json, write=click.echo)
+            failed = classify(classifier, images, top=top, as_json=as_json, write=_echo)
     except Failure as failure:
         if failure.code == "engine-missing":
-            raise DataError(
-                f"no engine at {path}: expected a run, an engine of it, a bundle, or an ONNX file",
-                hint="make engines of a model with `edgeship run MODEL --data FOLDER`",
-            ) from failure
+            message = f"no engine at {path}: expected a run, an engine of it, a bundle, or an ONNX file"
+            hint = "make engines of a model with `edgeship run MODEL --data FOLDER`"
+            raise missing(DataError(message, hint=hint)) from failure
         cure = failure.cure
         if failure.code == "description-missing":
             cure = "`edgeship quantize` and `edgeship run` write it: quantize the model, or name a run"
-        raise DataError(f"{failure} ({failure.cause})", hint=cure) from failure
+        error = DataError(f"{failure} ({failure.cause})", hint=cure)
+        raise (missing(error) if failure.code == "image-missing" else error) from failure
     if failed:
         raise DataError(
             f"{failed} images were not classified", hint="replace or remove the files named above"
         )
+
+
+def _echo(line: str) -> None:
+    click.echo(printable(line))  # names of files and classes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._options import JSON, PREPROCESS, STORE, Resumable, recipe_options
+from edgeship.toolkit.cli._options import JSON, PREPROCESS, STORE, Resumable, note, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath, unused_folder
 from edgeship.toolkit.core.paths import user_path
 
@@ -130,12 +130,15 @@ def command(
     check_required(chosen, _busy(chosen, until))
     if out is None and until is None:
         out = OutPath(file_okay=False).convert(Path("runs") / _name(model), None, None)
+    wanted = out
     if out is not None and not overwrite:
         out = unused_folder(out)
     with show_progress(_busy(chosen, until)) as progress:
         finished = run(
             chosen, out=out, until=until, redo=rerun, store=Store(store_root), watch=progress.stage
         )
+    if out is not None and wanted is not None and out.name != wanted.absolute().name:
+        note(f"{wanted} holds files; the results are in {out} (--overwrite replaces those of a run)")
     if finished.stages[-1].name != "report":
         click.echo(finished.stages[-1].folder)
         return

@@ -104,7 +104,7 @@ def read_sealed(path: Path) -> Any:
 def write_text(path: Path, text: str) -> None:
     """Write text (UTF-8), atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
 
 from edgeship.toolkit.core.text import printable
 
@@ -70,6 +71,15 @@ class GateError(ToolkitError):
 
 LONGEST = 2000  # characters of a message
 LISTED = 40  # names in a hint; a folder may have thousands
+
+
+E = TypeVar("E", bound=ToolkitError)
+
+
+def missing(error: E) -> E:
+    """Return the error of a path that does not exist as one of wrong usage, exit code 2."""
+    error.exit_code = RecipeError.exit_code
+    return error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -17,8 +17,10 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     """Return a path with its leading ~ or ~user expanded.
 
     Raises:
-        DataError: The user has no home folder, and no file has that name.
+        DataError: It is no path, or the user has no home folder and no file has that name.
     """
+    if not isinstance(text, (str, os.PathLike)):
+        raise DataError(f"{text!r} is no path", hint="give a path as text")
     path = Path(os.path.expanduser(text))  # noqa: PTH111 (pathlib's raises RuntimeError)
     if str(path).startswith("~") and not os.path.lexists(path):
         raise DataError(f"{text}: no home folder of that name", hint="write the path in full")

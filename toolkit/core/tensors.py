@@ -74,6 +74,13 @@ def _whole(part: object) -> int:
     raise ValueError(f"{part!r} is no whole number")
 
 
+def _numbers(values: object) -> tuple[float, ...]:
+    """Return the numbers of a JSON list."""
+    if not isinstance(values, (list, tuple)) or any(type(each) not in (int, float) for each in values):
+        raise ValueError(f"{values!r} is no list of numbers")
+    return tuple(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     """Preprocessing of a decoded image; stored with the checkpoint.
@@ -106,9 +113,11 @@ class Preprocess:
             KeyError, TypeError, ValueError: The JSON has another form.
         """
         values = dict(stored)
-        values |= {key: tuple(values[key]) for key in ("mean", "std")}
+        values |= {key: _numbers(values[key]) for key in ("mean", "std")}
         if "crop" in values:
             values["crop"] = read_size(values["crop"])
+            if min(sides(values["crop"])) < 1:
+                raise ValueError(f"crop is {size_text(values['crop'])}")
         if values.get("resize") is not None:
             values["resize"] = read_size(values["resize"], exact=True)
         return cls(**values)

@@ -116,6 +116,12 @@ class AgentSession:
             self._write(block)
             left -= len(block)
             on_bytes(len(block))
+        if left:
+            self.abort()
+            raise DeviceError(
+                f"{self.entry.name}: the bundle has {left} bytes less than when it was opened",
+                hint="make the bundle again, and do not change it during a deployment",
+            )
         self._answer("upload", None, time.monotonic() + SLOW_S)
 
     def abort(self) -> None:

@@ -123,6 +123,14 @@ class Monitored:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """Model and lowest version that a device accepts."""
+
+    floor: Count
+    model: str | None
+
+
+@dataclass(frozen=True)
 class Status:
     """Answer to status; a record that is damaged is None."""
 
@@ -130,6 +138,7 @@ class Status:
     hostname: str
     free_bytes: Count
     takes_signed_only: bool
+    policy: Policy
     locked_by: str | None
     current: ReleaseName | None
     previous: ReleaseName | None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import re
 import subprocess
 import tarfile
@@ -22,11 +20,11 @@ from edgeship.targets import runner
 from edgeship.toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.deploy import manifest as manifests
+from edgeship.toolkit.deploy.manifest import MANIFEST, SCHEMA, SIGNATURE, Terms
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, labels_text
 
-SCHEMA = 1
 THREADS = 1  # default CPU threads of timing on a device; equal to the default of runs
-MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 EVALUATION = "evaluation/images.set"
 RUNNER = f"runner/{runner.FILE_NAME}"
 NAMESPACE = "edgeship"  # signatures of other namespaces are invalid for bundles
@@ -77,6 +75,7 @@ class Contents:
         runner: Program that builds and verifies on the device; empty: the device runner.
         golden_files: Image files of some golden inputs, by row, to test the path of an application.
         documents: Other texts by name (`evidence`), which devices do not receive.
+        terms: Version and expiry of the release.
     """
 
     name: str
@@ -90,6 +89,7 @@ class Contents:
     runner: bytes = b""
     golden_files: Mapping[int, bytes] = field(default_factory=dict)
     documents: Mapping[str, str] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Bundle:
     def open(self) -> Iterator[Callable[[str], IO[bytes]]]:
         """Return a function from path to stream, valid inside the block."""
         with tarfile.open(self.path) as archive:
-            yield lambda path: _stream(archive, path)
+            yield lambda path: manifests.stream(archive, path)
 
 
 def make(contents: Contents, out: Path) -> Bundle:
@@ -204,31 +204,14 @@ def load(path: Path) -> Bundle:
     Raises:
         DataError: The file cannot be read, is not a bundle, or has been changed.
     """
-    try:
-        with tarfile.open(path) as archive:
-            members = {member.name: member for member in archive.getmembers()}
-            raw = _stream(archive, MANIFEST).read()
-            signature = _stream(archive, SIGNATURE).read() if SIGNATURE in members else None
-            manifest = json.loads(raw)
-            if manifest["schema"] != SCHEMA:
-                raise DataError(
-                    f"{path} has bundle schema {manifest['schema']}, expected {SCHEMA}",
-                    hint="make it again with this version: `edgeship bundle RUN`",
-                )
-            files = {
-                name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
-                for name, entry in manifest["files"].items()
-            }
-            for name, file in files.items():
-                if name not in members or _digest(archive, name) != file.sha256:
-                    raise DataError(
-                        f"{path}: the digest of {name} differs from the manifest",
-                        hint="make the bundle again: `edgeship bundle RUN`",
-                    )
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}", hint="check the path") from error
-    except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no bundle", hint="make one: `edgeship bundle RUN`") from error
+    manifest, raw, signature = manifests.read(path)
+    files = {
+        name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
+        for name, entry in manifest["files"].items()
+    }
+    missing = {RUNNER, *map(graph_path, manifest["targets"])} - set(files)
+    if missing:
+        raise DataError(f"{path}: {min(missing)} is missing", hint=manifests.HINT)
     return Bundle(
         path,
         manifest,
@@ -404,6 +387,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
             "gates": contents.gates,
             "threads": contents.threads,
             "provenance": contents.provenance,
+            **({} if contents.terms == Terms() else {"release": contents.terms}),
             "files": {
                 file.path: {"sha256": file.sha256, "size_bytes": file.size_bytes, "targets": file.targets}
                 for file in files
@@ -416,18 +400,3 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = size, 0o644, 0
     return member
-
-
-def _stream(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    stream = archive.extractfile(name)
-    if stream is None:
-        raise KeyError(name)  # a folder
-    return stream
-
-
-def _digest(archive: tarfile.TarFile, name: str) -> str:
-    digest = hashlib.sha256()
-    with _stream(archive, name) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from edgeship.toolkit.core.typed_json import read_as
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy import evidence
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
+from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.report import verdict
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
 from edgeship.toolkit.runs.description import description, stored_monitor
@@ -71,6 +72,7 @@ def make(
     images: int = EVALUATION,
     gates: Mapping[str, float] | None = None,
     version: str | None = None,
+    terms: Terms | None = None,
 ) -> Bundle:
     """Bundle a run.
 
@@ -84,6 +86,7 @@ def make(
         images: Maximum images of the evaluation set; 0: no evaluation set.
         gates: Limits on the device, see `verification`.
         version: TensorRT version on the device; None: that of the run's recipe, if it states one.
+        terms: Version and expiry of the release.
 
     Raises:
         DataError: The run is unfinished, has no such variant, or its images are missing.
@@ -108,6 +111,7 @@ def make(
             golden_files=source.files(positions),
             evaluation=evaluation,
             gates=gates or {},
+            terms=terms or Terms(),
             provenance=_provenance(source),
             description=description(source.model, source.classes, source.monitor),
             threads=source.threads,
@@ -141,9 +145,10 @@ class _Run:
                     f"{out} has no result of the stage '{stage}'",
                     hint="run the recipe again, to its end; finished stages are reused",
                 )
-        device = {name: self.index.recipe.get("compile", {}).get(name) for name in ("jetpack", "tensorrt")}
+        versions: Any = str | None
+        device = {name: self.index.option(f"compile.{name}", versions) for name in ("jetpack", "tensorrt")}
         self.tensorrt = jetson.choose(**device) if any(device.values()) else None
-        self.threads: int = self.index.recipe["bench"]["threads"]
+        self.threads: int = self.index.option("bench.threads", int)
         self.model = ModelInfo.read(self._folders["load"])
         self.compiled = CompiledVariants.read(self._folders["compile"])
         self.quantized = read_as(
@@ -184,9 +189,7 @@ class _Run:
             name,
             variant.target,
             variant.precision,
-            (simulated_file if variant.precision == "fp8" else graph_file)(
-                variant, self.compiled.variants[name], self._folders
-            ),
+            self._shipped(variant),
             logits[golden],
             reference,
             simulated,
@@ -219,9 +222,14 @@ class _Run:
             ],
         )
 
+    def _shipped(self, variant: VariantId) -> Path:
+        """Return the graph that a device builds: of FP8 the form with FP16 types, which has no other."""
+        of = simulated_file if variant.precision == "fp8" else graph_file
+        return of(variant, self.compiled.variants[variant.name], self._folders)
+
     def _stages_of(self, name: str) -> tuple[str, ...]:
         """Return the stage that wrote the graph of a variant."""
-        file = graph_file(VariantId.parse(name), self.compiled.variants[name], self._folders)
+        file = self._shipped(VariantId.parse(name))
         return tuple(stage for stage, folder in self._folders.items() if folder in file.parents)
 
     def inputs(self, positions: list[int]) -> FloatArray | PixelArray:
@@ -250,7 +258,7 @@ class _Run:
         from edgeship.calibration.class_order import match_classes
         from edgeship.calibration.datasets import open_dataset
 
-        source = self.index.recipe["evaluate"]["source"]
+        source = self.index.option("evaluate.source", str)
         dataset = open_dataset(source, use="evaluate")
         if (names := self.model.class_names) and dataset.labelled:
             dataset = match_classes(dataset, names)
@@ -270,10 +278,7 @@ def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
         if name not in evaluated:
             failed = compiled.variants.get(name)
             cause = f": {failed.error}" if failed and failed.error else ""
-            raise DataError(
-                f"the run has no variant '{name}'{cause}",
-                hint=nearest(name, evaluated),
-            )
+            raise DataError(f"the run has no variant '{name}'{cause}", hint=_way_to(name, source))
     if variants:
         return variants
     # Pruned variants come last and replace the others.
@@ -284,6 +289,25 @@ def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
     if not chosen:
         raise DataError("the run has only FP32 variants", hint="choose a variant with --variant NAME")
     return list(chosen.values())
+
+
+def _way_to(name: str, source: _Run) -> str:
+    """Return the option that makes a variant in another precision, else the nearest name."""
+    evaluated, module = source.evaluated, source.index.recipe.get("compile", {}).get("module")
+    try:
+        variant = VariantId.parse(name)
+    except DataError:
+        return nearest(name, evaluated)
+    if not jetson.available([variant.precision], module):
+        return nearest(name, evaluated)
+    known = {VariantId.parse(each) for each in evaluated}
+    offered = (
+        variant.target in targets.names() and variant.precision in targets.get(variant.target).precisions()
+    )
+    if not offered or any(each.precision == variant.precision for each in known):
+        return nearest(name, evaluated)
+    precisions = {each.precision for each in known if each.precision != "fp32"} | {variant.precision}
+    return f"run the recipe again with --set compile.precisions={','.join(sorted(precisions))}"
 
 
 def choose_golden(logits: Sequence[FloatArray], count: int) -> list[int]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError, connect
-from edgeship.toolkit.deploy.bundle import MANIFEST, RUNNER, SIGNATURE, Bundle, BundleFile
+from edgeship.toolkit.deploy.bundle import RUNNER, Bundle, BundleFile
 from edgeship.toolkit.deploy.inventory import Device
+from edgeship.toolkit.deploy.manifest import MANIFEST, SIGNATURE
 from edgeship.toolkit.deploy.verification import (
     GATES,
     OnState,
@@ -221,15 +222,31 @@ def prune(entry: Device, keep: int, options: DeployOptions, connect: Connect = c
         return session.call("prune", keep=keep, dry_run=options.dry_run)
 
 
-def trust(entry: Device, signers: str, options: DeployOptions, connect: Connect = connect) -> None:
-    """Make a device accept only bundles signed by one of `signers` (allowed signers, ssh-keygen(1)).
+def trust(
+    entry: Device,
+    signers: str,
+    options: DeployOptions,
+    connect: Connect = connect,
+    *,
+    model: str | None = None,
+    floor: int = 0,
+) -> None:
+    """Make a device accept only what its owner allows.
+
+    Args:
+        entry: The device.
+        signers: Allowed signers, ssh-keygen(1); they replace earlier ones.
+        options: Time limits.
+        connect: Function that opens the connection.
+        model: Name of the only model it takes; None: as before.
+        floor: Lowest version; it is never lowered.
 
     Raises:
         DeviceError: The device cannot be reached, or is locked.
     """
     with connect(entry) as session:
         _lock(session, options, lambda *_: None)
-        session.call("trust", signers=signers)
+        session.call("trust", signers=signers, model=model, floor=floor)
 
 
 def _is_installed(status: Mapping[str, Any], release: str) -> bool:

@@ -31,11 +31,13 @@ class Readme:
         start: Commands that start the application, for a shell.
         text: Paragraphs.
         checked: Checks of these files, and the document that their form follows.
+        pixels: Preprocessing in words; empty: that of the engine.
     """
 
     start: str
     text: tuple[str, ...]
     checked: str
+    pixels: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def _readme(engine: Source, kind: str, summary: str, readme: Readme) -> str:
         f"`{engine.variant.name}` with {len(engine.how.labels)} classes, written by `edgeship export-app`.",
         f"```sh\n{readme.start}\n```",
         *readme.text,
-        f"Preprocessing: {engine.pixels}",
+        f"Preprocessing: {readme.pixels or engine.pixels}",
         f"Checked: {readme.checked}",
     ]
     return "\n\n".join(parts) + "\n"

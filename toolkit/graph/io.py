@@ -272,7 +272,7 @@ def _notes(model: ir.Model) -> tuple[str, ...]:
     """Return the notes from the metadata."""
     try:
         content = json.loads(model.metadata_props.get(NOTES, "[]"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     return tuple(map(str, content)) if isinstance(content, list) else ()
 
@@ -283,7 +283,7 @@ def _preprocess(model: ir.Model) -> Preprocess | None:
         return None
     try:
         return Preprocess.from_json(json.loads(text))
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None  # foreign metadata with the same key
 
 

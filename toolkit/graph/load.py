@@ -16,7 +16,8 @@ from onnx_ir.passes.common import (
     RemoveUnusedOpsetsPass,
 )
 
-from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.core.errors import ModelError, missing
+from edgeship.toolkit.core.text import printable
 from edgeship.toolkit.graph.dialect import canonicalize, drop_identities
 from edgeship.toolkit.graph.edit import constant, set_constant
 from edgeship.toolkit.graph.ending import select_output
@@ -104,11 +105,12 @@ def load_unchanged(path: Path) -> ir.Model:
 
 def _read(path: Path) -> ir.Model:
     if not path.is_file():
-        raise ModelError(f"no such file: {path}", hint="check the path")
+        raise missing(ModelError(f"no such file: {path}", hint="check the path"))
     try:
         model = ir.load(path)
         _check_external(model, path)
         _load_constants(model)
+        _escape_names(model)
     except ModelError:
         raise
     except Exception as error:  # protobuf and onnx-ir raise many types for a damaged file
@@ -124,6 +126,16 @@ def _read(path: Path) -> ir.Model:
             else "export it again",
         ) from error
     return model
+
+
+def _escape_names(model: ir.Model) -> None:
+    """Escape control characters in the names of nodes and tensors, which reach terminals and reports."""
+    nodes = list(model.graph.all_nodes())
+    values = {*model.graph.inputs, *model.graph.initializers.values()}
+    named: list[ir.Node | ir.Value] = [*nodes, *values.union(*(node.outputs for node in nodes))]
+    for each in named:
+        if each.name and not each.name.isprintable():
+            each.name = printable(each.name)
 
 
 def external_files(path: Path) -> list[Path]:

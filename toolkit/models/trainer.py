@@ -67,7 +67,7 @@ def train(
         DataError: The loss is NaN or infinite, or a label has no output.
     """
     checkpoint = checkpoint or out / "checkpoint.pt"
-    history = fit(model, epoch_batches, options, _label_loss, images=images, checkpoint=checkpoint)
+    history = fit(model, epoch_batches, options, label_loss, images=images, checkpoint=checkpoint)
     save(model, out, preprocess, source="stated")
     write_json(out / "history.json", history)
     checkpoint.unlink(missing_ok=True)
@@ -185,7 +185,12 @@ def augment(images: FloatArray, rng: np.random.Generator, *, flip: bool, crop_px
     return result
 
 
-def _label_loss(model: ResNet, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+def label_loss(model: ResNet, images: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Return the mean cross-entropy of a batch, and the number of correct images.
+
+    Raises:
+        DataError: A label has no output.
+    """
     classes = model.architecture.classes
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise DataError(

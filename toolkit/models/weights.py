@@ -28,7 +28,7 @@ from edgeship.toolkit.core.artifact import (
     write_bytes,
     write_json,
 )
-from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, nearest
+from edgeship.toolkit.core.errors import DataError, ModelError, RecipeError, missing, nearest
 from edgeship.toolkit.core.tensors import Interpolation, Preprocess, PreprocessSource, sides
 from edgeship.toolkit.core.text import printable
 from edgeship.toolkit.core.typed_json import from_json
@@ -105,7 +105,9 @@ def load(source: Path, model: str = "auto") -> Loaded:
     except OSError as error:
         raise DataError(f"cannot open {source}: {error.strerror}", hint="check the path") from error
     if not exists:
-        raise DataError(f"no checkpoint at {file}", hint="give a file, or a folder written by edgeship")
+        raise missing(
+            DataError(f"no checkpoint at {file}", hint="give a file, or a folder written by edgeship")
+        )
     tensors, description = _read_safetensors(file) if _is_safetensors(file) else (_read_pickle(file), None)
     if source.is_dir():
         description = read_json(source / WIDTHS)

@@ -16,7 +16,7 @@ from edgeship.toolkit.core.artifact import (
     sha256_file,
     write_sealed,
 )
-from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.errors import DataError, missing, nearest
 from edgeship.toolkit.core.options import declared
 from edgeship.toolkit.core.paths import siblings, user_path
 from edgeship.toolkit.core.progress import track
@@ -72,10 +72,8 @@ def check_exist(options: Any, section: str) -> None:
             check_exist(value, f"{section}.{each.name}")
         elif names_path(each.metadata, value) and not existing(value):
             near = siblings(user_path(value))
-            raise DataError(
-                f"{section}.{each.name}: no such file or folder: {value}",
-                hint=nearest(Path(value).name, near) if near else "check the path",
-            )
+            hint = nearest(Path(value).name, near) if near else "check the path"
+            raise missing(DataError(f"{section}.{each.name}: no such file or folder: {value}", hint=hint))
 
 
 def names_path(rules: Mapping[str, Any], value: Any) -> bool:

@@ -299,7 +299,7 @@ def report(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
         max_latency_ms=limits.max_latency_ms,
         judge_by=limits.judge_by,
     )
-    thumbnails = datasets.thumbnails(run.recipe["evaluate"]["source"], inputs["evaluate"])
+    thumbnails = datasets.thumbnails(run.option("evaluate.source", str), inputs["evaluate"])
     render.write(gathered, out, thumbnails=thumbnails, evaluated=inputs["evaluate"])
 
 

@@ -13,6 +13,7 @@ from edgeship.toolkit.core.artifact import plain, read_json, write_json, write_t
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.core.statistics import NOISY
+from edgeship.toolkit.core.text import escaped
 from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.report import formatting, gather, paired_analysis
 from edgeship.toolkit.report.details import details
@@ -101,7 +102,10 @@ def load(run: Path) -> RunReport:
             f"{path} has schema {schema}, expected schema {gather.SCHEMA}",
             hint="read it with the edgeship version that wrote it, or run the recipe again with this one",
         )
-    return from_json(content, RunReport, str(path))
+    try:
+        return from_json(escaped(content), RunReport, str(path))
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply", hint="run the recipe again") from error
 
 
 def markdown(report: RunReport) -> str:

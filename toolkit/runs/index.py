@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
-from edgeship.toolkit.core.typed_json import JsonFile
+from edgeship.toolkit.core.typed_json import JsonFile, from_json
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +54,14 @@ class RunIndex(JsonFile):
     def folders(self) -> dict[str, Path]:
         """Return stage -> folder."""
         return {stage.name: stage.folder for stage in self.stages}
+
+    def option(self, name: str, kind: type[T]) -> T:
+        """Return an option of the recipe, by its dotted name.
+
+        Raises:
+            DataError: The recipe has no such option, or of another type.
+        """
+        value: object = self.recipe
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return from_json(value, kind, f"{self.FILE}: option {name}")

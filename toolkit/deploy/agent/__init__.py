@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 # Each module imports only earlier ones.
-MODULES = ("protocol", "subprocesses", "object_store", "releases", "commands")
+MODULES = ("protocol", "subprocesses", "object_store", "policy", "releases", "commands")
 
 
 def source() -> bytes:

@@ -13,7 +13,6 @@ import platform
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.toolkit.deploy.agent.object_store import ObjectStore, read_json
+from edgeship.toolkit.deploy.agent.policy import Policy
 from edgeship.toolkit.deploy.agent.protocol import Client, DisconnectedError, RefusedError, disk_refusal
 from edgeship.toolkit.deploy.agent.releases import Releases, now
 from edgeship.toolkit.deploy.agent.subprocesses import run_program
@@ -29,8 +29,8 @@ from edgeship.toolkit.deploy.agent.subprocesses import run_program
 COMMANDS = (
     "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
 )  # fmt: skip
-NAMESPACE = "edgeship"  # of signatures
 MONITOR_BYTES = 4096
+ROLLBACK = "rollback"  # reason of a switch
 LOCK_PROBE_S = 0.2  # `status` holds the lock briefly to test it: shorter waits are not reported
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # of a path inside a bundle
 
@@ -43,6 +43,7 @@ class Agent:
         self.root = Path(os.path.expanduser(root)).absolute()  # noqa: PTH111 (raises where HOME is unknown)
         self._objects = ObjectStore(self.root / "objects")
         self._releases = Releases(self.root)
+        self._policy = Policy(self.root)
         self._lock_file = self.root / "lock"
         self._lock: int | None = None
 
@@ -55,7 +56,8 @@ class Agent:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "free_bytes": shutil.disk_usage(str(existing)).free,
-            "takes_signed_only": self._signers().exists(),
+            "takes_signed_only": self._policy.signed_only,
+            "policy": self._policy.describe(),
             "locked_by": self._locked_by(),
             "monitor": self._monitor(),
             **self._releases.describe(),
@@ -108,7 +110,9 @@ class Agent:
             {"manifest.json": manifest, **({} if signature is None else {"manifest.json.sig": signature})},
             folder,
         )
-        self._check_signature(folder)
+        if not release.rpartition(".")[0].endswith(manifest[:12]):
+            raise RefusedError(f"release {release} has another manifest", "deploy again", "policy")
+        self._policy.check(folder, self._releases.times())
         listed = json.loads((folder / "manifest.json").read_text())["files"]
         for path in paths:
             if path not in listed or not all(_COMPONENT.match(part) for part in path.split("/")):
@@ -153,6 +157,9 @@ class Agent:
         self._need_lock()
         if not (self._releases.folder(release) / "release.json").exists():
             raise RefusedError(f"release {release} is not installed", "`edgeship status`")
+        folder = self._releases.folder(release)
+        if why != ROLLBACK:  # which is its operator's decision, and in the history
+            self._policy.check(folder, self._releases.times())
         before = self._releases.current()
         failure = self._releases.activate(release, lambda: self._health(health, limit_s, release), who, why)
         if failure is not None:
@@ -164,6 +171,8 @@ class Agent:
                 f"{before or 'no release'} is live, as before; run the health command on the device",
                 "health",
             )
+        with suppress(OSError):
+            self._releases.with_room(lambda: self._policy.raise_floor(folder))
         return {}
 
     def prune(self, keep: int, dry_run: bool) -> dict[str, Any]:
@@ -171,12 +180,10 @@ class Agent:
         self._need_lock()
         return self._releases.prune(keep, dry_run)
 
-    def trust(self, signers: str) -> dict[str, Any]:
+    def trust(self, signers: str, model: str | None, floor: int) -> dict[str, Any]:
         """Accept only bundles signed by one of these from now on (`ssh-keygen` allowed signers)."""
         self._need_lock()
-        temporary = self.root / ".allowed_signers"
-        temporary.write_text(signers)
-        temporary.replace(self._signers())
+        self._policy.trust(signers, model, floor)
         return {}
 
     def close(self) -> None:
@@ -213,9 +220,6 @@ class Agent:
     def _need_lock(self) -> None:
         assert self._lock is not None, "this command needs the lock"
 
-    def _signers(self) -> Path:
-        return self.root / "allowed_signers"
-
     def _locked_by(self) -> str | None:
         """Return the holder of the lock if it is another connection."""
         if self._lock is not None or not self._lock_file.exists():
@@ -249,34 +253,6 @@ class Agent:
         shown = "; ".join(reasons) or log.strip()[-500:] or "no output"
         return None if code == 0 else f"exit code {code}: {shown}"
 
-    def _check_signature(self, folder: Path) -> None:
-        """Raise if the device has trusted signers and none of them signed the staged manifest."""
-        signers, signature = self._signers(), folder / "manifest.json.sig"
-        if not signers.exists():
-            return
-        if not signature.exists():
-            raise RefusedError(
-                "this device accepts signed bundles only; this one is not signed",
-                "`edgeship bundle RUN --sign KEY`",
-                "signature",
-            )
-        files = ["-f", str(signers), "-s", str(signature)]
-        find = ["ssh-keygen", "-Y", "find-principals", *files]
-        try:
-            for principal in _output(find).split():
-                verify = ["ssh-keygen", "-Y", "verify", "-n", NAMESPACE, "-I", principal, *files]
-                with (folder / "manifest.json").open("rb") as manifest:
-                    if subprocess.run(verify, stdin=manifest, stdout=2, check=False).returncode == 0:
-                        return
-        except OSError as error:
-            message = f"cannot check the signature: ssh-keygen: {error.strerror}"
-            raise RefusedError(message, "install openssh-client on the device", "signature") from error
-        raise RefusedError(
-            "the bundle's signature is not from a signer this device trusts",
-            f"sign with a key listed in {signers} on the device",
-            "signature",
-        )
-
 
 def main() -> int:
     """Serve one client until it disconnects."""
@@ -309,7 +285,3 @@ def main() -> int:
 def _with_python(argv: list[str]) -> list[str]:
     """Replace "{python}" by the Python of the agent."""
     return [sys.executable if part == "{python}" else part for part in argv]
-
-
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout.decode()

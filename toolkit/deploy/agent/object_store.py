@@ -97,9 +97,14 @@ def _sha256(path: Path) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically, safe against a power cut."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text atomically, safe against a power cut."""
     temporary = path.with_name(f".{path.name}")
     with temporary.open("w") as stream:
-        stream.write(json.dumps(value, indent=1))
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)

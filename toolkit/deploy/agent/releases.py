@@ -166,6 +166,10 @@ class Releases:
             self._reserve()
         return None if trial is None else trial["to"]
 
+    def times(self) -> list[str]:
+        """Return the UTC times of the switches."""
+        return [str(entry.get("at", "")) for entry in self._state()["history"]]
+
     def clear_staging(self) -> None:
         """Remove staged releases."""
         for folder in (self.root / "releases").glob(".staging-*"):
@@ -228,7 +232,7 @@ class Releases:
         state["bad"] = {name: why for name, why in marks.items() if why is not None and name in installed}
         state["history"] = [*state["history"], *([entry] if entry else [])][-HISTORY:]
         with suppress(OSError):
-            self._with_room(lambda: write_json(self.root / "state.json", state))
+            self.with_room(lambda: write_json(self.root / "state.json", state))
 
     def _reserve(self) -> None:
         for number in range(RESERVES):
@@ -240,7 +244,7 @@ class Releases:
                     path.unlink()
                     raise
 
-    def _with_room(self, make: Callable[[], T]) -> T:
+    def with_room(self, make: Callable[[], T]) -> T:
         """Call a function that makes a file; after a failure give it the reserved room."""
         try:
             return make()
@@ -255,7 +259,7 @@ class Releases:
         with suppress(FileNotFoundError):
             path.unlink()
         if target:
-            self._with_room(lambda: path.symlink_to(target))
+            self.with_room(lambda: path.symlink_to(target))
         return path
 
     def _rename(self, link: Path) -> None:

@@ -55,6 +55,7 @@ def write(source: Source, folder: Path) -> Readme:
             *([f"nvinfer separates labels by `;`: it is `,` in {len(lossy)} of them."] if lossy else []),
         ),
         checked=f"{checked} DeepStream itself: not run here. The keys follow {SOURCE}.",
+        pixels=source.pixels,
     )
 
 

@@ -8,6 +8,7 @@ The model is a release (`/opt/edgeship/current`, which is followed), or a folder
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -36,7 +37,9 @@ from edgeship.targets.runner.classifier import Classifier
 from edgeship.targets.runner.failures import Failure
 
 VERSION = "1"
-MOST_BYTES = 256 << 20  # of a request
+MOST_BYTES = 64 << 20  # of a request
+MOST_REQUESTS = 16  # read and classified at a time; others wait unread
+BODY_S = 30.0  # for the body of a request
 BINARY_HEADER = "inference-header-content-length"  # of Triton's binary tensor extension: length of the JSON
 UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 LOG = logging.getLogger("uvicorn.error")
@@ -82,6 +85,7 @@ class Service:
 
     def __init__(self, classifier: Classifier, name: str) -> None:
         self.classifier, self.name, self.metrics = classifier, name, Metrics()
+        self.slots = asyncio.Semaphore(MOST_REQUESTS)
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -160,15 +164,23 @@ class Service:
 
     async def infer(self, request: Request) -> Response:
         """Classify the images of a request."""
-        with self._measured():
-            self._check(request)
-            header, binary = _parts(await _body(request), request.headers.get(BINARY_HEADER))
-            images = _images(header, binary)
-            wanted = _outputs(header)
-            results = await run_in_threadpool(self.classifier, images)
-            self.metrics.images.inc(len(results))
-            identity = header.get("id")
-            return _answer(self.name, identity if isinstance(identity, str) else None, results, wanted)
+        async with self.slots:
+            with self._measured():
+                return await self._classified(request)
+
+    async def _classified(self, request: Request) -> Response:
+        self._check(request)
+        try:
+            body = await asyncio.wait_for(_body(request), BODY_S)
+        except asyncio.TimeoutError as error:
+            raise BadRequestError(f"no whole request after {BODY_S:.0f} s", 408) from error
+        header, binary = _parts(body, request.headers.get(BINARY_HEADER))
+        images = _images(header, binary)
+        wanted = _outputs(header)
+        results = await run_in_threadpool(self.classifier, images)
+        self.metrics.images.inc(len(results))
+        identity = header.get("id")
+        return _answer(self.name, identity if isinstance(identity, str) else None, results, wanted)
 
     def _check(self, request: Request) -> None:
         """Raise if a request names another model or version."""
@@ -201,11 +213,15 @@ class Service:
 async def _body(request: Request) -> bytes:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise BadRequestError("compressed requests are not read, send Content-Encoding: identity", 415)
+    too_long = BadRequestError(f"the request is over {MOST_BYTES >> 20} MiB, send fewer images", 413)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MOST_BYTES:
+        raise too_long
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > MOST_BYTES:
-            raise BadRequestError(f"the request is over {MOST_BYTES >> 20} MiB, send fewer images", 413)
+            raise too_long
         parts.append(part)
     return b"".join(parts)
 
