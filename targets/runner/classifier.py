@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import io
 import json
@@ -53,14 +54,19 @@ class Result:
     """Classification of one image.
 
     Attributes:
-        probabilities: (classes,) float32.
         logits: (classes,) float32, as the engine returned them.
         labels: Names of the classes.
+        normalized: True if the graph ends in a Softmax: the logits are probabilities.
     """
 
-    probabilities: Any
     logits: Any
     labels: list[str]
+    normalized: bool
+
+    @functools.cached_property
+    def probabilities(self) -> Any:
+        """Return the probabilities (classes,), float32: computed when they are asked for."""
+        return self.logits if self.normalized else _softmax(self.logits)
 
     def top(self, count: int = 5) -> list[Prediction]:
         """Return the most probable classes, best first."""
@@ -318,8 +324,7 @@ class _Engine:
             raise _bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
         if self._probabilities is None:
             self._probabilities = _are_probabilities(logits)
-        probabilities = logits if self._probabilities else _softmax(logits)
-        return [Result(*row, self.labels) for row in zip(probabilities, logits)]
+        return [Result(row, self.labels, self._probabilities) for row in logits]
 
     def classify(self, images: list[Any], color: str) -> list[Result]:
         """Return the result of each image."""
@@ -485,8 +490,8 @@ def _are_probabilities(outputs: Any) -> bool:
 
 
 def _softmax(logits: Any) -> Any:
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return (powers / powers.sum()).astype(np.float32)
 
 
 def _identity(path: str) -> tuple[int, int, int]:

@@ -198,13 +198,10 @@ def test_texts_are_printable_and_lines_bounded():
     ((key, (text, other)),) = parsed["ok"].items()
     assert text.isprintable() and key.isprintable() and other == "é 漢" and " | other: live\\x00" in text
     assert len(answers.printable_text("x" * 10**6)) < 6000
-    for noise in (b"Welcome!", b"\xff{", b'{"ok": '):
-        assert answers.parse("d0", noise) is None
-    for other in (b"[1]", b"5", b"{}", b"[" * 10**6, b'{"other": 1}'):
-        assert answers.parse("d0", other, strict=False) is None
-        if b"[[" not in other:
-            with pytest.raises(DeviceError, match="d0: answer is"):
-                answers.parse("d0", other)
+    for noise in (b"Welcome!", b"\xff{", b'{"ok": ', b"[1]", b"5", b"{}", b"[" * 10**6, b'{"other": 1}'):
+        assert answers.parse("d0", noise, strict=False) is None
+        with pytest.raises(DeviceError, match="d0: answer is"):
+            answers.parse("d0", noise)
     for odd in (b'{"ok": {"a": {"b": 1e999}}}', b'{"ok": {"a": {"b": ' + b"9" * 400 + b"}}}"):
         with pytest.raises(DeviceError, match=r"field 'ok\.a\.b' is inf"):
             answers.parse("d0", odd)

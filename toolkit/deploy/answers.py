@@ -56,16 +56,14 @@ def parse(device: str, line: bytes, *, strict: bool = True) -> dict[str, Any] | 
     Args:
         device: Name of the device.
         line: The line.
-        strict: Refuse other JSON; before the agent answers, a login may print it.
+        strict: Refuse noise; before the agent answers, a login may print it.
 
     Raises:
-        DeviceError: It is other JSON, a number is not finite, or the nesting is too deep.
+        DeviceError: It is no answer, a number is not finite, or the nesting is too deep.
     """
     try:
         message = json.loads(line.decode(), parse_int=_integer)
-    except ValueError:
-        return None
-    except RecursionError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not {"ok", "error", "event"} & set(message):
         if not strict:
