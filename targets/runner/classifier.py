@@ -25,7 +25,7 @@ import numpy as np
 
 from . import backends, engines, imaging
 from .failures import Failure
-from .inference import Inference
+from .inference import Inference, are_probabilities, softmax
 from .watch import open_watch, state_of
 
 DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
@@ -37,7 +37,6 @@ NV12 = {
 COLORS = ("rgb", "bgr", *NV12)
 _ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
 _LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
-_SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Result:
     @functools.cached_property
     def probabilities(self) -> Any:
         """Return the probabilities (classes,), float32: computed when they are asked for."""
-        return self.logits if self.normalized else _softmax(self.logits)
+        return self.logits if self.normalized else softmax(self.logits)
 
     def top(self, count: int = 5) -> list[Prediction]:
         """Return the most probable classes, best first."""
@@ -323,7 +322,7 @@ class _Engine:
         if len(self.labels) != logits.shape[1]:
             raise _bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
         if self._probabilities is None:
-            self._probabilities = _are_probabilities(logits)
+            self._probabilities = are_probabilities(logits)
         return [Result(row, self.labels, self._probabilities) for row in logits]
 
     def classify(self, images: list[Any], color: str) -> list[Result]:
@@ -481,17 +480,6 @@ def _decode(data: bytes, name: str) -> Any:
         raise Failure("pillow-missing", f"cannot decode {name}", "Pillow is not installed", "pip install pillow") from error
     except imaging.DecodeError as error:
         raise Failure("image-damaged", f"{name} {error}", "the file is no complete image", "replace it") from error
-
-
-def _are_probabilities(outputs: Any) -> bool:
-    """Return True for a graph that ends in a Softmax: its outputs are shares of 1."""
-    sums = outputs.sum(1)
-    return bool((outputs >= 0).all() and np.abs(sums - 1).max() < _SUM_TOLERANCE)
-
-
-def _softmax(logits: Any) -> Any:
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return (powers / powers.sum()).astype(np.float32)
 
 
 def _identity(path: str) -> tuple[int, int, int]:
