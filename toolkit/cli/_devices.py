@@ -65,6 +65,14 @@ def selected_devices(inventory: Path | None, devices: Sequence[str], tags: Seque
     return select(inventory, devices, tags)
 
 
+def monitored(monitor: dict[str, Any]) -> str:
+    """Return the state of a device's monitor as text."""
+    alarm = monitor["alarm"]
+    if alarm is None:
+        return f"{monitor['frames']:,} frames watched, no alarm"
+    return f"ALARM at frame {alarm['frame']:,}: {alarm['title']}"
+
+
 class States:
     """State of every device: a live table in a terminal, lines elsewhere."""
 
