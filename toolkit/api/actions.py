@@ -430,22 +430,17 @@ def deploy(
         ToolkitError: The run or the inventory cannot be used; the failure of a device is in its outcome.
     """
     from edgeship.toolkit.deploy import bundle_from_run
-    from edgeship.toolkit.deploy import inventory as stored
+    from edgeship.toolkit.deploy.inventory import select
     from edgeship.toolkit.deploy.release import DeployOptions
-    from edgeship.toolkit.deploy.release import deploy as deploy_one
-    from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
+    from edgeship.toolkit.deploy.rollout import deploy_all
 
-    file = Path(inventory) if inventory else stored.default_path()
-    chosen = stored.choose(stored.load(file), tuple(devices), tuple(tags))
+    chosen = select(Path(inventory) if inventory else None, devices, tags)
     bundle = bundle_from_run.bundle_of(Path(run))
-    options = DeployOptions(dry_run=dry_run)
-    return list(
-        rollout(
-            chosen,
-            lambda entry, report_state, connect: deploy_one(entry, bundle, options, report_state, connect),
-            RolloutOptions(),
-            lambda device, state, detail: LOGGER.info("%s: %s %s", device, state, detail),
-        )
+    return deploy_all(
+        chosen,
+        bundle,
+        lambda device, state, detail: LOGGER.info("%s: %s %s", device, state, detail),
+        DeployOptions(dry_run=dry_run),
     )
 
 

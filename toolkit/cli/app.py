@@ -34,7 +34,16 @@ TASKS = {  # title of the help -> commands
     "Models and images": ("train", "data", "inspect", "audit"),
     "Compress": ("prune", "quantize"),
     "Measure and report": ("bench", "report", "compare", "verify", "predict", "prove"),
-    "Deploy": ("bundle", "deploy", "device", "status", "rollback", "prune-releases", "export-jetson"),
+    "Deploy": (
+        "bundle",
+        "deploy",
+        "device",
+        "status",
+        "watch",
+        "rollback",
+        "prune-releases",
+        "export-jetson",
+    ),
     "Build an application": ("export-app",),
     "Housekeeping": ("store", "completion"),
 }
