@@ -9,7 +9,7 @@ RTX    := 1.4.0.76 1.5.0.114 1.6.1.120 1.7.1.116
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-gpu test-arm64 mutants bench bench-degradation bench-peers bench-pruning clean
+.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-gpu test-arm64 mutants fuzz bench bench-degradation bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,10 @@ test-arm64: $(VENV)/.installed-dev ## deployment to a real arm64 userland (Debia
 
 mutants: $(VENV)/.installed-dev ## mutation tests of the numeric and safety-critical modules, about an hour; see tests/mutants/results.md
 	$(BIN)/python -W ignore tests/mutants/run.py $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## coverage-guided fuzzing of every parser, a minute each; findings in build/fuzz
+	-$(PIP) --only-binary :all: atheris==3.0.0
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(ARGS)
 
 bench: $(VENV)/.installed-bench ## quantization: the figures, compared with NNCF and ONNX Runtime
 	$(BIN)/python tests/benchmarks/quantization.py $(ARGS)

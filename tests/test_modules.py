@@ -19,9 +19,10 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/api/images.py
         toolkit/api/models.py
     """,
+    "api/test_verify.py": "toolkit/cli/verify.py",
     "calibration/test_datasets.py": "calibration/sets.py calibration/text.py toolkit/core/text.py",
     "calibration/test_doctor.py": "calibration/preprocessing_check.py",
-    "calibration/test_fuzz_data.py": "calibration/images.py",
+    "calibration/test_decoding.py": "calibration/images.py",
     "calibration/test_hostile_archives.py": "calibration/file_sources.py",
     "cli/test_app.py": """
         toolkit/cli/_progress.py
@@ -48,7 +49,11 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/core/tensors.py
     """,
     "deploy/test_agent_releases.py": "toolkit/deploy/agent/__init__.py",
-    "deploy/test_deploy_commands.py": "toolkit/cli/_devices.py toolkit/cli/prune_releases.py",
+    "deploy/test_deploy_commands.py": """
+        toolkit/cli/_devices.py
+        toolkit/cli/prune_releases.py
+        toolkit/cli/watch.py
+    """,
     "deploy/test_release.py": """
         toolkit/cli/rollback.py
         toolkit/cli/status.py
@@ -130,6 +135,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/prove/pipeline.py
         toolkit/prove/proof.py
     """,
+    "runner/test_runner_watch.py": "targets/runner/monitor.py toolkit/prove/watching.py",
     "prove/test_faults.py": "toolkit/prove/pixels.py",
     "prune/test_finetune.py": "toolkit/prune/distill_options.py",
     "prune/test_groups_and_apply.py": "toolkit/prune/groups.py",

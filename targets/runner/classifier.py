@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import io
 import json
 import os
 import threading
+import time
 from typing import Any, Iterator
 
 import numpy as np
 
 from . import backends, engines, imaging
 from .failures import Failure
-from .inference import Inference
+from .inference import Inference, are_probabilities, softmax
+from .watch import open_watch, state_of
 
 DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
 SCHEMA = 1
@@ -34,7 +37,6 @@ NV12 = {
 COLORS = ("rgb", "bgr", *NV12)
 _ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
 _LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
-_SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +53,19 @@ class Result:
     """Classification of one image.
 
     Attributes:
-        probabilities: (classes,) float32.
         logits: (classes,) float32, as the engine returned them.
         labels: Names of the classes.
+        normalized: True if the graph ends in a Softmax: the logits are probabilities.
     """
 
-    probabilities: Any
     logits: Any
     labels: list[str]
+    normalized: bool
+
+    @functools.cached_property
+    def probabilities(self) -> Any:
+        """Return the probabilities (classes,), float32: computed when they are asked for."""
+        return self.logits if self.normalized else softmax(self.logits)
 
     def top(self, count: int = 5) -> list[Prediction]:
         """Return the most probable classes, best first."""
@@ -102,6 +109,7 @@ class Description:
             self.mean, self.std = ([float(each) for each in values[key]] for key in ("mean", "std"))
             self.interpolation = str(values["interpolation"])
             self.source = str(record.get("preprocess_source", "unknown"))
+            self.monitor = record.get("monitor")
         except (KeyError, TypeError, ValueError) as error:
             raise _bad_description(where, f"field {error}") from error
         if self.schema != SCHEMA:
@@ -121,6 +129,7 @@ class Classifier:
         threads: CPU threads; None: all that the process may use.
         description: Content of model.json; None: the file, or the metadata of an ONNX file.
         follow: Load the new engine after `path` was switched to another folder; see `reload`.
+        monitor: State file of the monitor, see `watch`; None: next to `current` of a release, else no monitor.
 
     Raises:
         Failure: The engine, its runtime or its model.json is missing or damaged.
@@ -129,9 +138,11 @@ class Classifier:
     def __init__(
         self, path: str | os.PathLike[str], *, threads: int | None = None,
         description: dict[str, Any] | None = None, follow: bool = True,
+        monitor: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
         self.path, self._threads, self._follow = os.fspath(path), threads, follow
         self._description = description
+        self._monitor = state_of(self.path) if monitor is None else os.fspath(monitor)
         self._lock, self._reload_lock = threading.Lock(), threading.Lock()
         self._loading: threading.Thread | None = None
         self.reload_error: Exception | None = None
@@ -139,7 +150,7 @@ class Classifier:
             self._identity = _identity(self.path)
         except OSError as error:
             raise Failure("engine-missing", f"no engine at {self.path}", str(error.strerror), "check the path") from error
-        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description)
+        self._engine: _Engine | None = _Engine(os.path.realpath(self.path), threads, description, self._monitor)
 
     def __call__(self, images: Any, *, color: str = "rgb") -> Any:
         """Classify one image or a list of them.
@@ -164,7 +175,13 @@ class Classifier:
     def classify_inputs(self, inputs: Any) -> list[Result]:
         """Classify network inputs (N, ...) that are preprocessed already, as `inputs` returns them."""
         with self._used() as engine:
-            return engine.results(inputs)
+            return engine.watched_results(inputs)
+
+    @property
+    def watch(self) -> dict[str, Any] | None:
+        """Return frames, evidence and alarm of the monitor; None without one."""
+        with self._used() as engine:
+            return None if engine.watch is None else engine.watch.status()
 
     def inputs(self, images: Any, *, color: str = "rgb") -> Any:
         """Return the network inputs (N, ...) of a list of images, as the engine receives them."""
@@ -244,7 +261,7 @@ class Classifier:
         """Load the engine that `path` leads to, and exchange it for the one in use between two calls."""
         try:
             identity = _identity(self.path)
-            engine = _Engine(os.path.realpath(self.path), self._threads, self._description)
+            engine = _Engine(os.path.realpath(self.path), self._threads, self._description, self._monitor)
             with self._lock:
                 old, self._engine, self._identity = self._engine, engine, identity
                 self.reload_error = None
@@ -272,7 +289,7 @@ class Classifier:
 class _Engine:
     """An engine, its preprocessing and its class names."""
 
-    def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None) -> None:
+    def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None, state: str | None) -> None:
         file, backend = _find_engine(path)
         session: Any
         if backend is None:
@@ -286,6 +303,7 @@ class _Engine:
         self._shape = self._input_shape(session.image_shape)
         self._probabilities: bool | None = None  # True: the graph ends in a Softmax
         self.warm_up()
+        self.watch = open_watch(self.description, self.input_form, state) if state else None
 
     def results(self, inputs: Any) -> list[Result]:
         """Return the results of ready inputs."""
@@ -304,13 +322,19 @@ class _Engine:
         if len(self.labels) != logits.shape[1]:
             raise _bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
         if self._probabilities is None:
-            self._probabilities = _are_probabilities(logits)
-        probabilities = logits if self._probabilities else _softmax(logits)
-        return [Result(*row, self.labels) for row in zip(probabilities, logits)]
+            self._probabilities = are_probabilities(logits)
+        return [Result(row, self.labels, self._probabilities) for row in logits]
 
     def classify(self, images: list[Any], color: str) -> list[Result]:
         """Return the result of each image."""
-        return self.results(self.inputs(images, color)) if images else []
+        return self.watched_results(self.inputs(images, color)) if images else []
+
+    def watched_results(self, inputs: Any) -> list[Result]:
+        """Return the results of ready inputs, and show them to the monitor."""
+        start, results = time.perf_counter(), self.results(inputs)
+        if self.watch is not None:
+            self.watch.observe(inputs, [result.logits for result in results], time.perf_counter() - start)
+        return results
 
     def inputs(self, images: list[Any], color: str) -> Any:
         """Return the preprocessed images in the form that the engine takes."""
@@ -341,6 +365,8 @@ class _Engine:
 
     def close(self) -> None:
         """Free the engine."""
+        if self.watch is not None:
+            self.watch.close()
         self._inference.session.close()
 
     @staticmethod
@@ -454,17 +480,6 @@ def _decode(data: bytes, name: str) -> Any:
         raise Failure("pillow-missing", f"cannot decode {name}", "Pillow is not installed", "pip install pillow") from error
     except imaging.DecodeError as error:
         raise Failure("image-damaged", f"{name} {error}", "the file is no complete image", "replace it") from error
-
-
-def _are_probabilities(outputs: Any) -> bool:
-    """Return True for a graph that ends in a Softmax: its outputs are shares of 1."""
-    sums = outputs.sum(1)
-    return bool((outputs >= 0).all() and np.abs(sums - 1).max() < _SUM_TOLERANCE)
-
-
-def _softmax(logits: Any) -> Any:
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _identity(path: str) -> tuple[int, int, int]:

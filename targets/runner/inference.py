@@ -8,6 +8,8 @@ import numpy as np
 
 from .backend import ArraySession
 
+_SUM_TOLERANCE = 1e-3  # of outputs that are probabilities already
+
 
 class Inference:
     """A session that takes arrays.
@@ -49,3 +51,15 @@ class Inference:
         self.session.load(np.ascontiguousarray(images, "u1" if self.takes_pixels else "<f4").tobytes())
         self.session.step()
         return np.frombuffer(self.session.logits(), "<f4").reshape(len(images), -1)
+
+
+def are_probabilities(outputs: Any) -> bool:
+    """Return True for a graph that ends in a Softmax: its outputs are shares of 1."""
+    sums = outputs.sum(1)
+    return bool((outputs >= 0).all() and np.abs(sums - 1).max() < _SUM_TOLERANCE)
+
+
+def softmax(logits: Any) -> Any:
+    """Return the probabilities of logits (N, classes)."""
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return (powers / powers.sum()).astype(np.float32)

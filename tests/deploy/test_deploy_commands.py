@@ -70,6 +70,30 @@ def test_a_device_from_adding_to_removing(edgeship, park, bundle, tmp_path):
     back = edgeship("rollback", "--device", "one")
     assert back.stdout.startswith(f"one: {live(server)} is live, before: ") and first.id in back.stdout
     assert first.id == json.loads(edgeship("status", "--json").stdout)["one"]["current"].split(".")[0]
+
+    assert "no frames watched yet" in edgeship("watch", "--tag", "lab").stdout
+    seen = {
+        "frames": 1200,
+        "evidence": 3.5,
+        "frames_to_false_alarm": 1e6,
+        "alarm": None,
+        "updated": 7,
+        "sums": [1],
+    }
+    (server.root / "monitor.json").write_text(json.dumps(seen))
+    for command in (("watch", "--device", "one"), ("status",), ("report", "--device", "one")):
+        assert "1,200 frames watched, no alarm" in edgeship(*command).stdout
+    alarm = {"frame": 1100, "time": 7, "cause": "bgr", "title": "red and blue\x1b are exchanged"}
+    (server.root / "monitor.json").write_text(json.dumps({**seen, "alarm": alarm}))
+    alarmed = edgeship("watch", "--json")
+    assert alarmed.exception.exit_code == 3 and "red and blue" in str(alarmed.exception)
+    assert json.loads(alarmed.stdout)["one"]["monitor"]["alarm"]["cause"] == "bgr"
+    assert "\x1b" not in edgeship("watch").stdout and "ALARM" in edgeship("status").stdout
+    for damaged in ("", "[]", '{"frames": -1}', json.dumps({**seen, "evidence": float("nan")})):
+        (server.root / "monitor.json").write_text(damaged)
+        assert "no frames watched yet" in edgeship("watch", "--device", "one").stdout
+    (server.root / "monitor.json").unlink()
+
     pruned = edgeship("prune-releases", "--device", "one", "--keep", "1", "--dry-run")
     assert "would remove no release" in pruned.stdout  # the rollback target stays
 
@@ -110,6 +134,9 @@ def test_one_of_two_devices_fails(edgeship, park, bundle):
     done = edgeship("deploy", bundle().path, "--tag", "all", "--max-failures", "1", "--parallel", "1")
     assert isinstance(done.exception, DeviceError) and "1 of 2 devices failed; dead: " in str(done.exception)
     assert live(good) and "unreachable" in edgeship("status").stdout
+    pruned = edgeship("prune-releases", "--device", "dead", "--tag", "all")
+    assert "good: removed no release" in pruned.stdout and "dead: failed" in pruned.stderr
+    assert isinstance(pruned.exception, DeviceError) and "1 of 2 devices failed" in str(pruned.exception)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from hostile_device import ESCAPES, KINDS, of, put
+from runner import jetson_tree
 
+from edgeship.targets.runner import sysfs
 from edgeship.toolkit.cli import app
 from edgeship.toolkit.core.errors import DeviceError, ToolkitError
 from edgeship.toolkit.deploy import agent_client, answer_types, answers, release
@@ -198,18 +200,22 @@ def test_texts_are_printable_and_lines_bounded():
     ((key, (text, other)),) = parsed["ok"].items()
     assert text.isprintable() and key.isprintable() and other == "é 漢" and " | other: live\\x00" in text
     assert len(answers.printable_text("x" * 10**6)) < 6000
-    for noise in (b"Welcome!", b"\xff{", b'{"ok": '):
-        assert answers.parse("d0", noise) is None
-    for other in (b"[1]", b"5", b"{}", b"[" * 10**6, b'{"other": 1}'):
-        assert answers.parse("d0", other, strict=False) is None
-        if b"[[" not in other:
-            with pytest.raises(DeviceError, match="d0: answer is"):
-                answers.parse("d0", other)
+    for noise in (b"Welcome!", b"\xff{", b'{"ok": ', b"[1]", b"5", b"{}", b"[" * 10**6, b'{"other": 1}'):
+        assert answers.parse("d0", noise, strict=False) is None
+        with pytest.raises(DeviceError, match="d0: answer is"):
+            answers.parse("d0", noise)
     for odd in (b'{"ok": {"a": {"b": 1e999}}}', b'{"ok": {"a": {"b": ' + b"9" * 400 + b"}}}"):
         with pytest.raises(DeviceError, match=r"field 'ok\.a\.b' is inf"):
             answers.parse("d0", odd)
     with pytest.raises(DeviceError, match="nested"):
         answers.parse("d0", b'{"ok": ' + b"[" * 50 + b"]" * 50 + b"}")
+
+
+@pytest.mark.parametrize("files", [jetson_tree.NANO, jetson_tree.ORIN_NANO, {}], ids=["Nano", "Orin", "bare"])
+def test_facts_of_honest_devices_are_taken(files, tmp_path):
+    root = jetson_tree.lay(tmp_path / "root", files) if files else tmp_path
+    facts = json.loads(json.dumps(sysfs.gather(sysfs.Tree(str(root)), "/")))
+    assert answers.check("d0", "probe", facts, answer_types.Facts)["memory"] is not None
 
 
 def test_a_damaged_record_spoils_no_status(honest):

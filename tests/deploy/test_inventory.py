@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -164,13 +165,15 @@ def test_the_command_line_checks_host_keys_and_quotes_every_word(tmp_path: Path,
     assert not {"-p", "-l", "-J", "-F", "-i"} & set(bare)  # ssh's own configuration decides
 
 
-def test_sockets_are_in_a_private_folder(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    command_line(FULL, ["true"])
-    assert (tmp_path / "edgeship").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "edgeship").chmod(0o755)
-    with pytest.raises(DeviceError, match="not yours alone"):
+def test_sockets_are_in_a_private_folder(monkeypatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="es-") as base:  # short: longer ones are passed over
+        monkeypatch.setenv("XDG_RUNTIME_DIR", base)
         command_line(FULL, ["true"])
+        folder = Path(base, "edgeship")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o755)
+        with pytest.raises(DeviceError, match="not yours alone"):
+            command_line(FULL, ["true"])
 
 
 @pytest.mark.parametrize(

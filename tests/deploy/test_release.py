@@ -122,7 +122,7 @@ def test_prune_keeps_the_live_one_and_the_way_back(device, bundle):
 def test_records_of_the_device_tell_which_is_live(device, bundle):
     _, entry = device
     deployed = [release.deploy(entry, bundle(version=v, ms=v), QUICK, quiet).release for v in (1, 2)]
-    records = release.records(entry)
+    records = release.records(release.status(entry))
     assert [(r["release"], r["live"], r["latency_ms"]["p50"]) for r in records] == [
         (deployed[1], True, 2), (deployed[0], False, 1),
     ]  # fmt: skip

@@ -178,7 +178,7 @@ def test_the_tensorrt_path_by_a_fake_that_says_so(park, tmp_path):
     assert outcome.record["fake"] is True and outcome.record["build"]["version"] == "10.3.0.30"
     assert outcome.record["latency_ms"]["threads"] is None and "thread" not in latency(outcome.record)
     assert outcome.record["accuracy"]["agreement"] == 1.0 and outcome.record["accuracy"]["gap_pp"] == 0
-    assert [each["fake"] for each in release.records(entry)] == [True]
+    assert [each["fake"] for each in release.records(release.status(entry))] == [True]
     # JetPack is upgraded below it: the engine no longer fits, so the same bundle is a new release.
     wrapper = Path(entry.python)
     wrapper.write_text(wrapper.read_text().replace("=10.3 ", "=10.13 "))

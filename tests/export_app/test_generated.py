@@ -73,6 +73,26 @@ def test_triton_reads_the_configuration(published, tmp_path, model_config, varia
         )
 
 
+@pytest.mark.parametrize("variant", ["onnxruntime-int8", "tensorrt-int8"])
+def test_triton_forms_batches_of_a_graph_with_a_dynamic_batch(published, tmp_path, model_config, variant):
+    from google.protobuf import text_format
+
+    copy = tmp_path / "run"
+    shutil.copytree(published.folder, copy)
+    path = copy / "engines" / variant.split("-")[0] / variant / "model.onnx"
+    graph = onnx.load(path)
+    for value in (graph.graph.input[0], graph.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(graph, path)
+    export_app.write(copy, "triton", tmp_path / "app", variant)
+    text = (tmp_path / "app/repository/my_net_1/config.pbtxt").read_text(encoding="utf-8")
+    read = text_format.Parse(text, model_config())
+    assert read.max_batch_size == 8 and read.HasField("dynamic_batching")
+    assert list(read.input[0].dims) == [3, 16, 16] and list(read.output[0].dims) == [10]
+    if variant == "tensorrt-int8":
+        assert "--maxShapes=images:8x3x16x16" in (tmp_path / "app" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("text", [HOSTILE, "", "plain", "'", "🙂", "\x7f\u200b"])
 def test_strings_of_the_text_format_are_escaped(model_config, text):
     from google.protobuf import text_format

@@ -322,3 +322,20 @@ def test_a_picture_is_upright_by_its_exif(published, pictures, tmp_path):
     with Classifier(published[0] / "engines/openvino/openvino-int8") as classifier:
         turned = classifier(tmp_path / "turned.png").logits
         np.testing.assert_array_equal(turned, classifier(pictures[3]).logits)
+
+
+def test_the_frames_of_a_release_are_watched_by_the_reference_of_the_evaluation(
+    published, pictures, tmp_path
+):
+    stated = json.loads((published[0] / "engines/model.json").read_text())["monitor"]
+    assert stated["images"] == IMAGES
+    assert {"dark", "blur"} <= {cause["name"] for cause in stated["causes"]}
+    engine = published[0] / "engines/openvino/openvino-int8"
+    with Classifier(engine) as classifier:
+        assert classifier.watch is None
+    (tmp_path / "current").symlink_to(engine)
+    description = json.loads((published[0] / "engines/model.json").read_text())
+    with Classifier(tmp_path / "current", description=description) as classifier:
+        classifier(pictures)
+        assert classifier.watch["alarm"] is None
+    assert json.loads((tmp_path / "monitor.json").read_text())["frames"] in (0, IMAGES)

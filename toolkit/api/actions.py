@@ -253,7 +253,7 @@ def evaluate(
         shape = source.shape if isinstance(source, ImageStream) else None
         file = onnx_file(model, Path(name), recipe, shape or (3, *_sides(recipe)))
         graph = io.read(file)
-        engine = _engine(file, target, Path(name), quantized=graph.quantized)
+        engine = engine_of_graph(file, target, Path(name), quantized=graph.quantized)
         own = graph.preprocess
         asked = graph.size or (as_size(*shape[1:]) if shape else recipe.export.size)
         prepared = preprocessing.resolve(recipe.load.preprocess, own, asked)
@@ -340,7 +340,7 @@ def benchmark(
             folder.mkdir()
             file = _float_or_quantized(model, folder, size)
             graph = io.read(file)
-            engine = _engine(file, target, folder, quantized=graph.quantized)
+            engine = engine_of_graph(file, target, folder, quantized=graph.quantized)
             if engine.target is None:
                 raise TargetError(f"{target} does not run on this machine", hint="measure on the device")
             engines[label] = (target, engine.file)
@@ -430,22 +430,17 @@ def deploy(
         ToolkitError: The run or the inventory cannot be used; the failure of a device is in its outcome.
     """
     from edgeship.toolkit.deploy import bundle_from_run
-    from edgeship.toolkit.deploy import inventory as stored
+    from edgeship.toolkit.deploy.inventory import select
     from edgeship.toolkit.deploy.release import DeployOptions
-    from edgeship.toolkit.deploy.release import deploy as deploy_one
-    from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
+    from edgeship.toolkit.deploy.rollout import deploy_all
 
-    file = Path(inventory) if inventory else stored.default_path()
-    chosen = stored.choose(stored.load(file), tuple(devices), tuple(tags))
+    chosen = select(Path(inventory) if inventory else None, devices, tags)
     bundle = bundle_from_run.bundle_of(Path(run))
-    options = DeployOptions(dry_run=dry_run)
-    return list(
-        rollout(
-            chosen,
-            lambda entry, report_state, connect: deploy_one(entry, bundle, options, report_state, connect),
-            RolloutOptions(),
-            lambda device, state, detail: LOGGER.info("%s: %s %s", device, state, detail),
-        )
+    return deploy_all(
+        chosen,
+        bundle,
+        lambda device, state, detail: LOGGER.info("%s: %s %s", device, state, detail),
+        DeployOptions(dry_run=dry_run),
     )
 
 
@@ -458,7 +453,7 @@ def _sides(recipe: Recipe) -> tuple[int, int]:
     return preprocessing.resolve(recipe.load.preprocess, None, recipe.export.size).sides
 
 
-def _engine(file: Path, target: str | None, folder: Path, *, quantized: bool) -> Engine:
+def engine_of_graph(file: Path, target: str | None, folder: Path, *, quantized: bool) -> Engine:
     """Return the engine of a graph; without a target that runs here, the graph itself, to be simulated."""
     if target is None:
         return Engine(file, None)

@@ -60,9 +60,17 @@ def inventory_path(inventory: Path | None) -> Path:
 
 def selected_devices(inventory: Path | None, devices: Sequence[str], tags: Sequence[str]) -> list[Device]:
     """Return the inventory entries selected by names and tags."""
-    from edgeship.toolkit.deploy.inventory import choose, load
+    from edgeship.toolkit.deploy.inventory import select
 
-    return choose(load(inventory_path(inventory)), devices, tags)
+    return select(inventory, devices, tags)
+
+
+def monitored(monitor: dict[str, Any]) -> str:
+    """Return the state of a device's monitor as text."""
+    alarm = monitor["alarm"]
+    if alarm is None:
+        return f"{monitor['frames']:,} frames watched, no alarm"
+    return f"ALARM at frame {alarm['frame']:,}: {alarm['title']}"
 
 
 class States:

@@ -91,19 +91,15 @@ def command(
     Exit code 1: the deployment failed on a device.
     """
     from edgeship.toolkit.deploy import bundle_from_run, fleet_report
-    from edgeship.toolkit.deploy.release import DeployOptions, deploy
-    from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
+    from edgeship.toolkit.deploy.release import DeployOptions
+    from edgeship.toolkit.deploy.rollout import RolloutOptions, deploy_all
 
     entries = selected_devices(inventory, devices, tags)
     bundle = bundle_from_run.bundle_of(run)
     options = DeployOptions(wait_s=wait_s, limit_s=limit_s, timing_s=timing_s, dry_run=dry_run)
     with states([entry.name for entry in entries]) as display:
-        outcomes = rollout(
-            entries,
-            lambda entry, report_state, connect: deploy(entry, bundle, options, report_state, connect),
-            RolloutOptions(parallel, canaries, max_failures),
-            display.update,
-        )
+        order = RolloutOptions(parallel, canaries, max_failures)
+        outcomes = deploy_all(entries, bundle, display.update, options, order)
     if dry_run:
         for outcome in outcomes:
             for step in outcome.steps or (outcome.error or outcome.state,):

@@ -49,15 +49,19 @@ COLUMNS = ("release", "state", "variant", "runtime", "top-1", "simulated", "p50 
 def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
     import json
 
-    from edgeship.toolkit.cli._devices import selected_devices
+    from edgeship.toolkit.cli._devices import monitored, selected_devices
     from edgeship.toolkit.deploy.release import records
+    from edgeship.toolkit.deploy.release import status as query
 
     (entry,) = selected_devices(inventory, [name], ())
-    measured = records(entry)
+    status = query(entry)
+    measured = records(status)
     if as_json:
         click.echo(json.dumps(measured, indent=1))
         return
     print_table(COLUMNS, [_row(record) for record in measured])
+    if (monitor := status.get("monitor")) is not None:
+        click.echo(f"\nmonitor: {monitored(monitor)}")
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:

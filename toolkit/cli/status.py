@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeship.toolkit.cli._devices import device_options, inventory_path, print_table
+from edgeship.toolkit.cli._devices import device_options, inventory_path, monitored, print_table
 from edgeship.toolkit.cli._options import JSON
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
     """List the releases on devices.
 
     Shows the live, previous and other installed releases, and deployments in progress. Without --device and
-    --tag, all devices of the inventory are listed. Exit code 1: a device could not be reached.
+    --tag, all devices of the inventory are listed. What the monitor of the application saw is shown below the
+    releases, see `edgeship watch`. Exit code 1: a device could not be reached.
     """
     import json
     from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +34,7 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
     names = entries if not (devices or tags) else devices
     chosen = choose(entries, names, tags)
     with ThreadPoolExecutor(8) as pool:
-        statuses = dict(zip((entry.name for entry in chosen), pool.map(_query, chosen), strict=True))
+        statuses = dict(zip((entry.name for entry in chosen), pool.map(query, chosen), strict=True))
     if as_json:
         click.echo(json.dumps(statuses, indent=1))
     else:
@@ -47,7 +48,8 @@ def command(inventory: Path | None, devices: tuple[str, ...], tags: tuple[str, .
         raise DeviceError(failed[0]["error"], hint=failed[0]["hint"])
 
 
-def _query(entry: Device) -> dict[str, Any]:
+def query(entry: Device) -> dict[str, Any]:
+    """Return the status of a device, or its error and hint."""
     from edgeship.toolkit.core.errors import DeviceError
     from edgeship.toolkit.deploy.release import status
 
@@ -82,6 +84,8 @@ def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
                 latency(record) if record else "",
             )
         )
+    if (monitor := status.get("monitor")) is not None:
+        rows.append((name, "", monitored(monitor), "", "", ""))
     if status["locked_by"]:
         rows.append((name, "", f"locked by {status['locked_by']}", "", "", ""))
     return rows or [(name, "", "nothing installed", "", "", "")]

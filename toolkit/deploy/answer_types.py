@@ -102,6 +102,27 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """Alarm of the monitor."""
+
+    frame: Count
+    time: Count
+    cause: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """State of the monitor of an application."""
+
+    frames: Count
+    evidence: Amount
+    frames_to_false_alarm: Amount
+    updated: Count
+    alarm: Alarm | None
+
+
+@dataclass(frozen=True)
 class Policy:
     """Model and lowest version that a device accepts."""
 
@@ -125,6 +146,7 @@ class Status:
     releases: dict[ReleaseName, dict[str, object] | None]
     history: list[Switch]
     bad: dict[ReleaseName, str]
+    monitor: dict[str, object] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeship.toolkit.core.errors import DataError, DeviceError
 from edgeship.toolkit.core.typed_json import from_json
-from edgeship.toolkit.deploy.answer_types import Record, Status
+from edgeship.toolkit.deploy.answer_types import Monitored, Record, Status
 
 LINE_BYTES = 4 << 20  # the status of some hundred releases
 TEXT = 5000  # characters of a text; the rest is cut off
@@ -33,16 +33,21 @@ def check(device: str, name: str, value: object, kind: Any) -> Any:
         raise _untrusted(device, str(error)) from error
     if kind is Status and isinstance(value, dict):
         value["releases"] = {key: record_or_none(record) for key, record in value["releases"].items()}
+        value["monitor"] = _or_none(value.get("monitor"), Monitored)
     return value
 
 
 def record_or_none(record: object) -> Any:
     """Return a record of a release; None if it is damaged."""
+    return _or_none(record, Record)
+
+
+def _or_none(value: object, kind: Any) -> Any:
     try:
-        from_json(record, Record, "record")
+        from_json(value, kind, "record")
     except DataError:
         return None
-    return record
+    return value
 
 
 def parse(device: str, line: bytes, *, strict: bool = True) -> dict[str, Any] | None:
@@ -51,16 +56,14 @@ def parse(device: str, line: bytes, *, strict: bool = True) -> dict[str, Any] | 
     Args:
         device: Name of the device.
         line: The line.
-        strict: Refuse other JSON; before the agent answers, a login may print it.
+        strict: Refuse noise; before the agent answers, a login may print it.
 
     Raises:
-        DeviceError: It is other JSON, a number is not finite, or the nesting is too deep.
+        DeviceError: It is no answer, a number is not finite, or the nesting is too deep.
     """
     try:
         message = json.loads(line.decode(), parse_int=_integer)
-    except ValueError:
-        return None
-    except RecursionError:
+    except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict) or not {"ok", "error", "event"} & set(message):
         if not strict:

@@ -23,7 +23,7 @@ from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.report import verdict
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
-from edgeship.toolkit.runs.description import description
+from edgeship.toolkit.runs.description import description, stored_monitor
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
@@ -113,7 +113,7 @@ def make(
             gates=gates or {},
             terms=terms or Terms(),
             provenance=_provenance(source),
-            description=description(source.model, source.classes),
+            description=description(source.model, source.classes, source.monitor),
             threads=source.threads,
             documents={
                 evidence.BOM: evidence.bill_of_materials(origin),
@@ -156,6 +156,7 @@ class _Run:
         )
         accuracy = Accuracies.read(self._folders["evaluate"])
         self.evaluated, self.classes = accuracy.variants, accuracy.data.classes
+        self.monitor = stored_monitor(self._folders["evaluate"])
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images = EvaluatedImages.read(self._folders["evaluate"])
 

@@ -172,6 +172,15 @@ def parse(name: str, fields: Mapping[str, Any]) -> Device:
     return Device(name, **{**fields, "tags": tuple(tags)})
 
 
+def select(path: Path | None, names: Iterable[str], tags: Iterable[str]) -> list[Device]:
+    """Return the devices of an inventory (None: the default one) with one of the names or tags.
+
+    Raises:
+        DeviceError: A name or tag does not exist, neither is specified, or the inventory is invalid.
+    """
+    return choose(load(path or default_path()), names, tags)
+
+
 def choose(entries: Mapping[str, Device], names: Iterable[str], tags: Iterable[str]) -> list[Device]:
     """Return the devices with one of the names or tags, in inventory order.
 

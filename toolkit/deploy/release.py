@@ -188,14 +188,9 @@ def status(entry: Device, connect: Connect = connect) -> dict[str, Any]:
         return session.call("status")
 
 
-def records(entry: Device, connect: Connect = connect) -> list[dict[str, Any]]:
-    """Return the records of all releases on a device, the live one first, with keys `live` and `release`.
-
-    Raises:
-        DeviceError: The device cannot be reached.
-    """
-    installed = status(entry, connect)
-    current, releases = installed["current"], installed["releases"]
+def records(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of all releases in a status, the live one first, with keys `live` and `release`."""
+    current, releases = status["current"], status["releases"]
     return [
         {**releases[name], "release": name, "live": name == current}
         for name in sorted(releases, key=lambda name: name != current)

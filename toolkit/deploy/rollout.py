@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.deploy.agent_client import AgentSession, connect
+from edgeship.toolkit.deploy.bundle import Bundle
 from edgeship.toolkit.deploy.inventory import Device
-from edgeship.toolkit.deploy.release import Connect, DeployOutcome, UnknownStateError
+from edgeship.toolkit.deploy.release import Connect, DeployOptions, DeployOutcome, UnknownStateError, deploy
 
 OnState = Callable[[str, str, str], None]  # device, state, detail
 Work = Callable[[Device, Callable[[str, str], None], Connect], DeployOutcome]
@@ -64,6 +65,23 @@ class Connections:
             self.closed = True
             for session in self._open:
                 session.abort()
+
+
+def deploy_all(
+    entries: Sequence[Device],
+    bundle: Bundle,
+    on_state: OnState,
+    options: DeployOptions | None = None,
+    order: RolloutOptions | None = None,
+) -> list[DeployOutcome]:
+    """Deploy a bundle to every device (see `rollout`)."""
+    limits = options or DeployOptions()
+    return rollout(
+        entries,
+        lambda entry, report_state, connect: deploy(entry, bundle, limits, report_state, connect),
+        order or RolloutOptions(),
+        on_state,
+    )
 
 
 def rollout(

@@ -167,20 +167,20 @@ def _source(run: Path, variant: VariantId, folder: Path) -> Source:
 
 
 def tensors(graph: Path) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the inputs and the outputs of an ONNX file."""
-    from edgeship.toolkit.graph.load import load_unchanged
+    """Return the inputs and the outputs of an ONNX file, with the names that a server asks for."""
+    import onnx
 
-    model = load_unchanged(graph).graph
-    inputs = [value for value in model.inputs if value.name not in model.initializers]
+    content = onnx.load(graph, load_external_data=False).graph
+    constants = {each.name for each in content.initializer}
     read = [
         [
             Tensor(
-                str(value.name),
-                value.dtype.name if value.dtype else "UNDEFINED",
-                tuple(side if isinstance(side, int) else -1 for side in value.shape or ()),
+                value.name,
+                onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type),
+                tuple(side.dim_value or -1 for side in value.type.tensor_type.shape.dim),
             )
             for value in values
         ]
-        for values in (inputs, model.outputs)
+        for values in ([each for each in content.input if each.name not in constants], content.output)
     ]
     return read[0], read[1]

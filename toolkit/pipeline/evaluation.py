@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,11 +25,13 @@ from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
     from edgeship.calibration.class_order import Aliases
+    from edgeship.calibration.datasets import Dataset
     from edgeship.calibration.loader import Batch
     from edgeship.calibration.sets import Use
     from edgeship.toolkit.pipeline.stage import Inputs
 
 MOST_WORKERS = 8  # each opens every engine
+BATCH = 32  # images of the monitor that are decoded at once
 TASKS = 4  # per worker in another process; each opens every engine once
 
 
@@ -253,3 +255,14 @@ class _Worker:
         with self._lock:
             self._free.clear()
             self._stack.close()
+
+
+def monitor_reference(dataset: Dataset, outcome: Outcome, preprocess: Preprocess) -> dict[str, Any] | None:
+    """Return the reference of the monitor on devices, from some evaluated images; None with too few."""
+    from edgeship.calibration.loader import batches
+    from edgeship.toolkit.prove import watching
+
+    name = next((name for name in outcome.logits if "int8" in name), REFERENCE.name)
+    places = np.random.default_rng(0).permutation(len(outcome.indices))[: watching.MOST]
+    images = batches(dataset, outcome.indices[places].tolist(), preprocess, batch=BATCH, label="monitor")
+    return watching.reference((part.pixels for part in images), outcome.logits[name][places], preprocess)

@@ -26,7 +26,7 @@ from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
 from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
 from edgeship.toolkit.runs.annotations import ANNOTATED, annotate
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
-from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text
+from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text, stored_monitor
 from edgeship.toolkit.runs.index import RunIndex, StageResult
 from edgeship.toolkit.runs.measured import Accuracies
 from edgeship.toolkit.runs.network import ModelInfo
@@ -148,6 +148,7 @@ def _description(folders: Mapping[str, Path]) -> dict[str, Any]:
     return description(
         ModelInfo.read(folders["load"]),
         Accuracies.read(folders["evaluate"]).data.classes if "evaluate" in folders else (),
+        stored_monitor(folders["evaluate"]) if "evaluate" in folders else None,
     )
 
 

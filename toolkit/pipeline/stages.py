@@ -34,6 +34,7 @@ from edgeship.toolkit.pipeline.preprocessing import check_known
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
 from edgeship.toolkit.runs.compiled import CompiledVariants, engines, float_engines
+from edgeship.toolkit.runs.description import MONITOR
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, EvaluationData
 from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
@@ -220,7 +221,7 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
     Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
-    findings.json [`DataFinding`] and input_checks.json [`InputCheck`].
+    findings.json [`DataFinding`], input_checks.json [`InputCheck`] and monitor.json (`prove.watching`).
     """
     options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
@@ -251,6 +252,9 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     write_json(
         out / "input_checks.json", baseline_check.check_run(inputs, dataset, outcome.indices, reference)
     )
+    watched = evaluation.monitor_reference(dataset, outcome, graphs.preprocess)
+    if watched is not None:
+        write_json(out / MONITOR, watched)
     data = EvaluationData(dataset.name, len(outcome.labels), dataset.classes)
     Accuracies(data, accuracy.accuracies(outcome, built)).write(out)
 

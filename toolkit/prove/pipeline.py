@@ -60,7 +60,7 @@ class Pipeline:
         if self.takes_pixels:
             values: Any = images
         else:
-            values = (steps.get("values") or _normalized)(images, self.how)
+            values = (steps.get("values") or normalized)(images, self.how)
             values = steps["precision"](values) if "precision" in steps else values  # type: ignore[misc]
             if self._classifier.input_form == "nhwc":
                 values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
@@ -90,7 +90,7 @@ class Pipeline:
         values = moved.clip(0, 255).astype(np.uint8)
         if self.takes_pixels:
             return values
-        ready = _normalized(values, self.how)
+        ready = normalized(values, self.how)
         return (
             ready
             if self._classifier.input_form == "nchw"
@@ -135,7 +135,8 @@ def preprocess_of(classifier: Classifier) -> Preprocess:
     return Preprocess(stated.resize, as_size(*stated.crop), mean, std, filter_)  # type: ignore[arg-type]
 
 
-def _normalized(images: PixelArray, how: Preprocess) -> FloatArray:
+def normalized(images: PixelArray, how: Preprocess) -> FloatArray:
+    """Return the inputs (N, C, H, W) of pixels (N, H, W, C), as the calibration has them."""
     from edgeship.targets.runner import imaging
 
     result: FloatArray = imaging.normalize(images, how.mean, how.std)

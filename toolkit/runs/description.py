@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.artifact import plain, read_json
 from edgeship.toolkit.runs.network import ModelInfo
 
 SCHEMA = 1
-DESCRIPTION, LABELS = "model.json", "labels.txt"
+DESCRIPTION, LABELS, MONITOR = "model.json", "labels.txt", "monitor.json"
 
 
-def description(info: ModelInfo, data_classes: Sequence[str] = ()) -> dict[str, Any]:
+def description(info: ModelInfo, data_classes: Sequence[str] = (), monitor: object = None) -> dict[str, Any]:
     """Return the content of model.json, which `targets.runner.classifier` reads.
 
     Args:
         info: The network.
         data_classes: Class names of the evaluation images, in the order of the outputs.
+        monitor: Reference of the monitor, see `stored_monitor`; None: frames are not watched.
     """
+    watched = {"monitor": monitor} if monitor else {}
     return {
         "schema": SCHEMA,
         "task": "classification",
@@ -26,7 +29,14 @@ def description(info: ModelInfo, data_classes: Sequence[str] = ()) -> dict[str, 
         "labels": class_labels(info.classes, info.class_names, data_classes),
         "preprocess": plain(info.preprocess),
         "preprocess_source": info.preprocess_source,
+        **watched,
     }
+
+
+def stored_monitor(evaluated: Path) -> object:
+    """Return the reference of the monitor in the folder of the evaluate stage; None without one."""
+    path = evaluated / MONITOR
+    return read_json(path) if path.is_file() else None
 
 
 def class_labels(

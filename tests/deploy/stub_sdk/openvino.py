@@ -1,5 +1,7 @@
 """Stub of OpenVINO for a fast probe."""
 
+from __future__ import annotations
+
 __fake__ = True
 
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from edgeship.toolkit.deploy.agent.object_store import ObjectStore
+from edgeship.toolkit.deploy.agent.object_store import ObjectStore, read_json
 from edgeship.toolkit.deploy.agent.policy import Policy
 from edgeship.toolkit.deploy.agent.protocol import Client, DisconnectedError, RefusedError, disk_refusal
 from edgeship.toolkit.deploy.agent.releases import Releases, now
@@ -29,6 +29,7 @@ from edgeship.toolkit.deploy.agent.subprocesses import run_program
 COMMANDS = (
     "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
 )  # fmt: skip
+MONITOR_BYTES = 4096
 ROLLBACK = "rollback"  # reason of a switch
 LOCK_PROBE_S = 0.2  # `status` holds the lock briefly to test it: shorter waits are not reported
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # of a path inside a bundle
@@ -58,6 +59,7 @@ class Agent:
             "takes_signed_only": self._policy.signed_only,
             "policy": self._policy.describe(),
             "locked_by": self._locked_by(),
+            "monitor": self._monitor(),
             **self._releases.describe(),
         }
 
@@ -201,6 +203,19 @@ class Agent:
             )
         for path, digest in files.items():
             self._objects.link(digest, folder / path)
+
+    def _monitor(self) -> dict[str, Any] | None:
+        """Return the state that the application's monitor wrote (targets/runner/watch.py)."""
+        state = read_json(self.root / "monitor.json")
+        if not isinstance(state, dict):
+            return None
+        keys = ("frames", "evidence", "frames_to_false_alarm", "alarm", "updated")
+        known = {key: state.get(key) for key in keys}
+        try:
+            size = len(json.dumps(known, allow_nan=False))
+        except ValueError:
+            return None
+        return known if size <= MONITOR_BYTES else None
 
     def _need_lock(self) -> None:
         assert self._lock is not None, "this command needs the lock"

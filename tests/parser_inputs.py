@@ -1,33 +1,40 @@
-"""Mutated lists, checkpoints, archives, arrays and images load, or raise with a hint, within limits."""
+"""Small valid files of every format that is read, the functions that read them, and mutations."""
 
 import functools
 import io
 import json
-import random
-import signal
+import re
 import tarfile
-import warnings
+import tempfile
 import zipfile
-from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from measured import peak
+from engine_records import dynamic, log, two_profiles
+from float_graphs import Graph
 from PIL import Image
 from safetensors.torch import save as safetensors
+from synthetic import STAGES, synthetic_run
 
 from edgeship.calibration.class_names import read_class_aliases
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.images import decode
+from edgeship.targets.runner import facts, failures, trtexec
+from edgeship.targets.tensorrt import engine_analysis, engine_info
+from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.deploy import bundle, inventory
+from edgeship.toolkit.graph import load
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build
 from edgeship.toolkit.pipeline.fingerprints import fingerprint
+from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
+from edgeship.toolkit.report import render
+from edgeship.toolkit.report.gather import gather
+from edgeship.toolkit.runs.index import RunIndex
 
-SECONDS, MEGABYTES = 2, 500  # of one input
-HANGS = 20  # seconds
 TOKENS = (
     *(b"0", b"-1", b"1e309", b"999999999999", b"9" * 5000, b"nan", b"\0", b"\xff\xfe", b"\r", b"\n\n"),
     *(b'"', b"'", b",", b";", b"\t", b"../../../etc/passwd", b"/dev/zero", b"\xe2\x80\xae", b"\x1b[31m"),
@@ -118,6 +125,81 @@ def use_images(path):
         open_dataset(path, labelled=True)
 
 
+def recipe_text():
+    table = {"load": {"weights": "train"}, "compile": {"targets": ["openvino"]}, "export": {"size": "64x96"}}
+    text = as_toml(Recipe.build({**table, "report": {"max_drop_pp": 1.5}}), commented=True)
+    return re.sub(r"^# (\w+ = .+)$", r"\1", text, flags=re.MULTILINE).encode()
+
+
+def devices():
+    return (
+        b'[defaults]\nuser = "jetson"\n[devices.nano-1]\nhost = "10.0.0.2"\ntarget = "tensorrt"\n'
+        b'port = 22\ntags = ["shop"]\nroot = "~/edgeship"\npython = "python3 -u"\n'
+    )
+
+
+@functools.cache
+def report_text():
+    with tempfile.TemporaryDirectory() as folder:
+        run = synthetic_run(Path(folder), images=60)
+        report = gather(run, recipe={"quantize": {"effort": "max"}}, stages=STAGES, command="edgeship run x")
+    return json.dumps(plain(report)).encode()
+
+
+def index_text():
+    stage = {"name": "load", "folder": "/tmp/x", "digest": "0" * 64, "seconds": 0.5, "cached": False}
+    index = {"schema": 1, "recipe": {"bench": {"threads": 1}}, "command": "edgeship run x", "stages": [stage]}
+    return json.dumps({**index, "files": ["report.json"]}).encode()
+
+
+def bundle_file():
+    stream = io.BytesIO()
+    manifest = {"schema": bundle.SCHEMA, "id": "x-1", "name": "x", "files": {}, "targets": {}, "gates": {}}
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        text = json.dumps(manifest).encode()
+        info = tarfile.TarInfo(bundle.MANIFEST)
+        info.size = len(text)
+        archive.addfile(info, io.BytesIO(text))
+    return stream.getvalue()
+
+
+def onnx_file():
+    g = Graph((8, 8), seed=1)
+    x = g.unary("Relu", g.conv("images", 4))
+    return g.head(g.add(g.conv(x, 4), x), classes=3).model().SerializeToString()
+
+
+def use_record(path):
+    engine_analysis.explained(engine_info.load(path), {})
+
+
+def use_report(path):
+    report = render.load(path)
+    render.markdown(report)
+    render.junit(report)
+
+
+def use_device_text(path):
+    """Parse what a device prints: no error may come of it."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    facts.tegrastats(text)
+    failures.translate(text)
+    failures.quote(text)
+    try:
+        trtexec._parse(text)
+    except failures.Failure as error:
+        assert error.cause and error.cure
+
+
+TEGRASTATS = (
+    b"RAM 3000/7772MB (lfb 4x4MB) SWAP 0/3886MB CPU [10%@1510,off] EMC_FREQ 0%@2133 GR3D_FREQ 45%@624 "
+    b"CPU@46.5C GPU@45C VDD_IN 5000mW/4800mW VDD_CPU_GPU_CV 900mW/850mW\n"
+)
+TIMES = json.dumps(
+    [{"startH2dMs": 0.0, "endH2dMs": 0.1, "h2dMs": 0.1, "computeMs": 1.5, "d2hMs": 0.1, "latencyMs": 1.7}] * 3
+).encode()
+
+
 FORMS = {  # file name -> bytes and the function under test
     "comma.csv": (lambda: listed(","), use_images),
     "space.txt": (lambda: listed(" "), use_images),
@@ -133,6 +215,17 @@ FORMS = {  # file name -> bytes and the function under test
     "a.npy": (array, use_images),
     "a.npz": (lambda: array(np.savez), use_images),
     "b.npz": (lambda: array(np.savez_compressed), use_images),
+    "graph.json": (lambda: json.dumps(dynamic()).encode(), use_record),
+    "profiles.json": (lambda: json.dumps(two_profiles()).encode(), use_record),
+    "trtexec.log": (lambda: log(dynamic()).encode(), use_record),
+    "tegrastats.txt": (lambda: TEGRASTATS, use_device_text),
+    "times.json": (lambda: TIMES, use_device_text),
+    "net.onnx": (onnx_file, lambda path: load.load(path, float_only=True)),
+    "recipe.toml": (recipe_text, Recipe.read),
+    "devices.toml": (devices, inventory.load),
+    "report.json": (report_text, use_report),
+    "run.json": (index_text, lambda path: RunIndex.read(path.parent)),
+    "bundle.tar": (bundle_file, bundle.load),
     **{
         f"a.{kind.lower()}": (functools.partial(encoded, kind), lambda path: decode(path.read_bytes(), "x"))
         for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
@@ -187,62 +280,3 @@ def check(error):
     assert error.hint and "\n" not in error.hint
     assert text.isprintable() and len(text) < 2500, repr(text[:500])
     assert "weights_only" not in text + error.hint
-
-
-@contextmanager
-def no_hang():
-    def stop(_number, _frame):
-        raise TimeoutError(f"more than {HANGS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(HANGS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def fuzz(folder, name, count, start=0):
-    """Process mutated files of a format; return the number of errors."""
-    make, use = FORMS[name]
-    whole = make()
-    for place in ("0.png", "1.png", "2.png", "a b.png"):
-        (folder / place).write_bytes(encoded("PNG"))
-    refused = 0
-    for seed in range(start, start + count):
-        rng = random.Random(f"{name} {seed}")
-        inside = zipfile.is_zipfile(io.BytesIO(whole)) and rng.random() < 0.6
-        data = mutated_inside(whole, rng) if inside else mutated(whole, rng)
-        (folder / name).write_bytes(data)
-        try:
-            with no_hang(), warnings.catch_warnings(), peak(collect=seed % 50 == 0) as used:
-                warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                use(folder / name)
-        except ToolkitError as error:
-            refused += 1
-            check(error)
-        except BaseException as error:
-            raise AssertionError(f"{name}, seed {seed}: {type(error).__name__}: {error}") from error
-        assert used.seconds < SECONDS and used.megabytes < MEGABYTES, f"{name}, seed {seed}: {used}"
-    return refused
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_a_file_that_is_whole_is_used(tmp_path, name):
-    assert fuzz(tmp_path, name, 0) == 0
-    (tmp_path / name).write_bytes(FORMS[name][0]())
-    FORMS[name][1](tmp_path / name)
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_a_few_mutated_files(tmp_path, name):
-    fuzz(tmp_path, name, 8)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
-def test_many_mutated_files(tmp_path, name):
-    refused = fuzz(tmp_path, name, 1000)
-    assert refused > 30  # the mutations have an effect
