@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgeship.toolkit.api.classifier import Classifier
     from edgeship.toolkit.api.prove import golden_images, prove
     from edgeship.toolkit.api.quantize import quantize
+    from edgeship.toolkit.api.verify import verify
     from edgeship.toolkit.core.errors import ToolkitError
     from edgeship.toolkit.core.tensors import Preprocess
     from edgeship.toolkit.pipeline.recipe import Recipe
@@ -42,6 +43,7 @@ __all__ = [
     "prune",
     "quantize",
     "run",
+    "verify",
 ]
 
 _MODULES = {
@@ -52,6 +54,7 @@ _MODULES = {
     "ToolkitError": "toolkit.core.errors",
     **dict.fromkeys(("golden_images", "prove"), "toolkit.api.prove"),
     "quantize": "toolkit.api.quantize",
+    "verify": "toolkit.api.verify",
 }
 
 try:

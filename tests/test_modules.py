@@ -19,6 +19,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/api/images.py
         toolkit/api/models.py
     """,
+    "api/test_verify.py": "toolkit/cli/verify.py",
     "calibration/test_datasets.py": "calibration/sets.py calibration/text.py toolkit/core/text.py",
     "calibration/test_doctor.py": "calibration/preprocessing_check.py",
     "calibration/test_decoding.py": "calibration/images.py",

@@ -253,7 +253,7 @@ def evaluate(
         shape = source.shape if isinstance(source, ImageStream) else None
         file = onnx_file(model, Path(name), recipe, shape or (3, *_sides(recipe)))
         graph = io.read(file)
-        engine = _engine(file, target, Path(name), quantized=graph.quantized)
+        engine = engine_of_graph(file, target, Path(name), quantized=graph.quantized)
         own = graph.preprocess
         asked = graph.size or (as_size(*shape[1:]) if shape else recipe.export.size)
         prepared = preprocessing.resolve(recipe.load.preprocess, own, asked)
@@ -340,7 +340,7 @@ def benchmark(
             folder.mkdir()
             file = _float_or_quantized(model, folder, size)
             graph = io.read(file)
-            engine = _engine(file, target, folder, quantized=graph.quantized)
+            engine = engine_of_graph(file, target, folder, quantized=graph.quantized)
             if engine.target is None:
                 raise TargetError(f"{target} does not run on this machine", hint="measure on the device")
             engines[label] = (target, engine.file)
@@ -453,7 +453,7 @@ def _sides(recipe: Recipe) -> tuple[int, int]:
     return preprocessing.resolve(recipe.load.preprocess, None, recipe.export.size).sides
 
 
-def _engine(file: Path, target: str | None, folder: Path, *, quantized: bool) -> Engine:
+def engine_of_graph(file: Path, target: str | None, folder: Path, *, quantized: bool) -> Engine:
     """Return the engine of a graph; without a target that runs here, the graph itself, to be simulated."""
     if target is None:
         return Engine(file, None)

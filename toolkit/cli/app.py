@@ -33,7 +33,7 @@ TASKS = {  # title of the help -> commands
     "Start": ("run", "init", "list", "doctor"),
     "Models and images": ("train", "data", "inspect", "audit"),
     "Compress": ("prune", "quantize"),
-    "Measure and report": ("bench", "report", "compare", "predict", "prove"),
+    "Measure and report": ("bench", "report", "compare", "verify", "predict", "prove"),
     "Deploy": (
         "bundle",
         "deploy",

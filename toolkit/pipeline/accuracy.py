@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -22,24 +23,37 @@ def accuracies(outcome: Outcome, records: Mapping[VariantId, CompiledVariant]) -
 
     here = f"this machine ({this_device().name})"
     reference, labels = outcome.logits[REFERENCE.name], outcome.labels
-    labelled = bool((labels >= 0).all())
     rows = {}
     for variant, record in records.items():
         logits = outcome.logits[variant.name]
-        correct = logits.argmax(1) == labels
-        drop, interval = statistics.paired_drop(reference.argmax(1) == labels, correct)
         rows[variant.name] = AccuracyRow(
             images=len(logits),
             source="measured" if record.runs_here else "simulated",
             measured_on=here if record.runs_here else _simulation(variant, record),
-            top1=float(correct.mean()) if labelled else None,
-            top5=_top5(logits, labels) if labelled else None,
-            drop_pp=drop if labelled else None,
-            drop_ci95_pp=interval if labelled else None,
-            agreement=statistics.agreement(reference, logits),
-            sqnr_db=_finite(statistics.sqnr_db(reference, logits)),
+            **figures(reference, logits, labels),
         )
     return rows
+
+
+def figures(reference: FloatArray, logits: FloatArray, labels: IntArray) -> dict[str, Any]:
+    """Return the figures of an `AccuracyRow` from (N, classes) logits; None where a label is unknown.
+
+    Args:
+        reference: Logits of the float reference.
+        logits: Logits of the variant.
+        labels: N class indices; -1 is unknown.
+    """
+    known: dict[str, Any] = dict.fromkeys(("top1", "top5", "drop_pp", "drop_ci95_pp"))
+    if (labels >= 0).all():
+        correct = logits.argmax(1) == labels
+        drop, interval = statistics.paired_drop(reference.argmax(1) == labels, correct)
+        top1, top5 = float(correct.mean()), _top5(logits, labels)
+        known = {"top1": top1, "top5": top5, "drop_pp": drop, "drop_ci95_pp": interval}
+    return {
+        **known,
+        "agreement": statistics.agreement(reference, logits),
+        "sqnr_db": _finite(statistics.sqnr_db(reference, logits)),
+    }
 
 
 def _simulation(variant: VariantId, record: CompiledVariant) -> str:
