@@ -20,7 +20,7 @@ from edgeship.toolkit.report.paired_analysis import PREDICTIONS
 FIGURES = {"top1", "top5", "drop_pp", "agreement", "sqnr_db"}
 
 
-def photos(folder, seed, count=6):
+def photos(folder, seed, count=4):
     for label in range(10):
         (folder / f"c{label}").mkdir(parents=True)
         for number in range(count):
