@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,25 @@ class OnnxRuntime:
             runs_here=True,
             note=f"run by ONNX Runtime {self.versions()['onnxruntime']} on the CPU",
             audit=layers,
-            warnings=summed_up((each.warning, each.name, each.warning) for each in layers if each.warning),
+            warnings=(
+                *summed_up((each.warning, each.name, each.warning) for each in layers if each.warning),
+                *self._wrong_quantizers(model),
+            ),
+        )
+
+    def _wrong_quantizers(self, model: Path) -> tuple[str, ...]:
+        """Return a warning if the graph has FP16 Q nodes that this version (1.23) does not round."""
+        import onnx
+
+        graph = onnx.load(str(model), load_external_data=False).graph
+        halves = {item.name for item in graph.initializer if item.data_type == onnx.TensorProto.FLOAT16}
+        nodes = [each for each in graph.node if each.op_type == "QuantizeLinear" and each.input[1] in halves]
+        if not nodes or _rounds_half():
+            return ()
+        version = self.versions()["onnxruntime"]
+        return (
+            f"ONNX Runtime {version} cuts FP16 values off where QuantizeLinear rounds them "
+            f"({len(nodes)} nodes): use the FP32-typed graph, or a later version",
         )
 
     @contextmanager
@@ -131,6 +150,29 @@ def _session(model: Path, threads: int, level: str = "all", *, exact: bool = Fal
             f"ONNX Runtime cannot load {model}: {str(error).strip().splitlines()[0]}",
             hint="check that the file exists and is complete; `edgeship inspect graph FILE`",
         ) from error
+
+
+@cache
+def _rounds_half() -> bool:
+    """Return True if QuantizeLinear rounds FP16 values to the nearest integer."""
+    import numpy as np
+    import onnx.parser
+
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["": 19]>
+        g (float16[n, 4] x, float16 scale, int8 zero) => (int8[n, 4] y)
+        { y = QuantizeLinear(x, scale, zero) }"""
+    )
+    session = Backend(_sdk()).session(model.SerializeToString(), 1)
+    values = np.array([[0.75, 1.75, -0.75, -1.75]], np.float16)
+    return bool(
+        (
+            session.run(None, {"x": values, "scale": np.array(1, np.float16), "zero": np.array(0, np.int8)})[
+                0
+            ]
+            == np.round(values)
+        ).all()
+    )
 
 
 def _simulated(model: Path) -> tuple[bytes, bool]:

@@ -75,6 +75,27 @@ def test_other_graphs_are_left_alone():
     assert as_rounding(model) is model
 
 
+@pytest.mark.parametrize("rounds", [True, False])
+def test_a_runtime_that_cuts_fp16_values_off_is_named(rounds, tmp_path, monkeypatch):
+    path = save(residual_net(TENSORRT), tmp_path / "net.onnx")
+    fp16_graph.to_half(path, tmp_path / "half.onnx")
+    monkeypatch.setattr(onnxruntime, "_rounds_half", lambda: rounds)
+    warnings = [
+        [
+            text
+            for text in targets.get("onnxruntime").compile(each, tmp_path / "out", "int8").warnings
+            if "cuts" in text
+        ]
+        for each in (tmp_path / "half.onnx", path)
+    ]
+    assert [len(found) for found in warnings] == [0 if rounds else 1, 0]
+
+
+def test_whether_this_version_rounds_is_measured():
+    old = tuple(map(int, targets.get("onnxruntime").versions()["onnxruntime"].split(".")[:2])) < (1, 24)
+    assert onnxruntime._rounds_half() is not old
+
+
 def test_the_fp16_variant_of_tensorrt_is_checked_and_simulated_in_its_types(tmp_path, monkeypatch):
     monkeypatch.setattr(local_gpu, "available", lambda: False)
     path = save(residual_net(FLOAT), tmp_path / "net.onnx")
