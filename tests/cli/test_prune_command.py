@@ -150,7 +150,7 @@ def test_an_interrupted_pass_goes_on_from_its_last_block(prune, tmp_path, monkey
             "--target cannot be 'openvin'",
             "openvino",
         ),
-        (("--keep-ratio", "0.5", "--test", "nowhere"), 1, "no such file or folder: nowhere", "known"),
+        (("--keep-ratio", "0.5", "--test", "nowhere"), 2, "no such file or folder: nowhere", "known"),
         (("--keep-ratio", "0.99"), 1, "as narrow as steps of 1 channels allow", "--channel-multiple"),
         (("--macs-ratio", "0.05"), 1, "0.05 of the multiply-accumulates cannot be met; 0.", "scope=both"),
     ],
