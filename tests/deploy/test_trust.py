@@ -174,6 +174,21 @@ def test_a_compromised_key_is_replaced(entry, make, signers):
     assert deploy(entry, make(3, key="next"))
 
 
+def test_an_installed_release_comes_again_signed(entry, bundle, keys, signers, tmp_path):
+    (tmp_path / "root/allowed_signers").unlink()
+    unsigned = bundle(version=2, terms=Terms(1))
+    first, second = deploy(entry, unsigned), deploy(entry, bundle(version=3, terms=Terms(1)))
+    release.trust(entry, signers["ours"], QUICK)
+    refused(entry, unsigned, "not signed")
+    refused(entry, bundles.sign(unsigned, keys["next"]), "not from a signer")
+    assert release.status(entry)["current"] == second
+    assert deploy(entry, bundles.sign(unsigned, keys["ours"])) == first
+    release.trust(entry, signers["ours"] + signers["next"], QUICK)  # and after a rotation of the keys
+    deploy(entry, bundles.sign(bundle(version=4, terms=Terms(1)), keys["next"]))
+    release.trust(entry, signers["next"], QUICK)
+    assert deploy(entry, bundles.sign(unsigned, keys["next"])) == first
+
+
 def test_endless_data(entry, make, tmp_path, monkeypatch):
     bundle = make(1)
     runner = bundle.files[bundles.RUNNER]

@@ -138,7 +138,9 @@ def deploy(
                 session, entry, bundle, release, probed=probed, options=options, on_state=on_state
             )
         on_state("switching", "")
-        _activate(session, entry, release, record, "deploy")
+        signed = bundle.signature_file if installed else None
+        signature = "" if signed is None else bundle.read(signed.path).decode()
+        _activate(session, entry, release, record, "deploy", signature)
     return DeployOutcome(entry.name, "live", release, before, size, time.monotonic() - started, record)
 
 
@@ -390,7 +392,12 @@ def _install(
 
 
 def _activate(
-    session: AgentSession, entry: Device, release: str, record: Mapping[str, Any], why: str
+    session: AgentSession,
+    entry: Device,
+    release: str,
+    record: Mapping[str, Any],
+    why: str,
+    signature: str = "",
 ) -> None:
     selftest_command = [runner_python(entry), *_selftest_arguments(record["target"])]
     try:
@@ -402,6 +409,7 @@ def _activate(
             limit_s=HEALTH_S,
             who=_user(),
             why=why,
+            signature=signature,
         )
     except RefusedError:
         raise

@@ -149,15 +149,20 @@ class Agent:
         self._releases.clear_staging()
         return {}
 
-    def activate(self, release: str, health: list[str], limit_s: float, who: str, why: str) -> dict[str, Any]:
+    def activate(
+        self, release: str, health: list[str], limit_s: float, who: str, why: str, signature: str = ""
+    ) -> dict[str, Any]:
         """Switch `current` to a release, run the health check, and switch back if the check fails.
 
         The health check runs in the folder of the live release, which replaces "{current}" in `health`.
+        `signature` is that of the bundle of a release that is installed already.
         """
         self._need_lock()
         if not (self._releases.folder(release) / "release.json").exists():
             raise RefusedError(f"release {release} is not installed", "`edgeship status`")
         folder = self._releases.folder(release)
+        if signature:
+            self._policy.endorse(folder, signature)
         if why != ROLLBACK:  # which is its operator's decision, and in the history
             self._policy.check(folder, self._releases.times())
         before = self._releases.current()

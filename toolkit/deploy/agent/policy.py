@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgeship.toolkit.deploy.agent.object_store import read_json, write_json, wr
 from edgeship.toolkit.deploy.agent.protocol import RefusedError
 
 NAMESPACE = "edgeship"  # of signatures
+SIGNATURE = "manifest.json.sig"
 
 
 class Policy:
@@ -51,6 +53,22 @@ class Policy:
             if version > before["floor"]:
                 write_json(self._file, {**before, "floor": version})
 
+    def endorse(self, folder: Path, signature: str) -> None:
+        """Replace the signature of an installed release by one of a trusted signer.
+
+        A release that was installed unsigned, or signed by an old key, may come again with another signature.
+        """
+        file, new = folder / SIGNATURE, folder / f"{SIGNATURE}.new"
+        if not self.signed_only or (file.exists() and file.read_text() == signature):
+            return
+        try:
+            write_text(new, signature)
+            self._check_signature(folder, new)
+            new.replace(file)
+        finally:
+            with suppress(OSError):
+                new.unlink()
+
     def check(self, folder: Path, times: list[str]) -> None:
         """Raise if the device's owner does not allow a release.
 
@@ -60,7 +78,7 @@ class Policy:
         """
         if not self.signed_only:
             return
-        self._check_signature(folder)
+        self._check_signature(folder, folder / SIGNATURE)
         manifest, policy = _manifest(folder), self.describe()
         version, expires = _terms(manifest)
         today = max([time.strftime("%Y-%m-%d", time.gmtime()), *(moment[:10] for moment in times)])
@@ -82,9 +100,8 @@ class Policy:
                 f"the bundle expired on {expires}", "sign a bundle with a later --expires", "policy"
             )
 
-    def _check_signature(self, folder: Path) -> None:
+    def _check_signature(self, folder: Path, signature: Path) -> None:
         """Raise if no trusted signer signed the manifest."""
-        signature = folder / "manifest.json.sig"
         if not signature.exists():
             raise RefusedError(
                 "this device accepts signed bundles only; this one is not signed",
