@@ -135,7 +135,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/prove/pipeline.py
         toolkit/prove/proof.py
     """,
-    "runner/test_runner_watch.py": "targets/runner/monitor.py toolkit/prove/watching.py",
+    "runner/test_runner_watch.py": "targets/runner/monitor.py",
     "prove/test_faults.py": "toolkit/prove/pixels.py",
     "prune/test_finetune.py": "toolkit/prune/distill_options.py",
     "prune/test_groups_and_apply.py": "toolkit/prune/groups.py",

@@ -130,7 +130,7 @@ class Classifier:
         threads: CPU threads; None: all that the process may use.
         description: Content of model.json; None: the file, or the metadata of an ONNX file.
         follow: Load the new engine after `path` was switched to another folder; see `reload`.
-        monitor: State file of the monitor, see `watch`; None: next to `current` of a release, else no monitor.
+        monitor: State file of the monitor, see `watch`; None: next to `current` of a release; empty: no monitor.
 
     Raises:
         Failure: The engine, its runtime or its model.json is missing or damaged.

@@ -27,7 +27,7 @@ def main(path: str, arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     chosen = parser.parse_args(arguments)
     try:
-        with Classifier(chosen.engine, threads=chosen.threads) as classifier:
+        with Classifier(chosen.engine, threads=chosen.threads, monitor="") as classifier:
             failed = classify(classifier, chosen.images, top=chosen.top, as_json=chosen.json)
     except Failure as failure:
         print(f"error: {failure} ({failure.cause})\nhint: {failure.cure}", file=sys.stderr)

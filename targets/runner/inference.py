@@ -60,6 +60,6 @@ def are_probabilities(outputs: Any) -> bool:
 
 
 def softmax(logits: Any) -> Any:
-    """Return the probabilities of logits (N, classes)."""
+    """Return the probabilities of the logits (classes,) of an image."""
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return (powers / powers.sum()).astype(np.float32)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from measured import peak
 from PIL import Image
 
 import edgeship
@@ -19,7 +20,7 @@ from edgeship.toolkit.report.paired_analysis import PREDICTIONS
 FIGURES = {"top1", "top5", "drop_pp", "agreement", "sqnr_db"}
 
 
-def photos(folder, seed, count=6):
+def photos(folder, seed, count=4):
     for label in range(10):
         (folder / f"c{label}").mkdir(parents=True)
         for number in range(count):
@@ -135,6 +136,39 @@ def test_a_damaged_bundle_is_refused(place, tmp_path):
         edgeship.verify(tmp_path / "bundle.tar")
     with pytest.raises(ToolkitError):
         edgeship.verify(tmp_path)
+
+
+DAMAGED = {
+    "short": lambda stored: {**stored, "labels": stored["labels"][:5]},
+    "empty": lambda stored: {name: values[:0] for name, values in stored.items()},
+    "flat": lambda stored: {name: values.reshape(1, -1) for name, values in stored.items()},
+    "text": lambda stored: {name: values.astype("U") + "x" for name, values in stored.items()},
+    "without labels": lambda stored: {name: each for name, each in stored.items() if name != "labels"},
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGED, b"", b"PK\3\4"])
+def test_damaged_predictions_are_no_predictions(place, tmp_path, damage):
+    shutil.copytree(place / "run", tmp_path / "run")
+    file = tmp_path / "run" / PREDICTIONS
+    if isinstance(damage, bytes):
+        file.write_bytes(damage)
+    else:
+        np.savez(file, **DAMAGED[damage](dict(np.load(place / "run" / PREDICTIONS))))
+    checks = by(edgeship.verify(tmp_path / "run"))
+    assert checks[PREDICTIONS, "content"].result == "unchecked"
+    assert checks["openvino-int8", "top1"].result == "unchecked"
+
+
+def test_classes_that_no_label_has_are_wrong_and_cheap(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    stored = dict(np.load(place / "run" / PREDICTIONS))
+    stored["openvino-int8"] = stored["openvino-int8"] + 30_000
+    np.savez(tmp_path / "run" / PREDICTIONS, **stored)
+    with peak() as used:
+        checks = by(edgeship.verify(tmp_path / "run"))
+    assert checks["openvino-int8", "agreement"].result == "differs"
+    assert used.megabytes < 200
 
 
 @pytest.mark.parametrize(("change", "code"), [(0.0, 0), (0.3, 3)])

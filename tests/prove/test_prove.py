@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,6 +226,32 @@ def test_golden_images_have_forms_on_which_faults_show(pipeline, golden, publish
     (golden.parent / "other" / "notes.txt").touch()
     with pytest.raises(DataError, match="other files"):
         edgeship.golden_images(published, golden.parent / "other")
+
+
+@pytest.mark.parametrize("form", ["pixels", "nhwc", "nchw"])
+def test_engines_of_every_input_form(golden, form):
+    weights = np.random.default_rng(0).normal(size=(32 * 32 * 3, 5)).astype(np.float32)
+
+    class Engine:
+        path, labels, input_form = "linear", [*"abcde"], form
+        description = SimpleNamespace(
+            resize=36, crop=(32, 32), interpolation="bilinear", mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25]
+        )
+
+        def classify_inputs(self, inputs):
+            assert inputs.dtype == (np.uint8 if form == "pixels" else np.float32)
+            assert inputs.shape[1:] == ((3, 32, 32) if form == "nchw" else (32, 32, 3))
+            return [SimpleNamespace(logits=row.reshape(-1).astype(np.float32) @ weights) for row in inputs]
+
+    shown = making.read(golden)
+    pipeline = Pipeline(Engine(), [*shown.values()], [*shown])
+    names = {fault.name for fault in pipeline.usable(CATALOGUE)}
+    assert ("mean-missing" in names) == (form != "pixels")
+    for name in ("bgr", "layout", "transposed", "squash"):
+        fault = next(each for each in CATALOGUE if each.name == name)
+        decided = diagnosis.diagnose(pipeline, Answers("logits", pipeline.outputs((fault,))))
+        assert [each.name for each in decided.faults[0]] == [name]
+    assert diagnosis.diagnose(pipeline, Answers("logits", pipeline.outputs(()))).verdict == "proved"
 
 
 SHARED = Path(__file__).parents[3] / "shared"

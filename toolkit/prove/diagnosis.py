@@ -124,11 +124,10 @@ class _Values:
         return float(np.linalg.norm((one - other).astype(np.float64))) / self.size
 
     def decide(self) -> Diagnosis:
-        jittered = self.pipeline.jittered()
         if self.tensors:
-            moved = jittered.reshape(len(jittered), -1).astype(np.float32)
+            moved = self.pipeline.jittered().reshape(len(self.given), -1).astype(np.float32)
         else:
-            moved = self.reported(self.pipeline.outputs_of(jittered), None, self.answers)
+            moved = self.reported(self.pipeline.jittered_outputs, None, self.answers)
         tolerance = max(JITTERS * self.distance(moved, self.right), LEAST_TOLERANCE)
         clean = self.distance(self.given, self.right)
         singles = sorted((self.candidate((fault,)) for fault in self.faults), key=lambda each: each.residual)
@@ -206,7 +205,7 @@ def _diagnose_classes(pipeline: Pipeline, answers: Answers, catalogue: Sequence[
     given: npt.NDArray[np.int64] = answers.values
     rows = np.arange(len(given))
     right = outputs.centred(outputs.logits_of(raw, softmaxed=softmaxed))
-    moved = outputs.centred(outputs.logits_of(pipeline.outputs_of(pipeline.jittered()), softmaxed=softmaxed))
+    moved = outputs.centred(outputs.logits_of(pipeline.jittered_outputs, softmaxed=softmaxed))
     noise = max(float((moved - right).std()), 1e-3 * float(right.std()), 1e-12)
 
     def logs(faults: Faults) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class Pipeline:
             for start in range(0, len(inputs), BATCH)
         ]
         return np.stack([result.logits for part in parts for result in part]).astype(np.float32)
+
+    @cached_property
+    def jittered_outputs(self) -> FloatArray:
+        """Return the outputs for `jittered`."""
+        return self.outputs_of(self.jittered())
 
     def jittered(self) -> Any:
         """Return inputs whose pixels differ by up to one level, as between two right decoders or resizes."""

@@ -74,12 +74,14 @@ def store_predictions(evaluated: Path, out: Path) -> None:
 def load_predictions(folder: Path) -> StoredPredictions | None:
     """Read predictions.npz; None if it is absent or damaged."""
     try:
-        with np.load(folder / PREDICTIONS, allow_pickle=False) as stored:
+        with (folder / PREDICTIONS).open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name].astype(np.int64) for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    labels = arrays.pop("labels", None)
-    return None if labels is None else StoredPredictions(labels, arrays)
+    labels = arrays.pop("labels", np.zeros(0, np.int64))
+    if labels.ndim != 1 or not len(labels) or any(each.shape != labels.shape for each in arrays.values()):
+        return None
+    return StoredPredictions(labels, arrays)
 
 
 def compare(
