@@ -36,6 +36,7 @@ NV12 = {
 }
 COLORS = ("rgb", "bgr", *NV12)
 _ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
+MOST_BYTES = 512 << 20  # of an image file; a device or a pipe has no end
 _LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
 
 
@@ -317,6 +318,9 @@ class _Engine:
                 str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
                 f"give (N, {', '.join(map(str, self._shape))}), as `inputs` returns",
             ) from error  # fmt: skip
+        if not np.isfinite(logits).all():
+            raise Failure("output-not-finite", "the engine returned NaN or infinity", "an overflow in half precision, "
+                          "damaged weights, or inputs that are not finite", "use another variant or the release before")  # fmt: skip
         if not self.labels:
             self.labels = [str(index) for index in range(logits.shape[1])]
         if len(self.labels) != logits.shape[1]:
@@ -450,7 +454,7 @@ def _decoded(image: Any, color: str) -> Any:
     if isinstance(image, (str, os.PathLike)):
         try:
             with open(image, "rb") as stream:
-                return _decode(stream.read(), os.fspath(image))
+                return _decode(stream.read(MOST_BYTES + 1), os.fspath(image))
         except OSError as error:
             raise Failure("image-missing", f"cannot read {image}", str(error.strerror), "check the path") from error
     if isinstance(image, (bytes, bytearray, io.BytesIO)):
@@ -474,6 +478,8 @@ def _decoded(image: Any, color: str) -> Any:
 
 
 def _decode(data: bytes, name: str) -> Any:
+    if len(data) > MOST_BYTES:
+        raise Failure("image-large", f"{name} has over {MOST_BYTES >> 20} MiB", "it is no usual image", "replace it")
     try:
         return imaging.decode(data)
     except ImportError as error:

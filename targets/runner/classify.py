@@ -11,7 +11,7 @@ import sys
 from typing import Any, Callable, Iterable, Iterator
 
 from . import imaging
-from .classifier import Classifier
+from .classifier import MOST_BYTES, Classifier
 from .failures import Failure
 
 STDIN = "-"
@@ -22,9 +22,9 @@ def main(path: str, arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Classify images; prints the most probable classes.")
     parser.add_argument("images", nargs="+", help="image files, folders, patterns, or - for standard input")
     parser.add_argument("--engine", default=path, help="release, engine folder or engine file")
-    parser.add_argument("--top", type=int, default=5, help="number of classes for each image (default: 5)")
+    parser.add_argument("--top", type=_positive, default=5, help="number of classes for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each image")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     chosen = parser.parse_args(arguments)
     try:
         with Classifier(chosen.engine, threads=chosen.threads, monitor="") as classifier:
@@ -35,8 +35,15 @@ def main(path: str, arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def classify(
-    classifier: Classifier, names: Iterable[str], *, top: int, as_json: bool, write: Callable[[str], None] = print
+    classifier: Classifier, names: Iterable[str], *, top: int, as_json: bool, write: Callable[[str], None] | None = None
 ) -> int:
     """Classify images and write one line each, or a table of the classes; return the number of failures.
 
@@ -45,12 +52,12 @@ def classify(
         names: Files, folders (with all images below), patterns, or `-`.
         top: Number of classes.
         as_json: Write {"image", "classes": [{"index", "label", "probability"}]}, or {"image", "error"}.
-        write: Receives each line.
+        write: Receives each line; None: printed, escaped.
 
     Raises:
         Failure: A name leads to no image.
     """
-    failed = 0
+    failed, write = 0, write or _print
     for name, image in _images(names):
         try:
             classes = classifier(image).top(top)
@@ -71,11 +78,18 @@ def classify(
     return failed
 
 
+def _print(line: str) -> None:
+    """Print a line with names of files and classes, of any characters, on a terminal of any encoding."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    encoding = sys.stdout.encoding or "ascii"
+    print(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _images(names: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Yield name and path, or the content of standard input, of every image."""
     for name in names:
         if name == STDIN:
-            yield "standard input", sys.stdin.buffer.read()
+            yield "standard input", sys.stdin.buffer.read(MOST_BYTES + 1)
             continue
         files = list(_files(name))
         if not files:
@@ -89,7 +103,8 @@ def _files(name: str) -> Iterator[str]:
     if os.path.isdir(name):
         for folder, folders, files in os.walk(name):
             folders.sort()
-            yield from (os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(imaging.SUFFIXES))
+            images = (os.path.join(folder, file) for file in sorted(files) if file.lower().endswith(imaging.SUFFIXES))
+            yield from filter(os.path.isfile, images)  # reading a pipe would block
     elif os.path.exists(name):
         yield name
     else:

@@ -159,6 +159,9 @@ TABLE = (
         r"|ModelProto does not have a graph|No graph was found|Model.*is not valid ONNX|not a(n)? valid (ONNX|model)"
         r"|Unable to read the model|Failed to load model",
         "the graph file is cut off, or is no ONNX file", "upload it again and compare its sha256"),
+    Row("ir-damaged", r"in bin file|bin file cannot be found|pugi::status_ok|xml_deserialize_util|[Ff]ailed to read IR",
+        "model.xml or model.bin of OpenVINO is missing or cut off, or they are of two models",
+        "copy both files of the engine again"),
     Row("int8-flag-missing", r"int8 is not configured in the builder|[Ii]nt8 precision has been set",
         "a Q/DQ graph was built without INT8", "build it with --precision int8"),
     Row("network-dynamic",
@@ -280,8 +283,8 @@ def from_error(error: BaseException, logged: str = "", doing: str = "") -> Failu
         return Failure("file-missing", message, f"there is no file {error.filename}", "check the path")
     if isinstance(error, OSError):
         return Failure("file-unusable", message, "the system refused the file", "check path and permissions")
-    last = last_error(logged) or f"{type(error).__name__}: {error}"
-    cause = f"no known cause; the last error is: {last}"
+    last = last_error(logged)  # without a log, the message has the exception already
+    cause = f"no known cause; the last error is: {last}" if last else f"no known cause ({type(error).__name__})"
     return Failure("unknown", message, cause, "read the log on stderr; run `probe` for what the device lacks")
 
 

@@ -1,9 +1,13 @@
 """The classifier: the classes of the report from a run, an engine or a file; a live switch of releases."""
 
+import io
 import json
+import os
 import re
 import shutil
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 
 from edgeship.calibration.datasets import open_dataset
 from edgeship.targets.runner import classifier as module
+from edgeship.targets.runner import classify
 from edgeship.targets.runner.classifier import Classifier
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.api.classifier import is_simulated
@@ -277,7 +282,7 @@ def test_the_command_prints_classes_of_files_folders_and_patterns(published, pic
     assert code == 0 and printed.count(".png") == 2 and printed.count("%") == 10
     (tmp_path / "bad.png").write_bytes(b"no image")
     code, printed, errors = predict(capsys, out, tmp_path, "--top", "1")
-    assert code == 1 and "bad.png" in printed and "1 images were not classified" in errors
+    assert code == 1 and "bad.png" in printed and "1 image was not classified" in errors
     assert printed.count("%") == 3
 
 
@@ -339,3 +344,49 @@ def test_the_frames_of_a_release_are_watched_by_the_reference_of_the_evaluation(
         classifier(pictures)
         assert classifier.watch["alarm"] is None
     assert json.loads((tmp_path / "monitor.json").read_text())["frames"] in (0, IMAGES)
+
+
+def test_names_of_files_are_printed_on_any_terminal_and_pipes_in_folders_are_passed_by(
+    published, pictures, tmp_path, monkeypatch
+):
+    pictures[0].save(tmp_path / "ok\x1b[31m\n\u65e5.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    stream = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert (
+        classify.main(str(published[0] / "engines/openvino/openvino-int8"), [str(tmp_path), "--top", "1"])
+        == 0
+    )
+    stream.flush()
+    assert b"ok\\x1b[31m\\n\\u65e5.png\n" in stream.buffer.getvalue()
+    with pytest.raises(SystemExit):
+        classify.main("engine", ["x.png", "--top", "0"])
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file without end")
+def test_a_file_without_end_is_refused(published, monkeypatch):
+    monkeypatch.setattr(module, "MOST_BYTES", 1 << 20)
+    engine = published[0] / "engines/openvino/openvino-int8"
+    with Classifier(engine) as classifier, pytest.raises(Failure, match="over 1 MiB"):
+        classifier("/dev/zero")
+
+
+def test_outputs_that_are_not_finite_are_no_class(published, pictures, monkeypatch):
+    with Classifier(published[0] / "engines/openvino/openvino-int8") as classifier:
+        monkeypatch.setattr(classifier._engine._inference, "_run", lambda images: np.full((1, 10), np.nan))
+        with pytest.raises(Failure, match="NaN"):
+            classifier(pictures[0])
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "xml"])
+def test_a_damaged_ir_names_its_files_once(published, tmp_path, damage):
+    shutil.copytree(published[0] / "engines/openvino/openvino-int8", tmp_path / "engine")
+    weights, graph = tmp_path / "engine/model.bin", tmp_path / "engine/model.xml"
+    if damage == "absent":
+        weights.unlink()
+    else:
+        cut = weights if damage == "cut" else graph
+        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    with pytest.raises(Failure) as caught:
+        Classifier(tmp_path / "engine")
+    assert caught.value.code == "ir-damaged"

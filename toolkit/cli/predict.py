@@ -68,7 +68,8 @@ def command(
         raise (missing(error) if failure.code == "image-missing" else error) from failure
     if failed:
         raise DataError(
-            f"{failed} images were not classified", hint="replace or remove the files named above"
+            f"{failed} {'image was' if failed == 1 else 'images were'} not classified",
+            hint="replace or remove the files named above",
         )
 
 
