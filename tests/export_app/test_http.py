@@ -137,6 +137,13 @@ def test_another_form_gets_status_400_and_no_class(port, change, message):
         ("/v2/models/my_net_1/infer", b"[1]", {}, 400),
         ("/v2/models/my_net_1/infer", b"{}", {"Inference-Header-Content-Length": "99"}, 400),
         ("/v2/models/my_net_1/infer", b"{}x", {"Inference-Header-Content-Length": "-2"}, 400),
+        ("/v2/models/my_net_1/infer", b"{}", {"Inference-Header-Content-Length": "9" * 5000}, 400),
+        (
+            "/v2/models/my_net_1/infer",
+            json.dumps({"inputs": [{**GOOD, "shape": [257, 1, 1, 3]}]}).encode(),
+            {},
+            413,
+        ),
         ("/v2/models/my_net_1/infer", b"{}", {"Content-Encoding": "gzip"}, 415),
         ("/v2/models/other/infer", json.dumps({"inputs": [GOOD]}).encode(), {}, 404),
         ("/v2/models/my_net_1/versions/2/infer", json.dumps({"inputs": [GOOD]}).encode(), {}, 404),

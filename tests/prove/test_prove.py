@@ -133,6 +133,14 @@ def test_classes_name_a_gross_fault_and_say_how_many_images_a_small_one_needs(pi
     assert [fault.name for fault in diagnosis.diagnose(pipeline, order).faults[0]] == ["class-order"]
 
 
+def test_few_classes_and_constant_outputs_prove_nothing(pipeline):
+    right = pipeline.outputs(())
+    one = diagnosis.diagnose(pipeline.part(slice(0, 1)), Answers("classes", right[:1].argmax(1)))
+    assert one.verdict == "undecided"
+    with pytest.raises(DataError, match="logits of all 20 images are equal"):
+        diagnosis.diagnose(pipeline, Answers("logits", np.zeros_like(right)))
+
+
 def test_the_command_line_proves_names_and_counts_the_cost(published, golden, graph, tmp_path, capsys):
     def lines(fault, kind="logits"):
         application = Application(graph, SIDE, MARGIN, fault)

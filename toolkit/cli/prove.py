@@ -98,7 +98,8 @@ def command(
     softmax, class order, half precision. Prints the line to change, and the accuracy that the fault costs on
     evaluation images. RUN is the folder of a run, or with --images also an engine.
 
-    Exit code 3: a fault was found, or the outputs differ for another reason.
+    Exit code 3: a fault was found, the outputs differ for another reason, or the classes of these images do
+    not decide.
     """
     import json
 
@@ -110,7 +111,7 @@ def command(
 
     ways = [each for each in (outputs, command, tensors, write_images) if each is not None]
     if len(ways) != 1:
-        raise click.UsageError("one of --outputs, --command, --tensors and --write-images is needed")
+        raise click.UsageError("give exactly one of --outputs, --command, --tensors and --write-images")
     if write_images is not None:
         written = api.golden_images(run, write_images, count=count, variant=variant)
         if as_json:
@@ -133,4 +134,7 @@ def command(
             click.echo(line)
     if not proof.proved:
         fault = proof.faults[0].title if proof.faults else "no fault of the catalogue"
-        raise GateError(f"{run}: {proof.verdict}: {fault}", hint="change the application, and prove it again")
+        hint = "change the application, and prove it again"
+        if proof.verdict == "undecided":
+            hint = "show more images, or give logits in place of classes"
+        raise GateError(f"{run}: {proof.verdict}: {fault}", hint=hint)

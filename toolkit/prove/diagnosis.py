@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.prove import outputs
 from edgeship.toolkit.prove.faults import CATALOGUE, Fault
@@ -53,7 +54,8 @@ class Diagnosis:
     """The decision.
 
     Attributes:
-        verdict: `proved`; `fault`; `undecided` (classes of too few images); `unexplained`.
+        verdict: `proved`; `fault`; `undecided` (classes of too few images: a fault is suspected, or fewer
+            than half of the faults are excluded); `unexplained`.
         faults: Hypotheses that explain the outputs and these images do not separate, best first.
         residual: Relative residual (log-likelihood of classes) of a right pipeline.
         left: The same under the first of `faults`; None without one.
@@ -82,7 +84,18 @@ def diagnose(pipeline: Pipeline, answers: Answers, catalogue: Sequence[Fault] = 
         pipeline: The engine and the images.
         answers: Outputs of the application, a row for each image.
         catalogue: The faults.
+
+    Raises:
+        DataError: The application gives different images equal numbers.
     """
+    values = answers.values
+    if answers.kind in ("logits", "tensors") and len(values) > 1 and (values == values[0]).all():
+        reference = pipeline.inputs(())
+        if (reference != reference[0]).any():
+            raise DataError(
+                f"the {answers.kind} of all {len(values)} images are equal",
+                hint="check that the application reads the image that it is given",
+            )
     return _diagnose_classes(pipeline, answers, catalogue) if answers.kind == "classes" else _Values(
         pipeline, answers, catalogue
     ).decide()  # fmt: skip
@@ -274,7 +287,9 @@ def _diagnose_classes(pipeline: Pipeline, answers: Answers, catalogue: Sequence[
             if clean - each.residual < math.log(EXCLUDED)
         )
         if best is None or best.residual <= clean + math.log(SUSPECT):
-            return Diagnosis("proved", (), left=None, hidden=hidden, **base)  # type: ignore[arg-type]
+            excluded = len(visible) - len(hidden)
+            verdict: Verdict = "proved" if 2 * excluded >= len(singles) else "undecided"
+            return Diagnosis(verdict, (), left=None, hidden=hidden, **base)  # type: ignore[arg-type]
         more = needed(logs(best.faults), clean_log, SURE)
         images = max(more, len(given) + 1) if more else None
         return Diagnosis("undecided", (best.faults,), left=best.residual, hidden=hidden, images_needed=images,

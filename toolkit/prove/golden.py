@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from edgeship.targets.runner import imaging
-from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.errors import DataError, missing
 from edgeship.toolkit.core.tensors import Preprocess, sides
 from edgeship.toolkit.prove import pixels
 
@@ -71,9 +71,8 @@ def read(folder: Path) -> dict[str, bytes]:
         DataError: There is none, or one cannot be read.
     """
     if not folder.is_dir():
-        raise DataError(
-            f"no folder of images at {folder}", hint="write one with `edgeship prove RUN --write-images`"
-        )
+        hint = "write one with `edgeship prove RUN --write-images`"
+        raise missing(DataError(f"no folder of images at {folder}", hint=hint))
     paths = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in imaging.SUFFIXES and path.is_file()
     )

@@ -30,7 +30,8 @@ def write(source: Source, folder: Path) -> Readme:
             "Prometheus. Without `--host` only this machine can connect.",
             "A request has one input: `pixels`, UINT8 (N, H, W, 3) of decoded RGB of any size, or `files`, "
             "BYTES (N) of encoded images. Outputs: `index` INT64 (N), `label` BYTES (N), `probabilities` and "
-            "`logits` FP32 (N, classes). A request of another form gets status 400.",
+            "`logits` FP32 (N, classes). A request of another form gets "
+            "status 400, one of over 256 images 413.",
             "```python\nimport numpy as np\nimport tritonclient.http as http\n\n"
             'client = http.InferenceServerClient("127.0.0.1:8000")\n'
             'pixels = http.InferInput("pixels", [1, 480, 640, 3], "UINT8")\n'

@@ -38,6 +38,7 @@ from edgeship.targets.runner.failures import Failure
 
 VERSION = "1"
 MOST_BYTES = 64 << 20  # of a request
+MOST_IMAGES = 256  # of a request: small files become inputs of full size
 MOST_REQUESTS = 16  # read and classified at a time; others wait unread
 BODY_S = 30.0  # for the body of a request
 BINARY_HEADER = "inference-header-content-length"  # of Triton's binary tensor extension: length of the JSON
@@ -228,9 +229,10 @@ async def _body(request: Request) -> bytes:
 
 def _parts(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     """Return the JSON part of a request and the bytes behind it."""
-    end = len(body) if length is None else int(length) if length.isdecimal() else -1
+    digits = length is not None and length.isdecimal() and len(length) < 10
+    end = len(body) if length is None else int(length) if digits else -1
     if not 0 <= end <= len(body):
-        raise BadRequestError(f"{BINARY_HEADER} is {length!r}, the request has {len(body)} bytes")
+        raise BadRequestError(f"{BINARY_HEADER} is {str(length)[:20]!r}, the request has {len(body)} bytes")
     try:
         header = json.loads(body[:end])
     except (ValueError, RecursionError) as error:
@@ -259,7 +261,9 @@ def _images(header: dict[str, Any], binary: bytes) -> list[Any]:
         or (name == "pixels" and shape[3] != 3)
     ):
         form = "[N, height, width, 3]" if name == "pixels" else "[N]"
-        raise BadRequestError(f"{name} has shape {shape!r}, expected {form}")
+        raise BadRequestError(f"{name} has shape {str(shape)[:80]}, expected {form}")
+    if shape[0] > MOST_IMAGES:
+        raise BadRequestError(f"{name} has {shape[0]} images, send at most {MOST_IMAGES} in a request", 413)
     parameters = tensor.get("parameters") or {}
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     if size is None:
