@@ -119,6 +119,24 @@ def test_a_changed_engine_differs(place, tmp_path):
     assert checks["openvino-int8", "sqnr_db"].result == "exact"
 
 
+def test_a_changed_byte_of_an_engine_differs_where_its_stage_is_there(place, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    file = tmp_path / "run/engines/onnxruntime/onnxruntime-int8/model.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    (place / "store").symlink_to(place / "gone")
+    try:
+        checks = by(edgeship.verify(tmp_path / "run", str(place / "images")))
+    finally:
+        (place / "store").unlink()
+    results = {
+        subject: check.result for (subject, figure), check in checks.items() if figure == "engine files"
+    }
+    assert results.pop("onnxruntime-int8") == "differs"
+    assert len(results) >= 4 and set(results.values()) == {"exact"}
+
+
 def test_a_bundle_is_verified_without_anything_else(place):
     checks = by(edgeship.verify(place / "bundle.tar"))
     for name in ("onnxruntime-int8", "openvino-int8", "tensorrt-int8"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from edgeship.toolkit.api._logging import logged_progress
 from edgeship.toolkit.api.actions import BATCH, engine_of_graph
 from edgeship.toolkit.api.classifier import BUNDLE_SUFFIX
 from edgeship.toolkit.core import statistics
-from edgeship.toolkit.core.artifact import sha256_file, sha256_tree
+from edgeship.toolkit.core.artifact import read_json, sha256_file, sha256_tree
 from edgeship.toolkit.core.errors import DataError, ToolkitError
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.deploy import bundle as bundles
@@ -30,6 +31,8 @@ from edgeship.toolkit.pipeline.runner import run as run_recipe
 from edgeship.toolkit.pipeline.store import Store
 from edgeship.toolkit.report import render
 from edgeship.toolkit.report.paired_analysis import PREDICTIONS, StoredPredictions, load_predictions
+from edgeship.toolkit.runs.annotations import annotate
+from edgeship.toolkit.runs.description import DESCRIPTION
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.variant_id import REFERENCE
 
@@ -96,6 +99,7 @@ def _run(folder: Path, data: str | None, model: str | None, *, rebuild: bool) ->
             )
         else:
             yield _equal(stage.name, "digest", stage.digest, sha256_tree(stage.folder))
+    yield from _engines(folder, index.folders.get("compile"), report)
     stored = load_predictions(folder)
     if stored is None:
         yield Check(PREDICTIONS, "content", "unchecked", why="the file is absent or damaged")
@@ -110,6 +114,36 @@ def _run(folder: Path, data: str | None, model: str | None, *, rebuild: bool) ->
         yield from _rebuilt(folder, data, model)
     else:
         yield Check("graphs", "bytes", "unchecked", why="--rebuild runs the stages again and compares them")
+
+
+def _engines(folder: Path, compiled: Path | None, report: RunReport) -> Iterator[Check]:
+    """Compare the files of each engine with those of its stage, with the annotations of a published run."""
+    described = folder / "engines" / DESCRIPTION
+    if compiled is None or not compiled.is_dir() or not described.is_file():
+        yield Check(
+            "engines", "bytes", "unchecked", why="the folder of the compile stage is on another machine"
+        )
+        return
+    description = read_json(described)
+    for variant in report.variants:
+        if variant.file is None or not (compiled / variant.name).is_dir():
+            continue
+        stated, found = {}, {}
+        with tempfile.TemporaryDirectory() as name:
+            for path in sorted(each for each in (compiled / variant.name).rglob("*") if each.is_file()):
+                place = path.relative_to(compiled / variant.name)
+                copy, published = Path(name) / path.name, (folder / variant.file).parent / place
+                shutil.copy(path, copy)
+                try:
+                    annotate(copy, description)
+                except (ToolkitError, KeyError, TypeError, ValueError):
+                    stated[str(place)] = "another model.json"
+                else:
+                    stated[str(place)] = sha256_file(copy)
+                copy.unlink()
+                found[str(place)] = sha256_file(published) if published.is_file() else "absent"
+        others = [place for place in stated if stated[place] != found[place]]
+        yield _equal(variant.name, "engine files", len(stated), len(stated) - len(others), ", ".join(others))
 
 
 def _equal(subject: str, figure: str, stated: Any, recomputed: Any, why: str = "") -> Check:
