@@ -121,7 +121,10 @@ def _engines(folder: Path, compiled: Path | None, report: RunReport) -> Iterator
     described = folder / "engines" / DESCRIPTION
     if compiled is None or not compiled.is_dir() or not described.is_file():
         yield Check(
-            "engines", "bytes", "unchecked", why="the folder of the compile stage is on another machine"
+            "engines",
+            "engine files",
+            "unchecked",
+            why="the folder of the compile stage is on another machine",
         )
         return
     description = read_json(described)
