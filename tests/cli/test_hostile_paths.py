@@ -121,3 +121,8 @@ def test_output_that_cannot_be_written_is_no_traceback():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([*run[:3], "list", "models"], capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0 and done.stdout.isascii()
+
+
+def test_a_bundle_that_has_expired_already_is_refused_before_work(call, tmp_path):
+    code, _, err = call("bundle", tmp_path, "--expires", "2020-01-01")
+    assert code == 2 and "2020-01-01 has come" in " ".join(err.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,10 @@ def command(
     from edgeship.toolkit.deploy.manifest import Day, Terms
     from edgeship.toolkit.pipeline.recipe import Recipe
 
+    if expires is not None and expires.date() <= datetime.now(timezone.utc).date():
+        raise click.BadParameter(
+            f"{expires:%Y-%m-%d} has come: devices would refuse the bundle", param_hint="'--expires'"
+        )
     target = out or run / bundle_from_run.FILE
     refuse_inputs(target, *(each for each in (key, openssf_key) if each is not None))
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
