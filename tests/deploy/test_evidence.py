@@ -14,7 +14,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import evidence
-from edgeship.toolkit.deploy.bundle import sign_openssf
+from edgeship.toolkit.deploy.bundle import openssf_signer, sign_openssf
 from edgeship.toolkit.runs.index import StageResult
 from edgeship.toolkit.runs.measured import AccuracyRow, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
@@ -86,7 +86,7 @@ def test_others_check_the_openssf_signature(tmp_path, bundle):
     ):
         subprocess.run(["openssl", *command], check=True, capture_output=True)
     made = bundle()
-    signature = sign_openssf(made, key)
+    signature = sign_openssf(made, openssf_signer(key))
     check = verifying.Config().use_elliptic_key_verifier(public_key=public)
     check.verify(made.path, signature)
     with made.path.open("ab") as stream:
@@ -94,14 +94,14 @@ def test_others_check_the_openssf_signature(tmp_path, bundle):
     with pytest.raises(ValueError, match=r"(?i)mismatch|differ|expected"):
         check.verify(made.path, signature)
     with pytest.raises(DataError, match="cannot sign"):
-        sign_openssf(made, made.path)
+        openssf_signer(made.path)
     assert signing
 
 
-def test_signing_without_the_package_names_the_extra(bundle, monkeypatch, tmp_path):
+def test_signing_without_the_package_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(DataError, match="not installed") as caught:
-        sign_openssf(bundle(), tmp_path / "key")
+        openssf_signer(tmp_path / "key")
     assert "edgeship[signing]" in caught.value.hint
 
 

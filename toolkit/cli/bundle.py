@@ -109,6 +109,7 @@ def command(
         )
     target = out or run / bundle_from_run.FILE
     refuse_inputs(target, *(each for each in (key, openssf_key) if each is not None))
+    signer = None if openssf_key is None else bundles.openssf_signer(openssf_key)
     limits = {"max_gap_pp": max_gap_pp, "max_latency_ms": max_latency_ms}
     gates = {name: limit for name, limit in limits.items() if limit is not None}
     version = Recipe.build({}, options).compile.device_version()
@@ -128,5 +129,5 @@ def command(
         bundle = bundles.sign(bundle, key)
     shipped = ", ".join(about["variant"] for about in bundle.manifest["targets"].values())
     click.echo(f"{bundle.path}: {bundle.id}, {shipped}{', signed' if key else ''}")
-    if openssf_key is not None:
-        click.echo(f"{bundles.sign_openssf(bundle, openssf_key)}: signature by OpenSSF model signing")
+    if signer is not None:
+        click.echo(f"{bundles.sign_openssf(bundle, signer)}: signature by OpenSSF model signing")

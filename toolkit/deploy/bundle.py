@@ -272,13 +272,10 @@ def sign(bundle: Bundle, key: Path) -> Bundle:
     return load(bundle.path)
 
 
-def sign_openssf(bundle: Bundle, key: Path) -> Path:
-    """Sign a bundle's file by OpenSSF model signing; return the signature, a Sigstore bundle next to it.
-
-    Others check it with `model_signing verify key BUNDLE --signature FILE --public_key KEY`.
+def openssf_signer(key: Path) -> Any:
+    """Return OpenSSF model signing with a key, for `sign_openssf`.
 
     Args:
-        bundle: The bundle.
         key: Private ECDSA key, PEM.
 
     Raises:
@@ -290,15 +287,23 @@ def sign_openssf(bundle: Bundle, key: Path) -> Path:
         raise DataError(
             f"OpenSSF model signing is not installed: {error}", hint="pip install 'edgeship[signing]'"
         ) from error
-    signature = bundle.path.with_name(f"{bundle.path.name}.sig.json")
     try:
-        with replacing(signature) as temporary:
-            signing.Config().use_elliptic_key_signer(private_key=key).sign(bundle.path, temporary)
+        return signing.Config().use_elliptic_key_signer(private_key=key)
     except (ValueError, TypeError) as error:
         raise DataError(
             f"cannot sign with {key}: {error}",
             hint="make a key: `openssl ecparam -name prime256v1 -genkey -noout -out KEY`",
         ) from error
+
+
+def sign_openssf(bundle: Bundle, signer: Any) -> Path:
+    """Sign a bundle's file by OpenSSF model signing; return the signature, a Sigstore bundle next to it.
+
+    Others check it with `model_signing verify key BUNDLE --signature FILE --public_key KEY`.
+    """
+    signature = bundle.path.with_name(f"{bundle.path.name}.sig.json")
+    with replacing(signature) as temporary:
+        signer.sign(bundle.path, temporary)
     return signature
 
 

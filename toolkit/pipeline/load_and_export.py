@@ -97,6 +97,7 @@ def train(recipe: Recipe, out: Path, work_dir: Path) -> None:
     dataset = open_dataset(how.source, labelled=True, use="train").without_empty_classes()
     torch.manual_seed(how.seed)  # of the first weights
     channels, classes = len(prepared.mean), len(dataset.classes)
+    _class_names(options.labels, classes)  # refused before the training
     model = resnet.ResNet(resnet.architecture(options.model, classes=classes, channels=channels))
 
     def epoch_batches(epoch: int) -> Iterator[tuple[FloatArray, IntArray]]:
