@@ -1,6 +1,7 @@
 """Small valid files of every format that is read, the functions that read them, and mutations."""
 
 import functools
+import hashlib
 import io
 import json
 import re
@@ -154,12 +155,20 @@ def index_text():
 
 def bundle_file():
     stream = io.BytesIO()
-    manifest = {"schema": bundle.SCHEMA, "id": "x-1", "name": "x", "files": {}, "targets": {}, "gates": {}}
+    about = {"sha256": hashlib.sha256(b"graph").hexdigest(), "size_bytes": 5, "targets": ["openvino"]}
+    target = {"variant": "openvino-int8", "precision": "int8", "simulated": None}
+    manifest = {
+        **{"schema": 1, "name": "x", "gates": {}, "provenance": {}},
+        **{"targets": {"openvino": target}, "files": {"graphs/openvino.onnx": about}},
+    }
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        text = json.dumps(manifest).encode()
-        info = tarfile.TarInfo(bundle.MANIFEST)
-        info.size = len(text)
-        archive.addfile(info, io.BytesIO(text))
+        for name, data in {
+            bundle.MANIFEST: json.dumps(manifest).encode(),
+            "graphs/openvino.onnx": b"graph",
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
     return stream.getvalue()
 
 

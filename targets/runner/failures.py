@@ -283,9 +283,8 @@ def from_error(error: BaseException, logged: str = "", doing: str = "") -> Failu
         return Failure("file-missing", message, f"there is no file {error.filename}", "check the path")
     if isinstance(error, OSError):
         return Failure("file-unusable", message, "the system refused the file", "check path and permissions")
-    last = last_error(logged)  # without a log, the message has the exception already
-    cause = f"no known cause; the last error is: {last}" if last else f"no known cause ({type(error).__name__})"
-    return Failure("unknown", message, cause, "read the log on stderr; run `probe` for what the device lacks")
+    last = last_error(logged) or f"{type(error).__name__}: {error}"
+    return Failure("unknown", message, f"no known cause; the last error is: {last}", "read the log on stderr; run `probe` for what the device lacks")
 
 
 def problem(row_code: str, **more: Any) -> dict[str, Any]:

@@ -24,7 +24,11 @@ HOSTILE = 'in"put\\ü\n\t\x01'
 def load(path, name):
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    places = [*sys.path]
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = places  # with the program's runner, worker processes of other tests would lack modules
     return module
 
 
