@@ -155,17 +155,18 @@ def index_text():
 
 def bundle_file():
     stream = io.BytesIO()
-    about = {"sha256": hashlib.sha256(b"graph").hexdigest(), "size_bytes": 5, "targets": ["openvino"]}
+    files = {"graphs/openvino.onnx": b"graph", bundle.RUNNER: b"runner"}
     target = {"variant": "openvino-int8", "precision": "int8", "simulated": None}
     manifest = {
         **{"schema": 1, "name": "x", "gates": {}, "provenance": {}},
-        **{"targets": {"openvino": target}, "files": {"graphs/openvino.onnx": about}},
+        "targets": {"openvino": target},
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data), "targets": []}
+            for name, data in files.items()
+        },
     }
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, data in {
-            bundle.MANIFEST: json.dumps(manifest).encode(),
-            "graphs/openvino.onnx": b"graph",
-        }.items():
+        for name, data in {bundle.MANIFEST: json.dumps(manifest).encode(), **files}.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
