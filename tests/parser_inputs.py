@@ -158,7 +158,10 @@ def bundle_file():
     files = {"graphs/openvino.onnx": b"graph", bundle.RUNNER: b"runner"}
     target = {"variant": "openvino-int8", "precision": "int8", "simulated": None}
     manifest = {
-        **{"schema": 1, "name": "x", "gates": {}, "provenance": {}},
+        "schema": 1,
+        "name": "x",
+        "gates": {},
+        "provenance": {},
         "targets": {"openvino": target},
         "files": {
             name: {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data), "targets": []}
