@@ -93,7 +93,11 @@ def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle,
     def finish(entry, on_state, connect):
         return release.deploy(entry, good, dataclasses.replace(QUICK, wait_s=10.0), on_state, connect)
 
-    outcomes = rollout(entries[1:], hang, RolloutOptions(parallel=1), interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # another test may have left another
+    try:
+        outcomes = rollout(entries[1:], hang, RolloutOptions(parallel=1), interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert states(outcomes) == ["interrupted", "skipped"]
     outcomes = rollout(entries, finish, RolloutOptions(), silent)
     assert states(outcomes) == ["unchanged", "live", "live"]
