@@ -97,7 +97,7 @@ def test_an_interruption_ends_connections_and_the_next_run_goes_on(park, bundle,
     try:
         outcomes = rollout(entries[1:], hang, RolloutOptions(parallel=1), interrupt)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
     assert states(outcomes) == ["interrupted", "skipped"]
     outcomes = rollout(entries, finish, RolloutOptions(), silent)
     assert states(outcomes) == ["unchanged", "live", "live"]
