@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.targets import runner
+from edgeship.targets.runner.backends import onnxruntime as onnxruntime_backend
 
 BACKENDS = ("openvino", "onnxruntime")
 
@@ -351,3 +352,17 @@ def test_a_missing_sdk_names_its_cure(runner_file):
     )
     error = json.loads(done.stdout.splitlines()[-1])["error"]
     assert (error["code"], error["cure"]) == ("openvino-missing", "pip install openvino")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (r'[{"name": "a\\x1b_kernel_time"}]', [r"a\x1b_kernel_time"]),  # escaped, as by ONNX Runtime 1.24
+        (r'[{"name": "a\x1b_kernel_time"}]', [r"a\x1b_kernel_time"]),  # as by 1.23
+        ('[{"name": "a\tb"}]', ["a\tb"]),
+        ('[{"name": "a"b"}]', []),
+        ("", []),
+    ],
+)
+def test_a_profile_with_odd_names_is_read_or_unknown(text, names):
+    assert [event["name"] for event in onnxruntime_backend._events(text)] == names

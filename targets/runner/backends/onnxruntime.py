@@ -143,8 +143,8 @@ class OnnxRuntimeSession(ArraySession):
         """Return kernel -> events of the profile, which is ended; empty if a side of the images is dynamic."""
         complete = self.run_zeros()
         path = self._session.end_profiling()
-        with open(path, encoding="utf-8") as stream:
-            events = json.load(stream)
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            events = _events(stream.read())
         shutil.rmtree(os.path.dirname(path))
         kernels: dict[str, list[dict[str, Any]]] = {}
         for event in events if complete else ():
@@ -155,3 +155,17 @@ class OnnxRuntimeSession(ArraySession):
     def close(self) -> None:
         """Free the session."""
         del self._session
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    """Return the events of a profile; empty, so that times stay unknown, if it is no JSON.
+
+    Releases before 1.24 write names of nodes without JSON's escapes.
+    """
+    for candidate in (text, text.replace("\\", "\\\\")):
+        try:
+            events: list[dict[str, Any]] = json.loads(candidate, strict=False)
+        except ValueError:
+            continue
+        return events
+    return []
