@@ -6,6 +6,7 @@ import errno
 import io
 import itertools
 import os
+import pathlib
 import signal
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgeship.toolkit.deploy.agent.protocol import RefusedError
 from edgeship.toolkit.deploy.agent.releases import Releases
 
 CALLS = ("symlink", "replace", "unlink", "fsync", "fork")  # of os; and opening and writing files
+PATHLIB = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10: what paths call, bound when imported
 ALLOCATE = {"open", "write", "fsync of a file"}  # what a full disk refuses
 
 
@@ -65,6 +67,8 @@ def stepping(step):
                 return real(*arguments, **named)
 
             patch.setattr(os, name, call)
+            if hasattr(PATHLIB, name):
+                patch.setattr(PATHLIB, name, staticmethod(call))
         real_open = io.open
 
         def opened(file, mode="r", *arguments, **named):
@@ -74,6 +78,8 @@ def stepping(step):
             return Stream(real_open(file, mode, *arguments, **named), step)
 
         patch.setattr(io, "open", opened)
+        if PATHLIB is not None:
+            patch.setattr(PATHLIB, "open", staticmethod(opened))
         yield
 
 
