@@ -50,19 +50,6 @@ def place(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def call(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("EDGESHIP_STORE", str(place / "store"))
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        return left.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 def clean(text):
     return all(each.isprintable() or each in "\n\t" for each in text)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgeship.toolkit.cli import app as cli
 from edgeship.toolkit.core.errors import RecipeError, ToolkitError
 from edgeship.toolkit.models import export, resnet, weights
 from edgeship.toolkit.pipeline.publish import check_overwrite
@@ -24,19 +23,6 @@ def place(tmp_path_factory):
     weights.save(model, root / "net")
     export.export(model, root / "net.onnx", size=16)
     return root
-
-
-@pytest.fixture
-def call(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("EDGESHIP_STORE", str(place / "store"))
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            cli.main([str(argument) for argument in arguments])
-        return left.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 COMMANDS = {

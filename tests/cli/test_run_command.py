@@ -40,19 +40,6 @@ def place(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def call(place, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("EDGESHIP_STORE", str(place / "store"))
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        return left.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 def read(place, name):
     return json.loads((place / name).read_text())
 
