@@ -317,7 +317,7 @@ def test_a_graph_for_another_machine_is_simulated(published, tmp_path):
 )
 def test_the_command_names_what_is_wrong(published, capsys, arguments, message):
     code, _, errors = predict(capsys, published[0], *arguments)
-    assert code == (2 if arguments[0] == "absent.png" else 1) and message in errors
+    assert code == 2 and message in errors
 
 
 def test_a_picture_is_upright_by_its_exif(published, pictures, tmp_path):

@@ -77,7 +77,7 @@ E = TypeVar("E", bound=ToolkitError)
 
 
 def missing(error: E) -> E:
-    """Return the error of a path that does not exist as one of wrong usage, exit code 2."""
+    """Return the error of a path or a name that does not exist as one of wrong usage, exit code 2."""
     error.exit_code = RecipeError.exit_code
     return error
 

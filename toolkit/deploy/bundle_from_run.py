@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeship import targets
 from edgeship.targets.tensorrt import jetson, repair
-from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.errors import DataError, missing, nearest
 from edgeship.toolkit.core.quant import FloatArray, IntArray, PixelArray
 from edgeship.toolkit.core.results import HALVES, Environment, Precision, RunReport
 from edgeship.toolkit.core.typed_json import read_as
@@ -278,7 +278,7 @@ def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
         if name not in evaluated:
             failed = compiled.variants.get(name)
             cause = f": {failed.error}" if failed and failed.error else ""
-            raise DataError(f"the run has no variant '{name}'{cause}", hint=_way_to(name, source))
+            raise missing(DataError(f"the run has no variant '{name}'{cause}", hint=_way_to(name, source)))
     if variants:
         return variants
     # Pruned variants come last and replace the others.

@@ -13,7 +13,7 @@ from edgeship.targets import runner
 from edgeship.targets.runner.classifier import Description
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import read_json, write_bytes, write_text
-from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.errors import DataError, missing, nearest
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS
 from edgeship.toolkit.runs.engines import ENGINES
 from edgeship.toolkit.runs.index import RunIndex
@@ -130,10 +130,8 @@ def read(run: Path, targets: Sequence[str], variant: str | None = None) -> Sourc
     folders = {folder.name: folder for folder in sorted((run / ENGINES).glob("*/*")) if folder.is_dir()}
     fitting = [each for each in map(VariantId.parse, folders) if each.target in targets]
     if variant is not None and variant not in {each.name for each in fitting}:
-        raise DataError(
-            f"{run} has no variant '{variant}' for this application",
-            hint=nearest(variant, [each.name for each in fitting] or folders),
-        )
+        hint = nearest(variant, [each.name for each in fitting] or folders)
+        raise missing(DataError(f"{run} has no variant '{variant}' for this application", hint=hint))
     chosen = [each for each in fitting if variant in (None, each.name)]
     if not chosen:
         raise DataError(

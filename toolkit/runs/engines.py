@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeship.toolkit.core.errors import DataError, nearest
+from edgeship.toolkit.core.errors import DataError, missing, nearest
 
 ENGINES = "engines"
 
@@ -43,7 +43,7 @@ def choose(path: Path, variants: Sequence[str], usable: Sequence[str], variant: 
     """
     if variant is not None:
         if variant not in variants:
-            raise DataError(f"{path} has no variant {variant}", hint=nearest(variant, variants))
+            raise missing(DataError(f"{path} has no variant {variant}", hint=nearest(variant, variants)))
         return variant
     if not usable:
         raise DataError(
