@@ -45,7 +45,7 @@ def test_the_engine_is_the_int8_one_or_the_named_one(published, tmp_path, capsys
     _, printed, _ = export(capsys, *arguments, tmp_path / "b", "--variant", "onnxruntime-fp32")
     assert json.loads(printed)["variant"] == "onnxruntime-fp32"
     code, _, errors = export(capsys, *arguments, tmp_path / "c", "--variant", "openvino-int4")
-    assert code == 1 and "openvino-int8" in errors and not (tmp_path / "c").exists()
+    assert code == 2 and "openvino-int8" in errors and not (tmp_path / "c").exists()
 
 
 def test_another_folder_and_files_of_different_runs_are_refused(published, tmp_path, capsys):
