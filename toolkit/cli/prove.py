@@ -33,7 +33,8 @@ mine.jsonl has one line for each image, with one of three forms:
 @click.option(
     "--command",
     metavar="TEXT",
-    help="Run the application: {image} stands for the path of an image, {folder} for the folder of all.",
+    help="Run the application, without a shell: {image} stands for the path of an image, {folder} for the "
+    "folder of all.",
 )
 @click.option(
     "--tensors",
