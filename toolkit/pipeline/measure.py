@@ -239,10 +239,11 @@ def latencies(
     runs = {name: inference(session, images) for name, session in sessions.items()}
     if traffic is not None:
         pixels = traffic.dtype == np.uint8
-        fitting = {name: each.infer for name, each in sessions.items() if each.takes_pixels == pixels}
-        runs |= {
-            name: _in_turn(infer, traffic, len(images)) for name, infer in [*fitting.items(), *guards.items()]
+        infers: dict[str, Callable[[Any], Any]] = {
+            name: each.infer for name, each in sessions.items() if each.takes_pixels == pixels
         }
+        infers |= guards
+        runs |= {name: _in_turn(infer, traffic, len(images)) for name, infer in infers.items()}
     samples = interleave(
         runs,
         warmup_s=options.warmup_s,
