@@ -67,7 +67,7 @@ class Watch:
     ) -> None:
         self._form, self._path, self._labels = form, path, labels
         self._reference, self._stored = reference, False
-        self._memory = path and f"edgeship-{hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:16]}.json"
+        self._memory = f"edgeship-{hashlib.sha256(os.path.abspath(path or '').encode()).hexdigest()[:16]}.json"
         self._mean, self._std = np.array(mean, np.float32), np.array(std, np.float32)
         self._causes = reference.get("causes", [])
         self._detector = monitor.Detector(reference)
@@ -188,14 +188,14 @@ class Watch:
         }  # fmt: skip
         text = json.dumps(state, separators=(",", ":"))
         _replace(os.path.join(MEMORY, self._memory), text)
-        if self._old():
+        if self._old(self._path):
             self._stored = _replace(self._path, text) or self._stored
 
-    def _old(self) -> bool:
+    def _old(self, path: str) -> bool:
         """Return whether the state on the disk is absent, damaged, old, of other images or without the alarm."""
         try:
-            age_s = time.time() - os.stat(self._path).st_mtime
-            with open(self._path, encoding="utf-8") as stream:
+            age_s = time.time() - os.stat(path).st_mtime
+            with open(path, encoding="utf-8") as stream:
                 state = json.load(stream)
             known = state["reference"] == self._digest and state["alarm"] == self.alarm
         except (OSError, ValueError, KeyError, TypeError):
