@@ -351,7 +351,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_after_openvino_was_opened_twice_is_an_interrupt():
-    """A Core's plug-in frees the signal stack that the next one restores: a signal would crash the process."""
+    """A Core's plug-in frees the signal stack that the next one restores: a signal would crash."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], check=False, timeout=120)
     assert done.returncode == 42
 
