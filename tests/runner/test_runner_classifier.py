@@ -331,8 +331,9 @@ def test_a_picture_is_upright_by_its_exif(published, pictures, tmp_path):
 
 
 def test_the_frames_of_a_release_are_watched_by_the_reference_of_the_evaluation(
-    published, pictures, tmp_path
+    published, pictures, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("edgeship.targets.runner.watch.MEMORY", str(tmp_path))
     stated = json.loads((published[0] / "engines/model.json").read_text())["monitor"]
     assert stated["images"] == IMAGES
     assert {"dark", "blur"} <= {cause["name"] for cause in stated["causes"]}
