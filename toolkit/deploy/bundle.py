@@ -46,6 +46,9 @@ class Graph:
         simulated: Accuracy of the run on the evaluation set: top1, top5, images, measured_on.
         typed: The graph with FP16 types, for runtimes without precision flags; None if absent.
         int8_sums: INT8 accumulation of the target CPU, see `recipe.QuantizeOptions`; None: any.
+        guard: Content of guard.json of a guarded variant; None: no guard.
+        second: ONNX file of its reference.
+        second_golden: (G, classes) expected logits of the golden inputs in the reference.
     """
 
     variant: str
@@ -57,6 +60,9 @@ class Graph:
     simulated: Mapping[str, Any] | None = None
     typed: Path | None = None
     int8_sums: str | None = None
+    guard: Mapping[str, Any] | None = None
+    second: Path | None = None
+    second_golden: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +215,9 @@ def load(path: Path) -> Bundle:
         name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
         for name, entry in manifest["files"].items()
     }
-    missing = {RUNNER, *map(graph_path, manifest["targets"])} - set(files)
+    guarded = [name for name, about in manifest["targets"].items() if about.get("guard")]
+    needed = {*map(graph_path, manifest["targets"]), *map(second_path, guarded), *map(guard_path, guarded)}
+    missing = {RUNNER, *needed} - set(files)
     if missing:
         raise DataError(f"{path}: {min(missing)} is missing", hint=manifests.HINT)
     return Bundle(
@@ -344,10 +352,18 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
         yield graph_path(graph.target), (graph.file, needed)
         if graph.typed is not None:
             yield typed_path(graph.target), (graph.typed, needed)
-        golden = scratch / "golden" / graph.target
-        runner.write_golden(golden, contents.golden_inputs, graph.golden, contents.golden_files)
-        for file in golden.iterdir():
-            yield f"{golden_path(graph.target)}/{file.name}", (file, needed)
+        if graph.guard is not None and graph.second is not None and graph.second_golden is not None:
+            yield second_path(graph.target), (graph.second, needed)
+            record = scratch / f"{graph.target}-guard.json"
+            record.write_text(canonical_json(graph.guard), encoding="utf-8")
+            yield guard_path(graph.target), (record, needed)
+        places = {golden_path(graph.target): (graph.golden, contents.golden_files)}
+        if graph.second_golden is not None:
+            places[second_golden_path(graph.target)] = (graph.second_golden, {})
+        for place, (logits, images) in places.items():
+            runner.write_golden(scratch / place, contents.golden_inputs, logits, images)
+            for file in (scratch / place).iterdir():
+                yield f"{place}/{file.name}", (file, needed)
         if graph.reference is not None:
             reference = scratch / f"{graph.target}.f32"
             reference.write_bytes(np.ascontiguousarray(graph.reference, "<f4").tobytes())
@@ -364,9 +380,24 @@ def typed_path(target: str) -> str:
     return f"graphs/{target}-typed.onnx"
 
 
+def second_path(target: str) -> str:
+    """Return the path of the graph of a guard's reference."""
+    return f"graphs/{target}-reference.onnx"
+
+
+def guard_path(target: str) -> str:
+    """Return the path of a target's guard.json."""
+    return f"guards/{target}.json"
+
+
 def golden_path(target: str) -> str:
     """Return the path of a target's golden inputs and logits."""
     return f"golden/{target}"
+
+
+def second_golden_path(target: str) -> str:
+    """Return the path of the golden inputs and logits of a guard's reference."""
+    return f"golden/{target}-reference"
 
 
 def reference_path(target: str) -> str:
@@ -385,6 +416,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
                     "precision": graph.precision,
                     "simulated": graph.simulated,
                     "int8_sums": graph.int8_sums,
+                    **({} if graph.guard is None else {"guard": graph.guard}),
                 }
                 for graph in contents.graphs
             },

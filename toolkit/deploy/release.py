@@ -399,7 +399,7 @@ def _activate(
     why: str,
     signature: str = "",
 ) -> None:
-    selftest_command = [runner_python(entry), *_selftest_arguments(record["target"])]
+    selftest_command = [runner_python(entry), *_selftest_arguments(record)]
     try:
         session.call(
             "activate",
@@ -454,5 +454,6 @@ def _user() -> str:
     return f"{getpass.getuser()}@{platform.node()}"
 
 
-def _selftest_arguments(target: str) -> list[str]:
-    return [f"{{current}}/{RUNNER}", *selftest(target, "{current}", GATES)]
+def _selftest_arguments(record: Mapping[str, Any]) -> list[str]:
+    guarded = record.get("guard") is not None
+    return [f"{{current}}/{RUNNER}", *selftest(record["target"], "{current}", GATES, guarded=guarded)]

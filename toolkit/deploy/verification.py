@@ -27,6 +27,7 @@ from edgeship.toolkit.deploy.bundle import Bundle
 from edgeship.toolkit.deploy.inventory import Device
 
 ENGINE = "engine/model"  # in the folder of a release
+REFERENCE = "engine/reference/model"  # of a guarded variant
 NEGATIVE = 3  # exit code of the runner for a failed check
 GATES = {"cosine_min": 0.99, "top1_min": 0.99, "max_gap_pp": 1.0}
 
@@ -134,13 +135,20 @@ def verify(
         on_state(state, "")
         return run_runner(session, [program, *arguments], limit_s, lambda detail: on_state(state, detail))
 
-    risks = _accuracy_risks(contents, probed)
-    built = step(
-        "building", "build", "--graph", f"{folder}/{graph}", "--out", engine,
-        "--backend", entry.target, "--precision", contents["precision"], "--cache", f"{folder}/../../engines",
-    )  # fmt: skip
+    def build(path: str, out: str, precision: str, *more: str) -> dict[str, Any]:
+        return step(
+            "building", "build", "--graph", f"{folder}/{path}", "--out", out, "--backend", entry.target,
+            "--precision", precision, "--cache", f"{folder}/../../engines", *more,
+        )  # fmt: skip
+
+    risks, guard = _accuracy_risks(contents, probed), contents.get("guard")
+    guarding: list[str] = []
+    if guard:
+        build(bundles.second_path(entry.target), f"{folder}/{REFERENCE}", guard["reference"])
+        guarding = ["--guard", f"{folder}/{bundles.guard_path(entry.target)}"]
+    built = build(graph, engine, contents["precision"], *guarding)
     with _naming_cause(risks):
-        tested = step("self-test", *selftest(entry.target, folder, gates))
+        tested = step("self-test", *selftest(entry.target, folder, gates, guarded=bool(guard)))
     evaluated = None
     if bundles.EVALUATION in bundle.files:
         reference = bundles.reference_path(entry.target)
@@ -148,7 +156,8 @@ def verify(
         images = f"{folder}/{bundles.EVALUATION}"
         evaluated = step("accuracy", "evaluate", "--engine", engine, "--images", images, *more)
     timed = step(
-        "latency", "time", "--engine", engine, "--duration-s", f"{timing_s:g}",
+        "latency", "time", "--engine", engine, *(["--engine", f"{folder}/{REFERENCE}"] if guard else []),
+        "--duration-s", f"{timing_s:g}",
         "--threads", str(bundle.threads),
     )  # fmt: skip
     record = {
@@ -175,6 +184,8 @@ def verify(
         "accuracy": None if evaluated is None else _accuracy(entry, evaluated, simulated),
         **_latency(timed),
     }
+    if guard:
+        record["guard"] = _guard(guard, evaluated, timed)
     with _naming_cause(risks):
         _check_gates(entry, record, gates)
     return record
@@ -209,11 +220,12 @@ def _naming_cause(risks: Sequence[Mapping[str, str]]) -> Iterator[None]:
         raise RefusedError(message, hint=risks[0]["cure"], code=error.code) from error
 
 
-def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:
-    """Return the runner's arguments to compare a release with its golden logits."""
+def selftest(target: str, folder: str, gates: Mapping[str, float], *, guarded: bool) -> list[str]:
+    """Return the runner's arguments to compare a release and a guard's reference with golden logits."""
     limits = [f"--{name.replace('_', '-')}={gates[name]:g}" for name in ("cosine_min", "top1_min")]
     golden = f"{folder}/{bundles.golden_path(target)}"
-    return ["selftest", "--engine", f"{folder}/{ENGINE}", "--golden", golden, *limits]
+    second = ["--reference-golden", f"{folder}/{bundles.second_golden_path(target)}"] if guarded else []
+    return ["selftest", "--engine", f"{folder}/{ENGINE}", "--golden", golden, *second, *limits]
 
 
 def runner_python(entry: Device) -> str:
@@ -299,6 +311,26 @@ def _accuracy(
         "measured_on": f"device {entry.name}",
         "simulated_top1": expected,
         "gap_pp": 100 * (expected - evaluated["top1"]) if comparable else None,
+    }
+
+
+def _guard(
+    guard: Mapping[str, Any], evaluated: Mapping[str, Any] | None, timed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the promise of a guard, the share that ran twice here, and both latencies.
+
+    `mean_ms` is computed from the mean latencies of both engines and that share, or the promised one without
+    an evaluation set.
+    """
+    count = None if evaluated is None else evaluated.get("rerun")
+    share = None if evaluated is None or count is None else count / evaluated["images"]
+    means = [(each.get("latency_ms") or each["wall_ms"])["mean"] for each in timed["timings"]]
+    return {
+        **_subset(guard, "reference", "threshold", "bound"),
+        "promised_rerun_share": guard["rerun_share"],
+        "rerun_share": share,
+        "reference_mean_ms": means[1],
+        "mean_ms": means[0] + (guard["rerun_share"] if share is None else share) * means[1],
     }
 
 
