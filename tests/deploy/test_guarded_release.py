@@ -1,4 +1,4 @@
-"""A guarded variant on a device: both engines are built, tested and timed; without its reference it does not run."""
+"""A guarded variant on a device: both engines are built, tested and timed; without its reference none runs."""
 
 import json
 import shutil
