@@ -221,7 +221,8 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
     Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
-    findings.json [`DataFinding`], input_checks.json [`InputCheck`] and monitor.json (`prove.watching`).
+    findings.json [`DataFinding`], input_checks.json [`InputCheck`], monitor.json (`prove.watching`) and
+    time.json (`EvaluationTime`).
     """
     options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
@@ -242,6 +243,8 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
         backend=options.backend,
         label="evaluating",
     )
+    if outcome.time is not None:
+        outcome.time.write(out)
     np.save(out / "labels.npy", outcome.labels)
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
