@@ -54,6 +54,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/cli/prune_releases.py
         toolkit/cli/watch.py
     """,
+    "deploy/test_doubts.py": "toolkit/core/int8_sums.py",
     "deploy/test_release.py": """
         toolkit/cli/rollback.py
         toolkit/cli/status.py
@@ -61,12 +62,14 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/deploy/agent/object_store.py
         toolkit/deploy/agent/protocol.py
         toolkit/deploy/agent/subprocesses.py
+        toolkit/deploy/agent_client.py
+        toolkit/deploy/layout.py
+        toolkit/deploy/verification.py
     """,
     "deploy/test_hostile_bundles.py": "toolkit/deploy/manifest.py",
     "deploy/test_hostile_devices.py": "toolkit/deploy/answer_types.py toolkit/deploy/answers.py",
     "deploy/test_trust.py": "toolkit/deploy/agent/policy.py",
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
-    "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
     "export_app/test_generated.py": """
         toolkit/export_app/kinds/dlstreamer.py
         toolkit/export_app/kinds/ovms.py

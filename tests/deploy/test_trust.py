@@ -16,7 +16,7 @@ from loopback import QUICK, make_key, need, quiet
 
 from edgeship.toolkit.core.errors import DataError, DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
-from edgeship.toolkit.deploy import release
+from edgeship.toolkit.deploy import layout, release
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
 from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.manifest import Terms
@@ -147,7 +147,7 @@ def test_mix_and_match(entry, make, keys):
 
 
 def _upload(session, bundle):
-    raw = bundle.read(bundles.MANIFEST)
+    raw = bundle.read(layout.MANIFEST)
     digest = bundle.manifest_file.sha256
     session.upload(digest, len(raw), 0, io.BytesIO(raw), lambda _: None)
     return digest
@@ -191,9 +191,9 @@ def test_an_installed_release_comes_again_signed(entry, bundle, keys, signers, t
 
 def test_endless_data(entry, make, tmp_path, monkeypatch):
     bundle = make(1)
-    runner = bundle.files[bundles.RUNNER]
+    runner = bundle.files[layout.RUNNER]
     endless = dataclasses.replace(
-        bundle, files={**bundle.files, bundles.RUNNER: dataclasses.replace(runner, size_bytes=2**50)}
+        bundle, files={**bundle.files, layout.RUNNER: dataclasses.replace(runner, size_bytes=2**50)}
     )
     started = time.monotonic()
     with pytest.raises(RefusedError, match="MiB are needed"):

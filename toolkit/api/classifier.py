@@ -17,6 +17,7 @@ from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.runs.description import DESCRIPTION
 from edgeship.toolkit.runs.engines import choose, engine_of
 
@@ -108,7 +109,7 @@ def engine_at(path: Path, variant: str | None = None) -> Iterator[Path]:
     target = graphs[choose(path, tuple(graphs), usable, variant)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in (bundles.graph_path(target), DESCRIPTION):
+        for file in (layout.graph_path(target), DESCRIPTION):
             if file in bundle.files:
                 (folder / Path(file).name).write_bytes(bundle.read(file))
         precision = bundle.manifest["targets"][target]["precision"]
