@@ -7,12 +7,10 @@ import io
 import json
 import shlex
 import shutil
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from loopback import QUICK, make_key, need, quiet
+from loopback import QUICK, make_key, need, quiet, stub_python
 
 from edgeship.toolkit.core.errors import DataError, DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
@@ -41,10 +39,7 @@ def signers(keys):
 @pytest.fixture
 def entry(tmp_path, signers):
     """A device that trusts our key."""
-    python = tmp_path / "python"
-    folder = str(Path(__file__).with_name("stub_sdk"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(folder)} exec {sys.executable} -S "$@"\n')
-    python.chmod(0o755)
+    python = stub_python(tmp_path / "python")
     device = Device("d", "local", "openvino", root=str(tmp_path / "root"), python=shlex.quote(str(python)))
     release.trust(device, signers["ours"], QUICK)
     return device
