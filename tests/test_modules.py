@@ -66,6 +66,16 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/deploy/layout.py
         toolkit/deploy/verification.py
     """,
+    "deploy/test_installer.py": """
+        toolkit/deploy/updaters/device/install.py
+        toolkit/deploy/updaters/device/local_agent.py
+    """,
+    "deploy/test_updaters.py": """
+        toolkit/cli/_updates.py
+        toolkit/deploy/updaters/formats/mender.py
+        toolkit/deploy/updaters/formats/rauc.py
+        toolkit/deploy/updaters/formats/swupdate.py
+    """,
     "deploy/test_hostile_bundles.py": "toolkit/deploy/manifest.py",
     "deploy/test_hostile_devices.py": "toolkit/deploy/answer_types.py toolkit/deploy/answers.py",
     "deploy/test_trust.py": "toolkit/deploy/agent/policy.py",
@@ -311,6 +321,7 @@ def imported(path):
 
 WHOLE = {  # packages that are copied to devices, or whose plug-ins are all tested by `names()`
     "edgeship.toolkit.deploy.agent",
+    "edgeship.toolkit.deploy.updaters.device",
     "edgeship.toolkit.export_app.programs",
     "edgeship.targets.runner",
     "edgeship.toolkit.prune.importances",
@@ -321,6 +332,7 @@ PLUGINS = (  # packages whose modules are imported by name
     "edgeship.targets",
     "edgeship.targets.runner.backends",
     "edgeship.toolkit.cli",
+    "edgeship.toolkit.deploy.updaters.formats",
     "edgeship.toolkit.export_app.kinds",
 )
 
