@@ -11,18 +11,21 @@ import sys
 import tarfile
 import threading
 import zipfile
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from loopback import QUICK, make_key, need, quiet, stub_python
 
+from edgeship.toolkit.deploy import agent, layout, release
 from edgeship.toolkit.deploy import bundle as bundles
-from edgeship.toolkit.deploy import layout, release
+from edgeship.toolkit.deploy.agent.protocol import RefusedError
 from edgeship.toolkit.deploy.agent_client import connect
 from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.deploy.updaters import installer
+from edgeship.toolkit.deploy.updaters.device import local_agent
 
 
 @dataclass
@@ -199,6 +202,33 @@ def test_trusted_signers_and_the_version_floor_hold(board, bundle, tmp_path):
     assert board.install(second)[0] == 0
     code, output = board.install(signed(1))
     assert (code, board.live) == (1, second.id) and "takes 2 and later" in output
+
+
+def test_an_installed_release_takes_the_signature_of_its_next_update(board, bundle, tmp_path):
+    need(shutil.which("ssh-keygen"), "openssh-client")
+    make_key(tmp_path / "key")
+    first = bundle()
+    for each in (first, bundle(version=2)):
+        assert board.install(each)[0] == 0
+    release.trust(board.entry, f"we {(tmp_path / 'key.pub').read_text()}", QUICK)
+    code, output = board.install(first)
+    assert code == 1 and "not signed" in output
+    code, output = board.install(bundles.sign(first, tmp_path / "key"))
+    assert (code, board.live) == (0, first.id) and "building" not in output, output
+
+
+@pytest.mark.parametrize(("keepalive_s", "lives"), [(0.2, True), (60.0, False)])
+def test_the_agent_hears_from_the_installer_in_a_long_step(tmp_path, monkeypatch, keepalive_s, lives):
+    impatient = agent.source().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 1.0")
+    assert impatient != agent.source()
+    monkeypatch.setattr(agent, "source", lambda: impatient)
+    monkeypatch.setattr(local_agent, "KEEPALIVE_S", keepalive_s)
+    with closing(local_agent.LocalAgent([sys.executable], agent.program(), str(tmp_path))) as process:
+        if lives:
+            assert process.call("run", argv=["sleep", "3"], limit_s=60.0)["exit"] == 0
+        else:
+            with pytest.raises(RefusedError, match="agent ended"):
+                process.call("run", argv=["sleep", "3"], limit_s=60.0)
 
 
 def test_a_journal_undoes_that_update_alone(board, bundle, tmp_path):

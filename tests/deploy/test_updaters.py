@@ -24,7 +24,6 @@ from edgeship.toolkit.deploy.updaters import Settings, installer
 from edgeship.toolkit.deploy.updaters.formats import mender, swupdate
 
 PAYLOAD = [updaters.BUNDLE, installer.FILE, updaters.RUN]
-MODULES = Path("/usr/share/mender/modules/v3")
 
 
 def output(command, **more):
@@ -71,7 +70,7 @@ def parse_cpio(data):
 def test_a_swupdate_image_begins_with_its_description(tmp_path, bundle, settings, signer):
     packed = bundle(terms=Terms(7))
     out = tmp_path / "u.swu"
-    assert updaters.write("swupdate", packed, out, Settings(**settings, **signer)) == [out]
+    assert updaters.write("swupdate", packed, out, Settings(**settings, **signer)) == {}
     members = parse_cpio(out.read_bytes())
     scripts = [swupdate.INSTALL, swupdate.ROLLBACK]
     assert [name for name, _ in members] == [swupdate.DESCRIPTION, swupdate.SIGNATURE, *PAYLOAD, *scripts]
@@ -106,9 +105,11 @@ def test_a_swupdate_image_begins_with_its_description(tmp_path, bundle, settings
 def test_an_unsigned_swupdate_image_is_the_same_every_time(tmp_path, bundle, settings):
     packed = bundle()
     given = Settings(**{**settings, "compatible": ("1.0", 'a"\\b')})
-    written = [updaters.write("swupdate", packed, tmp_path / name, given)[0].read_bytes() for name in "ab"]
-    assert written[0] == written[1] and swupdate.SIGNATURE not in dict(parse_cpio(written[0]))
-    text = dict(parse_cpio(written[0]))[swupdate.DESCRIPTION].decode()
+    for name in "ab":
+        updaters.write("swupdate", packed, tmp_path / name, given)
+    written = (tmp_path / "a").read_bytes()
+    assert written == (tmp_path / "b").read_bytes() and swupdate.SIGNATURE not in dict(parse_cpio(written))
+    text = dict(parse_cpio(written))[swupdate.DESCRIPTION].decode()
     assert r'hardware-compatibility: [ "1.0", "a\"\\b" ];' in text
     if shutil.which("cpio"):
         listed = output(["cpio", "-it", "--quiet", "-F", str(tmp_path / "a")])
@@ -119,7 +120,7 @@ def test_a_rauc_bundle_has_a_handler(tmp_path, bundle, settings, signer):
     need(shutil.which("rauc") and shutil.which("mksquashfs"), "rauc and squashfs-tools")
     packed, out = bundle(), tmp_path / "u.raucb"
     for form in ("verity", "plain"):  # the second replaces the first
-        assert updaters.write("rauc", packed, out, Settings(**settings, **signer, rauc_format=form)) == [out]
+        assert updaters.write("rauc", packed, out, Settings(**settings, **signer, rauc_format=form)) == {}
         shown = output(["rauc", "info", "--keyring", signer["cert"], "--output-format=shell", out])
         assert "RAUC_MF_COMPATIBLE='box'" in shown and f"RAUC_MF_VERSION='{packed.id}'" in shown
         assert form in output(["rauc", "info", "--keyring", signer["cert"], out])
@@ -137,8 +138,9 @@ def test_a_mender_artifact_and_its_update_module(tmp_path, bundle, settings, sig
     key = tmp_path / "key.pem"
     output(["openssl", "rsa", "-traditional", "-in", signer["key"], "-out", key])
     given = Settings(**{**settings, "compatible": ("box", "crate")}, key=key)
-    written = updaters.write("mender", packed, out, given)
-    assert written == [out, tmp_path / "u.mender.module"]
+    further = updaters.write("mender", packed, out, given)
+    ((module, place),) = further.items()
+    assert module == tmp_path / "u.mender.module" and mender.PLACE in place
     shown = output(["mender-artifact", "read", out])
     assert f"Name: {packed.id}\n" in shown and "[box crate]" in shown and f"Type:   {mender.MODULE}" in shown
     assert re.findall(r"name: +(\S+)", shown) == PAYLOAD
@@ -146,10 +148,9 @@ def test_a_mender_artifact_and_its_update_module(tmp_path, bundle, settings, sig
     public = tmp_path / "public.pem"
     output(["openssl", "pkey", "-in", signer["key"], "-pubout", "-out", public])
     assert "validated successfully" in output(["mender-artifact", "validate", "-k", public, out])
-    module = ["sh", written[1]]
-    assert output([*module, "SupportsRollback", tmp_path]) == "Yes\n"
-    assert output([*module, "NeedsArtifactReboot", tmp_path]) == "No\n"
-    assert output([*module, "ArtifactCommit", tmp_path]) == ""
+    assert output(["sh", module, "SupportsRollback", tmp_path]) == "Yes\n"
+    assert output(["sh", module, "NeedsArtifactReboot", tmp_path]) == "No\n"
+    assert output(["sh", module, "ArtifactCommit", tmp_path]) == ""
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,8 @@ class Mender(Machine):
 
     def mender(self, *command):
         client = ["mender", "--data", f"{self.folder}/data", "--no-syslog", *command]
-        mounts = f"mount --bind {self.folder}/modules {MODULES} && mount --bind {self.folder}/etc /etc/mender"
+        places = {"modules": Path(mender.PLACE).parent, "etc": "/etc/mender"}
+        mounts = " && ".join(f"mount --bind {self.folder}/{name} {place}" for name, place in places.items())
         return self.run("unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh", *client)
 
     def install(self, file):

@@ -161,13 +161,13 @@ def command(
                 )
         if key is not None:
             bundle = bundles.sign(bundle, key)
-        written = [target] if updater is None else updaters.write(updater, bundle, target, settings)
+        further = {} if updater is None else updaters.write(updater, bundle, target, settings)
     shipped = ", ".join(about["variant"] for about in bundle.manifest["targets"].values())
     click.echo(f"{target}: {bundle.id}, {shipped}{', signed' if key else ''}")
     if signer is not None:
         click.echo(f"{bundles.sign_openssf(bundle, signer)}: signature by OpenSSF model signing")
-    for path in written[1:]:
-        click.echo(f"{path}: devices need this file once, see its second line")
+    for path, place in further.items():
+        click.echo(f"{path}: {place}")
 
 
 def _refuse_packing(bundle: Path, updater: str | None) -> None:

@@ -5,7 +5,7 @@ its exit code is the updater's result. A format is one file in `formats`, named 
 
     SUFFIX               of the update
     check(settings)      raise if it cannot be written with these settings
-    write(update, out)   write it; returns further files that a device needs once
+    write(update, out)   write it; returns further files: suffix -> content, and where a device needs it, once
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def check(updater: str, settings: Settings) -> None:
     _format(updater).check(settings)
 
 
-def write(updater: str, bundle: Bundle, out: Path, settings: Settings) -> list[Path]:
+def write(updater: str, bundle: Bundle, out: Path, settings: Settings) -> dict[Path, str]:
     """Write an update.
 
     Args:
@@ -126,7 +126,7 @@ def write(updater: str, bundle: Bundle, out: Path, settings: Settings) -> list[P
         settings: Its settings.
 
     Returns:
-        `out`, and files that a device needs once.
+        Further files, which a device needs once, and what to do with each.
 
     Raises:
         RecipeError: The bundle has several targets, and none is chosen.
@@ -150,10 +150,10 @@ def write(updater: str, bundle: Bundle, out: Path, settings: Settings) -> list[P
         more = _format(updater).write(update, written := Path(scratch) / f"update{suffix(updater)}")
         with replacing(out) as temporary:
             written.replace(temporary)
-    extra = {out.with_name(f"{out.name}.{name}"): text for name, text in more.items()}
-    for path, text in extra.items():
+    further = {out.with_name(f"{out.name}.{name}"): file for name, file in more.items()}
+    for path, (text, _) in further.items():
         write_text(path, text)
-    return [out, *extra]
+    return {path: place for path, (_, place) in further.items()}
 
 
 def run_tool(command: Sequence[str], hint: str) -> None:

@@ -14,10 +14,11 @@ from edgeship.toolkit.deploy.updaters.installer import FILE
 
 SUFFIX = ".mender"
 MODULE = "edgeship"
+PLACE = f"/usr/share/mender/modules/v3/{MODULE}"
 
 _MODULE = f"""\
 #!/bin/sh
-# Mender update module of edgeship: on devices /usr/share/mender/modules/v3/{MODULE}, executable.
+# Mender update module of edgeship: on devices {PLACE}, executable.
 run="$2/files/{RUN}"
 journal="$2/tmp/edgeship.json"
 case "$1" in
@@ -48,7 +49,7 @@ def check(settings: Settings) -> None:
     need_tool("mender-artifact", "mender-artifact")
 
 
-def write(update: Update, out: Path) -> dict[str, str]:
+def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
     """Write the artifact with `mender-artifact`; a device needs the update module, once."""
     settings, name = update.settings, update.bundle.id
     types = [word for each in settings.compatible for word in ("--device-type", each)]
@@ -62,4 +63,4 @@ def write(update: Update, out: Path) -> dict[str, str]:
         ],
         "check --update-key; older mender-artifact needs another form: `openssl rsa -traditional -in KEY`",
     )  # fmt: skip
-    return {"module": _MODULE}
+    return {"module": (_MODULE, f"update module; copy it to {PLACE} on each device, once, executable")}

@@ -56,7 +56,7 @@ def check(settings: Settings) -> None:
         need_tool(tool, package)
 
 
-def write(update: Update, out: Path) -> dict[str, str]:
+def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
     """Write the bundle with `rauc bundle`; a device needs no further file."""
     settings, folder = update.settings, update.folder
     manifest = _MANIFEST.format(

@@ -45,7 +45,7 @@ def check(settings: Settings) -> None:
         need_tool("openssl", "openssl")
 
 
-def write(update: Update, out: Path) -> dict[str, str]:
+def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
     """Write the image; a device needs no further file."""
     settings, folder = update.settings, update.folder
     place = f"{settings.root}/update"
