@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -229,6 +231,22 @@ def test_the_agent_hears_from_the_installer_in_a_long_step(tmp_path, monkeypatch
         else:
             with pytest.raises(RefusedError, match="agent ended"):
                 process.call("run", argv=["sleep", "3"], limit_s=60.0)
+
+
+def test_no_keepalive_gets_into_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_agent, "KEEPALIVE_S", 0.01)
+    content = bytes(1000)
+
+    class Slow(io.BytesIO):
+        def read(self, size):
+            time.sleep(0.05)
+            return super().read(min(size, 200))
+
+    with closing(local_agent.LocalAgent([sys.executable], agent.program(), str(tmp_path))) as process:
+        process.call("lock", wait_s=0.0, who="test")
+        digest = hashlib.sha256(content).hexdigest()
+        process.upload(digest, len(content), Slow(content))
+        assert process.call("have", digests=[digest])["whole"] == [digest]
 
 
 def test_a_journal_undoes_that_update_alone(board, bundle, tmp_path):
