@@ -131,6 +131,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/pipeline/datasets.py
         toolkit/pipeline/verbs.py
     """,
+    "pipeline/test_guarding.py": "toolkit/runs/guarded.py",
     "pipeline/test_mixed_precision.py": "toolkit/pipeline/quantizing.py",
     "pipeline/test_prune_stage.py": """
         toolkit/pipeline/finetuning.py
@@ -176,6 +177,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "quantize/test_bias.py": "toolkit/core/memory.py",
     "quantize/test_calibrate.py": "quantize/activation_collector.py",
     "quantize/test_equalize.py": "quantize/observers/minmax.py",
+    "quantize/test_guard.py": "quantize/guard_options.py",
     "quantize/test_observers.py": """
         quantize/observers/entropy.py
         quantize/observers/mse.py
@@ -210,6 +212,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/report/html.py
     """,
     "report/test_report_commands.py": "toolkit/cli/compare.py",
+    "report/test_guard_summary.py": "toolkit/core/guard_results.py",
     "report/test_verdict.py": "toolkit/report/timing.py",
     "runs/test_contracts.py": """
         toolkit/runs/compiled.py
@@ -220,6 +223,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "runner/test_runner_classifier.py": """
         targets/runner/classify.py
+        targets/runner/description.py
         toolkit/cli/predict.py
         toolkit/runs/description.py
         toolkit/runs/engines.py

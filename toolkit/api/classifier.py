@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeship import targets
 from edgeship.targets.runner import classifier as device
+from edgeship.targets.runner.description import SCHEMA
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError, TargetError
@@ -56,7 +57,7 @@ class Classifier(device.Classifier):
         stated = None
         if preprocess is not None:
             values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
-            stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
+            stated = {"schema": SCHEMA, "labels": [*labels], "preprocess": plain(values)}
         with as_toolkit_errors(), engine_at(user_path(path), variant) as engine:
             super().__init__(engine, threads=threads, description=stated)
 
