@@ -1,4 +1,4 @@
-"""A guarded variant on a device: both engines are built, tested and timed; without its reference none runs."""
+"""A guarded variant on a device: both engines are built, tested and timed; without its reference it fails."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.api.classifier import Classifier as HostClassifier
 from edgeship.toolkit.core.errors import DataError, DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
-from edgeship.toolkit.deploy import bundle_from_run, release
+from edgeship.toolkit.deploy import bundle_from_run, layout, release
 from edgeship.toolkit.pipeline import Recipe, Store, run
 
 NAME = "openvino-int8-guarded"
@@ -42,10 +42,10 @@ def test_a_bundle_of_a_run_with_a_guard_has_both_graphs(finished):
     about = bundle.manifest["targets"]["openvino"]
     guard = json.loads((result.folder("guard") / "guards.json").read_text())["variants"][NAME]
     assert about["variant"] == NAME and about["guard"]["threshold"] == guard["threshold"]
-    assert json.loads(bundle.read(bundles.guard_path("openvino"))) == about["guard"]
-    stored = bundle.read(bundles.second_path("openvino"))
+    assert json.loads(bundle.read(layout.guard_path("openvino"))) == about["guard"]
+    stored = bundle.read(layout.second_path("openvino"))
     assert stored == (result.folder("export") / "float.onnx").read_bytes()
-    assert bundles.second_path("openvino") in {file.path for file in bundle.files_for("openvino")}
+    assert layout.second_path("openvino") in {file.path for file in bundle.files_for("openvino")}
     assert b"graph:openvino-fp32" in bundle.read("bom.cdx.json")
 
 
@@ -133,7 +133,7 @@ def test_a_bundle_without_the_graph_of_the_reference_is_refused(finished, tmp_pa
     lacking = tmp_path / "lacking.tar"
     with tarfile.open(bundle.path) as before, tarfile.open(lacking, "w") as after:
         for member in before.getmembers():
-            if member.name != bundles.second_path("openvino"):
+            if member.name != layout.second_path("openvino"):
                 regular = before.extractfile(member) if member.isreg() else None
                 after.addfile(member, regular)
     with pytest.raises(DataError):

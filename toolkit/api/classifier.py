@@ -20,6 +20,7 @@ from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.runs.description import DESCRIPTION
 from edgeship.toolkit.runs.engines import choose, engine_of
 
@@ -111,7 +112,7 @@ def engine_at(path: Path, variant: str | None = None) -> Iterator[Path]:
     target = graphs[choose(path, tuple(graphs), usable, variant)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in (bundles.graph_path(target), DESCRIPTION):
+        for file in (layout.graph_path(target), DESCRIPTION):
             if file in bundle.files:
                 (folder / Path(file).name).write_bytes(bundle.read(file))
         about = bundle.manifest["targets"][target]
@@ -119,9 +120,9 @@ def engine_at(path: Path, variant: str | None = None) -> Iterator[Path]:
         targets.get(target).compile(folder / f"{target}.onnx", engine, about["precision"])
         if guard := about.get("guard"):
             second = folder / "reference.onnx"
-            second.write_bytes(bundle.read(bundles.second_path(target)))
+            second.write_bytes(bundle.read(layout.second_path(target)))
             targets.get(target).compile(second, engine / REFERENCE, guard["reference"])
-            (engine / GUARD).write_bytes(bundle.read(bundles.guard_path(target)))
+            (engine / GUARD).write_bytes(bundle.read(layout.guard_path(target)))
         yield engine
 
 

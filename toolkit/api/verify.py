@@ -24,6 +24,7 @@ from edgeship.toolkit.core.artifact import read_json, sha256_file, sha256_tree
 from edgeship.toolkit.core.errors import DataError, ToolkitError
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.pipeline import accuracy, datasets, verbs
 from edgeship.toolkit.pipeline.evaluation import Arrays, Engine, Work
 from edgeship.toolkit.pipeline.fingerprints import existing
@@ -381,13 +382,13 @@ def _target(bundle: bundles.Bundle, target: str, about: Mapping[str, Any], scrat
     variant, folder = about["variant"], scratch / target
     folder.mkdir()
     file = folder / "graph.onnx"
-    file.write_bytes(bundle.read(bundles.graph_path(target)))
+    file.write_bytes(bundle.read(layout.graph_path(target)))
     here = targets.get(target).opens_graphs
     engine = engine_of_graph(file, target if here else None, folder, quantized=about["precision"] == "int8")
-    golden = json.loads(bundle.read(f"{bundles.golden_path(target)}/golden.json"))
+    golden = json.loads(bundle.read(f"{layout.golden_path(target)}/golden.json"))
     kind = np.dtype("u1" if golden["inputs"].endswith(".u8") else "<f4")
-    inputs = np.frombuffer(bundle.read(f"{bundles.golden_path(target)}/{golden['inputs']}"), kind)
-    logits = np.frombuffer(bundle.read(f"{bundles.golden_path(target)}/{golden['logits']}"), "<f4")
+    inputs = np.frombuffer(bundle.read(f"{layout.golden_path(target)}/{golden['inputs']}"), kind)
+    logits = np.frombuffer(bundle.read(f"{layout.golden_path(target)}/{golden['logits']}"), "<f4")
     stated = logits.reshape(-1, golden["classes"])
     description = json.loads(bundle.read("model.json")) if "model.json" in bundle.files else {}
     simulated, where = about.get("simulated"), "" if here else "simulated by ONNX Runtime"
@@ -395,11 +396,11 @@ def _target(bundle: bundles.Bundle, target: str, about: Mapping[str, Any], scrat
         preprocess = Preprocess.from_json(description["preprocess"])
         images = inputs.reshape(golden["shape"])
         yield _logits(variant, "golden logits", stated, _infer(engine, images, preprocess), where)
-    if simulated is None or bundles.EVALUATION not in bundle.files:
+    if simulated is None or layout.EVALUATION not in bundle.files:
         return
-    (scratch / "images.set").write_bytes(bundle.read(bundles.EVALUATION))
+    (scratch / "images.set").write_bytes(bundle.read(layout.EVALUATION))
     packed = evalset_format.read(scratch / "images.set")
-    reference = np.frombuffer(bundle.read(bundles.reference_path(target)), "<f4").reshape(
+    reference = np.frombuffer(bundle.read(layout.reference_path(target)), "<f4").reshape(
         len(packed.labels), -1
     )
     of_reference = accuracy.figures(reference, reference, packed.labels)

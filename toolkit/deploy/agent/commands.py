@@ -27,7 +27,8 @@ from edgeship.toolkit.deploy.agent.releases import Releases, now
 from edgeship.toolkit.deploy.agent.subprocesses import run_program
 
 COMMANDS = (
-    "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
+    "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "deactivate",
+    "prune", "trust",
 )  # fmt: skip
 MONITOR_BYTES = 4096
 ROLLBACK = "rollback"  # reason of a switch
@@ -179,6 +180,12 @@ class Agent:
             )
         with suppress(OSError):
             self._releases.with_room(lambda: self._policy.raise_floor(folder))
+        return {}
+
+    def deactivate(self) -> dict[str, Any]:
+        """Make no release live: the way back from the first one."""
+        self._need_lock()
+        self._releases.deactivate()
         return {}
 
     def prune(self, keep: int, dry_run: bool) -> dict[str, Any]:
