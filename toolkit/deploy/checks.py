@@ -346,7 +346,7 @@ def _guard(
     """
     count = None if evaluated is None else evaluated.get("rerun")
     share = None if evaluated is None or count is None else count / evaluated["images"]
-    if len(timed["timings"]) != 2:  # noqa: PLR2004  (both engines)
+    if len(timed["timings"]) != 2:  # both engines
         raise RefusedError(
             f"{device}: answer to time: {len(timed['timings'])} engines, expected 2",
             f"check that {device} is the device you expect, and its storage; then deploy again",
