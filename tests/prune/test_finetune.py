@@ -10,7 +10,8 @@ from prune.nets import lively, pictures, settled
 from edgeship.toolkit.core.errors import DataError, RecipeError
 from edgeship.toolkit.models.weights import load
 from edgeship.toolkit.prune.distill_options import DistillOptions
-from edgeship.toolkit.prune.finetune import distill, divergence, int8
+from edgeship.toolkit.prune.fake_quant import int8
+from edgeship.toolkit.prune.finetune import distill, divergence
 from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.pruner import prune
 

@@ -34,12 +34,14 @@ class Decision:
         sensitivities: Rankings of the inner groups; a missing one is computed during the refit.
         arch: Target architecture.
         latency: Latency fields of the plan measured so far.
+        warnings: Warnings for the user.
     """
 
     streams: Mapping[str, Tensor]
     sensitivities: Mapping[str, GroupSensitivity]
     arch: Architecture
     latency: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def apply_decision(
@@ -88,7 +90,7 @@ def apply_decision(
         agreement=agreement(probes.reference, pruned_logits),
         expected_drop_pp=expected_drop_pp(probes.reference, pruned_logits),
         errors=repair.errors,
-        warnings=probes.warnings,
+        warnings=probes.warnings + decision.warnings,
         latency_before_ms=decision.latency.get("latency_before_ms"),
         latency_after_ms=decision.latency.get("latency_after_ms"),
         latency_predicted_ms=decision.latency.get("latency_predicted_ms"),

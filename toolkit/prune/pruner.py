@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.tensors import Size
 from edgeship.toolkit.models.resnet import ResNet, macs
-from edgeship.toolkit.prune import channel_selection, importances, width_search
+from edgeship.toolkit.prune import channel_selection, importances, joint_pruning, width_search
 from edgeship.toolkit.prune.checkpoints import Checkpoints
 from edgeship.toolkit.prune.execute import Decision, apply_decision
 from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.plan import Candidate, Measure, PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, split
 from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_inner_groups
+from edgeship.toolkit.prune.time_budget import TimeBudget, in_words
 
 SEARCH_ROUNDS = 5
+RANKING_PART = 0.2  # part of a usual time budget that the ranking of channels takes
 SEARCHED = (0.2, 1.0)  # bounds of the bisection, as ratios of the multiply-accumulates
 
 Result = tuple[ResNet, PrunePlan]
@@ -31,6 +35,8 @@ def prune(
     measure: Measure | None = None,
     *,
     checkpoint: Path | None = None,
+    budget: TimeBudget | None = None,
+    latency_size: Size | None = None,
 ) -> Result:
     """Prune a network to a goal, from unlabelled images and without training.
 
@@ -40,6 +46,8 @@ def prune(
         options: The goal, method and scope.
         measure: Network -> INT8 latency on the device in ms; required for `target_latency`.
         checkpoint: Folder for the state of an interrupted pass; the same call resumes after its last block.
+        budget: Time that search and refit may take, with what follows them; None: no limit.
+        latency_size: Height and width in pixels of the networks that `measure` builds; default: the images'.
 
     Returns:
         The pruned network, in evaluation mode, and its plan.
@@ -59,9 +67,13 @@ def prune(
     else:
         whole = options.scope == "residual"  # blocks are not narrowed: no ranking needed
         sensitivities = (
-            {} if whole else _sensitivities(dense, probes, options, states, probe=options.keep_ratio is None)
+            {}
+            if whole
+            else _sensitivities(dense, probes, options, states, budget, probe=options.keep_ratio is None)
         )
-        context = channel_selection.PruneContext(dense, probes, sensitivities, options, measure)
+        context = channel_selection.PruneContext(
+            dense, probes, sensitivities, options, measure, budget, latency_size
+        )
         result = (_search_drop if options.max_expected_drop_pp is not None else _best_decision)(
             context, states
         )
@@ -77,18 +89,55 @@ def identity_plan(model: ResNet) -> PrunePlan:
 
 
 def _sensitivities(
-    dense: ResNet, probes: Images, options: PruneOptions, states: Checkpoints, *, probe: bool
+    dense: ResNet,
+    probes: Images,
+    options: PruneOptions,
+    states: Checkpoints,
+    budget: TimeBudget | None,
+    *,
+    probe: bool,
 ) -> Mapping[str, GroupSensitivity]:
     importance = importances.get(options.method)
     # the key leaves out the goal, so that a run with another goal reuses the ranking
     state = states.of("survey", probe, options.method, options.flip_augment, options.seed)
-    return rank_inner_groups(dense, probes.fit, importance, probe=probe, state=state, seed=options.seed)
+    after_block = None if budget is None else partial(_check_time, budget)
+    return rank_inner_groups(
+        dense,
+        probes.fit,
+        importance,
+        probe=probe,
+        state=state,
+        seed=options.seed,
+        after_block=after_block,
+    )
+
+
+def _check_time(budget: TimeBudget, done: int, total: int) -> None:
+    """Check after each ranked block that there is time left to prune.
+
+    Raises:
+        ModelError: The time is used up; the message has an estimate of the time that is needed.
+    """
+    budget.save()
+    if done == total or budget.left_s > 0:
+        return
+    required_s = budget.elapsed_s * total / done / RANKING_PART
+    budget.restart()
+    raise ModelError(
+        f"prune.budget_s: {budget.limit_s:.0f} s are over after ranking {done} of {total} blocks; about "
+        f"{required_s:.0f} s are needed; the ranking so far is kept for the same command",
+        hint=f"set prune.budget_s={in_words(required_s)}",
+    )
 
 
 def _best_decision(context: channel_selection.PruneContext, states: Checkpoints) -> Result:
     """Apply the decisions in turn until the divergence from the dense network grows; return the best."""
     results: list[Result] = []
-    for decision in channel_selection.decisions(context):
+    if context.options.scope == "joint":
+        candidates = joint_pruning.decisions(context, states)
+    else:
+        candidates = channel_selection.decisions(context)
+    for decision in candidates:
         results.append(apply_decision(context.dense, context.probes, context.options, decision, states))
         if len(results) > 1 and _divergence(results[-1]) >= _divergence(results[-2]):
             break
