@@ -1,6 +1,7 @@
 """The prune stage: caching, resuming, machine key with a latency goal only; and its latency table."""
 
 import re
+import time
 
 import pytest
 import torch
@@ -159,6 +160,45 @@ def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
     with pytest.raises(ModelError, match=r"0\.70 of 0\.50\d ms cannot be met; (0\.99|1\.00) can") as caught:
         start(LATENCY, **WHERE)
     assert "prune.latency_ratio" in caught.value.hint
+
+
+JOINT = {**LATENCY, "latency_ratio": 0.6, "scope": "joint", "budget_s": "30s", "seed": 1}
+
+
+def test_a_budget_is_split_over_search_and_distillation_and_kept(start, monkeypatch):
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
+    began = time.monotonic()
+    found = start(JOINT, until="finetune", finetune={"images": 64}, **WHERE)
+    seconds = time.monotonic() - began
+    plan = read_json(found.folder("prune") / "plan.json")
+    used_s = read_json(found.folder("prune") / "clock.json")
+    assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.6, abs=0.03)
+    assert 0 < used_s < 28 < seconds < 45  # decoding and loading come on top
+    history = read_json(found.folder("finetune") / "history.json")
+    assert len(history["score"]) > 1
+    small = weights.load(found.folder("finetune")).model
+    assert small.architecture == weights.load(found.folder("prune")).model.architecture
+    again = start(JOINT, until="finetune", finetune={"images": 64}, **WHERE)
+    assert again.stages[-1].cached
+    assert [read_as(found.folder("prune") / "plan.json", PruningSummary).frontier[-1].chosen] == [True]
+
+
+def test_a_budget_used_up_by_the_search_keeps_its_result(start, monkeypatch):
+    class Slow(Scripted):
+        def __enter__(self):
+            measure = super().__enter__()
+            return lambda arch: time.sleep(0.5) or measure(arch)
+
+    monkeypatch.setattr(pruning, "LatencyTable", Slow)
+    found = start({**JOINT, "budget_s": 6}, until="finetune", **WHERE)
+    plan = read_json(found.folder("prune") / "plan.json")
+    used_s = read_json(found.folder("prune") / "clock.json")
+    (warning,) = [text for text in plan["warnings"] if "budget_s" in text]
+    assert used_s > 5.7 and "distillation is left out" in warning
+    assert float(re.search(r"took (\d+)", warning)[1]) == pytest.approx(used_s, abs=1)
+    assert read_json(found.folder("finetune") / "history.json") == {}
+    pruned, tuned = (weights.load(found.folder(name)).model for name in ("prune", "finetune"))
+    assert torch.equal(pruned.fc.weight, tuned.fc.weight)
 
 
 def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatch):

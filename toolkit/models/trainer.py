@@ -54,6 +54,7 @@ class Pace:
         progress: Returns the fraction of the time that has passed; training ends at 1.
         save: Called with every checkpoint: saves the state of the clock.
         ema_decay: Decay per step of the exponential moving average of the weights, which is the result.
+        bf16: Returns True if convolutions are to be computed in bfloat16 at present.
         warmup: Ratio of the time with a rising rate.
         round_s: Seconds between checkpoints.
     """
@@ -61,6 +62,7 @@ class Pace:
     progress: Callable[[], float]
     save: Callable[[], None]
     ema_decay: float
+    bf16: Callable[[], bool]
     warmup: float = 0.05
     round_s: float = 60.0
 
@@ -165,7 +167,9 @@ def fit(
             x = torch.from_numpy(augment(batch, rng, flip=options.flip, crop_px=options.crop_px))
             y = torch.from_numpy(labels.astype(np.int64))
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=_bf16_is_faster()):
+            with torch.autocast(
+                "cpu", torch.bfloat16, enabled=_bf16_is_faster() if pace is None else pace.bf16()
+            ):
                 value, batch_correct = loss(model, x, y)
             if not math.isfinite(value.item()):
                 raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -96,11 +96,13 @@ def distill(
             references, target = _stages(dense, x)
         with int8(model, scheme) if quantized else nullcontext():
             outputs, logits = _stages(model, x)
-        value = divergence(target, logits)
+        value = divergence(target.float(), logits.float())
         for stage, (reference, output) in enumerate(zip(references, outputs, strict=True), 1):
             channels = indices.get(f"stream{stage}")
             matched = reference if channels is None else reference[:, channels]
-            value = value + options.feature_weight * normalized_error(matched, output) / len(references)
+            value = value + options.feature_weight * normalized_error(matched.float(), output.float()) / len(
+                references
+            )
         if options.label_weight:
             if int(labels.min()) < 0:
                 raise DataError(
@@ -146,14 +148,23 @@ def _pace(budget: TimeBudget, options: DistillOptions) -> Pace:
     """Return the schedule from now, or from the start of an interrupted run, to the end of the budget."""
     start = budget.phase_start("fine-tuning")
     length = max(budget.limit_s * (1 - RESERVE) - start, 1e-9)
-    return Pace(lambda: (budget.elapsed_s - start) / length, budget.save, options.ema_decay)
+
+    def progress() -> float:
+        return (budget.elapsed_s - start) / length
+
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # PyTorch 2.5 has none
+
+    def bf16() -> bool:  # bfloat16 has too few digits for INT8 steps
+        return fast and progress() < 1 - options.qat_fraction
+
+    return Pace(progress, budget.save, options.ema_decay, bf16)
 
 
 def _fold_batchnorm(model: ResNet) -> None:
     """Fold every BatchNorm that follows a convolution into it, in place; of a network that only evaluates."""
     if model.architecture.preactivation:
         return
-    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()
+    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()  # type: ignore[assignment]
     for _, _, _, block in model.blocks():
         for i in range(1, block.depth + 1):
             setattr(block, f"conv{i}", fuse_conv_bn_eval(block.conv(i), block.bn(i)))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+
+from torch import Tensor
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.progress import track
+from edgeship.toolkit.models.resnet import macs
 from edgeship.toolkit.prune import importances, joint_search, width_search
 from edgeship.toolkit.prune.channel_selection import PruneContext
 from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
-from edgeship.toolkit.prune.execute import Decision
+from edgeship.toolkit.prune.execute import Decision, expected_drop_pp
 from edgeship.toolkit.prune.groups import stream_groups
 from edgeship.toolkit.prune.importances import Ranking
 from edgeship.toolkit.prune.joint_search import Choice, JointSearch, Losses
 from edgeship.toolkit.prune.latency_model import LatencyModel, samples
-from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_streams
+from edgeship.toolkit.prune.plan import Candidate
+from edgeship.toolkit.prune.probe_images import logits
+from edgeship.toolkit.prune.ranking import rank_streams
 
 SAMPLES = 24  # random networks that are measured for the latency model
 LEAST_SAMPLES = 8  # of them, also where the time is short
 PROBING = 0.25  # part of a time budget after which losses are no longer probed
 SEARCHING = 0.4  # part after which no further network is measured
+OTHER_GOALS = (0.8, 0.6)  # latency ratios of the other networks of the frontier
 
 
 def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
@@ -52,12 +58,7 @@ def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
     allocation = width_search.Allocation(choice.arch, choice.predicted_ms, measured, dense_ms)
     width_search.check_gain(allocation)
     yield Decision(
-        joint_search.kept_streams(
-            arch,
-            stream_groups(arch),
-            {name: each.ranking for name, each in losses.streams.items()},
-            choice.streams,
-        ),
+        _kept(context, losses, choice),
         losses.inner,
         choice.arch,
         {
@@ -66,7 +67,37 @@ def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
             "latency_predicted_ms": choice.predicted_ms,
         },
         search.coarse_steps(choice, options.latency_ratio * dense_ms),
+        tuple(_frontier(context, search, losses, dense_ms)),
     )
+
+
+def _frontier(
+    context: PruneContext, search: JointSearch, losses: Losses, dense_ms: float
+) -> Iterator[Candidate]:
+    """Yield networks for higher latencies, measured, and refitted on a few images."""
+    assert context.options.latency_ratio is not None and context.measure is not None
+    for part in OTHER_GOALS:
+        if part < 1.1 * context.options.latency_ratio or _over(context, SEARCHING):
+            break
+        choice = search.within(part * dense_ms)
+        if choice is not None:
+            small = joint_search.refitted(
+                context.dense,
+                _kept(context, losses, choice),
+                choice.arch,
+                losses.inner,
+                context.probes,
+                importances.get(context.options.method),
+                context.options.seed,
+            )
+            drop = expected_drop_pp(context.probes.reference, logits(small, context.probes.check))
+            cost = macs(choice.arch, context.probes.size)
+            yield Candidate(cost, drop, context.measure(choice.arch), chosen=False)
+
+
+def _kept(context: PruneContext, losses: Losses, choice: Choice) -> dict[str, Tensor]:
+    rankings = {name: each.ranking for name, each in losses.streams.items()}
+    return joint_search.kept_streams(context.arch, stream_groups(context.arch), rankings, choice.streams)
 
 
 def _nearest(
@@ -102,32 +133,8 @@ def _losses(context: PruneContext, states: Checkpoints) -> Losses:
         saved["rankings"] = {name: (each.order, each.error) for name, each in found.items()}
         state.save(saved)
     rankings = {name: Ranking(*each) for name, each in saved["rankings"].items()}
-    streams = _stream_losses(context, rankings, saved, state)
-    drops = _drop_losses(context, saved, state)
-    return Losses(context.sensitivities, streams, drops)
-
-
-def _stream_losses(
-    context: PruneContext, rankings: Mapping[str, Ranking], saved: dict[str, object], state: Checkpoint
-) -> dict[str, GroupSensitivity]:
-    """Return the losses of the stream groups; a group that is not probed has the largest known factor."""
-    factors: dict[str, float] = saved.setdefault("factors", {})  # type: ignore[assignment]
-    for name in track([g.name for g in stream_groups(context.arch)], "probing streams"):
-        if name not in factors and not (factors and _over(context, PROBING)):
-            factors[name] = joint_search.stream_factor(
-                context.dense,
-                context.probes,
-                rankings,
-                name,
-                importances.get(context.options.method),
-                context.options.seed,
-            )
-            state.save(saved)
-    usual = max(factors.values(), default=1.0)
-    return {
-        name: GroupSensitivity(ranking, ranking.error * factors.get(name, usual))
-        for name, ranking in rankings.items()
-    }
+    streams = joint_search.stream_losses(context.arch, rankings, context.sensitivities)
+    return Losses(context.sensitivities, streams, _drop_losses(context, saved, state))
 
 
 def _drop_losses(
@@ -138,13 +145,7 @@ def _drop_losses(
     for stage, block in track(joint_search.droppable(context.arch), "probing blocks"):
         name = f"{stage}.{block}"
         if name not in known and not _over(context, PROBING):
-            known[name] = joint_search.drop_loss(
-                context.dense,
-                context.probes,
-                (stage, block),
-                importances.get(context.options.method),
-                context.options.seed,
-            )
+            known[name] = joint_search.drop_loss(context.dense, context.probes, (stage, block))
             state.save(saved)
     return {
         (stage, block): known[f"{stage}.{block}"]

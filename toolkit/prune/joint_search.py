@@ -10,8 +10,9 @@ import torch
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.statistics import kl_divergence
 from edgeship.toolkit.models.resnet import Architecture, ResNet
-from edgeship.toolkit.prune.apply import shrink
-from edgeship.toolkit.prune.groups import ChannelGroup, kept_places, stream_groups
+from edgeship.toolkit.prune.apply import dropped, shrink
+from edgeship.toolkit.prune.execute import inner_choice, recalibrated
+from edgeship.toolkit.prune.groups import STEM, ChannelGroup, kept_places, stream_groups
 from edgeship.toolkit.prune.importances import Importance, Ranking
 from edgeship.toolkit.prune.knapsack import allocate
 from edgeship.toolkit.prune.latency_model import LatencyModel, with_streams
@@ -22,8 +23,7 @@ from edgeship.toolkit.prune.width_search import align, nearest_width, options
 
 PARTS = (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # ratios of a group's width that are tried
 LEAST_STREAM = 0.375  # least ratio of a stream: every block reads it
-PROBED = 0.625  # ratio of a stream at which the network is refitted and run
-PROBE_IMAGES = 256  # of a refit that only estimates a loss
+PROBE_IMAGES = 256  # of networks that are no result
 COARSE = 0.05  # part of the latency that one step of channels may change
 
 
@@ -71,10 +71,12 @@ class JointSearch:
             model: Latency of any widths.
             step: Channel counts are multiples of it.
         """
-        self._arch, self._losses, self._model, self._step = arch, losses, model, step
+        self._arch, self.losses, self._model, self._step = arch, losses, model, step
         self._groups = stream_groups(arch)
         self._widths = [
-            sorted({nearest_width(g.width, part, step) for part in PARTS if part >= LEAST_STREAM}, reverse=True)
+            sorted(
+                {nearest_width(g.width, part, step) for part in PARTS if part >= LEAST_STREAM}, reverse=True
+            )
             for g in self._groups
         ]
 
@@ -88,7 +90,8 @@ class JointSearch:
 
         def at(place: tuple[int, ...]) -> Choice | None:
             if place not in known:
-                known[place] = self._with_streams(place, goal_ms)
+                kept = {g.name: w[i] for g, w, i in zip(self._groups, self._widths, place, strict=True)}
+                known[place] = self.with_streams(kept, goal_ms)
             return known[place]
 
         last = [len(widths) - 1 for widths in self._widths]
@@ -101,7 +104,7 @@ class JointSearch:
         arch, step = self._arch, self._step
         inner = tuple(
             tuple(
-                () if (s, b) in self._losses.drops else tuple(nearest_width(w, PARTS[-1], step) for w in block)
+                () if (s, b) in self.losses.drops else tuple(nearest_width(w, PARTS[-1], step) for w in block)
                 for b, block in enumerate(blocks)
             )
             for s, blocks in enumerate(arch.widths.inner)
@@ -140,10 +143,14 @@ class JointSearch:
                 )
         return tuple(warnings)
 
-    def _descend(self, start: tuple[int, ...], last: list[int], at: Callable[[tuple[int, ...]], Choice | None]) -> Choice | None:
+    def _descend(
+        self, start: tuple[int, ...], last: list[int], at: Callable[[tuple[int, ...]], Choice | None]
+    ) -> Choice | None:
         """Change one stream, or all of them, by one step as long as the loss falls."""
         place, best = start, at(start)
-        moves = [tuple(int(i == j) * sign for j in range(len(last))) for i in range(len(last)) for sign in (1, -1)]
+        moves = [
+            tuple(int(i == j) * sign for j in range(len(last))) for i in range(len(last)) for sign in (1, -1)
+        ]
         moves += [(1,) * len(last), (-1,) * len(last)]
         improved = True
         while improved:
@@ -155,13 +162,15 @@ class JointSearch:
                     place, best, improved = there, choice, True
         return best
 
-    def _with_streams(self, place: tuple[int, ...], goal_ms: float) -> Choice | None:
-        """Return the best inner widths and dropped blocks for stream widths; None if the goal is not met."""
-        kept = {g.name: w[i] for g, w, i in zip(self._groups, self._widths, place, strict=True)}
+    def with_streams(self, kept: Mapping[str, int], goal_ms: float) -> Choice | None:
+        """Return the best inner widths and dropped blocks for stream widths; None if the goal is not met.
+
+        Args:
+            kept: Stream group -> number of kept channels.
+            goal_ms: Largest predicted latency.
+        """
         narrow = with_streams(self._arch, kept, self._arch.widths.inner)
-        loss = sum(
-            float(self._losses.streams[g.name].loss[g.width - kept[g.name]]) for g in self._groups
-        )
+        loss = sum(float(self.losses.streams[g.name].loss[g.width - kept[g.name]]) for g in self._groups)
 
         def cost(stage: int, block: int, inner: tuple[int, ...]) -> float:
             if not inner:
@@ -171,7 +180,7 @@ class JointSearch:
         def allowed(width: int) -> tuple[int, ...]:
             return tuple(sorted({nearest_width(width, part, self._step) for part in PARTS}))
 
-        blocks = options(narrow, self._losses.inner, self._losses.drops, cost, allowed)
+        blocks = options(narrow, self.losses.inner, self.losses.drops, cost, allowed)
         total = self._model.total_ms(narrow)
         fixed = total - sum(cost(s, b, narrow.widths.inner[s][b]) for (s, b), _ in blocks)
         selected = allocate([choices for _, choices in blocks], goal_ms - fixed)
@@ -184,24 +193,42 @@ class JointSearch:
         return Choice(arch, kept, self._model.total_ms(arch), loss)
 
 
-def stream_factor(
-    dense: ResNet,
-    probes: Images,
-    rankings: Mapping[str, Ranking],
-    name: str,
-    importance: Importance,
-    seed: int,
-) -> float:
-    """Return the KL divergence in nats for an error of the ranking of one stream group, by a refit.
+def stream_losses(
+    arch: Architecture, rankings: Mapping[str, Ranking], inner: Mapping[str, GroupSensitivity]
+) -> dict[str, GroupSensitivity]:
+    """Estimate the loss of the stream groups: their ranking errors, in nats.
 
-    Between the probed width and others the loss is taken as proportional to the error of the ranking.
+    The KL divergence for an error is taken from the inner groups of the blocks that read the stream, for
+    which it was measured.
+
+    Args:
+        arch: The dense network.
+        rankings: Stream group -> ranking.
+        inner: Inner group -> ranking and loss.
     """
-    groups = stream_groups(dense.architecture)
-    (group,) = (each for each in groups if each.name == name)
-    count = max(1, round(group.width * PROBED))
-    kept = kept_streams(dense.architecture, groups, rankings, {name: count})
-    kl = refitted_kl(dense, shrink(dense, kept), kept, probes, importance, seed)
-    return max(kl, 0.0) / max(float(rankings[name].error[group.width - count]), 1e-12)
+    result = {}
+    for group in stream_groups(arch):
+        places = {place for place, _ in group.places}
+        readers = [
+            inner[f"layer{stage + 1}.{block}.conv{i + 1}"]
+            for stage, blocks in enumerate(arch.widths.inner)
+            for block, widths in enumerate(blocks)
+            for i in range(len(widths))
+            if _source(stage, block) in places or (f"stream{stage + 1}" in places and block > 0)
+        ]
+        readers = readers or [
+            s for name, s in inner.items() if name.startswith(f"layer{len(arch.widths.inner)}")
+        ]
+        halves = [(s.loss[len(s.loss) // 2], s.ranking.error[len(s.loss) // 2]) for s in readers]
+        factor = sum(float(loss) / max(float(error), 1e-12) for loss, error in halves) / len(halves)
+        ranking = rankings[group.name]
+        result[group.name] = GroupSensitivity(ranking, ranking.error * factor)
+    return result
+
+
+def _source(stage: int, block: int) -> str:
+    """Return the place that a block reads."""
+    return STEM if stage == 0 and block == 0 else f"stream{stage + (block > 0)}"
 
 
 def droppable(arch: Architecture) -> tuple[tuple[int, int], ...]:
@@ -214,27 +241,45 @@ def droppable(arch: Architecture) -> tuple[tuple[int, int], ...]:
     )
 
 
-def drop_loss(
-    dense: ResNet, probes: Images, place: tuple[int, int], importance: Importance, seed: int
-) -> float:
-    """Return the KL divergence in nats of dropping one block, the others refitted."""
-    return max(refitted_kl(dense, shrink(dense, {}, {place}), {}, probes, importance, seed), 0.0)
+def drop_loss(dense: ResNet, probes: Images, place: tuple[int, int]) -> float:
+    """Return the KL divergence in nats of dropping one block, with new BatchNorm statistics."""
+    without = recalibrated(shrink(dense, {}, {place}), few_of(probes))
+    return max(kl_divergence(probes.reference, logits(without, probes.check)), 0.0)
 
 
-def refitted_kl(
+def few_of(probes: Images) -> Images:
+    """Return a few of the images, not mirrored."""
+    images = probes.fit.images[:PROBE_IMAGES]
+    size = max(2, min(32, len(images) // 10))  # BatchNorm statistics are not those of one image
+    whole = images[: max(len(images) // size * size, 1)]
+    return replace(probes, fit=Batches(whole, size, mirror=len(whole) < size))
+
+
+@torch.no_grad()
+def refitted(
     dense: ResNet,
-    student: ResNet,
     kept: Mapping[str, torch.Tensor],
+    arch: Architecture,
+    inner: Mapping[str, GroupSensitivity],
     probes: Images,
     importance: Importance,
     seed: int,
-) -> float:
-    """Refit a student on a few of the images; return its KL divergence on the held-out ones."""
-    images = probes.fit.images[:PROBE_IMAGES]
-    few = Batches(images, max(1, min(32, len(images) // 10)), mirror=False)
-    repair = Reconstruction(dense, student, kept=kept, choice={}, importance=importance, seed=seed)
-    small = repair.run(few).eval()
-    return kl_divergence(probes.reference, logits(small, probes.check))
+) -> ResNet:
+    """Return a network with other widths, refitted on a few of the images.
+
+    Args:
+        dense: The dense network.
+        kept: Stream place -> kept channels.
+        arch: Widths inside the blocks, and dropped blocks.
+        inner: Rankings of the inner groups; unused where the widths are unchanged.
+        probes: The images.
+        importance: Channel importance.
+        seed: Seed of the sampled positions.
+    """
+    student = shrink(dense, kept, dropped(dense.architecture, arch))
+    choice = inner_choice(dense, arch, inner)
+    repair = Reconstruction(dense, student, kept=kept, choice=choice, importance=importance, seed=seed)
+    return repair.run(few_of(probes).fit).eval()
 
 
 def kept_streams(

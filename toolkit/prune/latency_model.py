@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -86,7 +87,7 @@ class LatencyModel:
         area = math.prod(self._areas[stage, block])
         out = math.prod(strided(self._areas[stage, block], arch.stride(stage, block)))
         widths = (arch.width_in(stage, block), *arch.widths.inner[stage][block], arch.widths.streams[stage])
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         if arch.unit == "basic":
             small = 0.0
             large = 9.0 * out * sum(a * b for a, b in pairs)
@@ -101,7 +102,9 @@ class LatencyModel:
         return np.array([small, large, float(moved)])
 
 
-def samples(arch: Architecture, droppable: Sequence[tuple[int, int]], step: int, count: int) -> list[Architecture]:
+def samples(
+    arch: Architecture, droppable: Sequence[tuple[int, int]], step: int, count: int
+) -> list[Architecture]:
     """Return random networks to measure: widths of every stage and stream, and blocks left out."""
     rng = np.random.default_rng(0)
     groups = stream_groups(arch)

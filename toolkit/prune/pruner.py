@@ -22,7 +22,8 @@ from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_inner_groups
 from edgeship.toolkit.prune.time_budget import TimeBudget, in_words
 
 SEARCH_ROUNDS = 5
-RANKING_PART = 0.2  # part of a usual time budget that the ranking of channels takes
+RANKING_PART = 0.4  # part of search and refit that the ranking of channels takes
+SURE = 0.25  # part of the blocks after which the required time is estimated
 SEARCHED = (0.2, 1.0)  # bounds of the bisection, as ratios of the multiply-accumulates
 
 Result = tuple[ResNet, PrunePlan]
@@ -119,14 +120,14 @@ def _check_time(budget: TimeBudget, done: int, total: int) -> None:
         ModelError: The time is used up; the message has an estimate of the time that is needed.
     """
     budget.save()
-    if done == total or budget.left_s > 0:
-        return
     required_s = budget.elapsed_s * total / done / RANKING_PART
+    if required_s <= budget.limit_s or (budget.left_s > 0 and done < SURE * total):
+        return
     budget.restart()
     raise ModelError(
-        f"prune.budget_s: {budget.limit_s:.0f} s are over after ranking {done} of {total} blocks; about "
-        f"{required_s:.0f} s are needed; the ranking so far is kept for the same command",
-        hint=f"set prune.budget_s={in_words(required_s)}",
+        f"prune.budget_s: search and refit need about {required_s:.0f} s, {budget.limit_s:.0f} s are given; "
+        f"the ranking of {done} of {total} blocks is kept for the same command",
+        hint=f"set prune.budget_s={in_words(2 * required_s)}, or a smaller prune.images",
     )
 
 
@@ -137,11 +138,13 @@ def _best_decision(context: channel_selection.PruneContext, states: Checkpoints)
         candidates = joint_pruning.decisions(context, states)
     else:
         candidates = channel_selection.decisions(context)
+    others: tuple[Candidate, ...] = ()
     for decision in candidates:
+        others = decision.frontier
         results.append(apply_decision(context.dense, context.probes, context.options, decision, states))
         if len(results) > 1 and _divergence(results[-1]) >= _divergence(results[-2]):
             break
-    return _with_frontier(min(results, key=_divergence), results)
+    return _with_frontier(min(results, key=_divergence), results, others)
 
 
 def _search_drop(context: channel_selection.PruneContext, states: Checkpoints) -> Result:
@@ -184,14 +187,14 @@ def _divergence(result: Result) -> float:
     return result[1].kl or 0.0
 
 
-def _with_frontier(best: Result, results: Sequence[Result]) -> Result:
+def _with_frontier(best: Result, results: Sequence[Result], others: tuple[Candidate, ...] = ()) -> Result:
     """Add the frontier (the dense network and every candidate) to the plan of the best result."""
     model, plan = best
-    if len(results) == 1:
+    if len(results) == 1 and not others:
         return best
     rows = [
         Candidate(each.macs_after, each.expected_drop_pp or 0.0, each.latency_after_ms, each is plan)
         for _, each in results
     ]
     dense = Candidate(plan.macs_before, 0.0, plan.latency_before_ms, chosen=False)
-    return model, replace(plan, frontier=(dense, *rows))
+    return model, replace(plan, frontier=(dense, *others, *rows))
