@@ -8,7 +8,9 @@ from torch import Tensor
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.progress import track
-from edgeship.toolkit.models.resnet import macs
+from edgeship.toolkit.core.quant import FloatArray
+from edgeship.toolkit.core.statistics import kl_divergence
+from edgeship.toolkit.models.resnet import ResNet, macs
 from edgeship.toolkit.prune import importances, joint_search, width_search
 from edgeship.toolkit.prune.channel_selection import PruneContext
 from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
@@ -25,6 +27,7 @@ SAMPLES = 24  # random networks that are measured for the latency model
 LEAST_SAMPLES = 8  # of them, also where the time is short
 PROBING = 0.25  # part of a time budget after which losses are no longer probed
 SEARCHING = 0.4  # part after which no further network is measured
+STREAM_WEIGHTS = (4.0, 1.0, 16.0)  # the best of these is found by refitted networks
 OTHER_GOALS = (0.8, 0.6)  # latency ratios of the other networks of the frontier
 
 
@@ -54,7 +57,25 @@ def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
             break
         model.add(network, measure(network))
     search = JointSearch(arch, losses, model, step)
-    choice, measured = _nearest(context, search, model, dense_ms)
+    candidates: list[tuple[Choice, float, FloatArray]] = []
+    for weight in STREAM_WEIGHTS:
+        if candidates and _over(context, SEARCHING):
+            break
+        choice, measured = _nearest(context, search, model, dense_ms, weight)
+        if any(choice.arch == other.arch for other, *_ in candidates):
+            continue
+        candidates.append(
+            (choice, measured, logits(_refitted(context, losses, choice), context.probes.check))
+        )
+    reference = context.probes.reference
+    choice, measured, _ = min(candidates, key=lambda each: kl_divergence(reference, each[2]))
+    others = tuple(
+        Candidate(
+            macs(other.arch, context.probes.size), expected_drop_pp(reference, outputs), ms, chosen=False
+        )
+        for other, ms, outputs in candidates
+        if other is not choice
+    )
     allocation = width_search.Allocation(choice.arch, choice.predicted_ms, measured, dense_ms)
     width_search.check_gain(allocation)
     yield Decision(
@@ -67,7 +88,7 @@ def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
             "latency_predicted_ms": choice.predicted_ms,
         },
         search.coarse_steps(choice, options.latency_ratio * dense_ms),
-        tuple(_frontier(context, search, losses, dense_ms)),
+        (*_frontier(context, search, losses, dense_ms), *others),
     )
 
 
@@ -81,18 +102,23 @@ def _frontier(
             break
         choice = search.within(part * dense_ms)
         if choice is not None:
-            small = joint_search.refitted(
-                context.dense,
-                _kept(context, losses, choice),
-                choice.arch,
-                losses.inner,
-                context.probes,
-                importances.get(context.options.method),
-                context.options.seed,
-            )
+            small = _refitted(context, losses, choice)
             drop = expected_drop_pp(context.probes.reference, logits(small, context.probes.check))
             cost = macs(choice.arch, context.probes.size)
             yield Candidate(cost, drop, context.measure(choice.arch), chosen=False)
+
+
+def _refitted(context: PruneContext, losses: Losses, choice: Choice) -> ResNet:
+    """Return the network of a choice, refitted on a few images."""
+    return joint_search.refitted(
+        context.dense,
+        _kept(context, losses, choice),
+        choice.arch,
+        losses.inner,
+        context.probes,
+        importances.get(context.options.method),
+        context.options.seed,
+    )
 
 
 def _kept(context: PruneContext, losses: Losses, choice: Choice) -> dict[str, Tensor]:
@@ -101,14 +127,14 @@ def _kept(context: PruneContext, losses: Losses, choice: Choice) -> dict[str, Te
 
 
 def _nearest(
-    context: PruneContext, search: JointSearch, model: LatencyModel, dense_ms: float
+    context: PruneContext, search: JointSearch, model: LatencyModel, dense_ms: float, weight: float
 ) -> tuple[Choice, float]:
     """Return the choice whose measured latency is nearest to the goal: build, measure, correct, repeat."""
     assert context.options.latency_ratio is not None and context.measure is not None
     goal_ms = context.options.latency_ratio * dense_ms
     asked_ms, best = goal_ms, None
     for _ in range(width_search.ROUNDS):
-        choice = search.within(asked_ms)
+        choice = search.within(asked_ms, weight)
         if choice is None:
             break
         measured = context.measure(choice.arch)

@@ -80,18 +80,22 @@ class JointSearch:
             for g in self._groups
         ]
 
-    def within(self, goal_ms: float) -> Choice | None:
+    def within(self, goal_ms: float, stream_weight: float = 1.0) -> Choice | None:
         """Return the best widths within a predicted latency; None if no widths meet it.
 
         Streams are chosen by coordinate descent from the widest, the narrowest and the middle widths; for
         given streams, a knapsack over the blocks is exact.
+
+        Args:
+            goal_ms: Largest predicted latency.
+            stream_weight: Factor of the losses of streams, whose estimate is coarse.
         """
         known: dict[tuple[int, ...], Choice | None] = {}
 
         def at(place: tuple[int, ...]) -> Choice | None:
             if place not in known:
                 kept = {g.name: w[i] for g, w, i in zip(self._groups, self._widths, place, strict=True)}
-                known[place] = self.with_streams(kept, goal_ms)
+                known[place] = self.with_streams(kept, goal_ms, stream_weight)
             return known[place]
 
         last = [len(widths) - 1 for widths in self._widths]
@@ -162,15 +166,20 @@ class JointSearch:
                     place, best, improved = there, choice, True
         return best
 
-    def with_streams(self, kept: Mapping[str, int], goal_ms: float) -> Choice | None:
+    def with_streams(
+        self, kept: Mapping[str, int], goal_ms: float, stream_weight: float = 1.0
+    ) -> Choice | None:
         """Return the best inner widths and dropped blocks for stream widths; None if the goal is not met.
 
         Args:
             kept: Stream group -> number of kept channels.
             goal_ms: Largest predicted latency.
+            stream_weight: Factor of the losses of streams.
         """
         narrow = with_streams(self._arch, kept, self._arch.widths.inner)
-        loss = sum(float(self.losses.streams[g.name].loss[g.width - kept[g.name]]) for g in self._groups)
+        loss = stream_weight * sum(
+            float(self.losses.streams[g.name].loss[g.width - kept[g.name]]) for g in self._groups
+        )
 
         def cost(stage: int, block: int, inner: tuple[int, ...]) -> float:
             if not inner:

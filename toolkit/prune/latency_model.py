@@ -19,6 +19,7 @@ Vector = npt.NDArray[np.float64]
 
 KINDS = 3  # per stage: multiply-accumulates of 1x1 and of larger convolutions, activations
 PRIOR = 0.05  # weight of a latency in proportion to the work, against one measured network
+GRANULARITIES = (1, 16, 32, 64)  # channels
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # widths of the measured networks
 DROPPED = 0.25  # part of the droppable blocks that is left out of a measured network
 
@@ -26,7 +27,11 @@ DROPPED = 0.25  # part of the droppable blocks that is left out of a measured ne
 class LatencyModel:
     """Latency as a sum over stages of coefficient times work; the work depends on all widths.
 
+    Multiply-accumulates are counted with widths rounded up to a multiple of channels, the one of
+    `GRANULARITIES` that fits best: kernels work on blocks of channels.
+
     Attributes:
+        granularity: That multiple.
         error: Root mean square relative error over the measured networks.
     """
 
@@ -39,25 +44,32 @@ class LatencyModel:
             dense_ms: Its measured latency.
         """
         self._areas = width_search.block_sides(dense, size)
-        self._size, self._dense_ms = size, dense_ms
+        self._size, self._dense_ms, self.granularity = size, dense_ms, 1
         self._unit = np.maximum(self._work(dense), 1e-9)  # a coefficient is the dense network's milliseconds
         macs = self._unit * _is_macs(len(self._unit))
         other = self._unit * (1 - _is_macs(len(self._unit)))
         self._prior = dense_ms * (0.7 * macs / macs.sum() + 0.3 * other / other.sum())
-        self._rows: list[tuple[Vector, float]] = [(self._work(dense) / self._unit, dense_ms)]
+        self._measured: list[tuple[Architecture, float]] = [(dense, dense_ms)]
         self._coefficients, self.error = self._prior, 0.0
 
     def add(self, arch: Architecture, ms: float) -> None:
         """Add a measured network, and fit again."""
+        self._measured.append((arch, ms))
+        fits = []
+        for granularity in GRANULARITIES:
+            self.granularity = granularity
+            fits.append((*self._fit(), granularity))
+        self.error, self._coefficients, self.granularity = min(fits, key=lambda each: each[0])
+
+    def _fit(self) -> tuple[float, Vector]:
+        """Return the error and the coefficients with the present granularity."""
         from scipy.optimize import nnls
 
-        self._rows.append((self._work(arch) / self._unit, ms))
-        measured = np.array([row / ms for row, ms in self._rows])
+        measured = np.array([self._work(arch) / self._unit / ms for arch, ms in self._measured])
         weight = PRIOR / np.maximum(self._prior, 0.01 * self._dense_ms)
         matrix = np.vstack([measured, np.diag(weight)])
-        goal = np.concatenate([np.ones(len(measured)), weight * self._prior])
-        self._coefficients, _ = nnls(matrix, goal)
-        self.error = float(np.sqrt(np.mean((measured @ self._coefficients - 1) ** 2)))
+        coefficients, _ = nnls(matrix, np.concatenate([np.ones(len(measured)), weight * self._prior]))
+        return float(np.sqrt(np.mean((measured @ coefficients - 1) ** 2))), coefficients
 
     def total_ms(self, arch: Architecture) -> float:
         """Return the predicted latency of a network in milliseconds."""
@@ -87,17 +99,17 @@ class LatencyModel:
         area = math.prod(self._areas[stage, block])
         out = math.prod(strided(self._areas[stage, block], arch.stride(stage, block)))
         widths = (arch.width_in(stage, block), *arch.widths.inner[stage][block], arch.widths.streams[stage])
-        pairs = list(itertools.pairwise(widths))
+        whole = tuple(-(-width // self.granularity) * self.granularity for width in widths)
         if arch.unit == "basic":
             small = 0.0
-            large = 9.0 * out * sum(a * b for a, b in pairs)
+            large = 9.0 * out * sum(a * b for a, b in itertools.pairwise(whole))
             moved = area * widths[0] + out * (2 * widths[1] + 2 * widths[2])
         else:
-            small = float(area * widths[0] * widths[1] + out * widths[2] * widths[3])
-            large = 9.0 * out * widths[1] * widths[2]
+            small = float(area * whole[0] * whole[1] + out * whole[2] * whole[3])
+            large = 9.0 * out * whole[1] * whole[2]
             moved = area * (widths[0] + 2 * widths[1]) + out * (2 * widths[2] + 2 * widths[3])
         if arch.projects(stage, block):
-            small += float(out * widths[0] * widths[-1])
+            small += float(out * whole[0] * whole[-1])
             moved += out * (widths[0] + widths[-1])
         return np.array([small, large, float(moved)])
 
