@@ -1,7 +1,6 @@
 """The prune stage: caching, resuming, machine key with a latency goal only; and its latency table."""
 
 import re
-import time
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
+from edgeship.toolkit.prune.time_budget import TimeBudget
 from edgeship.toolkit.report import quantization_charts
 from edgeship.toolkit.runs.network import ExportedGraphs
 from edgeship.toolkit.runs.quantized import PruningSummary
@@ -162,39 +162,59 @@ def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
     assert "prune.latency_ratio" in caught.value.hint
 
 
-JOINT = {**LATENCY, "latency_ratio": 0.6, "scope": "joint", "budget_s": "30s", "seed": 1}
+JOINT = {**LATENCY, "latency_ratio": 0.6, "scope": "joint", "budget_s": "30s"}
 
 
-def test_a_budget_is_split_over_search_and_distillation_and_kept(start, monkeypatch):
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that a look moves by a fiftieth of a second, so that a busy machine changes nothing."""
+    seconds = [0.0]
+
+    def now():
+        seconds[0] += 0.02
+        return seconds[0]
+
+    def budget(recipe, file, used_s=0.0):
+        limit_s = recipe.prune.budget_s
+        return None if limit_s is None else TimeBudget(limit_s, file, used_s=used_s, now=now)
+
+    monkeypatch.setattr(pruning, "time_budget", budget)
+    return seconds
+
+
+def test_a_budget_is_split_over_search_and_distillation_and_kept(start, monkeypatch, ticks):
     monkeypatch.setattr(pruning, "LatencyTable", Scripted)
-    began = time.monotonic()
     found = start(JOINT, until="finetune", finetune={"images": 64}, **WHERE)
-    seconds = time.monotonic() - began
+    assert 28.5 < ticks[0] < 30
     plan = read_json(found.folder("prune") / "plan.json")
-    used_s = read_json(found.folder("prune") / "clock.json")
-    assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.6, abs=0.03)
-    assert 0 < used_s < 28 < seconds < 45  # decoding and loading come on top
+    assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.6, abs=0.06)
+    assert 0 < read_json(found.folder("prune") / "clock.json") < 20
     history = read_json(found.folder("finetune") / "history.json")
-    assert len(history["score"]) > 1
+    assert len(history["score"]) > 10
     small = weights.load(found.folder("finetune")).model
     assert small.architecture == weights.load(found.folder("prune")).model.architecture
     again = start(JOINT, until="finetune", finetune={"images": 64}, **WHERE)
     assert again.stages[-1].cached
-    assert [read_as(found.folder("prune") / "plan.json", PruningSummary).frontier[-1].chosen] == [True]
+    assert read_as(found.folder("prune") / "plan.json", PruningSummary).frontier[-1].chosen
 
 
-def test_a_budget_used_up_by_the_search_keeps_its_result(start, monkeypatch):
+def test_a_budget_used_up_by_the_search_keeps_its_result(start, monkeypatch, ticks):
     class Slow(Scripted):
         def __enter__(self):
             measure = super().__enter__()
-            return lambda arch: time.sleep(0.5) or measure(arch)
+
+            def slow(arch):
+                ticks[0] += 0.5
+                return measure(arch)
+
+            return slow
 
     monkeypatch.setattr(pruning, "LatencyTable", Slow)
-    found = start({**JOINT, "budget_s": 6}, until="finetune", **WHERE)
+    found = start({**JOINT, "budget_s": 5}, until="finetune", **WHERE)
     plan = read_json(found.folder("prune") / "plan.json")
     used_s = read_json(found.folder("prune") / "clock.json")
     (warning,) = [text for text in plan["warnings"] if "budget_s" in text]
-    assert used_s > 5.7 and "distillation is left out" in warning
+    assert used_s > 4.75 and "distillation is left out" in warning
     assert float(re.search(r"took (\d+)", warning)[1]) == pytest.approx(used_s, abs=1)
     assert read_json(found.folder("finetune") / "history.json") == {}
     pruned, tuned = (weights.load(found.folder(name)).model for name in ("prune", "finetune"))
