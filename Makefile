@@ -26,7 +26,7 @@ pictures: $(VENV)/.installed-dev ## the documentation's pictures, from a run of 
 	$(BIN)/python -m docs.pictures
 
 test: $(VENV)/.installed-dev lint ## every check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/ruff format --check --quiet .

@@ -20,13 +20,12 @@ from edgeship.targets import runner
 from edgeship.toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.deploy import manifest as manifests
-from edgeship.toolkit.deploy.manifest import MANIFEST, SCHEMA, SIGNATURE, Terms
+from edgeship.toolkit.deploy.layout import EVALUATION, MANIFEST, RUNNER, SIGNATURE, THREADS
+from edgeship.toolkit.deploy.manifest import SCHEMA, Terms
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, labels_text
 
-THREADS = 1  # default CPU threads of timing on a device; equal to the default of runs
-EVALUATION = "evaluation/images.set"
-RUNNER = f"runner/{runner.FILE_NAME}"
 NAMESPACE = "edgeship"  # signatures of other namespaces are invalid for bundles
 NO_TARGET = "none"  # of files that no device needs
 _SAFE = re.compile(r"[^a-z0-9._-]+")
@@ -122,14 +121,13 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        """Return name and digest: the release name without the suffix for the device's environment."""
-        return f"{self.manifest['name']}-{self.manifest_file.sha256[:12]}"
+        """Return name and digest (see `layout.bundle_id`)."""
+        return layout.bundle_id(self.manifest["name"], self.manifest_file.sha256)
 
     @property
     def threads(self) -> int:
         """Return the CPU threads of timing on devices."""
-        threads: int = self.manifest.get("threads", THREADS)
-        return threads
+        return layout.threads(self.manifest)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -143,15 +141,9 @@ class Bundle:
             target: Name of the target.
             typed: True if the runtime takes precision only from the types in the graph.
         """
+        needed = {path: file.targets for path, file in self.files.items()}
         first = [f for f in (self.manifest_file, self.signature_file) if f]
-        other = {graph_path(target), typed_path(target)} - {self.graph_for(target, typed=typed)}
-        return first + [
-            f for f in self.files.values() if (not f.targets or target in f.targets) and f.path not in other
-        ]
-
-    def graph_for(self, target: str, *, typed: bool) -> str:
-        """Return the path of the graph to build: for a typed runtime the one with FP16 types."""
-        return typed_path(target) if typed and typed_path(target) in self.files else graph_path(target)
+        return first + [self.files[path] for path in layout.files_for(needed, target, typed=typed)]
 
     def read(self, path: str) -> bytes:
         """Return the content of one file."""
@@ -209,7 +201,7 @@ def load(path: Path) -> Bundle:
         name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
         for name, entry in manifest["files"].items()
     }
-    missing = {RUNNER, *map(graph_path, manifest["targets"])} - set(files)
+    missing = {RUNNER, *map(layout.graph_path, manifest["targets"])} - set(files)
     if missing:
         raise DataError(f"{path}: {min(missing)} is missing", hint=manifests.HINT)
     return Bundle(
@@ -341,37 +333,17 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
         yield EVALUATION, (contents.evaluation, ())
     for graph in contents.graphs:
         needed = (graph.target,)
-        yield graph_path(graph.target), (graph.file, needed)
+        yield layout.graph_path(graph.target), (graph.file, needed)
         if graph.typed is not None:
-            yield typed_path(graph.target), (graph.typed, needed)
+            yield layout.typed_path(graph.target), (graph.typed, needed)
         golden = scratch / "golden" / graph.target
         runner.write_golden(golden, contents.golden_inputs, graph.golden, contents.golden_files)
         for file in golden.iterdir():
-            yield f"{golden_path(graph.target)}/{file.name}", (file, needed)
+            yield f"{layout.golden_path(graph.target)}/{file.name}", (file, needed)
         if graph.reference is not None:
             reference = scratch / f"{graph.target}.f32"
             reference.write_bytes(np.ascontiguousarray(graph.reference, "<f4").tobytes())
-            yield reference_path(graph.target), (reference, needed)
-
-
-def graph_path(target: str) -> str:
-    """Return the path of a target's graph."""
-    return f"graphs/{target}.onnx"
-
-
-def typed_path(target: str) -> str:
-    """Return the path of a target's graph with FP16 types."""
-    return f"graphs/{target}-typed.onnx"
-
-
-def golden_path(target: str) -> str:
-    """Return the path of a target's golden inputs and logits."""
-    return f"golden/{target}"
-
-
-def reference_path(target: str) -> str:
-    """Return the path of a target's simulated logits of the evaluation set."""
-    return f"evaluation/{target}.f32"
+            yield layout.reference_path(graph.target), (reference, needed)
 
 
 def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:

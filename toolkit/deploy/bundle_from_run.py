@@ -283,7 +283,7 @@ def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
         return variants
     # Pruned variants come last and replace the others.
     order = {precision: place for place, precision in enumerate(PREFERRED)}
-    ids = [each for each in map(VariantId.parse, evaluated) if each.precision in order]
+    ids = [each for each in map(VariantId.parse, evaluated) if each.precision in order and not each.guarded]
     ids.sort(key=lambda each: (-order[each.precision], each.pruned))
     chosen = {each.target: each.name for each in ids} | source.faster_in_float()
     if not chosen:

@@ -15,9 +15,9 @@ from typing import IO, Any, ClassVar, Literal, TypeVar
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.deploy.answer_types import Count, Fraction
+from edgeship.toolkit.deploy.layout import MANIFEST, SIGNATURE
 
 SCHEMA = 1
-MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 LIMITS = {MANIFEST: 8 << 20, SIGNATURE: 1 << 16}  # bytes
 MEMBERS = 10_000
 HINT = "make the bundle again: `edgeship bundle RUN`"
