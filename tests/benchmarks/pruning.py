@@ -78,7 +78,7 @@ TITLES = {
     "int8": "What INT8 adds on OpenVINO",
     "latency": f"OpenVINO, {LATENCY_SIZE} px, batch 1, one thread, in turns",
     "predicted": f"Widths for a latency, {LATENCY_SIZE} px, batch 1, one thread",
-    "budget": f"Joint search, refit and quantization-aware distillation in {BUDGET_S / 60:.0f} minutes, no labels",
+    "budget": f"Joint search, refit, INT8-aware distillation in {BUDGET_S / 60:.0f} minutes, no labels",
     "time": "Time and memory of a fresh process on all cores, decoding not counted in the seconds",
 }
 

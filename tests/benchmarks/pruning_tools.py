@@ -236,7 +236,7 @@ def for_latency(dense: ResNet, data: Data, part: float, size: int, folder: Path)
 def in_budget(
     dense: ResNet, data: Data, ratio: float, size: int, seconds: float, folder: Path
 ) -> tuple[ResNet, float]:
-    """Search jointly for a part of the latency at a size, refit and distil in a time; the network, the seconds.
+    """Search jointly for a part of the latency, refit and distil in a time; the network and the seconds.
 
     Resumed after an interruption; the seconds of all processes are counted.
     """
