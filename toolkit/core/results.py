@@ -385,6 +385,7 @@ class ReportedData:
         calibration_precision: Type of the floats in which the statistics were computed.
         classes: Class names, by index.
         eval_digest: SHA-256 of names and contents of the evaluated images.
+        eval_outside_inference: Share of the time of the evaluation outside inference.
     """
 
     name: str | None = None
@@ -395,6 +396,7 @@ class ReportedData:
     classes: tuple[str, ...] = ()
     eval_source: str | None = None
     eval_digest: str | None = None
+    eval_outside_inference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,8 +235,8 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
     Writes accuracy.json (`Accuracies`), guarded.json (`GuardedRuns`), logits/<variant>.npy, labels.npy,
-    images.json (`EvaluatedImages`), findings.json [`DataFinding`], input_checks.json [`InputCheck`] and
-    monitor.json (`prove.watching`).
+    images.json (`EvaluatedImages`), findings.json [`DataFinding`], input_checks.json [`InputCheck`],
+    monitor.json (`prove.watching`) and time.json (`EvaluationTime`).
     """
     options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
@@ -257,6 +257,8 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
         backend=options.backend,
         label="evaluating",
     )
+    if outcome.time is not None:
+        outcome.time.write(out)
     guards = Guards.read(inputs["guard"])
     guarding.evaluate(outcome, guards).write(out)
     records = built | {each: guarded_record(each, own, built) for each, own in guards.by_id().items()}

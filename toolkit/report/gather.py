@@ -35,7 +35,14 @@ from edgeship.toolkit.report.verdict import verdicts
 from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants, published_folder
 from edgeship.toolkit.runs.guarded import GuardedRuns, Guards, fast, guarded_record
 from edgeship.toolkit.runs.index import StageResult
-from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages, Latencies, LatencyRecord
+from edgeship.toolkit.runs.measured import (
+    Accuracies,
+    AccuracyRow,
+    EvaluatedImages,
+    EvaluationTime,
+    Latencies,
+    LatencyRecord,
+)
 from edgeship.toolkit.runs.network import ExportedGraph, ExportedGraphs, ModelInfo
 from edgeship.toolkit.runs.quantized import PruningSummary, QuantizationSummary, Sensitivity
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, VariantId
@@ -162,6 +169,7 @@ class _Run:
         data = self.accuracy.data if self.accuracy else None
         selection = self.read("select", "manifest.json", _Selection)
         calibrated = self.read("calibrate", "float/statistics.json", _Statistics, expected=False)
+        evaluated = self.read("evaluate", EvaluationTime.FILE, EvaluationTime, expected=False)
         return ReportedData(
             name=data.name if data else None,
             eval_images=data.images if data else None,
@@ -171,6 +179,7 @@ class _Run:
             classes=data.classes if data else (),
             eval_source=self.images.source if self.images else None,
             eval_digest=self.images.digest if self.images else None,
+            eval_outside_inference=evaluated.outside_inference if evaluated else None,
         )
 
     def findings(self) -> tuple[DataFinding, ...]:

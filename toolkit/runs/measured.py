@@ -48,6 +48,20 @@ class Accuracies(JsonFile):
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationTime(JsonFile):
+    """Time of the evaluation.
+
+    Attributes:
+        seconds: Duration, with opening the engines.
+        outside_inference: Share of the workers' time outside inference: opening engines, decoding, waiting.
+    """
+
+    FILE: ClassVar[str] = "time.json"
+    seconds: float
+    outside_inference: float
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluatedImages(JsonFile):
     """The evaluated images: source, SHA-256 of names and contents, and names in the order of the logits."""
 

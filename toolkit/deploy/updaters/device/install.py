@@ -239,7 +239,7 @@ class Installer:
         self._agent.call(
             "activate",
             release=release,
-            health=checks.health_check(self._settings["health"], self._python, record["target"]),
+            health=checks.health_check(self._settings["health"], self._python, record),
             limit_s=HEALTH_S,
             who=self._who,
             why=why,
