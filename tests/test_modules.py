@@ -234,6 +234,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         targets/runner/backends/openvino.py
     """,
     "runner/test_runner_evalset.py": "targets/runner/engines.py",
+    "runner/test_runner_guard.py": "targets/runner/guard_record.py",
     "runner/test_runner_file.py": """
         targets/runner/__init__.py
         targets/runner/cli.py

@@ -22,7 +22,7 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from . import backends, engines, guard, imaging
+from . import backends, engines, guard, guard_record, imaging
 from .description import DESCRIPTION, Description, bad_description, describe
 from .failures import Failure
 from .inference import Inference, are_probabilities, softmax
@@ -269,7 +269,7 @@ class _Engine:
         self._inferences = [self._inference]
         self._guarded: guard.Guarded | None = None
         folder = os.path.dirname(os.path.abspath(file))
-        self._promise = guard.read(folder)
+        self._promise = guard_record.read(folder)
         if self._promise is not None:
             second = _reference(folder, self._inference, threads)
             self._inferences.append(second)
@@ -407,15 +407,15 @@ def _reference(folder: str, fast: Inference, threads: int | None) -> Inference:
     Raises:
         Failure: It is missing, cannot be loaded, or takes other inputs.
     """
-    path = os.path.join(folder, guard.REFERENCE)
+    path = os.path.join(folder, guard_record.REFERENCE)
     stated = os.path.join(path, "model")
     try:
         found = (stated, None) if os.path.isfile(stated) else _find_engine(path)
         session = _open(*found, threads)
     except Failure as failure:
-        raise guard.reference_missing(folder, str(failure)) from failure
+        raise guard_record.reference_missing(folder, str(failure)) from failure
     if session.takes_pixels != fast.takes_pixels or not _fits(session.image_shape, fast.session.image_shape):
-        raise guard.reference_missing(
+        raise guard_record.reference_missing(
             folder, f"it takes images of {session.image_shape}, the engine {fast.session.image_shape}"
         )
     return Inference(session)

@@ -28,6 +28,7 @@ from edgeship import targets
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.manifest import locate, read
 from edgeship.quantization.guard import Threshold, set_threshold
+from edgeship.targets._memory import measure
 from edgeship.targets.runner.guard import Guarded, margins
 from edgeship.toolkit.core.statistics import percentile, rate_interval
 from edgeship.toolkit.core.tensors import Preprocess
@@ -41,24 +42,38 @@ LEAD = 5  # untimed images at the start of a turn
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of calibration and threshold images, and what it gives on the test images."""
+    """One draw of calibration and threshold images, and what it gives on the test images.
+
+    `held_out` is the threshold on the test images themselves, and `held_out_flips` the flips with each image
+    left out of its own threshold: what a source like the test images gives.
+    """
 
     found: Threshold
     engine: Path
     int8_flips: int
     flips: int
     share: float
+    held_out: Threshold
+    held_out_flips: int
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Latency over the test images in ms: of INT8, FP32 and the guard; without preempted calls."""
+    """Latency over the test images in ms, and resident bytes; without preempted calls."""
 
     int8: tuple[float, float, float]  # mean, p50, p99
     fp32: tuple[float, float, float]
     guarded: tuple[float, float, float]
+    once: float  # mean of the guard's calls of one run, and of two
+    twice: float
     calls: int
     preempted: float
+    int8_bytes: int
+    fp32_bytes: int
+
+    def ratio(self, share: float) -> float:
+        """Return the mean latency over INT8's where a share of the images runs twice."""
+        return ((1 - share) * self.once + share * self.twice) / self.int8[0]
 
 
 @click.command()
@@ -67,10 +82,10 @@ class Timing:
 @click.option("--test", "evaluation_source", default=str(SHARED / "data/cifar10-jpeg-test.zip"))
 @click.option("--size", default=64, show_default=True, help="Input side in pixels.")
 @click.option("--draws", default=5, show_default=True)
-@click.option("--images", default=2000, show_default=True, help="Calibration images.")
+@click.option("--images", default=300, show_default=True, help="Calibration images.")
 @click.option("--threshold-images", default=19_999, show_default=True)
 @click.option("--max-flips", default=1e-4, show_default=True)
-@click.option("--effort", default="balanced", show_default=True)
+@click.option("--effort", default="max", show_default=True)
 @click.option("--seconds", default=60.0, show_default=True, help="Timing of each network.")
 @click.option("--work", default=Path("build/guard"), type=click.Path(path_type=Path), show_default=True)
 @click.option("--out", default="guard.md", show_default=True, help="Name of the report in results/.")
@@ -105,7 +120,7 @@ def main(
         for number in range(draws):
             tell(f"{checkpoint.stem}, draw {number + 1} of {draws}")
             done.append(bench.draw(number, images, threshold_images, max_flips, effort))
-        parts += [f"## {checkpoint.stem}", _draws(done, bench.test_images)]
+        parts += [f"## {checkpoint.stem}", _draws(done, bench.test_images), _held_out(done)]
         if seconds:
             slowest = max(done, key=lambda each: each.share)
             parts.append(_timing(slowest, bench.time(slowest, seconds), done))
@@ -156,12 +171,18 @@ class Bench:
             for file, label in ((self.float_engine, "fp32"), (engine, name))
         )
         composite = guarding.guarded_logits(int8, exact, found.margin)
+        flipped = _differ(int8, exact)
+        largest = np.sort(margins(int8)[flipped])[-2:]
         return Draw(
             found,
             engine,
-            int(_differ(int8, exact).sum()),
+            int(flipped.sum()),
             int(_differ(composite, exact).sum()),
             float((margins(int8) <= found.margin).mean()),
+            set_threshold(
+                margins(int8), flipped, np.zeros(len(places), bool), 1 / len(places), "the test images"
+            ),
+            int(len(largest) > 0 and (len(largest) == 1 or largest[1] > largest[0])),
         )
 
     def time(self, draw: Draw, seconds: float) -> Timing:
@@ -200,12 +221,19 @@ class Bench:
             [ms for ms, again, paused in taken["guarded"] if not paused and again is wanted]
             for wanted in (False, True)
         )
+        sizes = [
+            measure(TARGET, file, images[:1], 1)["resident_bytes"]
+            for file in (draw.engine, self.float_engine)
+        ]
         return Timing(
             _summary(calm["int8"]),
             _summary(calm["fp32"]),
             _mixed(once, twice, draw.share),
+            float(np.mean(once)),
+            float(np.mean(twice)),
             len(calls),
             sum(paused for _, _, paused in calls) / len(calls),
+            *sizes,
         )
 
     def _engine(self, graph: Path, precision: Any, name: str) -> Path:
@@ -300,6 +328,21 @@ def _draws(done: Sequence[Draw], images: int) -> str:
     return table(columns, rows)
 
 
+def _held_out(done: Sequence[Draw]) -> str:
+    """Return the table of thresholds on images like the test images."""
+    rows = [
+        (
+            number + 1,
+            f"{each.held_out.margin:.3f}",
+            f"{each.held_out_flips} of {each.held_out.images}",
+            f"{100 * each.held_out.rerun_share:.2f}",
+        )
+        for number, each in enumerate(done)
+    ]
+    columns = ("draw", "margin", "flips, each image by the threshold on all others", "run twice %, test")
+    return f"With images that are exchangeable, the test images themselves:\n\n{table(columns, rows)}"
+
+
 def _timing(draw: Draw, timing: Timing, done: Sequence[Draw]) -> str:
     """Return the latency of the draw that runs most images twice, and the ratio of every draw."""
     rows = [
@@ -307,10 +350,15 @@ def _timing(draw: Draw, timing: Timing, done: Sequence[Draw]) -> str:
         for name, figures in (("INT8", timing.int8), ("guarded", timing.guarded), ("FP32", timing.fp32))
     ]
     latency = table(("ms, one image, one thread", "mean", "p50", "p99", "mean / INT8's"), rows)
+    ratios = ", ".join(f"{timing.ratio(each.share):.3f}" for each in done)
+    held_out = ", ".join(f"{timing.ratio(each.held_out.rerun_share):.3f}" for each in done)
     return (
         f"{latency}\n\nOf the draw that runs most images twice ({100 * draw.share:.2f} %; the least: "
         f"{100 * min(each.share for each in done):.2f} %). {timing.calls} timed calls, in turns of "
-        f"{BLOCK - LEAD} test images; {100 * timing.preempted:.1f} % were preempted and left out."
+        f"{BLOCK - LEAD} test images; {100 * timing.preempted:.1f} % were preempted and left out. Mean "
+        f"latency over INT8's, by the share of each draw: {ratios}; with the "
+        f"exchangeable images: {held_out}. Resident memory: INT8 "
+        f"{timing.int8_bytes / 1e6:.0f} MB, FP32 {timing.fp32_bytes / 1e6:.0f} MB; a guard has both."
     )
 
 

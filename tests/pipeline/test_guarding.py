@@ -176,13 +176,13 @@ def test_verify_repeats_the_figures_and_notices_another_threshold(finished, tmp_
     assert [(each.subject, each.figure) for each in changed] == [(NAME, "engine files")]
 
 
-def test_the_verdict_is_about_the_guarded_variant_and_other_parts_take_int8(finished):
+def test_the_guarded_variant_is_shipped_and_applications_get_int8(finished):
     _, folder = finished
     report = render.load(folder / "out")
     assert [each for each in report.verdicts if each.target == "openvino"]
     assert source.read(folder / "out", ["openvino"]).variant.name == "openvino-int8"
     bundle = bundle_from_run.make(folder / "out", folder / "bundle.tar", images=0)
-    assert bundle.manifest["targets"]["openvino"]["variant"] == "openvino-int8"
+    assert bundle.manifest["targets"]["openvino"]["variant"] == NAME
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from edgeship.targets.runner import guard
+from edgeship.targets.runner import guard, guard_record
 from edgeship.targets.runner.failures import Failure
 
 RECORD = {
@@ -35,6 +35,12 @@ def test_margins_are_first_minus_second():
     found = guard.margins(np.array([[1.0, 5.0, 3.5], [2.0, 2.0, 2.0], [-1.0, -4.0, -1.25]], np.float32))
     np.testing.assert_array_equal(found, np.array([1.5, 0.0, 0.25], np.float32))
     assert guard.margins(np.zeros((2, 1), np.float32)).tolist() == [np.inf, np.inf]
+
+
+def test_the_margin_without_numpy_is_the_same_to_the_bit():
+    rows = np.random.default_rng(0).normal(size=(200, 7)).astype(np.float32)
+    assert [guard_record.margin(row) for row in rows.tolist()] == guard.margins(rows).tolist()
+    assert guard_record.margin([1.0]) == np.inf
 
 
 def test_the_logits_that_it_reads_stay_as_they_are():
@@ -88,9 +94,9 @@ def test_the_share_that_runs_again_is_held_against_its_promise(images, rerun, di
 
 
 def test_a_record_is_read_and_a_folder_without_one_has_no_guard(tmp_path):
-    assert guard.read(str(tmp_path)) is None
-    (tmp_path / guard.FILE).write_text(json.dumps(RECORD))
-    assert guard.read(str(tmp_path)) == RECORD
+    assert guard_record.read(str(tmp_path)) is None
+    (tmp_path / guard_record.FILE).write_text(json.dumps(RECORD))
+    assert guard_record.read(str(tmp_path)) == RECORD
 
 
 @pytest.mark.parametrize(
@@ -107,14 +113,14 @@ def test_a_record_is_read_and_a_folder_without_one_has_no_guard(tmp_path):
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, change):
-    (tmp_path / guard.FILE).write_text(json.dumps({**RECORD, **change}))
+    (tmp_path / guard_record.FILE).write_text(json.dumps({**RECORD, **change}))
     with pytest.raises(Failure) as raised:
-        guard.read(str(tmp_path))
+        guard_record.read(str(tmp_path))
     assert raised.value.code == "guard-damaged" and str(tmp_path) in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"schema": 1}', "[" * 100_000])
 def test_a_file_of_another_form_is_refused(tmp_path, text):
-    (tmp_path / guard.FILE).write_text(text)
+    (tmp_path / guard_record.FILE).write_text(text)
     with pytest.raises(Failure, match=r"guard\.json"):
-        guard.read(str(tmp_path))
+        guard_record.read(str(tmp_path))

@@ -13,6 +13,8 @@ from edgeship import targets
 from edgeship.targets.runner import classifier as device
 from edgeship.targets.runner.description import SCHEMA
 from edgeship.targets.runner.failures import Failure
+from edgeship.targets.runner.guard_record import FILE as GUARD
+from edgeship.targets.runner.guard_record import REFERENCE
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.paths import user_path
@@ -113,9 +115,14 @@ def engine_at(path: Path, variant: str | None = None) -> Iterator[Path]:
         for file in (layout.graph_path(target), DESCRIPTION):
             if file in bundle.files:
                 (folder / Path(file).name).write_bytes(bundle.read(file))
-        precision = bundle.manifest["targets"][target]["precision"]
+        about = bundle.manifest["targets"][target]
         engine = folder / target / next(name for name, each in graphs.items() if each == target)
-        targets.get(target).compile(folder / f"{target}.onnx", engine, precision)
+        targets.get(target).compile(folder / f"{target}.onnx", engine, about["precision"])
+        if guard := about.get("guard"):
+            second = folder / "reference.onnx"
+            second.write_bytes(bundle.read(layout.second_path(target)))
+            targets.get(target).compile(second, engine / REFERENCE, guard["reference"])
+            (engine / GUARD).write_bytes(bundle.read(layout.guard_path(target)))
         yield engine
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgeship import targets
-from edgeship.targets.runner import guard
+from edgeship.targets.runner import guard_record
 from edgeship.targets.tensorrt import TYPED
 from edgeship.toolkit.api._logging import logged_progress
 from edgeship.toolkit.api.actions import BATCH, engine_of_graph
@@ -159,7 +159,7 @@ def _files_of(variant: Variant, folders: Mapping[str, Path]) -> dict[Path, Path]
     parts = [(Path(), compiled / guarded.fast(identity).name)]
     if variant.guard is not None:
         second = guarded.reference(identity, variant.guard.reference)
-        parts += [(Path(guard.REFERENCE), compiled / second.name)]
+        parts += [(Path(guard_record.REFERENCE), compiled / second.name)]
         parts += [(Path(), folders["guard"] / variant.name)] if "guard" in folders else []
     return {
         place / file.relative_to(part): file
@@ -218,7 +218,7 @@ def _recomputed(
                 if variant.guard is not None:
                     outputs[variant.name] = guarded_logits(
                         outcome.logits[variant.name],
-                        outcome.logits[guard.REFERENCE],
+                        outcome.logits[guard_record.REFERENCE],
                         variant.guard.threshold,
                     )
             except ToolkitError as error:
@@ -230,9 +230,9 @@ def _second_file(variant: Variant, file: Path) -> dict[str, Path]:
     """Return the name and the file of the second engine of a guarded variant; empty without a guard."""
     if variant.guard is None:
         return {}
-    folder = file.parent / guard.REFERENCE
+    folder = file.parent / guard_record.REFERENCE
     found = (each for each in sorted(folder.glob(f"*{file.suffix}")) if each.stem != "graph")
-    return {guard.REFERENCE: next(found, folder / file.name)}
+    return {guard_record.REFERENCE: next(found, folder / file.name)}
 
 
 def _moved(source: str, data: str) -> str:

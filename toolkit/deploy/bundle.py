@@ -45,6 +45,9 @@ class Graph:
         simulated: Accuracy of the run on the evaluation set: top1, top5, images, measured_on.
         typed: The graph with FP16 types, for runtimes without precision flags; None if absent.
         int8_sums: INT8 accumulation of the target CPU, see `recipe.QuantizeOptions`; None: any.
+        guard: Content of guard.json of a guarded variant; None: no guard.
+        second: ONNX file of its reference.
+        second_golden: (G, classes) expected logits of the golden inputs in the reference.
     """
 
     variant: str
@@ -56,6 +59,9 @@ class Graph:
     simulated: Mapping[str, Any] | None = None
     typed: Path | None = None
     int8_sums: str | None = None
+    guard: Mapping[str, Any] | None = None
+    second: Path | None = None
+    second_golden: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +207,9 @@ def load(path: Path) -> Bundle:
         name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
         for name, entry in manifest["files"].items()
     }
-    missing = {RUNNER, *map(layout.graph_path, manifest["targets"])} - set(files)
+    guarded = [name for name, about in manifest["targets"].items() if about.get("guard")]
+    needed = {path(name) for name in guarded for path in (layout.second_path, layout.guard_path)}
+    missing = {RUNNER, *map(layout.graph_path, manifest["targets"]), *needed} - set(files)
     if missing:
         raise DataError(f"{path}: {min(missing)} is missing", hint=manifests.HINT)
     return Bundle(
@@ -336,10 +344,17 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
         yield layout.graph_path(graph.target), (graph.file, needed)
         if graph.typed is not None:
             yield layout.typed_path(graph.target), (graph.typed, needed)
-        golden = scratch / "golden" / graph.target
-        runner.write_golden(golden, contents.golden_inputs, graph.golden, contents.golden_files)
-        for file in golden.iterdir():
-            yield f"{layout.golden_path(graph.target)}/{file.name}", (file, needed)
+        places = {layout.golden_path(graph.target): (graph.golden, contents.golden_files)}
+        if graph.guard is not None and graph.second is not None and graph.second_golden is not None:
+            yield layout.second_path(graph.target), (graph.second, needed)
+            record = scratch / f"{graph.target}-guard.json"
+            record.write_text(canonical_json(graph.guard), encoding="utf-8")
+            yield layout.guard_path(graph.target), (record, needed)
+            places[layout.second_golden_path(graph.target)] = (graph.second_golden, {})
+        for place, (logits, images) in places.items():
+            runner.write_golden(scratch / place, contents.golden_inputs, logits, images)
+            for file in (scratch / place).iterdir():
+                yield f"{place}/{file.name}", (file, needed)
         if graph.reference is not None:
             reference = scratch / f"{graph.target}.f32"
             reference.write_bytes(np.ascontiguousarray(graph.reference, "<f4").tobytes())
@@ -357,6 +372,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
                     "precision": graph.precision,
                     "simulated": graph.simulated,
                     "int8_sums": graph.int8_sums,
+                    **({} if graph.guard is None else {"guard": graph.guard}),
                 }
                 for graph in contents.graphs
             },

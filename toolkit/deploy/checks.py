@@ -123,13 +123,21 @@ def verify(
         on_state(state, "")
         return step([program, *arguments], lambda detail: on_state(state, detail))
 
-    risks = accuracy_risks(contents, probed)
-    built = run(
-        "building", "build", "--graph", f"{folder}/{graph}", "--out", engine,
-        "--backend", target, "--precision", contents["precision"], "--cache", f"{folder}/../../engines",
-    )  # fmt: skip
+    def build(path: str, out: str, precision: str, *more: str) -> Any:
+        return run(
+            "building", "build", "--graph", f"{folder}/{path}", "--out", out, "--backend", target,
+            "--precision", precision, "--cache", f"{folder}/../../engines", *more,
+        )  # fmt: skip
+
+    risks, guard = accuracy_risks(contents, probed), contents.get("guard")
+    guarding, second = [], []
+    if guard:
+        build(layout.second_path(target), f"{folder}/{layout.REFERENCE}", guard["reference"])
+        guarding = ["--guard", f"{folder}/{layout.guard_path(target)}"]
+        second = ["--engine", f"{folder}/{layout.REFERENCE}"]
+    built = build(graph, engine, contents["precision"], *guarding)
     with naming_cause(risks):
-        tested = run("self-test", *selftest(target, folder, gates))
+        tested = run("self-test", *selftest(target, folder, gates, guarded=bool(guard)))
     evaluated = None
     if layout.EVALUATION in files:
         reference = layout.reference_path(target)
@@ -137,7 +145,7 @@ def verify(
         images = f"{folder}/{layout.EVALUATION}"
         evaluated = run("accuracy", "evaluate", "--engine", engine, "--images", images, *more)
     timed = run(
-        "latency", "time", "--engine", engine, "--duration-s", f"{timing_s:g}",
+        "latency", "time", "--engine", engine, *second, "--duration-s", f"{timing_s:g}",
         "--threads", str(layout.threads(manifest)),
     )  # fmt: skip
     record = {
@@ -164,6 +172,8 @@ def verify(
         "accuracy": None if evaluated is None else _accuracy(device, evaluated, contents["simulated"]),
         **_latency(timed),
     }
+    if guard:
+        record["guard"] = _guard(device, guard, evaluated, timed)
     with naming_cause(risks):
         check_gates(device, record, gates)
     return record
@@ -210,27 +220,28 @@ def progress(event: Mapping[str, Any]) -> str:
     return f"{event['done']} of {event['total']}" if "total" in event else f"{event['elapsed_s']:.0f} s"
 
 
-def selftest(target: str, folder: str, gates: Mapping[str, float]) -> list[str]:
-    """Return the runner's arguments to compare a release with its golden logits."""
+def selftest(target: str, folder: str, gates: Mapping[str, float], *, guarded: bool) -> list[str]:
+    """Return the runner's arguments to compare a release and a guard's reference with golden logits."""
     limits = [f"--{name.replace('_', '-')}={gates[name]:g}" for name in ("cosine_min", "top1_min")]
     golden = f"{folder}/{layout.golden_path(target)}"
-    return ["selftest", "--engine", f"{folder}/{layout.ENGINE}", "--golden", golden, *limits]
+    second = ["--reference-golden", f"{folder}/{layout.second_golden_path(target)}"] if guarded else []
+    return ["selftest", "--engine", f"{folder}/{layout.ENGINE}", "--golden", golden, *second, *limits]
 
 
-def health_check(command: str, python: Sequence[str], target: str) -> list[str]:
+def health_check(command: str, python: Sequence[str], record: Mapping[str, Any]) -> list[str]:
     """Return the check that a release has to pass after the switch.
 
     Args:
         command: Shell command; empty: the self-test.
         python: Command of Python on the device.
-        target: Target of the release.
+        record: Record of the release, see `verify`.
     """
     if command:
         return ["sh", "-c", command]
     return [
         runner_python(python),
         f"{{current}}/{layout.RUNNER}",
-        *selftest(target, "{current}", GATES),
+        *selftest(record["target"], "{current}", GATES, guarded=record.get("guard") is not None),
     ]
 
 
@@ -322,6 +333,31 @@ def _accuracy(
         "measured_on": f"device {device}",
         "simulated_top1": expected,
         "gap_pp": 100 * (expected - evaluated["top1"]) if comparable else None,
+    }
+
+
+def _guard(
+    device: str, guard: Mapping[str, Any], evaluated: Mapping[str, Any] | None, timed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the promise of a guard, the share that ran twice here, and both latencies.
+
+    `mean_ms` is computed from the mean latencies of both engines and that share, or the promised one without
+    an evaluation set.
+    """
+    count = None if evaluated is None else evaluated.get("rerun")
+    share = None if evaluated is None or count is None else count / evaluated["images"]
+    if len(timed["timings"]) != 2:  # both engines
+        raise RefusedError(
+            f"{device}: answer to time: {len(timed['timings'])} engines, expected 2",
+            f"check that {device} is the device you expect, and its storage; then deploy again",
+        )
+    means = [(each.get("latency_ms") or each["wall_ms"])["mean"] for each in timed["timings"]]
+    return {
+        **_subset(guard, "reference", "threshold", "bound"),
+        "promised_rerun_share": guard["rerun_share"],
+        "rerun_share": share,
+        "reference_mean_ms": means[1],
+        "mean_ms": means[0] + (guard["rerun_share"] if share is None else share) * means[1],
     }
 
 

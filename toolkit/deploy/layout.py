@@ -12,6 +12,7 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 RUNNER = f"runner/{FILE_NAME}"
 EVALUATION = "evaluation/images.set"
 ENGINE = "engine/model"  # in the folder of a release
+REFERENCE = "engine/reference/model"  # engine of the second run of a guarded variant
 THREADS = 1  # default CPU threads of timing on a device; equal to the default of runs
 
 
@@ -23,6 +24,21 @@ def graph_path(target: str) -> str:
 def typed_path(target: str) -> str:
     """Return the path of a target's graph with FP16 types."""
     return f"graphs/{target}-typed.onnx"
+
+
+def second_path(target: str) -> str:
+    """Return the path of the graph of a guard's reference."""
+    return f"graphs/{target}-reference.onnx"
+
+
+def guard_path(target: str) -> str:
+    """Return the path of a target's guard.json."""
+    return f"guards/{target}.json"
+
+
+def second_golden_path(target: str) -> str:
+    """Return the path of the golden inputs and logits of a guard's reference."""
+    return f"golden/{target}-reference"
 
 
 def golden_path(target: str) -> str:

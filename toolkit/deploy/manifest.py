@@ -127,6 +127,16 @@ class Simulated:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """Part of guard.json that the host reads; the device reads its own file."""
+
+    reference: Label
+    threshold: float
+    rerun_share: Fraction
+    bound: Fraction
+
+
+@dataclass(frozen=True)
 class Target:
     """Graph of a target."""
 
@@ -134,6 +144,7 @@ class Target:
     precision: Label
     simulated: Simulated | None
     int8_sums: Label | None = None
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True)

@@ -385,7 +385,7 @@ def _activate(
             "activate",
             within_s=2 * HEALTH_S + 60.0,
             release=release,
-            health=health_check(entry.health, entry.python_words, record["target"]),
+            health=health_check(entry.health, entry.python_words, record),
             limit_s=HEALTH_S,
             who=_user(),
             why=why,

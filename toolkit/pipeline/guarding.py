@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgeship.targets.runner.guard import FILE, margins
+from edgeship.targets.runner.guard import margins
+from edgeship.targets.runner.guard_record import FILE
 from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray

@@ -20,8 +20,8 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeship.targets.runner.guard import FILE as GUARD
-from edgeship.targets.runner.guard import REFERENCE as REFERENCE_FOLDER
+from edgeship.targets.runner.guard_record import FILE as GUARD
+from edgeship.targets.runner.guard_record import REFERENCE as REFERENCE_FOLDER
 from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.core.paths import leads_outside, refusal
