@@ -43,3 +43,9 @@ def test_a_joint_scope_has_a_latency_goal():
     with pytest.raises(RecipeError, match="joint"):
         PruneOptions(scope="joint", macs_ratio=0.5)
     assert PruneOptions(scope="joint", latency_ratio=0.5, budget_s=60.0).budget_s == 60
+
+
+def test_a_budget_without_a_method_is_refused():
+    with pytest.raises(RecipeError, match="budget_s") as caught:
+        PruneOptions(method="none", budget_s=60.0)
+    assert "prune.method" in caught.value.hint

@@ -58,7 +58,7 @@ class PruneOptions:
     drop_blocks: bool = option(False, "Also remove whole blocks.")
     budget_s: float | None = option(
         None,
-        "Time for search, refit and distillation together: seconds, or 90s, 20min, 1h.",
+        "Time for search, refit and distillation (instead of finetune.epochs): seconds, or 90s, 20min, 1h.",
         least=1.0,
         read=read_seconds,
         flag="--budget",
@@ -77,6 +77,10 @@ class PruneOptions:
         if goals and self.method == "none":
             raise RecipeError(
                 f"prune.{goals[0]} is set, but prune.method is none", hint="set prune.method to obs"
+            )
+        if self.budget_s is not None and self.method == "none":
+            raise RecipeError(
+                "prune.budget_s is set, but prune.method is none", hint="set prune.method to obs"
             )
         if self.scope == "joint" and goals and self.latency_ratio is None:
             raise RecipeError(
