@@ -152,6 +152,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "runner/test_runner_watch.py": "targets/runner/monitor.py",
     "prove/test_faults.py": "toolkit/prove/pixels.py",
     "prune/test_finetune.py": "toolkit/prune/distill_options.py",
+    "prune/test_joint_search.py": "toolkit/prune/joint_pruning.py",
     "prune/test_groups_and_apply.py": "toolkit/prune/groups.py",
     "prune/test_least_squares.py": """
         toolkit/prune/importances/__init__.py

@@ -48,7 +48,7 @@ class Board:
     def run(self, *arguments, program=sys.executable, **settings):
         """Run the installer with these settings; return exit code and output."""
         given = {"updater": "test", "root": str(self.root), "python": [str(self.python)]}
-        given |= {"health": "", "keep": 0, **settings}
+        given |= {"health": "", "keep": 0, "bundle": "", "withdraw": False, **settings}
         file = self.folder / installer.FILE
         file.write_bytes(installer.make("openvino", given))
         command = [program, "-I", str(file), *map(str, arguments)]
@@ -90,8 +90,10 @@ def test_installed_as_deployed_then_the_next_one_and_back(board, bundle):
     code, output = board.install(first)
     assert code == 0 and "live already" in output and "building" not in output
     assert board.install(second)[0] == 0 and board.live == second.id
-    code, output = board.run("rollback")
-    assert code == 0 and board.live == first.id, output
+    for _ in range(2):  # again: there is nothing more to withdraw
+        code, output = board.run("withdraw", bundle=second.id)
+        assert code == 0 and board.live == first.id, output
+    assert "nothing to withdraw" in output
     assert [(each["why"], each["who"].partition("@")[0]) for each in board.status()["history"]] == [
         ("deploy", "test"), ("deploy", "test"), ("rollback", "test"),
     ]  # fmt: skip
@@ -269,9 +271,26 @@ def test_a_journal_undoes_that_update_alone(board, bundle, tmp_path):
     assert board.run("rollback", "--journal", journal)[0] == 0 and board.live == second.id
 
 
-def test_without_a_release_before_there_is_no_way_back(board):
-    code, output = board.run("rollback")
-    assert code == 1 and "no release to go back to" in output
+def test_without_a_release_before_there_is_no_way_back(board, bundle):
+    first = bundle()
+    board.install(first)
+    code, output = board.run("withdraw", bundle=first.id)
+    assert (code, board.live) == (1, first.id) and "no release before" in output
+
+
+def test_an_update_that_withdraws_a_bundle_can_be_undone(board, bundle, tmp_path):
+    first, second, journal = bundle(), bundle(version=2), tmp_path / "journal"
+    board.install(first)
+    board.install(second)
+    withdrawing = {"bundle": second.id, "withdraw": True}
+    code, output = board.run("install", "/no/bundle", "--journal", journal, **withdrawing)
+    assert (code, board.live) == (0, first.id), output
+    assert board.run("rollback", "--journal", journal)[0] == 0 and board.live == second.id
+    board.install(first)
+    board.run("install", "/no/bundle", "--journal", journal, **withdrawing)  # it is not live: no change
+    assert board.live == first.id
+    board.run("rollback", "--journal", journal)
+    assert board.live == first.id
 
 
 def test_old_releases_are_removed_on_demand(board, bundle):
@@ -309,7 +328,8 @@ def test_a_device_that_cannot_run_it_is_named(board, bundle):
 
 
 def test_wrong_usage(board, bundle):
-    assert board.run("install")[0] == board.run("rollback", bundle().path)[0] == 2
+    for arguments in (["install"], ["rollback"], ["withdraw", bundle().path], ["remove"]):
+        assert board.run(*arguments)[0] == 2
 
 
 @pytest.mark.skipif("os.geteuid() != 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -110,6 +111,12 @@ def test_an_unsigned_swupdate_image_is_the_same_every_time(tmp_path, bundle, set
     written = (tmp_path / "a").read_bytes()
     assert written == (tmp_path / "b").read_bytes() and swupdate.SIGNATURE not in dict(parse_cpio(written))
     text = dict(parse_cpio(written))[swupdate.DESCRIPTION].decode()
+    assert updaters.BUNDLE in text
+    updaters.write("swupdate", packed, tmp_path / "c", dataclasses.replace(given, withdraw=True))
+    members = dict(parse_cpio((tmp_path / "c").read_bytes()))
+    assert (
+        updaters.BUNDLE not in members and f"{packed.id}-withdrawn" in members[swupdate.DESCRIPTION].decode()
+    )
     assert r'hardware-compatibility: [ "1.0", "a\"\\b" ];' in text
     if shutil.which("cpio"):
         listed = output(["cpio", "-it", "--quiet", "-F", str(tmp_path / "a")])
@@ -280,6 +287,9 @@ class Machine:
     def commit(self):
         """Make the last update final."""
 
+    def back(self, update):
+        """Go back from an update by the updater's own means; None: it has none."""
+
     def failure(self, printed):
         """Return the log with the cause of a failed installation."""
         return printed
@@ -336,10 +346,6 @@ bootname=a
     def install(self, file):
         return self.run(*self.rauc, "install", file, env=self.environment)
 
-    def back(self, before):
-        """An older bundle is RAUC's way back of applications."""
-        return self.install(before)
-
     def failure(self, printed):
         return (self.folder / "log").read_text()
 
@@ -352,8 +358,8 @@ class SWUpdate(Machine):
     def install(self, file, *more):
         return self.run("swupdate", "-k", self.signer["cert"], "-H", "board:box", *more, "-i", file)
 
-    def back(self, before):
-        return self.install(before, "-e", "edgeship,rollback")
+    def back(self, update):
+        return self.install(update, "-e", "edgeship,rollback")
 
 
 class Mender(Machine):
@@ -386,7 +392,7 @@ class Mender(Machine):
     def commit(self):
         assert self.mender("commit")[0]
 
-    def back(self, before):
+    def back(self, update):
         return self.mender("rollback")
 
 
@@ -401,29 +407,37 @@ def test_the_real_tool_installs_rolls_back_and_reports_a_missed_gate(tmp_path, b
         given = {name: signer[name] for name in kind.signed} | {"rauc_format": "plain"}
         given |= {"root": str(folder / "root"), "python": str(python), "target": "openvino"}
         updates = {}
-        for name, options in {"first": {}, "second": {}, "bad": {"selftest": "negative"}}.items():
-            packed = bundle(version=len(updates) + 1, **options)
+
+        def write(name, packed, **more):
             out = tmp_path / name
-            updaters.write(kind.__name__.lower(), packed, out, Settings(("box",), **given))
+            updaters.write(kind.__name__.lower(), packed, out, Settings(("box",), **given, **more))
             updates[name] = (packed.id, out)
 
-        def installs(name):
+        def installs(name, live=None):
             done, printed = machine.install(updates[name][1])
             assert done, machine.failure(printed)
-            assert machine.live == updates[name][0]
+            assert machine.live == updates[live or name][0]
 
+        first, second = bundle(), bundle(version=2)
+        write("first", first)
+        write("second", second)
+        write("bad", bundle(version=3, selftest="negative"))
+        write("withdrawal", second, withdraw=True)
         installs("first")
         machine.commit()
         installs("second")
-        done, printed = machine.back(updates["first"][1])
-        assert done, machine.failure(printed)
-        assert machine.live == updates["first"][0]
+        if went := machine.back(updates["second"][1]):
+            assert went[0], machine.failure(went[1])
+        else:
+            installs("first")
+        assert machine.live == first.id
         done, printed = machine.install(updates["bad"][1])
-        assert not done and machine.live == updates["first"][0]
+        assert not done and machine.live == first.id
         assert "lowest cosine 0.5 is below 0.99" in machine.failure(printed)
-        installs("second")  # and the way forward is open
+        installs("second")  # the way forward is open
         machine.commit()
-        if kind is not Mender:
-            return
-        done, printed = machine.mender("show-artifact")
-        assert done and updates["second"][0] in printed
+        installs("withdrawal", live="first")  # and the way back, later
+        machine.commit()
+        if kind is Mender:
+            done, printed = machine.mender("show-artifact")
+            assert done and f"{second.id}-withdrawn" in printed

@@ -45,6 +45,11 @@ _OPTIONS = (
         type=click.IntRange(0, 10**6),
         help="Number of most recent releases to keep on the device; 0: all.",
     ),
+    click.option(
+        "--withdraw",
+        is_flag=True,
+        help="Write an update that goes back from the bundle, on devices where its release is live.",
+    ),
     click.option("--update-key", "update_key", type=_FILE, help="Private key (PEM) to sign the update with."),
     click.option(
         "--update-cert",
@@ -61,7 +66,8 @@ _OPTIONS = (
     ),
 )
 _FIELDS = (
-    "compatible", "target", "root", "python", "health", "keep", "update_key", "update_cert", "rauc_format",
+    "compatible", "target", "root", "python", "health", "keep", "withdraw", "update_key", "update_cert",
+    "rauc_format",
 )  # fmt: skip
 
 

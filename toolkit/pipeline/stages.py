@@ -63,7 +63,7 @@ def prune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
 def finetune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Distill the unpruned network into the pruned one, or copy it. Writes the network and history.json."""
     unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
-    if recipe.finetune.epochs == 0 or unpruned:
+    if unpruned or not pruning.distills(recipe, inputs["prune"]):
         _link_network(inputs["prune"], out)
         write_json(out / "history.json", {})
     else:
@@ -338,12 +338,16 @@ def _times_candidates(recipe: Recipe) -> bool:
     return recipe.prune.latency_ratio is not None
 
 
+def _timed(recipe: Recipe) -> bool:
+    return recipe.prune.budget_s is not None
+
+
 def _unpruned(recipe: Recipe) -> bool:
     return recipe.prune.method == "none"
 
 
 def _not_finetuned(recipe: Recipe) -> bool:
-    return recipe.finetune.epochs == 0 or _unpruned(recipe)
+    return (recipe.finetune.epochs == 0 and recipe.prune.budget_s is None) or _unpruned(recipe)
 
 
 def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
@@ -355,9 +359,15 @@ def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _read_by_finetune(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.finetune.epochs == 0:
-        return ()
-    return ("evaluate.source", *(() if recipe.finetune.source else ("select.source",)))
+    if _not_finetuned(recipe):
+        return ("prune.budget_s",)
+    timed = ("compile.targets",) if recipe.prune.budget_s is not None else ()
+    return (
+        "evaluate.source",
+        "prune.budget_s",
+        *timed,
+        *(() if recipe.finetune.source else ("select.source",)),
+    )
 
 
 def _times_layers(recipe: Recipe) -> bool:
@@ -398,7 +408,14 @@ def _read_by_bench(recipe: Recipe) -> tuple[str, ...]:
 STAGES = (
     Stage("load", load, reads=("export.size",), implementation=load_and_export.loader),
     Stage("prune", prune, needs=("load",), reads=_read_by_prune, idle=_unpruned, on_device=_times_candidates),
-    Stage("finetune", finetune, needs=("load", "prune"), reads=_read_by_finetune, idle=_not_finetuned),
+    Stage(
+        "finetune",
+        finetune,
+        needs=("load", "prune"),
+        reads=_read_by_finetune,
+        idle=_not_finetuned,
+        on_device=_timed,
+    ),
     Stage("export", export, needs=("load", "prune", "finetune")),
     Stage("select", select, needs=("load", "export"), reads=("evaluate.source",)),
     Stage(

@@ -49,6 +49,7 @@ class Settings:
         python: Command of a Python 3.8+ on the device that can import its runtime, quoted as for a shell.
         health: Shell command that must succeed after the switch; empty: the self-test.
         keep: Number of most recent releases to keep; 0: all.
+        withdraw: The update goes back from the bundle, where its release is live, in place of installing it.
         key: Private key of the updater's signature, PEM; None: no signature.
         cert: Its certificate, PEM.
         rauc_format: Format of a RAUC bundle.
@@ -60,6 +61,7 @@ class Settings:
     python: str = "python3"
     health: str = ""
     keep: int = 0
+    withdraw: bool = False
     key: Path | None = None
     cert: Path | None = None
     rauc_format: Literal["verity", "plain"] = "verity"
@@ -72,12 +74,19 @@ class Update:
     Attributes:
         bundle: Its bundle.
         settings: Its settings.
-        folder: Folder with BUNDLE, `installer.FILE` and RUN, which starts the installer; formats add files.
+        folder: Folder with `files`; formats add others.
+        files: BUNDLE (if it is to be installed), `installer.FILE`, and RUN, which starts the installer.
     """
 
     bundle: Bundle
     settings: Settings
     folder: Path
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the update."""
+        return self.bundle.id + "-withdrawn" * self.settings.withdraw
 
     @property
     def version(self) -> str:
@@ -137,16 +146,19 @@ def write(updater: str, bundle: Bundle, out: Path, settings: Settings) -> dict[P
     check(updater, settings)
     target = _target(bundle, settings.target)
     words = _words(settings.python)
-    given = {"updater": updater, "root": settings.root, "python": words, "health": settings.health}
+    own = {name: getattr(settings, name) for name in ("root", "health", "keep", "withdraw")}
+    program = installer.make(target, {**own, "updater": updater, "bundle": bundle.id, "python": words})
+    files = (BUNDLE, installer.FILE, RUN)[settings.withdraw :]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".update-", dir=out.parent) as scratch:
         folder = Path(scratch) / "content"
         folder.mkdir(mode=0o755)
-        shutil.copyfile(bundle.path, folder / BUNDLE)
-        write_bytes(folder / installer.FILE, installer.make(target, {**given, "keep": settings.keep}))
+        if not settings.withdraw:
+            shutil.copyfile(bundle.path, folder / BUNDLE)
+        write_bytes(folder / installer.FILE, program)
         python = "python3" if len(words) > 1 else shlex.quote(words[0])  # with arguments: that of the agent
         write_text(folder / RUN, _RUN.format(python=python, installer=installer.FILE))
-        update = Update(bundle, settings, folder)
+        update = Update(bundle, settings, folder, files)
         more = _format(updater).write(update, written := Path(scratch) / f"update{suffix(updater)}")
         with replacing(out) as temporary:
             written.replace(temporary)

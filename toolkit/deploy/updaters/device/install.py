@@ -1,10 +1,11 @@
 """Install a bundle on this device, or go back: the same steps and gates as `edgeship deploy`.
 
-    installer install BUNDLE [--journal FILE]
-    installer rollback [--journal FILE]
+    installer install BUNDLE [--journal FILE]   make the bundle's release live
+    installer withdraw [--journal FILE]         go back from this update's bundle, where it is live
+    installer rollback --journal FILE           undo what the command that wrote the journal has done
 
-The journal has the release that an update makes live and the one before; with it, `rollback` undoes that
-update alone. Exit codes: 0 done, 1 refused or failed (the release before is live), 2 wrong usage.
+In an update that withdraws a bundle, `install` does that. Each command may be repeated. Exit codes: 0 done,
+1 refused or failed (the release before is live), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class Installer:
     """Steps on this device.
 
     Args:
-        settings: `updater`, `target`, `root`, `python`, `health`, `keep` (see `updaters.Settings`).
+        settings: `updater`, `bundle` (`layout.bundle_id`), and of `updaters.Settings` `target`, `root`,
+            `python`, `health`, `keep` and `withdraw`.
         fetch: Returns a file of the installer: agent.program, the runner.
     """
 
@@ -113,8 +115,7 @@ class Installer:
         release = layout.release_name(bundle.id, target, probed)
         self._lock()
         status = agent.call("status")
-        if journal is not None:
-            write_json(journal, {"release": release, "before": status["current"]})
+        _write(journal, release, status["current"])
         if checks.is_live(status, release):
             return f"{release} is live already"
         installed = checks.is_installed(status, release)
@@ -125,25 +126,38 @@ class Installer:
             agent.call("prune", keep=self._settings["keep"], dry_run=False)
         return f"{release} is live; before: {status['current'] or 'none'}"
 
-    def rollback(self, journal: Path | None) -> str:
-        """Make the release before live: that of a journal, or the last one that was live.
+    def withdraw(self, journal: Path | None) -> str:
+        """Make the release before this update's bundle live, if that bundle's is.
 
         Raises:
-            RefusedError: There is none, or its health check failed.
+            RefusedError: There is none before, or its health check failed.
         """
-        written = None if journal is None else read_json(journal)
-        if journal is not None and written is None:
-            return "nothing to undo: the update did not get to the switch"
         self._lock()
         status = self._agent.call("status")
+        current, to = status["current"], status["previous"]
+        live = (status["releases"].get(current) or {}).get("bundle")
+        if live != self._settings["bundle"]:
+            _write(journal, current, current)
+            return f"nothing to withdraw: {current or 'no release'} is live"
+        if to is None:
+            raise RefusedError(f"there is no release before {current}", "`edgeship status`")
+        _write(journal, to, current)
+        self._activate(to, status["releases"][to], ROLLBACK)
+        return f"{to} is live again; before: {current}"
+
+    def rollback(self, journal: Path) -> str:
+        """Undo a command: make the release live that was live before it.
+
+        Raises:
+            RefusedError: The health check of that release failed.
+        """
+        written = read_json(journal)
         if written is None:
-            to = status["previous"]
-            if to is None:
-                raise RefusedError("there is no release to go back to", "`edgeship status`")
-        else:
-            to = written["before"]
-            if status["current"] != written["release"] or to == written["release"]:
-                return f"nothing to undo: {status['current'] or 'no release'} is live"
+            return "nothing to undo: the update did not get to the switch"
+        self._lock()
+        status, to = self._agent.call("status"), written["before"]
+        if status["current"] != written["release"] or to == written["release"]:
+            return f"nothing to undo: {status['current'] or 'no release'} is live"
         if to is None:
             self._agent.call("deactivate")
             return "no release is live, as before the update"
@@ -243,20 +257,24 @@ def main(fetch: Fetch, argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="installer", description="Install an edgeship bundle on this device."
     )
-    parser.add_argument("command", choices=("install", "rollback"))
+    parser.add_argument("command", choices=("install", "withdraw", "rollback"))
     parser.add_argument("bundle", nargs="?", type=Path, help="bundle to install: a tar file")
-    parser.add_argument("--journal", type=Path, help="file with the release before, for rollback")
+    parser.add_argument("--journal", type=Path, help="file for rollback: release after and before")
     parser.add_argument("--mark", default="error: ", help="text before an error's message")
     chosen = parser.parse_args(argv)
     if (chosen.command == "install") != (chosen.bundle is not None):
-        parser.error("install needs a bundle, rollback takes none")
+        parser.error("install needs a bundle, the other commands take none")
+    if chosen.command == "rollback" and chosen.journal is None:
+        parser.error("rollback needs --journal FILE")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     settings = json.loads(fetch("settings.json").decode())
     try:
         with closing(Installer(settings, fetch)) as installer:
-            if chosen.bundle is None:
+            if chosen.command == "rollback":
                 done = installer.rollback(chosen.journal)
+            elif chosen.command == "withdraw" or settings["withdraw"]:
+                done = installer.withdraw(chosen.journal)
             else:
                 done = _install(installer, chosen.bundle, chosen.journal)
     except RefusedError as error:
@@ -298,6 +316,11 @@ def _check(manifest: Any) -> None:
         for file in manifest["files"].values()
     ):
         raise RefusedError(f"the bundle's {layout.MANIFEST} is of another form", _AGAIN, "bundle")
+
+
+def _write(journal: Path | None, release: str | None, before: str | None) -> None:
+    if journal is not None:
+        write_json(journal, {"release": release, "before": before})
 
 
 def _show(text: str) -> None:

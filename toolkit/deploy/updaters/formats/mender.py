@@ -10,7 +10,6 @@ from pathlib import Path
 
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.deploy.updaters import BUNDLE, RUN, Settings, Update, need_tool, run_tool
-from edgeship.toolkit.deploy.updaters.installer import FILE
 
 SUFFIX = ".mender"
 MODULE = "edgeship"
@@ -51,9 +50,9 @@ def check(settings: Settings) -> None:
 
 def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
     """Write the artifact with `mender-artifact`; a device needs the update module, once."""
-    settings, name = update.settings, update.bundle.id
+    settings, name = update.settings, update.name
     types = [word for each in settings.compatible for word in ("--device-type", each)]
-    payload = [word for each in (BUNDLE, FILE, RUN) for word in ("--file", str(update.folder / each))]
+    payload = [word for each in update.files for word in ("--file", str(update.folder / each))]
     signer = [] if settings.key is None else ["--key", str(settings.key)]
     run_tool(
         [

@@ -19,7 +19,7 @@ TOOLS = {"rauc": "rauc", "mksquashfs": "squashfs-tools"}
 _MANIFEST = """\
 [update]
 compatible={compatible}
-version={id}
+version={name}
 description=edgeship release
 
 [bundle]
@@ -61,7 +61,7 @@ def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
     settings, folder = update.settings, update.folder
     manifest = _MANIFEST.format(
         compatible=settings.compatible[0],
-        id=update.bundle.id,
+        name=update.name,
         format=settings.rauc_format,
         handler=HANDLER,
     )

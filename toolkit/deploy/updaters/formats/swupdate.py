@@ -12,7 +12,6 @@ from typing import IO
 from edgeship.toolkit.core.artifact import sha256_file, write_text
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.deploy.updaters import BUNDLE, RUN, Settings, Update, need_pair, need_tool, run_tool
-from edgeship.toolkit.deploy.updaters.installer import FILE
 
 SUFFIX = ".swu"
 DESCRIPTION = "sw-description"
@@ -49,10 +48,10 @@ def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
     """Write the image; a device needs no further file."""
     settings, folder = update.settings, update.folder
     place = f"{settings.root}/update"
-    for name, arguments in ((INSTALL, f'install "{place}/{BUNDLE}"'), (ROLLBACK, "rollback")):
+    for name, arguments in ((INSTALL, f'install "{place}/{BUNDLE}"'), (ROLLBACK, "withdraw")):
         write_text(folder / name, _SCRIPT.format(folder=place, run=RUN, arguments=arguments))
     write_text(folder / DESCRIPTION, _description(update, place))
-    names = [DESCRIPTION, BUNDLE, FILE, RUN, INSTALL, ROLLBACK]
+    names = [DESCRIPTION, *update.files, INSTALL, ROLLBACK]
     if settings.key is not None:
         run_tool(
             [
@@ -71,13 +70,13 @@ def write(update: Update, out: Path) -> dict[str, tuple[str, str]]:
 
 
 def _description(update: Update, place: str) -> str:
-    """Return sw-description; the selection `edgeship,rollback` goes back instead of installing."""
+    """Return sw-description; the selection `edgeship,rollback` withdraws the bundle."""
     folder = update.folder
-    digests = {name: sha256_file(folder / name) for name in (BUNDLE, FILE, RUN, INSTALL, ROLLBACK)}
+    digests = {name: sha256_file(folder / name) for name in (*update.files, INSTALL, ROLLBACK)}
     files = ",\n".join(
         f'        {{ filename = "{name}"; path = "{place}/{name}"; sha256 = "{digests[name]}";\n'
         '          installed-directly = true; properties = { create-destination = "true"; }; }'
-        for name in (BUNDLE, FILE, RUN)
+        for name in update.files
     )
 
     def script(name: str) -> str:
@@ -89,7 +88,7 @@ def _description(update: Update, place: str) -> str:
 software =
 {{
     version = "{update.version}";
-    description = "edgeship release {update.bundle.id}";
+    description = "edgeship release {update.name}";
     hardware-compatibility: [ {revisions} ];
     files: (
 {files}
