@@ -223,7 +223,7 @@ class Bench:
                 for name in list(runs) if start // (BLOCK - LEAD) % 2 else list(runs)[::-1]:
                     block(name, runs[name], start)
                 start += BLOCK - LEAD
-            for turn in range(FLOAT_TURNS):  # apart: its weights displace those of INT8 from the caches
+            for turn in range(FLOAT_TURNS):  # last, since FP32 weights evict those of INT8
                 block("fp32", exact.infer, turn * BLOCK)
         calls = [each for part in taken.values() for each in part]
         calm = {name: [ms for ms, _, paused in part if not paused] for name, part in taken.items()}
