@@ -23,6 +23,7 @@ from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.edit import Names, add_constant, constant
 from edgeship.toolkit.graph.query import weight_axis
+from edgeship.toolkit.graph.shift import is_shiftable
 from edgeship.toolkit.graph.signs import AVERAGE_OPS, EXTREMUM_OPS, LAYOUT_OPS, SELECTION_OPS, never_negative
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -81,14 +82,17 @@ def place(
             raise QuantizationError(f"no layer named '{name}' to leave in float", hint=nearest(name, layers))
     float_names = frozenset(float_layers)
     quantized = {
-        id(value) for node in model.graph for value in _quantized_inputs(node, scheme, float_names, largest)
+        id(value)
+        for node in model.graph
+        for value in _quantized_inputs(node, scheme, float_names, largest)
+        if value.name not in float_tensors
     }
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return Placement(
         {
-            str(v.name): _activation_spec(v, scheme, lowest)
+            str(v.name): _activation_spec(v, scheme, lowest, quantized)
             for v in values
-            if id(v) in quantized and v.name not in float_tensors
+            if id(v) in quantized
         },
         {
             str(node.inputs[1].name): QuantSpec(
@@ -329,7 +333,11 @@ def preceding_layer(node: ir.Node) -> str | None:
     return str(layer.name) if layer is not None else None
 
 
-def _activation_spec(value: ir.Value, scheme: QuantScheme, lowest: Mapping[str, float]) -> QuantSpec:
+def _activation_spec(
+    value: ir.Value, scheme: QuantScheme, lowest: Mapping[str, float], quantized: Set[int]
+) -> QuantSpec:
+    if scheme.shifted_activation is not None and is_shiftable(value, quantized):
+        return scheme.shifted_activation
     unsigned = never_negative(value) or (
         _is_from_unknown_operator(value) and lowest.get(str(value.name), -1.0) >= 0
     )

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 def test_placement_is_the_one_on_file(name, scheme, folder):
     _, model = network(name, folder)
     placed = place(model, targets.get(scheme).scheme())
-    lines = [f"activation {tensor} {spec.dtype}" for tensor, spec in placed.activations.items()]
+    lines = [f"activation {tensor} {spec.stored}{" shifted" * (spec.offset < 0)}" for tensor, spec in placed.activations.items()]
     lines += [f"weight {tensor} {spec.dtype} axis {spec.axis}" for tensor, spec in placed.weights.items()]
     text, file = "\n".join(lines) + "\n", SNAPSHOTS / f"{name}-{scheme}.txt"
     if os.environ.get("EDGESHIP_UPDATE_SNAPSHOTS"):
