@@ -89,11 +89,7 @@ def place(
     }
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return Placement(
-        {
-            str(v.name): _activation_spec(v, scheme, lowest, quantized)
-            for v in values
-            if id(v) in quantized
-        },
+        {str(v.name): _activation_spec(v, scheme, lowest, quantized) for v in values if id(v) in quantized},
         {
             str(node.inputs[1].name): QuantSpec(
                 "int8", symmetric=True, axis=weight_axis(node), bits=scheme.weight.bits
@@ -207,8 +203,8 @@ def _quantizes_add_input(
 
     The convolution that ends the main branch fuses with the Add, so that its result stays in float. OpenVINO
     fuses it without a pair only if the shortcut is a convolution too, with the Add as its one consumer;
-    otherwise the main branch needs a pair. With two convolutions either may fuse in OpenVINO; TensorRT
-    requires the pair on the shortcut, the branch with fewer layers.
+    otherwise the main branch needs a pair. With two convolutions either may fuse: the result with the smaller
+    range has the pair, without statistics that of the branch with fewer layers.
     """
     if scheme.add_inputs == "all":
         return True
@@ -218,7 +214,7 @@ def _quantizes_add_input(
         return True
     if all(fusable):
         sizes = [largest.get(str(v.name), 0.0) for v in (first, second)]
-        if scheme.add_inputs == "skip" or sizes[0] == sizes[1]:
+        if sizes[0] == sizes[1]:
             sizes = [float(_depth(v)) for v in (first, second)]
         return value is (first if sizes[0] < sizes[1] else second)
     main = first if fusable[0] else second

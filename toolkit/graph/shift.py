@@ -1,4 +1,4 @@
-"""Shift of never-negative tensors by 128 steps, so that signed integers without a zero point hold 8 bits of them.
+"""Shift of never-negative tensors by 128 steps: signed integers without a zero point hold 8 bits of them.
 
 TensorRT reads int8 with a zero point of 0: a tensor behind a ReLU uses 7 of the 8 bits. Stored as x - c with
 c = 128 scale it uses all of them. The saturation at -128 is the ReLU, so that the node is dropped; c is
