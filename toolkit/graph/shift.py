@@ -54,7 +54,7 @@ def is_shiftable(value: ir.Value, quantized: Set[int] = frozenset()) -> bool:
     if value.is_graph_output() or not value.uses():
         return False
     source = producer(value)
-    if source is not None and source.op_type == "Identity":  # a copy beside a float one: see `_subtract`
+    if source is not None and source.op_type == "Identity":  # quantized copy of a float tensor
         absorbed = source.inputs[0] is not None and never_negative(source.inputs[0])
     else:
         relu = _relu(value)
@@ -222,10 +222,10 @@ def _shift_readers(graph: ir.Graph, value: ir.Value, constant: float) -> None:
 
 
 def _subtract(graph: ir.Graph, value: ir.Value, constant: float, names: edit.Names) -> None:
-    """Subtract the shift before a tensor: in a bias, without the ReLU, or, beside a float copy, by an Add."""
+    """Subtract the shift before a tensor: in a bias, without the ReLU; of a copy of a float tensor by an Add."""
     source = producer(value)
     if source is not None and source.op_type == "Identity":
-        shift = edit.add_constant(graph, f"{value.name}/shift", np.float32(-constant).reshape(()), names)
+        shift = edit.add_constant(graph, f"{value.name}/shift", np.asarray(-constant, np.float32), names)
         replaced = edit.Replacement(graph, source, names)
         replaced.emit("Add", [source.inputs[0], shift])
         replaced.finish()
