@@ -9,7 +9,7 @@ RTX    := 1.4.0.76 1.5.0.114 1.6.1.120 1.7.1.116
 # What its ONNX quantization imports; all that it asks for would bring CUDA
 MODEL_OPTIMIZER := nvidia-modelopt==0.47.0 onnx-graphsurgeon==0.6.1 onnxslim==0.1.98 lief==1.0.0 nvidia-ml-py==13.615.71
 
-.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-gpu test-arm64 mutants fuzz bench bench-degradation bench-peers bench-pruning clean
+.PHONY: help install run docs pictures test lint test-slow test-tensorrt test-gpu test-arm64 mutants fuzz bench bench-degradation bench-guard bench-peers bench-pruning clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,7 +26,7 @@ pictures: $(VENV)/.installed-dev ## the documentation's pictures, from a run of 
 	$(BIN)/python -m docs.pictures
 
 test: $(VENV)/.installed-dev lint ## every check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/.installed-dev ## format, lint, types, layers
 	$(BIN)/ruff format --check --quiet .
@@ -67,6 +67,9 @@ bench-peers: $(VENV)/.installed-peers ## quantization against every peer
 
 bench-degradation: $(VENV)/.installed-dev ## plain and residual networks of two depths, two hours; smaller by ARGS
 	$(BIN)/python tests/benchmarks/degradation.py $(ARGS)
+
+bench-guard: $(VENV)/.installed-dev ## guarded INT8: flips over draws, latency, an hour; smaller by ARGS
+	$(BIN)/python tests/benchmarks/guard.py $(ARGS)
 
 bench-pruning: $(VENV)/.installed-bench ## pruning: the figures, compared with Torch-Pruning
 	$(BIN)/python tests/benchmarks/pruning.py $(ARGS)

@@ -1,7 +1,10 @@
 """In CI a missing part is a failure, not a skip; what the machine does meanwhile is none."""
 
 import os
+import shutil
 import signal
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -49,3 +52,19 @@ def pytest_make_collect_report(collector):
     if os.environ.get("CI"):
         _strict(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def python38():
+    """A Python 3.8, the oldest that programs on devices support."""
+    candidates = [
+        shutil.which("python3.8"),
+        *map(str, Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")),
+    ]
+    for candidate in filter(None, candidates):
+        done = subprocess.run(
+            [candidate, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
+        )
+        if done.stdout.strip() == "(3, 8)":
+            return candidate
+    pytest.skip("no Python 3.8 here; the syntax is checked by ast.parse(feature_version=(3, 8))")

@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -132,11 +133,7 @@ class Park:
     def python(self) -> Path:
         """A Python that starts fast, with SDKs that are stubs."""
         wrapper = self.folder / "python"
-        if not wrapper.exists():
-            stubs = Path(__file__).parent / "deploy" / "stub_sdk"
-            wrapper.write_text(f'#!/bin/sh\nPYTHONPATH={stubs} exec {sys.executable} -S "$@"\n')
-            wrapper.chmod(0o755)
-        return wrapper
+        return wrapper if wrapper.exists() else stub_python(wrapper)
 
     def server(self, name: str, more: str = "") -> Server:
         folder = self.folder / name
@@ -192,6 +189,14 @@ def running(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
         for server in park.servers:
             server.stop()
         shutil.rmtree(sockets, ignore_errors=True)  # ssh masters may remove their sockets at the same time
+
+
+def stub_python(path: Path, python: str = sys.executable) -> Path:
+    """Write a Python that starts fast, with SDKs that are stubs."""
+    stubs = shlex.quote(str(Path(__file__).parent / "deploy" / "stub_sdk"))
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={stubs} exec {python} -S "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 def make_key(path: Path) -> None:

@@ -26,7 +26,7 @@ from edgeship.targets.tensorrt import engine_analysis, engine_info
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.deploy import bundle, inventory
+from edgeship.toolkit.deploy import bundle, inventory, layout
 from edgeship.toolkit.graph import load
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build
@@ -155,7 +155,7 @@ def index_text():
 
 def bundle_file():
     stream = io.BytesIO()
-    files = {"graphs/openvino.onnx": b"graph", bundle.RUNNER: b"runner"}
+    files = {"graphs/openvino.onnx": b"graph", layout.RUNNER: b"runner"}
     target = {"variant": "openvino-int8", "precision": "int8", "simulated": None}
     manifest = {
         "schema": 1,
@@ -169,7 +169,7 @@ def bundle_file():
         },
     }
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, data in {bundle.MANIFEST: json.dumps(manifest).encode(), **files}.items():
+        for name, data in {layout.MANIFEST: json.dumps(manifest).encode(), **files}.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))

@@ -54,6 +54,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/cli/prune_releases.py
         toolkit/cli/watch.py
     """,
+    "deploy/test_doubts.py": "toolkit/core/int8_sums.py",
     "deploy/test_release.py": """
         toolkit/cli/rollback.py
         toolkit/cli/status.py
@@ -61,12 +62,24 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/deploy/agent/object_store.py
         toolkit/deploy/agent/protocol.py
         toolkit/deploy/agent/subprocesses.py
+        toolkit/deploy/agent_client.py
+        toolkit/deploy/layout.py
+        toolkit/deploy/verification.py
+    """,
+    "deploy/test_installer.py": """
+        toolkit/deploy/updaters/device/install.py
+        toolkit/deploy/updaters/device/local_agent.py
+    """,
+    "deploy/test_updaters.py": """
+        toolkit/cli/_updates.py
+        toolkit/deploy/updaters/formats/mender.py
+        toolkit/deploy/updaters/formats/rauc.py
+        toolkit/deploy/updaters/formats/swupdate.py
     """,
     "deploy/test_hostile_bundles.py": "toolkit/deploy/manifest.py",
     "deploy/test_hostile_devices.py": "toolkit/deploy/answer_types.py toolkit/deploy/answers.py",
     "deploy/test_trust.py": "toolkit/deploy/agent/policy.py",
     "deploy/test_rollout.py": "toolkit/deploy/fleet_report.py",
-    "deploy/test_verification.py": "toolkit/deploy/agent_client.py",
     "export_app/test_generated.py": """
         toolkit/export_app/kinds/dlstreamer.py
         toolkit/export_app/kinds/ovms.py
@@ -118,6 +131,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/pipeline/datasets.py
         toolkit/pipeline/verbs.py
     """,
+    "pipeline/test_guarding.py": "toolkit/runs/guarded.py",
     "pipeline/test_mixed_precision.py": "toolkit/pipeline/quantizing.py",
     "pipeline/test_prune_stage.py": """
         toolkit/pipeline/finetuning.py
@@ -138,6 +152,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "runner/test_runner_watch.py": "targets/runner/monitor.py",
     "prove/test_faults.py": "toolkit/prove/pixels.py",
     "prune/test_finetune.py": "toolkit/prune/distill_options.py",
+    "prune/test_joint_search.py": "toolkit/prune/joint_pruning.py",
     "prune/test_groups_and_apply.py": "toolkit/prune/groups.py",
     "prune/test_least_squares.py": """
         toolkit/prune/importances/__init__.py
@@ -163,6 +178,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "quantize/test_bias.py": "toolkit/core/memory.py",
     "quantize/test_calibrate.py": "quantize/activation_collector.py",
     "quantize/test_equalize.py": "quantize/observers/minmax.py",
+    "quantize/test_guard.py": "quantize/guard_options.py",
     "quantize/test_observers.py": """
         quantize/observers/entropy.py
         quantize/observers/mse.py
@@ -197,6 +213,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         toolkit/report/html.py
     """,
     "report/test_report_commands.py": "toolkit/cli/compare.py",
+    "report/test_guard_summary.py": "toolkit/core/guard_results.py",
     "report/test_verdict.py": "toolkit/report/timing.py",
     "runs/test_contracts.py": """
         toolkit/runs/compiled.py
@@ -207,6 +224,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     """,
     "runner/test_runner_classifier.py": """
         targets/runner/classify.py
+        targets/runner/description.py
         toolkit/cli/predict.py
         toolkit/runs/description.py
         toolkit/runs/engines.py
@@ -216,6 +234,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
         targets/runner/backends/openvino.py
     """,
     "runner/test_runner_evalset.py": "targets/runner/engines.py",
+    "runner/test_runner_guard.py": "targets/runner/guard_record.py",
     "runner/test_runner_file.py": """
         targets/runner/__init__.py
         targets/runner/cli.py
@@ -308,6 +327,7 @@ def imported(path):
 
 WHOLE = {  # packages that are copied to devices, or whose plug-ins are all tested by `names()`
     "edgeship.toolkit.deploy.agent",
+    "edgeship.toolkit.deploy.updaters.device",
     "edgeship.toolkit.export_app.programs",
     "edgeship.targets.runner",
     "edgeship.toolkit.prune.importances",
@@ -318,6 +338,7 @@ PLUGINS = (  # packages whose modules are imported by name
     "edgeship.targets",
     "edgeship.targets.runner.backends",
     "edgeship.toolkit.cli",
+    "edgeship.toolkit.deploy.updaters.formats",
     "edgeship.toolkit.export_app.kinds",
 )
 

@@ -37,7 +37,7 @@ from edgeship.toolkit.pipeline.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
-REASONS = ("needs a Jetson", "needs a package index", "needs ImageNet", "needs a camera")
+REASONS = ("needs a Jetson", "needs a package index", "needs ImageNet", "needs a camera", "needs an updater")
 NOT_RUN = ("git clone ", "cd ", "make install")  # the reader has it; make install needs a package index
 LANGUAGES = ("console", "python", "toml", "text", "json")
 QUICK = {  # command -> options that only shorten its timing

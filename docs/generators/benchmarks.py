@@ -70,7 +70,8 @@ def pages() -> Iterator[tuple[str, str]]:
             table(("results", "date", "load average at the start"), rows),
             "## Run them",
             "`make bench`, `make bench-peers` and `make bench-pruning` do the same work with the peers in "
-            "the same run, on any checkpoint and folder: `make bench ARGS='--weights FILE --size N'`.",
+            "the same run, on any checkpoint and folder: `make bench ARGS='--weights FILE --size N'`; "
+            "`make bench-guard` that of the guard.",
         ),
     )
 

@@ -9,7 +9,8 @@ from docs.generators import code, page, section, table
 from edgeship import targets
 from edgeship.quantization import placement, torch_ops
 from edgeship.targets.tensorrt import jetson, versions
-from edgeship.toolkit.core.quant import EXACT_DOT_PRODUCTS, X86, Cpu, QuantScheme, QuantSpec
+from edgeship.toolkit.core.int8_sums import EXACT_DOT_PRODUCTS
+from edgeship.toolkit.core.quant import X86, Cpu, QuantScheme, QuantSpec
 from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.models.recognize import NESTS
 

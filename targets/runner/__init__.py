@@ -55,12 +55,22 @@ def source(backends: Mapping[str, bytes] | None = None) -> bytes:
     for path in sorted(folder.rglob("*.py")):
         members[f"{inside}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
     members.update({f"{inside}/backends/{name}.py": data for name, data in (backends or {}).items()})
+    return archive(_MAIN, members)
+
+
+def archive(main: str, members: Mapping[str, bytes]) -> bytes:
+    """Return a program as one file, a zip archive that Python runs; equal members give equal bytes.
+
+    Args:
+        main: Source of __main__.py.
+        members: Path inside -> content.
+    """
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:  # stored: no zlib version in the bytes
-        for name, data in {"__main__.py": _MAIN.encode(), **members}.items():
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as file:  # stored: no zlib version in the bytes
+        for name, data in {"__main__.py": main.encode(), **members}.items():
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.create_system, info.external_attr = 3, 0o100644 << 16
-            archive.writestr(info, data)
+            file.writestr(info, data)
     return b"#!/usr/bin/env python3\n" + stream.getvalue()
 
 

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import glob
 import io
-import json
 import os
 import threading
 import time
@@ -23,13 +22,12 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from . import backends, engines, imaging
+from . import backends, engines, guard, guard_record, imaging
+from .description import DESCRIPTION, Description, bad_description, describe
 from .failures import Failure
 from .inference import Inference, are_probabilities, softmax
 from .watch import open_watch, state_of
 
-DESCRIPTION = "model.json"  # class names and preprocessing, in the folder of the engine or above it
-SCHEMA = 1
 RELEASE_ENGINE = os.path.join("engine", "model")
 NV12 = {
     f"nv12-{matrix}-{levels}": (matrix, levels) for matrix in imaging.MATRICES for levels in imaging.LEVELS
@@ -37,7 +35,6 @@ NV12 = {
 COLORS = ("rgb", "bgr", *NV12)
 _ENGINES = {".xml": "openvino", ".onnx": "onnxruntime", ".plan": "tensorrt", ".engine": "tensorrt"}
 MOST_BYTES = 512 << 20  # of an image file; a device or a pipe has no end
-_LEVELS_UP = 3  # engines/<target>/<variant>/ of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,44 +86,13 @@ class Result:
         return float(self.probabilities[self.index])
 
 
-class Description:
-    """Class names and preprocessing of a model.
-
-    Args:
-        record: Content of model.json.
-        where: Its path, for messages.
-
-    Raises:
-        Failure: A field is absent or has another form.
-    """
-
-    def __init__(self, record: Any, where: str) -> None:
-        try:
-            values = record["preprocess"]
-            self.schema = record["schema"]
-            self.labels = [str(name) for name in record["labels"]]
-            self.resize = imaging.read_resize(values["resize"])
-            self.crop = imaging.read_sides(values["crop"])
-            self.mean, self.std = ([float(each) for each in values[key]] for key in ("mean", "std"))
-            self.interpolation = str(values["interpolation"])
-            self.source = str(record.get("preprocess_source", "unknown"))
-            self.monitor = record.get("monitor")
-        except (KeyError, TypeError, ValueError) as error:
-            raise _bad_description(where, f"field {error}") from error
-        if self.schema != SCHEMA:
-            raise _bad_description(where, f"schema {self.schema}, expected {SCHEMA}")
-        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or not min(self.std) > 0:
-            raise _bad_description(where, f"mean {self.mean} and std {self.std}: 1 or 3 channels, std above 0")
-        if self.interpolation not in imaging.FILTERS:
-            raise _bad_description(where, f"interpolation {self.interpolation}: {', '.join(imaging.FILTERS)}")
-
-
 class Classifier:
     """A loaded engine with its preprocessing and class names; calls from several threads take turns.
 
     Args:
         path: A release (`<root>/current`), a folder with an engine, or an engine file: model.xml of OpenVINO,
-            .onnx, .plan of TensorRT. Its model.json is in the same folder or above.
+            .onnx, .plan of TensorRT. Its model.json is in the same folder or above; a guard.json in its folder
+            makes close images run again, see `guard`.
         threads: CPU threads; None: all that the process may use.
         description: Content of model.json; None: the file, or the metadata of an ONNX file.
         follow: Load the new engine after `path` was switched to another folder; see `reload`.
@@ -183,6 +149,12 @@ class Classifier:
         """Return frames, evidence and alarm of the monitor; None without one."""
         with self._used() as engine:
             return None if engine.watch is None else engine.watch.status()
+
+    @property
+    def guard(self) -> dict[str, Any] | None:
+        """Return how many images ran twice, and the shares that were promised; None without a guard."""
+        with self._used() as engine:
+            return engine.guard_status
 
     def inputs(self, images: Any, *, color: str = "rgb") -> Any:
         """Return the network inputs (N, ...) of a list of images, as the engine receives them."""
@@ -292,13 +264,17 @@ class _Engine:
 
     def __init__(self, path: str, threads: int | None, description: dict[str, Any] | None, state: str | None) -> None:
         file, backend = _find_engine(path)
-        session: Any
-        if backend is None:
-            session, _, _ = engines.open_engine(file, None, threads)
-        else:
-            session = backends.load(backend).open_file(file, threads)
+        session = _open(file, backend, threads)
         self._inference, self._file = Inference(session), file
-        self.description = _describe(file, session) if description is None else Description(description, "description")
+        self._inferences = [self._inference]
+        self._guarded: guard.Guarded | None = None
+        folder = os.path.dirname(os.path.abspath(file))
+        self._promise = guard_record.read(folder)
+        if self._promise is not None:
+            second = _reference(folder, self._inference, threads)
+            self._inferences.append(second)
+            self._guarded = guard.Guarded(self._inference, second, self._promise["threshold"])
+        self.description = describe(file, session) if description is None else Description(description, "description")
         self.labels = self.description.labels if self.description else []
         self._channels_first = len(session.image_shape) == 3 and self._shape_agrees(session.image_shape)  # noqa: PLR2004
         self._shape = self._input_shape(session.image_shape)
@@ -306,10 +282,17 @@ class _Engine:
         self.warm_up()
         self.watch = open_watch(self.description, self.input_form, state) if state else None
 
-    def results(self, inputs: Any) -> list[Result]:
-        """Return the results of ready inputs."""
+    @property
+    def guard_status(self) -> dict[str, Any] | None:
+        """Return counts and promised shares of the guard; None without one."""
+        if self._promise is None or self._guarded is None:
+            return None
+        return guard.status(self._promise, self._guarded)
+
+    def results(self, inputs: Any, infer: Any = None) -> list[Result]:
+        """Return the results of ready inputs; `infer`: by one engine of a guard."""
         try:
-            logits = self._inference(inputs)
+            logits = (infer or self._guarded or self._inference)(inputs)
         except Failure:
             raise
         except Exception as error:  # the exception classes of a runtime may share no base but Exception
@@ -324,7 +307,7 @@ class _Engine:
         if not self.labels:
             self.labels = [str(index) for index in range(logits.shape[1])]
         if len(self.labels) != logits.shape[1]:
-            raise _bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
+            raise bad_description(self._file, f"{len(self.labels)} class names for {logits.shape[1]} outputs")
         if self._probabilities is None:
             self._probabilities = are_probabilities(logits)
         return [Result(row, self.labels, self._probabilities) for row in logits]
@@ -363,15 +346,18 @@ class _Engine:
         return "pixels" if self._inference.takes_pixels else "nchw" if self._channels_first else "nhwc"
 
     def warm_up(self) -> None:
-        """Run one inference of zeros, if the size of the input is known."""
+        """Run one inference of zeros in each engine, if the size of the input is known."""
         if -1 not in self._shape:
-            self.results(np.zeros((1, *self._shape), "u1" if self._inference.takes_pixels else "f4"))
+            zeros = np.zeros((1, *self._shape), "u1" if self._inference.takes_pixels else "f4")
+            for each in self._inferences:
+                self.results(zeros, each)
 
     def close(self) -> None:
         """Free the engine."""
         if self.watch is not None:
             self.watch.close()
-        self._inference.session.close()
+        for each in self._inferences:
+            each.session.close()
 
     @staticmethod
     def _pixels(image: Any, how: Description) -> Any:
@@ -407,6 +393,34 @@ def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     return len(shape) == len(expected) and all(side in (-1, size) for side, size in zip(shape, expected))
 
 
+def _open(file: str, backend: str | None, threads: int | None) -> Any:
+    """Return a session of an engine file; without a backend by its sidecar."""
+    if backend is not None:
+        return backends.load(backend).open_file(file, threads)
+    session, _, _ = engines.open_engine(file, None, threads)
+    return session
+
+
+def _reference(folder: str, fast: Inference, threads: int | None) -> Inference:
+    """Return the engine of a guard's second run, which takes the same inputs.
+
+    Raises:
+        Failure: It is missing, cannot be loaded, or takes other inputs.
+    """
+    path = os.path.join(folder, guard_record.REFERENCE)
+    stated = os.path.join(path, "model")
+    try:
+        found = (stated, None) if os.path.isfile(stated) else _find_engine(path)
+        session = _open(*found, threads)
+    except Failure as failure:
+        raise guard_record.reference_missing(folder, str(failure)) from failure
+    if session.takes_pixels != fast.takes_pixels or not _fits(session.image_shape, fast.session.image_shape):
+        raise guard_record.reference_missing(
+            folder, f"it takes images of {session.image_shape}, the engine {fast.session.image_shape}"
+        )
+    return Inference(session)
+
+
 def _find_engine(path: str) -> tuple[str, str | None]:
     """Return the engine file of a path and its backend; None: an engine with a sidecar."""
     if os.path.isfile(path):
@@ -425,28 +439,6 @@ def _find_engine(path: str) -> tuple[str, str | None]:
         "engine-missing", f"no engine at {path}", "expected a release, a folder with model.xml, model.onnx or "
         "model.plan, or such a file", "`edgeship run MODEL --data FOLDER` makes engines",
     )  # fmt: skip
-
-
-def _describe(file: str, session: Any) -> Description | None:
-    """Return the description of an engine: model.json of its folder or above, else metadata of the file."""
-    folder = os.path.dirname(os.path.abspath(file))
-    for _ in range(_LEVELS_UP):
-        path = os.path.join(folder, DESCRIPTION)
-        if os.path.isfile(path) and os.path.abspath(file) + ".json" != path:
-            try:
-                with open(path, encoding="utf-8") as stream:
-                    return Description(json.load(stream), path)
-            except (OSError, ValueError, RecursionError) as error:
-                raise _bad_description(path, str(error)) from error
-        folder = os.path.dirname(folder)
-    stored = session.metadata() if hasattr(session, "metadata") else {}
-    if "preprocess" not in stored:
-        return None
-    try:
-        values = {key: json.loads(stored[key]) for key in ("preprocess", "labels") if key in stored}
-    except (ValueError, RecursionError) as error:
-        raise _bad_description(file, str(error)) from error
-    return Description({"schema": SCHEMA, "labels": [], **values}, file)
 
 
 def _decoded(image: Any, color: str) -> Any:
@@ -492,8 +484,3 @@ def _identity(path: str) -> tuple[int, int, int]:
     """Return what differs after a switch: the folder or file that a path leads to."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, 0 if os.path.isdir(path) else status.st_mtime_ns
-
-
-def _bad_description(where: str, problem: str) -> Failure:
-    return Failure("description-damaged", f"{where}: {problem}", "it is damaged or from another version",
-                   "copy it again from the run or the release")  # fmt: skip

@@ -18,16 +18,18 @@ probe     [--root DIR] [--disk DIR] [--sdk MODULE] [--backend B (ask only this o
              "problems": [{"code", "cause", "cure"}]
 build     --graph G.onnx --out ENGINE [--backend B] [--precision int8|fp8|fp16|bf16|fp32] [--cache DIR]
           [--profile MIN:OPT:MAX (batches)] [--workspace-mib M] [--optimization-level 0..5] [--strongly-typed]
-          [--lock-timeout-s S] [--timeout-s S] [--force]
+          [--lock-timeout-s S] [--timeout-s S] [--force] [--guard guard.json]
           Writes ENGINE and ENGINE.json (the sidecar) atomically; the same key is reused, never built twice.
+          --guard puts that file next to ENGINE: close images run again in reference/model in its folder.
           Without --backend: the probe's best. Without --workspace-mib: 1024, or an eighth of a small board's memory.
           -> "engine", "sidecar", "key", "reused", "build_s", "size_bytes", "engine_sha256", "graph_sha256",
              "backend", "version", "warnings": [...]
-selftest  --engine ENGINE --golden DIR [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
+selftest  --engine ENGINE --golden DIR [--reference-golden DIR] [--cosine-min 0.99] [--top1-min 0.9] [--latency-max-ms L] [--threads T]
           DIR holds golden.json {"shape": [N,C,H,W], "classes": K, "inputs": "inputs.f32", "logits": "logits.f32",
           "sha256": {file: digest}}, raw little-endian float32 (edgeship.targets.runner.write_golden writes it); of an engine
           that takes pixels, "shape" is [N,H,W,C] and "inputs" "inputs.u8", raw uint8. "files": {row: image file}:
           the classifier of applications decodes and prepares them, and has to give the logits of the prepared inputs.
+          The reference of a guard is compared with --reference-golden.
           -> "verdict": "pass"|"fail", "images", "cosine_min", "cosine_mean", "top1_agreement",
              "largest_difference", "latency_ms" (median wall), "application": {"images", ...}, "reasons": [...]
 time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [--duration-s 3] [--iterations 10]
@@ -46,7 +48,7 @@ time      --engine ENGINE [--engine ENGINE ...] [--batch N] [--warmup-ms 200] [-
 evaluate  --engine ENGINE --images SET [--reference logits.f32] [--limit N] [--batch N] [--logits-out F] [--top1-min T]
           [--threads T]
           SET is one packed file (magic EDGESET1). -> "images", "labelled", "top1", "top5",
-          "agreement" (top-1 with the reference logits), "sqnr_db", "seconds"
+          "agreement" (top-1 with the reference logits), "sqnr_db", "seconds", "rerun" (by a guard; else null)
 infer     --engine ENGINE --input x.f32 --out y.f32 [--threads T] (x.u8, of an engine that takes pixels)
           -> "images", "shape"
 inspect   --engine ENGINE [--profile] -> "layers", "bindings", as the runtime lists them, and "times_ms"
@@ -60,6 +62,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import contextlib
 import os
 import signal
 import sys
@@ -67,7 +70,7 @@ import threading
 import time
 from typing import Any, Callable, NoReturn
 
-from . import VERSION, backend, backends, engines, failures, evalset, sysfs, timing, trtexec
+from . import VERSION, backend, backends, engines, failures, evalset, guard_record, sysfs, timing, trtexec
 from .failures import Failure
 from .output import Output, log
 from .probe import probe
@@ -131,6 +134,10 @@ def _build(options: Any, output: Output) -> dict[str, Any]:
         sdk, options.graph, options.out, settings, tree, output,
         options.cache, options.lock_timeout_s, options.timeout_s, options.force,
     )  # fmt: skip
+    if options.guard is not None:
+        engines.write_atomically(
+            os.path.join(os.path.dirname(os.path.abspath(options.out)), guard_record.FILE), _read(options.guard)
+        )
     fake = result.pop("fake")
     return {**result, **_faked(fake)}
 
@@ -167,17 +174,45 @@ class _Opened:
         return {**{key: self.record[key] for key in keys}, **_faked(self.sdk.fake)}
 
 
+def _second(options: Any) -> tuple[dict[str, Any], _Opened] | None:
+    """Return the record of an engine's guard, and its reference; None without a guard.
+
+    Raises:
+        Failure: The reference is missing or cannot be loaded.
+    """
+    folder = os.path.dirname(os.path.abspath(options.engine))
+    record = guard_record.read(folder)
+    if record is None:
+        return None
+    try:
+        return record, _Opened(options, os.path.join(folder, guard_record.REFERENCE, "model"))
+    except (Failure, OSError) as error:
+        raise guard_record.reference_missing(folder, str(error)) from error
+
+
+def _golden_logits(opened: _Opened, expected: evalset.Golden) -> list[array.array[float]]:
+    """Return the logits of an engine on the golden inputs."""
+    evalset.same_shape(opened.session, expected.image_shape, "the golden set", expected.are_pixels)
+    _same_classes(opened.session, len(expected.logits[0]), "the golden set")
+    batch = opened.ready(expected.total)
+    return evalset.rows(evalset.run(opened.session, expected.images, expected.total, batch), opened.session.classes)
+
+
 def _selftest(options: Any, output: Output) -> dict[str, Any]:
     expected = evalset.golden(options.golden)
     with _Opened(options, options.engine) as opened:
-        evalset.same_shape(opened.session, expected.image_shape, "the golden set", expected.are_pixels)
-        _same_classes(opened.session, len(expected.logits[0]), "the golden set")
+        got = _golden_logits(opened, expected)
         batch = opened.ready(expected.total)
-        got = evalset.rows(evalset.run(opened.session, expected.images, expected.total, batch), opened.session.classes)
         walls = sorted(opened.session.step()["wall_ms"] for _ in range(_SELFTEST_RUNS))
         near = evalset.compare(got, expected.logits)
         origin = opened.origin()
     latency_ms = timing.percentile(walls, 50)
+    second, again = _second(options), None
+    if second is not None:
+        with second[1] as reference:
+            stated = evalset.golden(options.reference_golden) if options.reference_golden else expected
+            exact = _golden_logits(reference, stated)
+            again = evalset.compare(exact, stated.logits) if options.reference_golden else None
     application = _application(options, expected.files, got)
     reasons = []
     if not evalset.finite(got):
@@ -186,6 +221,15 @@ def _selftest(options: Any, output: Output) -> dict[str, Any]:
         reasons.append(f"lowest cosine {near['cosine_min']:.5f} is below {options.cosine_min}")
     if near["top1_agreement"] < options.top1_min:
         reasons.append(f"top-1 agreement {near['top1_agreement']:.4f} is below {options.top1_min}")
+    if second is not None and not evalset.finite(exact):
+        reasons.append("the reference of the guard gives logits that are no numbers")
+    elif again is not None and (
+        not again["cosine_min"] >= options.cosine_min or again["top1_agreement"] < options.top1_min
+    ):
+        reasons.append(
+            f"the reference of the guard gives other logits (lowest cosine {again['cosine_min']:.5f}, top-1 agreement "
+            f"{again['top1_agreement']:.4f}): it is another network"
+        )
     if options.latency_max_ms is not None and latency_ms > options.latency_max_ms:
         reasons.append(f"median latency {latency_ms:.3f} ms is above {options.latency_max_ms} ms")
     if application["images"] and not reasons and (
@@ -270,15 +314,22 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
     limit = min(packed.count, options.limit or packed.count)
     reference = _read(options.reference) if options.reference else None
     started_s = reported_s = time.perf_counter()
-    with _Opened(options, options.engine) as opened:
+    second = _second(options)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(_Opened(options, options.engine))
         evalset.same_shape(opened.session, packed.shape_for(opened.session), "the image set")
         classes = opened.session.classes
         if reference is not None and len(reference) != packed.count * classes * 4:
             raise Failure("shape-mismatch", f"{options.reference} does not hold {packed.count} x {classes} logits",
                           "reference and images come from different runs", "bundle both from one run")  # fmt: skip
+        guard = None
+        if second is not None:
+            exact = stack.enter_context(second[1])
+            guard = evalset.SecondRuns(second[0]["threshold"], exact.session, exact.ready(1))
         batch, logits = opened.ready(options.batch), []
         for part, count in packed.batches(batch, limit, opened.session.takes_pixels):
-            logits.append(evalset.run(opened.session, part, count, batch))
+            found = evalset.run(opened.session, part, count, batch)
+            logits.append(found if guard is None else guard.corrected(part, found, classes))
             if time.perf_counter() - reported_s >= _REPORT_EVERY_S:
                 reported_s = time.perf_counter()
                 output.progress("evaluate", done=min(len(logits) * batch, limit), total=limit)
@@ -288,7 +339,8 @@ def _evaluate(options: Any, output: Output) -> dict[str, Any]:
     if not evalset.finite(got):
         raise Failure("not-numbers", "the engine gives logits that are no numbers", "the engine overflows",
                       "build with --precision fp32; then compare layer by layer")  # fmt: skip
-    result = {"images": limit, **evalset.accuracy(got, packed.labels[:limit]), "agreement": None, "sqnr_db": None}
+    result = {"images": limit, **evalset.accuracy(got, packed.labels[:limit]), "agreement": None, "sqnr_db": None,
+              "rerun": None if guard is None else guard.rerun}  # fmt: skip
     if reference is not None:
         expected = evalset.rows(reference, classes)[:limit]
         result["agreement"] = evalset.compare(got, expected)["top1_agreement"]
@@ -403,9 +455,11 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--lock-timeout-s", type=float, default=600.0)
     build.add_argument("--timeout-s", type=real)
     build.add_argument("--force", action="store_true")
+    build.add_argument("--guard")
 
     selftest = command("selftest", _selftest, engine=True)
     selftest.add_argument("--golden", required=True)
+    selftest.add_argument("--reference-golden")
     selftest.add_argument("--cosine-min", type=float, default=0.99)
     selftest.add_argument("--top1-min", type=float, default=0.9)
     selftest.add_argument("--latency-max-ms", type=real)

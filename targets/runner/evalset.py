@@ -19,6 +19,7 @@ from typing import Any, Iterator, NamedTuple
 
 from .backend import Session
 from .failures import Failure
+from .guard_record import margin
 
 MAGIC = b"EDGESET1"
 _FLOAT_BYTES = _LABEL_BYTES = 4
@@ -162,6 +163,28 @@ def run(session: Session, images: bytes, count: int, batch: int) -> bytes:
         session.step()
         found += session.logits()
     return found[: count * session.classes * _FLOAT_BYTES]
+
+
+class SecondRuns:
+    """Second runs of close images in the reference of a guard.
+
+    Attributes:
+        rerun: Images that ran again.
+    """
+
+    def __init__(self, threshold: float, session: Session, batch: int) -> None:
+        self._threshold, self._session, self._batch = threshold, session, batch
+        self.rerun = 0
+
+    def corrected(self, images: bytes, logits: bytes, classes: int) -> bytes:
+        """Return logits with those of the reference in the rows of close images."""
+        size, row, result = image_bytes(self._session), _FLOAT_BYTES * classes, bytearray(logits)
+        for place, each in enumerate(rows(logits, classes)):
+            if margin(each) <= self._threshold:
+                image = images[place * size : (place + 1) * size]
+                result[place * row : (place + 1) * row] = run(self._session, image, 1, self._batch)
+                self.rerun += 1
+        return bytes(result)
 
 
 def image_bytes(session: Session) -> int:

@@ -15,8 +15,10 @@ from . import monitor
 
 STATE = "monitor.json"  # next to `current` of a release
 SCHEMA = 1
-EVERY_S = 600.0  # between two writes of the state
-SHARE, MOST_BUDGET_S = 0.008, 0.005  # of the time of inference, under 1 % with the accounting; seconds saved up
+MEMORY = "/dev/shm"  # a tmpfs: the state there is fresh, and costs no writes of the disk
+EVERY_S = 60.0  # between two writes there
+STORED_EVERY_S = 57_600.0  # between two writes to the disk: under 4 KiB a day
+SHARE, MOST_BUDGET_S = 0.006, 0.005  # of the time of inference, under 1 % with the accounting; seconds saved up
 ALIKE = 0.7  # least cosine between a change and that of a cause
 SMALL = 0.4  # norm of a change of pixels, in standard deviations, that leaves the classes as the cause
 PIXELS = len(monitor.NAMES) - 2  # statistics of pixels; two are of logits
@@ -65,6 +67,7 @@ class Watch:
     ) -> None:
         self._form, self._path, self._labels = form, path, labels
         self._reference, self._stored = reference, False
+        self._memory = f"edgeship-{hashlib.sha256(os.path.abspath(path or '').encode()).hexdigest()[:16]}.json"
         self._mean, self._std = np.array(mean, np.float32), np.array(std, np.float32)
         self._causes = reference.get("causes", [])
         self._detector = monitor.Detector(reference)
@@ -154,18 +157,24 @@ class Watch:
         return {**cause, "changed": changed}
 
     def _restore(self) -> None:
-        if self._path is None:
+        """Continue from the newer of the states on the disk and in memory; a removed one on the disk starts again."""
+        if self._path is None or not os.path.exists(self._path):
             return
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            with open(self._path, encoding="utf-8") as stream:
-                state = json.load(stream)
-            sums = np.array(state["sums"], float)
-            if state["reference"] == self._digest and sums.shape == self._detector.sums.shape:
-                self._detector.restore(int(state["frames"]), sums, np.array(state["shift"], float))
-                self.alarm = state["alarm"]
+        states = []
+        for path in (self._path, os.path.join(MEMORY, self._memory)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                with open(path, encoding="utf-8") as stream:
+                    mine = path == self._path or os.fstat(stream.fileno()).st_uid == os.getuid()
+                    state = json.load(stream)
+                sums, shift = np.array(state["sums"], float), np.array(state["shift"], float)
+                if mine and state["reference"] == self._digest and sums.shape == self._detector.sums.shape:
+                    states.append((int(state["updated"]), int(state["frames"]), sums, shift, state["alarm"]))
+        if states:
+            _, frames, sums, shift, self.alarm = max(states, key=lambda each: each[:2])
+            self._detector.restore(frames, sums, shift)
 
     def _write(self) -> None:
-        """Write the state; a folder that cannot be written to leaves it in memory."""
+        """Write the state to memory, and to the disk where the one there is old; neither has to be possible."""
         self._written = time.monotonic()
         if self._path is None:
             return
@@ -173,15 +182,41 @@ class Watch:
             self._detector, self.alarm = monitor.Detector(self._reference), None
         state = {
             "schema": SCHEMA, "reference": self._digest, **self.status(), "updated": int(time.time()),
+            "memory": self._memory,
             "shift": [float(f"{value:.3g}") for value in self._detector.shift],
             "sums": [float(f"{value:.3g}") for value in self._detector.sums],
         }  # fmt: skip
-        temporary = f"{self._path}.{os.getpid()}"
+        text = json.dumps(state, separators=(",", ":"))
+        _replace(os.path.join(MEMORY, self._memory), text)
+        if self._old(self._path):
+            self._stored = _replace(self._path, text) or self._stored
+
+    def _old(self, path: str) -> bool:
+        """Return whether the state on the disk is absent, damaged, old, of other images or without the alarm."""
         try:
-            with open(temporary, "w", encoding="utf-8") as stream:
-                json.dump(state, stream, separators=(",", ":"))
-            os.replace(temporary, self._path)
-            self._stored = True
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)
+            age_s = time.time() - os.stat(path).st_mtime
+            with open(path, encoding="utf-8") as stream:
+                state = json.load(stream)
+            known = state["reference"] == self._digest and state["alarm"] == self.alarm
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
+        return not (known and 0 <= age_s < STORED_EVERY_S)
+
+
+def _replace(path: str, text: str) -> bool:
+    """Replace a file; no link of another user's is followed. False: it cannot be written."""
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(temporary, path)
+    except FileExistsError:  # left by a process that was killed
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        return False
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        return False
+    return True

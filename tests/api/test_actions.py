@@ -100,6 +100,12 @@ def test_a_module_or_a_checkpoint_is_pruned(kind, net, digits, tmp_path):
         edgeship.prune("net.onnx", digits.images, **options)
 
 
+@pytest.mark.parametrize("option", [{"latency_ratio": 0.5}, {"keep_ratio": 0.5, "budget_s": 60}])
+def test_options_of_runs_are_refused_where_a_network_is_only_pruned(option, net, digits):
+    with pytest.raises(edgeship.ToolkitError, match="of runs"):
+        edgeship.prune(net, digits.images, **option)
+
+
 def test_a_recipe_is_run_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("EDGESHIP_STORE", str(tmp_path / "store"))
     overrides = {"load.train.epochs": 1, "load.model": "resnet20", "export.size": 8}

@@ -36,6 +36,7 @@ from edgeship.toolkit.prune.distill_options import DistillOptions
 from edgeship.toolkit.prune.finetune import distill
 from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.pruner import prune
+from edgeship.toolkit.prune.time_budget import TimeBudget
 
 TARGET = "openvino"
 BATCH = 50  # images at once
@@ -230,6 +231,51 @@ def for_latency(dense: ResNet, data: Data, part: float, size: int, folder: Path)
         "measured": plan.latency_after_ms,
         "again": again,
     }
+
+
+def in_budget(
+    dense: ResNet, data: Data, ratio: float, size: int, seconds: float, folder: Path
+) -> tuple[ResNet, float]:
+    """Search jointly for a part of the latency, refit and distil in a time; the network and the seconds.
+
+    Resumed after an interruption; the seconds of all processes are counted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "seconds.json").is_file():
+        budget = TimeBudget(seconds, folder / "clock.json")
+        options = PruneOptions(latency_ratio=ratio, scope="joint", budget_s=seconds)
+        with LatencyTable((TARGET,), size, 1, folder / "latencies.json") as measure:
+            small, plan = prune(
+                dense,
+                data.pruning(),
+                options,
+                measure,
+                checkpoint=folder / "states",
+                budget=budget,
+                latency_size=size,
+            )
+        write_json(folder / "plan.json", plan)
+        judges, learned = data.rest[:HELD_OUT], data.rest[HELD_OUT:]
+
+        def feed(number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            order = np.random.default_rng(number).permutation(learned).tolist()
+            for images in data.unlabelled(order, DistillOptions().batch):
+                yield images, np.full(len(images), -1)
+
+        distill(
+            small,
+            dense,
+            feed,
+            DistillOptions(),
+            folder,
+            images=len(learned),
+            held_out=list(data.unlabelled(judges)),
+            kept=plan.kept,
+            budget=budget,
+            scheme=targets.get(TARGET).scheme(),
+        )
+        write_json(folder / "seconds.json", budget.elapsed_s)
+    return load(folder).model, float(read_json(folder / "seconds.json"))
 
 
 def work(job: Path) -> None:

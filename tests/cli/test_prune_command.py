@@ -191,3 +191,12 @@ def test_former_option_names_are_accepted_with_a_warning(prune, caplog):
         "option --keep is called --keep-ratio now",
         "--scope = inner is called block now",
     ]
+
+
+def test_a_budget_distils_and_ships_the_distilled_network(prune, tmp_path):
+    code, _, err = prune(*FEW, "--keep-ratio", "0.6", "--budget", "15s", "--no-compare")
+    assert code == 0, err
+    (tuned,) = (tmp_path / "store" / "objects").glob("finetune-*/model.safetensors")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == tuned.read_bytes()
+    code, _, err = prune(*FEW, "--keep-ratio", "0.6", "--budget", "soon", "--no-compare")
+    assert code == 2 and "20min" in err

@@ -15,6 +15,7 @@ from loopback import make_key, scripted
 from edgeship.targets import runner
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.deploy.bundle import Contents, Graph
 
 
@@ -26,14 +27,14 @@ def test_the_same_contents_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_manifest_has_the_digest_of_every_file(tmp_path: Path) -> None:
     bundle = scripted(tmp_path / "b.tar")
-    assert {"graphs/openvino.onnx", "golden/openvino/golden.json", bundles.RUNNER, bundles.EVALUATION} < set(
+    assert {"graphs/openvino.onnx", "golden/openvino/golden.json", layout.RUNNER, layout.EVALUATION} < set(
         bundle.files
     )
     for file in bundle.files.values():
         assert hashlib.sha256(bundle.read(file.path)).hexdigest() == file.sha256
         assert len(bundle.read(file.path)) == file.size_bytes
     with tarfile.open(bundle.path) as archive:
-        assert set(archive.getnames()) == {bundles.MANIFEST, *bundle.files}
+        assert set(archive.getnames()) == {layout.MANIFEST, *bundle.files}
         links = [member for member in archive if member.islnk()]
     assert links and bundle.read(links[0].name) == bundle.read(
         links[0].linkname
@@ -45,7 +46,7 @@ def test_a_device_gets_only_what_its_target_needs(tmp_path: Path) -> None:
     paths = {file.path for file in bundle.files_for("openvino")}
     assert not any("onnxruntime" in path for path in paths)
     assert paths | {file.path for file in bundle.files_for("onnxruntime")} == {
-        bundles.MANIFEST,
+        layout.MANIFEST,
         *bundle.files,
     }
 
@@ -56,12 +57,12 @@ def test_the_runner_is_the_real_one_unless_given(tmp_path: Path) -> None:
     bundle = bundles.make(
         Contents("My Net / v1!", [graph], np.zeros((1, 3, 2, 2), np.float32)), tmp_path / "b.tar"
     )
-    assert bundle.read(bundles.RUNNER) == runner.source()
+    assert bundle.read(layout.RUNNER) == runner.source()
     assert bundle.manifest["name"] == "my-net-v1"
     assert np.frombuffer(bundle.read("golden/openvino/inputs.f32"), "<f4").shape == (12,)
 
 
-@pytest.mark.parametrize("name", [bundles.MANIFEST, bundles.RUNNER, "graphs/openvino.onnx"])
+@pytest.mark.parametrize("name", [layout.MANIFEST, layout.RUNNER, "graphs/openvino.onnx"])
 def test_a_changed_file_is_noticed(tmp_path: Path, name: str) -> None:
     bundle = scripted(tmp_path / "b.tar")
     data = bytearray(bundle.path.read_bytes())
@@ -92,7 +93,7 @@ def test_signing_keeps_the_contents_and_verifies(tmp_path: Path) -> None:
     assert signed.path.read_bytes() == again.path.read_bytes()
     assert bundles.sign(signed, tmp_path / "key").path.read_bytes() == again.path.read_bytes()  # replaced
     (tmp_path / "allowed").write_text(f"me {(tmp_path / 'key.pub').read_text()}")
-    (tmp_path / "sig").write_bytes(signed.read(bundles.SIGNATURE))
+    (tmp_path / "sig").write_bytes(signed.read(layout.SIGNATURE))
     verify = [
         "ssh-keygen",
         "-Y",
@@ -106,7 +107,7 @@ def test_signing_keeps_the_contents_and_verifies(tmp_path: Path) -> None:
         "-s",
         tmp_path / "sig",
     ]
-    done = subprocess.run(verify, input=signed.read(bundles.MANIFEST), capture_output=True, check=True)
+    done = subprocess.run(verify, input=signed.read(layout.MANIFEST), capture_output=True, check=True)
     assert b"Good" in done.stdout
     (tmp_path / "no-key").write_text("nothing")
     with pytest.raises(DataError, match="cannot sign with"):

@@ -16,8 +16,7 @@ from edgeship.toolkit.core.artifact import read_json, write_json
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.results import Variant
 from edgeship.toolkit.core.tensors import Preprocess
-from edgeship.toolkit.deploy import bundle as bundles
-from edgeship.toolkit.deploy import bundle_from_run
+from edgeship.toolkit.deploy import bundle_from_run, layout
 from edgeship.toolkit.report import verdict
 from edgeship.toolkit.report.gather import gather
 from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
@@ -159,13 +158,13 @@ def test_the_typed_form_of_a_graph_is_shipped_too(run: Path) -> None:
     paths = {typed: {f.path for f in bundle.files_for("tensorrt", typed=typed)} for typed in (False, True)}
     assert paths[False] ^ paths[True] == {"graphs/tensorrt.onnx", "graphs/tensorrt-typed.onnx"}
     assert "graphs/tensorrt.onnx" in paths[False]
-    assert bundle.graph_for("openvino", typed=True) == "graphs/openvino.onnx"  # it has no other
+    assert layout.graph_for(bundle.files, "openvino", typed=True) == "graphs/openvino.onnx"  # it has no other
 
 
 def test_what_the_run_measured_is_what_the_device_is_compared_with(run: Path, tmp_path: Path) -> None:
     bundle = bundle_from_run.make(run, tmp_path / "b.tar", images=10, golden=4)
     packed_file = tmp_path / "images.set"
-    packed_file.write_bytes(bundle.read(bundles.EVALUATION))
+    packed_file.write_bytes(bundle.read(layout.EVALUATION))
     images = evalset_format.read(packed_file)
     logits = logits_of(run, "openvino-int8-pruned")
     reference = np.frombuffer(bundle.read("evaluation/openvino.f32"), "<f4").reshape(10, 10)
@@ -236,7 +235,7 @@ def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:
     )
     assert (
         set(bundle.manifest["targets"]) == {"onnxruntime", "openvino"}
-        and bundles.EVALUATION not in bundle.files
+        and layout.EVALUATION not in bundle.files
     )
     assert bundle.read("graphs/onnxruntime.onnx") == b"graph float"
     assert bundle.manifest["targets"]["openvino"]["simulated"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_device_from_adding_to_removing(edgeship, park, bundle, tmp_path):
     (server.root / "monitor.json").write_text(json.dumps(seen))
     for command in (("watch", "--device", "one"), ("status",), ("report", "--device", "one")):
         assert "1,200 frames watched, no alarm" in edgeship(*command).stdout
+    fresh = Path("/dev/shm") / f"edgeship-{secrets.token_hex(8)}.json"
+    (server.root / "monitor.json").write_text(json.dumps({**seen, "memory": fresh.name}))
+    try:
+        fresh.write_text(json.dumps({**seen, "frames": 1500}))  # newer than the one on the disk
+        assert "1,500 frames watched" in edgeship("status").stdout
+        (server.root / "monitor.json").write_text(json.dumps({**seen, "memory": f"../shm/{fresh.name}"}))
+        assert "1,200 frames watched" in edgeship("status").stdout
+    finally:
+        fresh.unlink()
     alarm = {"frame": 1100, "time": 7, "cause": "bgr", "title": "red and blue\x1b are exchanged"}
     (server.root / "monitor.json").write_text(json.dumps({**seen, "alarm": alarm}))
     alarmed = edgeship("watch", "--json")

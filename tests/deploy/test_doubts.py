@@ -2,8 +2,8 @@
 
 import pytest
 
-from edgeship.toolkit.deploy.agent_client import RefusedError
-from edgeship.toolkit.deploy.verification import _accuracy_risks, _naming_cause
+from edgeship.toolkit.deploy.agent.protocol import RefusedError
+from edgeship.toolkit.deploy.checks import accuracy_risks, naming_cause
 
 OLD, NEW = ["sse4_2", "avx2"], ["sse4_2", "avx2", "avx_vnni"]
 
@@ -20,22 +20,22 @@ OLD, NEW = ["sse4_2", "avx2"], ["sse4_2", "avx2", "avx_vnni"]
 )
 def test_only_pairs_that_saturate_under_a_graph_for_exact_sums_are_doubted(graph, arch, sets, at_risk):
     probed = {"facts": {"arch": arch, "cpu": {"name": "a", "instruction_sets": sets}}}
-    assert bool(_accuracy_risks({"int8_sums": graph}, probed)) == at_risk
+    assert bool(accuracy_risks({"int8_sums": graph}, probed)) == at_risk
 
 
 def test_a_bundle_of_before_and_an_unknown_processor_are_not_doubted():
-    assert _accuracy_risks({}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
-    assert _accuracy_risks({"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
+    assert accuracy_risks({}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
+    assert accuracy_risks({"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": None}}) == []
 
 
 @pytest.mark.parametrize(("code", "named"), [("selftest", True), ("evaluate", True), ("time", False)])
 def test_what_fails_for_its_accuracy_gets_the_cure(code, named):
-    risks = _accuracy_risks(
+    risks = accuracy_risks(
         {"int8_sums": "exact"}, {"facts": {"arch": "x86_64", "cpu": {"instruction_sets": OLD}}}
     )
-    with pytest.raises(RefusedError) as caught, _naming_cause(risks):
-        raise RefusedError("it failed", hint="look", code=code)
+    with pytest.raises(RefusedError) as caught, naming_cause(risks):
+        raise RefusedError("it failed", "look", code)
     assert ("overflow_fix=pairs" in caught.value.hint) == named == ("no VNNI" in str(caught.value))
     assert caught.value.code == code
-    with pytest.raises(RefusedError, match=r"^it failed$"), _naming_cause([]):
-        raise RefusedError("it failed", hint="look", code=code)
+    with pytest.raises(RefusedError, match=r"^it failed$"), naming_cause([]):
+        raise RefusedError("it failed", "look", code)

@@ -21,7 +21,7 @@ from loopback import QUICK, Server, live, make_key, need, processes, quiet
 
 from edgeship.toolkit.core.artifact import sha256_file
 from edgeship.toolkit.core.errors import DeviceError
-from edgeship.toolkit.deploy import agent, release
+from edgeship.toolkit.deploy import agent, layout, release
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
 from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
@@ -322,7 +322,7 @@ def test_two_deployments_to_one_device_at_once(settled, bundle):
 def test_corrupt_files_are_detected(settled, bundle):
     server, entry, first = settled
     second = bundle(version=2, size=BIG)
-    data = second.files[bundles.EVALUATION]
+    data = second.files[layout.EVALUATION]
     # A damaged partial file of an earlier attempt: the file is sent again in full.
     (server.root / "objects" / f"{data.sha256}.part").write_bytes(bytes(1000))
     assert release.deploy(entry, second, QUICK, quiet).state == "live"
@@ -343,7 +343,7 @@ def test_corruption_on_the_way(settled, bundle, monkeypatch):
     server, entry, first = settled
     second = bundle(version=2, size=BIG)
     before = second.path.read_bytes()
-    middle = before.index(second.read(bundles.EVALUATION)[:64]) + BIG // 2
+    middle = before.index(second.read(layout.EVALUATION)[:64]) + BIG // 2
     second.path.write_bytes(before[:middle] + b"corrupt" + before[middle + 7 :])
     with pytest.raises(RefusedError, match="corrupted on the way"):
         release.deploy(entry, second, QUICK, quiet)

@@ -17,6 +17,7 @@ from loopback import scripted
 from edgeship.toolkit.cli import app
 from edgeship.toolkit.core.errors import DataError, ToolkitError
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 
 DEEP = 3000
 BAD_VALUES = (..., None, 5, "x\x1b[2J", [], {}, float("nan"), -1, 10**30)
@@ -54,7 +55,7 @@ def with_manifest(members, change):
     (_, raw), *rest = members
     value = change(json.loads(raw))
     data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    new = tarfile.TarInfo(bundles.MANIFEST)
+    new = tarfile.TarInfo(layout.MANIFEST)
     new.size = len(data)
     return [(new, data), *rest]
 
@@ -118,14 +119,14 @@ def kinds(members):
         "links in a circle": added("a", **symbolic, linkname="b") + added("b", **symbolic, linkname="a"),
         "device": added("x", type=tarfile.CHRTYPE, devmajor=1, devminor=5),
         "fifo": added("x", type=tarfile.FIFOTYPE), "folder": added("x", type=tarfile.DIRTYPE),
-        "odd type": added("x", type=b"Z"), "twice": added(bundles.MANIFEST),
+        "odd type": added("x", type=b"Z"), "twice": added(layout.MANIFEST),
         "absolute": added("/tmp/escape"), "parent": added("../escape"),
         "many members": [each for number in range(10_001) for each in added(f"m{number}")],
         "negative size": added("x", pax_headers={"size": "-512"}),
         "huge size": added("x", pax_headers={"size": "9" * 30}),
         "sparse": added("x", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0",
                                           "GNU.sparse.name": "x", "GNU.sparse.realsize": str(2**60)}),
-        "large signature": added(bundles.SIGNATURE, size=1 << 17, data=bytes(1 << 17)),
+        "large signature": added(layout.SIGNATURE, size=1 << 17, data=bytes(1 << 17)),
         "long name": added("n" * 100_000), "no text in the name": added("\udcff\udcfe"),
     }  # fmt: skip
     for name, more in extra.items():
@@ -135,7 +136,7 @@ def kinds(members):
     yield (
         "manifest is a link",
         lambda path: write(
-            path, [*members[1:], *added(bundles.MANIFEST, **link, linkname=members[1][0].name)]
+            path, [*members[1:], *added(layout.MANIFEST, **link, linkname=members[1][0].name)]
         ),
     )
     whole = io.BytesIO()

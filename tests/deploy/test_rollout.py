@@ -13,7 +13,7 @@ import pytest
 from loopback import QUICK, live
 
 from edgeship.toolkit.core.errors import DeviceError
-from edgeship.toolkit.deploy import fleet_report, release, verification
+from edgeship.toolkit.deploy import checks, fleet_report, release
 from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.release import DeployOutcome
 from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
@@ -142,11 +142,11 @@ def test_outliers_are_found_among_their_kind():
 
 
 def test_a_latency_has_batch_and_threads():
-    assert verification.latency(record(threads=1)) == "2 ms (batch 1, 1 thread)"
-    assert verification.latency(record(threads=4)) == "2 ms (batch 1, 4 threads)"
+    assert checks.latency(record(threads=1)) == "2 ms (batch 1, 1 thread)"
+    assert checks.latency(record(threads=4)) == "2 ms (batch 1, 4 threads)"
     older = record()
     del older["latency_ms"]["threads"]
-    assert verification.latency(older) == "2 ms (batch 1)"
+    assert checks.latency(older) == "2 ms (batch 1)"
     (row,) = fleet_report.table(fleet_report.report([outcome("a", threads=2)], "net-1", parallel=1))
     assert "2 ms (batch 1, 2 threads)" in row
 

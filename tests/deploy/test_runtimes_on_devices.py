@@ -24,7 +24,7 @@ from edgeship.toolkit.deploy import release
 from edgeship.toolkit.deploy.agent_client import RefusedError
 from edgeship.toolkit.deploy.bundle import Contents, Graph
 from edgeship.toolkit.deploy.bundle_from_run import choose_golden
-from edgeship.toolkit.deploy.verification import latency
+from edgeship.toolkit.deploy.checks import latency
 from edgeship.toolkit.runs.description import description
 from edgeship.toolkit.runs.network import ModelInfo
 

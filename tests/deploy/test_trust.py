@@ -7,16 +7,14 @@ import io
 import json
 import shlex
 import shutil
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from loopback import QUICK, make_key, need, quiet
+from loopback import QUICK, make_key, need, quiet, stub_python
 
 from edgeship.toolkit.core.errors import DataError, DeviceError
 from edgeship.toolkit.deploy import bundle as bundles
-from edgeship.toolkit.deploy import release
+from edgeship.toolkit.deploy import layout, release
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
 from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.manifest import Terms
@@ -41,10 +39,7 @@ def signers(keys):
 @pytest.fixture
 def entry(tmp_path, signers):
     """A device that trusts our key."""
-    python = tmp_path / "python"
-    folder = str(Path(__file__).with_name("stub_sdk"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(folder)} exec {sys.executable} -S "$@"\n')
-    python.chmod(0o755)
+    python = stub_python(tmp_path / "python")
     device = Device("d", "local", "openvino", root=str(tmp_path / "root"), python=shlex.quote(str(python)))
     release.trust(device, signers["ours"], QUICK)
     return device
@@ -147,7 +142,7 @@ def test_mix_and_match(entry, make, keys):
 
 
 def _upload(session, bundle):
-    raw = bundle.read(bundles.MANIFEST)
+    raw = bundle.read(layout.MANIFEST)
     digest = bundle.manifest_file.sha256
     session.upload(digest, len(raw), 0, io.BytesIO(raw), lambda _: None)
     return digest
@@ -191,9 +186,9 @@ def test_an_installed_release_comes_again_signed(entry, bundle, keys, signers, t
 
 def test_endless_data(entry, make, tmp_path, monkeypatch):
     bundle = make(1)
-    runner = bundle.files[bundles.RUNNER]
+    runner = bundle.files[layout.RUNNER]
     endless = dataclasses.replace(
-        bundle, files={**bundle.files, bundles.RUNNER: dataclasses.replace(runner, size_bytes=2**50)}
+        bundle, files={**bundle.files, layout.RUNNER: dataclasses.replace(runner, size_bytes=2**50)}
     )
     started = time.monotonic()
     with pytest.raises(RefusedError, match="MiB are needed"):

@@ -119,8 +119,10 @@ def test_ovms_has_the_keys_of_its_schema(published, tmp_path):
     properties = {"PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT"}
     import openvino
 
+    from edgeship.toolkit.core.openvino import core
+
     assert set(values["plugin_config"]) == properties
-    compiled = openvino.Core().compile_model(version / "model.xml", "CPU", values["plugin_config"])
+    compiled = core().compile_model(version / "model.xml", "CPU", values["plugin_config"])
     assert compiled.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
 
 

@@ -72,8 +72,8 @@ TESTS = {  # module -> its test files; the quick ones first
     ],
     "toolkit/deploy/agent/protocol.py": ["deploy/test_release.py", "deploy/test_faults.py"],
     "toolkit/deploy/release.py": ["deploy/test_release.py", "deploy/test_faults.py"],
-    "toolkit/deploy/verification.py": [
-        "deploy/test_verification.py",
+    "toolkit/deploy/checks.py": [
+        "deploy/test_checks.py",
         "deploy/test_doubts.py",
         "deploy/test_release.py",
     ],
@@ -100,8 +100,8 @@ REVIEW = (  # file, tests, text, replacement: faults that survived an earlier re
     ),
     ("toolkit/deploy/agent/releases.py", ["deploy/test_agent_releases.py"], "sync_folder(self.root)", "pass"),
     (
-        "toolkit/deploy/verification.py",
-        ["deploy/test_verification.py"],
+        "toolkit/deploy/checks.py",
+        ["deploy/test_checks.py"],
         'max(gates["max_gap_pp"]',
         'min(gates["max_gap_pp"]',
     ),

@@ -68,7 +68,8 @@ def test_every_stage_leaves_what_the_next_and_others_rely_on(finished):
         "calibrate": {"float", "scales.json", "findings.json"},
         "quantize": {"openvino.onnx", "onnxruntime.onnx", "tensorrt.onnx", "quantize.json"},
         "compile": {"compiled.json", "openvino-int8", "onnxruntime-fp32"},
-        "evaluate": {"accuracy.json", "logits", "labels.npy", "images.json"},
+        "guard": {"guards.json"},
+        "evaluate": {"accuracy.json", "guarded.json", "logits", "labels.npy", "images.json"},
         "bench": {"latency.json", "device.json"},
         "report": {"report.json", "report.md", "report.html"},
     }

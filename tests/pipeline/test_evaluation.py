@@ -1,5 +1,7 @@
 """Evaluation with workers is bit-identical on one thread, several, processes and a cluster."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from float_graphs import Graph
@@ -16,6 +18,7 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import Recipe, datasets, evaluation
 from edgeship.toolkit.pipeline.fingerprints import key_values
 from edgeship.toolkit.runs.compiled import CompiledVariant
+from edgeship.toolkit.runs.measured import EvaluationTime
 from edgeship.toolkit.runs.variant_id import VariantId
 
 PREPROCESS = Preprocess(8, 8, (0.5,) * 3, (0.25,) * 3)
@@ -156,3 +159,27 @@ def test_who_works_is_no_part_of_a_result():
     one = Recipe.build({}, ["evaluate.workers=3", "evaluate.backend=loky"])
     names = ("evaluate", "evaluate.workers")
     assert key_values(one, names) == key_values(Recipe(), names)
+
+
+def test_the_share_of_time_outside_inference_is_measured(work, monkeypatch):
+    clock = [0.0]
+
+    class Slow:
+        takes_pixels = False
+
+        def infer(self, images):
+            clock[0] += 6.0
+            return np.zeros((len(images), 10), np.float32)
+
+    decode = evaluation._Worker._decode
+
+    def slowly(self, indices, *, pixels):
+        clock[0] += 2.0
+        return decode(self, indices, pixels=pixels)
+
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(evaluation._Worker, "_take", lambda self: {self._engines[0]: Slow()})
+    monkeypatch.setattr(evaluation._Worker, "_decode", slowly)
+    one = dataclasses.replace(work, engines=work.engines[:1], batch=2)
+    outcome, _ = evaluation.run(one, range(16), workers=1, backend="threading", label="x")
+    assert outcome.time == EvaluationTime(8 * 8.0, 0.25)

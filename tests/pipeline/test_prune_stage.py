@@ -15,6 +15,7 @@ from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
+from edgeship.toolkit.prune.time_budget import TimeBudget
 from edgeship.toolkit.report import quantization_charts
 from edgeship.toolkit.runs.network import ExportedGraphs
 from edgeship.toolkit.runs.quantized import PruningSummary
@@ -159,6 +160,65 @@ def test_a_latency_out_of_reach_says_what_is_in_reach(start, monkeypatch):
     with pytest.raises(ModelError, match=r"0\.70 of 0\.50\d ms cannot be met; (0\.99|1\.00) can") as caught:
         start(LATENCY, **WHERE)
     assert "prune.latency_ratio" in caught.value.hint
+
+
+JOINT = {**LATENCY, "latency_ratio": 0.6, "scope": "joint", "budget_s": "30s"}
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that a look moves by a fiftieth of a second, so that a busy machine changes nothing."""
+    seconds = [0.0]
+
+    def now():
+        seconds[0] += 0.02
+        return seconds[0]
+
+    def budget(recipe, file, used_s=0.0):
+        limit_s = recipe.prune.budget_s
+        return None if limit_s is None else TimeBudget(limit_s, file, used_s=used_s, now=now)
+
+    monkeypatch.setattr(pruning, "time_budget", budget)
+    return seconds
+
+
+def test_a_budget_is_split_over_search_and_distillation_and_kept(start, monkeypatch, ticks):
+    monkeypatch.setattr(pruning, "LatencyTable", Scripted)
+    found = start(JOINT, until="finetune", finetune={"images": 64}, **WHERE)
+    assert 28.5 < ticks[0] < 30
+    plan = read_json(found.folder("prune") / "plan.json")
+    assert plan["latency_after_ms"] / plan["latency_before_ms"] == pytest.approx(0.6, abs=0.06)
+    assert 0 < read_json(found.folder("prune") / "clock.json") < 20
+    history = read_json(found.folder("finetune") / "history.json")
+    assert len(history["score"]) > 10
+    small = weights.load(found.folder("finetune")).model
+    assert small.architecture == weights.load(found.folder("prune")).model.architecture
+    again = start(JOINT, until="finetune", finetune={"images": 64}, **WHERE)
+    assert again.stages[-1].cached
+    assert read_as(found.folder("prune") / "plan.json", PruningSummary).frontier[-1].chosen
+
+
+def test_a_budget_used_up_by_the_search_keeps_its_result(start, monkeypatch, ticks):
+    class Slow(Scripted):
+        def __enter__(self):
+            measure = super().__enter__()
+
+            def slow(arch):
+                ticks[0] += 0.5
+                return measure(arch)
+
+            return slow
+
+    monkeypatch.setattr(pruning, "LatencyTable", Slow)
+    found = start({**JOINT, "budget_s": 5}, until="finetune", **WHERE)
+    plan = read_json(found.folder("prune") / "plan.json")
+    used_s = read_json(found.folder("prune") / "clock.json")
+    (warning,) = [text for text in plan["warnings"] if "budget_s" in text]
+    assert used_s > 4.75 and "distillation is left out" in warning
+    assert float(re.search(r"took (\d+)", warning)[1]) == pytest.approx(used_s, abs=1)
+    assert read_json(found.folder("finetune") / "history.json") == {}
+    pruned, tuned = (weights.load(found.folder(name)).model for name in ("prune", "finetune"))
+    assert torch.equal(pruned.fc.weight, tuned.fc.weight)
 
 
 def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatch):

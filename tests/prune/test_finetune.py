@@ -1,5 +1,6 @@
-"""Distillation lowers the divergence from the dense network and is deterministic after a resume."""
+"""Distillation lowers the divergence from the dense network, resumes, and keeps a time budget."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,12 @@ from prune.nets import lively, pictures, settled
 
 from edgeship.toolkit.core.errors import DataError, RecipeError
 from edgeship.toolkit.models.weights import load
+from edgeship.toolkit.prune import finetune
 from edgeship.toolkit.prune.distill_options import DistillOptions
-from edgeship.toolkit.prune.finetune import distill, divergence, int8
+from edgeship.toolkit.prune.finetune import distill, divergence
 from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.pruner import prune
+from edgeship.toolkit.prune.time_budget import TimeBudget
 
 TRAIN = np.concatenate(pictures(48, seed=3))
 HELD = pictures(20, seed=4)
@@ -73,25 +76,86 @@ def test_labels_are_used_only_when_asked(pair, tmp_path):
         DistillOptions(qat_fraction=2.0)
 
 
-def test_int8_rounds_inside_the_block_only():
-    model = lively("resnet18")
-    x = torch.from_numpy(HELD[0])
-    with torch.inference_mode():
-        plain = model(x)
-        with int8(model):
-            rounded = model(x)
-        after = model(x)
-    assert torch.equal(plain, after)
-    error = float((rounded - plain).square().sum() / plain.square().sum())
-    assert 1e-6 < error < 1e-2
-    assert set(model.state_dict()) == set(lively("resnet18").state_dict())
-    model.train()
-    with int8(model):
-        model(x).sum().backward()
-    assert float(model.layer1[0].conv1.weight.grad.abs().sum()) > 0
-
-
 def test_divergence_by_hand():
     target, output = torch.log(torch.tensor([[0.8, 0.2]])), torch.log(torch.tensor([[0.5, 0.5]]))
     by_hand = 0.8 * np.log(0.8 / 0.5) + 0.2 * np.log(0.2 / 0.5)
     assert float(divergence(target, output, temperature=1.0)) == pytest.approx(by_hand)
+
+
+class Clock:
+    """A clock that a batch moves by a second."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def feed(self, epoch):
+        for batch in batches(epoch):
+            self.seconds += 1.0
+            yield batch
+
+    def budget(self, limit_s, file=None):
+        return TimeBudget(limit_s, file, now=lambda: self.seconds)
+
+
+def paced(pair, out, clock, budget, options=OPTIONS, feed=None):
+    dense, small, plan = pair
+    return distill(
+        small, dense, feed or clock.feed, options, out,
+        images=len(TRAIN), held_out=HELD, kept=plan.kept, budget=budget,
+    )  # fmt: skip
+
+
+def test_a_time_budget_is_used_up_and_kept(pair, tmp_path, monkeypatch):
+    rounded = []
+    monkeypatch.setattr(
+        finetune, "int8", lambda model, scheme: rounded.append(clock.seconds) or nullcontext()
+    )
+    clock = Clock()
+    tuned, history = paced(pair, tmp_path, clock, clock.budget(40.0))
+    assert 39 <= clock.seconds <= 40
+    assert min(history.score) < history.score[0]
+    trained = [second for second in rounded if second > 0 and second % 3]  # others are validations
+    assert min(trained) == pytest.approx(0.75 * 40 * 0.98, abs=2)
+    assert tuned.conv1.weight.is_contiguous()
+
+
+def test_the_result_is_the_average_of_the_weights(pair, tmp_path):
+    last, average = (
+        paced(
+            pair,
+            tmp_path / str(decay),
+            clock := Clock(),
+            clock.budget(30.0),
+            replace(OPTIONS, ema_decay=decay),
+        )
+        for decay in (0.0, 1.0)
+    )
+    assert last[1].loss != average[1].loss or not torch.equal(last[0].fc.weight, average[0].fc.weight)
+    assert min(last[1].score) < last[1].score[0]
+
+
+def test_an_interrupted_budget_continues(pair, tmp_path):
+    clock, file = Clock(), tmp_path / "clock.json"
+
+    def stopping(epoch):
+        if epoch == 4:
+            raise KeyboardInterrupt
+        return clock.feed(epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        paced(pair, tmp_path, clock, clock.budget(40.0, file), feed=stopping)
+    assert clock.seconds == 12
+    clock.seconds += 500  # stopped
+    _, history = paced(pair, tmp_path, clock, clock.budget(40.0, file))
+    assert clock.seconds == pytest.approx(540, abs=1.1)
+    assert len(history.loss) == 13  # rounds of both processes
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet20", "resnet50"])
+def test_folding_changes_no_logits(name):
+    model = lively(name, width=4)
+    x = torch.from_numpy(HELD[0])
+    with torch.inference_mode():
+        before = model(x)
+        finetune._fold_batchnorm(model)
+        assert torch.allclose(model(x), before, rtol=1e-3, atol=1e-4 * float(before.abs().max()))

@@ -237,3 +237,18 @@ def test_an_expected_drop_keeps_its_sign_and_better_is_up():
     assert chart.data[0]["y"] == [9.0, 1.0, 0.0]
     assert chart.layout["yaxis"]["autorange"] == "reversed"
     assert chart.data[1]["y"] == [1.0]
+
+
+def test_the_frontier_has_the_dense_networks_as_competitors(report):
+    rows = [PruningCandidate(3, 1.6, expected_drop_pp=0.0), PruningCandidate(1, 1.0, None, 0.4, chosen=True)]
+    plain = frontier(PruningSummary(frontier=tuple(rows)))
+    drawn = frontier(PruningSummary(frontier=tuple(rows)), report.variants)
+    assert drawn.data[:3] == plain.data
+    target = next(v.target for v in report.variants if v.pruned and v.precision == "int8" and v.latency_ms)
+    expected = {
+        (v.latency_ms.p50, v.drop_pp or 0.0)
+        for v in report.variants
+        if v.target == target and v.precision in ("fp32", "int8") and v.latency_ms
+    }
+    assert {(trace["x"][0], trace["y"][0]) for trace in drawn.data[3:]} == expected
+    assert len(expected) >= 3 and all("measured" in trace["name"] for trace in drawn.data[3:])

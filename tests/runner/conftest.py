@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,19 +87,3 @@ def run_fake(runner_file: Path, tmp_path: Path) -> Callable[..., Answer]:
         return answer
 
     return call
-
-
-@pytest.fixture(scope="session")
-def python38() -> str:
-    """A Python 3.8, the oldest the runner supports."""
-    candidates = [
-        shutil.which("python3.8"),
-        *map(str, Path.home().glob(".pyenv/versions/3.8*/bin/python3.8")),
-    ]
-    for candidate in filter(None, candidates):
-        done = subprocess.run(
-            [candidate, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
-        )
-        if done.stdout.strip() == "(3, 8)":
-            return candidate
-    pytest.skip("no Python 3.8 here; the syntax is checked by ast.parse(feature_version=(3, 8))")

@@ -17,6 +17,7 @@ from PIL import Image
 from edgeship.calibration.datasets import open_dataset
 from edgeship.targets.runner import classifier as module
 from edgeship.targets.runner import classify
+from edgeship.targets.runner import description as device_description
 from edgeship.targets.runner.classifier import Classifier
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.api.classifier import is_simulated
@@ -138,8 +139,8 @@ def test_a_model_with_a_softmax_is_not_normalized_twice(published, pictures, tmp
 
 def test_the_schema_is_the_one_that_runs_write(published):
     written = json.loads((published[0] / "engines" / description.DESCRIPTION).read_text())
-    assert written["schema"] == module.SCHEMA == description.SCHEMA
-    assert module.DESCRIPTION == description.DESCRIPTION
+    assert written["schema"] == device_description.SCHEMA == description.SCHEMA
+    assert device_description.DESCRIPTION == description.DESCRIPTION
     lines = (published[0] / "engines" / description.LABELS).read_text(encoding="utf-8").splitlines()
     assert lines == written["labels"] and len(lines) == 10
 
@@ -330,8 +331,9 @@ def test_a_picture_is_upright_by_its_exif(published, pictures, tmp_path):
 
 
 def test_the_frames_of_a_release_are_watched_by_the_reference_of_the_evaluation(
-    published, pictures, tmp_path
+    published, pictures, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("edgeship.targets.runner.watch.MEMORY", str(tmp_path))
     stated = json.loads((published[0] / "engines/model.json").read_text())["monitor"]
     assert stated["images"] == IMAGES
     assert {"dark", "blur"} <= {cause["name"] for cause in stated["causes"]}

@@ -333,6 +333,29 @@ def test_a_build_whose_client_is_gone_is_finished_for_the_next(runner_file, grap
     assert (tmp_path / "e.json").exists()
 
 
+INTERRUPTED = """
+import gc, os, signal, sys, time
+from edgeship.targets.runner.backends import openvino
+first, second = openvino.load(), openvino.load()
+first.halves(), second.halves()
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(42)
+"""
+
+
+def test_ctrl_c_after_openvino_was_opened_twice_is_an_interrupt():
+    """A Core's plug-in frees the signal stack that the next one restores: a signal would crash."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], check=False, timeout=120)
+    assert done.returncode == 42
+
+
 def test_a_missing_sdk_names_its_cure(runner_file):
     done = subprocess.run(
         [

@@ -1,6 +1,7 @@
 """The monitor on devices: no alarm on clean frames, an alarm with its cause, a small state file."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def logits(pixels):
     """Return logits of a classifier by colour."""
     means = pixels.reshape(len(pixels), -1, 3).mean(1)
     return ((means - means.mean(1, keepdims=True)) / 5).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def memory(tmp_path_factory, monkeypatch):
+    """Return the folder that stands for the tmpfs."""
+    folder = tmp_path_factory.mktemp("shm")
+    monkeypatch.setattr(watch, "MEMORY", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +149,63 @@ def test_the_state_is_small_continues_and_starts_again_when_it_is_removed(refere
     nowhere = watched(reference, frames, logits(frames), "pixels", str(tmp_path / "none" / "x.json"))
     nowhere.close()
     assert nowhere.status()["frames"] == 320
+
+
+def test_a_day_writes_under_4_kib_to_the_disk_and_the_fresh_state_is_in_memory(
+    reference, tmp_path, memory, monkeypatch
+):
+    path, clock, written = tmp_path / watch.STATE, [1e9], []
+    replace = watch._replace
+
+    def counted(target, text):
+        if target == str(path):
+            written.append(len(text))
+        done = replace(target, text)
+        os.utime(target, (clock[0], clock[0]))
+        return done
+
+    monkeypatch.setattr(watch, "_replace", counted)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(watch.time, "time", lambda: clock[0])
+    frames = images(64, 1)
+    made = watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, str(path))
+    for _ in range(24 * 6):  # two days, every 20 minutes
+        clock[0] += 1200
+        made.observe(frames, logits(frames), 1e9)
+    assert 2 <= len(written) <= 5
+    assert sum(written) / 2 <= 4096
+    [fresh] = memory.iterdir()
+    stored, state = json.loads(path.read_text()), json.loads(fresh.read_text())
+    assert stored["memory"] == fresh.name
+    assert state["frames"] == 144 * 64 > stored["frames"]
+    again = watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, str(path))
+    assert again.status()["frames"] == 144 * 64  # an application that starts again loses nothing
+    made.close()
+    assert len(written) <= 5  # nor does its end write to the disk
+    dark = watching.CHANGES["dark"][1](images(320, 2))
+    again.observe(dark, logits(dark), 1e9)
+    assert json.loads(path.read_text())["alarm"] == again.alarm is not None  # at once
+
+
+def test_links_in_memory_are_not_followed_and_another_users_state_is_not_read(
+    reference, tmp_path, memory, monkeypatch
+):
+    path, victim = tmp_path / watch.STATE, tmp_path / "victim"
+    victim.write_text("mine")
+    frames = images(64, 1)
+    first = watched(reference, frames, logits(frames), "pixels", str(path))
+    first.close()
+    [fresh] = memory.iterdir()
+    (memory / f"{fresh.name}.{os.getpid()}").symlink_to(victim)
+    first.close()
+    fresh.unlink()
+    fresh.symlink_to(victim)
+    first.close()
+    assert victim.read_text() == "mine"
+    assert not fresh.is_symlink()
+    monkeypatch.setattr(watch.os, "getuid", lambda: 12345)
+    fresh.write_text(fresh.read_text().replace('"frames":64', '"frames":6400'))
+    assert watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, str(path)).status()["frames"] == 64
 
 
 def test_a_release_is_watched_and_a_damaged_reference_is_none(tmp_path, reference):

@@ -12,7 +12,14 @@ from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.runs import compiled
 from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
 from edgeship.toolkit.runs.index import RunIndex, StageResult
-from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluationData, Latencies, LatencyRecord
+from edgeship.toolkit.runs.measured import (
+    Accuracies,
+    AccuracyRow,
+    EvaluationData,
+    EvaluationTime,
+    Latencies,
+    LatencyRecord,
+)
 from edgeship.toolkit.runs.network import ExportedGraph, ExportedGraphs, ModelInfo
 from edgeship.toolkit.runs.quantized import ChannelCounts
 from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
@@ -38,6 +45,7 @@ FILES = [
         EvaluationData("digits", 5, ("a", "b")),
         {INT8.name: AccuracyRow(5, "simulated", "here", 0.8, None, 0.5, (-1.0, 2.0), 0.9, 31.5)},
     ),
+    EvaluationTime(12.5, 0.125),
     Latencies("one call", 1, 4, {INT8.name: LatencyRecord((1.0, 2.0), energy_mj=0.5)}, {"a": "b"}),
     RunIndex(
         1, {"load": {"model": "auto"}}, None, (StageResult("load", Path("/x"), "ab", 0.5, True),), ("a",)

@@ -18,6 +18,8 @@ FOLDERS = {"export": Path("e"), "quantize": Path("q")}
         (VariantId("my-npu", "fp32", True), "my-npu-fp32-pruned", "e/pruned.onnx"),
         (VariantId("tensorrt", "fp16"), "tensorrt-fp16", "e/float.onnx"),
         (VariantId("tensorrt", "fp8", True), "tensorrt-fp8-pruned", "q/tensorrt-fp8-pruned.onnx"),
+        (VariantId("openvino", "int8", False, True), "openvino-int8-guarded", "q/openvino.onnx"),
+        (VariantId("x", "int8", True, True), "x-int8-pruned-guarded", "q/x-pruned.onnx"),
     ],
 )
 def test_a_variant_has_one_name_and_one_graph(variant, name, graph):
@@ -25,7 +27,9 @@ def test_a_variant_has_one_name_and_one_graph(variant, name, graph):
     assert variant.graph(FOLDERS) == Path(graph)
 
 
-@pytest.mark.parametrize("name", ["openvino", "openvino-int4", "-int8", "", "openvino-pruned"])
+@pytest.mark.parametrize(
+    "name", ["openvino", "openvino-int4", "-int8", "", "openvino-pruned", "x-fp16-guarded", "x-guarded"]
+)
 def test_other_names_are_refused(name):
     with pytest.raises(DataError, match="TARGET-PRECISION"):
         VariantId.parse(name)

@@ -105,6 +105,11 @@ def prune(
             "latency_ratio is a goal of runs: it measures engines",
             hint="set prune.latency_ratio in a recipe, or macs_ratio here",
         )
+    if recipe.prune.budget_s is not None:
+        raise ModelError(
+            "budget_s is an option of runs: most of the time is for the distillation after pruning",
+            hint="set prune.budget_s in a recipe",
+        )
     with logged_progress(), tempfile.TemporaryDirectory() as name:
         loaded = weights.load(_checkpoint(model, Path(name)))
         prepared = preprocessing.resolve(recipe.load.preprocess, loaded.preprocess, recipe.export.size)

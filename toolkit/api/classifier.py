@@ -11,12 +11,16 @@ from typing import Any
 
 from edgeship import targets
 from edgeship.targets.runner import classifier as device
+from edgeship.targets.runner.description import SCHEMA
 from edgeship.targets.runner.failures import Failure
+from edgeship.targets.runner.guard_record import FILE as GUARD
+from edgeship.targets.runner.guard_record import REFERENCE
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import DataError, TargetError
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.runs.description import DESCRIPTION
 from edgeship.toolkit.runs.engines import choose, engine_of
 
@@ -55,7 +59,7 @@ class Classifier(device.Classifier):
         stated = None
         if preprocess is not None:
             values = preprocess if isinstance(preprocess, Preprocess) else _stated(preprocess)
-            stated = {"schema": device.SCHEMA, "labels": [*labels], "preprocess": plain(values)}
+            stated = {"schema": SCHEMA, "labels": [*labels], "preprocess": plain(values)}
         with as_toolkit_errors(), engine_at(user_path(path), variant) as engine:
             super().__init__(engine, threads=threads, description=stated)
 
@@ -108,12 +112,17 @@ def engine_at(path: Path, variant: str | None = None) -> Iterator[Path]:
     target = graphs[choose(path, tuple(graphs), usable, variant)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in (bundles.graph_path(target), DESCRIPTION):
+        for file in (layout.graph_path(target), DESCRIPTION):
             if file in bundle.files:
                 (folder / Path(file).name).write_bytes(bundle.read(file))
-        precision = bundle.manifest["targets"][target]["precision"]
+        about = bundle.manifest["targets"][target]
         engine = folder / target / next(name for name, each in graphs.items() if each == target)
-        targets.get(target).compile(folder / f"{target}.onnx", engine, precision)
+        targets.get(target).compile(folder / f"{target}.onnx", engine, about["precision"])
+        if guard := about.get("guard"):
+            second = folder / "reference.onnx"
+            second.write_bytes(bundle.read(layout.second_path(target)))
+            targets.get(target).compile(second, engine / REFERENCE, guard["reference"])
+            (engine / GUARD).write_bytes(bundle.read(layout.guard_path(target)))
         yield engine
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from edgeship import targets
+from edgeship.targets.runner import guard_record
 from edgeship.targets.tensorrt import TYPED
 from edgeship.toolkit.api._logging import logged_progress
 from edgeship.toolkit.api.actions import BATCH, engine_of_graph
@@ -23,18 +24,21 @@ from edgeship.toolkit.core.artifact import read_json, sha256_file, sha256_tree
 from edgeship.toolkit.core.errors import DataError, ToolkitError
 from edgeship.toolkit.core.paths import user_path
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.pipeline import accuracy, datasets, verbs
 from edgeship.toolkit.pipeline.evaluation import Arrays, Engine, Work
 from edgeship.toolkit.pipeline.fingerprints import existing
+from edgeship.toolkit.pipeline.guarding import guarded_logits
 from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.runner import run as run_recipe
 from edgeship.toolkit.pipeline.store import Store
 from edgeship.toolkit.report import render
 from edgeship.toolkit.report.paired_analysis import PREDICTIONS, StoredPredictions, load_predictions
+from edgeship.toolkit.runs import guarded
 from edgeship.toolkit.runs.annotations import annotate
 from edgeship.toolkit.runs.description import DESCRIPTION
 from edgeship.toolkit.runs.index import RunIndex
-from edgeship.toolkit.runs.variant_id import REFERENCE
+from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
     from edgeship.toolkit.core.quant import FloatArray, IntArray
@@ -99,7 +103,7 @@ def _run(folder: Path, data: str | None, model: str | None, *, rebuild: bool) ->
             )
         else:
             yield _equal(stage.name, "digest", stage.digest, sha256_tree(stage.folder))
-    yield from _engines(folder, index.folders.get("compile"), report)
+    yield from _engines(folder, index.folders, report)
     stored = load_predictions(folder)
     if stored is None:
         yield Check(PREDICTIONS, "content", "unchecked", why="the file is absent or damaged")
@@ -116,9 +120,9 @@ def _run(folder: Path, data: str | None, model: str | None, *, rebuild: bool) ->
         yield Check("graphs", "bytes", "unchecked", why="--rebuild runs the stages again and compares them")
 
 
-def _engines(folder: Path, compiled: Path | None, report: RunReport) -> Iterator[Check]:
-    """Compare the files of each engine with those of its stage, with the annotations of a published run."""
-    described = folder / "engines" / DESCRIPTION
+def _engines(folder: Path, folders: Mapping[str, Path], report: RunReport) -> Iterator[Check]:
+    """Compare the files of each engine with those of its stages, with the annotations of a published run."""
+    described, compiled = folder / "engines" / DESCRIPTION, folders.get("compile")
     if compiled is None or not compiled.is_dir() or not described.is_file():
         yield Check(
             "engines",
@@ -129,12 +133,12 @@ def _engines(folder: Path, compiled: Path | None, report: RunReport) -> Iterator
         return
     description = read_json(described)
     for variant in report.variants:
-        if variant.file is None or not (compiled / variant.name).is_dir():
+        files = _files_of(variant, folders)
+        if variant.file is None or not files:
             continue
         stated, found = {}, {}
         with tempfile.TemporaryDirectory() as name:
-            for path in sorted(each for each in (compiled / variant.name).rglob("*") if each.is_file()):
-                place = path.relative_to(compiled / variant.name)
+            for place, path in files.items():
                 copy, published = Path(name) / path.name, (folder / variant.file).parent / place
                 shutil.copy(path, copy)
                 try:
@@ -147,6 +151,22 @@ def _engines(folder: Path, compiled: Path | None, report: RunReport) -> Iterator
                 found[str(place)] = sha256_file(published) if published.is_file() else "absent"
         others = [place for place in stated if stated[place] != found[place]]
         yield _equal(variant.name, "engine files", len(stated), len(stated) - len(others), ", ".join(others))
+
+
+def _files_of(variant: Variant, folders: Mapping[str, Path]) -> dict[Path, Path]:
+    """Return place in the folder of a variant -> file of its stage; of a guarded one of both engines."""
+    identity, compiled = VariantId.parse(variant.name), folders["compile"]
+    parts = [(Path(), compiled / guarded.fast(identity).name)]
+    if variant.guard is not None:
+        second = guarded.reference(identity, variant.guard.reference)
+        parts += [(Path(guard_record.REFERENCE), compiled / second.name)]
+        parts += [(Path(), folders["guard"] / variant.name)] if "guard" in folders else []
+    return {
+        place / file.relative_to(part): file
+        for place, part in parts
+        for file in sorted(part.rglob("*"))
+        if file.is_file()
+    }
 
 
 def _equal(subject: str, figure: str, stated: Any, recomputed: Any, why: str = "") -> Check:
@@ -184,16 +204,35 @@ def _recomputed(
             file, typed = folder / variant.file, (folder / variant.file).with_name(TYPED)
             if variant.precision == "fp16" and not variant.runs_here and typed.is_file():
                 file = typed  # the file with the arithmetic of the variant
-            engine = Engine(file, variant.target if variant.runs_here else None)
-            work = Work(((variant.name, engine),), source, None, preprocess, BATCH)
+            files = {variant.name: file} | _second_file(variant, file)
+            engines = tuple(
+                (name, Engine(each, variant.target if variant.runs_here else None))
+                for name, each in files.items()
+            )
+            work = Work(engines, source, None, preprocess, BATCH)
             try:
                 outcome, _ = verbs.evaluate(
                     work, places, workers=None, backend="threading", label=f"verifying {variant.name}"
                 )
                 outputs[variant.name] = outcome.logits[variant.name]
+                if variant.guard is not None:
+                    outputs[variant.name] = guarded_logits(
+                        outcome.logits[variant.name],
+                        outcome.logits[guard_record.REFERENCE],
+                        variant.guard.threshold,
+                    )
             except ToolkitError as error:
                 outputs[variant.name] = str(error)
     return outputs, ""
+
+
+def _second_file(variant: Variant, file: Path) -> dict[str, Path]:
+    """Return the name and the file of the second engine of a guarded variant; empty without a guard."""
+    if variant.guard is None:
+        return {}
+    folder = file.parent / guard_record.REFERENCE
+    found = (each for each in sorted(folder.glob(f"*{file.suffix}")) if each.stem != "graph")
+    return {guard_record.REFERENCE: next(found, folder / file.name)}
 
 
 def _moved(source: str, data: str) -> str:
@@ -343,13 +382,13 @@ def _target(bundle: bundles.Bundle, target: str, about: Mapping[str, Any], scrat
     variant, folder = about["variant"], scratch / target
     folder.mkdir()
     file = folder / "graph.onnx"
-    file.write_bytes(bundle.read(bundles.graph_path(target)))
+    file.write_bytes(bundle.read(layout.graph_path(target)))
     here = targets.get(target).opens_graphs
     engine = engine_of_graph(file, target if here else None, folder, quantized=about["precision"] == "int8")
-    golden = json.loads(bundle.read(f"{bundles.golden_path(target)}/golden.json"))
+    golden = json.loads(bundle.read(f"{layout.golden_path(target)}/golden.json"))
     kind = np.dtype("u1" if golden["inputs"].endswith(".u8") else "<f4")
-    inputs = np.frombuffer(bundle.read(f"{bundles.golden_path(target)}/{golden['inputs']}"), kind)
-    logits = np.frombuffer(bundle.read(f"{bundles.golden_path(target)}/{golden['logits']}"), "<f4")
+    inputs = np.frombuffer(bundle.read(f"{layout.golden_path(target)}/{golden['inputs']}"), kind)
+    logits = np.frombuffer(bundle.read(f"{layout.golden_path(target)}/{golden['logits']}"), "<f4")
     stated = logits.reshape(-1, golden["classes"])
     description = json.loads(bundle.read("model.json")) if "model.json" in bundle.files else {}
     simulated, where = about.get("simulated"), "" if here else "simulated by ONNX Runtime"
@@ -357,11 +396,11 @@ def _target(bundle: bundles.Bundle, target: str, about: Mapping[str, Any], scrat
         preprocess = Preprocess.from_json(description["preprocess"])
         images = inputs.reshape(golden["shape"])
         yield _logits(variant, "golden logits", stated, _infer(engine, images, preprocess), where)
-    if simulated is None or bundles.EVALUATION not in bundle.files:
+    if simulated is None or layout.EVALUATION not in bundle.files:
         return
-    (scratch / "images.set").write_bytes(bundle.read(bundles.EVALUATION))
+    (scratch / "images.set").write_bytes(bundle.read(layout.EVALUATION))
     packed = evalset_format.read(scratch / "images.set")
-    reference = np.frombuffer(bundle.read(bundles.reference_path(target)), "<f4").reshape(
+    reference = np.frombuffer(bundle.read(layout.reference_path(target)), "<f4").reshape(
         len(packed.labels), -1
     )
     of_reference = accuracy.figures(reference, reference, packed.labels)

@@ -15,8 +15,9 @@ from edgeship.toolkit.cli._options import JSON, Command, note, recipe_options
 from edgeship.toolkit.cli._outputs import OutPath
 
 if TYPE_CHECKING:
-    from edgeship.toolkit.core.quant import FloatArray
+    from edgeship.toolkit.core.quant import FloatArray, PixelArray
     from edgeship.toolkit.pipeline.loadgen import Scenario
+    from edgeship.toolkit.runs.guarded import GuardedEngine
     from edgeship.toolkit.runs.measured import Latencies
 
 DEFAULT_SIZE = 224  # pixels, if no graph fixes the size
@@ -74,7 +75,8 @@ def command(
 
     PATH is an ONNX file (name its --target) or a folder written by `edgeship run --out`. All networks are
     timed in one process, in interleaved turns, so that background load affects all of them alike. Latencies
-    are printed in milliseconds; the last column is the ratio to the median of the first row.
+    are printed in milliseconds; the last column is the ratio to the median of the first row. With a guarded
+    variant all are timed on the evaluation images of its run, else on noise; --loadgen leaves it out.
     """
     from edgeship.toolkit.cli._progress import show_progress
     from edgeship.toolkit.core.artifact import plain
@@ -85,6 +87,8 @@ def command(
     how = Recipe.build({}, {**options, "bench.throughput_s": 0.0}).bench
     with tempfile.TemporaryDirectory() as folder, show_progress():
         engines: Engines = {}
+        guards: dict[str, GuardedEngine] = {}
+        streams: list[Path] = []
         shapes: dict[str, Shape] = {}
         for label, path in _labels(paths).items():
             compiled, shapes[label] = (
@@ -92,8 +96,12 @@ def command(
             )
             prefix = f"{label}:" if len(paths) > 1 else ""
             engines |= {f"{prefix}{name}": engine for name, engine in compiled.items()}
+            if path.is_dir() and (guarded := _guards_of(path, prefix)):
+                guards |= guarded
+                streams.append(path)
         images = _noise(how, _common(shapes))
-        measured, results = verbs.benchmark(how, engines, images), []
+        stream = _traffic(streams[0]) if streams else None
+        measured, results = verbs.benchmark(how, engines, images, guarded=guards, traffic=stream), []
         if logs is not None:
             from edgeship.toolkit.pipeline import loadgen
 
@@ -140,6 +148,30 @@ def _of_run(out: Path) -> tuple[Engines, Shape]:
     graphs = ExportedGraphs.read(folders["export"])
     shape = (graphs.batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     return engines(folders), shape
+
+
+def _guards_of(out: Path, prefix: str) -> dict[str, GuardedEngine]:
+    """Return the guarded variants of a finished run, with a prefix before all names."""
+    from edgeship.toolkit.runs.guarded import GuardedEngine, guarded_engines
+    from edgeship.toolkit.runs.index import RunIndex
+
+    return {
+        f"{prefix}{name}": GuardedEngine(f"{prefix}{each.fast}", f"{prefix}{each.reference}", each.threshold)
+        for name, each in guarded_engines(RunIndex.read(out).folders).items()
+    }
+
+
+def _traffic(out: Path) -> FloatArray | PixelArray:
+    """Return the evaluation images of a finished run as inputs of its engines."""
+    from edgeship.toolkit.pipeline import datasets, guarding
+    from edgeship.toolkit.runs.compiled import float_engines
+    from edgeship.toolkit.runs.index import RunIndex
+    from edgeship.toolkit.runs.network import ExportedGraphs
+
+    index = RunIndex.read(out)
+    dataset = datasets.open_validation(index.option("evaluate.source", str), None)
+    how = ExportedGraphs.read(index.folders["export"]).preprocess
+    return guarding.traffic(dataset, how, pixels=bool(float_engines(index.folders)))
 
 
 def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines, Shape]:
@@ -216,6 +248,8 @@ def _table(measured: Latencies) -> str:
         figures = (middle, percentile(samples, 90), percentile(samples, 99), sum(samples) / len(samples))
         text = " ".join(f"{figure:8.3f}" for figure in figures)
         warning = f"  {row.warning}" if row.warning else ""
+        if row.rerun_share is not None:
+            warning = f"  {100 * row.rerun_share:.2f} % ran twice{warning and ';'}{warning}"
         lines.append(f"{name:<{width}} {text} {len(samples):6d} {middle / first:9.3f}x{warning}")
     lines.append(f"batch {measured.batch}, {measured.threads} thread(s); {measured.included}")
     return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,6 +57,8 @@ def command(
             if is_simulated(engine):
                 click.echo(f"{engine.name}: simulated, its graph runs in ONNX Runtime", err=True)
             failed = classify(classifier, images, top=top, as_json=as_json, write=_echo)
+            if (guard := classifier.guard) is not None and guard["images"]:
+                click.echo(_guard_note(guard), err=True)
     except Failure as failure:
         if failure.code == "engine-missing":
             message = f"no engine at {path}: expected a run, an engine of it, a bundle, or an ONNX file"
@@ -71,6 +74,17 @@ def command(
             f"{failed} {'image was' if failed == 1 else 'images were'} not classified",
             hint="replace or remove the files named above",
         )
+
+
+def _guard_note(guard: dict[str, Any]) -> str:
+    """Return what a guard did, against its promise."""
+    text = (
+        f"guard: {guard['rerun']} of {guard['images']} images ran again in {guard['reference'].upper()} "
+        f"({100 * guard['rerun_share']:.2g} %, promised {100 * guard['promised_rerun_share']:.2g} %), "
+        f"{guard['changed']} got another class"
+    )
+    unlike = "; they are of another kind than the images of its threshold: its bound does not hold for them"
+    return text + unlike * bool(guard["differs"])
 
 
 def _echo(line: str) -> None:

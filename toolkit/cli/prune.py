@@ -26,6 +26,7 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_other_network
 Examples:
   edgeship prune resnet18.pth photos/ --keep-ratio 0.5 --out small
   edgeship prune resnet18.pth photos/ --latency-ratio 0.6 --target openvino --out fast
+  edgeship prune resnet18.pth photos/ --latency-ratio 0.45 --budget 20min --out small
   edgeship prune resnet18.pth photos/ --max-drop 1 --no-compare --out safe
   edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.5 --eval-data test.zip --out family
 """,
@@ -36,6 +37,7 @@ Examples:
 @click.option("--out", required=True, type=OutPath(file_okay=False), help="Folder to write.")
 @recipe_options("prune.keep_ratio", "prune.macs_ratio", "prune.latency_ratio", "prune.max_expected_drop_pp")
 @click.option("--widths", metavar="RATIOS", help="Several channel ratios, e.g. 0.9,0.75: one run for each.")
+@recipe_options("prune.budget_s")
 @recipe_options("prune.method", "prune.scope", "prune.drop_blocks", "prune.channel_multiple", method="obs")
 @recipe_options("prune.images", "prune.flip_augment", "prune.seed", "load.model", "export.size")
 @recipe_options("evaluate.source", text="Evaluation images.  [default: half of SOURCE]")
@@ -63,6 +65,9 @@ def command(
     of the pruned and of the dense network in FP32 and INT8. With --widths there is one such folder per ratio,
     and comparison.md: accuracy against latency of all of them, with the knee marked.
 
+    With --budget, search and refit are followed by a distillation for the rest of the time, without labels
+    and quantization-aware; with a latency goal, --scope is then joint. Evaluation and timing do not count.
+
     RATIO is a number between 0 and 1. Exactly one goal is required: one of the options of RATIO, RATIOS or
     POINTS, or that of the recipe.
 
@@ -86,6 +91,8 @@ def command(
             f"{len(goals) + (widths is not None)} pruning goals, expected 1",
             hint="one of --keep-ratio, --macs-ratio, --latency-ratio, --max-drop and --widths",
         )
+    if "prune.budget_s" in options and "prune.latency_ratio" in options:
+        options.setdefault("prune.scope", "joint")
     ratios = _ratios(widths)
     given = {"bench.throughput_s": 0.0, **(with_data(options) if compare else options)}
     recipes = {
@@ -101,11 +108,15 @@ def command(
             finished = run(
                 recipe,
                 out=folder if compare else None,
-                until=None if compare else "prune",
+                until=None if compare else "finetune" if recipe.prune.budget_s else "prune",
                 store=Store(store_root),
                 watch=progress.stage,
             )
-            _write_network(finished.folder("prune"), folder)
+            _write_network(
+                finished.folder("finetune" if recipe.prune.budget_s else "prune"),
+                finished.folder("prune"),
+                folder,
+            )
     if not compare:
         click.echo("\n".join(map(str, recipes)))
         return
@@ -137,12 +148,13 @@ def _print_comparison(folders: list[Path], target: str, source: str, out: Path, 
     click.echo(f"next:    edgeship run {folders[-1]} --data {source}")
 
 
-def _write_network(stage: Path, folder: Path) -> None:
-    """Copy a pruned network and its plan from the store, and print the warnings of the plan."""
+def _write_network(network: Path, pruned: Path, folder: Path) -> None:
+    """Copy a network and the plan of its pruning from the store, and print the warnings of the plan."""
     from edgeship.toolkit.core.artifact import read_json, write_bytes
 
-    for name in ("model.safetensors", "widths.json", "plan.json"):
-        write_bytes(folder / name, (stage / name).read_bytes())
+    for name in ("model.safetensors", "widths.json"):
+        write_bytes(folder / name, (network / name).read_bytes())
+    write_bytes(folder / "plan.json", (pruned / "plan.json").read_bytes())
     for warning in read_json(folder / "plan.json")["warnings"]:
         note(warning)
 

@@ -65,7 +65,7 @@ def _show_device(name: str, inventory: Path | None, *, as_json: bool) -> None:
 
 
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
-    from edgeship.toolkit.deploy.verification import latency
+    from edgeship.toolkit.deploy.checks import latency
 
     accuracy, power_mw = record["accuracy"] or {}, record["power_mw"]
     return (

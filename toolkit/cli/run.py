@@ -34,6 +34,7 @@ def _list_options(context: click.Context, _parameter: click.Parameter, asked: bo
 Examples:
   edgeship run resnet18.pth --data photos/ --target openvino --max-drop 1
   edgeship run net.onnx --data train/ --eval-data val.csv --size 224
+  edgeship run net.onnx --data train/ --eval-data val/ --guard 0.001 --guard-data unlabelled/
   edgeship run quickstart
   edgeship run runs/resnet18/recipe.toml --set quantize.effort=max
   edgeship run my.toml --until quantize --rerun calibrate
@@ -52,6 +53,8 @@ Examples:
     "export.size",
     "report.max_drop_pp",
     "quantize.effort",
+    "guard.max_flips",
+    "guard.source",
     "bench.threads",
     "bench.duration_s",
 )

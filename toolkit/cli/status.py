@@ -60,7 +60,7 @@ def query(entry: Device) -> dict[str, Any]:
 
 
 def _rows(name: str, status: dict[str, Any]) -> list[tuple[str, ...]]:
-    from edgeship.toolkit.deploy.verification import latency
+    from edgeship.toolkit.deploy.checks import latency
 
     if "error" in status:
         return [(name, "", "unreachable", "", "", "")]

@@ -8,13 +8,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from edgeship.toolkit.core.int8_sums import int8_sums
+
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
 PairOrder: TypeAlias = Literal["channels", "rows"]  # see `edgeship.quantization.overflow`
 Accumulation: TypeAlias = Literal["exact", "pairs"]  # of INT8 products; pairs: in int16, may overflow
-
-EXACT_DOT_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,7 @@ class Cpu:
     @property
     def int8_sums(self) -> Accumulation | None:
         """Return the accumulation of INT8 products; None: unknown."""
-        if EXACT_DOT_PRODUCTS.intersection(self.instruction_sets):
-            return "exact"
-        return "pairs" if self.arch in {"x86_64", "AMD64"} else None
+        return int8_sums(self.arch, self.instruction_sets)
 
 
 X86 = {  # an x86 CPU with each accumulation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeship.toolkit.core.guard_results import GuardSummary
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource, Size
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
@@ -96,7 +97,8 @@ class LatencySummary:
         runs: Timed inferences.
         threads: CPU threads the session could use; None where it does not apply.
         cv: Coefficient of variation of the middle 90 %: standard deviation over mean.
-        p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock).
+        p50_ci95: 95 % interval of the median, from batch medians (holds for a drifting clock); mean_ci95 and
+            p99_ci95 likewise.
         included: Operations in the time, in words.
         measured_on: The device.
         samples: At most 1,000 of the samples, chosen at random, in order.
@@ -115,6 +117,8 @@ class LatencySummary:
     included: str | None = None
     measured_on: str | None = None
     samples: tuple[float, ...] = ()
+    mean_ci95: tuple[float, float] | None = None
+    p99_ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +211,8 @@ class Variant:
         int8_layers: Weighted layers that execute in INT8, of `weighted_layers`.
         kind: Origin of the accuracy.
         title: Product name of the target; empty in reports of earlier versions.
-        speedup: Median latency of `speedup_over` divided by this one's.
-        speedup_ci95: Its interval: the quotients of the far ends of both medians' 95 % intervals.
+        speedup: Median latency of `speedup_over` divided by this one's; of a guarded variant the means.
+        speedup_ci95: Its interval: the quotients of the far ends of both 95 % intervals.
         note: Compilation and checks, in words.
         error: Reason why it was not run; `hint`: the remedy.
         file: Engine, or the graph that a device compiles, below the folder of the run.
@@ -257,9 +261,11 @@ class Variant:
     float_end_to_end_ms: float | None = None
     paired: Paired | None = None
     file: str | None = None
+    guard: GuardSummary | None = None
 
 
 JudgeBy = Literal["interval", "point"]
+LatencyBy = Literal["p50", "mean", "p99"]
 Outcome = Literal["pass", "fail", "needs_data", "not_measured", "not_judged"]
 
 
@@ -268,7 +274,7 @@ class Gate:
     """A limit that a variant must keep.
 
     Attributes:
-        name: The recipe's key: max_drop_pp, min_speedup, max_latency_ms.
+        name: The recipe's key: max_drop_pp, min_speedup, max_latency_ms; max_flips only where it is missed.
         limit: The limit, in the unit of the name.
         value: The variant's figure; None when there is none.
         passed: True kept; False missed, or not measured though it should be; None undecided: with a value,
@@ -379,6 +385,7 @@ class ReportedData:
         calibration_precision: Type of the floats in which the statistics were computed.
         classes: Class names, by index.
         eval_digest: SHA-256 of names and contents of the evaluated images.
+        eval_outside_inference: Share of the time of the evaluation outside inference.
     """
 
     name: str | None = None
@@ -389,6 +396,7 @@ class ReportedData:
     classes: tuple[str, ...] = ()
     eval_source: str | None = None
     eval_digest: str | None = None
+    eval_outside_inference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ NODES = NODES + 0.5  # quadrature over [0, 1]
 MOST_IMAGES = 10_000_000  # more would not be labelled to settle a verdict
 T95_9 = 2.2621571627409915  # that of Student's t with 9 degrees of freedom: ten batch medians
 NOISY = 0.05  # `variation` above which a latency is called noisy
+FEWEST_TAIL_RUNS = 1000  # timings of which p99 has an interval: a hundred in each batch
 FEWEST_RUNS = 50  # timings of which a median has an interval: five in each batch
 
 
@@ -156,6 +158,18 @@ def wilson(right: int, n: int) -> tuple[float, float, float]:
     return right / n, float(interval.low), float(interval.high)
 
 
+def rate_interval(count: int, n: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a rate (low, high), `count` of n.
+
+    Source:
+        Clopper and Pearson 1934, Biometrika 26, 404-413.
+    """
+    from scipy import stats
+
+    interval = stats.binomtest(count, n).proportion_ci(method="exact")
+    return float(interval.low), float(interval.high)
+
+
 def expected_calibration_error(
     confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_], bins: int = 15
 ) -> float:
@@ -186,23 +200,32 @@ def variation(samples: Sequence[float]) -> float:
     return float(middle.std()) / mean if mean > 0 else 0.0
 
 
-def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the median of autocorrelated timings, by batch medians.
+def batch_interval(
+    samples: Sequence[float],
+    statistic: Callable[[Any], Any] = np.median,
+    fewest: int = FEWEST_RUNS,
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of a statistic of autocorrelated timings, by ten batches.
 
-    The samples are cut, in order, into ten runs; the spread of their medians holds the slow drift
+    The samples are cut, in order, into ten runs; the spread of their statistics holds the slow drift
     (clocks, neighbours) that an interval for independent samples would miss.
 
+    Args:
+        samples: The timings, in order.
+        statistic: The median, the mean or another function from samples to a number.
+        fewest: Samples of which there is an interval.
+
     Returns:
-        Low and high, in the unit of the samples and within them; None for fewer than `FEWEST_RUNS` samples.
+        Low and high, in the unit of the samples and within them; None for fewer than `fewest` samples.
 
     Source:
         The batch means method, Law 2014, "Simulation Modeling and Analysis", sec. 9.5.3.
     """
-    if len(samples) < FEWEST_RUNS:
+    if len(samples) < fewest:
         return None
-    medians = [float(np.median(part)) for part in np.array_split(np.asarray(samples, np.float64), 10)]
-    half = T95_9 * float(np.std(medians, ddof=1)) / math.sqrt(10)
-    centre = float(np.median(samples))
+    values = [float(statistic(part)) for part in np.array_split(np.asarray(samples, np.float64), 10)]
+    half = T95_9 * float(np.std(values, ddof=1)) / math.sqrt(10)
+    centre = float(statistic(samples))
     return max(centre - half, min(samples)), min(centre + half, max(samples))
 
 

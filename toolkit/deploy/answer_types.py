@@ -343,6 +343,7 @@ class Evaluated:
     agreement: Fraction | None
     sqnr_db: float | None
     fake: bool = False
+    rerun: Count | None = None
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ from edgeship.targets import runner
 from edgeship.toolkit.core.artifact import canonical_json, plain, replacing, sha256_bytes, sha256_file
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
+from edgeship.toolkit.deploy import layout
 from edgeship.toolkit.deploy import manifest as manifests
-from edgeship.toolkit.deploy.manifest import MANIFEST, SCHEMA, SIGNATURE, Terms
+from edgeship.toolkit.deploy.layout import EVALUATION, MANIFEST, RUNNER, SIGNATURE, THREADS
+from edgeship.toolkit.deploy.manifest import SCHEMA, Terms
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, labels_text
 
-THREADS = 1  # default CPU threads of timing on a device; equal to the default of runs
-EVALUATION = "evaluation/images.set"
-RUNNER = f"runner/{runner.FILE_NAME}"
 NAMESPACE = "edgeship"  # signatures of other namespaces are invalid for bundles
 NO_TARGET = "none"  # of files that no device needs
 _SAFE = re.compile(r"[^a-z0-9._-]+")
@@ -46,6 +45,9 @@ class Graph:
         simulated: Accuracy of the run on the evaluation set: top1, top5, images, measured_on.
         typed: The graph with FP16 types, for runtimes without precision flags; None if absent.
         int8_sums: INT8 accumulation of the target CPU, see `recipe.QuantizeOptions`; None: any.
+        guard: Content of guard.json of a guarded variant; None: no guard.
+        second: ONNX file of its reference.
+        second_golden: (G, classes) expected logits of the golden inputs in the reference.
     """
 
     variant: str
@@ -57,6 +59,9 @@ class Graph:
     simulated: Mapping[str, Any] | None = None
     typed: Path | None = None
     int8_sums: str | None = None
+    guard: Mapping[str, Any] | None = None
+    second: Path | None = None
+    second_golden: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +127,13 @@ class Bundle:
 
     @property
     def id(self) -> str:
-        """Return name and digest: the release name without the suffix for the device's environment."""
-        return f"{self.manifest['name']}-{self.manifest_file.sha256[:12]}"
+        """Return name and digest (see `layout.bundle_id`)."""
+        return layout.bundle_id(self.manifest["name"], self.manifest_file.sha256)
 
     @property
     def threads(self) -> int:
         """Return the CPU threads of timing on devices."""
-        threads: int = self.manifest.get("threads", THREADS)
-        return threads
+        return layout.threads(self.manifest)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -143,15 +147,9 @@ class Bundle:
             target: Name of the target.
             typed: True if the runtime takes precision only from the types in the graph.
         """
+        needed = {path: file.targets for path, file in self.files.items()}
         first = [f for f in (self.manifest_file, self.signature_file) if f]
-        other = {graph_path(target), typed_path(target)} - {self.graph_for(target, typed=typed)}
-        return first + [
-            f for f in self.files.values() if (not f.targets or target in f.targets) and f.path not in other
-        ]
-
-    def graph_for(self, target: str, *, typed: bool) -> str:
-        """Return the path of the graph to build: for a typed runtime the one with FP16 types."""
-        return typed_path(target) if typed and typed_path(target) in self.files else graph_path(target)
+        return first + [self.files[path] for path in layout.files_for(needed, target, typed=typed)]
 
     def read(self, path: str) -> bytes:
         """Return the content of one file."""
@@ -209,7 +207,9 @@ def load(path: Path) -> Bundle:
         name: BundleFile(name, entry["sha256"], entry["size_bytes"], tuple(entry["targets"]))
         for name, entry in manifest["files"].items()
     }
-    missing = {RUNNER, *map(graph_path, manifest["targets"])} - set(files)
+    guarded = [name for name, about in manifest["targets"].items() if about.get("guard")]
+    needed = {path(name) for name in guarded for path in (layout.second_path, layout.guard_path)}
+    missing = {RUNNER, *map(layout.graph_path, manifest["targets"]), *needed} - set(files)
     if missing:
         raise DataError(f"{path}: {min(missing)} is missing", hint=manifests.HINT)
     return Bundle(
@@ -341,37 +341,24 @@ def _sources(contents: Contents, scratch: Path) -> Iterator[tuple[str, tuple[Pat
         yield EVALUATION, (contents.evaluation, ())
     for graph in contents.graphs:
         needed = (graph.target,)
-        yield graph_path(graph.target), (graph.file, needed)
+        yield layout.graph_path(graph.target), (graph.file, needed)
         if graph.typed is not None:
-            yield typed_path(graph.target), (graph.typed, needed)
-        golden = scratch / "golden" / graph.target
-        runner.write_golden(golden, contents.golden_inputs, graph.golden, contents.golden_files)
-        for file in golden.iterdir():
-            yield f"{golden_path(graph.target)}/{file.name}", (file, needed)
+            yield layout.typed_path(graph.target), (graph.typed, needed)
+        places = {layout.golden_path(graph.target): (graph.golden, contents.golden_files)}
+        if graph.guard is not None and graph.second is not None and graph.second_golden is not None:
+            yield layout.second_path(graph.target), (graph.second, needed)
+            record = scratch / f"{graph.target}-guard.json"
+            record.write_text(canonical_json(graph.guard), encoding="utf-8")
+            yield layout.guard_path(graph.target), (record, needed)
+            places[layout.second_golden_path(graph.target)] = (graph.second_golden, {})
+        for place, (logits, images) in places.items():
+            runner.write_golden(scratch / place, contents.golden_inputs, logits, images)
+            for file in (scratch / place).iterdir():
+                yield f"{place}/{file.name}", (file, needed)
         if graph.reference is not None:
             reference = scratch / f"{graph.target}.f32"
             reference.write_bytes(np.ascontiguousarray(graph.reference, "<f4").tobytes())
-            yield reference_path(graph.target), (reference, needed)
-
-
-def graph_path(target: str) -> str:
-    """Return the path of a target's graph."""
-    return f"graphs/{target}.onnx"
-
-
-def typed_path(target: str) -> str:
-    """Return the path of a target's graph with FP16 types."""
-    return f"graphs/{target}-typed.onnx"
-
-
-def golden_path(target: str) -> str:
-    """Return the path of a target's golden inputs and logits."""
-    return f"golden/{target}"
-
-
-def reference_path(target: str) -> str:
-    """Return the path of a target's simulated logits of the evaluation set."""
-    return f"evaluation/{target}.f32"
+            yield layout.reference_path(graph.target), (reference, needed)
 
 
 def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
@@ -385,6 +372,7 @@ def _manifest(contents: Contents, files: Sequence[BundleFile]) -> Any:
                     "precision": graph.precision,
                     "simulated": graph.simulated,
                     "int8_sums": graph.int8_sums,
+                    **({} if graph.guard is None else {"guard": graph.guard}),
                 }
                 for graph in contents.graphs
             },

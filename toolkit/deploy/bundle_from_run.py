@@ -22,8 +22,10 @@ from edgeship.toolkit.deploy import evidence
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.report import verdict
+from edgeship.toolkit.runs import guarded
 from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, simulated_file
 from edgeship.toolkit.runs.description import description, stored_monitor
+from edgeship.toolkit.runs.guarded import Guards
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, EvaluatedImages
 from edgeship.toolkit.runs.network import ModelInfo
@@ -81,7 +83,7 @@ def make(
         out: File to write.
         variants: Names of the variants to ship, one per target; empty: the INT8 variant of every target (a
             16-bit float where there is none, or where it was measured to be the better one), pruned if the
-            run pruned.
+            run pruned, guarded if it has a guard.
         golden: Images of the self-test.
         images: Maximum images of the evaluation set; 0: no evaluation set.
         gates: Limits on the device, see `verification`.
@@ -129,7 +131,11 @@ def _fitted(graph: Graph, version: str | None, folder: Path) -> Graph:
         return graph
     file = folder / f"{graph.variant}.onnx"
     repair.fit(graph.file, version, file)
-    return replace(graph, file=file)
+    if graph.second is None:
+        return replace(graph, file=file)
+    second = folder / f"{graph.variant}-reference.onnx"
+    repair.fit(graph.second, version, second)
+    return replace(graph, file=file, second=second)
 
 
 class _Run:
@@ -156,6 +162,7 @@ class _Run:
         )
         accuracy = Accuracies.read(self._folders["evaluate"])
         self.evaluated, self.classes = accuracy.variants, accuracy.data.classes
+        self.guards = Guards.read(self._folders["guard"]).by_id() if "guard" in self._folders else {}
         self.monitor = stored_monitor(self._folders["evaluate"])
         self.labels: IntArray = np.load(self._folders["evaluate"] / "labels.npy")
         self.images = EvaluatedImages.read(self._folders["evaluate"])
@@ -184,7 +191,9 @@ class _Run:
                 "images": len(packed),
                 "measured_on": self.evaluated[name].measured_on,
             }
-        typed = self._folders["compile"] / name / TYPED
+        typed = self._folders["compile"] / guarded.fast(variant).name / TYPED
+        guard = self.guards.get(variant)
+        second = guarded.reference(variant, guard.reference) if guard else None
         return Graph(
             name,
             variant.target,
@@ -195,6 +204,9 @@ class _Run:
             simulated,
             typed if typed.is_file() else None,
             self.quantized[variant.quantized_graph].int8_sums if variant.precision == "int8" else None,
+            guard.for_device() if guard else None,
+            self._shipped(second) if second else None,
+            self.logits(second.name)[golden] if second else None,
         )
 
     def origin(self, graphs: Sequence[Graph]) -> evidence.Origin:
@@ -219,13 +231,24 @@ class _Run:
                     self.evaluated[graph.variant],
                 )
                 for graph in graphs
+            ]
+            + [
+                self._second_graph(VariantId.parse(graph.variant), graph.second)
+                for graph in graphs
+                if graph.second is not None
             ],
         )
+
+    def _second_graph(self, variant: VariantId, file: Path) -> evidence.ShippedGraph:
+        """Return the graph of a guard's reference as evidence."""
+        second = guarded.reference(variant, self.guards[variant].reference)
+        stages, accuracy = self._stages_of(second.name), self.evaluated[second.name]
+        return evidence.ShippedGraph(second.name, second.target, second.precision, file, stages, accuracy)
 
     def _shipped(self, variant: VariantId) -> Path:
         """Return the graph that a device builds: of FP8 the form with FP16 types, which has no other."""
         of = simulated_file if variant.precision == "fp8" else graph_file
-        return of(variant, self.compiled.variants[variant.name], self._folders)
+        return of(variant, self.compiled.variants[guarded.fast(variant).name], self._folders)
 
     def _stages_of(self, name: str) -> tuple[str, ...]:
         """Return the stage that wrote the graph of a variant."""
@@ -281,10 +304,10 @@ def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
             raise missing(DataError(f"the run has no variant '{name}'{cause}", hint=_way_to(name, source)))
     if variants:
         return variants
-    # Pruned variants come last and replace the others.
+    # Pruned and guarded variants come last and replace the others.
     order = {precision: place for place, precision in enumerate(PREFERRED)}
     ids = [each for each in map(VariantId.parse, evaluated) if each.precision in order]
-    ids.sort(key=lambda each: (-order[each.precision], each.pruned))
+    ids.sort(key=lambda each: (-order[each.precision], each.pruned, each.guarded))
     chosen = {each.target: each.name for each in ids} | source.faster_in_float()
     if not chosen:
         raise DataError("the run has only FP32 variants", hint="choose a variant with --variant NAME")
@@ -350,6 +373,8 @@ def _provenance(source: _Run) -> dict[str, object]:
         "command": source.index.command,
         "model": source.model.name,
         "weights_sha256": source.model.weights_sha256,
-        "stages": {stage: source.digests[stage] for stage in _STAGES},
+        "stages": {
+            stage: source.digests[stage] for stage in (*_STAGES, *(("guard",) if source.guards else ()))
+        },
         "evaluation": source.images.digest,
     }

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.toolkit.core.artifact import plain, write_json, write_text
+from edgeship.toolkit.deploy.checks import latency
 from edgeship.toolkit.deploy.release import DeployOutcome
-from edgeship.toolkit.deploy.verification import latency
 
 SCHEMA = 1
 PEERS = 3  # minimum number of comparable devices

@@ -15,9 +15,9 @@ from typing import IO, Any, ClassVar, Literal, TypeVar
 from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.typed_json import from_json
 from edgeship.toolkit.deploy.answer_types import Count, Fraction
+from edgeship.toolkit.deploy.layout import MANIFEST, SIGNATURE
 
 SCHEMA = 1
-MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 LIMITS = {MANIFEST: 8 << 20, SIGNATURE: 1 << 16}  # bytes
 MEMBERS = 10_000
 HINT = "make the bundle again: `edgeship bundle RUN`"
@@ -127,6 +127,16 @@ class Simulated:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """Part of guard.json that the host reads; the device reads its own file."""
+
+    reference: Label
+    threshold: float
+    rerun_share: Fraction
+    bound: Fraction
+
+
+@dataclass(frozen=True)
 class Target:
     """Graph of a target."""
 
@@ -134,6 +144,7 @@ class Target:
     precision: Label
     simulated: Simulated | None
     int8_sums: Label | None = None
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,11 @@ from typing import Any
 
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy.agent_client import AgentSession, RefusedError, connect
-from edgeship.toolkit.deploy.bundle import RUNNER, Bundle, BundleFile
+from edgeship.toolkit.deploy.bundle import Bundle, BundleFile
+from edgeship.toolkit.deploy.checks import OnState, health_check, is_installed, is_live, typed_only
 from edgeship.toolkit.deploy.inventory import Device
-from edgeship.toolkit.deploy.manifest import MANIFEST, SIGNATURE
-from edgeship.toolkit.deploy.verification import (
-    GATES,
-    OnState,
-    check_compatible,
-    environment,
-    probe,
-    runner_python,
-    selftest,
-    typed_only,
-    verify,
-)
+from edgeship.toolkit.deploy.layout import MANIFEST, SIGNATURE, release_name
+from edgeship.toolkit.deploy.verification import check_compatible, probe, verify
 
 Connect = Callable[[Device], AbstractContextManager[AgentSession]]
 
@@ -108,19 +99,19 @@ def deploy(
         on_state("probing", "")
         probed = probe(session, entry.target)
         check_compatible(entry, bundle, probed)
-        release = f"{bundle.id}.{environment(entry.target, probed)[:8]}"
+        release = release_name(bundle.id, entry.target, probed)
         status = session.call("status")
-        if not options.dry_run and not _is_live(status, release):
+        if not options.dry_run and not is_live(status, release):
             _lock(session, options, on_state)
             status = session.call("status")  # the earlier deployment may have installed this release
         before = status["current"]
-        if _is_live(status, release):
+        if is_live(status, release):
             seconds = time.monotonic() - started
             return DeployOutcome(
                 entry.name, "unchanged", release, before, 0, seconds, status["releases"][release]
             )
 
-        installed = _is_installed(status, release)
+        installed = is_installed(status, release)
         files = bundle.files_for(entry.target, typed=typed_only(entry.target, probed))
         missing = [] if installed else _missing(session, files)
         size = sum(left for _, left in missing)
@@ -251,19 +242,9 @@ def trust(
         session.call("trust", signers=signers, model=model, floor=floor)
 
 
-def _is_installed(status: Mapping[str, Any], release: str) -> bool:
-    installed: bool = status["releases"].get(release) is not None and release not in status["bad"]
-    return installed
-
-
-def _is_live(status: Mapping[str, Any], release: str) -> bool:
-    live: bool = status["current"] == release and status["pending"] is None
-    return live and _is_installed(status, release)
-
-
 def _named(entry: Device, status: Mapping[str, Any], to: str) -> str:
     matching: list[str] = [
-        name for name in status["releases"] if name.startswith(to) and _is_installed(status, name)
+        name for name in status["releases"] if name.startswith(to) and is_installed(status, name)
     ]
     if len(matching) != 1:
         raise DeviceError(
@@ -399,13 +380,12 @@ def _activate(
     why: str,
     signature: str = "",
 ) -> None:
-    selftest_command = [runner_python(entry), *_selftest_arguments(record["target"])]
     try:
         session.call(
             "activate",
             within_s=2 * HEALTH_S + 60.0,
             release=release,
-            health=["sh", "-c", entry.health] if entry.health else selftest_command,
+            health=health_check(entry.health, entry.python_words, record),
             limit_s=HEALTH_S,
             who=_user(),
             why=why,
@@ -438,7 +418,7 @@ def _confirm(entry: Device, release: str, lost: DeviceError) -> None:
             time.sleep(1.0)
     if status["pending"] is not None:
         raise _unknown(entry, release, lost)
-    if not _is_live(status, release):
+    if not is_live(status, release):
         live = status["current"] or "no release"
         raise DeviceError(f"{lost}; {live} is live", hint=lost.hint) from lost
 
@@ -452,7 +432,3 @@ def _unknown(entry: Device, release: str, lost: DeviceError) -> UnknownStateErro
 
 def _user() -> str:
     return f"{getpass.getuser()}@{platform.node()}"
-
-
-def _selftest_arguments(target: str) -> list[str]:
-    return [f"{{current}}/{RUNNER}", *selftest(target, "{current}", GATES)]

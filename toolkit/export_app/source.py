@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeship.targets import runner
-from edgeship.targets.runner.classifier import Description
+from edgeship.targets.runner.description import Description
 from edgeship.targets.runner.failures import Failure
 from edgeship.toolkit.core.artifact import read_json, write_bytes, write_text
 from edgeship.toolkit.core.errors import DataError, missing, nearest
@@ -128,7 +128,7 @@ def read(run: Path, targets: Sequence[str], variant: str | None = None) -> Sourc
             hint="name a folder that `edgeship run --out` wrote",
         )
     folders = {folder.name: folder for folder in sorted((run / ENGINES).glob("*/*")) if folder.is_dir()}
-    fitting = [each for each in map(VariantId.parse, folders) if each.target in targets]
+    fitting = [each for each in map(VariantId.parse, folders) if each.target in targets and not each.guarded]
     if variant is not None and variant not in {each.name for each in fitting}:
         hint = nearest(variant, [each.name for each in fitting] or folders)
         raise missing(DataError(f"{run} has no variant '{variant}' for this application", hint=hint))

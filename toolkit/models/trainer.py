@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +42,29 @@ class History:
     loss: tuple[float, ...] = ()
     accuracy: tuple[float, ...] = ()
     score: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Schedule by the clock instead of a number of epochs.
+
+    An epoch then ends after `round_s` at the latest, so that its batches have to be in a random order.
+
+    Attributes:
+        progress: Returns the fraction of the time that has passed; training ends at 1.
+        save: Called with every checkpoint: saves the state of the clock.
+        ema_decay: Decay per step of the exponential moving average of the weights, which is the result.
+        bf16: Returns True if convolutions are to be computed in bfloat16 at present.
+        warmup: Ratio of the time with a rising rate.
+        round_s: Seconds between checkpoints.
+    """
+
+    progress: Callable[[], float]
+    save: Callable[[], None]
+    ema_decay: float
+    bf16: Callable[[], bool]
+    warmup: float = 0.05
+    round_s: float = 60.0
 
 
 def train(
@@ -84,6 +110,7 @@ def fit(
     checkpoint: Path,
     score: Callable[[], float] | None = None,
     label: str = "training",
+    pace: Pace | None = None,
 ) -> History:
     """Train with any loss; with `score`, keep the weights of the lowest score.
 
@@ -96,6 +123,7 @@ def fit(
         checkpoint: File for the state between epochs.
         score: Called before the first and after every epoch, in evaluation mode; lower is better.
         label: Label of the progress.
+        pace: Schedule by the clock, instead of `options.epochs`.
 
     Raises:
         DataError: The loss is NaN or infinite.
@@ -117,19 +145,31 @@ def fit(
         model.eval()
         initial = [] if score is None else [score()]
         state = {"epoch": 0, "loss": [], "accuracy": [], "score": initial, "best": _weights(model)}
+        if pace is not None:
+            state |= {"average": _weights(model), "steps": 0}
     total = options.epochs * math.ceil(images / options.batch)
-    for epoch in range(state["epoch"], options.epochs):
+    for epoch in itertools.count(state["epoch"]):
+        if epoch >= options.epochs if pace is None else pace.progress() >= 1:
+            break
+        started = time.monotonic()
         model.train()
         rng = np.random.default_rng((options.seed, epoch))
         images_seen, correct, loss_sum = 0, 0, 0.0
         for batch, labels in epoch_batches(epoch):
-            progress = min((epoch + images_seen / images) / options.epochs, 1.0)
+            if pace is None:
+                rate = one_cycle(min((epoch + images_seen / images) / options.epochs, 1.0))
+            elif (progress := pace.progress()) >= 1 or time.monotonic() - started > pace.round_s:
+                break
+            else:
+                rate = one_cycle(progress, pace.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * one_cycle(progress)
+                group["lr"] = options.learning_rate * rate
             x = torch.from_numpy(augment(batch, rng, flip=options.flip, crop_px=options.crop_px))
             y = torch.from_numpy(labels.astype(np.int64))
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=_bf16_is_faster()):
+            with torch.autocast(
+                "cpu", torch.bfloat16, enabled=_bf16_is_faster() if pace is None else pace.bf16()
+            ):
                 value, batch_correct = loss(model, x, y)
             if not math.isfinite(value.item()):
                 raise DataError(
@@ -142,19 +182,29 @@ def fit(
             images_seen += len(x)
             loss_sum += value.item() * len(x)
             correct += batch_correct
-            report_progress(
-                label, min(math.ceil((epoch * images + images_seen) / options.batch), total), total
-            )
+            if pace is None:
+                done = min(math.ceil((epoch * images + images_seen) / options.batch), total)
+                report_progress(label, done, total)
+            else:
+                report_progress(label, int(100 * progress), 100)
+                state["steps"] += 1
+                decay = min(pace.ema_decay, state["steps"] / (10 + state["steps"]))  # short at the start
+                _move_average(state["average"], model, decay)
+        if pace is not None and images_seen == 0:
+            break
         if images_seen == 0:
             raise DataError(f"{label}: no images; at least 1 is expected", hint="check the training source")
         model.eval()
         state["epoch"] = epoch + 1
         state["loss"].append(loss_sum / images_seen)
         state["accuracy"].append(correct / images_seen)
-        if score is not None:
-            state["score"].append(score())
-        if score is None or state["score"][-1] <= min(state["score"]):
-            state["best"] = _weights(model)
+        with _averaged(model, state.get("average")):
+            if score is not None:
+                state["score"].append(score())
+            if score is None or state["score"][-1] <= min(state["score"]):
+                state["best"] = _weights(model)
+        if pace is not None:
+            pace.save()
         content = {"key": key, "state": state, "model": _weights(model)}
         write_checkpoint(checkpoint, {**content, "optimizer": optimizer.state_dict()})
     model.load_state_dict(state["best"])
@@ -162,11 +212,11 @@ def fit(
     return History(tuple(state["loss"]), tuple(state["accuracy"]), tuple(state["score"]))
 
 
-def one_cycle(progress: float) -> float:
+def one_cycle(progress: float, warmup: float = WARMUP_RATIO) -> float:
     """Return the rate relative to the highest at `progress` in [0, 1]: linear rise, cosine decay to 0."""
-    if progress < WARMUP_RATIO:
-        return START_RATIO + (1 - START_RATIO) * progress / WARMUP_RATIO
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_RATIO) / (1 - WARMUP_RATIO)))
+    if progress < warmup:
+        return START_RATIO + (1 - START_RATIO) * progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def augment(images: FloatArray, rng: np.random.Generator, *, flip: bool, crop_px: int) -> FloatArray:
@@ -216,6 +266,28 @@ def _resume(
     optimizer.load_state_dict(content["optimizer"])
     state: dict[str, Any] = content["state"]
     return state
+
+
+@torch.no_grad()
+def _move_average(average: dict[str, Tensor], model: ResNet, decay: float) -> None:
+    """Move an exponential average of the weights by one step, in place."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value, 1 - decay)
+
+
+@contextmanager
+def _averaged(model: ResNet, average: dict[str, Tensor] | None) -> Iterator[None]:
+    """Give the network its averaged weights inside the block; without an average, its own."""
+    if average is None:
+        yield
+        return
+    own = _weights(model)
+    model.load_state_dict(average)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
 
 
 def _weights(model: ResNet) -> dict[str, Tensor]:

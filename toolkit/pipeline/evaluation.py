@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import datasets
 from edgeship.toolkit.runs.compiled import CompiledVariant, engine_file, simulated_file
+from edgeship.toolkit.runs.measured import EvaluationTime
 from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 if TYPE_CHECKING:
@@ -94,21 +96,24 @@ class Outcome:
         logits: Variant -> (N, classes).
         labels: N class indices; -1 is unknown.
         indices: N positions in the data set.
+        time: Duration, and share of the time outside inference; None: not measured.
     """
 
     logits: dict[str, FloatArray]
     labels: IntArray
     indices: IntArray
+    time: EvaluationTime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Logits of the engines on one batch, and the names of images that cannot be decoded."""
+    """Logits of the engines on one batch, images that cannot be decoded, and seconds of inference."""
 
     logits: dict[str, FloatArray]
     labels: IntArray
     indices: IntArray
     skipped: tuple[str, ...]
+    inference_s: float = 0.0
 
 
 def engines(records: Mapping[VariantId, CompiledVariant], inputs: Inputs) -> tuple[tuple[str, Engine], ...]:
@@ -152,6 +157,7 @@ def run(
 
     batches = [tuple(indices[start : start + work.batch]) for start in range(0, len(indices), work.batch)]
     count = workers or min(granted_cores(), MOST_WORKERS)
+    began = time.perf_counter()
     with closing(_Worker(work)) as own:
         if backend == "threading":
             parts = list(ordered(own.run, batches, workers=count, backend=backend, label=label))
@@ -163,11 +169,14 @@ def run(
         decoded = [each for each in parts if len(each.indices)]
         if not decoded:
             raise none_readable(own.name, len(indices))
+    seconds = time.perf_counter() - began
+    inference_s = sum(each.inference_s for each in parts) / min(count, len(batches))
     logits = {name: np.concatenate([each.logits[name] for each in decoded]) for name, _ in work.engines}
     labels, places = (
         np.concatenate([getattr(each, name) for each in decoded]) for name in ("labels", "indices")
     )
-    return Outcome(logits, labels, places), [name for each in parts for name in each.skipped]
+    spent = EvaluationTime(round(seconds, 3), round(max(0.0, 1 - inference_s / seconds), 4))
+    return Outcome(logits, labels, places, spent), [name for each in parts for name in each.skipped]
 
 
 def _run_task(work: Work, batches: Sequence[Sequence[int]]) -> list[Part]:
@@ -198,15 +207,17 @@ class _Worker:
             if batch is None:
                 empty = np.zeros(0, np.int64)
                 return Part({}, empty, empty, skipped)
+            began = time.perf_counter()
             outputs = {
                 engine: session.infer(batch.pixels if session.takes_pixels else batch.images)
                 for engine, session in sessions.items()
             }
+            inference_s = time.perf_counter() - began
         finally:
             with self._lock:
                 self._free.append(sessions)
         logits = {name: outputs[engine] for name, engine in self._work.engines}
-        return Part(logits, batch.labels, batch.indices, skipped)
+        return Part(logits, batch.labels, batch.indices, skipped, inference_s)
 
     def _decode(self, indices: Sequence[int], *, pixels: bool) -> tuple[Batch | None, tuple[str, ...]]:
         """Return the images at these positions, None if all are skipped; and the names of those skipped.

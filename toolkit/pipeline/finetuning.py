@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.quant import FloatArray, IntArray
-from edgeship.toolkit.pipeline import datasets
+from edgeship.toolkit.pipeline import datasets, pruning
 from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
@@ -28,11 +28,17 @@ def validation_count(count: int) -> int:
 
 def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
     """Distill the dense network into the pruned one; write it and history.json."""
+    from edgeship import targets
     from edgeship.calibration.loader import batches
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune.finetune import distill
 
     options, info = recipe.finetune, ModelInfo.read(dense)
+    budget, scheme = None, None
+    if recipe.prune.budget_s is not None:
+        used_s = float(read_json(pruned / pruning.CLOCK))
+        budget = pruning.time_budget(recipe, checkpoint.with_name(pruning.CLOCK), used_s)
+        scheme = targets.get(recipe.compile.targets[0]).scheme()
     preprocess = info.preprocess
     dataset, indices = datasets.training_images(
         recipe.finetune_source, options.images, options.seed, recipe.evaluate.source, info.class_names
@@ -57,4 +63,6 @@ def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: P
         preprocess=preprocess,
         source=info.preprocess_source,
         checkpoint=checkpoint,
+        budget=budget,
+        scheme=scheme,
     )

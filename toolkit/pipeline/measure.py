@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeship import targets
+from edgeship.targets.runner.guard import Guarded
 from edgeship.toolkit.core.errors import RecipeError, TargetError
 from edgeship.toolkit.core.progress import track
 from edgeship.toolkit.core.quant import FloatArray, PixelArray
 from edgeship.toolkit.core.results import Environment
 from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.runs.guarded import GuardedEngine
 from edgeship.toolkit.runs.measured import Latencies, LatencyRecord
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ def measure(
     dynamic: bool = False,
     pictures: Sequence[Image.Image] = (),
     preprocess: Preprocess | None = None,
+    guarded: Mapping[str, GuardedEngine] = MappingProxyType({}),
+    traffic: FloatArray | PixelArray | None = None,
 ) -> Latencies:
     """Measure every engine, interleaved; quantities that cannot be measured here are listed with the reason.
 
@@ -56,10 +60,17 @@ def measure(
         dynamic: True if the engines have a dynamic batch.
         pictures: Decoded images for end-to-end runs; without, they are left out.
         preprocess: Preprocessing of an image, with `pictures`.
+        guarded: Name -> guarded variant of two of the engines; throughput and time end to end are left out.
+        traffic: Images as inputs that the latency is measured on, in turn, where an engine takes this form;
+            needed for guarded variants. None: `images`.
     """
     with ExitStack() as stack:
         sessions = loaded(options, files, stack)
-        measured = latencies(options, sessions, images)
+        guards = {
+            name: Guarded(sessions[each.fast].infer, sessions[each.reference].infer, each.threshold)
+            for name, each in guarded.items()
+        }
+        measured = latencies(options, sessions, images, guards, traffic)
         if not options.throughput_s:
             return measured
         floats = loaded(options, ready, stack)
@@ -68,6 +79,7 @@ def measure(
         _energy(measured, options, sessions, images)
         shaped = {name: session_input(session, images) for name, session in sessions.items()}
     _memory(measured, options, files, shaped)
+    _guarded_memory(measured, guarded)
     _throughput(measured, options, files, shaped, dynamic=dynamic)
     return measured
 
@@ -152,6 +164,18 @@ def _memory(
     measured.how["memory_bytes"] = HOW
 
 
+def _guarded_memory(measured: Latencies, guarded: Mapping[str, GuardedEngine]) -> None:
+    """Add the memory of guarded variants: the sum of both engines."""
+    for name, each in guarded.items():
+        pair = [measured.variants[part] for part in (each.fast, each.reference)]
+        for field in ("memory_bytes", "resident_bytes"):
+            sizes = [size for part in pair if (size := getattr(part, field)) is not None]
+            if len(sizes) == len(pair):
+                _add(measured, name, **{field: sum(sizes)})
+    if guarded and "memory_bytes" in measured.how:
+        measured.how["memory_bytes"] += "; of a guarded variant the sum of both engines"
+
+
 def _throughput(
     measured: Latencies,
     options: BenchOptions,
@@ -203,23 +227,57 @@ def loaded(
 
 
 def latencies(
-    options: BenchOptions, sessions: Mapping[str, targets.Session], images: FloatArray
+    options: BenchOptions,
+    sessions: Mapping[str, targets.Session],
+    images: FloatArray,
+    guards: Mapping[str, Guarded] = MappingProxyType({}),
+    traffic: FloatArray | PixelArray | None = None,
 ) -> Latencies:
-    """Time sessions, interleaved, on one batch (N, C, H, W)."""
+    """Time sessions, interleaved, on one batch (N, C, H, W); with guards all on batches of the traffic."""
     from edgeship.targets._timing import interleave, noise_warning
 
+    runs = {name: inference(session, images) for name, session in sessions.items()}
+    if traffic is not None:
+        pixels = traffic.dtype == np.uint8
+        infers: dict[str, Callable[[Any], Any]] = {
+            name: each.infer for name, each in sessions.items() if each.takes_pixels == pixels
+        }
+        infers |= guards
+        runs |= {name: _in_turn(infer, traffic, len(images)) for name, infer in infers.items()}
     samples = interleave(
-        {name: inference(session, images) for name, session in sessions.items()},
+        runs,
         warmup_s=options.warmup_s,
         duration_s=None if options.runs else options.duration_s,
         count=options.runs,
     )
     return Latencies(
-        included="one call: input copied in, inference, output copied out; interrupted ones repeated",
+        included="one call: input copied in, inference, output copied out; interrupted ones repeated"
+        + ("; evaluation images in turn" if traffic is not None else ""),
         threads=options.threads,
         batch=len(images),
-        variants={name: LatencyRecord(taken, noise_warning(taken)) for name, taken in samples.items()},
+        variants={
+            name: LatencyRecord(
+                taken,
+                noise_warning(taken),
+                rerun_share=guards[name].rerun / guards[name].images if name in guards else None,
+            )
+            for name, taken in samples.items()
+        },
     )
+
+
+def _in_turn(
+    infer: Callable[[Any], Any], traffic: FloatArray | PixelArray, batch: int
+) -> Callable[[], FloatArray]:
+    """Return a function that runs the next batch of the traffic, over and over."""
+    places = itertools.cycle(range(0, max(len(traffic) - batch, 0) + 1, batch))
+
+    def run() -> FloatArray:
+        start = next(places)
+        logits: FloatArray = infer(traffic[start : start + batch])
+        return logits
+
+    return run
 
 
 def inference(session: targets.Session, images: FloatArray) -> Callable[[], FloatArray]:

@@ -4,7 +4,8 @@ recipe.toml                         the recipe: `edgeship run OUT/recipe.toml` g
 report.md, report.html, junit.xml   copies of the report stage
 predictions.npz                     first class of every image and variant, for `edgeship compare`
 report.json                         the report, with seconds and cache state of the stages of this run
-engines/<target>/<variant>/         engines, and the Q/DQ graph of each, annotated (`runs.annotations`)
+engines/<target>/<variant>/         engines, and the Q/DQ graph of each, annotated (`runs.annotations`);
+                                    of a guarded variant INT8, guard.json and reference/, the second engine
 engines/model.json, labels.txt      preprocessing and class names, for applications
 run.json                            `RunIndex`; files it does not list are never overwritten or removed
 """
@@ -19,18 +20,21 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeship.targets.runner.guard_record import FILE as GUARD
+from edgeship.targets.runner.guard_record import REFERENCE as REFERENCE_FOLDER
 from edgeship.toolkit.core.artifact import canonical_json, plain, read_json, write_json, write_text
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.core.paths import leads_outside, refusal
 from edgeship.toolkit.pipeline.model_recipe import RECIPE, recipe_of
 from edgeship.toolkit.pipeline.recipe import Recipe, as_toml
 from edgeship.toolkit.runs.annotations import ANNOTATED, annotate
-from edgeship.toolkit.runs.compiled import CompiledVariants, graph_file, published_folder
+from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants, graph_file, published_folder
 from edgeship.toolkit.runs.description import DESCRIPTION, LABELS, description, labels_text, stored_monitor
+from edgeship.toolkit.runs.guarded import Guards, fast, reference
 from edgeship.toolkit.runs.index import RunIndex, StageResult
 from edgeship.toolkit.runs.measured import Accuracies
 from edgeship.toolkit.runs.network import ModelInfo
-from edgeship.toolkit.runs.variant_id import REFERENCE
+from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 
 RUN, REPORT = Path(RunIndex.FILE), "report.json"
 PAGES = tuple(Path(name) for name in (REPORT, "report.md", "report.html", "junit.xml", "predictions.npz"))
@@ -174,13 +178,28 @@ def _outputs(folders: Mapping[str, Path]) -> dict[Path, Path]:
         pages = [file for file in report.rglob("*") if file.is_file() and file.name != REPORT]
         outputs |= {file.relative_to(report): file for file in pages}
     if compiled := folders.get("compile"):
-        for variant, record in CompiledVariants.read(compiled).built().items():
-            place, folder = Path(published_folder(variant)), compiled / variant.name
-            files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
-            if not any(file.suffix == ".onnx" for file in files):
-                files[place / "graph.onnx"] = graph_file(variant, record, folders)
-            outputs |= files
+        built = CompiledVariants.read(compiled).built()
+        for variant, record in built.items():
+            outputs |= _engine_files(variant, record, Path(published_folder(variant)), folders)
+        if guards := folders.get("guard"):
+            for variant, guard in Guards.read(guards).by_id().items():
+                place = Path(published_folder(variant))
+                int8, second = fast(variant), reference(variant, guard.reference)
+                outputs |= _engine_files(int8, built[int8], place, folders)
+                outputs |= _engine_files(second, built[second], place / REFERENCE_FOLDER, folders)
+                outputs[place / GUARD] = guards / variant.name / GUARD
     return outputs
+
+
+def _engine_files(
+    variant: VariantId, record: CompiledVariant, place: Path, folders: Mapping[str, Path]
+) -> dict[Path, Path]:
+    """Return path below `place` -> file in the store of an engine and its graph."""
+    folder = folders["compile"] / variant.name
+    files = {place / file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+    if not any(file.suffix == ".onnx" for file in files):
+        files[place / "graph.onnx"] = graph_file(variant, record, folders)
+    return files
 
 
 def _owned(out: Path) -> frozenset[Path]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeship.quantization.guard_options import GuardOptions
 from edgeship.quantization.options import QuantizeOptions
 from edgeship.toolkit.core.artifact import canonical_json
 from edgeship.toolkit.core.errors import RecipeError, nearest
@@ -286,7 +287,12 @@ class ReportOptions:
         None, "Largest drop of top-1, in percentage points.", least=0.0, most=100.0, flag="--max-drop"
     )
     min_speedup: float | None = option(None, "Smallest speed-up over FP32 on the same target.", above=0.0)
-    max_latency_ms: float | None = option(None, "Largest median latency, in milliseconds.", above=0.0)
+    max_latency_ms: float | None = option(
+        None, "Largest latency (see latency_by), in milliseconds.", above=0.0
+    )
+    latency_by: Literal["p50", "mean", "p99"] = option(
+        "p50", "Figure of max_latency_ms: p50 (median), mean, or p99; a guard costs in the last two."
+    )
     judge_by: Literal["interval", "point"] = option(
         "interval",
         "interval: FAIL only where the whole 95 % interval misses, else NEEDS MORE DATA; point: the figure.",
@@ -306,6 +312,7 @@ class Recipe:
     calibrate: CalibrateOptions = CalibrateOptions()
     quantize: QuantizeOptions = QuantizeOptions()  # noqa: RUF009
     compile: CompileOptions = CompileOptions()
+    guard: GuardOptions = GuardOptions()  # noqa: RUF009
     evaluate: EvaluateOptions = EvaluateOptions()
     bench: BenchOptions = BenchOptions()
     report: ReportOptions = ReportOptions()

@@ -23,6 +23,7 @@ from edgeship.toolkit.pipeline import (
     datasets,
     evaluation,
     finetuning,
+    guarding,
     load_and_export,
     measure,
     mixed_precision,
@@ -35,6 +36,7 @@ from edgeship.toolkit.pipeline.recipe import Recipe
 from edgeship.toolkit.pipeline.stage import Inputs, Stage
 from edgeship.toolkit.runs.compiled import CompiledVariants, engines, float_engines
 from edgeship.toolkit.runs.description import MONITOR
+from edgeship.toolkit.runs.guarded import Guards, guarded_engines, guarded_record
 from edgeship.toolkit.runs.index import RunIndex
 from edgeship.toolkit.runs.measured import Accuracies, EvaluationData
 from edgeship.toolkit.runs.network import ExportedGraphs, ModelInfo
@@ -61,7 +63,7 @@ def prune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
 def finetune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Distill the unpruned network into the pruned one, or copy it. Writes the network and history.json."""
     unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
-    if recipe.finetune.epochs == 0 or unpruned:
+    if unpruned or not pruning.distills(recipe, inputs["prune"]):
         _link_network(inputs["prune"], out)
         write_json(out / "history.json", {})
     else:
@@ -217,11 +219,24 @@ def compile(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     ).write(out)
 
 
+def guard(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
+    """Set the threshold of guarded INT8 variants on unlabelled images.
+
+    Writes guards.json (`Guards`), and <variant>/guard.json for devices.
+    """
+    guards = Guards({})
+    if recipe.guard.max_flips is not None:
+        graphs = ExportedGraphs.read(inputs["export"])
+        guards = guarding.set_guards(recipe, inputs, graphs.preprocess, out)
+    guards.write(out)
+
+
 def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     """Run the evaluation images through every variant; compare each with the float reference, image by image.
 
-    Writes accuracy.json (`Accuracies`), logits/<variant>.npy, labels.npy, images.json (`EvaluatedImages`),
-    findings.json [`DataFinding`], input_checks.json [`InputCheck`] and monitor.json (`prove.watching`).
+    Writes accuracy.json (`Accuracies`), guarded.json (`GuardedRuns`), logits/<variant>.npy, labels.npy,
+    images.json (`EvaluatedImages`), findings.json [`DataFinding`], input_checks.json [`InputCheck`],
+    monitor.json (`prove.watching`) and time.json (`EvaluationTime`).
     """
     options, graphs = recipe.evaluate, ExportedGraphs.read(inputs["export"])
     dataset = datasets.open_evaluation(options.source, graphs.classes, names=graphs.class_names)
@@ -242,6 +257,11 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
         backend=options.backend,
         label="evaluating",
     )
+    if outcome.time is not None:
+        outcome.time.write(out)
+    guards = Guards.read(inputs["guard"])
+    guarding.evaluate(outcome, guards).write(out)
+    records = built | {each: guarded_record(each, own, built) for each, own in guards.by_id().items()}
     np.save(out / "labels.npy", outcome.labels)
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
@@ -256,7 +276,7 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     if watched is not None:
         write_json(out / MONITOR, watched)
     data = EvaluationData(dataset.name, len(outcome.labels), dataset.classes)
-    Accuracies(data, accuracy.accuracies(outcome, built)).write(out)
+    Accuracies(data, accuracy.accuracies(outcome, records)).write(out)
 
 
 def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
@@ -270,6 +290,10 @@ def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
     batch = measure.bench_batch(recipe.bench, graphs.batch)
     shape = (batch, len(graphs.preprocess.mean), *graphs.preprocess.sides)
     dataset, indices = datasets.calibration(recipe.select.source, inputs["select"])
+    guarded, stream = guarded_engines(inputs), None
+    if guarded:
+        evaluated = datasets.open_validation(recipe.evaluate.source, None)
+        stream = guarding.traffic(evaluated, graphs.preprocess, pixels=bool(float_engines(inputs)))
     with Watch() as watch:
         measured = verbs.benchmark(
             recipe.bench,
@@ -279,6 +303,8 @@ def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
             dynamic=graphs.batch is None,
             pictures=[dataset.image(index) for index in indices[: measure.PICTURES]],
             preprocess=graphs.preprocess,
+            guarded=guarded,
+            traffic=stream,
         )
     measured.write(out)
     write_json(out / "device.json", measure.environment(watch.activity))
@@ -297,6 +323,7 @@ def report(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:
         max_drop_pp=limits.max_drop_pp,
         min_speedup=limits.min_speedup,
         max_latency_ms=limits.max_latency_ms,
+        latency_by=limits.latency_by,
         judge_by=limits.judge_by,
     )
     thumbnails = datasets.thumbnails(run.option("evaluate.source", str), inputs["evaluate"])
@@ -311,12 +338,16 @@ def _times_candidates(recipe: Recipe) -> bool:
     return recipe.prune.latency_ratio is not None
 
 
+def _timed(recipe: Recipe) -> bool:
+    return recipe.prune.budget_s is not None
+
+
 def _unpruned(recipe: Recipe) -> bool:
     return recipe.prune.method == "none"
 
 
 def _not_finetuned(recipe: Recipe) -> bool:
-    return recipe.finetune.epochs == 0 or _unpruned(recipe)
+    return (recipe.finetune.epochs == 0 and recipe.prune.budget_s is None) or _unpruned(recipe)
 
 
 def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
@@ -328,9 +359,15 @@ def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _read_by_finetune(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.finetune.epochs == 0:
-        return ()
-    return ("evaluate.source", *(() if recipe.finetune.source else ("select.source",)))
+    if _not_finetuned(recipe):
+        return ("prune.budget_s",)
+    timed = ("compile.targets",) if recipe.prune.budget_s is not None else ()
+    return (
+        "evaluate.source",
+        "prune.budget_s",
+        *timed,
+        *(() if recipe.finetune.source else ("select.source",)),
+    )
 
 
 def _times_layers(recipe: Recipe) -> bool:
@@ -349,10 +386,36 @@ def _read_by_quantize(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
+def _unguarded(recipe: Recipe) -> bool:
+    return recipe.guard.max_flips is None
+
+
+def _guarded(recipe: Recipe) -> bool:
+    return not _unguarded(recipe)
+
+
+def _read_by_guard(recipe: Recipe) -> tuple[str, ...]:
+    if _unguarded(recipe):
+        return ()
+    evaluation_options = ("evaluate.batch", "evaluate.workers", "evaluate.backend")
+    return ("select.source", "select.skip_unreadable", "evaluate.source", *evaluation_options)
+
+
+def _read_by_bench(recipe: Recipe) -> tuple[str, ...]:
+    return ("select.source", *(("evaluate.source",) if _guarded(recipe) else ()))
+
+
 STAGES = (
     Stage("load", load, reads=("export.size",), implementation=load_and_export.loader),
     Stage("prune", prune, needs=("load",), reads=_read_by_prune, idle=_unpruned, on_device=_times_candidates),
-    Stage("finetune", finetune, needs=("load", "prune"), reads=_read_by_finetune, idle=_not_finetuned),
+    Stage(
+        "finetune",
+        finetune,
+        needs=("load", "prune"),
+        reads=_read_by_finetune,
+        idle=_not_finetuned,
+        on_device=_timed,
+    ),
     Stage("export", export, needs=("load", "prune", "finetune")),
     Stage("select", select, needs=("load", "export"), reads=("evaluate.source",)),
     Stage(
@@ -371,8 +434,22 @@ STAGES = (
         extra_key=quantizing.cache_key_parts,
     ),
     Stage("compile", compile, needs=("export", "quantize"), reads=("export.input",), on_device=_always),
-    Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile"), on_device=_always),
-    Stage("bench", bench, needs=("export", "select", "compile"), reads=("select.source",), on_device=_always),
+    Stage(
+        "guard",
+        guard,
+        needs=("export", "select", "quantize", "compile"),
+        reads=_read_by_guard,
+        idle=_unguarded,
+        on_device=_guarded,
+    ),
+    Stage("evaluate", evaluate, needs=("load", "export", "quantize", "compile", "guard"), on_device=_always),
+    Stage(
+        "bench",
+        bench,
+        needs=("export", "select", "compile", "guard"),
+        reads=_read_by_bench,
+        on_device=_always,
+    ),
     Stage(
         "report",
         report,
@@ -385,6 +462,7 @@ STAGES = (
             "calibrate",
             "quantize",
             "compile",
+            "guard",
             "evaluate",
             "bench",
         ),

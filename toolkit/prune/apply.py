@@ -12,13 +12,13 @@ from edgeship.toolkit.models.resnet import Architecture, Block, ResNet, Widths, 
 from edgeship.toolkit.prune.groups import STEM
 
 
-def shrink(model: ResNet, kept: Mapping[str, Tensor], dropped: Collection[tuple[int, int]] = ()) -> ResNet:
+def shrink(model: ResNet, kept: Mapping[str, Tensor], without: Collection[tuple[int, int]] = ()) -> ResNet:
     """Return a copy of the network with only the kept channels and blocks; weights are not adapted.
 
     Args:
         model: The network; not changed.
         kept: Place -> sorted channel indices; a place that is not named keeps all its channels.
-        dropped: (stage, block) of blocks to leave out; their shortcut must be the identity.
+        without: (stage, block) of blocks to leave out; their shortcut must be the identity.
 
     Raises:
         ModelError: The remaining widths do not fit together, or a block cannot be dropped.
@@ -30,7 +30,7 @@ def shrink(model: ResNet, kept: Mapping[str, Tensor], dropped: Collection[tuple[
         if not arch.preactivation:
             take_bn(small.bn1, kept[STEM])
     for name, stage, index, block in list(small.blocks()):
-        if (stage, index) in dropped:
+        if (stage, index) in without:
             cast("nn.Sequential", getattr(small, f"layer{stage + 1}"))[index] = nn.Identity()
             continue
         before = STEM if stage == 0 and index == 0 else f"stream{stage + (index > 0)}"
@@ -42,6 +42,16 @@ def shrink(model: ResNet, kept: Mapping[str, Tensor], dropped: Collection[tuple[
         small.fc.weight.data = small.fc.weight.data[:, kept[last]].clone()
         small.fc.in_features = len(kept[last])
     return conform(small)
+
+
+def dropped(before: Architecture, after: Architecture) -> set[tuple[int, int]]:
+    """Return (stage, block) of the blocks that only the first architecture has."""
+    return {
+        (stage, block)
+        for stage, blocks in enumerate(after.widths.inner)
+        for block, inner in enumerate(blocks)
+        if not inner and before.widths.inner[stage][block]
+    }
 
 
 def shrink_block(block: Block, name: str, kept: Mapping[str, Tensor], before: str, after: str) -> None:

@@ -21,6 +21,7 @@ from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.plan import Measure
 from edgeship.toolkit.prune.probe_images import Images, logits
 from edgeship.toolkit.prune.ranking import GroupSensitivity, rank_streams
+from edgeship.toolkit.prune.time_budget import TimeBudget
 
 STREAM_PARTS = (1.0, 0.875, 0.75, 0.625, 0.5)  # tried together with channels inside blocks
 STREAM_STEPS = 16  # number of ratios tried for streams alone
@@ -36,6 +37,8 @@ class PruneContext:
         sensitivities: Rankings and losses of the inner groups.
         options: The goal, method and scope.
         measure: Network -> INT8 latency on the device in ms; required for `target_latency`.
+        budget: Time budget; None: no limit.
+        latency_size: Height and width in pixels of the measured networks; None: that of the images.
     """
 
     dense: ResNet
@@ -43,6 +46,8 @@ class PruneContext:
     sensitivities: Mapping[str, GroupSensitivity]
     options: PruneOptions
     measure: Measure | None
+    budget: TimeBudget | None = None
+    latency_size: Size | None = None
 
     @property
     def arch(self) -> Architecture:

@@ -27,3 +27,9 @@ class DistillOptions(TrainOptions):
         most=1.0,
         renamed_from="int8_part",
     )
+    ema_decay: float = option(
+        0.999,
+        "Decay per step of the moving average of the weights; used with prune.budget_s.",
+        least=0.0,
+        most=1.0,
+    )

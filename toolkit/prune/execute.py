@@ -16,10 +16,10 @@ from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import agreement, kl_divergence
 from edgeship.toolkit.models.resnet import Architecture, ResNet, macs
 from edgeship.toolkit.prune import importances
-from edgeship.toolkit.prune.apply import shrink
+from edgeship.toolkit.prune.apply import dropped, shrink
 from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
 from edgeship.toolkit.prune.options import PruneOptions
-from edgeship.toolkit.prune.plan import PrunePlan
+from edgeship.toolkit.prune.plan import Candidate, PrunePlan
 from edgeship.toolkit.prune.probe_images import Images, logits
 from edgeship.toolkit.prune.ranking import GroupSensitivity
 from edgeship.toolkit.prune.reconstruction import Choice, Reconstruction
@@ -34,12 +34,16 @@ class Decision:
         sensitivities: Rankings of the inner groups; a missing one is computed during the refit.
         arch: Target architecture.
         latency: Latency fields of the plan measured so far.
+        warnings: Warnings for the user.
+        frontier: Networks that meet other goals.
     """
 
     streams: Mapping[str, Tensor]
     sensitivities: Mapping[str, GroupSensitivity]
     arch: Architecture
     latency: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    frontier: tuple[Candidate, ...] = ()
 
 
 def apply_decision(
@@ -65,13 +69,8 @@ def apply_decision(
             f"{before.name} is as narrow as steps of {options.channel_multiple} channels allow",
             hint="set a smaller prune.channel_multiple or a lower goal",
         )
-    dropped = {
-        (s, b)
-        for s, blocks in enumerate(after.widths.inner)
-        for b, inner in enumerate(blocks)
-        if not inner and before.widths.inner[s][b]
-    }
-    student = shrink(dense, decision.streams, dropped)
+    gone = dropped(before, after)
+    student = shrink(dense, decision.streams, gone)
     small, repair = _refitted(dense, student, decision, probes, options, states)
     pruned_logits = logits(small, probes.check)
     plan = PrunePlan(
@@ -83,12 +82,12 @@ def apply_decision(
         kept={
             name: tuple(indices.tolist()) for name, indices in {**decision.streams, **repair.chosen}.items()
         },
-        dropped=tuple(f"layer{stage + 1}.{block}" for stage, block in sorted(dropped)),
+        dropped=tuple(f"layer{stage + 1}.{block}" for stage, block in sorted(gone)),
         kl=kl_divergence(probes.reference, pruned_logits),
         agreement=agreement(probes.reference, pruned_logits),
         expected_drop_pp=expected_drop_pp(probes.reference, pruned_logits),
         errors=repair.errors,
-        warnings=probes.warnings,
+        warnings=probes.warnings + decision.warnings,
         latency_before_ms=decision.latency.get("latency_before_ms"),
         latency_after_ms=decision.latency.get("latency_after_ms"),
         latency_predicted_ms=decision.latency.get("latency_predicted_ms"),
@@ -122,7 +121,7 @@ def _refitted(
     states: Checkpoints,
 ) -> tuple[ResNet, Reconstruction]:
     """Narrow, refit and recalibrate the student; save a checkpoint after every block."""
-    choice = _inner_choice(dense, decision)
+    choice = inner_choice(dense, decision.arch, decision.sensitivities)
     state = states.of("repair", options, choice, dict(decision.streams))
     checkpoint = state.load()
     if checkpoint is not None:  # of an interrupted pass
@@ -143,7 +142,7 @@ def _refitted(
     if checkpoint is not None and checkpoint["finished"]:
         return student, repair
     small = repair.run(probes.fit, lambda done: _save(state, repair, student, done), done=done).eval()
-    small = _recalibrated(small, probes)
+    small = recalibrated(small, probes)
     _save(state, repair, small, done, finished=True)
     return small, repair
 
@@ -155,22 +154,22 @@ def _save(
     state.save({**content, "done": done, "finished": finished})
 
 
-def _inner_choice(dense: ResNet, decision: Decision) -> Choice:
-    """Return the channels, or their number, that every narrowed inner group keeps."""
-    before, after = dense.architecture.widths, decision.arch.widths
+def inner_choice(dense: ResNet, arch: Architecture, sensitivities: Mapping[str, GroupSensitivity]) -> Choice:
+    """Return the channels, or their number without a ranking, that every narrowed inner group keeps."""
+    before, after = dense.architecture.widths, arch.widths
     choice: dict[str, Tensor | int] = {}
     for name, stage, block, _ in dense.blocks():
         pairs = zip(before.inner[stage][block], after.inner[stage][block], strict=False)  # or dropped
         for i, (old, new) in enumerate(pairs, 1):
             group = f"{name}.conv{i}"
             if new < old:
-                sensitivity = decision.sensitivities.get(group)
+                sensitivity = sensitivities.get(group)
                 choice[group] = new if sensitivity is None else sensitivity.keep(new)
     return choice
 
 
 @torch.no_grad()
-def _recalibrated(model: ResNet, probes: Images) -> ResNet:
+def recalibrated(model: ResNet, probes: Images) -> ResNet:
     """Re-estimate BatchNorm statistics on the images if that lowers the KL divergence."""
     candidate = copy.deepcopy(model)
     norms = [module for module in candidate.modules() if isinstance(module, nn.BatchNorm2d)]

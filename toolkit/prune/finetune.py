@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import DataError
-from edgeship.toolkit.core.quant import FloatArray, IntArray
+from edgeship.toolkit.core.quant import FloatArray, IntArray, QuantScheme
 from edgeship.toolkit.core.tensors import Preprocess, PreprocessSource
 from edgeship.toolkit.models.resnet import ResNet
-from edgeship.toolkit.models.trainer import EpochBatches, History, fit
+from edgeship.toolkit.models.trainer import EpochBatches, History, Pace, fit
 from edgeship.toolkit.models.weights import save
 from edgeship.toolkit.prune.distill_options import DistillOptions
+from edgeship.toolkit.prune.fake_quant import int8
+from edgeship.toolkit.prune.time_budget import TimeBudget
 
 TEMPERATURE = 2.0
+RESERVE = 0.02  # part of a time budget that is left for the last validation and for writing
 
 
 def distill(
@@ -37,10 +40,14 @@ def distill(
     preprocess: Preprocess | None = None,
     source: PreprocessSource | None = None,
     checkpoint: Path | None = None,
+    budget: TimeBudget | None = None,
+    scheme: QuantScheme | None = None,
 ) -> tuple[ResNet, History]:
     """Fine-tune a pruned network towards the dense one; return the best weights by held-out KL.
 
-    The initial weights are a candidate too, so the result is never worse than the input.
+    The initial weights are a candidate too, so the result is never worse than the input. With a time budget
+    the cosine rate and the start of the fake quantization follow the clock, the weights are averaged, and
+    the held-out KL is that of the fake-quantized network.
 
     Args:
         student: The pruned network; not changed.
@@ -55,12 +62,19 @@ def distill(
         preprocess: Preprocessing, stored with the weights.
         source: Origin of its mean and std.
         checkpoint: File for the state between epochs. Default: out/checkpoint.pt.
+        budget: Time to use up instead of `options.epochs`; every call of `epoch_batches` has to be in
+            another random order.
+        scheme: Quantization scheme of the target; None: types by the values alone.
 
     Raises:
         DataError: The loss is NaN or infinite, labels are missing, or no image is held out.
     """
     checkpoint = checkpoint or out / "checkpoint.pt"
     small, dense = copy.deepcopy(student), copy.deepcopy(teacher).eval()
+    if budget is not None:
+        _fold_batchnorm(dense)
+        for model in (small, dense):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     validation = [torch.from_numpy(batch) for batch in held_out]
     if not validation:
         raise DataError("fine-tuning: 0 held-out images; at least 1 is expected", hint="give more images")
@@ -68,22 +82,27 @@ def distill(
     norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
     steps_per_epoch, done = -(-images // options.batch), 0
     rounding_from = (1 - options.qat_fraction) * steps_per_epoch * options.epochs
+    pace = None if budget is None else _pace(budget, options)
+    with torch.no_grad():
+        targets = [dense(x) for x in validation]
 
     def loss(model: ResNet, x: Tensor, labels: Tensor) -> tuple[Tensor, int]:
         nonlocal done
         done += 1
-        quantized = done > rounding_from
+        quantized = done > rounding_from if pace is None else pace.progress() >= 1 - options.qat_fraction
         for norm in norms:  # the refit used the current statistics
             norm.eval()
         with torch.no_grad():
             references, target = _stages(dense, x)
-        with int8(model) if quantized else nullcontext():
+        with int8(model, scheme) if quantized else nullcontext():
             outputs, logits = _stages(model, x)
-        value = divergence(target, logits)
+        value = divergence(target.float(), logits.float())
         for stage, (reference, output) in enumerate(zip(references, outputs, strict=True), 1):
             channels = indices.get(f"stream{stage}")
             matched = reference if channels is None else reference[:, channels]
-            value = value + options.feature_weight * normalized_error(matched, output) / len(references)
+            value = value + options.feature_weight * normalized_error(matched.float(), output.float()) / len(
+                references
+            )
         if options.label_weight:
             if int(labels.min()) < 0:
                 raise DataError(
@@ -95,7 +114,11 @@ def distill(
 
     @torch.no_grad()
     def score() -> float:
-        parts = [(len(x), float(divergence(dense(x), small(x), temperature=1.0))) for x in validation]
+        with int8(small, scheme) if budget is not None and options.qat_fraction else nullcontext():
+            parts = [
+                (len(x), float(divergence(target, small(x), temperature=1.0)))
+                for x, target in zip(validation, targets, strict=True)
+            ]
         return sum(n * value for n, value in parts) / sum(n for n, _ in parts)
 
     def batches(epoch: int) -> Iterable[tuple[FloatArray, IntArray]]:
@@ -104,12 +127,50 @@ def distill(
         return epoch_batches(epoch)
 
     history = fit(
-        small, batches, options, loss, images=images, checkpoint=checkpoint, score=score, label="fine-tuning"
+        small,
+        batches,
+        options,
+        loss,
+        images=images,
+        checkpoint=checkpoint,
+        score=score,
+        label="fine-tuning",
+        pace=pace,
     )
+    small.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save(small, out, preprocess, source=source)
     write_json(out / "history.json", history)
     checkpoint.unlink(missing_ok=True)
     return small, history
+
+
+def _pace(budget: TimeBudget, options: DistillOptions) -> Pace:
+    """Return the schedule from now, or from the start of an interrupted run, to the end of the budget."""
+    start = budget.phase_start("fine-tuning")
+    length = max(budget.limit_s * (1 - RESERVE) - start, 1e-9)
+
+    def progress() -> float:
+        return (budget.elapsed_s - start) / length
+
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # PyTorch 2.5 has none
+
+    def bf16() -> bool:  # bfloat16 has too few digits for INT8 steps
+        return fast and progress() < 1 - options.qat_fraction
+
+    return Pace(progress, budget.save, options.ema_decay, bf16)
+
+
+def _fold_batchnorm(model: ResNet) -> None:
+    """Fold every BatchNorm that follows a convolution into it, in place; of a network that only evaluates."""
+    if model.architecture.preactivation:
+        return
+    model.conv1, model.bn1 = fuse_conv_bn_eval(model.conv1, model.bn1), nn.Identity()  # type: ignore[assignment]
+    for _, _, _, block in model.blocks():
+        for i in range(1, block.depth + 1):
+            setattr(block, f"conv{i}", fuse_conv_bn_eval(block.conv(i), block.bn(i)))
+            setattr(block, f"bn{i}", nn.Identity())
+        if block.projection is not None:
+            block.downsample = fuse_conv_bn_eval(*block.projection)
 
 
 def divergence(target: Tensor, output: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
@@ -125,40 +186,6 @@ def divergence(target: Tensor, output: Tensor, *, temperature: float = TEMPERATU
 def normalized_error(target: Tensor, output: Tensor) -> Tensor:
     """Return the squared error of activations relative to the power of the target."""
     return (output - target).square().sum() / target.square().sum().clamp_min(1e-12)
-
-
-@contextmanager
-def int8(model: ResNet) -> Iterator[None]:
-    """Fake-quantize weights and inputs of every convolution to INT8 inside the block.
-
-    Weights are symmetric per output channel, inputs per tensor over the batch's range; gradients pass
-    straight through the rounding.
-
-    Source:
-        Jacob et al. 2018, arXiv:1712.05877, sec. 3; straight-through, Bengio et al. 2013, arXiv:1308.3432.
-    """
-    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    for conv in convs:
-        conv.forward = partial(_fake_quantized_conv, conv)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for conv in convs:
-            del conv.forward  # restores the class's method
-
-
-def _fake_quantized_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    low, high = (float(bound) for bound in torch.aminmax(x.detach()))
-    levels = 255 if low >= 0 else 127
-    rounded = _fake_quantized(x, torch.tensor(max(-low, high, 1e-12) / levels))
-    scale = conv.weight.detach().abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-12) / 127
-    stride, pad = conv.stride, conv.kernel_size[0] // 2
-    return F.conv2d(rounded, _fake_quantized(conv.weight, scale), None, stride, pad)
-
-
-def _fake_quantized(x: Tensor, scale: Tensor) -> Tensor:
-    """Round x to multiples of the scale; the gradient is that of x."""
-    return x + (torch.round(x.detach() / scale) * scale - x.detach())
 
 
 def _stages(model: ResNet, images: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -8,6 +8,7 @@ from typing import Literal
 from edgeship.toolkit.core import plugins
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.options import check_bounds, option
+from edgeship.toolkit.prune.time_budget import read_seconds
 
 GOALS = ("keep_ratio", "macs_ratio", "latency_ratio", "max_expected_drop_pp")
 
@@ -48,12 +49,21 @@ class PruneOptions:
         least=1,
         renamed_from="step",
     )
-    scope: Literal["block", "residual", "both"] = option(
+    scope: Literal["block", "residual", "both", "joint"] = option(
         "block",
-        "Channels to prune: block (inside blocks), residual (residual stream), or both.",
+        "Channels to prune: block (inside blocks), residual (residual stream), both (one ratio for all "
+        "streams), or joint (a width for each stream; whole blocks too).",
         renamed_values={"inner": "block", "stream": "residual"},
     )
     drop_blocks: bool = option(False, "Also remove whole blocks.")
+    budget_s: float | None = option(
+        None,
+        "Time for search, refit and distillation (instead of finetune.epochs): seconds, or 90s, 20min, 1h.",
+        least=1.0,
+        read=read_seconds,
+        flag="--budget",
+        metavar="TIME",
+    )
     flip_augment: bool = option(True, "Also use the mirrored images.", renamed_from="mirror")
     seed: int = option(0, "Seed of the selection.", least=0)
 
@@ -67,6 +77,15 @@ class PruneOptions:
         if goals and self.method == "none":
             raise RecipeError(
                 f"prune.{goals[0]} is set, but prune.method is none", hint="set prune.method to obs"
+            )
+        if self.budget_s is not None and self.method == "none":
+            raise RecipeError(
+                "prune.budget_s is set, but prune.method is none", hint="set prune.method to obs"
+            )
+        if self.scope == "joint" and goals and self.latency_ratio is None:
+            raise RecipeError(
+                f"prune.scope is joint and the goal is {goals[0]}; latency_ratio is expected",
+                hint="set prune.latency_ratio, or prune.scope=both",
             )
         if not goals and self.method != "none":
             raise RecipeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,6 +63,7 @@ def rank_inner_groups(
     probe: bool,
     state: Checkpoint,
     seed: int = 0,
+    after_block: Callable[[int, int], None] | None = None,
 ) -> dict[str, GroupSensitivity]:
     """Rank every group inside the blocks, from the activations of the dense network.
 
@@ -74,6 +75,7 @@ def rank_inner_groups(
             if not, the loss is the error of the layer.
         state: Checkpoint, saved after every block; an interrupted pass resumes from it.
         seed: Seed of the sampled positions.
+        after_block: Called with the number of ranked blocks and of all, after each is saved.
     """
     stream = stem_outputs(model, images)
     blocks = list(model.blocks())
@@ -99,6 +101,8 @@ def rank_inner_groups(
             loss = ranking.error if probed is None else probed.losses(i, reader, ranking)
             sensitivities[f"{name}.conv{i - 1}"] = GroupSensitivity(ranking, loss)
         state.save({group: (s.ranking.order, s.ranking.error, s.loss) for group, s in sensitivities.items()})
+        if after_block is not None:
+            after_block(number + 1, len(blocks))
         stream = next_stream
     return sensitivities
 

@@ -27,7 +27,7 @@ def charts(report: RunReport) -> dict[str, Chart]:
         "weights": quantization_charts.weights(shown.quantize),
         "widths": quantization_charts.widths(shown.pruning),
         "refit": quantization_charts.refit(shown.pruning),
-        "frontier": quantization_charts.frontier(shown.pruning),
+        "frontier": quantization_charts.frontier(shown.pruning, report.variants),
     }
     for variant in report.variants:
         drawn[f"classes-{variant.name}"] = _classes(variant, report.data.classes)

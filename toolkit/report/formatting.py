@@ -30,7 +30,8 @@ PREPROCESS_SOURCES = {
 GATES = {
     "max_drop_pp": "Top-1 drop at most",
     "min_speedup": "Speed-up at least",
-    "max_latency_ms": "Median latency at most",
+    "max_latency_ms": "Latency at most",
+    "max_flips": "Flips at most",
 }
 
 
@@ -41,9 +42,9 @@ def target(name: str) -> str:
 
 
 def title(variant: Variant) -> str:
-    """Return the name of a variant for readers: OpenVINO INT8, pruned."""
-    pruned = ", pruned" if variant.pruned else ""
-    return f"{variant.title or target(variant.target)} {variant.precision.upper()}{pruned}"
+    """Return the name of a variant for readers: OpenVINO INT8, pruned, guarded."""
+    more = ", pruned" * variant.pruned + ", guarded" * (variant.guard is not None)
+    return f"{variant.title or target(variant.target)} {variant.precision.upper()}{more}"
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edgeship.toolkit.core.results import Environment, Gate, InputCheck, JudgeBy, Variant
+from edgeship.toolkit.core.results import Environment, Gate, InputCheck, JudgeBy, LatencyBy, Variant
 from edgeship.toolkit.core.statistics import images_to_decide
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.timing import disturbances
 
 Interval = tuple[float, float] | None
 UNKNOWN = Environment()
+LATENCIES: dict[LatencyBy, str] = {"p50": "median", "mean": "mean", "p99": "99th percentile of the"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class _Limit:
 
     Attributes:
         timed: True for a limit of a time, which other work on the machine disturbs.
+        words: Figure of a latency.
     """
 
     name: str
@@ -34,6 +36,7 @@ class _Limit:
     value: Callable[[Variant], float | None]
     interval: Callable[[Variant], Interval]
     timed: bool = True
+    words: str = ""
 
 
 def judge(
@@ -42,6 +45,7 @@ def judge(
     min_speedup: float | None,
     max_latency_ms: float | None,
     *,
+    latency_by: LatencyBy = "p50",
     by: JudgeBy = "interval",
     environment: Environment = UNKNOWN,
     checks: Sequence[InputCheck] = (),
@@ -52,7 +56,8 @@ def judge(
         variants: All rows of the report.
         max_drop_pp: Largest allowed top-1 drop in percentage points; None: no such gate.
         min_speedup: Smallest allowed speed-up over FP32.
-        max_latency_ms: Largest allowed median latency.
+        max_latency_ms: Largest allowed latency.
+        latency_by: Figure that it limits: the median, the mean or the 99th percentile.
         by: Compare the value ("point") or its 95 % interval ("interval") with the limit.
         environment: Environment of the report, with the background load of the timing.
         checks: Checks of the input: with effect "no_pass" or "no_verdict" no gate passes; with the latter no
@@ -66,11 +71,12 @@ def judge(
     if min_speedup is not None:
         limits.append(_Limit("min_speedup", min_speedup, lambda v: v.speedup, lambda v: v.speedup_ci95))
     if max_latency_ms is not None:
-        limits.append(_Limit("max_latency_ms", max_latency_ms, _median, _median_interval))
+        limits.append(_latency_limit(max_latency_ms, latency_by))
     judged = [v for v in variants if v.precision != "fp32"] or list(variants[1:])
     working = frozenset(v.target for v in variants if v.runs_here and not v.error)
     evaluator = _Evaluator(by, environment, checks, working)
-    return tuple(gate for limit in limits for gate in evaluator.gates(limit, judged))
+    judged_gates = [gate for limit in limits for gate in evaluator.gates(limit, judged)]
+    return (*judged_gates, *(gate for v in judged if (gate := _broken_guard(v, by)) is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +152,34 @@ def _meets(rule: _Limit, figure: float) -> bool:
     return figure >= rule.limit if rule.name.startswith("min_") else figure <= rule.limit
 
 
-def _median(variant: Variant) -> float | None:
-    return variant.latency_ms.p50 if variant.latency_ms else None
+def _latency_limit(limit_ms: float, by: LatencyBy) -> _Limit:
+    return _Limit(
+        "max_latency_ms",
+        limit_ms,
+        lambda v: getattr(v.latency_ms, by) if v.latency_ms else None,
+        lambda v: getattr(v.latency_ms, f"{by}_ci95") if v.latency_ms else None,
+        words=LATENCIES[by],
+    )
 
 
-def _median_interval(variant: Variant) -> Interval:
-    return variant.latency_ms.p50_ci95 if variant.latency_ms else None
+def _broken_guard(variant: Variant, by: JudgeBy) -> Gate | None:
+    """Return a missed gate if the evaluation images contradict the bound of a guard."""
+    guard = variant.guard
+    if guard is None or guard.flips is None or not guard.evaluated or not guard.broken:
+        return None
+    reason = (
+        f"{guard.flips} of {formatting.images(guard.evaluated)} have another class than FP32: the images of "
+    )
+    return Gate(
+        "max_flips",
+        guard.max_flips,
+        guard.flips / guard.evaluated,
+        passed=False,
+        variant=variant.name,
+        reason=f"{reason}the threshold ({guard.source}) are of another kind",
+        judged_by=by,
+        interval=guard.flips_ci95,
+    )
 
 
 def _sentence(rule: _Limit, value: float, interval: Interval) -> str:
@@ -161,4 +189,4 @@ def _sentence(rule: _Limit, value: float, interval: Interval) -> str:
         ends = f" {formatting.bracket(interval)}" if interval else ""
         return f"{formatting.times(value)} as fast as FP32{ends}, required {rule.limit:g}×"
     ends = f" [{formatting.three(interval[0])}, {formatting.three(interval[1])}]" if interval else ""
-    return f"median latency {formatting.milliseconds(value)}{ends}, allowed {rule.limit:g} ms"
+    return f"{rule.words} latency {formatting.milliseconds(value)}{ends}, allowed {rule.limit:g} ms"

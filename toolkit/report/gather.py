@@ -20,6 +20,7 @@ from edgeship.toolkit.core.results import (
     Environment,
     InputCheck,
     JudgeBy,
+    LatencyBy,
     LatencySummary,
     Paired,
     ReportedData,
@@ -29,11 +30,19 @@ from edgeship.toolkit.core.results import (
     Variant,
 )
 from edgeship.toolkit.core.typed_json import read_as
-from edgeship.toolkit.report import gates, paired_analysis
+from edgeship.toolkit.report import gates, guard_summary, paired_analysis
 from edgeship.toolkit.report.verdict import verdicts
 from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants, published_folder
+from edgeship.toolkit.runs.guarded import GuardedRuns, Guards, fast, guarded_record
 from edgeship.toolkit.runs.index import StageResult
-from edgeship.toolkit.runs.measured import Accuracies, AccuracyRow, EvaluatedImages, Latencies, LatencyRecord
+from edgeship.toolkit.runs.measured import (
+    Accuracies,
+    AccuracyRow,
+    EvaluatedImages,
+    EvaluationTime,
+    Latencies,
+    LatencyRecord,
+)
 from edgeship.toolkit.runs.network import ExportedGraph, ExportedGraphs, ModelInfo
 from edgeship.toolkit.runs.quantized import PruningSummary, QuantizationSummary, Sensitivity
 from edgeship.toolkit.runs.variant_id import REFERENCE, GraphName, VariantId
@@ -66,6 +75,7 @@ def gather(
     max_drop_pp: float | None = None,
     min_speedup: float | None = None,
     max_latency_ms: float | None = None,
+    latency_by: LatencyBy = "p50",
     judge_by: JudgeBy = "interval",
     command: str | None = None,
 ) -> RunReport:
@@ -77,7 +87,8 @@ def gather(
         stages: The stages, in order.
         max_drop_pp: Largest allowed top-1 drop, in percentage points; None: no such gate.
         min_speedup: Smallest allowed ratio of FP32 latency to the variant's.
-        max_latency_ms: Largest allowed median latency.
+        max_latency_ms: Largest allowed latency.
+        latency_by: Figure that it limits.
         judge_by: Compare the value ("point") or its 95 % interval ("interval") with a limit.
         command: Command that reproduces the run.
     """
@@ -95,6 +106,7 @@ def gather(
             max_drop_pp,
             min_speedup,
             max_latency_ms,
+            latency_by=latency_by,
             by=judge_by,
             environment=run.environment,
             checks=checks,
@@ -122,6 +134,9 @@ class _Run:
         self.network = self.read("load", ModelInfo.FILE, ModelInfo)
         self.quantized = self.read("quantize", QuantizationSummary.FILE, dict[str, QuantizationSummary]) or {}
         self.environment = self.read("bench", "device.json", Environment) or Environment()
+        guards = self.read("guard", Guards.FILE, Guards, expected=False)
+        self.guards = guards.by_id() if guards else {}
+        self.guarded = self.read("evaluate", GuardedRuns.FILE, GuardedRuns, expected=False)
         self.images = self.read("evaluate", EvaluatedImages.FILE, EvaluatedImages, expected=False)
 
     def read(self, stage: str, name: str, kind: type[T], *, expected: bool = True) -> T | None:
@@ -154,6 +169,7 @@ class _Run:
         data = self.accuracy.data if self.accuracy else None
         selection = self.read("select", "manifest.json", _Selection)
         calibrated = self.read("calibrate", "float/statistics.json", _Statistics, expected=False)
+        evaluated = self.read("evaluate", EvaluationTime.FILE, EvaluationTime, expected=False)
         return ReportedData(
             name=data.name if data else None,
             eval_images=data.images if data else None,
@@ -163,6 +179,7 @@ class _Run:
             classes=data.classes if data else (),
             eval_source=self.images.source if self.images else None,
             eval_digest=self.images.digest if self.images else None,
+            eval_outside_inference=evaluated.outside_inference if evaluated else None,
         )
 
     def findings(self) -> tuple[DataFinding, ...]:
@@ -213,7 +230,7 @@ class _Run:
     ) -> Variant:
         name = identity.name
         accuracy = self.accuracy.variants.get(name) if self.accuracy else None
-        compiled = self.compiled.variants.get(name) if self.compiled else None
+        compiled = self._compiled(identity)
         timing = self.latency.variants.get(name) if self.latency else None
         graph, own = self._graph(identity.float_graph), latencies.get(identity)
         row = Variant(
@@ -241,8 +258,24 @@ class _Run:
         over = next((base for base in bases if base != identity and base in latencies), None)
         if over and own:
             row = _with_speedup(row, own, over.name, latencies[over])
+        if identity in self.guards:
+            row = guard_summary.with_guard(
+                row,
+                self.guards[identity],
+                self.guarded.variants.get(name) if self.guarded else None,
+                timing,
+                latencies.get(fast(identity)),
+            )
         self._note_absent(row)
         return row
+
+    def _compiled(self, identity: VariantId) -> CompiledVariant | None:
+        """Return the record of a variant; of a guarded one that of both engines."""
+        if self.compiled is None:
+            return None
+        if identity in self.guards:
+            return guarded_record(identity, self.guards[identity], self.compiled.built())
+        return self.compiled.variants.get(identity.name)
 
     def _warnings(self, identity: VariantId, compiled: CompiledVariant | None) -> tuple[str, ...]:
         is_quantized = identity.precision in ("int8", "fp8")
@@ -276,7 +309,11 @@ class _Run:
             runs=len(samples),
             threads=latency.threads,
             cv=statistics.variation(samples),
-            p50_ci95=statistics.median_interval(samples),
+            p50_ci95=statistics.batch_interval(samples),
+            mean_ci95=statistics.batch_interval(samples, np.mean),
+            p99_ci95=statistics.batch_interval(
+                samples, lambda part: statistics.percentile(part, 99), statistics.FEWEST_TAIL_RUNS
+            ),
             included=latency.included,
             measured_on=self.environment.cpu,
             samples=tuple(round(samples[i], 5) for i in shown),
@@ -366,12 +403,17 @@ def _with_measurements(row: Variant, timing: LatencyRecord) -> Variant:
 
 
 def _with_speedup(row: Variant, own: LatencySummary, over: str, base: LatencySummary) -> Variant:
-    """Add the speed-up over a base; its interval has the extreme ratios of the two median intervals."""
-    interval = None
-    if base.p50_ci95 and own.p50_ci95 and own.p50_ci95[0] > 0:
-        (base_low, base_high), (own_low, own_high) = base.p50_ci95, own.p50_ci95
-        interval = (base_low / own_high, base_high / own_low)
-    speedup = base.p50 / own.p50 if own.p50 > 0 else None
+    """Add the speed-up over a base, by medians or, of a guarded variant, by means.
+
+    Its interval has the extreme ratios of the two intervals.
+    """
+    interval, guarded = None, VariantId.parse(row.name).guarded
+    figures = (base.mean, own.mean) if guarded else (base.p50, own.p50)
+    intervals = (base.mean_ci95, own.mean_ci95) if guarded else (base.p50_ci95, own.p50_ci95)
+    of_base, of_own = intervals
+    if of_base and of_own and of_own[0] > 0:
+        interval = (of_base[0] / of_own[1], of_base[1] / of_own[0])
+    speedup = figures[0] / figures[1] if figures[1] > 0 else None
     return replace(row, speedup=speedup, speedup_ci95=interval, speedup_over=over)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from edgeship.toolkit.core.results import Variant
 from edgeship.toolkit.report import formatting
 from edgeship.toolkit.report.chart import COLOURS, WORST, Chart, Figure, log_axis, text
 from edgeship.toolkit.runs.quantized import ActivationScale, PruningSummary, QuantizationSummary, Sensitivity
@@ -298,8 +299,14 @@ def refit(plan: PruningSummary | None) -> Chart | None:
     )
 
 
-def frontier(plan: PruningSummary | None) -> Chart | None:
-    """Chart accuracy against cost of the pruning candidates, with the knee."""
+def frontier(plan: PruningSummary | None, variants: Sequence[Variant] = ()) -> Chart | None:
+    """Chart accuracy against cost of the pruning candidates, with the knee.
+
+    Args:
+        plan: The plan of the pruning.
+        variants: Rows of the report. Where the candidates have latencies and expected drops, the measured
+            drops and latencies of the dense network in FP32 and INT8 and of the result are drawn too.
+    """
     rows = plan.frontier if plan else ()
     timed = all(row.latency_ms for row in rows)
     measured = all(row.top1 is not None for row in rows)
@@ -341,11 +348,15 @@ def frontier(plan: PruningSummary | None) -> Chart | None:
         },
     ]
     reading = formatting.milliseconds if timed else formatting.count
+    if not chosen:
+        del data[2]
+    if timed and not measured:
+        data += _competitors(variants)
     height = f"{y[knee]:.2f} % top-1" if measured else f"an expected drop of {formatting.points(y[knee])}"
     return Chart(
         "Pruning candidates and knee",
         f"{len(rows)} candidates; the knee is at {reading(x[knee])}, {height}",
-        data if chosen else data[:2],
+        data,
         {
             "xaxis": {"title": "latency, ms" if timed else "multiply-accumulates"},
             "yaxis": {"title": "top-1, %"} if measured else EXPECTED_DROP,
@@ -353,6 +364,25 @@ def frontier(plan: PruningSummary | None) -> Chart | None:
             "height": 360,
         },
     )
+
+
+def _competitors(variants: Sequence[Variant]) -> list[Figure]:
+    """Return the measured networks of the first target that has a pruned INT8 one: latency and drop."""
+    target = next((v.target for v in variants if v.pruned and v.precision == "int8" and v.latency_ms), None)
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": text(f"{formatting.title(v)}, measured"),
+            "x": [v.latency_ms.p50],
+            "y": [v.drop_pp or 0.0],
+            "marker": {"color": "@blue", "size": 11, "symbol": "star" if v.pruned else symbol},
+        }
+        for v in variants
+        for precision, symbol in (("fp32", "circle"), ("int8", "diamond"))
+        if v.target == target and v.precision == precision and v.latency_ms
+        if v.drop_pp is not None or precision == "fp32"
+    ]
 
 
 def knee_of(x: Sequence[float], y: Sequence[float]) -> int:

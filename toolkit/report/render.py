@@ -15,7 +15,7 @@ from edgeship.toolkit.core.results import RunReport
 from edgeship.toolkit.core.statistics import NOISY
 from edgeship.toolkit.core.text import escaped
 from edgeship.toolkit.core.typed_json import from_json
-from edgeship.toolkit.report import formatting, gather, paired_analysis
+from edgeship.toolkit.report import formatting, gather, guard_summary, paired_analysis
 from edgeship.toolkit.report.details import details
 from edgeship.toolkit.report.verdict import STAMPS, files_to_ship, verdicts, warnings
 from edgeship.toolkit.runs.variant_id import REFERENCE
@@ -180,6 +180,9 @@ def terminal(report: RunReport, out: Path | None = None) -> None:
         console.print(Text(f"graph: {formatting.GRAPH}", style="dim"))
     if baselines := formatting.speedup_baselines(report.variants):
         console.print(Text(f"speed-up: {baselines}", style="dim"))
+    for v in report.variants:
+        if v.guard is not None:
+            console.print(Text(f"guard of {v.name}: {guard_summary.sentence(v.guard)}", style="dim"))
     console.print()
     if report.gates:
         console.print(Text(_judged_by(report), style="dim"))
@@ -305,6 +308,8 @@ def _context(report: RunReport) -> dict[str, object]:
         "sources": formatting.sources(report.variants),
         "ships_graph": any(formatting.ships_graph(v) for v in report.variants),
         "latency_sources": formatting.latency_sources(report.variants),
+        "guards": guard_summary,
+        "guarded": [v for v in report.variants if v.guard is not None],
         "has_inside": any(report.details.get(key) for key in ("sensitivity", "quantize")),
     }
 

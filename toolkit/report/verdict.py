@@ -112,12 +112,13 @@ def _verdict(report: RunReport, target: str) -> tuple[Verdict, Variant | None]:
     ), best
 
 
-def _merit(level: Level, v: Variant) -> tuple[int, bool, float, float, float]:
-    """Return a sort key: level; undecided, untimed or without a limit INT8, then drop; latency; top-1."""
+def _merit(level: Level, v: Variant) -> tuple[int, bool, bool, float, float, float]:
+    """Return a sort key: level; guarded; if undecided or untimed INT8, then drop; latency; top-1."""
     open_question = level in ("no_limit", "needs_data", "not_measured")
     drop = v.drop_pp if level in ("no_limit", "needs_data") and v.drop_pp is not None else 0.0
     latency_ms = v.latency_ms.p50 if v.latency_ms else math.inf
-    return ORDER.index(level), open_question and v.precision != "int8", drop, latency_ms, -(v.top1 or 0.0)
+    other = open_question and v.precision != "int8"
+    return ORDER.index(level), v.guard is None, other, drop, latency_ms, -(v.top1 or 0.0)
 
 
 def _level(v: Variant, report: RunReport) -> tuple[Level, str]:

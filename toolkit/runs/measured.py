@@ -48,6 +48,20 @@ class Accuracies(JsonFile):
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationTime(JsonFile):
+    """Time of the evaluation.
+
+    Attributes:
+        seconds: Duration, with opening the engines.
+        outside_inference: Share of the workers' time outside inference: opening engines, decoding, waiting.
+    """
+
+    FILE: ClassVar[str] = "time.json"
+    seconds: float
+    outside_inference: float
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluatedImages(JsonFile):
     """The evaluated images: source, SHA-256 of names and contents, and names in the order of the logits."""
 
@@ -68,6 +82,7 @@ class LatencyRecord:
         memory_bytes: Peak memory of the session; `resident_bytes`: memory during inference.
         energy_mj: Millijoules an image.
         end_to_end_ms: Samples from decoded images; `float_end_to_end_ms`: the same with float input.
+        rerun_share: Share of the timed images that a guard ran twice; None without a guard.
     """
 
     samples_ms: tuple[float, ...]
@@ -79,6 +94,7 @@ class LatencyRecord:
     energy_mj: float | None = None
     end_to_end_ms: tuple[float, ...] = ()
     float_end_to_end_ms: tuple[float, ...] = ()
+    rerun_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,37 +11,45 @@ from edgeship.toolkit.core.errors import DataError
 from edgeship.toolkit.core.results import Precision
 
 GraphName = Literal["float", "pruned"]
-_PRUNED = "-pruned"
+_PRUNED, _GUARDED = "-pruned", "-guarded"
 
 
 @dataclass(frozen=True, slots=True)
 class VariantId:
-    """One network in one precision on one target."""
+    """One network in one precision on one target.
+
+    Attributes:
+        guarded: True: close images run again in the reference (`runs.guarded`).
+    """
 
     target: str
     precision: Precision
     pruned: bool = False
+    guarded: bool = False
 
     @classmethod
     def parse(cls, name: str) -> VariantId:
-        """Return the variant of a name, e.g. openvino-int8-pruned.
+        """Return the variant of a name, e.g. openvino-int8-pruned or openvino-int8-guarded.
 
         Raises:
             DataError: The name has another form.
         """
-        bare, pruned = split_pruned(name)
+        unguarded = name.removesuffix(_GUARDED)
+        bare, pruned = split_pruned(unguarded)
         target, _, precision = bare.rpartition("-")
-        if not target or precision not in get_args(Precision):
+        guarded = unguarded != name
+        if not target or precision not in get_args(Precision) or (guarded and precision != "int8"):
             raise DataError(
-                f"'{name}' is no variant, expected TARGET-PRECISION or TARGET-PRECISION{_PRUNED}",
+                f"'{name}' is no variant, expected TARGET-PRECISION, TARGET-PRECISION{_PRUNED} or "
+                f"TARGET-int8{_GUARDED}",
                 hint=f"precisions: {', '.join(get_args(Precision))}",
             )
-        return cls(target, cast(Precision, precision), pruned)
+        return cls(target, cast(Precision, precision), pruned, guarded)
 
     @property
     def name(self) -> str:
         """Return the name, e.g. openvino-int8-pruned."""
-        return f"{self.target}-{self.precision}{_PRUNED * self.pruned}"
+        return f"{self.target}-{self.precision}{_PRUNED * self.pruned}{_GUARDED * self.guarded}"
 
     @property
     def float_graph(self) -> GraphName:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from functools import lru_cache
 from types import ModuleType
 from typing import Any, cast
 
@@ -34,7 +35,17 @@ def load(sdk: str | None = None) -> OpenVINO:
     finally:
         if hidden:
             del sys.modules["openvino_telemetry"]
-    return OpenVINO(openvino, openvino.Core())
+    return OpenVINO(openvino, _core(openvino))
+
+
+@lru_cache(maxsize=None)
+def _core(sdk: ModuleType) -> Any:
+    """Return the one Core of the process.
+
+    Its CPU plug-in sets a signal stack and restores the previous one when it is destroyed. Of two Cores that are not
+    destroyed in reverse order the second restores freed memory, and the next signal (Ctrl-C) crashes the process.
+    """
+    return sdk.Core()
 
 
 class OpenVINO:

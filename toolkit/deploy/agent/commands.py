@@ -27,10 +27,12 @@ from edgeship.toolkit.deploy.agent.releases import Releases, now
 from edgeship.toolkit.deploy.agent.subprocesses import run_program
 
 COMMANDS = (
-    "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "prune", "trust",
+    "status", "have", "lock", "upload", "stage", "run", "commit", "discard", "activate", "deactivate",
+    "prune", "trust",
 )  # fmt: skip
 MONITOR_BYTES = 4096
 ROLLBACK = "rollback"  # reason of a switch
+_MEMORY, _IN_MEMORY = Path("/dev/shm"), re.compile(r"edgeship-[0-9a-f]{16}\.json\Z")  # noqa: S108 (the monitor's)
 LOCK_PROBE_S = 0.2  # `status` holds the lock briefly to test it: shorter waits are not reported
 _COMPONENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\Z")  # of a path inside a bundle
 
@@ -180,6 +182,12 @@ class Agent:
             self._releases.with_room(lambda: self._policy.raise_floor(folder))
         return {}
 
+    def deactivate(self) -> dict[str, Any]:
+        """Make no release live: the way back from the first one."""
+        self._need_lock()
+        self._releases.deactivate()
+        return {}
+
     def prune(self, keep: int, dry_run: bool) -> dict[str, Any]:
         """Remove old releases."""
         self._need_lock()
@@ -210,10 +218,18 @@ class Agent:
             self._objects.link(digest, folder / path)
 
     def _monitor(self) -> dict[str, Any] | None:
-        """Return the state that the application's monitor wrote (targets/runner/watch.py)."""
-        state = read_json(self.root / "monitor.json")
+        """Return the newest state that the application's monitor wrote (targets/runner/watch.py)."""
+        stored = self.root / "monitor.json"
+        state = read_json(stored)
         if not isinstance(state, dict):
             return None
+        name = state.get("memory")
+        if isinstance(name, str) and _IN_MEMORY.match(name):
+            fresh = _MEMORY / name
+            with suppress(OSError):
+                newer = read_json(fresh) if fresh.lstat().st_uid == stored.stat().st_uid else None
+                if isinstance(newer, dict) and newer.get("reference") == state.get("reference"):
+                    state = newer
         keys = ("frames", "evidence", "frames_to_false_alarm", "alarm", "updated")
         known = {key: state.get(key) for key in keys}
         try:

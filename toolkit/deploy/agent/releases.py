@@ -144,6 +144,12 @@ class Releases:
             self._record(bad={name: None}, entry={"release": name, "at": now(), "who": who, "why": why})
         return failure
 
+    def deactivate(self) -> None:
+        """Remove the link `current`: no release is live."""
+        with suppress(FileNotFoundError):
+            self._current.unlink()
+        sync_folder(self.root)
+
     def recover(self) -> str | None:
         """Roll back an interrupted activation; return the release that was rolled back, or None.
 

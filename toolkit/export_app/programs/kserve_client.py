@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(FOLDER, "runner", "edgeship_runner.pyz"))
 import numpy as np
 
 from edgeship.targets.runner import imaging
-from edgeship.targets.runner.classifier import Description
+from edgeship.targets.runner.description import Description
 
 with open(os.path.join(FOLDER, "model.json"), encoding="utf-8") as stream:
     HOW = Description(json.load(stream), "model.json")

@@ -2,9 +2,8 @@
 
 import pytest
 
-from edgeship.toolkit.deploy.agent_client import RefusedError
-from edgeship.toolkit.deploy.inventory import Device
-from edgeship.toolkit.deploy.verification import _check_gates
+from edgeship.toolkit.deploy.agent.protocol import RefusedError
+from edgeship.toolkit.deploy.checks import check_gates
 
 
 def failed_gate(images, gap_pp, limit_pp, median_ms=1.0, **gates):
@@ -14,7 +13,7 @@ def failed_gate(images, gap_pp, limit_pp, median_ms=1.0, **gates):
         "latency_ms": {"p50": median_ms, "batch": 1},
     }
     try:
-        _check_gates(Device("nano", "127.0.0.1", "onnxruntime"), record, {"max_gap_pp": limit_pp, **gates})
+        check_gates("nano", record, {"max_gap_pp": limit_pp, **gates})
     except RefusedError as error:
         return error.code
     return None

@@ -1,0 +1,366 @@
+"""Guarded INT8 on OpenVINO: flips on new images over draws, share that runs twice, latency.
+
+    python tests/benchmarks/guard.py                              the networks in ../shared, CIFAR-10, an hour
+    python tests/benchmarks/guard.py --threshold-images 49000     a threshold on more images
+    python tests/benchmarks/guard.py --weights net.pth --size 224 --train images/train --test images/val
+
+A draw chooses other calibration images and other threshold images, all from --train, without labels. Flips
+are counted on --test, against OpenVINO FP32. Finished logits are kept under --work.
+"""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from _common import SHARED, machine, table, tell, write
+
+from edgeship import targets
+from edgeship.calibration.datasets import open_dataset
+from edgeship.calibration.manifest import locate, read
+from edgeship.quantization.guard import Threshold, set_threshold
+from edgeship.targets._memory import measure
+from edgeship.targets.runner.guard import Guarded, margins
+from edgeship.toolkit.core.statistics import percentile, rate_interval
+from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.pipeline import Recipe, Store, evaluation, guarding, run
+from edgeship.toolkit.runs.network import ExportedGraphs
+
+TARGET = "openvino"
+BLOCK = 25  # images of one turn of a variant
+LEAD = 5  # untimed images at the start of a turn
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of calibration and threshold images, and what it gives on the test images.
+
+    `held_out` is the threshold on the test images themselves, and `held_out_flips` the flips with each image
+    left out of its own threshold: what a source like the test images gives.
+    """
+
+    found: Threshold
+    engine: Path
+    int8_flips: int
+    flips: int
+    share: float
+    held_out: Threshold
+    held_out_flips: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency over the test images in ms, and resident bytes; without preempted calls."""
+
+    int8: tuple[float, float, float]  # mean, p50, p99
+    fp32: tuple[float, float, float]
+    guarded: tuple[float, float, float]
+    once: float  # mean of the guard's calls of one run, and of two
+    twice: float
+    calls: int
+    preempted: float
+    int8_bytes: int
+    fp32_bytes: int
+
+    def ratio(self, share: float) -> float:
+        """Return the mean latency over INT8's where a share of the images runs twice."""
+        return ((1 - share) * self.once + share * self.twice) / self.int8[0]
+
+
+@click.command()
+@click.option("--weights", multiple=True, type=click.Path(path_type=Path), help="Checkpoints; repeatable.")
+@click.option("--train", default=str(SHARED / "data/cifar10-jpeg-train.zip"), help="Images without labels.")
+@click.option("--test", "evaluation_source", default=str(SHARED / "data/cifar10-jpeg-test.zip"))
+@click.option("--size", default=64, show_default=True, help="Input side in pixels.")
+@click.option("--draws", default=5, show_default=True)
+@click.option("--images", default=300, show_default=True, help="Calibration images.")
+@click.option("--threshold-images", default=19_999, show_default=True)
+@click.option("--max-flips", default=1e-4, show_default=True)
+@click.option("--effort", default="max", show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="Timing of each network.")
+@click.option("--work", default=Path("build/guard"), type=click.Path(path_type=Path), show_default=True)
+@click.option("--out", default="guard.md", show_default=True, help="Name of the report in results/.")
+def main(
+    *,
+    weights: tuple[Path, ...],
+    train: str,
+    evaluation_source: str,
+    size: int,
+    draws: int,
+    images: int,
+    threshold_images: int,
+    max_flips: float,
+    effort: str,
+    seconds: float,
+    work: Path,
+    out: str,
+) -> None:
+    """Measure guarded INT8 on several draws of its images."""
+    parts = [
+        "# Guarded INT8: flips, second runs and latency",
+        machine() + f"\n- Command: `python {shlex.join(['tests/benchmarks/guard.py', *sys.argv[1:]])}`",
+        f"- {images} calibration images, effort {effort}; threshold on {threshold_images} other training "
+        f"images without labels; limit of flips {max_flips:g}; flips against OpenVINO FP32 on all images of "
+        f"{Path(evaluation_source).name}, none of which was used before\n"
+        "- The network was trained on the training images, so they are not exchangeable with the test "
+        "images: the bound is stated for images like them; the last two columns show how far the two differ",
+    ]
+    for checkpoint in weights or tuple(sorted((SHARED / "checkpoints").glob("*"))):
+        bench = Bench(checkpoint, train, evaluation_source, size, work / checkpoint.stem)
+        done = []
+        for number in range(draws):
+            tell(f"{checkpoint.stem}, draw {number + 1} of {draws}")
+            done.append(bench.draw(number, images, threshold_images, max_flips, effort))
+        parts += [f"## {checkpoint.stem}", _draws(done, bench.test_images), _held_out(done)]
+        if seconds:
+            slowest = max(done, key=lambda each: each.share)
+            parts.append(_timing(slowest, bench.time(slowest, seconds), done))
+    write(out, "\n\n".join(parts) + "\n")
+
+
+class Bench:
+    """One network: its float graph, and logits that are computed once."""
+
+    def __init__(self, checkpoint: Path, train: str, test: str, size: int, work: Path) -> None:
+        self.checkpoint, self.sources, self.size, self.work = checkpoint, (train, test), size, work
+        self.train = open_dataset(train, use="train")
+        self.test_images = len(open_dataset(test, use="evaluate"))
+        work.mkdir(parents=True, exist_ok=True)
+        self.preprocess: Preprocess
+        self.float_engine: Path
+
+    def draw(self, number: int, images: int, threshold_images: int, max_flips: float, effort: str) -> Draw:
+        """Quantize with one draw of calibration images, and set the threshold on a draw of others."""
+        recipe = Recipe.build(
+            {
+                "load": {"weights": str(self.checkpoint)},
+                "export": {"size": self.size},
+                "select": {"source": self.sources[0], "images": images, "seed": number},
+                "quantize": {"effort": effort},
+                "compile": {"targets": [TARGET], "precisions": ["int8"]},
+                "evaluate": {"source": self.sources[1]},
+            }
+        )
+        finished = run(recipe, until="quantize", store=Store(self.work / "store"))
+        self.preprocess = ExportedGraphs.read(finished.folder("export")).preprocess
+        self.float_engine = self._engine(finished.folder("export") / "float.onnx", "fp32", "fp32")
+        name = f"{effort}-{images}-{number}"
+        engine = self._engine(finished.folder("quantize") / f"{TARGET}.onnx", "int8", name)
+        used = set(locate(read(finished.folder("select") / "manifest.json"), self.train))
+        order = np.random.default_rng(number).permutation(len(self.train))
+        chosen = [int(index) for index in order if int(index) not in used][:threshold_images]
+        pair = [
+            self._logits(file, label, "train", chosen)
+            for file, label in ((self.float_engine, "fp32"), (engine, name))
+        ]
+        found = set_threshold(
+            margins(pair[1]), _differ(*pair), np.zeros(len(chosen), bool), max_flips, "the training images"
+        )
+        places = list(range(self.test_images))
+        exact, int8 = (
+            self._logits(file, label, "evaluate", places)
+            for file, label in ((self.float_engine, "fp32"), (engine, name))
+        )
+        composite = guarding.guarded_logits(int8, exact, found.margin)
+        flipped = _differ(int8, exact)
+        largest = np.sort(margins(int8)[flipped])[-2:]
+        return Draw(
+            found,
+            engine,
+            int(flipped.sum()),
+            int(_differ(composite, exact).sum()),
+            float((margins(int8) <= found.margin).mean()),
+            set_threshold(
+                margins(int8), flipped, np.zeros(len(places), bool), 1 / len(places), "the test images"
+            ),
+            int(len(largest) > 0 and (len(largest) == 1 or largest[1] > largest[0])),
+        )
+
+    def time(self, draw: Draw, seconds: float) -> Timing:
+        """Time INT8, FP32 and the guard in turns, on the test images, one image a call, one thread."""
+        images = guarding.traffic(
+            open_dataset(self.sources[1], use="evaluate"), self.preprocess, pixels=False
+        )
+        taken: dict[str, list[tuple[float, bool, bool]]] = {"int8": [], "fp32": [], "guarded": []}
+        with ExitStack() as stack:
+            int8, exact = (
+                stack.enter_context(targets.get(TARGET).open(file, threads=1))
+                for file in (draw.engine, self.float_engine)
+            )
+            guard = Guarded(int8.infer, exact.infer, draw.found.margin)
+            runs: dict[str, Callable[[Any], Any]] = {
+                "int8": int8.infer,
+                "guarded": guard,
+                "fp32": exact.infer,
+            }
+            end, start = time.perf_counter() + seconds, 0
+            while time.perf_counter() < end:
+                names = list(runs) if start // BLOCK % 2 else list(runs)[::-1]
+                for name in names:
+                    for place in range(start, start + BLOCK if name != "fp32" else start + LEAD + 3):
+                        image = images[place % len(images)][None]
+                        before, paused = guard.rerun, _pauses()
+                        began = time.perf_counter_ns()
+                        runs[name](image)
+                        took_ms = (time.perf_counter_ns() - began) / 1e6
+                        if place >= start + LEAD:
+                            taken[name].append((took_ms, guard.rerun > before, _pauses() > paused))
+                start += BLOCK - LEAD
+        calls = [each for part in taken.values() for each in part]
+        calm = {name: [ms for ms, _, paused in part if not paused] for name, part in taken.items()}
+        once, twice = (
+            [ms for ms, again, paused in taken["guarded"] if not paused and again is wanted]
+            for wanted in (False, True)
+        )
+        sizes = [
+            measure(TARGET, file, images[:1], 1)["resident_bytes"]
+            for file in (draw.engine, self.float_engine)
+        ]
+        return Timing(
+            _summary(calm["int8"]),
+            _summary(calm["fp32"]),
+            _mixed(once, twice, draw.share),
+            float(np.mean(once)),
+            float(np.mean(twice)),
+            len(calls),
+            sum(paused for _, _, paused in calls) / len(calls),
+            *sizes,
+        )
+
+    def _engine(self, graph: Path, precision: Any, name: str) -> Path:
+        folder = self.work / "engines" / name
+        engine = folder / "model.xml"
+        return (
+            engine
+            if engine.is_file()
+            else folder / targets.get(TARGET).compile(graph, folder, precision).file
+        )
+
+    def _logits(self, engine: Path, label: str, use: Any, indices: Sequence[int]) -> Any:
+        """Return the logits of images; those that an earlier call computed are kept."""
+        source = self.sources[use == "evaluate"]
+        path = self.work / f"{label}-{use}.npz"
+        kept = dict(np.load(path)) if path.is_file() else {}
+        known = {int(index): row for row, index in enumerate(kept.get("indices", ()))}
+        absent = [index for index in indices if index not in known]
+        if absent:
+            job = evaluation.Work(
+                (("engine", evaluation.Engine(engine, TARGET)),), source, None, self.preprocess, 32, use=use
+            )
+            outcome, _ = evaluation.run(job, absent, workers=None, backend="threading", label=label)
+            new = {"indices": outcome.indices, "logits": outcome.logits["engine"]}
+            kept = {key: np.concatenate([kept[key], new[key]]) if kept else new[key] for key in new}
+            np.savez(path, **kept)
+            known = {int(index): row for row, index in enumerate(kept["indices"])}
+        return kept["logits"][[known[index] for index in indices]]
+
+
+def _differ(one: Any, other: Any) -> Any:
+    return one.argmax(1) != other.argmax(1)
+
+
+def _pauses() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _summary(samples: Sequence[float]) -> tuple[float, float, float]:
+    return float(np.mean(samples)), percentile(samples, 50), percentile(samples, 99)
+
+
+def _mixed(once: Sequence[float], twice: Sequence[float], share: float) -> tuple[float, float, float]:
+    """Return mean, p50 and p99 of calls of which `share` run twice.
+
+    The images that run twice are rare in the timing and longer, so more often preempted: their weight is the
+    share of all test images, not their number among the calls.
+    """
+    times = np.concatenate([once, twice])
+    weights = np.concatenate(
+        [np.full(len(once), (1 - share) / len(once)), np.full(len(twice), share / max(len(twice), 1))]
+    )
+    order = np.argsort(times)
+    reached = np.cumsum(weights[order])
+    quantiles = [float(times[order][np.searchsorted(reached, each * reached[-1])]) for each in (0.5, 0.99)]
+    return float((times * weights).sum() / weights.sum()), quantiles[0], quantiles[1]
+
+
+def _draws(done: Sequence[Draw], images: int) -> str:
+    """Return the table of the draws."""
+    rows = []
+    for number, each in enumerate(done):
+        low, high = rate_interval(each.flips, images)
+        rows.append(
+            (
+                number + 1,
+                f"{each.found.flips} of {each.found.images}",
+                each.found.left,
+                f"{1e4 * each.found.bound:.2f}",
+                f"{1e4 * each.found.bound95:.2f}",
+                f"{each.found.margin:.3f}",
+                each.int8_flips,
+                each.flips,
+                f"{1e4 * low:.2f} to {1e4 * high:.2f}",
+                f"{100 * each.found.rerun_share:.2f}",
+                f"{100 * each.share:.2f}",
+            )
+        )
+    columns = (
+        "draw",
+        "flips on threshold images",
+        "left",
+        "bound, in 10,000",
+        "of this draw (95 %)",
+        "margin",
+        "INT8 flips, test",
+        "guarded flips, test",
+        "in 10,000 (95 %)",
+        "run twice %, threshold images",
+        "run twice %, test",
+    )
+    return table(columns, rows)
+
+
+def _held_out(done: Sequence[Draw]) -> str:
+    """Return the table of thresholds on images like the test images."""
+    rows = [
+        (
+            number + 1,
+            f"{each.held_out.margin:.3f}",
+            f"{each.held_out_flips} of {each.held_out.images}",
+            f"{100 * each.held_out.rerun_share:.2f}",
+        )
+        for number, each in enumerate(done)
+    ]
+    columns = ("draw", "margin", "flips, each image by the threshold on all others", "run twice %, test")
+    return f"With images that are exchangeable, the test images themselves:\n\n{table(columns, rows)}"
+
+
+def _timing(draw: Draw, timing: Timing, done: Sequence[Draw]) -> str:
+    """Return the latency of the draw that runs most images twice, and the ratio of every draw."""
+    rows = [
+        (name, *(f"{each:.3f}" for each in figures), f"{figures[0] / timing.int8[0]:.3f}")
+        for name, figures in (("INT8", timing.int8), ("guarded", timing.guarded), ("FP32", timing.fp32))
+    ]
+    latency = table(("ms, one image, one thread", "mean", "p50", "p99", "mean / INT8's"), rows)
+    ratios = ", ".join(f"{timing.ratio(each.share):.3f}" for each in done)
+    held_out = ", ".join(f"{timing.ratio(each.held_out.rerun_share):.3f}" for each in done)
+    return (
+        f"{latency}\n\nOf the draw that runs most images twice ({100 * draw.share:.2f} %; the least: "
+        f"{100 * min(each.share for each in done):.2f} %). {timing.calls} timed calls, in turns of "
+        f"{BLOCK - LEAD} test images; {100 * timing.preempted:.1f} % were preempted and left out. Mean "
+        f"latency over INT8's, by the share of each draw: {ratios}; with the "
+        f"exchangeable images: {held_out}. Resident memory: INT8 "
+        f"{timing.int8_bytes / 1e6:.0f} MB, FP32 {timing.fp32_bytes / 1e6:.0f} MB; a guard has both."
+    )
+
+
+if __name__ == "__main__":
+    main()

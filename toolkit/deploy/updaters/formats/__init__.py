@@ -1,0 +1,1 @@
+"""Formats of updates, one file each."""
