@@ -222,7 +222,7 @@ def _shift_readers(graph: ir.Graph, value: ir.Value, constant: float) -> None:
 
 
 def _subtract(graph: ir.Graph, value: ir.Value, constant: float, names: edit.Names) -> None:
-    """Subtract the shift before a tensor: in a bias, without the ReLU; of a copy of a float tensor by an Add."""
+    """Subtract the shift before a tensor: in a bias, without the ReLU; from a float tensor's copy by Add."""
     source = producer(value)
     if source is not None and source.op_type == "Identity":
         shift = edit.add_constant(graph, f"{value.name}/shift", np.asarray(-constant, np.float32), names)
