@@ -7,16 +7,21 @@ from typing import Any, Callable
 
 import numpy as np
 
+from .guard_record import margin
+
+_FEW = 100  # classes
 DIFFERENT = 5.0  # standard deviations between two shares: 1 in 3 million by chance, looked at once
 
 
 def margins(logits: Any) -> Any:
-    """Return the margins (N,) of logits (N, classes): the largest minus the second; infinite with one class."""
+    """Return the margins (N,), float64, of logits (N, classes): the largest minus the second.
+
+    Infinite with one class. Float64 is what `guard_record.margin` computes in.
+    """
     if logits.shape[1] < 2:  # noqa: PLR2004
-        return np.full(len(logits), np.inf, logits.dtype)
-    best = logits.copy()
-    best.partition(logits.shape[1] - 2)
-    return best[:, -1] - best[:, -2]
+        return np.full(len(logits), np.inf)
+    best = np.partition(logits, -2, axis=1)
+    return best[:, -1].astype(np.float64) - best[:, -2]
 
 
 class Guarded:
@@ -45,8 +50,8 @@ class Guarded:
         """Return logits (N, classes) of images (N, ...)."""
         logits = self._fast(images)
         self.images += len(logits)
-        if len(logits) == 1 and margins(logits)[0] > self._threshold:  # the usual case, a few microseconds
-            return logits
+        if len(logits) == 1 and logits.shape[1] <= _FEW and margin(logits[0].tolist()) > self._threshold:
+            return logits  # the usual case: after an inference, calls of NumPy take longer than a few numbers in Python
         again = np.flatnonzero(margins(logits) <= self._threshold)
         if len(again) == 0:
             return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import json
 import math
 import os
@@ -17,11 +16,11 @@ _NUMBERS = ("threshold", "max_flips", "bound", "bound95", "images", "rerun_share
 
 
 def margin(row: Sequence[float]) -> float:
-    """Return the margin of the logits of an image, rounded to float32 as `guard.margins`."""
+    """Return the margin of the logits of an image: the largest minus the second, infinite with one class."""
     if len(row) < 2:  # noqa: PLR2004
         return math.inf
     second, first = sorted(row)[-2:]
-    return array.array("f", [first - second])[0]
+    return first - second
 
 
 def read(folder: str) -> dict[str, Any] | None:
