@@ -23,6 +23,7 @@ from edgeship.toolkit.core.quant import QuantScheme, QuantSpec
 from edgeship.toolkit.graph import io
 from edgeship.toolkit.graph.edit import Names, add_constant, constant
 from edgeship.toolkit.graph.query import weight_axis
+from edgeship.toolkit.graph.shift import is_shiftable
 from edgeship.toolkit.graph.signs import AVERAGE_OPS, EXTREMUM_OPS, LAYOUT_OPS, SELECTION_OPS, never_negative
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
@@ -81,15 +82,14 @@ def place(
             raise QuantizationError(f"no layer named '{name}' to leave in float", hint=nearest(name, layers))
     float_names = frozenset(float_layers)
     quantized = {
-        id(value) for node in model.graph for value in _quantized_inputs(node, scheme, float_names, largest)
+        id(value)
+        for node in model.graph
+        for value in _quantized_inputs(node, scheme, float_names, largest)
+        if value.name not in float_tensors
     }
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     return Placement(
-        {
-            str(v.name): _activation_spec(v, scheme, lowest)
-            for v in values
-            if id(v) in quantized and v.name not in float_tensors
-        },
+        {str(v.name): _activation_spec(v, scheme, lowest, quantized) for v in values if id(v) in quantized},
         {
             str(node.inputs[1].name): QuantSpec(
                 "int8", symmetric=True, axis=weight_axis(node), bits=scheme.weight.bits
@@ -203,8 +203,8 @@ def _quantizes_add_input(
 
     The convolution that ends the main branch fuses with the Add, so that its result stays in float. OpenVINO
     fuses it without a pair only if the shortcut is a convolution too, with the Add as its one consumer;
-    otherwise the main branch needs a pair. With two convolutions either may fuse in OpenVINO; TensorRT
-    requires the pair on the shortcut, the branch with fewer layers.
+    otherwise the main branch needs a pair. With two convolutions either may fuse: the result with the smaller
+    range has the pair, without statistics that of the branch with fewer layers.
     """
     if scheme.add_inputs == "all":
         return True
@@ -214,7 +214,7 @@ def _quantizes_add_input(
         return True
     if all(fusable):
         sizes = [largest.get(str(v.name), 0.0) for v in (first, second)]
-        if scheme.add_inputs == "skip" or sizes[0] == sizes[1]:
+        if sizes[0] == sizes[1]:
             sizes = [float(_depth(v)) for v in (first, second)]
         return value is (first if sizes[0] < sizes[1] else second)
     main = first if fusable[0] else second
@@ -329,7 +329,11 @@ def preceding_layer(node: ir.Node) -> str | None:
     return str(layer.name) if layer is not None else None
 
 
-def _activation_spec(value: ir.Value, scheme: QuantScheme, lowest: Mapping[str, float]) -> QuantSpec:
+def _activation_spec(
+    value: ir.Value, scheme: QuantScheme, lowest: Mapping[str, float], quantized: Set[int]
+) -> QuantSpec:
+    if scheme.shifted_activation is not None and is_shiftable(value, quantized):
+        return scheme.shifted_activation
     unsigned = never_negative(value) or (
         _is_from_unknown_operator(value) and lowest.get(str(value.name), -1.0) >= 0
     )

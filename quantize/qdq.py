@@ -93,31 +93,5 @@ def _pair(graph: ir.Graph, value: ir.Value, qparams: QParams, names: Names, *, f
 def _correct(graph: ir.Graph, biases: Mapping[str, FloatArray]) -> None:
     for node in list(graph):
         shift = biases.get(str(node.name))
-        if shift is None:
-            continue
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        if bias is not None and len(bias.consumers()) == 1:
-            edit.set_constant(bias, (edit.constant(bias) + shift).astype(np.float32))
-        elif node.op_type != "MatMul":
-            corrected = shift if bias is None else edit.constant(bias) + shift
-            value = edit.add_constant(graph, f"{node.name}/bias", corrected.astype(np.float32))
-            inputs = [*node.inputs[:2], value]
-            replacement = ir.Node(
-                node.domain,
-                node.op_type,
-                inputs,
-                list(node.attributes.values()),
-                name=node.name,
-                outputs=None,
-            )
-            _replace(graph, node, replacement)
-
-
-def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
-    result, before = new.outputs[0], old.outputs[0]
-    result.shape, result.type = before.shape, before.type
-    graph.insert_after(old, new)
-    before.replace_all_uses_with(result, replace_graph_outputs=True)
-    name = before.name
-    graph.remove(old, safe=True)
-    result.name = name
+        if shift is not None:
+            edit.add_to_bias(graph, node, shift)

@@ -12,7 +12,7 @@ from edgeship.quantization.placement import Placement, duplicate_shared_weights,
 from edgeship.quantization.statistics import Statistics
 from edgeship.quantization.torch_executor import DEFAULT, Execution
 from edgeship.toolkit.core.quant import FloatArray, QParams, QuantScheme
-from edgeship.toolkit.graph import edit, io
+from edgeship.toolkit.graph import edit, io, shift
 from edgeship.toolkit.graph.dialect import drop_identities
 
 
@@ -58,6 +58,7 @@ class Quantized:
         graph = qdq.insert(
             self.model, self.activations, self.weights, self.biases, store_integers=store_integers
         )
+        shift.absorb(graph)
         drop_identities(graph)  # from `placement.add_float_bypass`
         return graph
 

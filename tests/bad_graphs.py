@@ -144,6 +144,18 @@ def before_relu(model):
 
 def wrong_side(model):
     """Q/DQ between the last convolution and the Add, none on the shortcut."""
+    parameters = ["maxpool_scale", "maxpool_zero_point"]
+    q = helper.make_node("QuantizeLinear", ["layer1.conv2", *parameters], ["main_q"], name="main_q")
+    dq = helper.make_node("DequantizeLinear", ["main_q", *parameters], ["main_dq"], name="main_dq")
+    add = node(model, "layer1.add")
+    place = list(model.graph.node).index(add)
+    model.graph.node.insert(place, dq)
+    model.graph.node.insert(place, q)
+    node(model, "layer1.add").input[:] = ["main_dq", "maxpool"]
+
+
+def other_projection_side(model):
+    """Of two convolutions that meet, the deeper one has the pair: right too."""
     for name, scale in (("layer2.conv2", "layer2.downsample_scale"),):
         zero = "layer2.downsample_zero_point"
         q, dq = node(model, "layer2.downsample_quantized"), node(model, "layer2.downsample_dequantized")

@@ -129,6 +129,7 @@ OPERATIONS: dict[str, Any] = {
     "AveragePool": lambda i, a: _pool(i, a, np.mean),
     "GlobalAveragePool": lambda i, a: _real(i[0]).mean((2, 3), keepdims=True),
     "Flatten": lambda i, a: _flat(i[0]),
+    "Identity": lambda i, a: i[0],
     "BatchNormalization": _batch_norm,
 }
 

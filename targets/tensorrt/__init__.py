@@ -15,6 +15,7 @@ from edgeship.toolkit.core.artifact import write_bytes
 from edgeship.toolkit.core.errors import ModelError, TargetError
 from edgeship.toolkit.core.quant import Cpu, FloatArray, PixelArray, QuantScheme, QuantSpec
 from edgeship.toolkit.core.results import LayerAudit, Precision
+from edgeship.toolkit.graph import shift
 
 GRAPH = "model.onnx"
 ENGINE = "model.plan"
@@ -35,6 +36,7 @@ class TensorRT:
             weight=QuantSpec("int8", symmetric=True, axis=0),
             activation=QuantSpec("int8", symmetric=True),
             unsigned_activation=None,
+            shifted_activation=QuantSpec("uint8", symmetric=True, offset=shift.ZERO_POINT),
             add_inputs="skip",
             max_pool="output",  # the builder moves the Q through the pool and fuses both with the convolution
             store_integers=False,

@@ -23,7 +23,7 @@ from edgeship.toolkit.core.artifact import write_text
 from edgeship.toolkit.core.errors import DataError, DeviceError, ModelError
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.results import Finding
-from edgeship.toolkit.graph import io
+from edgeship.toolkit.graph import io, shift
 from edgeship.toolkit.graph.load import load_unchanged
 from edgeship.toolkit.graph.query import (
     DEQUANTIZE,
@@ -158,6 +158,7 @@ def ranges(model: Path, images: FloatArray) -> dict[str, float]:
         DataError: The images do not fit the graph.
     """
     graph = load_unchanged(model)
+    shift.restore(graph)
     values = _without_scale(graph.graph, strip(graph))
     shape = tuple(dim if isinstance(dim, int) else 0 for dim in graph.graph.inputs[0].shape or ())
     if images.ndim != len(shape) or images.shape[1:] != shape[1:]:
@@ -296,6 +297,7 @@ def write(
             hint="give major.minor.patch: `dpkg -l libnvinfer-bin` on the device prints it",
         )
     graph = load_unchanged(model)
+    shift.restore(graph)  # layers that fall back do not saturate
     findings = tuple(unsupported(graph))
     if any(finding.rule == "dla-dynamic-batch" for finding in findings):
         raise ModelError("a dynamic batch does not run on the DLA", hint="export with a fixed batch")

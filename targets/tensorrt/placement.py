@@ -58,8 +58,8 @@ def is_quantized(value: ir.Value | None) -> bool:
 def main_and_shortcut(add: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     """Return the inputs of a residual Add: main branch, which fuses with it, and shortcut.
 
-    With one convolution before the Add, it ends the main branch. With two (a projection), the main branch is
-    the longer path from the common ancestor.
+    With one convolution before the Add, it ends the main branch. With two (a projection), it ends in the one
+    without a pair; if both or none have one, it is the longer path from the common ancestor.
 
     Returns:
         The inputs, dequantized where they are; None for other Adds.
@@ -71,7 +71,9 @@ def main_and_shortcut(add: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     convolutions = [(node := producer(end)) is not None and node.op_type == "Conv" for end in ends]
     if not any(convolutions):
         return None
-    if all(convolutions):
+    if all(convolutions) and is_dequantized(first) != is_dequantized(second):
+        convolutions = [is_dequantized(second), is_dequantized(first)]  # either fuses with the Add
+    elif all(convolutions):
         paths = [_ancestors(end) for end in ends]
         lengths = [_distance(*paths), _distance(*reversed(paths))]
         convolutions = [lengths[0] > lengths[1], lengths[0] <= lengths[1]]

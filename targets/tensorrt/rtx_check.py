@@ -46,12 +46,15 @@ class Verdict:
             read as INT8 is an error: the engine would be built, and its numbers would be wrong.
         warnings: Other warnings of the parser.
         layers: Every layer of the graph that has weights, as the built engine lists it.
+        engine_layers: Number of layers of the engine, kernels for several nodes of the graph among them; 0 if
+            it is not built.
     """
 
     version: str
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
     layers: tuple[LayerAudit, ...]
+    engine_layers: int = 0
 
     @property
     def accepted(self) -> bool:
@@ -86,7 +89,8 @@ def check(model: Path, capabilities: tuple[str, ...] = NEAREST_TO_ORIN) -> Verdi
         errors = [text for text in logger.texts(trt.ILogger.Severity.ERROR) if NO_GPU not in text]
         return Verdict(trt.__version__, tuple(errors) or ("the builder gave no reason",), warnings, ())
     listing = next((t for t in logger.texts(trt.ILogger.Severity.VERBOSE) if t.startswith("Layers:")), "")
-    return Verdict(trt.__version__, (), warnings, layers(listing, weighted_nodes(model)))
+    count = sum(1 for _ in LAYER.finditer(listing))
+    return Verdict(trt.__version__, (), warnings, layers(listing, weighted_nodes(model)), count)
 
 
 def weighted_nodes(model: Path) -> dict[str, str]:

@@ -45,8 +45,8 @@ class QuantSpec:
         symmetric: Zero point fixed at 0, range the same on both sides (narrow: -127..127).
         axis: Channel axis of per-channel scales; None is per-tensor.
         bits: Bits of the type that are used; 7 avoids overflow of `vpmaddubsw` pair sums.
-        offset: Added to the integers of an activation where the graph stores them: signed ones become uint8
-            with a zero point of 128, the same steps.
+        offset: Added to the integers of an activation where the graph stores them: 128 makes signed ones
+            uint8 with a zero point of 128, -128 unsigned ones int8 with a zero point of -128; the same steps.
     """
 
     dtype: Literal["int8", "uint8", "float8e4m3fn"]
@@ -65,7 +65,9 @@ class QuantSpec:
     @property
     def stored(self) -> Literal["int8", "uint8", "float8e4m3fn"]:
         """Return the type of the numbers of an activation in the graph."""
-        return "uint8" if self.offset else self.dtype
+        if not self.offset:
+            return self.dtype
+        return "uint8" if self.offset > 0 else "int8"
 
     @property
     def saturation(self) -> int:
@@ -89,6 +91,9 @@ class QuantScheme:
         weight: Spec of convolution and fully connected weights.
         activation: Spec of an activation that can be negative.
         unsigned_activation: Spec of an activation that is never negative; None uses `activation`.
+        shifted_activation: Spec of an activation that is never negative where the layers around it absorb a
+            shift by 128 steps (toolkit/graph/shift.py), so that signed integers hold 8 bits of it; None: no
+            tensor is shifted.
         add_inputs: "skip": only the shortcut input of a residual Add is quantized, so that the last
             convolution fuses with the Add; "both": the main branch too, where the fusion requires it;
             "all": always both, for an integer Add of its own.
@@ -120,6 +125,7 @@ class QuantScheme:
     pairs: PairOrder | None = None
     pair_sums: bool = False
     float_adds: bool = False
+    shifted_activation: QuantSpec | None = None
 
     @property
     def saturating_pairs(self) -> PairOrder | None:

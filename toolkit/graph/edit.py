@@ -78,6 +78,37 @@ def add_constant(
     return value
 
 
+def add_to_bias(graph: ir.Graph, node: ir.Node, shift: np.ndarray[Any, Any]) -> None:
+    """Add a value for each output channel to the bias of a layer; of a layer without one it becomes the bias.
+
+    A bias that other nodes read too is copied. A MatMul has no bias and is not changed.
+
+    Args:
+        graph: The graph of the node.
+        node: A Conv, Gemm or BatchNormalization.
+        shift: One value per output channel.
+    """
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and len(bias.consumers()) == 1:
+        set_constant(bias, (constant(bias) + shift).astype(np.float32))
+    elif node.op_type != "MatMul":
+        corrected = shift if bias is None else constant(bias) + shift
+        value = add_constant(graph, f"{node.name}/bias", corrected.astype(np.float32))
+        inputs = [*node.inputs[:2], value, *node.inputs[3:]]
+        attributes = list(node.attributes.values())
+        _replace(graph, node, ir.Node(node.domain, node.op_type, inputs, attributes, name=node.name))
+
+
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    result, before = new.outputs[0], old.outputs[0]
+    result.shape, result.type = before.shape, before.type
+    graph.insert_after(old, new)
+    before.replace_all_uses_with(result, replace_graph_outputs=True)
+    name = before.name
+    graph.remove(old, safe=True)
+    result.name = name
+
+
 class Replacement:
     """Replacement of one node by several; the last emitted one computes its result.
 
