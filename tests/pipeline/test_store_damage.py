@@ -12,6 +12,7 @@ from edgeship.toolkit.models import resnet, weights
 from edgeship.toolkit.pipeline import Recipe, Store, run
 
 MEASURED = ("bench", "report")  # their times differ from run to run
+TIMED = {"compile": "compiled.json", "evaluate": "time.json"}  # has the times of layers, of the evaluation
 KINDS = ("bit", "digit", "cut", "page", "field")
 
 
@@ -20,12 +21,13 @@ def outcome(finished):
     digests = {
         stage.name: sha256_tree(stage.folder) for stage in finished.stages if stage.name not in MEASURED
     }
-    engines = finished.folder("compile")
-    digests["compile"] = {  # compiled.json has the times of layers
-        path.relative_to(engines): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in engines.rglob("*")
-        if path.is_file() and path.name != "compiled.json"
-    }
+    for stage, timed in TIMED.items():
+        folder = finished.folder(stage)
+        digests[stage] = {
+            path.relative_to(folder): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != timed
+        }
     return digests
 
 
