@@ -134,6 +134,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "pipeline/test_guarding.py": "toolkit/runs/guarded.py",
     "pipeline/test_mixed_precision.py": "toolkit/pipeline/quantizing.py",
     "pipeline/test_prune_stage.py": """
+        toolkit/pipeline/distillation_time.py
         toolkit/pipeline/finetuning.py
         toolkit/pipeline/latency_table.py
         toolkit/pipeline/pruning.py

@@ -11,7 +11,7 @@ from edgeship.toolkit.core.progress import listening
 from edgeship.toolkit.core.typed_json import from_json, read_as
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.resnet import architecture, build, macs
-from edgeship.toolkit.pipeline import Recipe, Store, pruning, run
+from edgeship.toolkit.pipeline import Recipe, Store, distillation_time, pruning, run
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.pipeline.stages import STAGES
 from edgeship.toolkit.prune import width_search
@@ -178,7 +178,7 @@ def ticks(monkeypatch):
         limit_s = recipe.prune.budget_s
         return None if limit_s is None else TimeBudget(limit_s, file, used_s=used_s, now=now)
 
-    monkeypatch.setattr(pruning, "time_budget", budget)
+    monkeypatch.setattr(distillation_time, "time_budget", budget)
     return seconds
 
 

@@ -74,6 +74,6 @@ def test_conditional_reads_follow_the_recipe():
     assert BY_NAME["prune"].options(pruning) == ("prune", "evaluate.source", "select.source")
     timed = Recipe.build({**BASE, "prune": {"latency_ratio": 0.5, "method": "obs", "source": "digits"}})
     assert BY_NAME["prune"].options(timed)[1:] == ("evaluate.source", "compile.targets", "bench.threads")
-    assert BY_NAME["finetune"].options(plain) == ("finetune",)
+    assert BY_NAME["finetune"].options(plain) == ("finetune", "prune.budget_s")
     assert "select.source" not in BY_NAME["quantize"].options(plain)
     assert "select.source" in BY_NAME["quantize"].options(Recipe.build(BASE, ["quantize.min_agreement=0.9"]))

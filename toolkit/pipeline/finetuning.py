@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeship.toolkit.core.artifact import read_json
-from edgeship.toolkit.core.quant import FloatArray, IntArray
-from edgeship.toolkit.pipeline import datasets, pruning
+from edgeship.toolkit.core.quant import FloatArray, IntArray, QuantScheme
+from edgeship.toolkit.core.typed_json import read_as
+from edgeship.toolkit.pipeline import datasets, distillation_time
 from edgeship.toolkit.runs.network import ModelInfo
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ def validation_count(count: int) -> int:
 
 def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: Path) -> None:
     """Distill the dense network into the pruned one; write it and history.json."""
-    from edgeship import targets
     from edgeship.calibration.loader import batches
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune.finetune import distill
@@ -36,9 +36,9 @@ def finetune(recipe: Recipe, dense: Path, pruned: Path, out: Path, checkpoint: P
     options, info = recipe.finetune, ModelInfo.read(dense)
     budget, scheme = None, None
     if recipe.prune.budget_s is not None:
-        used_s = float(read_json(pruned / pruning.CLOCK))
-        budget = pruning.time_budget(recipe, checkpoint.with_name(pruning.CLOCK), used_s)
-        scheme = targets.get(recipe.compile.targets[0]).scheme()
+        used_s = float(read_json(pruned / distillation_time.CLOCK))
+        budget = distillation_time.time_budget(recipe, checkpoint.with_name(distillation_time.CLOCK), used_s)
+        scheme = read_as(pruned / distillation_time.SCHEME, QuantScheme)
     preprocess = info.preprocess
     dataset, indices = datasets.training_images(
         recipe.finetune_source, options.images, options.seed, recipe.evaluate.source, info.class_names

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeship.toolkit.core.artifact import read_json, write_json
+from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.quant import FloatArray
-from edgeship.toolkit.pipeline import datasets
+from edgeship.toolkit.pipeline import datasets, distillation_time
 from edgeship.toolkit.pipeline.latency_table import LatencyTable
 from edgeship.toolkit.runs.network import ModelInfo
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from edgeship.toolkit.prune.time_budget import TimeBudget
 
 BATCH = 32  # images per batch
-CLOCK = "clock.json"  # elapsed seconds of the time budget, for the distillation
-LEAST_DISTILLATION = 0.05  # part of a time budget below which distillation is left out
 
 
 def prune(recipe: Recipe, folder: Path, out: Path, checkpoint: Path) -> None:
@@ -39,11 +37,12 @@ def prune(recipe: Recipe, folder: Path, out: Path, checkpoint: Path) -> None:
     Raises:
         ModelError: The network is an ONNX graph, or the goal cannot be met.
     """
+    from edgeship import targets
     from edgeship.toolkit.models import weights
     from edgeship.toolkit.prune import pruner
 
     model, preprocess = network_of(folder)
-    budget = time_budget(recipe, checkpoint.with_name(CLOCK))
+    budget = distillation_time.time_budget(recipe, checkpoint.with_name(distillation_time.CLOCK))
     pictures = stream(recipe, preprocess)
     with ExitStack() as stack:
         measure = None
@@ -57,32 +56,17 @@ def prune(recipe: Recipe, folder: Path, out: Path, checkpoint: Path) -> None:
         )
     if budget is not None:
         plan = replace(plan, warnings=plan.warnings + _without_distillation(budget))
-        write_json(out / CLOCK, budget.elapsed_s)
+        write_json(out / distillation_time.SCHEME, targets.get(recipe.compile.targets[0]).scheme())
+        write_json(out / distillation_time.CLOCK, budget.elapsed_s)
     weights.save(smaller, out, preprocess, source=ModelInfo.read(folder).preprocess_source)
     write_json(out / "plan.json", plan)
-
-
-def time_budget(recipe: Recipe, file: Path, used_s: float = 0.0) -> TimeBudget | None:
-    """Return the time budget of pruning and distillation, with its state in a file; None: no limit."""
-    from edgeship.toolkit.prune.time_budget import TimeBudget
-
-    limit_s = recipe.prune.budget_s
-    return None if limit_s is None else TimeBudget(limit_s, file, used_s=used_s)
-
-
-def distills(recipe: Recipe, pruned: Path) -> bool:
-    """Return True if there are epochs, or enough of a time budget is left, for a distillation."""
-    if recipe.prune.budget_s is None:
-        return recipe.finetune.epochs > 0
-    left_s = recipe.prune.budget_s - float(read_json(pruned / CLOCK))
-    return left_s > LEAST_DISTILLATION * recipe.prune.budget_s
 
 
 def _without_distillation(budget: TimeBudget) -> tuple[str, ...]:
     """Return a warning if search and refit left no time for the distillation."""
     from edgeship.toolkit.prune.time_budget import in_words
 
-    if budget.left_s > LEAST_DISTILLATION * budget.limit_s:
+    if budget.left_s > distillation_time.LEAST * budget.limit_s:
         return ()
     return (
         f"prune.budget_s: search and refit took {budget.elapsed_s:.0f} of {budget.limit_s:.0f} s; "

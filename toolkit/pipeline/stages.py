@@ -21,6 +21,7 @@ from edgeship.toolkit.pipeline import (
     baseline_check,
     compilation,
     datasets,
+    distillation_time,
     evaluation,
     finetuning,
     guarding,
@@ -63,7 +64,7 @@ def prune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
 def finetune(recipe: Recipe, inputs: Inputs, out: Path, work_dir: Path) -> None:
     """Distill the unpruned network into the pruned one, or copy it. Writes the network and history.json."""
     unpruned = read_json(inputs["prune"] / "plan.json")["method"] == "none"
-    if unpruned or not pruning.distills(recipe, inputs["prune"]):
+    if unpruned or not distillation_time.distills(recipe, inputs["prune"]):
         _link_network(inputs["prune"], out)
         write_json(out / "history.json", {})
     else:
@@ -342,6 +343,10 @@ def _timed(recipe: Recipe) -> bool:
     return recipe.prune.budget_s is not None
 
 
+def _times_or_timed(recipe: Recipe) -> bool:
+    return _times_candidates(recipe) or _timed(recipe)
+
+
 def _unpruned(recipe: Recipe) -> bool:
     return recipe.prune.method == "none"
 
@@ -354,20 +359,16 @@ def _read_by_prune(recipe: Recipe) -> tuple[str, ...]:
     if _unpruned(recipe):
         return ()
     source = () if recipe.prune.source else ("select.source",)
-    timing = ("compile.targets", "bench.threads") if _times_candidates(recipe) else ()
-    return ("evaluate.source", *source, *timing)
+    target = ("compile.targets",) if _times_or_timed(recipe) else ()
+    threads = ("bench.threads",) if _times_candidates(recipe) else ()
+    return ("evaluate.source", *source, *target, *threads)
 
 
 def _read_by_finetune(recipe: Recipe) -> tuple[str, ...]:
     if _not_finetuned(recipe):
         return ("prune.budget_s",)
-    timed = ("compile.targets",) if recipe.prune.budget_s is not None else ()
-    return (
-        "evaluate.source",
-        "prune.budget_s",
-        *timed,
-        *(() if recipe.finetune.source else ("select.source",)),
-    )
+    source = () if recipe.finetune.source else ("select.source",)
+    return ("evaluate.source", "prune.budget_s", *source)
 
 
 def _times_layers(recipe: Recipe) -> bool:
@@ -407,7 +408,7 @@ def _read_by_bench(recipe: Recipe) -> tuple[str, ...]:
 
 STAGES = (
     Stage("load", load, reads=("export.size",), implementation=load_and_export.loader),
-    Stage("prune", prune, needs=("load",), reads=_read_by_prune, idle=_unpruned, on_device=_times_candidates),
+    Stage("prune", prune, needs=("load",), reads=_read_by_prune, idle=_unpruned, on_device=_times_or_timed),
     Stage(
         "finetune",
         finetune,
