@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import onnx
@@ -375,3 +378,18 @@ def test_images_that_change_while_a_stage_reads_them_give_no_result(start, tmp_p
     assert "run again" in caught.value.hint
     calls, _ = start(recipe, stages=STAGES[:2])
     assert calls == ["select"]  # nothing was stored for it
+
+
+def test_what_a_killed_run_left_in_its_folder_is_removed(start, tmp_path):
+    """Seen: a run that was killed while it published left its temporary folder there for good."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    dead, live = (out / f".incoming-{pid}-x" for pid in (ended.pid, os.getpid()))
+    for folder in (dead, live):
+        (folder / "engines").mkdir(parents=True)
+    (out / f".incoming-{ended.pid}-y").symlink_to(elsewhere)
+    (out / ".incoming-mine").mkdir()
+    start(out=out)
+    assert not dead.exists() and live.is_dir() and elsewhere.is_dir() and (out / ".incoming-mine").is_dir()

@@ -12,6 +12,7 @@ run.json                            `RunIndex`; files it does not list are never
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import tempfile
@@ -39,6 +40,7 @@ from edgeship.toolkit.runs.variant_id import REFERENCE, VariantId
 RUN, REPORT = Path(RunIndex.FILE), "report.json"
 PAGES = tuple(Path(name) for name in (REPORT, "report.md", "report.html", "junit.xml", "predictions.npz"))
 ENGINES = Path("engines")
+INCOMING = ".incoming-"  # begins the name of the folder of files to publish; the process number follows
 
 
 def describe(recipe: Recipe, stages: tuple[StageResult, ...]) -> RunIndex:
@@ -116,7 +118,8 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     written = {RUN: index, **written}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=out) as name:
+        _remove_leftovers(out)
+        with tempfile.TemporaryDirectory(prefix=f"{INCOMING}{os.getpid()}-", dir=out) as name:
             incoming = Path(name)
             changed = [place for place, file in outputs.items() if not _same(file, out / place)]
             if described != _stated_description(out):
@@ -145,6 +148,25 @@ def publish(recipe: Recipe, stages: tuple[StageResult, ...], out: Path) -> None:
     finally:
         if new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove the temporary folders of runs that were killed while they wrote."""
+    for folder in out.glob(f"{INCOMING}*"):
+        pid = folder.name.removeprefix(INCOMING).partition("-")[0]
+        if pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)  # follows no link
+
+
+def _runs(pid: int) -> bool:
+    """Return True if there is a process with this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _description(folders: Mapping[str, Path]) -> dict[str, Any]:
