@@ -164,7 +164,7 @@ class Watch:
         for path in (self._path, os.path.join(MEMORY, self._memory)):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 with open(path, encoding="utf-8") as stream:
-                    mine = path == self._path or os.fstat(stream.fileno()).st_uid == os.getuid()
+                    mine = path == self._path or os.fstat(stream.fileno()).st_uid == os.stat(self._path).st_uid
                     state = json.load(stream)
                 sums, shift = np.array(state["sums"], float), np.array(state["shift"], float)
                 if mine and state["reference"] == self._digest and sums.shape == self._detector.sums.shape:
@@ -207,15 +207,11 @@ def _replace(path: str, text: str) -> bool:
     """Replace a file; no link of another user's is followed. False: it cannot be written."""
     temporary = f"{path}.{os.getpid()}"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)  # follows no link
         with open(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
         os.replace(temporary, path)
-    except FileExistsError:  # left by a process that was killed
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
-        return False
-    except OSError:
+    except OSError:  # also a file that a process which was killed has left: the next write succeeds
         with contextlib.suppress(OSError):
             os.remove(temporary)
         return False

@@ -203,9 +203,14 @@ def test_links_in_memory_are_not_followed_and_another_users_state_is_not_read(
     first.close()
     assert victim.read_text() == "mine"
     assert not fresh.is_symlink()
-    monkeypatch.setattr(watch.os, "getuid", lambda: 12345)
     fresh.write_text(fresh.read_text().replace('"frames":64', '"frames":6400'))
-    assert watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, str(path)).status()["frames"] == 64
+    assert watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, str(path)).status()["frames"] == 6400
+    own = path.stat()
+    with monkeypatch.context() as another:  # of another user
+        other = os.stat_result((*own[:4], own.st_uid + 1, *own[5:10]))
+        another.setattr(watch.os, "fstat", lambda _: other)
+        made = watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, str(path))
+    assert made.status()["frames"] == 64
 
 
 def test_a_release_is_watched_and_a_damaged_reference_is_none(tmp_path, reference):
