@@ -296,7 +296,7 @@ def _reformat(view: _View, layer: Layer) -> Reformat:
 
 
 def _cause(view: _View, layer: Layer, source: str, target: str) -> tuple[str, bool]:
-    if UNKNOWN in (source, target):
+    if UNKNOWN in (source, target) or not (layer.inputs and layer.outputs):
         return "unknown: the record has no format for it", False
     if view.is_binding(layer.inputs[0].name) and source in FLOATS:
         return "the network's input is float; only an INT8 input would spare it", False

@@ -1,6 +1,8 @@
 """Evaluation with workers is bit-identical on one thread, several, processes and a cluster."""
 
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -89,6 +91,23 @@ def test_a_cluster_that_is_not_installed_is_an_error_with_a_cure(monkeypatch):
         with pytest.raises(RecipeError, match=f"backend '{backend}' is not installed") as caught:
             list(parallel.ordered(abs, [1, 2], workers=2, backend=backend, label=""))
         assert "pip install" in caught.value.hint
+
+
+def test_threads_end_with_the_loop():
+    """One that is inside a runtime at the interpreter's end aborts it."""
+
+    def work(seconds):
+        if not seconds:
+            raise ValueError("bad image")
+        time.sleep(seconds)
+
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="bad image"):
+        list(parallel.ordered(work, [0.0, 0.5], workers=2, label=""))
+    results = parallel.ordered(work, [0.01, 0.5, 0.5], workers=2, label="")
+    next(results)
+    results.close()
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -355,6 +355,18 @@ def test_a_damaged_layer_is_refused_or_understood(place, key, value):
         assert all(item.time_ms is None for item in found.layers)
 
 
+@pytest.mark.parametrize("end", ["Inputs", "Outputs"])
+def test_a_copy_without_an_end_has_no_known_cause(end):
+    content = bad()
+    copies = [layer for layer in content["Layers"] if layer["LayerType"] == "Reformat"]
+    for layer in copies:
+        layer[end] = []
+        layer["TacticName"] = "sm80_xmma_fprop_implicit_gemm_interleaved_i8f32_i8i32_f32"
+    found = engine_analysis.explained(engine_info.parse(content, "test"), {})
+    assert copies and len(found.reformats) == len(copies)
+    assert all(item.cause.startswith("unknown") and not item.avoidable for item in found.reformats)
+
+
 @pytest.mark.skipif(not RECORDS.is_dir(), reason="the published engine records are not here")
 def test_published_records_of_resnet18():
     names = ("fp16", "qat", "qat-residual", "qat-residual-qgap")

@@ -9,18 +9,17 @@ import io
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
+from edgeship.toolkit.cli import _signals
 from edgeship.toolkit.cli._options import Resumable
 from edgeship.toolkit.core.errors import ToolkitError, nearest
 from edgeship.toolkit.core.paths import siblings
@@ -117,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 3 missed gate, 130 interrupted.
     """
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    _signals.leave(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
@@ -130,12 +129,15 @@ def _run(arguments: list[str]) -> int:
                 stream.reconfigure(errors="edgeship")
     # OpenMP's default of spinning at barriers slows training tenfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, _interrupt)  # clean up as after Ctrl-C
+    _signals.install()
     try:
         with app.make_context("edgeship", arguments) as context:
             context.obj = {"debug": False, "quiet": False}
             try:
                 app.invoke(context)
+            except Exception as error:
+                _signals.check(error)
+                raise
             finally:
                 debug = context.obj["debug"]
                 called = app.get_command(context, context.invoked_subcommand or "")
@@ -290,10 +292,6 @@ def _log_from(level: int, ctx: click.Context) -> None:
     logger = logging.getLogger("edgeship")
     ctx.call_on_close(partial(logger.setLevel, logger.level))
     logger.setLevel(level)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("stopped by a signal")
 
 
 if __name__ == "__main__":

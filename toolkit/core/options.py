@@ -7,7 +7,7 @@ import math
 import operator
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ else:
 
 T = TypeVar("T")
 LARGEST = 2**32 - 1  # number of an option that has no bound of its own
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def option(default: T, explanation: str, **rules: Any) -> T:
@@ -42,7 +43,7 @@ def option(default: T, explanation: str, **rules: Any) -> T:
 
 def declared(options: Any) -> dict[str, Field[Any]]:
     """Return name -> field of the options, and of the sections of options, of a class or an instance."""
-    hints = get_type_hints(options if isinstance(options, type) else type(options))
+    hints = _hints(options if isinstance(options, type) else type(options))
     return {
         each.name: each
         for each in fields(options)
@@ -113,7 +114,7 @@ def current_name(name: str, options: Any) -> str:
     section = next(
         (each.name for each in fields(options) if each.metadata.get("renamed_from") == section), section
     )
-    return f"{section}.{current_name(rest, get_type_hints(options).get(section))}" if rest else section
+    return f"{section}.{current_name(rest, _hints(options).get(section))}" if rest else section
 
 
 def with_current_names(table: Mapping[str, Any], options: Any, where: str = "") -> dict[str, Any]:
@@ -123,7 +124,7 @@ def with_current_names(table: Mapping[str, Any], options: Any, where: str = "") 
         RecipeError: A key is given under both names.
     """
     result: dict[str, Any] = {}
-    hints = get_type_hints(options)
+    hints = _hints(options)
     for key, value in table.items():
         name = current_name(key, options)
         if name != key:
@@ -256,7 +257,7 @@ def with_values(options: T, values: Any, where: str = "") -> T:
     """
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where} must be a section", hint=f"write [{where}] and its keys below")
-    hints, known = get_type_hints(type(options)), declared(options)
+    hints, known = _hints(type(options)), declared(options)
     unknown = [key for key in values if key not in known]
     if unknown:
         what = f"'{where}.{unknown[0]}'" if where else f"section '{unknown[0]}'"
@@ -333,7 +334,7 @@ def field_of(options: Any, name: str) -> FieldInfo:
     for section in sections:
         options = getattr(options, section)
     each = declared(options)[key]
-    return FieldInfo(key, get_type_hints(type(options))[key], getattr(options, key), each.metadata)
+    return FieldInfo(key, _hints(type(options))[key], getattr(options, key), each.metadata)
 
 
 def members(annotation: Any) -> list[Any]:
@@ -346,7 +347,7 @@ def members(annotation: Any) -> list[Any]:
 def _annotation(options: Any, name: str) -> Any:
     """Return the type of a dotted name; None for an unknown option, which `convert` reports."""
     for part in name.split("."):
-        options = get_type_hints(options).get(part) if is_dataclass(options) else None
+        options = _hints(options).get(part) if is_dataclass(options) else None
     return options
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from edgeship.toolkit.core.errors import RecipeError
 from edgeship.toolkit.core.progress import report_progress
+from edgeship.toolkit.core.threads import ordered_map
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,6 +40,8 @@ def ordered(
 ) -> Iterator[Result]:
     """Apply a function to every item in parallel; yield the results in the order of the items.
 
+    Threads are joined when the loop ends, also by an error or Ctrl-C: those of joblib would run on.
+
     Args:
         work: A deterministic function; for other processes a module-level one or its `functools.partial`.
         items: Its arguments.
@@ -51,9 +54,12 @@ def ordered(
         RecipeError: Ray or Dask is not installed.
     """
     report_progress(label, 0, len(items))
-    if backend == "threading" and min(workers, len(items)) <= 1:
-        results = map(work, items)
-        yield from _reported(results, label, len(items))
+    if backend == "threading":
+        if min(workers, len(items)) <= 1:
+            yield from _reported(map(work, items), label, len(items))
+            return
+        with closing(ordered_map(work, items, workers=workers, chunk=1)) as results:
+            yield from _reported(results, label, len(items))
         return
     import joblib  # type: ignore[import-untyped]
 

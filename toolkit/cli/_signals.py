@@ -1,0 +1,60 @@
+"""End a command by a signal: clean up, whatever becomes of the interrupt that the handler raises."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+_received: list[int] = []
+_report = sys.unraisablehook
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by a signal"}
+
+
+def install() -> None:
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM; a shell's background command keeps ignoring SIGINT."""
+    _received.clear()
+    signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    sys.unraisablehook = _unraisable
+
+
+def check(error: BaseException | None = None) -> None:
+    """Raise the interrupt of a signal again.
+
+    Python drops an interrupt that is raised in a destructor or a weak reference's callback, and an extension
+    that is interrupted during its import raises ImportError.
+
+    Args:
+        error: The exception that came in its place.
+
+    Raises:
+        KeyboardInterrupt: A signal was received.
+    """
+    if _received:
+        raise KeyboardInterrupt(_WORDS[signal.Signals(_received[0])]) from error
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; after a signal, without the interpreter's finalization, which aborts where a thread is in C++."""
+    if not _received:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed or absent
+            stream.flush()
+    os._exit(code)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _received.append(number)
+    check()
+
+
+def _unraisable(dropped: Any) -> None:
+    """Report an exception that Python drops, unless `check` raises it again."""
+    if not (_received and issubclass(dropped.exc_type, KeyboardInterrupt)):
+        _report(dropped)
