@@ -68,11 +68,13 @@ class Target(Protocol):
         title: Product name.
         opens_graphs: True if `open` also takes an ONNX file, and computes what an engine of it would.
         checks_rules: True if `edgeship audit` checks graphs against rules instead of compiling them.
+        on_cpu: True if the CPU of this machine computes its engines, in this process.
     """
 
     title: str
     opens_graphs: bool
     checks_rules: bool
+    on_cpu: bool
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme for a CPU; None: this machine's."""

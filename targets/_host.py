@@ -58,6 +58,7 @@ class HostTarget:
 
     opens_graphs = False
     checks_rules = False
+    on_cpu = False
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ def interleave(
     warmup_s: float = 0.2,
     duration_s: float | None = None,
     count: int | None = None,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, tuple[float, ...]]:
     """Time several runs in turns: AAA BBB CCC, CCC BBB AAA, ... in one process.
 
@@ -39,6 +40,7 @@ def interleave(
         warmup_s: Seconds of untimed runs before, at least two.
         duration_s: Seconds of turns for each run on average, at least `MIN_RUNS` timed runs.
         count: Timed runs of each, instead of a duration.
+        clock_ns: Clock of the timed runs in nanoseconds.
 
     Returns:
         Name -> latency of every timed run in ms, in order; all equally many.
@@ -61,7 +63,7 @@ def interleave(
         for name in in_turn(list(runs), turns):
             for _ in range(lead[name]):
                 runs[name]()
-            samples[name] += _undisturbed_ms(runs[name], timed)
+            samples[name] += _undisturbed_ms(runs[name], timed, clock_ns)
         done, turns = done + timed, turns + 1
         report_progress("timing", done, count)
     return {name: tuple(values) for name, values in samples.items()}
@@ -106,12 +108,12 @@ def _warm(runs: Mapping[str, Callable[[], object]], warmup_s: float) -> dict[str
     return quickest
 
 
-def _undisturbed_ms(run: Callable[[], object], count: int) -> list[float]:
+def _undisturbed_ms(run: Callable[[], object], count: int, clock_ns: Callable[[], int]) -> list[float]:
     samples: list[float] = []
     spare = count
     while len(samples) < count:
         pauses = _pauses()
-        seconds = _seconds(run)
+        seconds = _seconds(run, clock_ns)
         if spare and _pauses() != pauses:
             spare -= 1
         else:
@@ -124,7 +126,7 @@ def _pauses() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    before = time.perf_counter_ns()
+def _seconds(run: Callable[[], object], clock_ns: Callable[[], int] = time.perf_counter_ns) -> float:
+    before = clock_ns()
     run()
-    return (time.perf_counter_ns() - before) / 1e9
+    return (clock_ns() - before) / 1e9

@@ -46,7 +46,7 @@ class OnnxRuntime:
     """ONNX Runtime: its fused integer kernels are QLinearConv, QLinearAdd and QGemm."""
 
     title = "ONNX Runtime"
-    opens_graphs, checks_rules = True, False
+    opens_graphs, checks_rules, on_cpu = True, False, True
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme."""

@@ -31,7 +31,7 @@ class OpenVINO:
     """OpenVINO: its kernels fuse unsigned activations after a ReLU, and Adds with two quantized inputs."""
 
     title = "OpenVINO"
-    opens_graphs, checks_rules = True, False
+    opens_graphs, checks_rules, on_cpu = True, False, True
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme."""

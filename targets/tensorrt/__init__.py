@@ -26,7 +26,7 @@ class TensorRT:
     """Target with symmetric int8, and only the shortcut of an Add quantized, as its kernels fuse."""
 
     title = "TensorRT"
-    opens_graphs, checks_rules = False, True
+    opens_graphs, checks_rules, on_cpu = False, True, False
 
     def scheme(self, cpu: Cpu | None = None) -> QuantScheme:
         """Return the quantization scheme."""

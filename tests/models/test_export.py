@@ -1,6 +1,7 @@
 """Export: every member equals torch, and the graph holds only what every target reads."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,8 +11,9 @@ import torch
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess
+from edgeship.toolkit.graph.cost import cost
 from edgeship.toolkit.models.export import export, parity
-from edgeship.toolkit.models.resnet import architecture, build, names
+from edgeship.toolkit.models.resnet import ResNet, architecture, build, macs, names
 
 MEMBERS = [n for n in names() if not n.endswith(("101", "152", "110"))]
 VARIED = [
@@ -51,6 +53,22 @@ def test_every_deep_member_equals_torch(name, tmp_path):
     model = lively(name)
     export(model, tmp_path / "net.onnx", size=32)
     assert parity(model, tmp_path / "net.onnx", size=32) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "strides"),
+    [("resnet18", (4, 1)), ("resnet18", (3, 2)), ("preact_resnet18", (5, 1)), ("resnet20", (2, 1))],
+)
+def test_other_strides_of_the_stem_equal_torch(name, strides, tmp_path):
+    dense = lively(name)
+    model = ResNet(replace(dense.architecture, stem_strides=strides)).eval()
+    model.load_state_dict(dense.state_dict())
+    export(model, tmp_path / "net.onnx", size=(65, 70), batch=None)
+    assert parity(model, tmp_path / "net.onnx", size=(65, 70)) <= 1e-4
+    assert cost(tmp_path / "net.onnx").macs == macs(model.architecture, (65, 70))
+    kinds = {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    export(dense, tmp_path / "dense.onnx", size=(65, 70), batch=None)
+    assert kinds == {node.op_type for node in onnx.load(tmp_path / "dense.onnx").graph.node}  # no Resize
 
 
 @pytest.mark.parametrize(("name", "options"), VARIED)

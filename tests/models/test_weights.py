@@ -19,7 +19,7 @@ from edgeship.toolkit.core.errors import DataError, RecipeError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.models import weights
 from edgeship.toolkit.models.recognize import NESTS
-from edgeship.toolkit.models.resnet import architecture, build, names, resize
+from edgeship.toolkit.models.resnet import ResNet, architecture, build, names, resize
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -125,6 +125,24 @@ def test_a_pruned_net_comes_back_from_its_folder_and_from_its_file_alone(tmp_pat
         assert torch.equal(logits(loaded.model), logits(model))
     assert json.loads((tmp_path / "pruned" / "widths.json").read_text())["architecture"]["name"] == "resnet34"
     assert sorted(p.name for p in (tmp_path / "pruned").iterdir()) == ["model.safetensors", "widths.json"]
+
+
+def test_strides_of_the_stem_are_stored_and_files_without_them_are_read(tmp_path):
+    dense = build(architecture("resnet18", width=8, classes=6), seed=1).eval()
+    coarse = ResNet(replace(dense.architecture, stem_strides=(5, 1))).eval()
+    coarse.load_state_dict(dense.state_dict())
+    assert not torch.equal(logits(coarse), logits(dense))
+    file = weights.save(coarse, tmp_path / "coarse")
+    for source in (tmp_path / "coarse", file):
+        assert torch.equal(logits(weights.load(source).model), logits(coarse))
+    description = json.loads((tmp_path / "coarse" / "widths.json").read_text())
+    assert description["schema"] == 2  # a version that does not know the strides refuses the file
+    weights.save(dense, tmp_path / "dense")
+    description = json.loads((tmp_path / "dense" / "widths.json").read_text())
+    assert description["schema"] == 1
+    del description["architecture"]["stem_strides"]  # as earlier versions wrote it
+    (tmp_path / "dense" / "widths.json").write_text(json.dumps(description))
+    assert torch.equal(logits(weights.load(tmp_path / "dense").model), logits(dense))
 
 
 def test_saving_twice_writes_the_same_bytes(tmp_path):
@@ -409,6 +427,9 @@ def test_a_checkpoint_that_unpacks_to_gigabytes(tmp_path):
         (("architecture", "channels"), 1.5),
         (("architecture", "unit"), "attention"),
         (("architecture", "shortcut"), None),
+        (("architecture", "stem_strides"), [0, 1]),
+        (("architecture", "stem_strides"), [10**6, 1]),
+        (("architecture", "stem_strides"), [2]),
         (("architecture", "widths", "stem"), "64"),
         (("architecture", "widths", "streams"), [64]),
         (("architecture", "widths", "inner"), [[[4]] * 100_000]),

@@ -1,6 +1,8 @@
 """The prune stage: caching, resuming, machine key with a latency goal only; and its latency table."""
 
 import re
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -240,3 +242,19 @@ def test_the_stopwatch_tells_wide_from_narrow_and_remembers(tmp_path, monkeypatc
     with LatencyTable(("openvino",), 16, 2, table) as measure:
         measure(narrow)  # other threads: nothing is taken over
     assert len(read_json(table)["ms"]) == 1
+
+
+@pytest.mark.parametrize(("threads", "clock"), [(1, time.process_time_ns), (2, time.perf_counter_ns)])
+def test_one_thread_of_this_cpu_is_compared_by_processor_time(threads, clock, monkeypatch, tmp_path):
+    clocks = []
+
+    def record(runs, *, clock_ns, **_):
+        clocks.append(clock_ns)
+        return {name: (2.0 if name == "it" else 4.0,) * 3 for name in runs}
+
+    monkeypatch.setattr("edgeship.targets._timing.interleave", record)
+    dense = architecture("resnet20", classes=10, width=8)
+    with LatencyTable(("onnxruntime",), SIZE, threads, tmp_path / "latencies.json") as measure:
+        assert measure(dense) == 2.0
+        assert measure(replace(dense, stem_strides=(2, 1))) == 1.0  # not the dense network's entry
+    assert clocks[0] is time.perf_counter_ns and set(clocks[1:]) == {clock}

@@ -154,7 +154,9 @@ def _ops(model: ResNet) -> list[_Op]:
     if not arch.preactivation:
         x = add_op("Relu", "relu", add(_batchnorm("bn1", model.bn1, x)))
     if arch.stem == "imagenet":
-        x = add_op("MaxPool", "maxpool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        x = add_op(
+            "MaxPool", "maxpool", x, kernel_shape=[3, 3], strides=[arch.steps[1]] * 2, pads=[1, 1, 1, 1]
+        )
     for name, _, _, block in model.blocks():
         shortcut = out = x
         for i in range(1, block.depth + 1):

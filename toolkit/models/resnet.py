@@ -18,6 +18,7 @@ Unit = Literal["basic", "bottleneck"]
 Shortcut = Literal["A", "B", "C", "none"]
 Stem = Literal["imagenet", "cifar"]
 
+MOST_STEP = 7  # larger strides of the first convolution leave out pixels
 EXPANSION = 4  # a bottleneck's output is four times its inner width
 IMAGENET_BLOCKS: dict[int, tuple[Unit, tuple[int, ...]]] = {
     18: ("basic", (2, 2, 2, 2)),
@@ -60,6 +61,8 @@ class Architecture:
         classes: Outputs.
         channels: Colour channels of the input.
         widths: Channel counts.
+        stem_strides: Strides of the first convolution and of the max pool, which set the resolution of all
+            later layers; None: those of the family, (2, 2) or (1, 1). The cifar stem has no pool: (n, 1).
 
     Source:
         He et al. 2015, arXiv:1512.03385, sec. 3.3 and 4.2; He et al. 2016, arXiv:1603.05027, fig. 4e.
@@ -74,6 +77,22 @@ class Architecture:
     classes: int
     channels: int
     widths: Widths
+    stem_strides: tuple[int, int] | None = None
+
+    @property
+    def stem_step(self) -> int:
+        """Return the pixels between two positions of the input of the first block."""
+        return math.prod(self.steps)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Return the strides of the first convolution and of the max pool."""
+        return self.stem_strides or ((2, 2) if self.stem == "imagenet" else (1, 1))
+
+    def stem_sides(self, size: Size) -> tuple[int, int]:
+        """Return height and width of the input of the first block, for an image of a size in pixels."""
+        first, pool = self.steps
+        return strided(strided(size, first), pool)
 
     def stride(self, stage: int, block: int) -> int:
         """Return the stride of a block: 2 for the first block of every later stage."""
@@ -242,8 +261,10 @@ class ResNet(nn.Module):
         arch = self.architecture = architecture
         _check(arch)
         large = arch.stem == "imagenet"
-        kernel, stride = (7, 2) if large else (3, 1)
-        self.conv1 = nn.Conv2d(arch.channels, arch.widths.stem, kernel, stride, kernel // 2, bias=False)
+        kernel = 7 if large else 3
+        self.conv1 = nn.Conv2d(
+            arch.channels, arch.widths.stem, kernel, arch.steps[0], kernel // 2, bias=False
+        )
         if not arch.preactivation:
             self.bn1 = nn.BatchNorm2d(arch.widths.stem)
         for stage, inner in enumerate(arch.widths.inner):
@@ -265,10 +286,12 @@ class ResNet(nn.Module):
 
     def forward_stem(self, images: Tensor) -> Tensor:
         """Run the stem: images (N, C, H, W) -> input of the first block."""
-        out = self.conv1(images)
+        out: Tensor = self.conv1(images)
         if not self.architecture.preactivation:
             out = F.relu(self.bn1(out))
-        return F.max_pool2d(out, 3, 2, 1) if self.architecture.stem == "imagenet" else out
+        if self.architecture.stem == "cifar":
+            return out
+        return F.max_pool2d(out, 3, self.architecture.steps[1], 1)
 
     def forward_head(self, stream: Tensor) -> Tensor:
         """Run the head: output of the last block -> logits (N, classes)."""
@@ -305,11 +328,9 @@ def resize(arch: Architecture, widths: Widths) -> Architecture:
 
 def macs(arch: Architecture, size: Size) -> int:
     """Count multiply-accumulates of convolutions and the last layer, for one image of a size in pixels."""
-    area = sides(size)
-    area = strided(area, 2) if arch.stem == "imagenet" else area
     kernel = 49 if arch.stem == "imagenet" else 9
-    total = math.prod(area) * kernel * arch.channels * arch.widths.stem
-    area = strided(area, 2) if arch.stem == "imagenet" else area
+    total = math.prod(strided(size, arch.steps[0])) * kernel * arch.channels * arch.widths.stem
+    area = arch.stem_sides(size)
     for stage, blocks in enumerate(arch.widths.inner):
         for block, inner in enumerate(blocks):
             if inner:
@@ -343,6 +364,11 @@ def _check(arch: Architecture) -> None:
     if min(counts) < 1 or len(widths.streams) != len(widths.inner):
         raise ModelError(
             f"widths do not fit together: {widths}; counts of at least 1 are expected",
+            hint="build the model again from its checkpoint",
+        )
+    if not all(1 <= step <= MOST_STEP for step in arch.steps) or (arch.stem == "cifar" and arch.steps[1] > 1):
+        raise ModelError(
+            f"stem_strides are {arch.steps}; 1 to {MOST_STEP} are expected, without a pool the second is 1",
             hint="build the model again from its checkpoint",
         )
     per_block = 1 if arch.unit == "basic" else 2

@@ -82,7 +82,7 @@ class _Description:
     architecture: Architecture
     preprocess: Preprocess | None = None
     preprocess_source: PreprocessSource | None = None
-    schema: Literal[1] = 1
+    schema: Literal[1, 2] = 1  # 2: with stem strides, which earlier versions do not know
 
 
 def load(source: Path, model: str = "auto") -> Loaded:
@@ -161,7 +161,8 @@ def save(
     Returns:
         The safetensors file; it includes the description, so that it can be loaded alone.
     """
-    description = plain(_Description(model.architecture, preprocess, source))
+    schema: Literal[1, 2] = 1 if model.architecture.stem_strides is None else 2
+    description = plain(_Description(model.architecture, preprocess, source, schema))
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_bytes(folder / TENSORS, serialize(state, metadata={METADATA: canonical_json(description)}))
     write_json(folder / WIDTHS, description)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,8 @@ class LatencyTable:
     """Measure the INT8 latency of an architecture, in milliseconds; a context manager.
 
     Random weights are exported, quantized with the least effort and compiled. The first architecture stays
-    loaded and is timed interleaved with every later one; the ratio cancels drift of clocks and load.
+    loaded and is timed interleaved with every later one; the ratio cancels drift of clocks and load. With one
+    thread of this machine's CPU it is the ratio of processor times, which other processes disturb less.
     """
 
     def __init__(self, names: tuple[str, ...], size: Size, threads: int, table: Path) -> None:
@@ -54,6 +56,7 @@ class LatencyTable:
         self._ms: dict[str, float] = stored["ms"] if stored.get("setting") == self._setting else {}
         self._resumed = dict(self._ms)  # of an interrupted pass: each is used once
         self._first: tuple[str, targets.Session] | None = None
+        self._clock_ns: Callable[[], int] = time.perf_counter_ns
         self._stack = ExitStack()
 
     def __enter__(self) -> LatencyTable:
@@ -66,7 +69,7 @@ class LatencyTable:
 
     def __call__(self, arch: Architecture) -> float:
         """Measure the latency of one image, in milliseconds; repeated calls measure again."""
-        key = canonical_json(plain(arch.widths))
+        key = canonical_json(plain([arch.widths, arch.steps]))
         if self._first is None:
             session = self._stack.enter_context(self._opened(arch))
             if key not in self._resumed:
@@ -83,18 +86,20 @@ class LatencyTable:
         """Return the latency ratio to the first: the median of rounds, until two agree."""
         ratios: list[float] = []
         while len(ratios) < MOST_ROUNDS:
-            samples = self._timed({"first": first, "it": session})
+            samples = self._timed({"first": first, "it": session}, self._clock_ns)
             quick, base = (percentile(samples[name], QUICK) for name in ("it", "first"))
             ratios.append(quick / base)
             if len(ratios) > 1 and abs(ratios[-1] / ratios[-2] - 1) < AGREE:
                 break
         return statistics.median(ratios)
 
-    def _timed(self, sessions: Mapping[str, targets.Session]) -> dict[str, tuple[float, ...]]:
+    def _timed(
+        self, sessions: Mapping[str, targets.Session], clock_ns: Callable[[], int] = time.perf_counter_ns
+    ) -> dict[str, tuple[float, ...]]:
         from edgeship.targets._timing import interleave
 
         runs = {name: partial(session.infer, self._images[:1]) for name, session in sessions.items()}
-        return interleave(runs, warmup_s=0.05, duration_s=SECONDS)
+        return interleave(runs, warmup_s=0.05, duration_s=SECONDS, clock_ns=clock_ns)
 
     @contextmanager
     def _opened(self, arch: Architecture) -> Iterator[targets.Session]:
@@ -121,7 +126,10 @@ class LatencyTable:
             verbs.quantize(graph, ranges, name, folder / "int8.onnx", how, check=False)
             built = verbs.compile(variant, folder / "int8.onnx", folder)
             if built.runs_here:
-                return targets.get(name), engine_file(variant, built, {"compile": folder})
+                target = targets.get(name)
+                if self._threads == 1 and target.on_cpu:
+                    self._clock_ns = time.process_time_ns
+                return target, engine_file(variant, built, {"compile": folder})
         raise ModelError(
             f"prune.latency_ratio: none of {', '.join(self._names)} runs on this machine",
             hint="set prune.macs_ratio, or run on the device",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -42,6 +43,13 @@ def shrink(model: ResNet, kept: Mapping[str, Tensor], without: Collection[tuple[
         small.fc.weight.data = small.fc.weight.data[:, kept[last]].clone()
         small.fc.in_features = len(kept[last])
     return conform(small)
+
+
+def restrided(model: ResNet, strides: tuple[int, int] | None) -> ResNet:
+    """Return a copy of the network with other strides of the stem, and the same weights."""
+    changed = ResNet(replace(model.architecture, stem_strides=strides))
+    changed.load_state_dict(model.state_dict())
+    return changed.train(model.training)
 
 
 def dropped(before: Architecture, after: Architecture) -> set[tuple[int, int]]:

@@ -16,7 +16,7 @@ from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import agreement, kl_divergence
 from edgeship.toolkit.models.resnet import Architecture, ResNet, macs
 from edgeship.toolkit.prune import importances
-from edgeship.toolkit.prune.apply import dropped, shrink
+from edgeship.toolkit.prune.apply import dropped, restrided, shrink
 from edgeship.toolkit.prune.checkpoints import Checkpoint, Checkpoints
 from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.plan import Candidate, PrunePlan
@@ -70,7 +70,7 @@ def apply_decision(
             hint="set a smaller prune.channel_multiple or a lower goal",
         )
     gone = dropped(before, after)
-    student = shrink(dense, decision.streams, gone)
+    student = restrided(shrink(dense, decision.streams, gone), after.stem_strides)
     small, repair = _refitted(dense, student, decision, probes, options, states)
     pruned_logits = logits(small, probes.check)
     plan = PrunePlan(
@@ -83,6 +83,7 @@ def apply_decision(
             name: tuple(indices.tolist()) for name, indices in {**decision.streams, **repair.chosen}.items()
         },
         dropped=tuple(f"layer{stage + 1}.{block}" for stage, block in sorted(gone)),
+        stem_strides=after.stem_strides,
         kl=kl_divergence(probes.reference, pruned_logits),
         agreement=agreement(probes.reference, pruned_logits),
         expected_drop_pp=expected_drop_pp(probes.reference, pruned_logits),
@@ -122,7 +123,7 @@ def _refitted(
 ) -> tuple[ResNet, Reconstruction]:
     """Narrow, refit and recalibrate the student; save a checkpoint after every block."""
     choice = inner_choice(dense, decision.arch, decision.sensitivities)
-    state = states.of("repair", options, choice, dict(decision.streams))
+    state = states.of("repair", options, choice, dict(decision.streams), student.architecture.steps)
     checkpoint = state.load()
     if checkpoint is not None:  # of an interrupted pass
         student = shrink(student, checkpoint["kept"])

@@ -21,6 +21,7 @@ from edgeship.toolkit.models.trainer import EpochBatches, History, Pace, fit
 from edgeship.toolkit.models.weights import save
 from edgeship.toolkit.prune.distill_options import DistillOptions
 from edgeship.toolkit.prune.fake_quant import int8
+from edgeship.toolkit.prune.resolution import Grid, resampled
 from edgeship.toolkit.prune.time_budget import TimeBudget
 
 TEMPERATURE = 2.0
@@ -78,6 +79,7 @@ def distill(
     validation = [torch.from_numpy(batch) for batch in held_out]
     if not validation:
         raise DataError("fine-tuning: 0 held-out images; at least 1 is expected", hint="give more images")
+    step = small.architecture.stem_step / dense.architecture.stem_step
     indices = {place: torch.tensor(list(channels)) for place, channels in (kept or {}).items()}
     norms = [module for module in small.modules() if isinstance(module, nn.BatchNorm2d)]
     steps_per_epoch, done = -(-images // options.batch), 0
@@ -100,6 +102,8 @@ def distill(
         for stage, (reference, output) in enumerate(zip(references, outputs, strict=True), 1):
             channels = indices.get(f"stream{stage}")
             matched = reference if channels is None else reference[:, channels]
+            if step != 1:
+                matched = resampled(matched, Grid(step, tuple(output.shape[2:])))
             value = value + options.feature_weight * normalized_error(matched.float(), output.float()) / len(
                 references
             )

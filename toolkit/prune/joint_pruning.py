@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from edgeship.toolkit.prune.execute import Decision, expected_drop_pp
 from edgeship.toolkit.prune.groups import stream_groups
 from edgeship.toolkit.prune.importances import Ranking
 from edgeship.toolkit.prune.joint_search import Choice, JointSearch, Losses
-from edgeship.toolkit.prune.latency_model import LatencyModel, samples
+from edgeship.toolkit.prune.latency_model import RESOLUTIONS, LatencyModel, samples
 from edgeship.toolkit.prune.plan import Candidate
 from edgeship.toolkit.prune.probe_images import logits
 from edgeship.toolkit.prune.ranking import rank_streams
@@ -29,6 +31,8 @@ PROBING = 0.25  # part of a time budget after which losses are no longer probed
 SEARCHING = 0.4  # part after which no further network is measured
 STREAM_WEIGHTS = (4.0, 1.0, 16.0)  # the best of these is found by refitted networks
 OTHER_GOALS = (0.8, 0.6)  # latency ratios of the other networks of the frontier
+
+Searches: TypeAlias = "Mapping[joint_search.Strides, JointSearch]"
 
 
 def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
@@ -56,17 +60,11 @@ def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
         if number >= LEAST_SAMPLES and _over(context, SEARCHING):
             break
         model.add(network, measure(network))
-    search = JointSearch(arch, losses, model, step)
-    candidates: list[tuple[Choice, float, FloatArray]] = []
-    for weight in STREAM_WEIGHTS:
-        if candidates and _over(context, SEARCHING):
-            break
-        choice, measured = _nearest(context, search, model, dense_ms, weight)
-        if any(choice.arch == other.arch for other, *_ in candidates):
-            continue
-        candidates.append(
-            (choice, measured, logits(_refitted(context, losses, choice), context.probes.check))
-        )
+    searches = {
+        strides: JointSearch(replace(arch, stem_strides=strides), losses, model, step)
+        for strides in losses.resolutions
+    }
+    candidates = _candidates(context, searches, losses, model, dense_ms)
     reference = context.probes.reference
     choice, measured, _ = min(candidates, key=lambda each: kl_divergence(reference, each[2]))
     others = tuple(
@@ -87,20 +85,53 @@ def decisions(context: PruneContext, states: Checkpoints) -> Iterator[Decision]:
             "latency_after_ms": measured,
             "latency_predicted_ms": choice.predicted_ms,
         },
-        search.coarse_steps(choice, options.latency_ratio * dense_ms),
-        (*_frontier(context, search, losses, dense_ms), *others),
+        searches[choice.arch.stem_strides].coarse_steps(choice, options.latency_ratio * dense_ms),
+        (*_frontier(context, searches, losses, dense_ms), *others),
     )
 
 
+def _candidates(
+    context: PruneContext, searches: Searches, losses: Losses, model: LatencyModel, dense_ms: float
+) -> list[tuple[Choice, float, FloatArray]]:
+    """Return networks near the goal, their latencies, and their logits when refitted on a few images.
+
+    Every resolution is tried with one weight of the streams; the best one with the other weights too.
+    """
+    assert context.options.latency_ratio is not None
+    goal_ms = context.options.latency_ratio * dense_ms
+    candidates: list[tuple[Choice, float, FloatArray]] = []
+
+    def add(search: JointSearch, weight: float) -> None:
+        found = _nearest(context, search, model, dense_ms, weight)
+        if found is not None and all(found[0].arch != other.arch for other, *_ in candidates):
+            candidates.append((*found, logits(_refitted(context, losses, found[0]), context.probes.check)))
+
+    weight, *others = STREAM_WEIGHTS
+    estimates = {strides: search.within(goal_ms, weight) for strides, search in searches.items()}
+    reached = {strides: choice.loss for strides, choice in estimates.items() if choice is not None}
+    if not reached:
+        least_ms = min(search.least_ms() for search in searches.values())
+        raise joint_search.unreachable(context.options.latency_ratio, dense_ms, least_ms)
+    for strides in sorted(reached, key=lambda strides: reached[strides]):
+        if not candidates or not _over(context, SEARCHING):
+            add(searches[strides], weight)
+    best = min(candidates, key=lambda each: kl_divergence(context.probes.reference, each[2]))[0]
+    for weight in others:
+        if not _over(context, SEARCHING):
+            add(searches[best.arch.stem_strides], weight)
+    return candidates
+
+
 def _frontier(
-    context: PruneContext, search: JointSearch, losses: Losses, dense_ms: float
+    context: PruneContext, searches: Searches, losses: Losses, dense_ms: float
 ) -> Iterator[Candidate]:
     """Yield networks for higher latencies, measured, and refitted on a few images."""
     assert context.options.latency_ratio is not None and context.measure is not None
     for part in OTHER_GOALS:
         if part < 1.1 * context.options.latency_ratio or _over(context, SEARCHING):
             break
-        choice = search.within(part * dense_ms)
+        found = [search.within(part * dense_ms) for search in searches.values()]
+        choice = min(filter(None, found), key=lambda each: each.loss, default=None)
         if choice is not None:
             small = _refitted(context, losses, choice)
             drop = expected_drop_pp(context.probes.reference, logits(small, context.probes.check))
@@ -128,14 +159,19 @@ def _kept(context: PruneContext, losses: Losses, choice: Choice) -> dict[str, Te
 
 def _nearest(
     context: PruneContext, search: JointSearch, model: LatencyModel, dense_ms: float, weight: float
-) -> tuple[Choice, float]:
-    """Return the choice whose measured latency is nearest to the goal: build, measure, correct, repeat."""
+) -> tuple[Choice, float] | None:
+    """Return the choice whose measured latency is nearest to the goal: build, measure, correct, repeat.
+
+    None: no widths meet the goal, by the model.
+    """
     assert context.options.latency_ratio is not None and context.measure is not None
     goal_ms = context.options.latency_ratio * dense_ms
     asked_ms, best = goal_ms, None
     for _ in range(width_search.ROUNDS):
         choice = search.within(asked_ms, weight)
         if choice is None:
+            break
+        if best is not None and choice.arch == best[0].arch:
             break
         measured = context.measure(choice.arch)
         if best is None or abs(measured - goal_ms) < abs(best[1] - goal_ms):
@@ -144,8 +180,6 @@ def _nearest(
             break
         model.add(choice.arch, measured)
         asked_ms *= max(0.5, min(2.0, goal_ms * model.total_ms(choice.arch) / (measured * asked_ms)))
-    if best is None:
-        raise joint_search.unreachable(context.options.latency_ratio, dense_ms, search.least_ms())
     return best
 
 
@@ -160,14 +194,30 @@ def _losses(context: PruneContext, states: Checkpoints) -> Losses:
         state.save(saved)
     rankings = {name: Ranking(*each) for name, each in saved["rankings"].items()}
     streams = joint_search.stream_losses(context.arch, rankings, context.sensitivities)
-    return Losses(context.sensitivities, streams, _drop_losses(context, saved, state))
+    drops = _drop_losses(context, saved, state)
+    return Losses(context.sensitivities, streams, drops, _resolution_losses(context, saved, state))
+
+
+def _resolution_losses(
+    context: PruneContext, saved: dict[str, Any], state: Checkpoint
+) -> dict[joint_search.Strides, float]:
+    """Return the losses of the resolutions; one that is not probed is not tried."""
+    known: dict[joint_search.Strides, float] = saved.setdefault("resolutions", {None: 0.0})
+    importance = importances.get(context.options.method)
+    for strides in track(RESOLUTIONS[context.arch.stem], "probing resolutions"):
+        if strides not in known and not _over(context, PROBING):
+            known[strides] = joint_search.resolution_loss(
+                context.dense, context.probes, strides, importance, context.options.seed
+            )
+            state.save(saved)
+    return known
 
 
 def _drop_losses(
-    context: PruneContext, saved: dict[str, object], state: Checkpoint
+    context: PruneContext, saved: dict[str, Any], state: Checkpoint
 ) -> dict[tuple[int, int], float]:
     """Return the losses of dropping blocks; a block that is not probed stays."""
-    known: dict[str, float] = saved.setdefault("drops", {})  # type: ignore[assignment]
+    known: dict[str, float] = saved.setdefault("drops", {})
     for stage, block in track(joint_search.droppable(context.arch), "probing blocks"):
         name = f"{stage}.{block}"
         if name not in known and not _over(context, PROBING):

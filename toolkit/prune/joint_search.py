@@ -1,16 +1,17 @@
-"""Joint choice of inner widths, stream widths and whole blocks for a measured latency."""
+"""Joint choice of inner widths, stream widths, whole blocks and the resolution for a measured latency."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.statistics import kl_divergence
 from edgeship.toolkit.models.resnet import Architecture, ResNet
-from edgeship.toolkit.prune.apply import dropped, shrink
+from edgeship.toolkit.prune.apply import dropped, restrided, shrink
 from edgeship.toolkit.prune.execute import inner_choice, recalibrated
 from edgeship.toolkit.prune.groups import STEM, ChannelGroup, kept_places, stream_groups
 from edgeship.toolkit.prune.importances import Importance, Ranking
@@ -26,6 +27,8 @@ LEAST_STREAM = 0.375  # least ratio of a stream: every block reads it
 PROBE_IMAGES = 256  # of networks that are no result
 COARSE = 0.05  # part of the latency that one step of channels may change
 
+Strides: TypeAlias = "tuple[int, int] | None"  # `Architecture.stem_strides`
+
 
 @dataclass(frozen=True, slots=True)
 class Losses:
@@ -35,11 +38,13 @@ class Losses:
         inner: Inner group -> ranking and loss.
         streams: Stream group -> ranking and loss.
         drops: (stage, block) -> loss of dropping it.
+        resolutions: Strides of the stem -> loss of the dense network with them, refitted.
     """
 
     inner: Mapping[str, GroupSensitivity]
     streams: Mapping[str, GroupSensitivity]
     drops: Mapping[tuple[int, int], float]
+    resolutions: Mapping[Strides, float] = field(default_factory=lambda: {None: 0.0})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +65,13 @@ class Choice:
 
 
 class JointSearch:
-    """Find the widths of least estimated loss within a latency."""
+    """Find the widths of least estimated loss within a latency, at one resolution."""
 
     def __init__(self, arch: Architecture, losses: Losses, model: LatencyModel, step: int) -> None:
         """Store the network, the losses and the latency model.
 
         Args:
-            arch: The dense network.
+            arch: The dense network, with the strides of the stem that set the resolution.
             losses: Estimated losses.
             model: Latency of any widths.
             step: Channel counts are multiples of it.
@@ -177,7 +182,7 @@ class JointSearch:
             stream_weight: Factor of the losses of streams.
         """
         narrow = with_streams(self._arch, kept, self._arch.widths.inner)
-        loss = stream_weight * sum(
+        loss = self.losses.resolutions[self._arch.stem_strides] + stream_weight * sum(
             float(self.losses.streams[g.name].loss[g.width - kept[g.name]]) for g in self._groups
         )
 
@@ -256,6 +261,15 @@ def drop_loss(dense: ResNet, probes: Images, place: tuple[int, int]) -> float:
     return max(kl_divergence(probes.reference, logits(without, probes.check)), 0.0)
 
 
+def resolution_loss(
+    dense: ResNet, probes: Images, strides: Strides, importance: Importance, seed: int
+) -> float:
+    """Return the KL divergence in nats of other strides of the stem, refitted on a few of the images."""
+    coarse = replace(dense.architecture, stem_strides=strides)
+    other = refitted(dense, {}, coarse, {}, probes, importance, seed)
+    return max(kl_divergence(probes.reference, logits(other, probes.check)), 0.0)
+
+
 def few_of(probes: Images) -> Images:
     """Return a few of the images, not mirrored."""
     images = probes.fit.images[:PROBE_IMAGES]
@@ -286,6 +300,7 @@ def refitted(
         seed: Seed of the sampled positions.
     """
     student = shrink(dense, kept, dropped(dense.architecture, arch))
+    student = restrided(student, arch.stem_strides)
     choice = inner_choice(dense, arch, inner)
     repair = Reconstruction(dense, student, kept=kept, choice=choice, importance=importance, seed=seed)
     return repair.run(few_of(probes).fit).eval()

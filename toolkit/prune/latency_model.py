@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeship.toolkit.core.tensors import Size, sides
+from edgeship.toolkit.core.tensors import Size
 from edgeship.toolkit.models.resnet import Architecture, resize, strided
 from edgeship.toolkit.prune import width_search
 from edgeship.toolkit.prune.groups import STEM, stream_groups
@@ -21,6 +22,11 @@ KINDS = 3  # per stage: multiply-accumulates of 1x1 and of larger convolutions, 
 PRIOR = 0.05  # weight of a latency in proportion to the work, against one measured network
 GRANULARITIES = (1, 16, 32, 64)  # channels
 RATIOS = (0.25, 0.5, 0.75, 1.0)  # widths of the measured networks
+# strides of the stem that are tried: the same resolution without a strided pool, then coarser ones
+RESOLUTIONS: Mapping[str, tuple[tuple[int, int] | None, ...]] = {
+    "imagenet": (None, (4, 1), (5, 1), (3, 2)),
+    "cifar": (None, (2, 1)),
+}
 DROPPED = 0.25  # part of the droppable blocks that is left out of a measured network
 
 
@@ -43,8 +49,8 @@ class LatencyModel:
             size: Height and width of an image in pixels.
             dense_ms: Its measured latency.
         """
-        self._areas = width_search.block_sides(dense, size)
-        self._size, self._dense_ms, self.granularity = size, dense_ms, 1
+        self._areas: dict[tuple[int, int], dict[tuple[int, int], tuple[int, int]]] = {}
+        self._dense, self._size, self._dense_ms, self.granularity = dense, size, dense_ms, 1
         self._unit = np.maximum(self._work(dense), 1e-9)  # a coefficient is the dense network's milliseconds
         macs = self._unit * _is_macs(len(self._unit))
         other = self._unit * (1 - _is_macs(len(self._unit)))
@@ -83,7 +89,7 @@ class LatencyModel:
 
     def _work(self, arch: Architecture) -> Vector:
         """Return [stem multiply-accumulates, stem activations, KINDS per stage..., 1]."""
-        area = strided(self._size, 2) if arch.stem == "imagenet" else sides(self._size)
+        area = strided(self._size, arch.steps[0])
         kernel = 49 if arch.stem == "imagenet" else 9
         outputs = math.prod(area) * arch.widths.stem
         work = [float(outputs * kernel * arch.channels), float(outputs)]
@@ -95,9 +101,17 @@ class LatencyModel:
             work += total.tolist()
         return np.array([*work, 1.0])
 
+    def _sides(self, steps: tuple[int, int], stage: int, block: int) -> tuple[int, int]:
+        """Return height and width of the input of a block, by the strides of the stem."""
+        if steps not in self._areas:
+            self._areas[steps] = width_search.block_sides(
+                replace(self._dense, stem_strides=steps), self._size
+            )
+        return self._areas[steps][stage, block]
+
     def _block(self, arch: Architecture, stage: int, block: int) -> Vector:
-        area = math.prod(self._areas[stage, block])
-        out = math.prod(strided(self._areas[stage, block], arch.stride(stage, block)))
+        input_sides = self._sides(arch.steps, stage, block)
+        area, out = math.prod(input_sides), math.prod(strided(input_sides, arch.stride(stage, block)))
         widths = (arch.width_in(stage, block), *arch.widths.inner[stage][block], arch.widths.streams[stage])
         whole = tuple(-(-width // self.granularity) * self.granularity for width in widths)
         if arch.unit == "basic":
@@ -117,7 +131,7 @@ class LatencyModel:
 def samples(
     arch: Architecture, droppable: Sequence[tuple[int, int]], step: int, count: int
 ) -> list[Architecture]:
-    """Return random networks to measure: widths of every stage and stream, and blocks left out."""
+    """Return random networks to measure: widths of every stage and stream, blocks left out, resolutions."""
     rng = np.random.default_rng(0)
     groups = stream_groups(arch)
     result = []
@@ -134,7 +148,8 @@ def samples(
             for stage, blocks in enumerate(arch.widths.inner)
         )
         kept = {g.name: nearest_width(g.width, rng.choice(RATIOS[1:]), step) for g in groups}
-        result.append(with_streams(arch, kept, inner))
+        strides = RESOLUTIONS[arch.stem][rng.integers(len(RESOLUTIONS[arch.stem]))]
+        result.append(replace(with_streams(arch, kept, inner), stem_strides=strides))
     return result
 
 

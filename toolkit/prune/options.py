@@ -52,7 +52,7 @@ class PruneOptions:
     scope: Literal["block", "residual", "both", "joint"] = option(
         "block",
         "Channels to prune: block (inside blocks), residual (residual stream), both (one ratio for all "
-        "streams), or joint (a width for each stream; whole blocks too).",
+        "streams), or joint (a width for each stream; whole blocks and the resolution too).",
         renamed_values={"inner": "block", "stream": "residual"},
     )
     drop_blocks: bool = option(False, "Also remove whole blocks.")

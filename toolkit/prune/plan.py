@@ -40,6 +40,7 @@ class PrunePlan:
         macs_after: Multiply-accumulates of an image, pruned.
         kept: Group -> indices of the kept channels.
         dropped: Names of dropped blocks.
+        stem_strides: Strides of the first convolution and of the max pool, if they were changed.
         latency_before_ms: Latency of the dense INT8 model on the device; None if not measured.
         latency_after_ms: Measured latency of the pruned INT8 model.
         latency_predicted_ms: Latency of the pruned INT8 model predicted from the block table.
@@ -59,6 +60,7 @@ class PrunePlan:
     macs_after: int
     kept: dict[str, tuple[int, ...]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    stem_strides: tuple[int, int] | None = None
     latency_before_ms: float | None = None
     latency_after_ms: float | None = None
     latency_predicted_ms: float | None = None

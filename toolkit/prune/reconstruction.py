@@ -18,6 +18,7 @@ from edgeship.toolkit.prune.groups import STEM
 from edgeship.toolkit.prune.importances import Evidence, Importance
 from edgeship.toolkit.prune.layer_refit import Affine, LayerRefit, split_moments
 from edgeship.toolkit.prune.least_squares import choose_ridge, columns_of, refit
+from edgeship.toolkit.prune.resolution import Grid, resampled
 from edgeship.toolkit.prune.second_moments import Positions, rows_at, sample_positions
 
 POSITIONS = 16  # sampled output positions of each map; all if it is smaller
@@ -120,9 +121,10 @@ class Reconstruction:
             done: Number of blocks refitted by an earlier, interrupted pass.
         """
         dense_stream = stem_outputs(self.dense, images)
-        student_stream = (
-            stem_outputs(self.student, images) if STEM in self.kept else dense_stream
-        )  # same stem: same input
+        before, after = self.dense.architecture, self.student.architecture
+        changed = STEM in self.kept or after.steps != before.steps
+        student_stream = stem_outputs(self.student, images) if changed else dense_stream
+        step = after.stem_step / before.stem_step
         students = {name: block for name, _, _, block in self.student.blocks()}
         for number, (name, stage, _, block) in enumerate(track(list(self.dense.blocks()), "pruning"), 1):
             small = students.get(name)
@@ -130,8 +132,9 @@ class Reconstruction:
                 dense_stream = dense_stream.map(block)
                 student_stream = student_stream if small is None else student_stream.map(small)
                 continue
+            grid = None if step == 1 else Grid(step, tuple(next(iter(student_stream)).shape[2:]))
             targets = Targets(
-                block, self.kept.get(f"stream{stage + 1}"), position_generator(self._seed, number)
+                block, self.kept.get(f"stream{stage + 1}"), position_generator(self._seed, number), grid
             )
             dense_stream = dense_stream.map(targets.sample)
             if small is not None:
@@ -239,8 +242,22 @@ def position_generator(seed: int, number: int) -> torch.Generator:
 class Targets:
     """Outputs of a dense block at the sampled positions of every batch."""
 
-    def __init__(self, block: Block, out: Tensor | None, generator: torch.Generator) -> None:
+    def __init__(
+        self, block: Block, out: Tensor | None, generator: torch.Generator, grid: Grid | None = None
+    ) -> None:
+        """Prepare to sample.
+
+        Args:
+            block: The dense block.
+            out: Channels of its output that the student kept; None: all.
+            generator: Generator of the positions.
+            grid: Positions of the student's block input, if they are others.
+        """
         self._block, self._generator = block, generator
+        self._grids: list[Grid | None] = []
+        for i in range(1, block.depth + 1):
+            grid = None if grid is None else grid.strided(block.conv(i).stride[0])
+            self._grids.append(grid)
         self._out = torch.arange(block.conv(block.depth).out_channels) if out is None else out
         self.positions: list[list[Positions]] = [[] for _ in range(block.depth)]
         self.targets: list[list[Tensor]] = [[] for _ in range(block.depth)]
@@ -258,17 +275,18 @@ class Targets:
     def sample(self, x: Tensor) -> Tensor:
         """Sample one batch; return the output of the block."""
         traced = trace(self._block, x)
-        for i, output in enumerate(traced.outputs):
+        total = resampled(traced.total, self._grids[-1])
+        for i, raw in enumerate(traced.outputs):
+            output = total if i == len(traced.outputs) - 1 else resampled(raw, self._grids[i])
             positions = sample_positions(output.shape[2], output.shape[3], POSITIONS, self._generator)
             self.positions[i].append(positions)
             if i < len(traced.outputs) - 1:
                 self.targets[i].append(self.affines[i](rows_at(output, positions)))
             else:
-                self.targets[i].append(rows_at(traced.total, positions)[:, self._out])
+                self.targets[i].append(rows_at(total, positions)[:, self._out])
         if traced.projection is not None:
-            self.shortcut_rows.append(
-                self.projection(rows_at(traced.projection, self.positions[-1][-1])[:, self._out])
-            )
+            projected = rows_at(resampled(traced.projection, self._grids[-1]), self.positions[-1][-1])
+            self.shortcut_rows.append(self.projection(projected[:, self._out]))
         return traced.total if self._block.preactivation else F.relu(traced.total)
 
     def take(self, index: int, indices: Tensor) -> None:

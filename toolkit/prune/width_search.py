@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.progress import track
-from edgeship.toolkit.core.tensors import Size, sides
+from edgeship.toolkit.core.tensors import Size
 from edgeship.toolkit.models.resnet import Architecture, Widths, block_macs, macs, resize, strided
 from edgeship.toolkit.prune.knapsack import Option, allocate, pareto_options
 from edgeship.toolkit.prune.plan import Measure
@@ -273,7 +273,7 @@ def check_gain(allocation: Allocation) -> None:
 
 def block_sides(arch: Architecture, size: Size) -> dict[tuple[int, int], tuple[int, int]]:
     """Return (stage, block) -> height and width of the block's input, for an image size in pixels."""
-    area = strided(size, 4) if arch.stem == "imagenet" else sides(size)
+    area = arch.stem_sides(size)
     block_areas = {}
     for stage, blocks in enumerate(arch.widths.inner):
         for block in range(len(blocks)):

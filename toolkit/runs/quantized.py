@@ -122,6 +122,7 @@ class PruningSummary:
     macs_before: int | None = None
     macs_after: int | None = None
     dropped: tuple[str, ...] = ()
+    stem_strides: tuple[int, int] | None = None
     latency_before_ms: float | None = None
     latency_after_ms: float | None = None
     latency_predicted_ms: float | None = None
