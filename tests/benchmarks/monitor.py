@@ -1,7 +1,7 @@
-"""Cost of the monitor on one thread: `python tests/benchmarks/monitor.py RUN [RUN...]`, folders with INT8 engines.
+"""Cost of the monitor on one thread: `python tests/benchmarks/monitor.py RUN [RUN...]`, folders of runs.
 
-Slices with and without the monitor alternate in one session; the sums of their processor times over a round make
-a ratio. A round has as many frames as take `ROUND_S`: the monitor computes its statistics now and then.
+Slices with and without the monitor alternate in one session; the sums of their processor times over a round
+make a ratio. A round has as many frames as take `ROUND_S`: the monitor computes its statistics now and then.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def main(runs: tuple[Path, ...], rounds: int) -> None:
     command = shlex.join(["python", "tests/benchmarks/monitor.py", *sys.argv[1:]])
     columns = ("engine", "ms a frame", "cost %", "95 % interval", "rounds x frames", "frames watched %")
     text = (
-        "Processor time of a frame on one thread, from ready inputs, OpenVINO INT8. Cost: median over the rounds of "
-        "the time with the monitor over that without it, in alternating slices. The monitor leaves out frames that it has no time for."
+        "Processor time of a frame on one thread, from ready inputs, OpenVINO INT8. Cost: median over the "
+        "rounds of the time with the monitor over that without it, in alternating slices. The monitor leaves "
+        "out frames that it has no time for."
     )
     write(
         "monitor-cost.md",
