@@ -51,8 +51,8 @@ ASKED: Mapping[str, Mapping[float, tuple[float, float | None]]] = {
     "resnet50": {0.58: (1.5, None)},
 }
 BUDGET_S = 1800.0
-# speed-up over FP32; part of dense INT8 (FP32 takes 3.42 and 3.52 of it), 3 % less than that
-BUDGET_GOALS = {"resnet18": (8.0, 0.415), "resnet50": (7.0, 0.485)}
+# speed-up over FP32; part of dense INT8, by the ratio of both on the machine of the results
+BUDGET_GOALS = {"resnet18": (8.0, 0.44), "resnet50": (7.0, 0.49)}
 BUDGET_DROP = 0.5  # points
 ASKED_SECONDS = {"resnet18": 60, "resnet50": 240}
 COLUMNS = {
@@ -389,7 +389,8 @@ def main(
         if known := bench.rows.get(section):
             figures = table(COLUMNS[section], [[row, *cells] for row, cells in known.items()])
             lines += ["", f"## {TITLES[section]}", "", figures]
-    write(f"pruning-{name}.md", "\n".join(lines) + "\n")
+    page = "pruning-budget" if wanted == ["budget"] else "pruning"  # the budget needs a machine of its own
+    write(f"{page}-{name}.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
