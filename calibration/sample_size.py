@@ -65,10 +65,22 @@ def scale_curve(maxima: Iterable[npt.ArrayLike]) -> Curve:
     return Curve(tuple(steps), tuple(scale.values()), enough)
 
 
-def sample_size_finding(curve: Curve, network: str = "") -> DataFinding:
-    """Return a finding: the calibration images are enough (info) or too few (warning)."""
+def sample_size_finding(curve: Curve, selected: int, network: str = "") -> DataFinding:
+    """Return a finding: the calibration images are enough (info) or too few (warning).
+
+    Args:
+        curve: Scales of the images that were run.
+        selected: Number of selected images; more than were run if the statistics converged before.
+        network: Name of the network.
+    """
     total = curve.images[-1]
     named = f"the {network} network" if network else ""
+    if total < selected:
+        return DataFinding(
+            "info",
+            f"the statistics{named and f' of {named}'} converged after {total} of {selected} calibration "
+            "images; the others were not run (calibrate.early_stop)",
+        )
     if curve.enough is not None:
         return DataFinding(
             "info",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeship.quantization.activation_collector import ActivationCollector, InferenceResult
+from edgeship.quantization.convergence import Convergence
 from edgeship.quantization.placement import quantizable_tensors
 from edgeship.quantization.statistics import (
     PROBE_IMAGES,
@@ -34,6 +35,7 @@ def collect(
     each: Callable[[FloatArray], object] = lambda _: None,
     *,
     exact: bool = False,
+    early_stop: bool = False,
 ) -> Statistics:
     """Run calibration images through a float graph and accumulate statistics of its activations.
 
@@ -46,6 +48,8 @@ def collect(
         each: Callback with the largest magnitude of each image and tensor, (N, T), in image order.
         exact: Compute in float32; else in bfloat16 if the CPU has instructions for it, which changes
             extremes by less than 1 %.
+        early_stop: End the pass when the statistics have converged (see `convergence`); the images are in
+            random order.
 
     Raises:
         ModelError: The graph is not a float classifier.
@@ -58,17 +62,16 @@ def collect(
     images = 0
     collector: ActivationCollector | None = None
     probe: EvenSample | None = None
+    convergence = Convergence()
 
     def parts() -> Iterator[tuple[FloatArray, int]]:
-        nonlocal probe, collector, images
+        nonlocal probe, collector
         for batch in batches:
             if collector is None or probe is None:
                 pixels = int(np.prod(batch.shape[2:]))
                 size = classifier.batch or min(max(PART_PIXELS // pixels, 1), len(batch))
                 collector = ActivationCollector(classifier, names, (size, *batch.shape[1:]), exact=exact)
                 probe = EvenSample(max(PROBE_PIXELS // pixels, PROBE_IMAGES))
-            probe.add(batch)
-            images += len(batch)
             check_finite(classifier.input, batch)  # maxima may drop a NaN
             yield from _parts(batch, collector.size)
 
@@ -78,8 +81,11 @@ def collect(
 
     with closing(ordered_map(run, parts(), chunk=1)) as results:
         for runs in iter(lambda: list(islice(results, GROUP)), []):
-            assert collector is not None
+            assert collector is not None and probe is not None
             count = sum(len(each.images) for each in runs)
+            images += count
+            for each_run in runs:
+                probe.add(each_run.images)
             largest = []
             for name, batch in zip(names, collector.statistics(runs), strict=True):
                 if len(batch.low) % count:
@@ -89,7 +95,11 @@ def collect(
                     )
                 accumulators[name].add(batch.low, batch.high, batch.sample)
                 largest.append(np.maximum(-batch.low, batch.high).reshape(count, -1).max(1))
-            each(np.stack(largest, 1))
+            peaks = np.stack(largest, 1)
+            each(peaks)
+            convergence.add(peaks)
+            if early_stop and convergence.reached(int(np.prod(runs[0].images.shape[2:]))):
+                break
     if collector is None or probe is None:
         raise DataError("no calibration image", hint="check select.source and select.images")
     tensors = {name: accumulator.result() for name, accumulator in accumulators.items()}

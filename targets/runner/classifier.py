@@ -318,9 +318,10 @@ class _Engine:
 
     def watched_results(self, inputs: Any) -> list[Result]:
         """Return the results of ready inputs, and show them to the monitor."""
+        if self.watch is None or self.watch.skips():
+            return self.results(inputs)
         start, results = time.perf_counter(), self.results(inputs)
-        if self.watch is not None:
-            self.watch.observe(inputs, [result.logits for result in results], time.perf_counter() - start)
+        self.watch.observe(inputs, [result.logits for result in results], time.perf_counter() - start)
         return results
 
     def inputs(self, images: list[Any], color: str) -> Any:

@@ -18,7 +18,8 @@ SCHEMA = 1
 MEMORY = "/dev/shm"  # a tmpfs: the state there is fresh, and costs no writes of the disk
 EVERY_S = 60.0  # between two writes there
 STORED_EVERY_S = 57_600.0  # between two writes to the disk: under 4 KiB a day
-SHARE, MOST_BUDGET_S = 0.006, 0.005  # of the time of inference, under 1 % with the accounting; seconds saved up
+SHARE, MOST_BUDGET_S = 0.004, 0.005  # of the time of inference, 1 % with what the caches lose; seconds saved up
+SLOWER = 1.001  # by how much a frame may last longer than the shortest one before it counts as interrupted
 ALIKE = 0.7  # least cosine between a change and that of a cause
 SMALL = 0.4  # norm of a change of pixels, in standard deviations, that leaves the classes as the cause
 PIXELS = len(monitor.NAMES) - 2  # statistics of pixels; two are of logits
@@ -75,29 +76,41 @@ class Watch:
         self._logits: list[Any] = []
         self._digest = hashlib.sha256(json.dumps(reference, sort_keys=True).encode()).hexdigest()[:16]
         self._written = time.monotonic()
-        self._budget_s = 0.0
+        self._left_out = 0  # calls
+        self._budget_s, self._frame_s = 0.0, float("inf")  # saved up; of the shortest of recent frames
         self.alarm: dict[str, Any] | None = None
         self._restore()
 
+    def skips(self) -> bool:
+        """Return whether the next call is left out. It costs as good as nothing, unlike the clocks of `observe`."""
+        self._left_out -= 1
+        return self._left_out >= 0
+
     def observe(self, inputs: Any, logits: Any, seconds: float) -> None:
-        """Add frames, or leave them out where that would take over `SHARE` of the time of inference.
+        """Add frames; if that took over `SHARE` of the time of inference, `skips` leaves out the next calls.
+
+        Other work on the processors prolongs inference: the shortest of recent frames counts, and the processor
+        time of the monitor.
 
         Args:
             inputs: Network inputs (N, ...).
             logits: (N, classes).
             seconds: Time that their inference took.
         """
-        self._budget_s = min(self._budget_s + SHARE * seconds, MOST_BUDGET_S)
-        if self._budget_s < 0:
-            return
-        start = time.perf_counter()
+        start = time.thread_time()
+        count = len(inputs) or 1
+        self._frame_s = min(max(seconds / count, 1e-6), SLOWER * self._frame_s)
+        share_s = SHARE * count * self._frame_s
         first = self._form == "nchw"
         for image, row in zip(inputs, logits):
             self._samples.append(monitor.sample(image, channels_first=first))
             self._logits.append(row)
             if len(self._samples) >= monitor.BLOCK:
                 self._process()
-        self._budget_s -= time.perf_counter() - start
+        self._budget_s = min(self._budget_s + share_s, MOST_BUDGET_S) + start - time.thread_time()
+        if self._budget_s < 0:
+            self._left_out = int(-self._budget_s / share_s) + 1
+            self._budget_s += self._left_out * share_s
 
     def status(self) -> dict[str, Any]:
         """Return frames, evidence (an alarm is raised at `frames_to_false_alarm`) and the alarm."""

@@ -91,7 +91,7 @@ def edgeship(effort: str) -> Tool:
         def run() -> Path:
             out = job.out / "edgeship.onnx"
             graph = read_classifier(job.model)  # once, as `edgeship quantize` does
-            statistics = collect(graph, job.images.batches(BATCH))
+            statistics = collect(graph, job.images.batches(BATCH), early_stop=True)
             quantization.quantize(graph, statistics, scheme, quantization.QuantizeOptions(effort=effort), out)
             return out
 

@@ -34,7 +34,7 @@ def test_enough_is_where_doubling_stops_to_matter():
     curve = scale_curve(1 - np.random.default_rng(0).random((1000, 8)) * 0.5)  # maxima in 0.5..1
     # the mean of n: 1 - 0.5 / (n + 1); doubling adds 2 % or less from n = 16 (1.47 %) on, 8 gives 2.7 %
     assert curve.enough == 16
-    finding = sample_size_finding(curve)
+    finding = sample_size_finding(curve, curve.images[-1])
     assert finding.severity == "info" and finding.what.startswith("16 calibration images")
 
 
@@ -43,7 +43,7 @@ def test_one_outlier_is_never_enough():
     maxima[17] = 100.0  # an outlier sets the scale
     curve = scale_curve(maxima)
     assert curve.enough is None
-    finding = sample_size_finding(curve)
+    finding = sample_size_finding(curve, curve.images[-1])
     assert finding.severity == "warning"
     assert "300 calibration images are few" in finding.what and "50%" in finding.what
 
@@ -56,7 +56,7 @@ def test_tensors_that_are_always_zero_have_no_say():
 def test_one_image():
     curve = scale_curve([[3.0, 1.0]])
     assert (curve.images, curve.scale, curve.enough) == ((1,), (1.0,), None)
-    assert sample_size_finding(curve).severity == "warning"
+    assert sample_size_finding(curve, curve.images[-1]).severity == "warning"
 
 
 @pytest.mark.parametrize("maxima", [[], [[np.nan]], [[np.inf]], [[-1.0]]])
@@ -67,3 +67,9 @@ def test_unusable_values(maxima):
 
 def test_ten_thousand_images_are_no_trouble():
     assert scale_curve(np.random.default_rng(0).random((10_000, 60))).images[-1] == 10_000
+
+
+def test_images_that_were_not_run_are_named():
+    finding = sample_size_finding(scale_curve(np.ones((96, 2))), 300, "float")
+    assert finding.severity == "info"
+    assert "float network" in finding.what and "96 of 300" in finding.what

@@ -106,6 +106,7 @@ def test_commands_print_their_answer_anywhere(tmp_path, code, values):
         ("pass", "no answer: it is empty"),
         ("print('done')", "no answer: done"),
         ("time.sleep(9)", "took over 0.5 s"),
+        ("import os; os.fork(); time.sleep(60)", "took over 0.5 s"),
         ("print('[1, 2, 3]')", "3 logits, expected 2"),
         ("sys.stdout.buffer.write(b'\\xff' * 9)", "no answer"),
     ],
@@ -113,6 +114,14 @@ def test_commands_print_their_answer_anywhere(tmp_path, code, values):
 def test_commands_that_fail(tmp_path, code, message):
     with pytest.raises(DataError, match=message):
         answers.from_command(program(tmp_path, code) + " {image}", {"a.jpg": b""}, LABELS, timeout_s=0.5)
+
+
+def test_an_endless_output_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "_MOST_BYTES", 2**20)
+    for stream in ("stdout", "stderr"):
+        command = program(tmp_path, f"while True: print('x' * 999, file=sys.{stream})") + " {image}"
+        with pytest.raises(DataError, match="printed over 1 MB"):
+            answers.from_command(command, {"a.jpg": b""}, LABELS)
 
 
 def test_commands_that_cannot_run(tmp_path):

@@ -16,7 +16,7 @@ from edgeship.toolkit.prune.finetune import distill, normalized_error
 from edgeship.toolkit.prune.options import PruneOptions
 from edgeship.toolkit.prune.probe_images import logits, split
 from edgeship.toolkit.prune.pruner import prune
-from edgeship.toolkit.prune.reconstruction import Grid, resampled
+from edgeship.toolkit.prune.resolution import Grid, resampled
 
 MEMBERS = [
     ("resnet18", {}, (5, 1)),

@@ -117,12 +117,28 @@ def test_sums_follow_shiryaev_and_roberts_frame_by_frame(reference):
     np.testing.assert_allclose(detector.sums, expected, rtol=1e-9)
 
 
-def test_the_time_of_the_monitor_is_a_hundredth_of_that_of_inference(reference):
-    frames = images(64, 1)
+@pytest.mark.parametrize("interrupted", [1, 10])
+def test_the_time_of_the_monitor_is_a_hundredth_of_that_of_inference(reference, monkeypatch, interrupted):
+    frame, own_s, calls = images(1, 1), 1e-3, 20_000
+    clock = iter(np.arange(2 * calls) * own_s)
+    monkeypatch.setattr(watch.time, "thread_time", lambda: next(clock))
     made = watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, None)
-    for _ in range(20):
-        made.observe(frames, logits(frames), 1e-4)
-    assert made.status()["frames"] <= 2 * monitor.BLOCK  # others were left out
+    watched = 0
+    for number in range(calls):
+        if not made.skips():
+            made.observe(frame, logits(frame), 1e-2 * (interrupted if number % 4 else 1))
+            watched += 1
+    assert watched * own_s == pytest.approx(watch.SHARE * calls * 1e-2, rel=0.05)
+    assert made.status()["frames"] == watched // monitor.BLOCK * monitor.BLOCK
+
+
+def test_a_slow_engine_has_every_frame_watched(reference):
+    frame = images(1, 1)
+    made = watch.Watch(reference, "pixels", HOW.mean, HOW.std, LABELS, None)
+    for _ in range(monitor.BLOCK):
+        assert not made.skips()
+        made.observe(frame, logits(frame), 10.0)
+    assert made.status()["frames"] == monitor.BLOCK
 
 
 def test_the_state_is_small_continues_and_starts_again_when_it_is_removed(reference, tmp_path):

@@ -56,7 +56,7 @@ class Quantized:
         images: Number of images that both figures are measured on.
         held_out: False if there were no other images than the calibration images.
         measured_on: "this machine", or "simulation (ONNX Runtime)" where the target does not run.
-        calibration_images: Number of calibration images.
+        calibration_images: Number of calibration images that were run.
         int8_layers: Number of layers with INT8 weights, of `layers`.
         layers: Number of layers with weights.
         float_bytes: Size of the float file.
@@ -205,7 +205,7 @@ def quantize_by(
             data = _from_source(source, recipe, graph, prepared, calibration_images, limited=limited)
         float_file, quantized = folder / "float.onnx", folder / "int8.onnx"
         io.save(graph.model, float_file)  # ends in the logits, unlike some input files
-        statistics = verbs.calibrate(graph, data.batches)
+        statistics = verbs.calibrate(graph, data.batches, early_stop=recipe.calibration_stops_early)
         summary = verbs.quantize(
             graph,
             statistics,
@@ -237,6 +237,10 @@ def quantize_by(
         notes = preprocessing.notes(graph.form, graph.normalization, prepared, written) if known else []
         if known and origin == "assumed":
             notes.append("; ".join(preprocessing.assumed_note(prepared)))
+        if statistics.images < data.calibration:
+            notes.append(
+                f"the statistics converged after {statistics.images} of {data.calibration} calibration images"
+            )
         summary["input"] = {"file": graph.form, "written": written, "normalization": graph.normalization}
         import onnx
 
@@ -267,9 +271,10 @@ def quantize_by(
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """Batches of calibration images (N, C, H, W), and the held-out images."""
+    """Batches of the `calibration` images (N, C, H, W), and the held-out images."""
 
     batches: Iterable[FloatArray]
+    calibration: int
     held_out: HeldOut
 
 
@@ -349,7 +354,8 @@ def _from_source(
         replace(recipe, select=select, quantize=how), chosen, graph.classes, prepared
     )
     places = manifest.locate(chosen, dataset)
-    return _Data(datasets.stream(dataset, places, prepared, BATCH, "calibrating"), held_out)
+    stream = datasets.stream(dataset, places, prepared, BATCH, "calibrating")
+    return _Data(stream, len(places), held_out)
 
 
 def _from_stream(
@@ -378,7 +384,7 @@ def _from_stream(
         )
     calibration = count or min(CALIBRATION_IMAGES, total * 4 // 5)
     places = np.linspace(0, total - 1, total - calibration).round().astype(int)
-    rest = np.setdiff1d(np.arange(total), places)
+    rest = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(total), places))
     labels = taken.labels[places]
     if recipe.quantize.max_validation_drop_pp is not None and (labels < 0).any():
         raise RecipeError(
@@ -390,7 +396,7 @@ def _from_stream(
         arrays, None, None, list(range(len(places))), prepared or Preprocess(), BATCH, True, None, "threading"
     )
     batches = [taken.images[rest[start : start + BATCH]] for start in range(0, len(rest), BATCH)]
-    return _Data(batches, held_out)
+    return _Data(batches, len(rest), held_out)
 
 
 def _check_runs(checked: dict[str, Any] | None, target: str) -> None:

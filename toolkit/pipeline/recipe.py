@@ -163,6 +163,10 @@ class CalibrateOptions:
     """The pass over the calibration images."""
 
     batch: int = option(8, "Images at once; more is faster and takes more memory.", least=1)
+    early_stop: bool = option(
+        True,
+        "End the pass when the statistics have converged; false: all images. Only with observer logits.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +320,11 @@ class Recipe:
     evaluate: EvaluateOptions = EvaluateOptions()
     bench: BenchOptions = BenchOptions()
     report: ReportOptions = ReportOptions()
+
+    @property
+    def calibration_stops_early(self) -> bool:
+        """Return True if the pass may end before the last image: other observers than logits use maxima."""
+        return self.calibrate.early_stop and self.quantize.observer == "logits"
 
     @classmethod
     def read(cls, recipe: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:

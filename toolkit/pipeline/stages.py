@@ -151,12 +151,15 @@ def calibrate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> Non
         batch = recipe.calibrate.batch
         stream = datasets.stream(dataset, indices, graphs.preprocess, batch, f"calibrating {name}")
         maxima: list[FloatArray] = []
-        verbs.calibrate(inputs["export"] / graph.file, stream, maxima.append).save(out / name)
+        statistics = verbs.calibrate(
+            inputs["export"] / graph.file, stream, maxima.append, early_stop=recipe.calibration_stops_early
+        )
+        statistics.save(out / name)
         curves[name] = sample_size.scale_curve(np.concatenate(maxima))
     write_json(out / "scales.json", curves)
     write_json(
         out / "findings.json",
-        [sample_size.sample_size_finding(curve, name) for name, curve in curves.items()],
+        [sample_size.sample_size_finding(curve, len(indices), name) for name, curve in curves.items()],
     )
 
 
@@ -423,7 +426,7 @@ STAGES = (
         "calibrate",
         calibrate,
         needs=("export", "select"),
-        reads=("select.source",),
+        reads=("select.source", "quantize.observer"),
         extra_key=quantizing.float_types,
     ),
     Stage(

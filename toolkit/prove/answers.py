@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
+import signal
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +26,7 @@ TIMEOUT_S = 60.0  # of one call of a command
 KEYS: tuple[Kind, ...] = ("logits", "probabilities")
 FORM = '{"image": "0000.jpg", "logits": [...]}, or "probabilities": [...], or "class": NAME or INDEX'
 _MOST_LINE = 200  # characters of a line in a message
+_MOST_BYTES = 2**26  # of an output of a command
 
 Row = tuple[Kind, Any]
 
@@ -240,25 +245,49 @@ def _last(printed: str, labels: Sequence[str], name: str) -> Row:
 
 def _run(parts: list[str], timeout_s: float) -> str:
     """Run a command and return its standard output."""
-    shown = _shown(shlex.join(parts))
+    shown, pipe = _shown(shlex.join(parts)), subprocess.PIPE
     try:
-        done = subprocess.run(
-            parts, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        process = subprocess.Popen(
+            parts, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
         )
-    except subprocess.TimeoutExpired as error:
-        raise DataError(
-            f"{shown} took over {timeout_s:g} s", hint="raise --timeout, or answer all with {folder}"
-        ) from error
     except OSError as error:
         raise DataError(
             f"cannot start {shown}: {error.strerror}", hint="check the path of the program"
         ) from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
+    with process, ThreadPoolExecutor(2) as pool:
+        reads = [pool.submit(_read, process, stream) for stream in (process.stdout, process.stderr)]
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise DataError(
+                f"{shown} took over {timeout_s:g} s", hint="raise --timeout, or answer all with {folder}"
+            ) from error
+        finally:
+            _kill(process)
+        printed, log = (read.result() for read in reads)
+    if max(len(printed), len(log)) > _MOST_BYTES:
+        raise DataError(f"{shown} printed over {_MOST_BYTES >> 20} MB", hint="print one line for each image")
+    if process.returncode:
+        lines = log.decode(errors="replace").strip().splitlines()
         message = _shown(lines[-1]) if lines else "no message"
-        raise DataError(f"{shown} ended with exit code {done.returncode}: {message}",
+        raise DataError(f"{shown} ended with exit code {process.returncode}: {message}",
                         hint="run it by itself on one of the images")  # fmt: skip
-    return done.stdout.decode(errors="replace")
+    return printed.decode(errors="replace")
+
+
+def _read(process: subprocess.Popen[bytes], stream: IO[bytes] | None) -> bytes:
+    """Read an output of a process; kill the process if there is more than is accepted."""
+    assert stream is not None
+    content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        _kill(process)
+    return content
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, and those of its group that hold its outputs open."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _name(text: str, names: Sequence[str], where: str) -> str:

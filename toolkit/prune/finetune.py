@@ -22,7 +22,7 @@ from edgeship.toolkit.models.trainer import EpochBatches, History, Pace, fit
 from edgeship.toolkit.models.weights import save
 from edgeship.toolkit.prune.distill_options import DistillOptions
 from edgeship.toolkit.prune.fake_quant import int8
-from edgeship.toolkit.prune.reconstruction import Grid, resampled
+from edgeship.toolkit.prune.resolution import Grid, resampled
 from edgeship.toolkit.prune.time_budget import TimeBudget
 
 TEMPERATURE = 2.0
