@@ -136,6 +136,8 @@ def synthetic_run(
         folders["select"] / "manifest.json",
         {"seed": 0, "source": "train", "source_digest": "ab" * 32, "entries": [["a.png", "0" * 64, 0]] * 300},
     )
+    (folders["calibrate"] / "float").mkdir()
+    write(folders["calibrate"] / "float" / "statistics.json", {"images": 300})
     write(
         folders["select"] / "findings.json",
         [

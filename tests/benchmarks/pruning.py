@@ -51,7 +51,8 @@ ASKED: Mapping[str, Mapping[float, tuple[float, float | None]]] = {
     "resnet50": {0.58: (1.5, None)},
 }
 BUDGET_S = 1800.0
-BUDGET_GOALS = {"resnet18": (8.0, 0.42), "resnet50": (7.0, 0.42)}  # speed-up over FP32, part of dense INT8
+# speed-up over FP32; part of dense INT8, by the ratio of both on the machine of the results
+BUDGET_GOALS = {"resnet18": (8.0, 0.44), "resnet50": (7.0, 0.49)}
 BUDGET_DROP = 0.5  # points
 ASKED_SECONDS = {"resnet18": 60, "resnet50": 240}
 COLUMNS = {
@@ -62,7 +63,9 @@ COLUMNS = {
     "predicted": ("goal", "dense INT8, ms", "predicted", "measured", "error", "timed again", "asked"),
     "budget": (
         "goal",
-        "INT8 over dense FP32",
+        "strides of the stem",
+        "INT8 over dense FP32, processor time",
+        "wall time",
         "asked",
         "FP32 drop, pp",
         "INT8 drop, pp",
@@ -275,9 +278,11 @@ def budget(bench: Bench) -> None:
             graphs[f"{name}, FP32"], graphs[f"{name}, INT8"] = quantized(
                 network, LATENCY_SIZE, images, folder / name, batch=1
             )
-        found = latencies(graphs, LATENCY_SIZE, 4.0, folder)
+        clocks = (time.process_time_ns, time.perf_counter_ns)
+        found = [latencies(graphs, LATENCY_SIZE, 4.0, folder, clock) for clock in clocks]
         return [
-            f"{found['dense, FP32'] / found['small, INT8']:.2f}x",
+            ", ".join(map(str, model.architecture.steps)),
+            *(f"{each['dense, FP32'] / each['small, INT8']:.2f}x" for each in found),
             None if speedup is None else f">= {speedup:g}x",
             f"{plain:.2f}",
             f"{drop:.2f}",
@@ -384,7 +389,8 @@ def main(
         if known := bench.rows.get(section):
             figures = table(COLUMNS[section], [[row, *cells] for row, cells in known.items()])
             lines += ["", f"## {TITLES[section]}", "", figures]
-    write(f"pruning-{name}.md", "\n".join(lines) + "\n")
+    page = "pruning-budget" if wanted == ["budget"] else "pruning"  # the budget needs a machine of its own
+    write(f"{page}-{name}.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

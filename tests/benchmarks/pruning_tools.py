@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -198,7 +198,13 @@ def enlarged(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield torch.nn.functional.interpolate(part, (size, size), mode="bilinear").numpy()
 
 
-def latencies(graphs: dict[str, Path], size: int, seconds: float, folder: Path) -> dict[str, float]:
+def latencies(
+    graphs: dict[str, Path],
+    size: int,
+    seconds: float,
+    folder: Path,
+    clock_ns: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, float]:
     """Median milliseconds of graphs in turns; batch 1, one thread. A name that ends in INT8 is one."""
     target, image = targets.get(TARGET), np.zeros((1, 3, size, size), np.float32)
     with ExitStack() as stack:
@@ -208,7 +214,7 @@ def latencies(graphs: dict[str, Path], size: int, seconds: float, folder: Path) 
             built = target.compile(graph, out, "int8" if name.endswith("INT8") else "fp32")
             session = stack.enter_context(target.open(out / built.file, threads=1))
             runs[name] = partial(session.infer, image)
-        samples = interleave(runs, warmup_s=0.5, duration_s=seconds)
+        samples = interleave(runs, warmup_s=0.5, duration_s=seconds, clock_ns=clock_ns)
     return {name: float(np.median(values)) for name, values in samples.items()}
 
 

@@ -9,6 +9,7 @@ import torch
 from prune.nets import lively, pictures, settled
 
 from edgeship.toolkit.core.errors import DataError, RecipeError
+from edgeship.toolkit.models import trainer
 from edgeship.toolkit.models.weights import load
 from edgeship.toolkit.prune import finetune
 from edgeship.toolkit.prune.distill_options import DistillOptions
@@ -117,6 +118,18 @@ def test_a_time_budget_is_used_up_and_kept(pair, tmp_path, monkeypatch):
     trained = [second for second in rounded if second > 0 and second % 3]  # others are validations
     assert min(trained) == pytest.approx(0.75 * 40 * 0.98, abs=2)
     assert tuned.conv1.weight.is_contiguous()
+
+
+def test_a_rate_that_is_too_high_is_lowered_and_the_best_weights_are_trained_again(
+    pair, tmp_path, monkeypatch
+):
+    high = replace(OPTIONS, learning_rate=0.3, qat_fraction=0.0)
+    _, mended = paced(pair, tmp_path / "a", clock := Clock(), clock.budget(60.0), high)
+    monkeypatch.setattr(trainer, "DIVERGED", float("inf"))
+    _, other = paced(pair, tmp_path / "b", clock := Clock(), clock.budget(60.0), high)
+    assert max(other.score[4:]) > 10 * other.score[0]
+    assert max(mended.score[4:]) < 5 * mended.score[0]
+    assert min(mended.score) < mended.score[0] < min(other.score[1:])
 
 
 def test_the_result_is_the_average_of_the_weights(pair, tmp_path):

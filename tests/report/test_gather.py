@@ -11,6 +11,7 @@ from synthetic import COMMAND, HERE, SIMULATED, STAGES, synthetic_run
 from edgeship.targets._timing import noise_warning
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.report import render
+from edgeship.toolkit.report.formatting import calibration_images
 from edgeship.toolkit.report.gather import gather
 from edgeship.toolkit.report.verdict import warnings
 
@@ -51,6 +52,7 @@ def test_the_report_of_a_run_keeps_its_keys_their_order_and_its_figures(tmp_path
     written = without_lists(plain(report_of(folders, max_drop_pp=1.0, min_speedup=1.0, max_latency_ms=9.0)))
     written["created"] = None
     assert written["data"].pop("eval_outside_inference") is None  # newer keys
+    assert written["data"].pop("calibration_images_selected") == 300
     for variant in written["variants"]:
         assert variant.pop("title") == "" and variant.pop("guard") is None
         if variant["latency_ms"]:
@@ -107,8 +109,15 @@ def test_figures_are_those_of_the_stages(run):
     assert int8.speedup == by_name(report)["openvino-fp32"].latency_ms.p50 / int8.latency_ms.p50
     assert int8.speedup_over == "openvino-fp32"
     assert by_name(report)["openvino-int8-pruned"].macs == 90_000_000
-    assert report.data.calibration_images == 300
+    assert (report.data.calibration_images, report.data.calibration_images_selected) == (300, 300)
     assert report.environment.cpu == "Synthetic CPU @ 2.0 GHz"
+
+
+def test_a_calibration_that_converged_early_names_both_numbers(run):
+    (run["calibrate"] / "float" / "statistics.json").write_text('{"images": 112}')
+    assert calibration_images(report_of(run).data) == "112 of 300 images"
+    (run["calibrate"] / "float" / "statistics.json").unlink()
+    assert report_of(run).data.calibration_images is None
 
 
 def test_the_samples_that_are_kept_are_not_biased_by_the_order_of_runs(run):

@@ -13,7 +13,6 @@ from click.shell_completion import CompletionItem
 
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.core.options import convert, field_of, from_text, members, parse_override, warn_renamed
-from edgeship.toolkit.core.tensors import Size, read_size, sides
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 UNITS = {"s": "SECONDS", "ms": "MS", "pp": "POINTS", "ratio": "RATIO", "fraction": "RATIO"}
@@ -264,21 +263,3 @@ class Number(click.FloatRange):
         if math.isnan(number):
             self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
         return number
-
-
-class SizeType(click.ParamType[Size]):
-    """Parse an image size in pixels: N for a square, or HxW (height x width)."""
-
-    name = "N|HxW"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Size:
-        """Return the size; call `fail` with the accepted forms if `value` is not one."""
-        try:
-            size = read_size(value)
-        except ValueError:
-            self.fail(
-                f"'{value}' is not a size; expected pixels such as 224 or 96x128 (height x width)", param, ctx
-            )
-        if min(sides(size)) < 1:
-            self.fail(f"'{value}' is below the minimum of 1 pixel", param, ctx)
-        return size

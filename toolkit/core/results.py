@@ -382,6 +382,8 @@ class ReportedData:
     """The images of a run.
 
     Attributes:
+        calibration_images: Images that the statistics were computed on.
+        calibration_images_selected: Selected calibration images; the pass may have converged before the last.
         calibration_precision: Type of the floats in which the statistics were computed.
         classes: Class names, by index.
         eval_digest: SHA-256 of names and contents of the evaluated images.
@@ -391,6 +393,7 @@ class ReportedData:
     name: str | None = None
     eval_images: int | None = None
     calibration_images: int | None = None
+    calibration_images_selected: int | None = None
     calibration_source: str | None = None
     calibration_precision: str | None = None
     classes: tuple[str, ...] = ()

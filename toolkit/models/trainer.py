@@ -31,6 +31,8 @@ Loss: TypeAlias = Callable[[ResNet, Tensor, Tensor], tuple[Tensor, int]]  # -> m
 
 MOMENTUM = 0.9
 WARMUP_RATIO = 0.25  # ratio of the cycle with a rising rate
+DIVERGED = 2.0  # score of a round relative to the best, above which training by the clock returns to the best
+STEP_BACK = 0.3  # factor of the rate then
 START_RATIO = 0.04  # initial rate relative to the highest
 CLIP_NORM = 5.0  # gradient clipping, so that one bad batch does not diverge
 
@@ -161,7 +163,7 @@ def fit(
             elif (progress := pace.progress()) >= 1 or time.monotonic() - started > pace.round_s:
                 break
             else:
-                rate = one_cycle(progress, pace.warmup)
+                rate = one_cycle(progress, pace.warmup) * state.get("rate", 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * rate
             x = torch.from_numpy(augment(batch, rng, flip=options.flip, crop_px=options.crop_px))
@@ -204,6 +206,11 @@ def fit(
             if score is None or state["score"][-1] <= min(state["score"]):
                 state["best"] = _weights(model)
         if pace is not None:
+            if state["score"] and state["score"][-1] > DIVERGED * min(state["score"]):
+                model.load_state_dict(state["best"])
+                rate = state.get("rate", 1.0) * STEP_BACK
+                state |= {"average": _weights(model), "steps": 0, "rate": rate}
+                optimizer.state.clear()
             pace.save()
         content = {"key": key, "state": state, "model": _weights(model)}
         write_checkpoint(checkpoint, {**content, "optimizer": optimizer.state_dict()})

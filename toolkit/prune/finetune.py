@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -94,7 +95,7 @@ def distill(
         quantized = done > rounding_from if pace is None else pace.progress() >= 1 - options.qat_fraction
         for norm in norms:  # the refit used the current statistics
             norm.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=pace is not None and _has_bf16()):
             references, target = _stages(dense, x)
         with int8(model, scheme) if quantized else nullcontext():
             outputs, logits = _stages(model, x)
@@ -156,12 +157,16 @@ def _pace(budget: TimeBudget, options: DistillOptions) -> Pace:
     def progress() -> float:
         return (budget.elapsed_s - start) / length
 
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()  # PyTorch 2.5 has none
-
     def bf16() -> bool:  # bfloat16 has too few digits for INT8 steps
-        return fast and progress() < 1 - options.qat_fraction
+        return _has_bf16() and progress() < 1 - options.qat_fraction
 
     return Pace(progress, budget.save, options.ema_decay, bf16)
+
+
+@functools.cache
+def _has_bf16() -> bool:
+    """Return True if this CPU computes in bfloat16."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())  # PyTorch 2.5 has none
 
 
 def _fold_batchnorm(model: ResNet) -> None:

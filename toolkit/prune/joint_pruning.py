@@ -194,8 +194,8 @@ def _losses(context: PruneContext, states: Checkpoints) -> Losses:
         state.save(saved)
     rankings = {name: Ranking(*each) for name, each in saved["rankings"].items()}
     streams = joint_search.stream_losses(context.arch, rankings, context.sensitivities)
-    drops = _drop_losses(context, saved, state)
-    return Losses(context.sensitivities, streams, drops, _resolution_losses(context, saved, state))
+    resolutions = _resolution_losses(context, saved, state)
+    return Losses(context.sensitivities, streams, _drop_losses(context, saved, state), resolutions)
 
 
 def _resolution_losses(

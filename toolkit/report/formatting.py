@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from edgeship.toolkit.core.results import LatencySummary, LayerAudit, Variant
+from edgeship.toolkit.core.results import LatencySummary, LayerAudit, ReportedData, Variant
 from edgeship.toolkit.runs.quantized import Sensitivity
 from edgeship.toolkit.runs.variant_id import split_pruned
 
@@ -137,6 +137,14 @@ def count(number: float | None) -> str:
 def whole(number: float | None) -> str:
     """Format an integer with thin spaces between thousands."""
     return NONE if number is None else f"{number:,.0f}".replace(",", "\u202f")
+
+
+def calibration_images(data: ReportedData) -> str:
+    """Format the number of calibration images, of which a converged pass ran only some."""
+    run, selected = data.calibration_images, data.calibration_images_selected
+    if run is None or selected is None or run == selected:
+        return f"{whole(run)} images"
+    return f"{whole(run)} of {whole(selected)} images"
 
 
 def images(number: int) -> str:

@@ -65,6 +65,7 @@ class _Statistics:
     """The part of calibrate/float/statistics.json that is reported."""
 
     precision: str | None = None
+    images: int | None = None
 
 
 def gather(
@@ -173,7 +174,8 @@ class _Run:
         return ReportedData(
             name=data.name if data else None,
             eval_images=data.images if data else None,
-            calibration_images=len(selection.entries) if selection else None,
+            calibration_images=calibrated.images if calibrated else None,
+            calibration_images_selected=len(selection.entries) if selection else None,
             calibration_source=selection.source if selection else None,
             calibration_precision=calibrated.precision if calibrated else None,
             classes=data.classes if data else (),
