@@ -82,7 +82,7 @@ class Watch:
         self._restore()
 
     def skips(self) -> bool:
-        """Return whether the next call is left out. It costs as good as nothing, unlike the clocks of `observe`."""
+        """Return True if the next call is left out; no clock is read for it."""
         self._left_out -= 1
         return self._left_out >= 0
 
