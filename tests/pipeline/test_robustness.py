@@ -24,10 +24,10 @@ def fill():
 
 work = runner.Store.make
 def make(self, name, key, work_, **options):
-    def troubled(out):
+    def troubled(*folders):
         if name == stage:
             threading.Timer(0.02, interrupt).start() if trouble == "interrupt" else fill()
-        work_(out)
+        work_(*folders)
         time.sleep(0.3 if name == stage else 0)  # some stages are done before the signal comes
     return work(self, name, key, troubled, **options)
 runner.Store.make = make
