@@ -132,6 +132,24 @@ def test_a_rate_that_is_too_high_is_lowered_and_the_best_weights_are_trained_aga
     assert min(mended.score) < mended.score[0] < min(other.score[1:])
 
 
+def test_a_loss_that_is_nan_returns_to_the_best_weights_and_ends_only_where_it_stays(
+    pair, tmp_path, monkeypatch
+):
+    error, calls = finetune.normalized_error, []
+
+    def broken(*features):
+        calls.append(1)
+        return error(*features) * (float("nan") if len(calls) in bad else 1.0)
+
+    monkeypatch.setattr(finetune, "normalized_error", broken)
+    bad = range(20, 22)
+    _, history = paced(pair, tmp_path / "a", clock := Clock(), clock.budget(60.0), OPTIONS)
+    assert len(calls) > 22 and np.isfinite(history.score).all() and np.isfinite(history.loss).all()
+    bad = range(20, 10**6)
+    with pytest.raises(DataError, match="the loss is nan"):
+        paced(pair, tmp_path / "b", clock := Clock(), clock.budget(60.0), OPTIONS)
+
+
 def test_the_result_is_the_average_of_the_weights(pair, tmp_path):
     last, average = (
         paced(

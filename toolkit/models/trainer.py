@@ -32,7 +32,8 @@ Loss: TypeAlias = Callable[[ResNet, Tensor, Tensor], tuple[Tensor, int]]  # -> m
 MOMENTUM = 0.9
 WARMUP_RATIO = 0.25  # ratio of the cycle with a rising rate
 DIVERGED = 2.0  # score of a round relative to the best, above which training by the clock returns to the best
-STEP_BACK = 0.3  # factor of the rate then
+STEP_BACK = 0.3  # factor of the rate then, and where the loss is NaN or infinite
+LEAST_RATE = 1e-3  # factor of the rate below which such a loss is an error
 START_RATIO = 0.04  # initial rate relative to the highest
 CLIP_NORM = 5.0  # gradient clipping, so that one bad batch does not diverge
 
@@ -128,7 +129,7 @@ def fit(
         pace: Schedule by the clock, instead of `options.epochs`.
 
     Raises:
-        DataError: The loss is NaN or infinite.
+        DataError: The loss is NaN or infinite; by the clock, also at low rates.
     """
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
@@ -156,7 +157,7 @@ def fit(
         started = time.monotonic()
         model.train()
         rng = np.random.default_rng((options.seed, epoch))
-        images_seen, correct, loss_sum = 0, 0, 0.0
+        images_seen, correct, loss_sum, stepped_back = 0, 0, 0.0, False
         for batch, labels in epoch_batches(epoch):
             if pace is None:
                 rate = one_cycle(min((epoch + images_seen / images) / options.epochs, 1.0))
@@ -174,10 +175,14 @@ def fit(
             ):
                 value, batch_correct = loss(model, x, y)
             if not math.isfinite(value.item()):
-                raise DataError(
-                    f"{label}: the loss is {value.item()} in epoch {epoch + 1}",
-                    hint=f"lower the learning rate of {options.learning_rate}",
-                )
+                if pace is None or state.get("rate", 1.0) < LEAST_RATE:
+                    raise DataError(
+                        f"{label}: the loss is {value.item()} in epoch {epoch + 1}",
+                        hint=f"lower the learning rate of {options.learning_rate}",
+                    )
+                _step_back(model, optimizer, state)
+                stepped_back = True
+                continue
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
             optimizer.step()
@@ -193,6 +198,8 @@ def fit(
                 decay = min(pace.ema_decay, state["steps"] / (10 + state["steps"]))  # short at the start
                 _move_average(state["average"], model, decay)
         if pace is not None and images_seen == 0:
+            if stepped_back:
+                continue
             break
         if images_seen == 0:
             raise DataError(f"{label}: no images; at least 1 is expected", hint="check the training source")
@@ -207,16 +214,21 @@ def fit(
                 state["best"] = _weights(model)
         if pace is not None:
             if state["score"] and state["score"][-1] > DIVERGED * min(state["score"]):
-                model.load_state_dict(state["best"])
-                rate = state.get("rate", 1.0) * STEP_BACK
-                state |= {"average": _weights(model), "steps": 0, "rate": rate}
-                optimizer.state.clear()
+                _step_back(model, optimizer, state)
             pace.save()
         content = {"key": key, "state": state, "model": _weights(model)}
         write_checkpoint(checkpoint, {**content, "optimizer": optimizer.state_dict()})
     model.load_state_dict(state["best"])
     model.eval()
     return History(tuple(state["loss"]), tuple(state["accuracy"]), tuple(state["score"]))
+
+
+def _step_back(model: ResNet, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Return to the best weights, at a lower rate."""
+    model.load_state_dict(state["best"])
+    rate = state.get("rate", 1.0) * STEP_BACK
+    state |= {"average": _weights(model), "steps": 0, "rate": rate}
+    optimizer.state.clear()
 
 
 def one_cycle(progress: float, warmup: float = WARMUP_RATIO) -> float:
