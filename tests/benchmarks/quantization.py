@@ -395,6 +395,8 @@ def _basis(chosen: Images, judged: Images, control: Images) -> str:
         [
             f"- Calibration: {len(chosen.indices)} images of {chosen.dataset.name}; "
             f"evaluation: {len(judged.indices)} of {judged.dataset.name}",
+            "- edgeship: its calibration pass ends when the statistics have converged, at 224 px before the "
+            "last image (`calibrate.early_stop`)",
             f"- {NNCF}: OpenVINO backend, every calibration image. Accuracy control: a drop of "
             f"{100 * CONTROLLED_DROP:g} pp at most on {len(control.indices)} of the evaluation images "
             "themselves, which flatters it",
