@@ -177,6 +177,15 @@ def test_a_jump_host_that_is_down(device, park):
     assert time.monotonic() - started < 10
 
 
+def test_a_jump_host_that_closes_before_ssh_wrote_its_version(device, park):
+    """Which of the two texts ssh prints depends on the order of two processes."""
+    server, _ = device
+    entry = park.entry(server, jump=f"127.0.0.1:{free_port()}")
+    for text in ("banner exchange: Connection to UNKNOWN port 65535: Broken pipe", "kex_exchange_identification"):
+        error = explain_start(entry, 255, text)
+        assert "jump host 127.0.0.1 cannot be reached: Connection refused" in str(error)
+
+
 def test_python_may_be_a_command_with_arguments(device, park, bundle):
     """As `docker exec -i NAME python3`: what the agent starts runs in the same environment."""
     server, plain = device

@@ -21,6 +21,8 @@ _SOCKET_FOLDER = re.compile(r"/[A-Za-z0-9/._+@-]{0,48}")
 
 # Pattern in ssh's output, message, hint; the first match counts. {0} is the host, {1} and {2} are groups.
 _JUMP = r"UNKNOWN port|kex_exchange_identification|stdio forwarding failed"  # through a jump host
+# The other end, or the process of the jump host, closed the connection before, or while, ssh wrote its version.
+_CLOSED = r"kex_exchange_identification|banner exchange: .*Broken pipe"
 _JUMP_ERRORS = (
     (
         r"connect to host (\S+) port \d+: ([^\r\n]+)",
@@ -154,6 +156,7 @@ def command_line(entry: Device, argv: Sequence[str]) -> list[str]:
         return list(argv)
     options = {
         "BatchMode": "yes",
+        "LogLevel": "INFO",  # errors are recognized by their text
         "StrictHostKeyChecking": "yes",
         "ConnectTimeout": str(CONNECT_S),
         "ServerAliveInterval": "15",
@@ -235,7 +238,7 @@ def explain(entry: Device, exit_code: int | None, log: str) -> DeviceError:
 
 def explain_start(entry: Device, exit_code: int | None, output: str) -> DeviceError:
     """Convert the exit code and output of a login that ended before the agent's first answer to an error."""
-    if exit_code == 255 and "kex_exchange_identification" in output:
+    if exit_code == 255 and re.search(_CLOSED, output):
         output = f"{jump_log(entry)}\n{output}"
     error = _known(entry, output, (*_LOGIN_ERRORS[:1], *_ssh_rows(exit_code, output), *_LOGIN_ERRORS[1:]))
     if error is not None:
