@@ -58,9 +58,9 @@ def prove(
         >>> proof = edgeship.prove("runs/r18", my_application)  # doctest: +SKIP
         >>> proof.verdict, proof.faults, proof.cost  # doctest: +SKIP
     """
-    if (given := sum(each is not None for each in (outputs, command, tensors))) != 1:
+    if (forms := sum(each is not None for each in (outputs, command, tensors))) != 1:
         raise RecipeError(
-            f"{given} of outputs, command and tensors are given, expected 1",
+            f"{forms} of outputs, command and tensors are given, expected 1",
             hint="pass outputs=FUNCTION or FILE",
         )
     path = user_path(run)
