@@ -121,6 +121,7 @@ def test_errors_have_a_hint_and_no_traceback(capsys):
         (["run"], "Missing argument 'MODEL'.", "see `edgeship run --help`"),
         (["run", "quickstart", "--untl", "load"], "No such option", "see `edgeship run --help`"),
         (["run", "quickstart", "--set", "x"], "cannot read 'x'", "section.key=value"),
+        (["run", "quickstart", "--set", "quantize.effort"], "cannot read 'quantize.effort'", "section.key="),
         (["run", "quickstart", "--until", "lod"], "no stage named 'lod'", "did you mean 'load'?"),
         (["run", "no/such.toml"], "no recipe file no/such.toml", "check the path"),
     ],

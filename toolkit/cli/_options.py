@@ -205,11 +205,11 @@ class Command(click.Command):
         return {each.dotted: each.flag for each in self._recipe_options()}
 
     def in_own_words(self, text: str) -> str:
-        """Replace the names of recipe options in a message by the options of this command."""
+        """Replace the names of recipe options in a message, but not in quotes, by options of this command."""
         flags = self._flags()
         if flags:
             names = "|".join(re.escape(name) for name in sorted(flags, key=len, reverse=True))
-            text = re.sub(rf"(?:--set )?\b({names})\b(?!\.\w)", lambda match: flags[match[1]], text)
+            text = re.sub(rf"(?<!')(?:--set )?\b({names})\b(?!\.\w)", lambda match: flags[match[1]], text)
         if any(each.name == "settings" for each in self.params):
             text = re.sub(r"(?:--set )?\bload\.preprocess\.(?=\w)", "--preprocess ", text)
         return text

@@ -84,7 +84,9 @@ class PreprocessOptions:
     std: tuple[float, ...] | None = option(
         None, "Standard deviation of each channel.", least=1e-6, most=255.0
     )
-    interpolation: Interpolation | None = option(None, "Resampling filter.")  # noqa: RUF009
+    interpolation: Interpolation | None = option(  # noqa: RUF009
+        None, "Resampling filter: bilinear, bicubic, nearest or lanczos."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ class CompileOptions:
     )
     tensorrt: str | None = option(
         None,
-        "TensorRT version of the device, in quotes; default: that of the JetPack, else 8.5.",
+        "TensorRT version of the device (in TOML in quotes); default: that of the JetPack, else 8.5.",
         read=_tensorrt,
         flag="--trt",
         metavar="VERSION",
