@@ -56,7 +56,7 @@ def matching_executor(model: ir.Model, images: FloatArray) -> TorchExecutor:
         if not differing:
             raise error or ModelError(
                 "the PyTorch network and ONNX Runtime compute different logits",
-                hint="set quantize.effort = fast",
+                hint="set quantize.effort=fast",
             )
         execution = Execution(by_runtime=execution.by_runtime | differing)
 

@@ -101,7 +101,7 @@ def collect(
             if early_stop and convergence.reached(int(np.prod(runs[0].images.shape[2:]))):
                 break
     if collector is None or probe is None:
-        raise DataError("no calibration image", hint="check select.source and select.images")
+        raise DataError("no calibration image, expected at least 1", hint="set select.images=300")
     tensors = {name: accumulator.result() for name, accumulator in accumulators.items()}
     if collector.precision == "bf16":
         normalized = classifier.normalization.output if classifier.normalization is not None else ""

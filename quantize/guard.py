@@ -15,39 +15,16 @@ Sources:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeship.toolkit.core.errors import RecipeError
+from edgeship.toolkit.core.guard_results import Threshold
 from edgeship.toolkit.core.quant import FloatArray
 
 CONFIDENCE = 0.95  # of the bound for one draw
 ROUNDING = 1e-9  # relative: 1e-4 * 10,000 is 1
-
-
-@dataclass(frozen=True, slots=True)
-class Threshold:
-    """A threshold and what it promises.
-
-    Attributes:
-        margin: Largest INT8 margin of an image that runs again, in the unit of the logits.
-        bound: Bound of the expected share of flips.
-        bound95: Bound of the share of flips for this draw of images, at 95 % confidence.
-        images: Images that it is set on.
-        flips: Flips of INT8 among them.
-        left: Flips that the threshold leaves.
-        rerun_share: Share of them that runs again.
-    """
-
-    margin: float
-    bound: float
-    bound95: float
-    images: int
-    flips: int
-    left: int
-    rerun_share: float
 
 
 def fewest_images(max_flips: float) -> int:
@@ -118,7 +95,7 @@ def set_threshold(
     margin = float(candidates[min(allowed - always, len(ordered))])
     left = always + int((ordered > margin).sum())
     return Threshold(
-        margin=margin,
+        threshold=margin,
         bound=(left + 1) / (count + 1),
         bound95=_beta_quantile(left, count),
         images=count,

@@ -18,7 +18,7 @@ class GuardOptions:
 
     max_flips: float | None = option(
         None,
-        "Largest expected share of images with another class than FP32's; needs 1 / max_flips images.",
+        "Largest expected share of images with another class than FP32's; needs 1 / share images.",
         above=0.0,
         most=0.1,
         flag="--guard",

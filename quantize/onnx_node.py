@@ -125,7 +125,7 @@ class OnnxNode:
         return ModelError(
             f"operator {self._node.op_type} (node '{self._node.name}') cannot run alone in ONNX Runtime: "
             f"{str(error).splitlines()[0]}",
-            hint="set quantize.effort = fast",
+            hint="set quantize.effort=fast",
         )
 
 

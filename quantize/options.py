@@ -60,7 +60,7 @@ class QuantizeOptions:
     )
     validation_images: int = option(
         1000,
-        "Number of validation images, none of them for calibration, that check this limit.",
+        "Number of validation images, none of them for calibration, that check these limits.",
         least=1,
         renamed_from="judge_images",
     )

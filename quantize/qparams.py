@@ -38,7 +38,7 @@ def choose_qparams(observed: Range, spec: QuantSpec) -> QParams:
     ):
         raise QuantizationError(
             f"unusable range: low {observed.low}, high {observed.high}; expected finite low <= high",
-            hint="find the tensor with `edgeship inspect`; look for NaN in its inputs",
+            hint="look for NaN: `edgeship inspect ranges MODEL IMAGES` shows the range of every tensor",
         )
     low, high = np.minimum(observed.low, 0.0), np.maximum(observed.high, 0.0)
     if spec.symmetric:

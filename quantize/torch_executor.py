@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-_HINT = "set quantize.effort = fast"
+_HINT = "set quantize.effort=fast"
 _NUMBERS = "biuf"  # NumPy type kinds with a PyTorch counterpart
 _lock = threading.Lock()
 _thread_counts: list[int] = []  # for each entered `one_thread`: PyTorch threads before the first

@@ -43,7 +43,8 @@ def measure(target: str, engine: Path, images: FloatArray | PixelArray, threads:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise TargetError(
-            f"no answer within {LIMIT_S:.0f} s", hint="the machine may be short of memory"
+            f"the measuring process gave no answer within {LIMIT_S:.0f} s",
+            hint="check free memory: `free -h`",
         ) from error
     if ended.returncode != 0:
         last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]

@@ -7,10 +7,12 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 from edgeship.toolkit.core.tensors import Size
 
+ROOT = Path(__file__).parent.parent.parent
 NOTE = "<!-- Generated from the code by `make docs`: edit the code, not this page. -->\n"
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
-from docs.generators import cell, page, table
+from docs.generators import ROOT, cell, page, table
 
-RESULTS = Path(__file__).parent.parent.parent / "tests" / "benchmarks" / "results"
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
 Row = dict[str, str]
 SHOWN = (  # file, network, target, row, name in the summary
     ("quantization-accuracy", "resnet18", "OpenVINO", "edgeship balanced", "edgeship"),

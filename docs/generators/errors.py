@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
-from docs.generators import cell, page, summary, table
+from docs.generators import ROOT, page, summary, table
 from edgeship.toolkit.core import errors
 
-ROOT = Path(__file__).parent.parent.parent
 WRITTEN = ROOT / "docs" / "pages" / "errors"
 SOURCES = ("toolkit", "quantize", "targets", "calibration")
 LONGEST = 30  # characters of an expression in a message; longer ones are shown as ...
@@ -50,20 +48,20 @@ def messages() -> Iterator[tuple[str, str, str, str]]:
                 hints = [each.value for each in node.exc.keywords if each.arg == "hint"]
                 if name in names and hints:
                     where = str(file.relative_to(ROOT).with_suffix("")).replace("quantize", "quantization", 1)
-                    yield name, _shown(node.exc.args[0]), _shown(hints[0]), cell(where)
+                    yield name, _shown(node.exc.args[0]), _shown(hints[0]), where
 
 
 def _shown(node: ast.expr) -> str:
     """Return the text of a message, with the expressions that it is formed of in braces."""
     if isinstance(node, ast.Constant):
-        return cell(node.value)
+        return str(node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(_shown(part) for part in node.values)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return _shown(node.left) + _shown(node.right)
     if isinstance(node, ast.FormattedValue):
-        return _shown(node.value)
+        node = node.value
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _shown(node.left) + _shown(node.right)
     if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("nearest"):
         return "the nearest known name"
     text = ast.unparse(node)
-    return cell(f"{{{text}}}") if len(text) <= LONGEST and "[" not in text else "{...}"
+    return f"{{{text}}}" if len(text) <= LONGEST and "[" not in text else "{...}"

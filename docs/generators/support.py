@@ -1,11 +1,11 @@
-"""Generate tables of supported models, operators, devices, TensorRT releases and quantization schemes."""
+"""Generate tables of models, operators, devices, TensorRT releases, quantization schemes and terms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
 
-from docs.generators import code, page, section, table
+from docs.generators import ROOT, code, page, section, table
 from edgeship import targets
 from edgeship.quantization import placement, torch_ops
 from edgeship.targets.tensorrt import jetson, versions
@@ -16,11 +16,13 @@ from edgeship.toolkit.models.recognize import NESTS
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """Yield the pages of models, operators, devices and targets."""
+    """Yield the pages of models, operators, devices, targets and terms."""
     yield "reference/models.md", page("Supported models", *_models())
     yield "reference/operators.md", page("Supported operators", *_operators())
     yield "reference/devices.md", page("Devices, JetPack and TensorRT", *_devices())
     yield "reference/targets.md", page("Quantization schemes of the targets", *_schemes())
+    terms = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Glossary\n")[2]
+    yield "reference/glossary.md", page("Glossary", terms)
 
 
 def _models() -> Iterator[str]:

@@ -189,7 +189,8 @@ class Classifier:
         """Load the engine anew if `path` leads to another folder or file now.
 
         Args:
-            wait: Return after the new engine is in use; else it is loaded in the background.
+            wait: Return after the new engine is in use; else it is loaded in the background, and the end of the
+                process waits for that.
 
         Returns:
             True if there is a new engine.
@@ -200,8 +201,15 @@ class Classifier:
         with self._reload_lock:
             loading = self._loading
             if loading is None and self._switched():
-                loading = self._loading = threading.Thread(target=self._load, daemon=True)
-                loading.start()
+                # No daemon: a process that ends waits for it, since a runtime may abort in the middle of a load.
+                loading = self._loading = threading.Thread(target=self._load, daemon=False)
+                try:
+                    loading.start()
+                except RuntimeError as error:  # no thread is free: the next call tries again
+                    self._loading, self.reload_error = None, error
+                    if wait:
+                        raise
+                    return False
         if loading is None:
             return False
         if wait:

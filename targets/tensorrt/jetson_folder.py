@@ -207,7 +207,10 @@ def _golden(
         images = noise
     if (images.dtype, images.shape[1:]) != (noise.dtype, noise.shape[1:]):
         value, expected = (f"{each.dtype} {each.shape[1:]}" for each in (images, noise))
-        raise DataError(f"the images are {value}, {model} takes {expected}", hint="save them in that form")
+        raise DataError(
+            f"the images are {value}, {model} takes {expected}",
+            hint="prepare them as the calibration images, or leave --data out",
+        )
     tested = images[: max(GOLDEN_IMAGES, shape[0])]
     with onnxruntime.simulate(model) as session:
         logits = session.infer(tested)

@@ -152,6 +152,6 @@ def rules(version: str) -> Rules:
     if not same_major:
         raise RecipeError(
             f"no rules for TensorRT {version}",
-            hint=f"use {', '.join(IN_THE_FIELD)}, by the report of `edgeship device probe`",
+            hint=f"one of {', '.join(IN_THE_FIELD)}: `edgeship device probe NAME` shows the device's",
         )
     return same_major[-1]

@@ -27,9 +27,10 @@ from _common import SHARED, machine, table, tell, write
 from edgeship import targets
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.manifest import locate, read
-from edgeship.quantization.guard import Threshold, set_threshold
+from edgeship.quantization.guard import set_threshold
 from edgeship.targets._memory import measure
 from edgeship.targets.runner.guard import Guarded, margins
+from edgeship.toolkit.core.guard_results import Threshold
 from edgeship.toolkit.core.statistics import percentile, rate_interval
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.pipeline import Recipe, Store, evaluation, guarding, run
@@ -174,7 +175,7 @@ class Bench:
             self._logits(file, label, "evaluate", places)
             for file, label in ((self.float_engine, "fp32"), (engine, name))
         )
-        composite = guarding.guarded_logits(int8, exact, found.margin)
+        composite = guarding.guarded_logits(int8, exact, found.threshold)
         flipped = _differ(int8, exact)
         largest = np.sort(margins(int8)[flipped])[-2:]
         return Draw(
@@ -182,7 +183,7 @@ class Bench:
             engine,
             int(flipped.sum()),
             int(_differ(composite, exact).sum()),
-            float((margins(int8) <= found.margin).mean()),
+            float((margins(int8) <= found.threshold).mean()),
             set_threshold(
                 margins(int8), flipped, np.zeros(len(places), bool), 1 / len(places), "the test images"
             ),
@@ -204,7 +205,7 @@ class Bench:
                 stack.enter_context(targets.get(TARGET).open(file, threads=1))
                 for file in (draw.engine, self.float_engine)
             )
-            guard = Guarded(int8.infer, exact.infer, draw.found.margin)
+            guard = Guarded(int8.infer, exact.infer, draw.found.threshold)
             runs: dict[str, Callable[[Any], Any]] = {"int8": int8.infer, "guarded": guard}
 
             def block(name: str, infer: Callable[[Any], Any], start: int) -> None:
@@ -315,7 +316,7 @@ def _draws(done: Sequence[Draw], images: int) -> str:
                 each.found.left,
                 f"{1e4 * each.found.bound:.2f}",
                 f"{1e4 * each.found.bound95:.2f}",
-                f"{each.found.margin:.3f}",
+                f"{each.found.threshold:.3f}",
                 each.int8_flips,
                 each.flips,
                 f"{1e4 * low:.2f} to {1e4 * high:.2f}",
@@ -344,7 +345,7 @@ def _held_out(done: Sequence[Draw]) -> str:
     rows = [
         (
             number + 1,
-            f"{each.held_out.margin:.3f}",
+            f"{each.held_out.threshold:.3f}",
             f"{each.held_out_flips} of {each.held_out.images}",
             f"{100 * each.held_out.rerun_share:.2f}",
         )

@@ -75,6 +75,8 @@ def test_every_command_has_help_for_every_option_and_an_example(path, command):
             assert parameter.help, f"--{parameter.name} has no help"
     group = cli.app.get_command(None, path[0])  # its examples serve those below it
     assert f"edgeship {path[0]}" in (command.epilog or group.epilog or ""), "no example"
+    text = command.get_help(click.Context(command, info_name=" ".join(path), terminal_width=80))
+    assert max(map(len, text.splitlines())) <= 80 and "RANGE" not in text
     assert "--debug" in [option for parameter in command.params for option in parameter.opts]
 
 

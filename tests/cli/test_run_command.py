@@ -107,6 +107,7 @@ def test_equal_images_of_a_folder_are_split_into_the_same_part(tmp_path):
         (("run", "net"), "--data is not set", "--data="),
         (("run", "net", "--data", "one"), "one has 1 image", "--eval-data"),
         (("run", "net", "--data", "phtos"), "no such file or folder: phtos", "did you mean 'photos'"),
+        (("run", "no/net.onnx", "--data", "photos"), "recipe: no/net.onnx", "check the path /"),
         (("run", "photos", "--data", "photos"), "without model.safetensors", "--data photos"),
         (("run", "one/a.png", "--data", "photos"), "a file of images", "--data one/a.png"),
         (("run", "notes.txt", "--data", "photos"), "a .txt file", "ONNX"),

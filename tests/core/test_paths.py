@@ -57,4 +57,5 @@ def test_links_inside_a_folder(tmp_path):
 
 def test_names_for_a_hint(tmp_path):
     (tmp_path / "a").touch()
+    (tmp_path / ".hidden").touch()
     assert siblings(tmp_path / "b") == ["a"] and siblings(tmp_path / "a" / "b") == []

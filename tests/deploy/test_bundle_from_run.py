@@ -246,7 +246,7 @@ def test_variants_by_name_and_without_images(run: Path, tmp_path: Path) -> None:
 
 
 def test_runs_that_cannot_be_shipped(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot read .*run.json"):
+    with pytest.raises(DataError, match=r"is no run: it has no run.json"):
         bundle_from_run.bundle_of(tmp_path)
     names = json.loads((run.parent / "evaluate/images.json").read_text())
     write_json(run.parent / "evaluate/images.json", {**names, "names": ["gone.png"] * COUNT})

@@ -4,12 +4,15 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from browsing import violations
+from workshop import PAGES
 
 from docs import pictures
 from docs.generators import benchmarks, commands, errors, recipe, schema
@@ -145,8 +148,27 @@ def test_every_error_class_has_cause_cure_and_messages():
         assert f"Exit code {kind.exit_code}" in text
         assert "**Cause.**" in text
         assert "**Cure.**" in text
-    assert "is not a TensorRT version" in pages["errors/RecipeError.md"]
+    assert "| MODEL is a {suffix} file: {model} |" in pages["errors/RecipeError.md"]
+    assert "in {images + 1} |" in pages["errors/RecipeError.md"]
+    assert r"`[ -t 0 ] \|\| return`" in pages["errors/DeviceError.md"]
     assert sum(1 for _ in errors.messages()) > 200
+
+
+def test_examples_have_commands_and_options_by_their_current_names():
+    seen = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^\$ edgeship (.*)", text, re.M):
+            name, *words = shlex.split(line, comments=True)
+            command = cli.app.get_command(None, name)
+            assert command is not None, f"{page.name}: {line}"
+            if isinstance(command, click.Group):
+                command = command.commands.get(words[0], command)
+            known = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+            used = {word.partition("=")[0] for word in words if word.startswith("--")}
+            assert used <= known, f"{page.name}: {line}"
+            seen += 1
+    assert seen > 50
 
 
 def test_an_error_in_a_terminal_links_to_the_page_of_its_class(monkeypatch, capsys):

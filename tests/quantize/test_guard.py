@@ -54,16 +54,16 @@ def test_the_threshold_is_the_margin_of_a_flip_and_leaves_as_many_as_are_allowed
     margins = np.array([0.1, 0.2, 0.3, 0.4] + [1.0] * 16, np.float32)
     flips = np.array([True, False, True, True] + [False] * 16)
     found = set_threshold(margins, flips, np.zeros(20, bool), 1 / 21)
-    assert (found.margin, found.left, found.flips) == (pytest.approx(0.4), 0, 3)
+    assert (found.threshold, found.left, found.flips) == (pytest.approx(0.4), 0, 3)
     assert found.rerun_share == 4 / 20 and found.bound == pytest.approx(1 / 21)
     found = set_threshold(margins, flips, np.zeros(20, bool), 2 / 21)
-    assert (found.margin, found.left, found.rerun_share) == (pytest.approx(0.3), 1, 3 / 20)
+    assert (found.threshold, found.left, found.rerun_share) == (pytest.approx(0.3), 1, 3 / 20)
     assert found.bound == pytest.approx(2 / 21)
 
 
 def test_without_flips_nothing_runs_again():
     found = set_threshold(np.ones(99, np.float32), NONE[:99], NONE[:99], 0.01)
-    assert found.rerun_share == 0 and found.left == 0 and found.margin < 0
+    assert found.rerun_share == 0 and found.left == 0 and found.threshold < 0
     assert found.bound == 0.01  # what the images support, not 0
 
 
@@ -73,9 +73,9 @@ def test_flips_of_the_reference_count_at_every_threshold():
     second = np.zeros(99, bool)
     second[[1, 50]] = True
     found = set_threshold(margins, flips, second, 0.03)  # allows 2: both of the reference
-    assert found.left == 2 and found.margin == pytest.approx(0.3)
+    assert found.left == 2 and found.threshold == pytest.approx(0.3)
     found = set_threshold(margins, flips, second, 0.04)  # allows 3: the largest flip stays
-    assert found.left == 3 and found.margin == pytest.approx(0.1)
+    assert found.left == 3 and found.threshold == pytest.approx(0.1)
     with pytest.raises(RecipeError, match="reference itself flips 2 of 99") as raised:
         set_threshold(margins, flips, second, 0.02)
     assert "fp32" in raised.value.hint
@@ -88,7 +88,7 @@ def test_the_bound_holds_on_new_images_and_is_not_idle(images, limit):
     new_margins, new_flips = drawn(400_000, 10**6)
     for seed in range(400):
         found = set_threshold(*drawn(images, seed), np.zeros(images, bool), limit)
-        share = float((new_flips & (new_margins > found.margin)).mean())
+        share = float((new_flips & (new_margins > found.threshold)).mean())
         left.append(share)
         over += share > found.bound95
         assert found.bound <= limit

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -245,6 +246,51 @@ def test_requests_go_on_while_the_release_is_switched(releases, published, pictu
         stop.set()
         thread.join()
     assert not wrong and set(answers) == {"a", "b"}
+
+
+ENDING = """
+import os, sys, threading, time
+from edgeship.targets.runner import classifier as module
+folder = os.path.dirname(sys.argv[1])
+classifier, opened = module.Classifier(sys.argv[1], threads=1), module._open
+
+def slowly(*arguments):
+    time.sleep(0.3)
+    session = opened(*arguments)
+    print("loaded", flush=True)
+    return session
+
+module._open = slowly
+os.symlink("b", os.path.join(folder, "next"))
+os.replace(os.path.join(folder, "next"), sys.argv[1])
+camera = threading.Thread(target=lambda: classifier.labels, daemon=True)
+camera.start()
+camera.join()
+print("end of the main thread", flush=True)
+"""
+
+
+def test_a_process_that_ends_during_a_reload_waits_for_it(releases):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, releases / "current"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["end of the main thread", "loaded"]
+
+
+def test_a_reload_without_a_free_thread_leaves_the_old_engine_in_use(releases, pictures, monkeypatch):
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    with Classifier(releases / "current", threads=1) as classifier:
+        switch(releases, "b")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            assert classifier(pictures[0]).label[0] == "a" and "new thread" in str(classifier.reload_error)
+            with pytest.raises(RuntimeError):
+                classifier.reload()
+        assert classifier.reload() and classifier(pictures[0]).label[0] == "b"
+        assert classifier.reload_error is None
 
 
 def test_a_release_that_cannot_be_loaded_leaves_the_old_one_in_use(releases, pictures):

@@ -347,7 +347,9 @@ def benchmark(
             graph = io.read(file)
             engine = engine_of_graph(file, target, folder, quantized=graph.quantized)
             if engine.target is None:
-                raise TargetError(f"{target} does not run on this machine", hint="measure on the device")
+                raise TargetError(
+                    f"{target} does not run on this machine", hint="edgeship.deploy measures it on a device"
+                )
             engines[label] = (target, engine.file)
             side = sides(graph.size or size or 224)
             shapes.add((batch or graph.batch or 1, graph.channels, *side))

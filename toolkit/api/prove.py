@@ -58,9 +58,10 @@ def prove(
         >>> proof = edgeship.prove("runs/r18", my_application)  # doctest: +SKIP
         >>> proof.verdict, proof.faults, proof.cost  # doctest: +SKIP
     """
-    if sum(each is not None for each in (outputs, command, tensors)) != 1:
+    if (forms := sum(each is not None for each in (outputs, command, tensors))) != 1:
         raise RecipeError(
-            "one of outputs, command and tensors is needed", hint="name the outputs of the application"
+            f"{forms} of outputs, command and tensors are given, expected 1",
+            hint="pass outputs=FUNCTION or FILE",
         )
     path = user_path(run)
     with _opened(path, variant) as classifier:

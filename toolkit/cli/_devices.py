@@ -32,10 +32,11 @@ INVENTORY = click.option(
 WAIT = click.option(
     "--wait",
     "wait_s",
+    metavar="SECONDS",
     default=60.0,
     type=Number(0, 86400),
     show_default=True,
-    help="Seconds to wait for the lock of another deployment on the device.",
+    help="Time to wait for the lock of another deployment on the device.",
 )
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the steps, change nothing.")
 

@@ -69,7 +69,7 @@ class RecipeOption(click.Option):
         text, default = self.field.rules["help"], self.preset or self.field.default
         if needed:
             return f"{text}  [required]"
-        if default in ("", (), None, False):
+        if default in ("", (), None) or default is False:
             return str(text)
         shown = default if not isinstance(default, tuple) else ", ".join(default)
         if default is True:

@@ -207,7 +207,7 @@ def _usage_hint(error: click.UsageError) -> str:
     if isinstance(error, click.NoSuchOption) and not error.possibilities and context and not context.parent:
         return f"options follow the command: edgeship COMMAND {error.option_name} ..."
     missing = re.search(r"(?:Path|File|Directory) '(.+)' does not exist", error.message)
-    if missing and (others := [name for name in siblings(Path(missing[1])) if not name.startswith(".")]):
+    if missing and (others := siblings(Path(missing[1]))):
         return nearest(Path(missing[1]).name, others)
     return f"see `{context.command_path if context else 'edgeship'} --help`"
 
@@ -236,8 +236,13 @@ def _page(error: ToolkitError) -> str:
 
 
 def _with_common_options(command: click.Command) -> None:
-    """Add --quiet, --verbose and --debug to a command and its subcommands."""
+    """Add --quiet, --verbose and --debug to a command and its subcommands; name the values of numbers."""
     if not any(parameter.name == "debug" for parameter in command.params):
+        for each in command.params:
+            if isinstance(each.type, (click.IntRange, click.FloatRange)):
+                whole = isinstance(each.type, click.IntRange)
+                each.type.name = "whole number" if whole else "number"
+                each.metavar = each.metavar or ("N" if whole else "NUMBER")
         if not any("-v" in parameter.opts for parameter in command.params):
             command.params.append(
                 click.Option(

@@ -56,6 +56,7 @@ Examples:
 @click.option(
     "--loadgen-duration-s",
     "loadgen_s",
+    metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
     default=600.0,
     show_default=True,
@@ -193,7 +194,10 @@ def _compiled(file: Path, names: tuple[str, ...], folder: Path) -> tuple[Engines
     for name in names:
         built = targets.get(name).compile(file, folder / name, "int8" if graph.quantized else "fp32")
         if not built.runs_here:
-            raise RecipeError(f"{name} does not run on this machine", hint="measure on the device instead")
+            raise RecipeError(
+                f"{name} does not run on this machine",
+                hint="`edgeship deploy RUN --device NAME` measures it on a device",
+            )
         engines[name] = (name, folder / name / built.file)
     return engines, (graph.batch, graph.channels, graph.height, graph.width)
 

@@ -27,8 +27,9 @@ _PACKING = (
     cls=Command,
     former={"--images": "--eval-images"},
     epilog="\b\nExamples:\n  edgeship bundle runs/quickstart\n"
-    "  edgeship bundle runs/main --variant tensorrt-int8-pruned --sign ~/.ssh/release --out main.tar\n"
-    "  edgeship bundle main.tar --for mender --compatible jetson-orin-nano --target tensorrt",
+    "  edgeship bundle runs/main --variant tensorrt-int8-pruned\n"
+    "  edgeship bundle runs/main --sign ~/.ssh/release --version 4 --out main.tar\n"
+    "  edgeship bundle main.tar --for mender --compatible jetson-orin-nano",
 )
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
 @click.option(

@@ -23,7 +23,7 @@ from edgeship.toolkit.cli._outputs import OutPath
     cls=Resumable,
     former={"--time": "--duration", "--report": "--out"},
     epilog="\b\nExamples:\n  edgeship deploy runs/quickstart --device nano-1\n"
-    "  edgeship deploy runs/main --tag shop --parallel 10 --canaries 2 --max-failures 0.05\n"
+    "  edgeship deploy runs/main --tag shop --canaries 2 --max-failures 0.05\n"
     "  edgeship deploy bundle.tar --device nano-1 --dry-run",
 )
 @click.argument("run", type=click.Path(exists=True, path_type=Path))
@@ -48,10 +48,11 @@ from edgeship.toolkit.cli._outputs import OutPath
 @click.option(
     "--limit",
     "limit_s",
+    metavar="SECONDS",
     default=3600.0,
     show_default=True,
     type=Number(0, 604800, above=True),
-    help="Time limit of a build, in seconds.",
+    help="Time limit of a build.",
 )
 @click.option(
     "--duration",

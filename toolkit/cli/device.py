@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group(
     epilog="\b\nExamples:\n"
-    "  edgeship device add nano-1 --host 10.0.0.5 --user nvidia --target tensorrt --tag lab\n"
+    "  edgeship device add nano-1 --host 10.0.0.5 --target tensorrt --tag lab\n"
     "  edgeship device add here --host local --target openvino\n"
     "  edgeship device probe nano-1"
 )
@@ -24,14 +24,19 @@ def command() -> None:
     """Manage the inventory of devices."""
 
 
-@command.command()
+@command.command(
+    epilog="\b\nExamples:\n"
+    "  edgeship device add nano-1 --host 10.0.0.5 --user nvidia --target tensorrt\n"
+    "  edgeship device add shop-1 --host 10.0.0.11 --target openvino --tag shop\n"
+    "  edgeship device add here --host local --target openvino"
+)
 @click.argument("name")
 @click.option("--host", required=True, help="Host name, address or ssh alias; 'local' is this machine.")
 @click.option("--target", required=True, help="Runtime of the device: openvino, onnxruntime or tensorrt.")
 @click.option("--user", default="", help="Login name.  [default: that of ssh]")
 @click.option("--port", default=0, help="Port of the SSH server.  [default: that of ssh]")
 @click.option("--key", default="", help="SSH private key file.")
-@click.option("--jump", default="", help="Jump hosts, as of `ssh -J`.")
+@click.option("--jump", default="", help="Jump hosts, as for `ssh -J`.")
 @click.option("--tag", "tags", multiple=True, help="Tag to select devices by; repeatable.")
 @click.option("--root", default="~/edgeship", show_default=True, help="Installation folder on the device.")
 @click.option(
@@ -72,7 +77,7 @@ def add(
     click.echo(f"added {name} to {path}")
 
 
-@command.command(name="list")
+@command.command(name="list", epilog="\b\nExample:\n  edgeship device list --json")
 @INVENTORY
 @JSON
 def list_(inventory: Path | None, as_json: bool) -> None:
@@ -92,7 +97,7 @@ def list_(inventory: Path | None, as_json: bool) -> None:
         print_table(("device", "host", "target", "tags", "root"), rows)
 
 
-@command.command()
+@command.command(epilog="\b\nExample:\n  edgeship device probe nano-1")
 @click.argument("name")
 @INVENTORY
 @JSON
@@ -116,7 +121,11 @@ def probe(name: str, inventory: Path | None, as_json: bool) -> None:
         click.echo(f"problem: {problem['cause']}\n    fix: {problem['cure']}")
 
 
-@command.command()
+@command.command(
+    epilog="\b\nExamples:\n"
+    "  edgeship device trust shop-1 signers\n"
+    "  edgeship device trust shop-1 signers --model resnet18 --version-floor 4"
+)
 @click.argument("name")
 @click.argument("signers", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", help="Name of the only model that the device takes.  [default: as before]")
@@ -147,7 +156,7 @@ def trust(
     click.echo(f"{name} accepts only bundles signed by {signers}")
 
 
-@command.command()
+@command.command(epilog="\b\nExample:\n  edgeship device remove nano-1")
 @click.argument("name")
 @INVENTORY
 def remove(name: str, inventory: Path | None) -> None:

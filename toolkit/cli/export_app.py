@@ -18,7 +18,7 @@ from edgeship.toolkit.export_app import names
     epilog="""\b
 Examples:
   edgeship export-app runs/r18 --for http --out service
-  edgeship export-app runs/r18 --for gstreamer-python --variant onnxruntime-int8 --out camera
+  edgeship export-app runs/r18 --for gstreamer-python --out camera
 """,
 )
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   edgeship export-jetson runs/main --out orin-nano
-  edgeship export-jetson runs/main --jetpack 5.1.2 --module "AGX Orin" --dla 0 --out orin
-  edgeship export-jetson int8.onnx --float float.onnx --data calibration.npy --out orin-nano
+  edgeship export-jetson runs/main --module "AGX Orin" --jetpack 5.1.2 \\
+      --dla 0 --out orin
+  edgeship export-jetson int8.onnx --float float.onnx --data calibration.npy \\
+      --out orin-nano
 """,
 )
 @click.argument("model", type=click.Path(exists=True, path_type=Path))

@@ -69,7 +69,7 @@ KINDS = {
 @click.argument("kind", type=click.Choice(tuple(KINDS)), metavar="KIND")
 @JSON
 def command(kind: str, as_json: bool) -> None:
-    """List the recipes, models, targets, devices or observers that there are.
+    """List recipes, models, targets, observers, or devices of the inventory.
 
     KIND is recipes, models, targets, devices or observers.
     """

@@ -17,7 +17,7 @@ Examples:
   edgeship prove runs/r18 --write-images golden/
   edgeship prove runs/r18 --images golden/ --outputs mine.jsonl
   edgeship prove runs/r18 --command './my-app --print-logits {image}'
-  edgeship prove runs/r18 --images golden/ --tensors dumped/ --variant openvino-int8
+  edgeship prove runs/r18 --images golden/ --tensors dumped/
 
 \b
 mine.jsonl has one line for each image, with one of three forms:

@@ -24,11 +24,11 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_other_network
     cls=Resumable,
     epilog="""\b
 Examples:
-  edgeship prune resnet18.pth photos/ --keep-ratio 0.5 --out small
-  edgeship prune resnet18.pth photos/ --latency-ratio 0.6 --target openvino --out fast
-  edgeship prune resnet18.pth photos/ --latency-ratio 0.45 --budget 20min --out small
-  edgeship prune resnet18.pth photos/ --max-drop 1 --no-compare --out safe
-  edgeship prune resnet18.pth train.zip --widths 0.9,0.75,0.5 --eval-data test.zip --out family
+  edgeship prune net.pth photos/ --keep-ratio 0.5 --out small
+  edgeship prune net.pth photos/ --latency-ratio 0.6 --out fast
+  edgeship prune net.pth photos/ --latency-ratio 0.45 --budget 20min --out fit
+  edgeship prune net.pth photos/ --max-drop 1 --no-compare --out safe
+  edgeship prune net.pth photos/ --widths 0.9,0.75,0.5 --out family
 """,
 )
 @click.argument("model")

@@ -27,11 +27,15 @@ from edgeship.toolkit.core.errors import GateError
     epilog="""\b
 Examples:
   edgeship quantize net.onnx photos/ --target openvino --out net-int8.onnx
-  edgeship quantize resnet18.pth train.zip --target tensorrt --size 224 --out trt.onnx
-  edgeship quantize net.onnx photos/ --target onnxruntime --preprocess resize=256 --out q.onnx
-  edgeship quantize net.onnx photos/ --target openvino --input uint8 --out pixels.onnx
-  edgeship quantize net.onnx photos/ --target tensorrt --min-agreement 0.995 --out trt.onnx
-  edgeship quantize net.onnx photos/ --target openvino --overflow-fix pairs --out old-cpus.onnx
+  edgeship quantize resnet18.pth train.zip --target tensorrt --out trt.onnx
+  edgeship quantize net.onnx photos/ --target onnxruntime --out q.onnx \\
+      --preprocess resize=256
+  edgeship quantize net.onnx photos/ --target openvino --out pixels.onnx \\
+      --input uint8
+  edgeship quantize net.onnx photos/ --target tensorrt --out trt.onnx \\
+      --min-agreement 0.995
+  edgeship quantize net.onnx photos/ --target openvino --out old-cpus.onnx \\
+      --overflow-fix pairs
 """,
 )
 @click.argument("model")

@@ -34,7 +34,8 @@ def _list_options(context: click.Context, _parameter: click.Parameter, asked: bo
 Examples:
   edgeship run resnet18.pth --data photos/ --target openvino --max-drop 1
   edgeship run net.onnx --data train/ --eval-data val.csv --size 224
-  edgeship run net.onnx --data train/ --eval-data val/ --guard 0.001 --guard-data unlabelled/
+  edgeship run net.onnx --data train/ --eval-data val/ --guard 0.001 \\
+      --guard-data unlabelled/
   edgeship run quickstart
   edgeship run runs/resnet18/recipe.toml --set quantize.effort=max
   edgeship run my.toml --until quantize --rerun calibrate
@@ -104,7 +105,7 @@ def command(
     as_json: bool,
     store_root: Path | None,
 ) -> None:
-    """Quantize, compile, measure and report a model, with one line.
+    """Quantize, compile, measure and report a model in one command.
 
     MODEL is a checkpoint (.pth, .safetensors), an ONNX file, or a recipe: a TOML file, the name of a built-in
     one such as quickstart, or the folder of a run. With --data a folder that has train/ and test/ (or val/)

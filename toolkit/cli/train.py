@@ -15,12 +15,16 @@ from edgeship.toolkit.cli._outputs import OutPath, refuse_other_network
     cls=Resumable,
     epilog="""\b
 Examples:
-  edgeship train digits:train --model resnet20 --size 32 --no-flip --out digits20
-  edgeship train cifar10/train --model plain_resnet20 --size 32 --epochs 40 --batch 128 --out plain20
+  edgeship train digits:train --model resnet20 --size 32 --no-flip --out net
+  edgeship train cifar10/train --model plain_resnet20 --size 32 --epochs 40 \\
+      --batch 128 --out plain20
 """,
 )
 @data_argument("source", "load.train.source")
-@recipe_options("load.train.source", "load.model", needed=("load.train.source", "load.model"))
+@recipe_options("load.train.source", needed=("load.train.source",))
+@recipe_options(
+    "load.model", needed=("load.model",), text="Name of the network: see `edgeship list models`.  [required]"
+)
 @click.option("--out", required=True, type=OutPath(file_okay=False), help="Folder to write.")
 @recipe_options(
     "export.size",

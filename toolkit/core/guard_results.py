@@ -1,9 +1,32 @@
-"""Define the part of a report's row that is about its guard."""
+"""Define the threshold of a guard, and the part of a report's row that is about its guard."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Threshold of a guard and what it promises: see `quantization.guard`.
+
+    Attributes:
+        threshold: Largest INT8 margin (largest logit minus the second) of an image that runs again, in the
+            unit of the logits.
+        bound: Bound of the expected share of flips of images like those of the threshold.
+        bound95: The same for this draw of images, at 95 % confidence.
+        images: Images that the threshold is set on.
+        flips: Flips of INT8 among them; `left`: those that the threshold leaves.
+        rerun_share: Share of them that runs again.
+    """
+
+    threshold: float
+    bound: float
+    bound95: float
+    images: int
+    flips: int
+    left: int
+    rerun_share: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,9 @@ def parse_override(text: str, options: type) -> tuple[str, Any]:
     """
     name, separator, value = text.partition("=")
     if not separator or "." not in name:
-        raise RecipeError(f"cannot read '{text}'", hint="write section.key=value, e.g. select.images=100")
+        raise RecipeError(
+            f"cannot read '{text}'", hint="write section.key=value, e.g. report.min_speedup=1.5"
+        )
     name = name.strip()
     return name, from_text(value.strip(), _annotation(options, current_name(name, options)))
 

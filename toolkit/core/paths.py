@@ -28,9 +28,10 @@ def user_path(text: str | os.PathLike[str]) -> Path:
 
 
 def siblings(path: Path) -> list[str]:
-    """Return names in the folder of a path, for a hint; none where it cannot be read."""
+    """Return names in the folder of a path, for a hint, without hidden ones; none where it cannot be read."""
     try:
-        return [entry.name for entry in islice(path.parent.iterdir(), MOST_NAMES)]
+        names = [entry.name for entry in islice(path.parent.iterdir(), MOST_NAMES)]
+        return [name for name in names if not name.startswith(".")]
     except OSError:
         return []
 

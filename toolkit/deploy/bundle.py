@@ -250,7 +250,9 @@ def sign(bundle: Bundle, key: Path) -> Bundle:
         try:
             result = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise DataError("cannot run ssh-keygen", hint="install the OpenSSH client") from error
+            raise DataError(
+                f"cannot run ssh-keygen: {error.strerror}", hint="apt install openssh-client"
+            ) from error
         if result.returncode:
             raise DataError(
                 f"cannot sign with {key}: {result.stderr.strip()}",

@@ -310,7 +310,9 @@ def _choose(source: _Run, variants: Sequence[str]) -> Sequence[str]:
     ids.sort(key=lambda each: (-order[each.precision], each.pruned, each.guarded))
     chosen = {each.target: each.name for each in ids} | source.faster_in_float()
     if not chosen:
-        raise DataError("the run has only FP32 variants", hint="choose a variant with --variant NAME")
+        raise DataError(
+            "the run has only FP32 variants", hint=f"to ship one: --variant {min(evaluated, default='NAME')}"
+        )
     return list(chosen.values())
 
 

@@ -190,20 +190,16 @@ def choose(entries: Mapping[str, Device], names: Iterable[str], tags: Iterable[s
     names, tags = list(names), list(tags)
     for name in names:
         if name not in entries:
-            hint = nearest(name, entries) if entries else "the inventory is empty: `edgeship device add`"
-            raise DeviceError(f"no device named '{name}'", hint=hint)
+            raise DeviceError(f"no device named '{name}'", hint=nearest(name, entries) if entries else _EMPTY)
     for tag in tags:
         every = {t for entry in entries.values() for t in entry.tags}
         if tag not in every:
-            hint = nearest(tag, every) if every else "no device has tags: `edgeship device list`"
+            tagless = "no device has tags: `edgeship device list`" if entries else _EMPTY
+            hint = nearest(tag, every) if every else tagless
             raise DeviceError(f"no device has the tag '{tag}'", hint=hint)
     chosen = [e for e in entries.values() if e.name in names or set(tags) & set(e.tags)]
     if not chosen:
-        hint = (
-            "choose with --device NAME or --tag TAG"
-            if entries
-            else "the inventory is empty: `edgeship device add`"
-        )
+        hint = "choose with --device NAME or --tag TAG" if entries else _EMPTY
         raise DeviceError("no device is chosen", hint=hint)
     return chosen
 
@@ -239,7 +235,7 @@ def remove(path: Path, name: str) -> None:
     """
     entries = load(path)
     if name not in entries:
-        raise DeviceError(f"no device named '{name}'", hint=nearest(name, entries) if entries else str(path))
+        raise DeviceError(f"no device named '{name}'", hint=nearest(name, entries) if entries else _EMPTY)
     headers = {f"[devices.{name}]", f"[devices.{_toml(name)}]"}
     remaining, inside = [], False
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -254,6 +250,7 @@ def remove(path: Path, name: str) -> None:
     write_text(path, text)
 
 
+_EMPTY = "the inventory is empty: `edgeship device add NAME --host HOST --target openvino`"
 _PYTHON = "for example: python3, or docker exec -i NAME python3"
 _EXAMPLES = 'for example: host = "10.0.0.5", target = "tensorrt", port = 22, tags = ["lab"]'
 _KINDS: dict[str, tuple[type, ...]] = {"port": (int,), "tags": (list, tuple)}

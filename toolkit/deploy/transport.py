@@ -21,7 +21,7 @@ _SOCKET_FOLDER = re.compile(r"/[A-Za-z0-9/._+@-]{0,48}")
 
 # Pattern in ssh's output, message, hint; the first match counts. {0} is the host, {1} and {2} are groups.
 _JUMP = r"UNKNOWN port|kex_exchange_identification|stdio forwarding failed"  # through a jump host
-# The other end, or the process of the jump host, closed the connection before, or while, ssh wrote its version.
+# The connection, or the process for the jump host, was closed before or while ssh wrote its version.
 _CLOSED = r"kex_exchange_identification|banner exchange: .*Broken pipe"
 _JUMP_ERRORS = (
     (

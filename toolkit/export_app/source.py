@@ -122,11 +122,7 @@ def read(run: Path, targets: Sequence[str], variant: str | None = None) -> Sourc
     Raises:
         DataError: The folder is no run, has no such engine, or the files of the engine do not fit each other.
     """
-    if not (run / RunIndex.FILE).is_file():
-        raise DataError(
-            f"{run} is no run: it has no {RunIndex.FILE}",
-            hint="name a folder that `edgeship run --out` wrote",
-        )
+    RunIndex.read(run)
     folders = {folder.name: folder for folder in sorted((run / ENGINES).glob("*/*")) if folder.is_dir()}
     fitting = [each for each in map(VariantId.parse, folders) if each.target in targets and not each.guarded]
     if variant is not None and variant not in {each.name for each in fitting}:

@@ -106,6 +106,8 @@ def load_unchanged(path: Path) -> ir.Model:
 def _read(path: Path) -> ir.Model:
     if not path.is_file():
         raise missing(ModelError(f"no such file: {path}", hint="check the path"))
+    if not path.stat().st_size:
+        raise ModelError(f"{path.name} is empty, expected an ONNX file", hint="export it again")
     try:
         model = ir.load(path)
         _check_external(model, path)

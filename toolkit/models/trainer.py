@@ -178,7 +178,7 @@ def fit(
                 if pace is None or state.get("rate", 1.0) < LEAST_RATE:
                     raise DataError(
                         f"{label}: the loss is {value.item()} in epoch {epoch + 1}",
-                        hint=f"lower the learning rate of {options.learning_rate}",
+                        hint=f"lower the learning rate: set learning_rate below {options.learning_rate:g}",
                     )
                 _step_back(model, optimizer, state)
                 stepped_back = True

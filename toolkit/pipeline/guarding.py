@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,14 +93,8 @@ def set_guards(recipe: Recipe, inputs: Inputs, preprocess: Preprocess, out: Path
             dataset.name,
         )
         guards[variant.name] = Guard(
-            threshold=found.margin,
+            **asdict(found),
             max_flips=limit,
-            bound=found.bound,
-            bound95=found.bound95,
-            images=found.images,
-            flips=found.flips,
-            left=found.left,
-            rerun_share=found.rerun_share,
             reference=options.reference,
             source=dataset.name,
             own_images=bool(options.source),

@@ -88,7 +88,9 @@ def train(recipe: Recipe, out: Path, work_dir: Path) -> None:
 
     options, how = recipe.load, recipe.load.train
     if options.model == "auto":
-        raise RecipeError("load.model is auto", hint="training needs a name, e.g. --set load.model=resnet18")
+        raise RecipeError(
+            "load.model is auto, expected the name of a network to train", hint="--set load.model=resnet18"
+        )
     if not how.source:
         raise RecipeError(
             "load.train.source is not set", hint="--set load.train.source=FOLDER (labelled images)"
@@ -180,8 +182,9 @@ def export(options: ExportOptions, folder: Path, info: ModelInfo, file: Path) ->
         parity = exporter.parity(model, file, size=prepared.crop)
         if not parity <= MAX_PARITY:
             raise ModelError(
-                f"the exported graph differs from the network by {parity:.1e} of the largest logit",
-                hint=f"expected at most {MAX_PARITY:.0e}; report the checkpoint as a bug",
+                f"the exported graph differs from the network by {parity:.1e} of the largest logit; at most "
+                f"{MAX_PARITY:.0e} is expected",
+                hint="export it with torch.onnx.export, and give the .onnx file: edgeship run FILE.onnx",
             )
     counted = cost(file)
     return ExportedGraph(file.name, counted.macs, counted.parameters), parity

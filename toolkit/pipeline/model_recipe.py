@@ -50,7 +50,8 @@ def _check_model(model: str, path: Path) -> None:
     if not path.exists():
         near = siblings(path)
         known = near if path.suffix or len(path.parts) > 1 else [*recipes.names(), *near]
-        raise RecipeError(f"no checkpoint, ONNX file or recipe: {model}", hint=nearest(path.name, known))
+        hint = nearest(path.name, known) if known else f"check the path {path.absolute()}"
+        raise RecipeError(f"no checkpoint, ONNX file or recipe: {model}", hint=hint)
     suffix = path.suffix.lower()
     if path.is_dir() and not (path / "model.safetensors").is_file():
         raise RecipeError(

@@ -100,7 +100,9 @@ class TrainSection(TrainOptions):
 class LoadOptions:
     """Source of the network."""
 
-    model: str = option("auto", "auto (from the tensors), resnet18, ..., or a file.onnx.", path=".onnx")
+    model: str = option(
+        "auto", "auto (from the tensors), resnet18, ..., or a file.onnx.", path=".onnx", metavar="NETWORK"
+    )
     weights: str = option("", "A checkpoint file, torchvision:IMAGENET1K_V1, or train.", path=True)
     labels: str = option("", "File with the class name of each output, one a line.", path=True)
     output: str = option("", "Name of the logits, where a file.onnx has several outputs.")

@@ -41,7 +41,8 @@ def golden(files: Sequence[bytes], how: Preprocess) -> dict[str, bytes]:
             content, ending = (_unchanged, _landscape, _portrait, _large)[index % 4](data, how)
         except ValueError as error:
             raise DataError(
-                f"an evaluation image {error}", hint="find it with `edgeship data check`"
+                f"golden image {index}: the evaluation image {error}",
+                hint="`edgeship data check SOURCE` names the file",
             ) from error
         made[f"{index:04}{ending}"] = content
     return made

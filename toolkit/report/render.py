@@ -84,7 +84,7 @@ def find(run: Path) -> Path:
     for path in (run / "report.json", run / "report" / "report.json") if run.is_dir() else (run,):
         if path.is_file() and path.suffix == ".json":
             return path
-    place = f"{run} is a file, not" if run.is_file() else f"no report.json in {run}:"
+    place = f"{run} is a file, not" if run.is_file() else f"no report.json in {run}, expected"
     raise DataError(f"{place} the folder of a run", hint="name a folder written by `edgeship run --out`")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from edgeship.toolkit.core.artifact import plain
+from edgeship.toolkit.core.guard_results import Threshold
 from edgeship.toolkit.core.results import Precision
 from edgeship.toolkit.core.typed_json import JsonFile
 from edgeship.toolkit.runs.compiled import CompiledVariant, CompiledVariants
@@ -17,31 +18,18 @@ SCHEMA = 1  # of guard.json
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
-    """Guard of an INT8 variant: see `quantization.guard`.
+class Guard(Threshold):
+    """Guard of an INT8 variant: its threshold, and what that was set with.
 
     Attributes:
-        threshold: Largest INT8 margin (largest logit minus the second) of an image that runs again.
         max_flips: Limit of the recipe.
-        bound: Bound of the expected share of flips of images like those of the threshold.
-        bound95: The same for this draw of images, at 95 % confidence.
-        images: Images that the threshold is set on.
-        flips: Flips of INT8 among them; `left`: those that the threshold leaves.
-        rerun_share: Share of them that runs again.
         reference: Precision of the second run.
         source: Name of the images.
         own_images: True if they were named (`guard.source`), False if they are from the calibration source.
         simulated: True if an engine of the variant was simulated.
     """
 
-    threshold: float
     max_flips: float
-    bound: float
-    bound95: float
-    images: int
-    flips: int
-    left: int
-    rerun_share: float
     reference: Literal["fp32", "fp16", "bf16"]
     source: str
     own_images: bool

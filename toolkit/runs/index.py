@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from edgeship.toolkit.core.typed_json import JsonFile, from_json
+from edgeship.toolkit.core.errors import DataError
+from edgeship.toolkit.core.typed_json import F, JsonFile, from_json, read_as
 
 T = TypeVar("T")
 
@@ -49,6 +50,20 @@ class RunIndex(JsonFile):
     command: str | None
     stages: tuple[StageResult, ...]
     files: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls: type[F], folder: Path) -> F:
+        """Read run.json of a folder.
+
+        Raises:
+            DataError: The folder is no run, or the file is damaged or of another form.
+        """
+        if not (folder / cls.FILE).is_file():
+            raise DataError(
+                f"{folder} is no run: it has no {cls.FILE}",
+                hint="name a folder that `edgeship run --out` wrote",
+            )
+        return read_as(folder / cls.FILE, cls)
 
     @property
     def folders(self) -> dict[str, Path]:
