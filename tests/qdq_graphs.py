@@ -13,8 +13,9 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeship.targets.tensorrt import lint, versions
-from edgeship.toolkit.core.quant import QuantScheme
+from edgeship.toolkit.core.quant import QParams, QuantScheme
 from edgeship.toolkit.core.results import Finding
+from edgeship.toolkit.graph import edit, io, shift
 
 CHANNELS = 32
 
@@ -158,31 +159,21 @@ def images(count: int = 1, size: int = 32, seed: int = 1) -> np.ndarray:
 
 
 def quantize_by(scheme: QuantScheme, source: Path, out: Path) -> Path:
-    """Q/DQ where the product places them for a scheme, with made-up scales: builders judge the graph."""
+    """The product's Q/DQ graph for a scheme, with made-up scales of activations: builders judge the graph."""
+    from edgeship.quantization import qdq
     from edgeship.quantization.placement import place
+    from edgeship.quantization.qparams import weight_qparams
 
-    placed, model = place(ir.load(source), scheme), onnx.load(source)
-    w = Writer(TENSORRT)
-    values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    renamed: dict[str, str] = {}
-    for name, spec in placed.weights.items():
-        others = tuple(i for i in range(values[name].ndim) if i != spec.axis)
-        scale = np.maximum(np.abs(values[name]).max(others) / 127, 1e-6)
-        renamed[name] = w.qdq(name, scale, "int8", 0, spec.axis)
-
-    def pair(tensor: str) -> None:
-        if tensor in placed.activations:
-            dtype = placed.activations[tensor].dtype
-            renamed[tensor] = w.qdq(tensor, 0.05 if dtype == "int8" else 0.025, dtype, 0)
-
-    for item in model.graph.input:
-        pair(item.name)
-    for node in model.graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        w.nodes.append(node)
-        for name in node.output:
-            pair(name)
-    del model.graph.node[:]
-    model.graph.node.extend(w.nodes)
-    model.graph.initializer.extend(w.initializers)
-    return save(model, out)
+    model = ir.load(source)
+    placed, values = place(model, scheme), model.graph.initializers
+    activations = {
+        name: QParams((0.05 if spec.dtype == "int8" else 0.025,), (0,), spec)
+        for name, spec in placed.activations.items()
+    }
+    weights = {
+        name: weight_qparams(edit.constant(values[name]), spec) for name, spec in placed.weights.items()
+    }
+    graph = qdq.insert(model, activations, weights, {}, store_integers=scheme.store_integers)
+    shift.absorb(graph)
+    io.save(graph, out)
+    return out

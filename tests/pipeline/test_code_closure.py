@@ -262,6 +262,7 @@ def test_nothing_runs_in_a_stage_that_is_not_in_its_key(tmp_path):
             "select": {"source": "digits:train", "images": 8},
             "quantize": {"min_agreement": 0.01, "validation_images": 8, "sensitivity": True},
             "compile": {"targets": ["openvino", "onnxruntime", "tensorrt"]},
+            "guard": {"max_flips": 0.1, "images": 20},
             "evaluate": {"source": "digits:test", "images": 20},
             "bench": {"runs": 2, "throughput_s": 0.01, "warmup_s": 0.0},
         }
