@@ -28,6 +28,8 @@ def assemble(out: Path) -> None:
             target = out / "pages" / page
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text.rstrip() + "\n", encoding="utf-8")
+    for picture in (ROOT / "tests" / "benchmarks" / "results").glob("*.svg"):
+        shutil.copy(picture, out / "pages" / "benchmarks")
     config = (ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8")
     (out / "zensical.toml").write_text(config.replace("@ROOT@", str(ROOT)), encoding="utf-8")
 

@@ -10,6 +10,8 @@ Training error is that of the augmented images while an epoch runs, as in Figure
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -176,7 +178,7 @@ def curves(results: dict[str, dict]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def report(results: dict[str, dict], test: Images, setup: str, shallow: int, deep: int) -> str:
+def report(results: dict[str, dict], test: Images, about: str, setup: str, shallow: int, deep: int) -> str:
     """Return the page: errors with intervals, and the change from the shallow to the deep net of a kind."""
     rows = []
     for name, each in results.items():
@@ -198,7 +200,7 @@ def report(results: dict[str, dict], test: Images, setup: str, shallow: int, dee
     return "\n\n".join(
         [
             f"# Plain and residual networks of {shallow} and {deep} layers",
-            machine(),
+            about,
             setup,
             table(("network", "MACs", "training error", "test error", "95 %", "seconds"), rows),
             f"Change of the error from {shallow} to {deep} layers, in points (above 0: it is worse):",
@@ -223,6 +225,9 @@ def main(
     extended: bool, seed: int, work: Path,
 ) -> None:  # fmt: skip
     """Train the networks and write results/degradation-cifar10.md and .svg."""
+    about = (
+        machine() + f"\n- Command: `python {shlex.join(['tests/benchmarks/degradation.py', *sys.argv[1:]])}`"
+    )
     shallow, deep = depths
     train, test = Images.of(source, images, "train"), Images.of(test_source, test_images, "evaluate")
     classes = int(max(train.labels.max(), test.labels.max())) + 1
@@ -236,7 +241,7 @@ def main(
         f"of batches of {BATCH}, SGD with a one-cycle rate up to {options.learning_rate}, seed {seed}."
     )
     write_text(RESULTS / f"{NAME}.svg", curves(results))
-    write(f"{NAME}.md", report(results, test, setup, shallow, deep))
+    write(f"{NAME}.md", report(results, test, about, setup, shallow, deep))
 
 
 if __name__ == "__main__":

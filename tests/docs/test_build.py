@@ -69,6 +69,17 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert linked <= set(LINKS), page
 
 
+def test_every_picture_is_there(site):
+    pictures = [
+        page.parent / source
+        for page in site.rglob("*.html")
+        for source in re.findall(r"<img\b[^>]*?src=\"?([^\"\s>]*)", page.read_text(encoding="utf-8"))
+        if not source.startswith("data:")
+    ]
+    assert pictures
+    assert [picture for picture in pictures if not picture.is_file()] == []
+
+
 def test_every_page_is_reached_from_the_navigation_or_a_list(site):
     config = (ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8")
     listed = set(re.findall(r'= "([\w/.-]+\.md)"', config))
