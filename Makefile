@@ -65,7 +65,7 @@ bench: $(VENV)/.installed-bench ## quantization: the figures, compared with NNCF
 bench-peers: $(VENV)/.installed-peers ## quantization against every peer
 	$(BIN)/python tests/benchmarks/quantization.py --peers $(ARGS)
 
-bench-degradation: $(VENV)/.installed-dev ## plain and residual networks of two depths, two hours; smaller by ARGS
+bench-degradation: $(VENV)/.installed-dev ## plain and residual networks of two depths, half an hour; smaller by ARGS
 	$(BIN)/python tests/benchmarks/degradation.py $(ARGS)
 
 bench-guard: $(VENV)/.installed-dev ## guarded INT8: flips over draws, latency, an hour; smaller by ARGS

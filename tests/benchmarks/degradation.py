@@ -1,6 +1,6 @@
 """Plain and residual networks of two depths on the same data and budget: the degradation of deep plain nets.
 
-    python tests/benchmarks/degradation.py                        CIFAR-10 next to the repository, two hours
+    python tests/benchmarks/degradation.py                        CIFAR-10 next to the repository, half an hour
     python tests/benchmarks/degradation.py --source digits:train --test digits:test --images 500 --epochs 3
     python tests/benchmarks/degradation.py --extended             shortcuts A, B and C, and pre-activation
 
@@ -115,6 +115,7 @@ def trained(net: Net, train: Images, test: Images, options: TrainOptions, classe
         tell(f"{net.name}: test error {100 * float((last[0] != test.labels).mean()):.1f} %")
         return float((last[0] != test.labels).mean())
 
+    continued = (folder / "checkpoint.pt").exists()  # then the seconds of the earlier process are not known
     began = time.perf_counter()
     history = trainer.fit(
         model,
@@ -132,7 +133,7 @@ def trained(net: Net, train: Images, test: Images, options: TrainOptions, classe
         "test_error": list(history.score[1:]),
         "classes": last[0].tolist(),
         "macs": macs(model.architecture, SIZE),
-        "seconds": time.perf_counter() - began,
+        "seconds": None if continued else time.perf_counter() - began,
     }
     write_json(result, outcome)
     return outcome
@@ -186,7 +187,7 @@ def report(results: dict[str, dict], test: Images, about: str, setup: str, shall
         error, low, high = (100 * value for value in wilson(int(wrong.sum()), len(wrong)))
         rows.append(
             (name, f"{each['macs'] / 1e6:.1f} M", f"{100 * each['train_error'][-1]:.1f} %", f"{error:.1f} %",
-             f"[{low:.1f}, {high:.1f}]", f"{each['seconds']:.0f}")
+             f"[{low:.1f}, {high:.1f}]", None if each["seconds"] is None else f"{each['seconds']:.0f}")
         )  # fmt: skip
     changes = []
     for kind in ("plain", "ResNet", "pre-activation"):
