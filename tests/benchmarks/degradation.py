@@ -1,6 +1,6 @@
 """Plain and residual networks of two depths on the same data and budget: the degradation of deep plain nets.
 
-    python tests/benchmarks/degradation.py                        CIFAR-10 next to the repository, half an hour
+    python tests/benchmarks/degradation.py                        CIFAR-10 of ../shared, half an hour
     python tests/benchmarks/degradation.py --source digits:train --test digits:test --images 500 --epochs 3
     python tests/benchmarks/degradation.py --extended             shortcuts A, B and C, and pre-activation
 
