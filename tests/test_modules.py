@@ -26,7 +26,7 @@ COVERED_BY = {  # test file -> modules without a file of their name
     "calibration/test_hostile_archives.py": "calibration/file_sources.py",
     "cli/test_app.py": """
         toolkit/cli/_progress.py
-        toolkit/cli/_signals.py
+        toolkit/core/signals.py
         toolkit/cli/deploy.py
         toolkit/cli/doctor.py
         toolkit/cli/store.py

@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, Mapping
 
+from edgeship.toolkit.core import signals
+
 VERSION = "1"
 FILE_NAME = "edgeship_runner.pyz"  # `python3 edgeship_runner.pyz probe`: Python 3.8+, nothing to install
 
@@ -25,6 +27,7 @@ from edgeship.targets.runner.cli import main
 sys.exit(main())
 """
 
+_SHARED = "edgeship/toolkit/core/signals.py"  # the one module outside this package
 CLASSIFY_NAME = "classify.py"
 
 # In the folder of a release: a program, and the module that applications import.
@@ -51,7 +54,9 @@ def source(backends: Mapping[str, bytes] | None = None) -> bytes:
     """
     folder = Path(__file__).parent
     inside = "edgeship/targets/runner"
-    members = dict.fromkeys(("edgeship/__init__.py", "edgeship/targets/__init__.py"), b"")
+    packages = ("edgeship", "edgeship/targets", "edgeship/toolkit", "edgeship/toolkit/core")
+    members = {f"{package}/__init__.py": b"" for package in packages}
+    members[_SHARED] = Path(signals.__file__).read_bytes()
     for path in sorted(folder.rglob("*.py")):
         members[f"{inside}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
     members.update({f"{inside}/backends/{name}.py": data for name, data in (backends or {}).items()})

@@ -64,11 +64,12 @@ import argparse
 import array
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
 from typing import Any, Callable, NoReturn
+
+from edgeship.toolkit.core import signals
 
 from . import VERSION, backend, backends, engines, failures, evalset, guard_record, sysfs, timing, trtexec
 from .failures import Failure
@@ -93,13 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(__doc__)
         return 0
     output = Output()
-    signal.signal(signal.SIGTERM, _terminate)  # as Ctrl-C: locks are freed, temporary files removed
+    signals.install()
     result: dict[str, Any] = {"event": "result", "command": None, "ok": False, "runner": VERSION}
     status = 0
     try:
         options = _parser().parse_args(arguments)
         result["command"] = options.command
-        found = options.run(options, output)
+        with signals.interrupts():
+            found = options.run(options, output)
         result.update(found)
         negative = found.get("verdict") == "fail"
         result["ok"], status = not negative, _NEGATIVE if negative else 0
@@ -112,8 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
         stopped = Failure("stopped", "stopped by a signal", "the runner received a signal", "start it again")
         result["error"], status = stopped.to_json(), 1
     output.line(result)
-    if threading.active_count() > 1:  # a build that was given up still runs, and would crash at a normal exit
-        os._exit(status)
+    if threading.active_count() > 1 or signals.received():
+        os._exit(status)  # a build that was given up still runs, and would crash at a normal exit
     return status
 
 
@@ -396,10 +398,6 @@ def _traceback(error: BaseException) -> str:
     import traceback
 
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-
-
-def _terminate(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any, Callable
 
+from edgeship.toolkit.core import signals
+
 _EVERY_S = 5.0
 
 
@@ -38,7 +40,12 @@ class Output:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._descriptor)
 
     def progress(self, stage: str, **more: Any) -> None:
-        """Write a progress event."""
+        """Write a progress event.
+
+        Raises:
+            KeyboardInterrupt: A signal was received.
+        """
+        signals.check()
         elapsed_s = round(time.perf_counter() - self._started_s, 3)
         self.line({"event": "progress", "stage": stage, "elapsed_s": elapsed_s, **more})
 

@@ -294,7 +294,8 @@ def test_an_interrupt_in_a_stage_leaves_nothing_half_done(tmp_path, stop):
 
 SIGNALLED = """
 import atexit, os, signal, sys
-from edgeship.toolkit.cli import _signals, app
+from edgeship.toolkit.core import signals
+from edgeship.toolkit.cli import app
 
 class Late:
     def __del__(self):
@@ -307,7 +308,7 @@ def stop():
 def dropped(_context):
     Late()
     print("went on")
-    _signals.check()
+    signals.check()
 
 def translated(_context):
     try:

@@ -325,6 +325,32 @@ def test_a_terminated_build_says_so_and_leaves_nothing(runner_file, graph, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"slow", ".edgeship-lock"}
 
 
+TRANSLATED = """
+import os, signal, sys
+from edgeship.targets.runner import cli
+
+def start(thread):
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    except KeyboardInterrupt as error:
+        raise RuntimeError("release unlocked lock") from error
+
+cli.threading.Thread.start = start
+sys.exit(cli.main(["build", "--graph", sys.argv[2], "--out", sys.argv[3], "--backend", "onnxruntime"]))
+"""
+
+
+@pytest.mark.parametrize("stop", ["SIGINT", "SIGTERM"])
+def test_a_signal_whose_interrupt_becomes_another_error_is_reported_as_a_stop(graph, tmp_path, stop):
+    """A signal while `Thread.start` waits for its thread raises RuntimeError, not KeyboardInterrupt."""
+    command = [sys.executable, "-c", TRANSLATED, stop, graph, tmp_path / "e"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[-1])["error"]["code"] == "stopped"
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {".edgeship-lock"}
+
+
 def test_a_build_whose_client_is_gone_is_finished_for_the_next(runner_file, graph, tmp_path):
     command = [sys.executable, runner_file, "build", "--graph", graph, "--out", tmp_path / "e"]
     process = subprocess.Popen([*command, "--backend", "onnxruntime"], stdout=subprocess.PIPE)

@@ -11,9 +11,12 @@ import pytest
 
 from edgeship.targets import runner
 from edgeship.targets.runner import cli
+from edgeship.toolkit.core import signals
 
 FOLDER = Path(runner.__file__).parent
-MODULES = sorted(FOLDER.rglob("*.py"))
+ROOT = FOLDER.parent.parent
+SHARED = Path(signals.__file__)
+MODULES = [*sorted(FOLDER.rglob("*.py")), SHARED]
 
 
 def test_the_same_bytes_every_time_and_nothing_of_this_machine_in_them():
@@ -28,19 +31,23 @@ def test_the_archive_holds_every_module(runner_file):
             "__main__.py",
             "edgeship/__init__.py",
             "edgeship/targets/__init__.py",
-            *(f"edgeship/targets/runner/{path.relative_to(FOLDER)}" for path in MODULES),
+            "edgeship/toolkit/__init__.py",
+            "edgeship/toolkit/core/__init__.py",
+            *(f"edgeship/{path.relative_to(ROOT)}" for path in MODULES),
         }
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(FOLDER)))
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_syntax_is_python_3_8_and_imports_are_standard(path):
     tree = ast.parse(path.read_text(), feature_version=(3, 8))
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "edgeship.toolkit.core":
+            assert [name.name for name in node.names] == [SHARED.stem]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             imported.add(node.module.partition(".")[0])
     assert imported <= set(sys.stdlib_module_names) | {"numpy", "openvino", "onnxruntime", "PIL"}
@@ -49,7 +56,7 @@ def test_syntax_is_python_3_8_and_imports_are_standard(path):
 
 def test_python_3_8_compiles_and_runs_it(runner_file, python38, tmp_path):
     for path in MODULES:
-        copy = tmp_path / "_".join(path.relative_to(FOLDER).parts)
+        copy = tmp_path / "_".join(path.relative_to(ROOT).parts)
         copy.write_bytes(path.read_bytes())
         subprocess.run([python38, "-m", "py_compile", copy], check=True)
     done = subprocess.run([python38, "-S", runner_file, "probe"], capture_output=True, text=True, check=True)

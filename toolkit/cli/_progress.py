@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeship.toolkit.cli import _signals
+from edgeship.toolkit.core import signals
 from edgeship.toolkit.core.progress import listening
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ProgressDisplay:
     def work(self, label: str, done: int, total: int | None) -> None:
         """Show the progress of a task: `done` of `total` units."""
         if self._stages:  # a run; a rollout goes on after an interrupt, until its devices are safe
-            _signals.check()
+            signals.check()
         if self._bars is not None:
             if label not in self._tasks:
                 self._tasks[label] = self._bars.add_task(label, total=total)
@@ -53,7 +53,7 @@ class ProgressDisplay:
         With the stages of the run a stage is numbered, and one that has nothing to do is left out.
         """
         if self._stages:
-            _signals.check()
+            signals.check()
         if self._quiet or (self._stages and name not in self._stages):
             return
         number = ""

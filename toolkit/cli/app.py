@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 
-from edgeship.toolkit.cli import _signals
 from edgeship.toolkit.cli._options import Resumable
+from edgeship.toolkit.core import signals
 from edgeship.toolkit.core.errors import ToolkitError, nearest
 from edgeship.toolkit.core.paths import siblings
 
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit codes: 0 success, 1 failure, 2 wrong usage, 3 missed gate, 130 interrupted.
     """
-    _signals.leave(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    signals.leave(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
@@ -129,15 +129,13 @@ def _run(arguments: list[str]) -> int:
                 stream.reconfigure(errors="edgeship")
     # OpenMP's default of spinning at barriers slows training tenfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _signals.install()
+    signals.install()
     try:
         with app.make_context("edgeship", arguments) as context:
             context.obj = {"debug": False, "quiet": False}
             try:
-                app.invoke(context)
-            except Exception as error:
-                _signals.check(error)
-                raise
+                with signals.interrupts():
+                    app.invoke(context)
             finally:
                 debug = context.obj["debug"]
                 called = app.get_command(context, context.invoked_subcommand or "")

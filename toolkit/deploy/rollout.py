@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edgeship.toolkit.core import signals
 from edgeship.toolkit.core.errors import ToolkitError
 from edgeship.toolkit.deploy.agent_client import AgentSession, connect
 from edgeship.toolkit.deploy.bundle import Bundle
@@ -104,7 +105,7 @@ def rollout(
     outcomes: dict[str, DeployOutcome] = {}
     connections = Connections()
 
-    def one(entry: Device) -> DeployOutcome:
+    def one(entry: Device) -> None:
         try:
             outcome = work(
                 entry, lambda state, detail: on_state(entry.name, state, detail), connections.connect
@@ -121,28 +122,27 @@ def rollout(
             outcome = DeployOutcome(
                 entry.name, "failed", error=message, hint="report it: a fault of edgeship"
             )
+        outcomes[entry.name] = outcome  # here: an interrupt may lose the future of a device that has started
         on_state(entry.name, outcome.state, outcome.error)
-        return outcome
 
     def failed() -> int:
-        return sum(outcome.state in {"failed", "unknown"} for outcome in outcomes.values())
+        return sum(outcome.state in {"failed", "unknown"} for outcome in list(outcomes.values()))
 
     canaries, rest = entries[: options.canaries], entries[options.canaries :]
     with ThreadPoolExecutor(options.parallel) as pool:
-        running: set[Future[DeployOutcome]] = set()
+        running: set[Future[None]] = set()
         try:
-            for group, allowed in ((canaries, 0), (rest, int(options.max_failures * len(entries)))):
-                waiting = list(reversed(group))
-                while running or (waiting and failed() <= allowed):
-                    while waiting and len(running) < options.parallel and failed() <= allowed:
-                        running.add(pool.submit(one, waiting.pop()))
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    outcomes |= {outcome.device: outcome for outcome in (each.result() for each in done)}
-                if failed() > allowed:
-                    break
+            with signals.interrupts():
+                for group, allowed in ((canaries, 0), (rest, int(options.max_failures * len(entries)))):
+                    waiting = list(reversed(group))
+                    while running or (waiting and failed() <= allowed):
+                        while waiting and len(running) < options.parallel and failed() <= allowed:
+                            running.add(pool.submit(one, waiting.pop()))
+                        running = wait(running, return_when=FIRST_COMPLETED).not_done
+                    if failed() > allowed:
+                        break
         except KeyboardInterrupt:
             connections.close()
-            outcomes |= {outcome.device: outcome for outcome in (each.result() for each in running)}
     for entry in entries:
         if entry.name not in outcomes:
             outcomes[entry.name] = DeployOutcome(entry.name, "skipped", error=STOPPED, hint="deploy again")

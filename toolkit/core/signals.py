@@ -1,11 +1,12 @@
-"""End a command by a signal: clean up, whatever becomes of the interrupt that the handler raises."""
+"""End a command by a signal: clean up, whatever becomes of the interrupt. Python 3.8: devices run it too."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -23,11 +24,13 @@ def install() -> None:
     sys.unraisablehook = _unraisable
 
 
-def check(error: BaseException | None = None) -> None:
-    """Raise the interrupt of a signal again.
+def received() -> bool:
+    """Return True after a signal."""
+    return bool(_received)
 
-    Python drops an interrupt that is raised in a destructor or a weak reference's callback, and an extension
-    that is interrupted during its import raises ImportError.
+
+def check(error: BaseException | None = None) -> None:
+    """Raise the interrupt of a signal again: Python drops one in a destructor or a weak reference's callback.
 
     Args:
         error: The exception that came in its place.
@@ -37,6 +40,23 @@ def check(error: BaseException | None = None) -> None:
     """
     if _received:
         raise KeyboardInterrupt(_WORDS[signal.Signals(_received[0])]) from error
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Raise the interrupt of a signal where another exception came in its place.
+
+    An extension that is interrupted during its import raises ImportError, and the start of a thread
+    RuntimeError ("release unlocked lock").
+
+    Raises:
+        KeyboardInterrupt: A signal was received, and the block raised an exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        check(error)
+        raise
 
 
 def leave(code: int) -> NoReturn:
