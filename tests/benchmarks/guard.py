@@ -6,6 +6,8 @@
 
 A draw chooses other calibration images and other threshold images, all from --train, without labels. Flips
 are counted on --test, against OpenVINO FP32. Finished logits are kept under --work.
+
+Latency is measured at --size, and with the same graphs and decisions at --latency-size.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx
 from _common import SHARED, machine, table, tell, write
 
 from edgeship import targets
@@ -51,7 +54,9 @@ class Draw:
     """
 
     found: Threshold
-    engine: Path
+    label: str
+    graph: Path
+    int8_logits: Any
     int8_flips: int
     flips: int
     share: float
@@ -89,7 +94,8 @@ class Timing:
 @click.option("--threshold-images", default=19_999, show_default=True)
 @click.option("--max-flips", default=1e-4, show_default=True)
 @click.option("--effort", default="max", show_default=True)
-@click.option("--seconds", default=60.0, show_default=True, help="Timing of each network.")
+@click.option("--seconds", default=60.0, show_default=True, help="Timing of each network and input side.")
+@click.option("--latency-size", default=224, show_default=True, help="Second input side to time at.")
 @click.option(
     "--clock",
     type=click.Choice(["wall", "cpu"]),
@@ -110,6 +116,7 @@ def main(
     max_flips: float,
     effort: str,
     seconds: float,
+    latency_size: int,
     clock: str,
     work: Path,
     out: str,
@@ -133,7 +140,9 @@ def main(
         parts += [f"## {checkpoint.stem}", _draws(done, bench.test_images), _held_out(done)]
         if seconds:
             slowest = max(done, key=lambda each: each.share)
-            parts.append(_timing(slowest, bench.time(slowest, seconds, clock), done))
+            for side in dict.fromkeys((size, latency_size)):
+                tell(f"{checkpoint.stem}: latency at {side} px")
+                parts.append(_timing(side, slowest, bench.time(slowest, side, seconds, clock), done))
     write(out, "\n\n".join(parts) + "\n")
 
 
@@ -146,7 +155,7 @@ class Bench:
         self.test_images = len(open_dataset(test, use="evaluate"))
         work.mkdir(parents=True, exist_ok=True)
         self.preprocess: Preprocess
-        self.float_engine: Path
+        self.float_graph: Path
 
     def draw(self, number: int, images: int, threshold_images: int, max_flips: float, effort: str) -> Draw:
         """Quantize with one draw of calibration images, and set the threshold on a draw of others."""
@@ -162,15 +171,14 @@ class Bench:
         )
         finished = run(recipe, until="quantize", store=Store(self.work / "store"))
         self.preprocess = ExportedGraphs.read(finished.folder("export")).preprocess
-        self.float_engine = self._engine(finished.folder("export") / "float.onnx", "fp32", "fp32")
-        name = f"{effort}-{images}-{number}"
-        engine = self._engine(finished.folder("quantize") / f"{TARGET}.onnx", "int8", name)
+        self.float_graph = finished.folder("export") / "float.onnx"
+        graph, name = finished.folder("quantize") / f"{TARGET}.onnx", f"{effort}-{images}-{number}"
+        floats, engine = self._engine(self.float_graph, "fp32", "fp32"), self._engine(graph, "int8", name)
         used = set(locate(read(finished.folder("select") / "manifest.json"), self.train))
         order = np.random.default_rng(number).permutation(len(self.train))
         chosen = [int(index) for index in order if int(index) not in used][:threshold_images]
         pair = [
-            self._logits(file, label, "train", chosen)
-            for file, label in ((self.float_engine, "fp32"), (engine, name))
+            self._logits(file, label, "train", chosen) for file, label in ((floats, "fp32"), (engine, name))
         ]
         found = set_threshold(
             margins(pair[1]), _differ(*pair), np.zeros(len(chosen), bool), max_flips, "the training images"
@@ -178,14 +186,16 @@ class Bench:
         places = list(range(self.test_images))
         exact, int8 = (
             self._logits(file, label, "evaluate", places)
-            for file, label in ((self.float_engine, "fp32"), (engine, name))
+            for file, label in ((floats, "fp32"), (engine, name))
         )
         composite = guarding.guarded_logits(int8, exact, found.threshold)
         flipped = _differ(int8, exact)
         largest = np.sort(margins(int8)[flipped])[-2:]
         return Draw(
             found,
-            engine,
+            name,
+            graph,
+            int8,
             int(flipped.sum()),
             int(_differ(composite, exact).sum()),
             float((margins(int8) <= found.threshold).mean()),
@@ -195,8 +205,11 @@ class Bench:
             int(len(largest) > 0 and (len(largest) == 1 or largest[1] > largest[0])),
         )
 
-    def time(self, draw: Draw, seconds: float, clock: str) -> Timing:
+    def time(self, draw: Draw, side: int, seconds: float, clock: str) -> Timing:
         """Time INT8 and the guard in turns, then FP32, on the test images, one image a call, one thread.
+
+        At another side than the network's the images are enlarged, and the guard decides by their logits at
+        that of the network.
 
         By the wall clock preempted calls are left out. Processor time counts all; at a load of 12
         INT8 was 2.4 times as slow, and the guard's price under half of that of the quiet machine.
@@ -205,18 +218,27 @@ class Bench:
         images = guarding.traffic(
             open_dataset(self.sources[1], use="evaluate"), self.preprocess, pixels=False
         )
+        files = (
+            self._engine(self._sized(draw.graph, draw.label, side), "int8", self._label(draw.label, side)),
+            self._engine(self._sized(self.float_graph, "fp32", side), "fp32", self._label("fp32", side)),
+        )
         taken: dict[str, list[tuple[float, bool, bool]]] = {"int8": [], "fp32": [], "guarded": []}
         with ExitStack() as stack:
-            int8, exact = (
-                stack.enter_context(targets.get(TARGET).open(file, threads=1))
-                for file in (draw.engine, self.float_engine)
-            )
-            guard = Guarded(int8.infer, exact.infer, draw.found.threshold)
+            int8, exact = (stack.enter_context(targets.get(TARGET).open(file, threads=1)) for file in files)
+            current = 0
+
+            def decide(image: Any) -> Any:
+                found = int8.infer(image)
+                return found if side == self.size else draw.int8_logits[current : current + 1]
+
+            guard = Guarded(decide, exact.infer, draw.found.threshold)
             runs: dict[str, Callable[[Any], Any]] = {"int8": int8.infer, "guarded": guard}
 
             def block(name: str, infer: Callable[[Any], Any], start: int) -> None:
+                nonlocal current
                 for place in range(start, start + BLOCK):
-                    image = images[place % len(images)][None]
+                    current = place % len(images)
+                    image = _enlarged(images[current][None], side)
                     before, paused = guard.rerun, _pauses()
                     began = now()
                     infer(image)
@@ -238,10 +260,8 @@ class Bench:
             [ms for ms, again, paused in taken["guarded"] if not paused and again is wanted]
             for wanted in (False, True)
         )
-        sizes = [
-            measure(TARGET, file, images[:1], 1)["resident_bytes"]
-            for file in (draw.engine, self.float_engine)
-        ]
+        image = _enlarged(images[:1], side)
+        sizes = [measure(TARGET, file, image, 1)["resident_bytes"] for file in files]
         return Timing(
             _summary(calm["int8"]),
             _summary(calm["fp32"]),
@@ -263,6 +283,21 @@ class Bench:
             else folder / targets.get(TARGET).compile(graph, folder, precision).file
         )
 
+    def _label(self, label: str, side: int) -> str:
+        return label if side == self.size else f"{label}-{side}px"
+
+    def _sized(self, graph: Path, label: str, side: int) -> Path:
+        """Return the graph with another input side; its layers are those of the network's own side."""
+        if side == self.size:
+            return graph
+        path = self.work / f"{self._label(label, side)}.onnx"
+        model = onnx.load(graph)
+        for dimension in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+            dimension.dim_value = side
+        del model.graph.value_info[:]
+        onnx.save(model, path)
+        return path
+
     def _logits(self, engine: Path, label: str, use: Any, indices: Sequence[int]) -> Any:
         """Return the logits of images; those that an earlier call computed are kept."""
         source = self.sources[use == "evaluate"]
@@ -280,6 +315,14 @@ class Bench:
             np.savez(path, **kept)
             known = {int(index): row for row, index in enumerate(kept["indices"])}
         return kept["logits"][[known[index] for index in indices]]
+
+
+def _enlarged(image: Any, side: int) -> Any:
+    """Return a batch of images (1, C, H, W) at another side, by its nearest pixels."""
+    if image.shape[-1] == side:
+        return image
+    places = np.arange(side) * image.shape[-1] // side
+    return np.ascontiguousarray(image[:, :, places][..., places])
 
 
 def _differ(one: Any, other: Any) -> Any:
@@ -361,7 +404,7 @@ def _held_out(done: Sequence[Draw]) -> str:
     return f"With images that are exchangeable, the test images themselves:\n\n{table(columns, rows)}"
 
 
-def _timing(draw: Draw, timing: Timing, done: Sequence[Draw]) -> str:
+def _timing(side: int, draw: Draw, timing: Timing, done: Sequence[Draw]) -> str:
     """Return the latency of the draw that runs most images twice, and the ratio of every draw."""
     rows = [
         (name, *(f"{each:.3f}" for each in figures), f"{figures[0] / timing.int8[0]:.3f}")
@@ -372,12 +415,13 @@ def _timing(draw: Draw, timing: Timing, done: Sequence[Draw]) -> str:
     ratios = ", ".join(f"{timing.ratio(each.share):.3f}" for each in done)
     held_out = ", ".join(f"{timing.ratio(each.held_out.rerun_share):.3f}" for each in done)
     return (
-        f"{latency}\n\nOf the draw that runs most images twice ({100 * draw.share:.2f} %; the least: "
+        f"### Latency at {side} px\n\n{latency}\n\n"
+        f"Of the draw that runs most images twice ({100 * draw.share:.2f} %; the least: "
         f"{100 * min(each.share for each in done):.2f} %). {timing.calls} timed calls, in turns of "
         f"{BLOCK - LEAD} test images; {100 * timing.preempted:.1f} % were preempted and left out. Mean "
-        f"latency over INT8's, by the share of each draw: {ratios}; with the "
-        f"exchangeable images: {held_out}. Resident memory: INT8 "
-        f"{timing.int8_bytes / 1e6:.0f} MB, FP32 {timing.fp32_bytes / 1e6:.0f} MB; a guard has both."
+        f"latency over INT8's, by the share of each draw: {ratios}; with exchangeable images: {held_out}. "
+        f"Resident: INT8 {timing.int8_bytes / 1e6:.0f} MB, FP32 {timing.fp32_bytes / 1e6:.0f} MB; a "
+        "guard has both."
     )
 
 
