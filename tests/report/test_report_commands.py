@@ -71,6 +71,13 @@ def test_compare_prints_a_table_markdown_or_json(folder):
     assert all(d["drop_pp"] == 0 for d in comparison["differences"])
 
 
+@pytest.mark.parametrize(("command", "runs"), [(report.command, 1), (compare.command, 2)])
+def test_json_is_an_option_as_of_other_commands(folder, command, runs):
+    arguments = [folder] * runs
+    assert call(command, *arguments, "--json").stdout == call(command, *arguments, "--format", "json").stdout
+    assert call(command, *arguments).stdout != call(command, *arguments, "--json").stdout
+
+
 def test_compare_needs_two_runs(folder):
     result = call(compare.command, folder)
     assert result.exit_code == 2

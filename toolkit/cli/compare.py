@@ -22,6 +22,7 @@ import click
     show_default=True,
     help="Output format.",
 )
+@click.option("--json", "kind", flag_value="json", help="Print JSON: the same as --format json.")
 def command(runs: tuple[Path, ...], kind: str) -> None:
     """Compare runs with the first run.
 

@@ -23,6 +23,7 @@ from edgeship.toolkit.cli._devices import INVENTORY, print_table
     type=click.Choice(["md", "json", "junit", "html"]),
     help="Print Markdown, JSON, JUnit XML (one test case per gate) or HTML instead of a table.",
 )
+@click.option("--json", "kind", flag_value="json", help="Print JSON: the same as --format json.")
 @click.option("--open", "show", is_flag=True, help="Open the HTML report in the browser; print no table.")
 @click.option("--mlflow", is_flag=True, help="Log the run to the MLflow server of MLFLOW_TRACKING_URI.")
 @click.option("--device", help="Show the measurements of the releases on this device.")
