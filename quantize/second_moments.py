@@ -198,7 +198,7 @@ def im2col(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> 
         steps = (
             slice(i, i + end, step * thinning) for i, end, step in zip(first, ends, strides, strict=True)
         )
-        return padded[(..., *steps)]
+        return padded[(slice(None), slice(None), *steps)]
 
     taps = [
         tap(i) for i in product(*(range(0, last + 1, d) for last, d in zip(reach, dilations, strict=True)))
