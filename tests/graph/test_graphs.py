@@ -13,7 +13,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, residual_net, save
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph import edit, io
-from edgeship.toolkit.graph.cost import cost
+from edgeship.toolkit.graph.cost import cost, cost_shares
 from edgeship.toolkit.graph.reference import Reference
 
 
@@ -40,6 +40,34 @@ def test_cost_by_hand(tmp_path):
     path = g.head(g.conv(g.conv("images", 8), 8, stride=2, group=4, bias=False)).save(tmp_path / "m.onnx")
     assert cost(path).macs == 8 * 27 * 64 + 8 * 18 * 16 + 40
     assert cost(path).parameters == (8 * 27 + 8) + 8 * 18 + (40 + 5)
+
+
+@pytest.mark.parametrize("batch", ["batch", 4])
+def test_cost_of_tokens_by_hand(batch, tmp_path):
+    """16 tokens: a layer from 8 to 12 on each, as 3-D and, of a fixed batch, as 2-D; and attention."""
+    g = Graph(size=4, batch=batch)
+    row = g.node("Reshape", [g.conv("images", 8, 1), g.constant("r", [0, 8, 16], np.int64)], (8, 16))
+    x = g.node("Transpose", [row], (16, 8), perm=[0, 2, 1])
+    layer, extra = 16 * 8 * 12, 0
+    x = g.node("MatMul", [x, g.constant("w", np.ones((8, 12)))], (16, 12))
+    attention = g.node("MatMul", [x, g.node("Transpose", [x], (12, 16), perm=[0, 2, 1])], (16, 16))
+    x = g.node("MatMul", [attention, x], (16, 12))
+    if batch == 4:
+        flat = g.node("Reshape", [x, g.constant("f", [64, 12], np.int64)], (12,))
+        flat = g.node("Gemm", [flat, g.constant("v", np.ones((12, 12)))], (12,))
+        x = g.node("Reshape", [flat, g.constant("b", [4, 16, 12], np.int64)], (16, 12))
+        extra = 16 * 12 * 12
+    x = g.node("Reshape", [x, g.constant("i", [0, 16, 4, 3], np.int64)], (16, 4, 3))
+    path = g.head(x).save(tmp_path / "m.onnx")
+    assert cost(path).macs == 8 * 3 * 16 + layer + 2 * 16 * 16 * 12 + extra + 16 * 5
+
+
+def test_the_cost_of_an_open_size_is_unknown(tmp_path):
+    g = Graph(size=("h", "w"))
+    g.nodes.append(onnx.helper.make_node("Conv", ["images", g.constant("c", np.ones((4, 3, 3, 3)))], ["x"]))
+    g.shapes["x"] = (4, "h2", "w2")
+    path = g.head("x").save(tmp_path / "m.onnx")
+    assert cost(path).macs is None and list(cost_shares(path)) == ["Conv/x", "fc"]
 
 
 @pytest.mark.parametrize("placement", [TENSORRT, OPENVINO])

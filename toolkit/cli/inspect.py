@@ -59,8 +59,13 @@ def graph(model: Path, as_json: bool) -> None:
         shape = " x ".join("any" if size is None else str(size) for size in described[side]["shape"])
         kind = f"  {described['input']['dtype']}" if side == "input" else ""
         click.echo(f"{side:<12}{described[side]['name']}  {shape}{kind}")
-    if count.macs:
-        click.echo(f"{'macs':<12}{count.macs:,} per image")
+    if count.macs != 0:
+        macs = (
+            "unknown: the batch or the size of the input is open"
+            if count.macs is None
+            else f"{count.macs:,} per image"
+        )
+        click.echo(f"{'macs':<12}{macs}")
     click.echo(f"{'parameters':<12}{count.parameters:,}")
     click.echo(
         f"{'precision':<12}{'quantized' if network.quantized else 'float'}, opset {described['opset']}"

@@ -9,38 +9,44 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeship.toolkit.graph.edit import constant
-from edgeship.toolkit.graph.io import read
+from edgeship.toolkit.graph.io import Classifier, read
 from edgeship.toolkit.graph.query import before_pair
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Multiply-accumulates of one image, and number of weights and biases."""
+    """Multiply-accumulates of one image, None if sizes are open; and number of weights and biases."""
 
-    macs: int
+    macs: int | None
     parameters: int
 
 
 def cost(path: Path) -> Cost:
-    """Count the multiply-accumulates of convolutions and matrix products for one image.
+    """Count the multiply-accumulates of convolutions and matrix products, attention included, for one image.
 
     Raises:
         ModelError: The file cannot be read.
     """
     graph = read(path)
-    return Cost(sum(_macs(node) for node in graph.model.graph), graph.parameters)
+    batch = _batch(graph)
+    macs = sum(
+        count(node, batch, math.nan) for node in graph.model.graph for count in (_macs, _macs_of_activations)
+    )
+    return Cost(None if math.isnan(macs) else int(macs), graph.parameters)
 
 
 def cost_shares(path: Path) -> dict[str, float]:
     """Return node name -> share of the network's cost.
 
     It is the mean of the shares of multiply-accumulates and of memory traffic (weights, input, output),
-    since the bottleneck depends on the device.
+    since the bottleneck depends on the device. Open sides count as 1.
 
     Raises:
         ModelError: The file cannot be read.
     """
-    layers = {str(node.name): (_macs(node), _values(node)) for node in read(path).model.graph if _macs(node)}
+    graph = read(path)
+    counted = ((node, _macs(node, _batch(graph), open_side=1)) for node in graph.model.graph)
+    layers = {str(node.name): (macs, _values(node)) for node, macs in counted if macs}
     totals = [sum(column) for column in zip(*layers.values(), strict=True)]
     return {
         name: sum(part / total for part, total in zip(parts, totals, strict=True)) / len(totals)
@@ -58,14 +64,37 @@ def _values(node: ir.Node) -> int:
     )
 
 
-def _macs(node: ir.Node) -> int:
-    if node.op_type not in {"Conv", "Gemm", "MatMul"}:
-        return 0
-    weight = before_pair(node.inputs[1])
+def _macs(node: ir.Node, batch: object, open_side: float) -> float:
+    """Count the multiply-accumulates of a node with constant weights for one image; 0 for other nodes."""
+    weight = before_pair(node.inputs[1]) if node.op_type in {"Conv", "Gemm", "MatMul"} else None
     if weight is None or weight.const_value is None:
         return 0
-    output = node.outputs[0].shape
-    positions = (
-        math.prod(d for d in output[2:] if isinstance(d, int)) if output and node.op_type == "Conv" else 1
-    )
-    return int(constant(weight).size) * positions
+    images, *sides = _sides(node.outputs[0], batch, open_side)
+    places = sides[1:] if node.op_type == "Conv" else sides[:-1]
+    return int(constant(weight).size) * images * math.prod(places)
+
+
+def _macs_of_activations(node: ir.Node, batch: object, open_side: float) -> float:
+    """Count the multiply-accumulates of a product of two activations, as in attention; 0 for other nodes."""
+    first, second = node.inputs if node.op_type == "MatMul" else (None, None)
+    if first is None or second is None or before_pair(second).const_value is not None:  # type: ignore[union-attr]
+        return 0
+    return math.prod(_sides(node.outputs[0], batch, open_side)) * _sides(first, batch, open_side)[-1]
+
+
+def _batch(graph: Classifier) -> object:
+    """Return the first dimension of the input: a number or an open side."""
+    image = next(value for value in graph.model.graph.inputs if value.name == graph.input)
+    return image.shape[0] if image.shape else None
+
+
+def _sides(value: ir.Value, batch: object, open_side: float) -> list[float]:
+    """Return the dimensions of a tensor, the first one for each image of the batch."""
+    if value.shape is None:
+        return [1, open_side]
+    images, *sides = value.shape
+    if isinstance(images, int) and isinstance(batch, int):
+        images = max(images // batch, 1)
+    else:  # as open as the batch, or a product of it that is not known
+        images = 1 if images == batch else open_side
+    return [images, *(side if isinstance(side, int) else open_side for side in sides)]

@@ -38,10 +38,10 @@ class ModelInfo(JsonFile):
 
 @dataclass(frozen=True, slots=True)
 class ExportedGraph:
-    """A float ONNX file, and its multiply-accumulates and parameters."""
+    """A float ONNX file, and its multiply-accumulates (None: unknown) and parameters."""
 
     file: str
-    macs: int
+    macs: int | None
     parameters: int
 
 
