@@ -94,7 +94,7 @@ def _sides(value: ir.Value, batch: object, open_side: float) -> list[float]:
         return [1, open_side]
     images, *sides = value.shape
     if isinstance(images, int) and isinstance(batch, int):
-        images = max(images // batch, 1)
+        whole: float = max(images // batch, 1)
     else:  # as open as the batch, or a product of it that is not known
-        images = 1 if images == batch else open_side
-    return [images, *(side if isinstance(side, int) else open_side for side in sides)]
+        whole = 1 if images == batch else open_side
+    return [whole, *(side if isinstance(side, int) else open_side for side in sides)]
