@@ -27,7 +27,7 @@ sys.exit(main(zipfile.ZipFile(sys.argv[0]).read, sys.argv[1:]))
 # Source files by package; the packages themselves are empty, except those named here.
 _MODULES = {
     runner: ("__init__", "failures"),
-    core: ("int8_sums",),
+    core: ("int8_sums", "signals"),
     deploy: ("checks", "layout"),
     agent: ("__init__", *agent.MODULES),
     device: ("__init__", "install", "local_agent"),
