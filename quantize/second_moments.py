@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import onnx_ir as ir
 import torch
@@ -178,22 +179,28 @@ def im2col(node: ir.Node, shape: tuple[int, ...], values: Tensor, most: int) -> 
         rows = values.T if transposed else values.reshape(-1, shape[1])
         return rows[:: max(len(rows) // most, 1)]
 
-    def int_pair(name: str) -> tuple[int, int]:
-        attribute = node.attributes.get(name)
-        first, second = (1, 1) if attribute is None else attribute.as_ints()
-        return int(first), int(second)
+    sides = values.ndim - 2
 
-    pads = node.attributes.get("pads")
-    top, left, bottom, right = (0, 0, 0, 0) if pads is None else (int(i) for i in pads.as_ints())
-    padded = F.pad(values, (left, right, top, bottom)) if max(top, left, bottom, right) else values
-    stride_y, stride_x = int_pair("strides")
-    dilation_y, dilation_x = int_pair("dilations")
-    positions = len(values) * values.shape[2] * values.shape[3] // (stride_y * stride_x)
-    thinning = max(math.isqrt(positions // most), 1)
-    ends = padded.shape[2] - dilation_y * (shape[2] - 1), padded.shape[3] - dilation_x * (shape[3] - 1)
+    def integers(name: str, default: list[int]) -> list[int]:
+        attribute = node.attributes.get(name)
+        return default if attribute is None else [int(i) for i in attribute.as_ints()]
+
+    pads = integers("pads", [0] * 2 * sides)
+    around = [pad for side in reversed(range(sides)) for pad in (pads[side], pads[sides + side])]
+    padded = F.pad(values, around) if any(pads) else values
+    strides, dilations = integers("strides", [1] * sides), integers("dilations", [1] * sides)
+    positions = len(values) * math.prod(values.shape[2:]) // math.prod(strides)
+    thinning = max(int((positions // most) ** (1 / sides)), 1)
+    reach = [dilation * (size - 1) for dilation, size in zip(dilations, shape[2:], strict=True)]
+    ends = [length - last for length, last in zip(padded.shape[2:], reach, strict=True)]
+
+    def tap(first: tuple[int, ...]) -> Tensor:
+        steps = (
+            slice(i, i + end, step * thinning) for i, end, step in zip(first, ends, strides, strict=True)
+        )
+        return padded[(slice(None), slice(None), *steps)]
+
     taps = [
-        padded[:, :, y : y + ends[0] : stride_y * thinning, x : x + ends[1] : stride_x * thinning]
-        for y in range(0, dilation_y * shape[2], dilation_y)
-        for x in range(0, dilation_x * shape[3], dilation_x)
+        tap(i) for i in product(*(range(0, last + 1, d) for last, d in zip(reach, dilations, strict=True)))
     ]
-    return torch.stack(taps, 2).permute(0, 3, 4, 1, 2).reshape(-1, shape[1] * len(taps))
+    return torch.stack(taps, -1).movedim(1, -2).reshape(-1, shape[1] * len(taps))

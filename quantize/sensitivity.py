@@ -20,6 +20,7 @@ from edgeship.quantization.torch_executor import TorchExecutor
 from edgeship.toolkit.core.parallel import ONE, Workers, ordered
 from edgeship.toolkit.core.quant import FloatArray
 from edgeship.toolkit.core.statistics import kl_divergence, sqnr_db
+from edgeship.toolkit.graph.edit import constant
 
 BATCH_PIXELS = 2**14  # every tensor is stored three times: 4 images at 64 px, 1 at 224 px
 EXACT_DB = 200.0  # no noise; JSON has no infinity
@@ -338,7 +339,9 @@ class _Runs:
         if shift is None or node.op_type == "MatMul":  # no bias input
             return torch.zeros(())
         values = torch.tensor(shift)  # a copy: arrays in other processes may be read-only
-        return values[:, None, None] if node.op_type == "Conv" else values
+        weight = node.inputs[1]
+        assert weight is not None, "a weighted layer"
+        return values.reshape(-1, *[1] * (constant(weight).ndim - 2))
 
     def _round(self, name: str, value: Tensor) -> Tensor:
         qparams = self._prepared.activations.get(name)

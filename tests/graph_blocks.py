@@ -145,6 +145,16 @@ for _sign, _gate, _pool in product(
     FORMS[f"gate-{_sign}-{_gate}-{_pool.lower()}"] = _gated(_sign, _gate, _pool)
 
 
+@form("gate-1d")
+def _(g: Form) -> str:
+    """ECA: a convolution along the channels."""
+    x = g.block(g.start())
+    row = g.op("Reshape", g.op("GlobalAveragePool", x), g.integers(0, 1, -1))
+    row = g.op("Conv", row, g.constant(g.random.normal(0, 0.5, (1, 1, 3))), pads=[1, 1], strides=[1])
+    gate = g.op("Reshape", g.op("Sigmoid", row), g.integers(0, -1, 1, 1))
+    return g.head(g.block(g.op("Mul", x, gate)))
+
+
 @form("gate-residual")
 def _(g: Form) -> str:
     x = g.start()

@@ -17,6 +17,7 @@ from edgeship.toolkit.graph.load import load_unchanged
 from edgeship.toolkit.graph.opset import FLOAT_OPSET, raise_opset
 from edgeship.toolkit.graph.query import QUANTIZE, array, input_at, label
 
+FLOAT_INPUTS = {"Resize": 2, "Upsample": 1}  # scales, by the operators' definitions
 NORMALIZING = ("Cast", "Mul", "Sub", "Add", "Div", "Transpose")
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -43,6 +44,7 @@ def to_half(model: Path, out: Path) -> None:
     _snap_weights(graph)
     chain = _normalization(graph)
     kept = {id(value) for node in chain for value in node.inputs} | _full_scales(graph, chain, names)
+    kept |= _only_float(graph, names)
     for value in graph.initializers.values():
         if id(value) not in kept and value.dtype == FLOAT:
             _set_half(value, array(value))
@@ -54,8 +56,8 @@ def to_half(model: Path, out: Path) -> None:
                 value.shape = value.type = None  # FP32 types would contradict
     raise_opset(loaded)
     try:
-        onnx.checker.check_model(ir.to_proto(loaded))
-    except onnx.checker.ValidationError as error:
+        onnx.checker.check_model(ir.to_proto(loaded), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"no FP16-typed form in opset {FLOAT_OPSET}: {str(error).strip().splitlines()[0]}",
             hint="keep the FP32-typed graph for this model",
@@ -121,6 +123,19 @@ def _full_scales(graph: ir.Graph, chain: list[ir.Node], names: Names) -> set[int
             node.replace_input_with(1, full)
             scales.add(id(full))
     return scales
+
+
+def _only_float(graph: ir.Graph, names: Names) -> set[int]:
+    """Give each input that is FP32 by definition (scales of a Resize) its own constant; return identities."""
+    kept = set()
+    for node in list(graph):
+        place = FLOAT_INPUTS.get(node.op_type)
+        values = array(input_at(node, place)) if place is not None else None
+        if place is not None and values is not None:
+            own = add_constant(graph, f"{node.inputs[place].name}_float", values, names)  # type: ignore[union-attr]
+            node.replace_input_with(place, own)
+            kept.add(id(own))
+    return kept
 
 
 def _cast_after(graph: ir.Graph, chain: list[ir.Node], names: Names) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from edgeship.toolkit.pipeline import accuracy
+from edgeship.toolkit.core.errors import ModelError
+from edgeship.toolkit.pipeline import accuracy, evaluation
 from edgeship.toolkit.pipeline.evaluation import Outcome
 from edgeship.toolkit.runs import variant_id
 from edgeship.toolkit.runs.compiled import CompiledVariant
@@ -63,3 +64,17 @@ def test_top5_counts_the_five_best():
     seen = Outcome({REFERENCE: logits}, np.array([6, 2, 1, 0]), np.arange(4))
     row = accuracy.accuracies(seen, {next(iter(RECORDS)): CompiledVariant("x", runs_here=True)})[REFERENCE]
     assert (row.top1, row.top5) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_variant_whose_logits_are_no_numbers_is_left_out_and_a_score_of_minus_infinity_is_one(bad):
+    """A NaN would count as the class of its place."""
+    other, log = np.zeros((10, 3), np.float32), np.zeros((10, 3), np.float32)
+    other[4, 1], log[:, 2] = bad, -np.inf
+    logits = {REFERENCE: np.zeros((10, 3), np.float32), "tensorrt-fp16": other, "openvino-int8": log}
+    seen = Outcome(logits, np.zeros(10, int), np.arange(10))
+    (reason,) = evaluation.leave_out_not_numbers(seen).values()
+    assert reason.startswith("computes NaN or infinity on 1 of 10 images")
+    assert set(seen.logits) == {REFERENCE, "openvino-int8"}
+    with pytest.raises(ModelError, match="the float network computes NaN or infinity on 1 of 10"):
+        evaluation.leave_out_not_numbers(Outcome({REFERENCE: other}, np.zeros(10, int), np.arange(10)))

@@ -213,6 +213,17 @@ def test_a_signed_tensor_that_is_concatenated_is_stored_with_the_offset_of_the_s
     assert all(placed[name].offset == stored for name in both if name in placed)
 
 
+@pytest.mark.parametrize("joins", [True, False])
+def test_no_pair_stands_between_a_concat_and_a_batchnorm(joins):
+    """As in DenseNet: OpenVINO 2026.4 ends in a segmentation fault when it compiles a fixed batch of it."""
+    graph = Graph(size=8)
+    x = graph.conv("images", 8) if joins else graph.pool("AveragePool", graph.conv("images", 8))
+    x = graph.concat(x, graph.conv("images", 8)) if joins else x
+    graph.head(graph.conv(graph.unary("Relu", graph.batch_norm(x)), 4))
+    placed = place(ir.from_proto(graph.model()), targets.get("openvino").scheme()).activations
+    assert (x in placed) != joins
+
+
 @pytest.mark.parametrize(
     ("kind", "attributes", "axis"),
     [

@@ -20,18 +20,22 @@ from edgeship.quantization.torch_executor import TorchExecutor
         ((3, 3), 2, (0, 0, 1, 1), 1),
         ((1, 1), 2, (0,) * 4, 1),
         ((3, 2), 1, (2, 1, 0, 1), 2),
+        ((3,), 2, (0, 1), 1),
+        ((2, 3, 2), 1, (1, 0, 2, 0, 1, 0), 1),
     ],
 )
 def test_columns_times_weights_are_the_convolution(kernel, stride, pads, dilation):
     generator = torch.Generator().manual_seed(1)
-    values = torch.randn(2, 3, 9, 8, generator=generator)
+    sides = len(kernel)
+    values = torch.randn(2, 3, *(9, 8, 7)[:sides], generator=generator)
     weight = torch.randn(4, 3, *kernel, generator=generator)
-    attributes = {"pads": list(pads), "strides": [stride] * 2, "dilations": [dilation] * 2}
+    attributes = {"pads": list(pads), "strides": [stride] * sides, "dilations": [dilation] * sides}
     node = ir.node("Conv", [ir.Value(name="x"), ir.Value(name="w")], attributes=attributes)
-    top, left, bottom, right = pads
-    exact = F.conv2d(F.pad(values, (left, right, top, bottom)), weight, stride=stride, dilation=dilation)
-    result = im2col(node, tuple(weight.shape), values, 1000) @ weight.reshape(4, -1).T
-    np.testing.assert_allclose(result, exact.permute(0, 2, 3, 1).reshape(-1, 4), atol=1e-4)
+    around = [pad for side in reversed(range(sides)) for pad in (pads[side], pads[sides + side])]
+    convolution = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[sides]
+    exact = convolution(F.pad(values, around), weight, stride=stride, dilation=dilation)
+    result = im2col(node, tuple(weight.shape), values, 10000) @ weight.reshape(4, -1).T
+    np.testing.assert_allclose(result, exact.movedim(1, -1).reshape(-1, 4), atol=1e-4)
 
 
 def test_few_positions_are_spread_over_the_map():

@@ -247,6 +247,18 @@ def test_cut_off_logits_are_named_and_the_rest_goes_on(run):
     assert by_name(report)["openvino-int8-pruned"].paired is not None
 
 
+def test_a_variant_without_numbers_has_no_accuracy_and_the_reason(run):
+    def leave_out(content):
+        content["variants"].pop("tensorrt-int8")
+        content["left_out"] = {"tensorrt-int8": "computes NaN"}
+
+    edit(run, "evaluate", "accuracy.json", leave_out)
+    report = report_of(run)
+    row = by_name(report)["tensorrt-int8"]
+    assert row.top1 is None and "computes NaN" in row.warnings
+    assert "tensorrt-int8: not run (computes NaN)" in report.missing
+
+
 def test_a_target_that_failed_keeps_its_reason(run):
     def fail(compiled):
         compiled["variants"]["tensorrt-int8"].update(

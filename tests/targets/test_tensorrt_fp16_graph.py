@@ -32,6 +32,27 @@ def test_the_network_stays_the_same_and_its_ends_stay_fp32(placement, batch, tmp
         assert "scale-type" in {item.rule for item in findings_of(model, "8.6")}
 
 
+def test_a_resize_keeps_its_scales_in_fp32_even_if_others_read_them_too(tmp_path):
+    g = Graph(8)
+    by = g.constant("by", [1, 1, 2, 2])
+    up = g.node("Resize", [g.conv("images", 4), "", by], (4, 16, 16), mode="nearest")
+    factor = g.node("Reshape", [by, g.constant("shape", [1, 4, 1, 1], np.int64)], (4, 1, 1))
+    path = save(g.head(g.node("Mul", [up, factor], (4, 16, 16))).model(), tmp_path / "net.onnx")
+    fp16_graph.to_half(path, tmp_path / "half.onnx")
+    floats = [value for value in constants(onnx.load(tmp_path / "half.onnx")).values() if value.dtype == "f4"]
+    assert [value.tolist() for value in floats] == [[1, 1, 2, 2]]
+    with onnxruntime.simulate(path) as one, onnxruntime.simulate(tmp_path / "half.onnx") as two:
+        wanted, got = one.infer(images(2, 8)), two.infer(images(2, 8))
+    assert np.abs(wanted - got).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_an_operator_of_fp32_alone_has_no_such_form(tmp_path):
+    g = Graph(8)
+    path = save(g.head(g.unary("Celu", g.conv("images", 4))).model(), tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match="no FP16-typed form"):
+        fp16_graph.to_half(path, tmp_path / "half.onnx")
+
+
 def test_quantized_weights_keep_their_integers(tmp_path):
     model = residual_net(TENSORRT)
     before = constants(model)

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeship import targets
 from edgeship.toolkit.core.artifact import sha256_file
+from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.parallel import Backend, ordered
 from edgeship.toolkit.core.quant import FloatArray, IntArray
 from edgeship.toolkit.core.tensors import Preprocess
@@ -266,6 +267,27 @@ class _Worker:
         with self._lock:
             self._free.clear()
             self._stack.close()
+
+
+def leave_out_not_numbers(outcome: Outcome) -> dict[str, str]:
+    """Take variants out of an outcome whose logits have no first class on some images; return the reasons.
+
+    Raises:
+        ModelError: The float reference is one of them.
+    """
+    reasons = {}
+    for name, logits in list(outcome.logits.items()):
+        count = int((~np.isfinite(logits.max(1))).sum())
+        if not count:
+            continue
+        reason = f"computes NaN or infinity on {count} of {len(logits)} images"
+        if name == REFERENCE.name:
+            raise ModelError(
+                f"the float network {reason}", hint="`edgeship inspect ranges` shows the range of its tensors"
+            )
+        reasons[name] = f"{reason}, and has no accuracy: choose other types with --precision"
+        del outcome.logits[name]
+    return reasons
 
 
 def monitor_reference(dataset: Dataset, outcome: Outcome, preprocess: Preprocess) -> dict[str, Any] | None:

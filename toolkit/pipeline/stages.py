@@ -265,7 +265,9 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
         outcome.time.write(out)
     guards = Guards.read(inputs["guard"])
     guarding.evaluate(outcome, guards).write(out)
+    left_out = evaluation.leave_out_not_numbers(outcome)
     records = built | {each: guarded_record(each, own, built) for each, own in guards.by_id().items()}
+    records = {each: record for each, record in records.items() if each.name in outcome.logits}
     np.save(out / "labels.npy", outcome.labels)
     (out / "logits").mkdir()
     for name, logits in outcome.logits.items():
@@ -280,7 +282,7 @@ def evaluate(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None
     if watched is not None:
         write_json(out / MONITOR, watched)
     data = EvaluationData(dataset.name, len(outcome.labels), dataset.classes)
-    Accuracies(data, accuracy.accuracies(outcome, records)).write(out)
+    Accuracies(data, accuracy.accuracies(outcome, records), left_out).write(out)
 
 
 def bench(recipe: Recipe, inputs: Inputs, out: Path, _work_dir: Path) -> None:

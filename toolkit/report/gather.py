@@ -235,6 +235,7 @@ class _Run:
         compiled = self._compiled(identity)
         timing = self.latency.variants.get(name) if self.latency else None
         graph, own = self._graph(identity.float_graph), latencies.get(identity)
+        left_out = self.accuracy.left_out.get(name) if self.accuracy else None
         row = Variant(
             name=name,
             target=identity.target,
@@ -245,7 +246,7 @@ class _Run:
             parameters=graph.parameters if graph else None,
             kind=accuracy.source if accuracy else "measured" if own else "not run",
             runs_here=own is not None,
-            warnings=self._warnings(identity, compiled),
+            warnings=(*self._warnings(identity, compiled), *((left_out,) if left_out else ())),
             paired=paired,
         )
         if accuracy:
@@ -289,9 +290,11 @@ class _Run:
             why = "" if row.runs_here or not self.compiled else ": does not run on this machine"
             self.missing.append(f"latency of {row.name}{why}")
         if row.kind == "not run":
-            self.missing.append(f"{row.name}: not run" + (f" ({row.error})" if row.error else ""))
+            reason = row.error or (self.accuracy and self.accuracy.left_out.get(row.name))
+            self.missing.append(f"{row.name}: not run" + (f" ({reason})" if reason else ""))
         elif row.top1 is None and self.accuracy:
-            why = " (the images have no labels)" if row.images else ""
+            reason = self.accuracy.left_out.get(row.name, "the images have no labels" if row.images else "")
+            why = f" ({reason})" if reason else ""
             self.missing.append(f"accuracy of {row.name}{why}")
 
     def _latency(self, name: str) -> LatencySummary | None:

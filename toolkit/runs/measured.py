@@ -40,11 +40,12 @@ class EvaluationData:
 
 @dataclass(frozen=True, slots=True)
 class Accuracies(JsonFile):
-    """Accuracy of every variant by name."""
+    """Accuracy of every variant by name; `left_out`: variants whose logits are no numbers, and the reason."""
 
     FILE: ClassVar[str] = "accuracy.json"
     data: EvaluationData
     variants: dict[str, AccuracyRow]
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
