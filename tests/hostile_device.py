@@ -42,7 +42,7 @@ def put(path, value):
 
 def endless(block, pause_s=0.0):
     def change(_):
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while time.monotonic() < end:
             sys.stdout.write(block)
             sys.stdout.flush()
@@ -53,7 +53,7 @@ def endless(block, pause_s=0.0):
 
 
 def silent(_):
-    time.sleep(60)
+    time.sleep(600)
 
 
 def nested(_):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeship.toolkit.deploy import agent_client, transport
 from edgeship.toolkit.deploy import bundle as bundles
 from edgeship.toolkit.deploy.bundle import Bundle, Contents, Graph
 from edgeship.toolkit.deploy.inventory import Device
@@ -29,6 +30,10 @@ from edgeship.toolkit.deploy.manifest import Terms
 from edgeship.toolkit.deploy.release import DeployOptions
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+LIMITS = [
+    (agent_client, f"{name}_S") for name in ("FIRST_ANSWER", "PROMPT", "SILENCE", "LONGEST_SILENCE", "QUICK")
+]
+LIMITS += [(transport, "CONNECT_S")]
 QUICK = DeployOptions(wait_s=0.0, limit_s=60.0, timing_s=0.05)
 
 
@@ -174,6 +179,8 @@ def running(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Park]:
     need(shutil.which("ssh"), "openssh-client")
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd separates privileges
+    for module, name in LIMITS:  # a test must not fail because the machine is slow
+        monkeypatch.setattr(module, name, 120)
     sockets = tempfile.mkdtemp(prefix="es-")  # paths of sockets must be short
     monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
     park = Park(folder / "park")

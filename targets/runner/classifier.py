@@ -216,6 +216,7 @@ class Classifier:
             loading.join()
             if self.reload_error is not None:
                 raise self.reload_error
+            self.reload()  # the path may have been switched again since that load began
         return True
 
     def close(self) -> None:
@@ -240,6 +241,7 @@ class Classifier:
 
     def _load(self) -> None:
         """Load the engine that `path` leads to, and exchange it for the one in use between two calls."""
+        identity = self._identity
         try:
             identity = _identity(self.path)
             engine = _Engine(os.path.realpath(self.path), self._threads, self._description, self._monitor)
@@ -251,9 +253,7 @@ class Classifier:
             else:
                 old.close()
         except Exception as error:  # the engine in use stays; a later switch is tried again
-            self.reload_error = error
-            with contextlib.suppress(OSError):
-                self._identity = _identity(self.path)
+            self.reload_error, self._identity = error, identity
         finally:
             self._loading = None
 

@@ -326,7 +326,11 @@ app.main(["list"])
 @pytest.mark.parametrize(("kind", "printed"), [("dropped", "went on\n"), ("translated", "")])
 def test_an_interrupt_that_gets_lost_still_ends_the_command(stop, words, kind, printed):
     done = subprocess.run(
-        [sys.executable, "-c", SIGNALLED, stop, kind], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", SIGNALLED, stop, kind],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 130 and done.stdout == printed
     assert done.stderr == f"error: {words}\n hint: {cli.RESTARTS}\n"

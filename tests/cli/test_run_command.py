@@ -233,7 +233,7 @@ def test_shell_completion(call, shell, words, found):
         "COMP_CWORD": words.split(" ")[-1] if shell == "fish" else str(len(words.split(" ")) - 1),
     }
     command = [sys.executable, "-m", "edgeship.toolkit.cli.app"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert found in done.stdout, done.stderr
 
 

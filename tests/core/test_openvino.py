@@ -24,7 +24,7 @@ for thread in threads: thread.join()
 def test_threads_that_ask_for_a_type_at_once_come_back():
     """Without what `core` does first, five of six such processes hung (OpenVINO 2026.4)."""
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", FIRST_USE], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", FIRST_USE], check=True, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,5 @@ def test_nothing_is_sent_over_the_network(first):
     listing = "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry.')))"
     variables = {name: value for name, value in os.environ.items() if name != "CI"}  # it is silent in CI
     command = [sys.executable, "-c", f"import sys; {first}; {listing}"]
-    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True, env=variables)
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True, env=variables)
     assert done.stdout.strip() == "[]"

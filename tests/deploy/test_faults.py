@@ -9,9 +9,11 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import select
 import subprocess
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from edgeship.toolkit.core.artifact import sha256_file
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import agent, layout, release
 from edgeship.toolkit.deploy import bundle as bundles
+from edgeship.toolkit.deploy.agent import subprocesses
+from edgeship.toolkit.deploy.agent.subprocesses import run_program
 from edgeship.toolkit.deploy.agent_client import RefusedError, connect
 from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
 
@@ -464,8 +468,30 @@ def test_disk_fills_during_the_health_check(park, bundle, small_disk, full, then
 
 def test_a_silent_client_loses_the_lock(settled, monkeypatch):
     _, entry, _ = settled
-    original = agent.source
-    monkeypatch.setattr(agent, "source", lambda: original().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 0.3"))
-    with connect(entry) as gone:
-        gone.call("lock", wait_s=0.0, who="a laptop that was closed")
+    impatient = agent.source().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 3.0")
+    with contextlib.ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(agent, "source", lambda: impatient)
+            gone = stack.enter_context(connect(entry))
+            gone.call("lock", wait_s=0.0, who="a laptop that was closed")
         assert soon(lambda: release.status(entry)["locked_by"] is None)
+
+
+def test_what_a_program_printed_last_is_read(tmp_path, monkeypatch):
+    """It ends between a look at its output, which is still empty, and one at its state."""
+    looks, gate, look = [], tmp_path / "gate", select.select
+    os.mkfifo(gate)
+
+    def early(readers, writers, errors, seconds):
+        found = look(readers, writers, errors, seconds if looks else 0)
+        if not looks:
+            gate.write_text("go\n")
+            assert soon(lambda: not processes(str(gate)), 60)
+        looks.append(found)
+        return found
+
+    monkeypatch.setattr(subprocesses.select, "select", early)
+    client, events = types.SimpleNamespace(check_connected=lambda: None), []
+    command = ["sh", "-c", f"""read go < {gate}; echo '{{"event": "result"}}'"""]
+    ended = run_program(client, command, 60.0, cwd=str(tmp_path), variables={}, on_event=events.append)
+    assert ended == (0, "") and events == [{"event": "result"}]

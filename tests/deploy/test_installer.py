@@ -223,16 +223,16 @@ def test_an_installed_release_takes_the_signature_of_its_next_update(board, bund
 
 @pytest.mark.parametrize(("keepalive_s", "lives"), [(0.2, True), (60.0, False)])
 def test_the_agent_hears_from_the_installer_in_a_long_step(tmp_path, monkeypatch, keepalive_s, lives):
-    impatient = agent.source().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 1.0")
+    impatient = agent.source().replace(b"SILENCE_S = 90.0", b"SILENCE_S = 3.0")
     assert impatient != agent.source()
     monkeypatch.setattr(agent, "source", lambda: impatient)
     monkeypatch.setattr(local_agent, "KEEPALIVE_S", keepalive_s)
     with closing(local_agent.LocalAgent([sys.executable], agent.program(), str(tmp_path))) as process:
         if lives:
-            assert process.call("run", argv=["sleep", "3"], limit_s=60.0)["exit"] == 0
+            assert process.call("run", argv=["sleep", "6"], limit_s=60.0)["exit"] == 0
         else:
             with pytest.raises(RefusedError, match="agent ended"):
-                process.call("run", argv=["sleep", "3"], limit_s=60.0)
+                process.call("run", argv=["sleep", "6"], limit_s=60.0)
 
 
 def test_no_keepalive_gets_into_a_file(tmp_path, monkeypatch):

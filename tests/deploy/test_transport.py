@@ -121,19 +121,19 @@ def test_text_without_a_newline_before_the_first_answer(device, park):
 @pytest.mark.parametrize(
     ("login", "words"),
     [
-        ("printf 'Activate the environment? [y/n] '; sleep 60", "Activate the environment"),
+        ("printf 'Activate the environment? [y/n] '; sleep 600", "Activate the environment"),
         ("read answer", "reads the standard input"),
-        ("sleep 60", "no answer"),
+        ("sleep 600", "no answer"),
     ],
 )
 def test_a_login_script_that_asks(login, words, device, park, monkeypatch):
     monkeypatch.setattr(agent_client, "PROMPT_S", 0.5)
-    monkeypatch.setattr(agent_client, "FIRST_ANSWER_S", 1.5 if login == "sleep 60" else 9.0)
+    monkeypatch.setattr(agent_client, "FIRST_ANSWER_S", 1.5 if login == "sleep 600" else 120.0)
     server, _ = device
     started = time.monotonic()
     with pytest.raises(DeviceError, match=words) as caught:
         release.status(park.entry(server, python=wrapped(server, login)))
-    assert ("[ -t 0 ]" in caught.value.hint or words == "no answer") and time.monotonic() - started < 10
+    assert ("[ -t 0 ]" in caught.value.hint or words == "no answer") and time.monotonic() - started < 100
 
 
 def test_an_old_python_answers(device, park):
@@ -174,7 +174,7 @@ def test_a_jump_host_that_is_down(device, park):
     started = time.monotonic()
     with pytest.raises(DeviceError, match=r"jump host 127\.0\.0\.1 cannot be reached: Connection refused"):
         release.status(entry)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
 
 
 def test_a_jump_host_that_closes_before_ssh_wrote_its_version(device, park):

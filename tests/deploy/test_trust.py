@@ -193,7 +193,7 @@ def test_endless_data(entry, make, tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(RefusedError, match="MiB are needed"):
         deploy(entry, endless)
-    assert time.monotonic() - started < 10 and not list((tmp_path / "root").rglob("*.part"))
+    assert time.monotonic() - started < 100 and not list((tmp_path / "root").rglob("*.part"))
 
 
 def test_without_signers_nothing_is_checked(entry, bundle, tmp_path):

@@ -78,7 +78,7 @@ def test_pixels_and_inputs_are_those_of_pillow(exported, tmp_path):
         given = image[..., ::-1] if order == "bgr" else image
         rows = np.pad(np.ascontiguousarray(given).reshape(height, -1), ((0, 0), (0, number % 9)))
         data = f"{height} {width} {ORDERS[order]} {rows.shape[1]}\n".encode() + rows.tobytes()
-        done = subprocess.run([program, described], input=data, capture_output=True, timeout=30)
+        done = subprocess.run([program, described], input=data, capture_output=True, timeout=300)
         try:
             expected = imaging.pixels(image, imaging.read_resize(resize), tuple(crop), filter_, channels)
         except ValueError:

@@ -55,7 +55,7 @@ def port(exported):
 def ask(port, path, data=None, headers=()):
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, dict(headers))
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=300) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -158,7 +158,7 @@ def test_other_requests_are_refused_with_their_status(port, path, body, headers,
 
 
 def test_a_request_that_is_too_long_is_refused_unread(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.putrequest("POST", "/v2/models/my_net_1/infer")
     connection.putheader("Content-Length", str(1 << 40))
     connection.endheaders()
@@ -205,11 +205,11 @@ def test_a_taken_port_and_a_missing_model_are_clear_errors(exported):
         number = other.getsockname()[1]
         command = [sys.executable, "service.py", "--port"]
         done = subprocess.run(
-            [*command, str(number)], cwd=exported, capture_output=True, text=True, timeout=60
+            [*command, str(number)], cwd=exported, capture_output=True, text=True, timeout=300
         )
     assert done.returncode == 1 and f"port {number}" in done.stderr and "Traceback" not in done.stderr
     done = subprocess.run(
-        [*command, "0", "--model", "none"], cwd=exported, capture_output=True, text=True, timeout=60
+        [*command, "0", "--model", "none"], cwd=exported, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1 and "no engine at none" in done.stderr
 

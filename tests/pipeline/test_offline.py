@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from loopback import free_port
 
 URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 
@@ -64,9 +65,7 @@ def is_explained(done, folder):
 
 
 def test_a_proxy_that_is_not_there(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # unused after this block
-    is_explained(run(tmp_path, port), tmp_path)
+    is_explained(run(tmp_path, free_port()), tmp_path)
 
 
 def test_a_reply_that_is_no_http(garbling, tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import onnx
 import pytest
 
+from edgeship.toolkit.core import signals
 from edgeship.toolkit.core.artifact import write_json
 from edgeship.toolkit.core.errors import DataError, RecipeError, ToolkitError
 from edgeship.toolkit.core.tensors import Preprocess
@@ -175,9 +177,11 @@ def test_a_failed_stage_leaves_nothing_and_the_next_run_resumes(start, tmp_path)
     assert calls == ["select"]
 
 
-def test_an_interrupt_names_the_stage(start):
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("release unlocked lock")])
+def test_an_interrupt_names_the_stage(start, monkeypatch, failure):
+    monkeypatch.setattr(signals, "_received", [signal.SIGTERM])
     with pytest.raises(KeyboardInterrupt, match="interrupted in stage 'select'"):
-        start(stages=failing(KeyboardInterrupt()))
+        start(stages=failing(failure))
 
 
 class SafetensorError(Exception):

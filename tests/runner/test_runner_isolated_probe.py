@@ -55,25 +55,25 @@ def test_a_module_that_ends_python_politely_is_a_failure_too(run, tmp_path):
 
 def test_what_hangs_is_given_up_and_nothing_is_left_running():
     def hang() -> None:
-        time.sleep(60)
+        time.sleep(600)
 
     started, before = time.monotonic(), descendants(os.getpid())
-    found = run_isolated({"slow": hang, "quick": os.getpid, "large": lambda: "x" * 300_000}, limit_s=1.0)
-    assert time.monotonic() - started < 20
+    found = run_isolated({"slow": hang, "quick": os.getpid, "large": lambda: "x" * 300_000}, limit_s=4.0)
+    assert time.monotonic() - started < 200
     assert isinstance(found["slow"], Failure)
     assert found["slow"].code == "hangs"
     assert found["quick"] != os.getpid()
     assert len(found["large"]) == 300_000
-    assert descendants(os.getpid()) == before
+    assert set(descendants(os.getpid())) <= set(before)
 
 
 def test_an_interruption_ends_the_children():
     def interrupt() -> None:
-        time.sleep(1.0)  # in the middle of a fork CPython ignores it
-        os.kill(os.getppid(), signal.SIGINT)
-        time.sleep(60)
+        for pause_s in (1.0, 60.0, 60.0):  # in the middle of a fork CPython ignores it
+            time.sleep(pause_s)
+            os.kill(os.getppid(), signal.SIGINT)
 
     before = descendants(os.getpid())
     with pytest.raises(KeyboardInterrupt):
-        run_isolated({"a": interrupt}, limit_s=30.0)
-    assert descendants(os.getpid()) == before
+        run_isolated({"a": interrupt}, limit_s=300.0)
+    assert set(descendants(os.getpid())) <= set(before)

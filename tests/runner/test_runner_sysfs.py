@@ -184,10 +184,14 @@ def test_the_power_of_a_thor_is_its_input_rail(change, total_mw, origin, source,
 def test_energy_of_an_inference_on_a_thor_is_that_of_its_input_rail(tmp_path):
     tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, {**THOR_5V, **THOR_VIN})))
     calls = []
+
+    def run():
+        calls.append(time.perf_counter())
+        time.sleep(0.01)
+
     started = time.perf_counter()
-    energy_mj = _energy.per_call_mj(lambda: calls.append(time.sleep(0.01)), 1.0, tree)
-    seconds = time.perf_counter() - started
-    assert energy_mj == pytest.approx(87426 * seconds / len(calls), rel=0.1)
+    seconds = _energy.per_call_mj(run, 1.0, tree) * len(calls) / 87426
+    assert max(1.0, calls[-1] - calls[0]) <= seconds <= time.perf_counter() - started
     assert _energy.how(tree).endswith("power from VIN")
 
 
@@ -290,10 +294,10 @@ def test_only_cooling_that_slows_counts_as_throttling(tmp_path):
 
 
 def test_a_tool_that_hangs_or_fails_is_no_fact(tmp_path):
-    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, {"usr/sbin/nvpmodel": "#!/bin/sh\nexec sleep 30\n"})))
+    tree = sysfs.Tree(str(jetson_tree.lay(tmp_path, {"usr/sbin/nvpmodel": "#!/bin/sh\nexec sleep 600\n"})))
     started = time.monotonic()
     assert tree.tool("/usr/sbin/nvpmodel", "-q", limit_s=0.2) == ""
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
 
 
 def test_power_is_the_mean_of_the_board_rail_over_the_run(orin):
@@ -311,7 +315,8 @@ def test_samples_of_another_sum_are_left_out(tmp_path, monkeypatch):
     assert (measured.mean_mw, measured.source) == (pytest.approx(1000), "VIN")
 
 
-def test_a_run_too_short_for_the_sensors_has_no_power(orin):
+def test_a_run_too_short_for_the_sensors_has_no_power(orin, monkeypatch):
+    monkeypatch.setattr(power, "_SHORTEST_S", 600.0)
     with power.Meter(orin) as measured:
         time.sleep(0.05)
     assert measured.mean_mw is None

@@ -1,8 +1,5 @@
 """Memory, energy and what else went on: against sizes that are known, counters that are faked, and time."""
 
-import threading
-import time
-
 import numpy as np
 import onnx
 import pytest
@@ -47,39 +44,22 @@ def test_an_engine_that_cannot_be_loaded_says_why(tmp_path):
         _memory.measure("onnxruntime", tmp_path / "no.onnx", np.zeros((1, 3), np.float32), threads=1)
 
 
-@pytest.fixture
-def powercap(tmp_path):
-    """A tree with one package that uses 2 J a second until the test ends."""
-    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+def test_energy_of_a_call_by_hand(tmp_path, monkeypatch):
+    """A package that uses 2 J a second, by a clock of its own."""
+    zone, clock, calls = tmp_path / "sys/class/powercap/intel-rapl:0", [0.0], []
     zone.mkdir(parents=True)
     (zone / "max_energy_range_uj").write_text("262143328850\n")
-    began, done = time.perf_counter(), threading.Event()
-
-    def count():
-        while not done.is_set():
-            spare = zone / "spare"
-            spare.write_text(f"{round(2e6 * (time.perf_counter() - began))}\n")
-            spare.replace(zone / "energy_uj")
-            done.wait(0.005)
-
-    thread = threading.Thread(target=count)
-    thread.start()
-    while not (zone / "energy_uj").exists():
-        time.sleep(0.001)
-    yield Tree(str(tmp_path))
-    done.set()
-    thread.join()
-
-
-def test_energy_of_a_call_by_hand(powercap):
-    calls = []
 
     def run():
-        calls.append(time.sleep(0.01))
+        calls.append(clock[0])
+        clock[0] += 0.01
+        (zone / "energy_uj").write_text(f"{round(2e6 * clock[0])}\n")
 
-    energy_mj = _energy.per_call_mj(run, 0.0, powercap)  # a second, and not less
-    assert len(calls) > 30
-    assert energy_mj == pytest.approx(2000 / len(calls), rel=0.2)  # 2 J in a second
+    run()
+    monkeypatch.setattr(_energy.time, "perf_counter", lambda: clock[0])
+    energy_mj = _energy.per_call_mj(run, 0.0, Tree(str(tmp_path)))  # a second, and not less
+    assert len(calls) - 1 == pytest.approx(100, abs=1)
+    assert energy_mj == pytest.approx(20)
 
 
 def test_a_counter_that_is_absent_or_closed_is_named(tmp_path):

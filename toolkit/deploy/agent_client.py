@@ -243,8 +243,8 @@ class AgentSession:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        end = time.monotonic() + 1.0  # ssh's shared connection may still write
-        while time.monotonic() < end and select.select([self._errors], [], [], 0.3)[0]:
+        end = time.monotonic() + (0.3 if code == -signal.SIGKILL else 2.0)  # ssh's other processes may write
+        while select.select([self._errors], [], [], max(0.0, end - time.monotonic()))[0]:
             block = os.read(self._errors.fileno(), LOG_BYTES)
             self._log = (self._log + block)[-LOG_BYTES:]
             if not block:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from edgeship.toolkit.core import signals
 from edgeship.toolkit.core.artifact import plain
 from edgeship.toolkit.core.errors import GateError, RecipeError, ToolkitError, nearest
 from edgeship.toolkit.pipeline.fingerprints import (
@@ -156,13 +157,14 @@ def _run_stage(
             stage.work(view, {**inputs, "run": Path(folder)}, out, work_dir)
 
     try:
-        entry, computed = store.make(
-            stage.name,
-            key,
-            work,
-            redo=redo,
-            waiting=lambda: watch(stage.name, "waiting", 0.0),
-        )
+        with signals.interrupts():
+            entry, computed = store.make(
+                stage.name,
+                key,
+                work,
+                redo=redo,
+                waiting=lambda: watch(stage.name, "waiting", 0.0),
+            )
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"interrupted in stage '{stage.name}'") from interrupt
     watch(stage.name, "done" if computed else "cached", entry.seconds)

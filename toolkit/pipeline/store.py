@@ -17,6 +17,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -130,10 +131,12 @@ class Store:
         old = time.time() - verified_at > VERIFY_DAYS * 86_400
         if current == stamps and entry.folder.is_dir() and not old and not read_content:
             return entry
-        if _sizes(entry.folder) != entry.files or sha256_tree(entry.folder) != entry.digest:
-            _log.warning("the stored result of stage %s is damaged: removed %s", stage, entry.folder)
-            _remove(entry.folder)
-            _remove(self._record(stage, key))
+        if _damaged(entry):
+            with self._locked(entry.folder.name, lambda: None):
+                if _damaged(entry):  # and no other run has replaced it
+                    _log.warning("the stored result of stage %s is damaged: removed %s", stage, entry.folder)
+                    _remove(entry.folder)
+                    _remove(self._record(stage, key))
             return None
         with suppress(OSError):  # a store that is read only
             self._write_record(entry)
@@ -184,7 +187,7 @@ class Store:
     def entries(self) -> list[Entry]:
         """Return all stage results, newest first."""
         entries = []
-        for path in (self.root / "keys").glob("*.json"):
+        for path in self._records():
             stage, _, key = path.stem.rpartition("-")
             record = self._read(stage, key)
             if record and _sizes(record[0].folder) == record[0].files:
@@ -203,7 +206,7 @@ class Store:
         if not (self.root / "keys").is_dir():
             raise self._no_store()
         damaged = 0
-        records = list((self.root / "keys").glob("*.json"))
+        records = self._records()
         with self.in_use():
             for path in track(records, "verifying"):
                 stage, _, key = path.stem.rpartition("-")
@@ -247,7 +250,7 @@ class Store:
             freed = self.size_bytes()
             for name in ("keys", "objects", "partial", "tmp", "digests"):
                 _remove(self.root / name)
-                (self.root / name).mkdir()
+                (self.root / name).mkdir(exist_ok=True)  # a run that waits for the lock may have made it
         return freed
 
     def size_bytes(self) -> int:
@@ -262,15 +265,12 @@ class Store:
         for path in (*temporary.rglob("*"), temporary):
             if not path.is_symlink():
                 sync(path)
-        if not folder.is_dir() or sha256_tree(folder) != digest:  # absent, or damaged since
-            _remove(folder)
-            try:
+        with self._locked(folder.name, lambda: None):  # another key may have the same content
+            if not folder.is_dir() or sha256_tree(folder) != digest:  # absent, or damaged since
+                _remove(folder)
                 temporary.rename(folder)
-            except OSError:
-                if sha256_tree(folder) != digest:  # another key has just stored the same content
-                    raise
-            sync(folder.parent)
-        self._write_record(entry)
+                sync(folder.parent)
+            self._write_record(entry)
         return entry
 
     def _read(self, stage: str, key: str) -> tuple[Entry, dict[str, list[int]], float] | None:
@@ -289,6 +289,9 @@ class Store:
 
     def _record(self, stage: str, key: str) -> Path:
         return self.root / "keys" / f"{stage}-{key}.json"
+
+    def _records(self) -> list[Path]:
+        return list((self.root / "keys").glob("[!.]*.json"))  # others are being written
 
     def _object(self, stage: str, digest: str) -> Path:
         return self.root / "objects" / f"{stage}-{digest[:DIGEST_LENGTH]}"
@@ -356,21 +359,31 @@ def _try_lock(stream: IO[str]) -> bool:
     return True
 
 
+def _damaged(entry: Entry) -> bool:
+    try:
+        return _sizes(entry.folder) != entry.files or sha256_tree(entry.folder) != entry.digest
+    except FileNotFoundError:  # another run removes it
+        return True
+
+
 def _sizes(folder: Path) -> dict[str, int]:
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {name: status.st_size for name, status in _files(folder)}
 
 
 def _stamps(folder: Path) -> dict[str, list[int]]:
     """Return relative file name -> times of the last change of content and of status, in ns."""
-    return {
-        path.relative_to(folder).as_posix(): [path.stat().st_mtime_ns, path.stat().st_ctime_ns]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {name: [status.st_mtime_ns, status.st_ctime_ns] for name, status in _files(folder)}
+
+
+def _files(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return the sorted relative names of all files below a folder, without those that other runs remove."""
+    found = []
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            with suppress(FileNotFoundError):
+                if stat.S_ISREG((status := path.stat()).st_mode):
+                    found.append((path.relative_to(folder).as_posix(), status))
+    return sorted(found, key=lambda each: each[0])
 
 
 def _remove(path: Path) -> None:

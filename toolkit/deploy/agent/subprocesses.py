@@ -52,6 +52,7 @@ def run_program(
         RefusedError: The program cannot be started, or exceeded the time limit.
         DisconnectedError: The client disconnected.
     """
+    parent = os.getpid()
     try:
         child = subprocess.Popen(
             argv,
@@ -61,7 +62,7 @@ def run_program(
             cwd=cwd,
             env=dict(os.environ, **variables),
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (the other thread sleeps, see `Client`)
+            preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 (the other thread sleeps, see `Client`)
         )
     except OSError as error:
         hint = "check the device's entry in the inventory"
@@ -108,6 +109,7 @@ def _blocks(
     started = last_contact = time.monotonic()
     unread, ended = list(streams), 0.0
     while True:
+        exited = child.poll() is not None  # before the look at its output: what it wrote last is read
         watched: list[Any] = [0, *unread]
         ready = select.select(watched, [], [], TICK_S if unread else ENDING_S)[0]
         if 0 in ready:
@@ -120,7 +122,7 @@ def _blocks(
                     yield stream, block
                 else:
                     unread.remove(stream)
-        if child.poll() is not None:
+        if exited:
             ended = ended or time.monotonic()
             if not set(ready) - {0} or time.monotonic() > ended + TICK_S:  # a daemon may hold its pipes open
                 return
@@ -134,8 +136,10 @@ def _blocks(
             )
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
