@@ -96,7 +96,7 @@ def recognize(tensors: Tensors, model: str, where: str) -> Architecture:
         raise DataError(
             f"{where} does not fit a ResNet of this family; against the nearest, {closest.name}: "
             f"{_difference(tensors, closest)}",
-            hint=f"use one of {', '.join(names()[:5])} ...; export grouped, deep-stem and attention variants to ONNX",
+            hint=f"use one of {', '.join(names()[:5])} ...; give other variants as an ONNX file",
         )
     return arch
 
