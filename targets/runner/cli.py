@@ -113,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         stopped = Failure("stopped", "stopped by a signal", "the runner received a signal", "start it again")
         result["error"], status = stopped.to_json(), 1
+    signals.ignore()
     output.line(result)
     if threading.active_count() > 1 or signals.received():
         os._exit(status)  # a build that was given up still runs, and would crash at a normal exit

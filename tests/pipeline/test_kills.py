@@ -116,7 +116,7 @@ def test_a_killed_run_is_resumed_with_the_same_results(tmp_path):
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, chance.choice(SIGNALS))
                 try:
-                    process.wait(60)
+                    process.wait(300)
                 finally:
                     if process.poll() is None:
                         os.killpg(process.pid, signal.SIGKILL)

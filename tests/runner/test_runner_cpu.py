@@ -352,6 +352,29 @@ def test_a_signal_whose_interrupt_becomes_another_error_is_reported_as_a_stop(gr
     assert {path.name for path in tmp_path.iterdir()} == {".edgeship-lock"}
 
 
+TWICE = """
+import os, signal, sys
+from edgeship.targets.runner import cli, output
+
+line = output.Output.line
+def stopped(self, record):
+    if record["event"] == "result":
+        os.kill(os.getpid(), signal.SIGTERM)
+    line(self, record)
+
+output.Output.line = stopped
+sys.exit(cli.main(["infer", "--engine", "none", "--input", "x", "--out", "y"]))
+"""
+
+
+def test_a_signal_after_the_end_of_a_command_does_not_cost_its_result():
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout.splitlines()[-1])["error"]["code"] == "sidecar-missing"
+
+
 def test_a_build_whose_client_is_gone_is_finished_for_the_next(runner_file, graph, tmp_path):
     command = [sys.executable, runner_file, "build", "--graph", graph, "--out", tmp_path / "e"]
     process = subprocess.Popen([*command, "--backend", "onnxruntime"], stdout=subprocess.PIPE)

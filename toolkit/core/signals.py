@@ -24,6 +24,12 @@ def install() -> None:
     sys.unraisablehook = _unraisable
 
 
+def ignore() -> None:
+    """Ignore SIGINT and SIGTERM from now on: the command has ended, and its result is written whole."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def received() -> bool:
     """Return True after a signal."""
     return bool(_received)
