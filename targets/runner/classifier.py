@@ -205,10 +205,11 @@ class Classifier:
                 loading = self._loading = threading.Thread(target=self._load, daemon=False)
                 try:
                     loading.start()
-                except RuntimeError as error:  # no thread is free: the next call tries again
-                    self._loading, self.reload_error = None, error
-                    if wait:
+                except BaseException as error:  # no thread is free, or Ctrl-C: the next call tries again
+                    self._loading = None
+                    if wait or not isinstance(error, RuntimeError):
                         raise
+                    self.reload_error = error
                     return False
         if loading is None:
             return False

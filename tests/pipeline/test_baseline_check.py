@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,11 +14,12 @@ from PIL import Image
 from edgeship.calibration.class_order import match_classes
 from edgeship.calibration.datasets import open_dataset
 from edgeship.calibration.preprocess import normalize
+from edgeship.calibration.preprocess_forms import Form, Search
 from edgeship.toolkit.core.artifact import read_json
 from edgeship.toolkit.core.errors import DataError, ModelError
 from edgeship.toolkit.core.tensors import Preprocess, preprocess_metadata
 from edgeship.toolkit.models import batchnorm, resnet, weights
-from edgeship.toolkit.pipeline import Recipe, Store, load_and_export, run
+from edgeship.toolkit.pipeline import Recipe, Store, baseline_check, load_and_export, run
 from edgeship.toolkit.pipeline.baseline_check import EvaluatedNetwork, examine
 from edgeship.toolkit.pipeline.preprocessing import source_of
 from edgeship.toolkit.pipeline.recipe import LoadOptions, PreprocessOptions
@@ -172,6 +174,18 @@ def test_a_better_preprocessing_is_named_with_its_accuracy(tmp_path, images, tra
     right, wrong = (float(part) for part in re.findall(r"([\d.]+) %", found["message"]))
     assert name in found["message"] and found["hint"] and right > 80 and right > wrong + 2
     assert found["effect"] == ("no_verdict" if right - wrong > 10 else "no_pass")
+
+
+@pytest.mark.parametrize(("largest", "named"), [(0.97, False), (0.5, True)])
+def test_a_form_that_gives_the_largest_class_to_all_images_is_not_named(largest, named):
+    labels = (np.arange(200) >= largest * 200).astype(np.int64)
+    form = Form("mean and std of 0.5", HALF)
+    search = Search(form, accuracy=0.97, accuracy_stated=0.6, images=200, tried=9, t=9.0)
+    evaluated = EvaluatedNetwork(
+        Path("x"), Path("x"), None, np.arange(200), np.zeros((200, 6), np.float32), labels, USUAL, "stated"
+    )
+    codes = [check.code for check in baseline_check._better_form(evaluated, search)]
+    assert codes == (["preprocess-better"] if named else [])
 
 
 def test_a_class_order_is_named(tmp_path, images):

@@ -322,6 +322,19 @@ def test_a_reload_without_a_free_thread_leaves_the_old_engine_in_use(releases, p
         assert classifier.reload_error is None
 
 
+def test_a_reload_that_ctrl_c_ends_before_its_thread_starts_is_tried_again(releases, pictures, monkeypatch):
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    with Classifier(releases / "current", threads=1) as classifier:
+        switch(releases, "b")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                classifier(pictures[0])
+        assert classifier.reload() and classifier(pictures[0]).label[0] == "b"
+
+
 def test_a_release_that_cannot_be_loaded_leaves_the_old_one_in_use(releases, pictures):
     with Classifier(releases / "current") as classifier:
         before = classifier(pictures[0]).label

@@ -176,8 +176,9 @@ def _better_form(evaluated: EvaluatedNetwork, search: Search | None) -> list[Inp
     if search is None or not search.better:
         return []
     _, lowest, _ = statistics.wilson(round(search.accuracy * search.images), search.images)
-    if lowest <= 1 / evaluated.logits.shape[1]:
-        return []  # a network at chance is at chance with every form
+    largest = np.bincount(evaluated.labels).max() / len(evaluated.labels)
+    if lowest <= max(largest, 1 / evaluated.logits.shape[1]):
+        return []  # no better than one class for every image, which a wrong form may give
     lost = search.accuracy - search.accuracy_stated
     what = "the assumed preprocessing" if evaluated.source == "assumed" else "the stated preprocessing"
     return [
