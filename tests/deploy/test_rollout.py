@@ -8,12 +8,15 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from loopback import QUICK, live
 
+from edgeship.toolkit.core import signals
 from edgeship.toolkit.core.errors import DeviceError
 from edgeship.toolkit.deploy import checks, fleet_report, release
+from edgeship.toolkit.deploy import rollout as rollout_module
 from edgeship.toolkit.deploy.inventory import Device
 from edgeship.toolkit.deploy.release import DeployOutcome
 from edgeship.toolkit.deploy.rollout import RolloutOptions, rollout
@@ -123,6 +126,19 @@ def record(ms=2.0, top1=0.9, power_mw=None, cpu="x", threads=None):
 
 def outcome(name, **figures):
     return DeployOutcome(name, "live", "r-1", record=record(**figures))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("release unlocked lock")])
+def test_an_interrupt_that_loses_a_future_keeps_the_outcome_of_its_device(monkeypatch, error):
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            super().submit(*arguments)
+            raise error
+
+    monkeypatch.setattr(rollout_module, "ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr(signals, "_received", [signal.SIGINT])
+    outcomes = rollout(FLEET[:3], Work(), RolloutOptions(), silent)
+    assert states(outcomes) == ["live", "skipped", "skipped"]
 
 
 def test_outliers_are_found_among_their_kind():

@@ -118,6 +118,13 @@ def test_text_without_a_newline_before_the_first_answer(device, park):
     assert release.status(entry)["current"] is None
 
 
+FIRST_ANSWER_S = agent_client.FIRST_ANSWER_S  # the product's: loopback connections have a longer limit
+
+
+def test_a_silent_login_is_given_up_within_ten_seconds():
+    assert 5 <= FIRST_ANSWER_S < 10
+
+
 @pytest.mark.parametrize(
     ("login", "words"),
     [

@@ -1,6 +1,7 @@
 """Reading, writing and cost of ONNX classifiers."""
 
 import json
+import math
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from qdq_graphs import FLOAT, OPENVINO, TENSORRT, residual_net, save
 from edgeship.toolkit.core.errors import ModelError
 from edgeship.toolkit.core.tensors import Preprocess
 from edgeship.toolkit.graph import edit, io
-from edgeship.toolkit.graph.cost import cost, cost_shares
+from edgeship.toolkit.graph.cost import _macs, cost, cost_shares
 from edgeship.toolkit.graph.reference import Reference
 
 
@@ -68,6 +69,13 @@ def test_the_cost_of_an_open_size_is_unknown(tmp_path):
     g.shapes["x"] = (4, "h2", "w2")
     path = g.head("x").save(tmp_path / "m.onnx")
     assert cost(path).macs is None and list(cost_shares(path)) == ["Conv/x", "fc"]
+
+
+@pytest.mark.parametrize(("op", "weight"), [("Conv", (4, 3, 3, 3)), ("MatMul", (8, 5)), ("Gemm", (8, 5))])
+def test_the_cost_of_an_unknown_shape_is_unknown(op, weight):
+    node = ir.node(op, [ir.Value(name="x"), ir.Value(name="w", const_value=ir.tensor(np.ones(weight)))])
+    assert node.outputs[0].shape is None
+    assert math.isnan(_macs(node, 1, math.nan)) and _macs(node, 1, open_side=1) == np.prod(weight)
 
 
 @pytest.mark.parametrize("placement", [TENSORRT, OPENVINO])

@@ -90,8 +90,8 @@ def _batch(graph: Classifier) -> object:
 
 def _sides(value: ir.Value, batch: object, open_side: float) -> list[float]:
     """Return the dimensions of a tensor, the first one for each image of the batch."""
-    if value.shape is None:
-        return [1, open_side]
+    if value.shape is None:  # four sides, so that each use has an open one
+        return [open_side] * 4
     images, *sides = value.shape
     if isinstance(images, int) and isinstance(batch, int):
         whole: float = max(images // batch, 1)
